@@ -1,0 +1,85 @@
+"""Variational autoencoders that are exact, small and fast: four axes that compose.
+
+Posterior, decoder with likelihood, prior, objective: each is a module of its own, and any goes with
+any. :class:`VAE` puts the first three together, an :class:`Objective` says what is optimised, and
+the :class:`Trainer`, which knows neither, optimises it.
+"""
+
+from tinyvae import datasets
+from tinyvae._version import __version__
+from tinyvae.distributions import (
+    Bernoulli,
+    Distribution,
+    Independent,
+    NoClosedForm,
+    Normal,
+    TorchDistribution,
+    kl_divergence,
+)
+from tinyvae.encoders import Encoder, GaussianEncoder
+from tinyvae.evaluation import Estimate, Report, evaluate, log_marginal
+from tinyvae.files import CheckpointError
+from tinyvae.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
+from tinyvae.networks import MLP, ConvNet, Network, TransposedConvNet
+from tinyvae.objective import Batch, Objective, ObjectiveOutput
+from tinyvae.objectives import ELBO
+from tinyvae.priors import Prior, StandardNormal
+from tinyvae.schedules import Constant, Cosine, Cyclical, Linear, Schedule
+from tinyvae.summary import summary
+from tinyvae.training import (
+    Callback,
+    EarlyStopping,
+    History,
+    NonFiniteError,
+    Optimization,
+    Trainer,
+)
+from tinyvae.vae import VAE, LatentTerm, LatentVariableModel, VAEOutput
+
+__all__ = [
+    "ELBO",
+    "MLP",
+    "VAE",
+    "Batch",
+    "Bernoulli",
+    "BernoulliLikelihood",
+    "Callback",
+    "CheckpointError",
+    "Constant",
+    "ConvNet",
+    "Cosine",
+    "Cyclical",
+    "Distribution",
+    "EarlyStopping",
+    "Encoder",
+    "Estimate",
+    "GaussianEncoder",
+    "GaussianLikelihood",
+    "History",
+    "Independent",
+    "LatentTerm",
+    "LatentVariableModel",
+    "Likelihood",
+    "Linear",
+    "Network",
+    "NoClosedForm",
+    "NonFiniteError",
+    "Normal",
+    "Objective",
+    "ObjectiveOutput",
+    "Optimization",
+    "Prior",
+    "Report",
+    "Schedule",
+    "StandardNormal",
+    "TorchDistribution",
+    "Trainer",
+    "TransposedConvNet",
+    "VAEOutput",
+    "__version__",
+    "datasets",
+    "evaluate",
+    "kl_divergence",
+    "log_marginal",
+    "summary",
+]

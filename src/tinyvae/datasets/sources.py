@@ -1,0 +1,206 @@
+"""Where the images come from: within the package, or files on the disk."""
+
+import os
+import sys
+import warnings
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinyvae.datasets.idx import read_exactly, read_idx
+from tinyvae.datasets.images import LabelledImages
+
+__all__ = ["digits", "frey_faces", "mnist"]
+
+
+def digits() -> LabelledImages:
+    """The 1,797 handwritten digits of 8 by 8 pixels that come with this package.
+
+    Each pixel counts the ink in a block of 4 by 4 bits, so white is 16. The order is the original
+    one: images of a writer are neighbours, so a test part is taken by `split`. Source and licence
+    (CC BY 4.0) are in the file NOTICE.
+
+    Returns:
+        Images ``(1797, 1, 8, 8)`` in 0..16, labels 0..9.
+
+    References:
+        Alpaydin, Kaynak (1998). Optical Recognition of Handwritten Digits. UCI Machine Learning
+        Repository, doi:10.24432/C50P49.
+
+    Example:
+        >>> digits()
+        LabelledImages('digits', images=(1797, 1, 8, 8), max_value=16)
+        >>> digits().labels[:5]
+        tensor([0, 1, 2, 3, 4])
+    """
+    with (
+        files("tinyvae.datasets").joinpath("digits.npz").open("rb") as file,
+        np.load(file, allow_pickle=False) as arrays,
+    ):
+        images = torch.from_numpy(arrays["images"]).unsqueeze(1)  # (1797, 1, 8, 8)
+        labels = torch.from_numpy(arrays["labels"]).to(torch.int64)
+    return LabelledImages(images, labels, max_value=16, name="digits")
+
+
+def mnist(
+    root: str | os.PathLike[str] = "data", *, train: bool = True, download: bool = False
+) -> LabelledImages:
+    """MNIST from the files in ``root/MNIST/raw``, torchvision's layout; torchvision is not needed.
+
+    The files are ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same with
+    ``t10k``, as they are or with ``.gz``. Torchvision is imported only where they are missing and
+    ``download=True``.
+
+    Args:
+        root: The folder that holds ``MNIST/raw``.
+        train: The 60,000 images to train on, or else the 10,000 to test on.
+        download: Whether to let torchvision fetch missing files.
+
+    Returns:
+        Images ``(N, 1, 28, 28)`` in 0..255, labels 0..9.
+
+    Raises:
+        FileNotFoundError: If the files are missing and ``download`` is False.
+        ImportError: If torchvision is needed, and absent or broken.
+        RuntimeError: If torchvision cannot fetch the files.
+        ValueError: If a file is damaged or not what its name says.
+
+    References:
+        LeCun, Bottou, Bengio, Haffner (1998). Gradient-based learning applied to document
+        recognition. Proceedings of the IEEE 86(11).
+
+    Example:
+        >>> mnist("no/such/folder")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: mnist expects the files train-images-idx3-ubyte and ...
+    """
+    folder = Path(root).expanduser() / "MNIST" / "raw"
+    part = "train" if train else "t10k"
+    names = (f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte")
+    layout = f"the files {names[0]} and {names[1]}, as they are or with .gz, in {folder}"
+    paths = _find(folder, names)
+    if len(paths) < len(names) and download:
+        _download_mnist(Path(root).expanduser(), layout)
+        paths = _find(folder, names)
+    if len(paths) < len(names):
+        got = ", ".join(path.name for path in paths) or "none of them"
+        raise FileNotFoundError(
+            f"mnist expects {layout}, got {got}: put them there, or pass download=True "
+            "(which needs pip install 'tinyvae[examples]')"
+        )
+    images, labels = (read_idx(path) for path in paths)
+    if images.dtype != torch.uint8 or images.shape[1:] != (28, 28):
+        raise ValueError(
+            f"{paths[0]}: images: expected torch.uint8 of shape (N, 28, 28), got {images.dtype} of "
+            f"shape {tuple(images.shape)}: put the file of that name from MNIST there"
+        )
+    if labels.dtype != torch.uint8 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{paths[1]}: labels: expected torch.uint8 of shape ({len(images)},), one per image, "
+            f"got {labels.dtype} of shape {tuple(labels.shape)}: put images and labels of the same "
+            "part there"
+        )
+    if (labels > 9).any():
+        raise ValueError(
+            f"{paths[1]}: labels: expected 0..9, got {int(labels.max())}: "
+            "put the file of that name from MNIST there"
+        )
+    name = f"mnist-{'train' if train else 'test'}"
+    return LabelledImages(images.unsqueeze(1), labels.to(torch.int64), max_value=255, name=name)
+
+
+def frey_faces(path: str | os.PathLike[str]) -> Tensor:
+    """The 1,965 Frey faces, frames of one film, from a ``.npy`` file.
+
+    Args:
+        path: An array ``(1965, 560)`` of uint8, each image's rows one after the other. The original
+            ``frey_rawface.mat`` holds the transpose: write the file by
+            ``numpy.save(path, scipy.io.loadmat("frey_rawface.mat")["ff"].T)``.
+
+    Returns:
+        Images ``(1965, 1, 28, 20)``, uint8.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file holds something else or is damaged.
+
+    References:
+        Roweis, Saul, Hinton (2002). Global coordination of local linear models. NeurIPS 14.
+        Kingma, Welling (2014). Auto-Encoding Variational Bayes. arXiv:1312.6114, section 5.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "freyfaces.npy"
+        ...     np.save(path, np.zeros((1965, 560), np.uint8))
+        ...     frey_faces(path).shape
+        torch.Size([1965, 1, 28, 20])
+    """
+    remedy = "see the docstring for how to write the file"
+    with Path(path).open("rb") as file:
+        # numpy.load would allocate what the header claims, before it looks at the payload.
+        try:
+            version = np.lib.format.read_magic(file)
+            read_header = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            shape, columns_first, dtype = read_header(file)
+        except Exception as error:  # of a damaged one, TokenError and others besides ValueError
+            raise ValueError(
+                f"{path}: header: expected that of a .npy file, got none ({error}): {remedy}"
+            ) from error
+        if shape != (1965, 560) or dtype != np.uint8:
+            raise ValueError(
+                f"{path}: header: expected shape (1965, 560) and dtype uint8, got shape {shape} "
+                f"and dtype {dtype}: {remedy}"
+            )
+        payload = read_exactly(file, 1965 * 560, f"{path}: payload", last=True)
+    rows = np.frombuffer(payload, np.uint8).reshape(shape, order="F" if columns_first else "C")
+    return torch.from_numpy(np.ascontiguousarray(rows)).reshape(1965, 1, 28, 20)
+
+
+def _find(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    """Those of the named files that are there, plain ones before compressed ones."""
+    found = []
+    for name in names:
+        candidates = (folder / name, folder / f"{name}.gz")
+        found += [path for path in candidates if path.is_file()][:1]
+    return found
+
+
+def _download_mnist(root: Path, layout: str) -> None:
+    dataset = _import_torchvision_mnist(layout)
+    try:
+        dataset(root, download=True)
+    except Exception as error:  # torchvision lets through whatever network and disk raise
+        raise RuntimeError(
+            f"torchvision could not download MNIST ({type(error).__name__}: {error}): "
+            f"try again later, or put {layout}"
+        ) from error
+
+
+def _import_torchvision_mnist(layout: str) -> Any:
+    """Imports torchvision, or leaves everything as if that had not been tried."""
+    before = set(sys.modules)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on image codecs, which are not needed here
+            from torchvision.datasets import MNIST
+    except Exception as error:  # a torchvision built for another torch raises RuntimeError, OSError
+        # Python forgets the package that failed, but not the submodules that it had imported.
+        for name in set(sys.modules) - before:
+            if name.partition(".")[0] == "torchvision":
+                del sys.modules[name]
+        raise ImportError(
+            "mnist(download=True) expects a torchvision that can be imported, got "
+            f"{type(error).__name__}: {error}; pip install 'tinyvae[examples]', both torch and "
+            f"torchvision from the same index, or put {layout}"
+        ) from error
+    return MNIST

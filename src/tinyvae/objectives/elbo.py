@@ -1,0 +1,120 @@
+r"""The evidence lower bound.
+
+.. math:: \log p(x) \ge \mathbb{E}_{q(z \mid x)} [\log p(x \mid z)]
+    - \mathrm{KL}(q(z \mid x) \,\|\, p(z))
+"""
+
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from tinyvae.distributions import NoClosedForm
+from tinyvae.objective import Batch, Objective, ObjectiveOutput
+from tinyvae.schedules import Constant, Schedule
+from tinyvae.vae import KLEstimator, LatentVariableModel, VAEOutput
+
+__all__ = ["ELBO"]
+
+
+class ELBO(Objective):
+    r"""Evidence lower bound, with a weight :math:`\beta` on the KL term.
+
+    .. math:: \mathcal{L}_\beta = \frac1K \sum_k \log p(x \mid z_k)
+        - \beta\, \mathrm{KL}(q(z \mid x) \,\|\, p(z)), \qquad z_k \sim q(z \mid x)
+
+    The loss is the mean of :math:`-\mathcal{L}_\beta` over the batch. Reported, whatever
+    :math:`\beta`: ``elbo_nats``, the bound with :math:`\beta = 1`, and its two terms
+    ``log_likelihood_nats`` and ``kl_nats``; with several latents, the KL of each.
+
+    Args:
+        beta: Weight of the KL term, a number or a :class:`~tinyvae.Schedule`. Only 1 is a bound on
+            log p(x) as reported.
+        num_samples: Number :math:`K \ge 1` of latents drawn per example.
+        kl: ``"analytic"``, the closed form; ``"sample"``, log q - log p at the draws; ``"auto"``,
+            the closed form where there is one.
+
+    Shape:
+        x: ``(B, *E)``; loss and metrics: ``()``, nats per datum.
+
+    Raises:
+        ValueError: If ``num_samples < 1`` or ``kl`` is none of the three.
+
+    References:
+        Kingma, Welling (2014). Auto-Encoding Variational Bayes. arXiv:1312.6114, eq. 3 and 10.
+        Higgins et al. (2017). beta-VAE. ICLR.
+
+    Example:
+        >>> output = ELBO()(vae, Batch(x))
+        >>> sorted(output.metrics)
+        ['elbo_nats', 'kl_nats', 'log_likelihood_nats']
+        >>> bool(output.losses["model"] == -output.metrics["elbo_nats"])
+        True
+    """
+
+    beta: Tensor
+
+    def __init__(
+        self,
+        beta: float | Schedule = 1.0,
+        *,
+        num_samples: int = 1,
+        kl: KLEstimator = "auto",
+    ) -> None:
+        super().__init__()
+        if num_samples < 1:
+            raise ValueError(f"ELBO expects num_samples >= 1, got {num_samples}")
+        if kl not in ("auto", "analytic", "sample"):
+            raise ValueError(f"ELBO expects kl 'auto', 'analytic' or 'sample', got {kl!r}")
+        self.schedule("beta", beta)
+        self.num_samples = num_samples
+        self.kl = kl
+
+    def forward(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
+        """Compute the loss and every term of one pass."""
+        output: VAEOutput = model(batch.x, batch.context, num_samples=self.num_samples)
+        log_likelihood = output.log_px.mean()
+        kls = {term.name: term.kl(self.kl).mean() for term in output.latents}
+        kl = reduce(torch.add, kls.values())
+        metrics = {
+            "elbo_nats": (log_likelihood - kl).detach(),
+            "log_likelihood_nats": log_likelihood.detach(),
+            "kl_nats": kl.detach(),
+        }
+        if len(kls) > 1:
+            metrics |= {f"kl_{name}_nats": value.detach() for name, value in kls.items()}
+        if not isinstance(self.schedules["beta"], Constant):
+            metrics["beta"] = self.beta.clone()
+        loss = self.beta.to(kl.dtype) * kl - log_likelihood
+        return ObjectiveOutput({"model": loss}, metrics)
+
+    def check(self, model: nn.Module, batch: Batch) -> str:
+        """Check shapes and support; say which KL is used and whether this is a bound."""
+        if not isinstance(model, LatentVariableModel):
+            raise TypeError(f"ELBO expects a VAE, got a {type(model).__name__}")
+        if batch.mask is not None:
+            raise ValueError("no part of this model reads a mask, got one: leave it out of batch=")
+        record = model.check(batch.x, batch.context)
+        analytic = [self.kl != "sample" and term.has_analytic_kl for term in record.latents]
+        if self.kl == "analytic" and not all(analytic):
+            term = record.latents[analytic.index(False)]
+            raise NoClosedForm(
+                f"KL({term.posterior} || {term.prior}) of latent {term.name!r} has no closed form: "
+                "use kl='auto' or kl='sample'"
+            )
+        used = "analytic" if all(analytic) else "mixed" if any(analytic) else "sampled"
+        bound = "a lower bound on log p(x)" if self.is_bound(model) else "not a bound on log p(x)"
+        return f"ELBO, beta {self._beta()}, {self.num_samples} draw(s), {used} KL: {bound}"
+
+    def is_bound(self, model: nn.Module) -> bool:
+        """Whether the negative loss is, in expectation, a lower bound on log p(x)."""
+        beta = self.schedules["beta"]
+        unweighted = isinstance(beta, Constant) and beta.value == 1.0
+        return unweighted and isinstance(model, LatentVariableModel) and model.is_density
+
+    def _beta(self) -> str:
+        beta = self.schedules["beta"]
+        return f"{beta.value:g}" if isinstance(beta, Constant) else type(beta).__name__
+
+    def __repr__(self) -> str:
+        return f"ELBO(beta={self._beta()}, num_samples={self.num_samples}, kl='{self.kl}')"

@@ -1,0 +1,166 @@
+"""The parts that a file may name, and their description in JSON.
+
+A file describes a composition by the names of its parts and the arguments that built them. Only
+classes listed here, or handed over by the reader, are ever looked up: no import path is followed.
+"""
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from tinyvae.encoders import Encoder, GaussianEncoder
+from tinyvae.files import CheckpointError
+from tinyvae.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
+from tinyvae.networks import MLP, ConvNet, Network, TransposedConvNet
+from tinyvae.priors import Prior, StandardNormal
+
+__all__ = ["PARTS", "build", "describe"]
+
+Part: TypeAlias = Encoder | Likelihood | Network | Prior
+
+PARTS: tuple[type[nn.Module], ...] = (
+    BernoulliLikelihood,
+    ConvNet,
+    GaussianEncoder,
+    GaussianLikelihood,
+    MLP,
+    StandardNormal,
+    TransposedConvNet,
+)
+ACTIVATIONS: tuple[type[nn.Module], ...] = (
+    nn.ELU,
+    nn.GELU,
+    nn.LeakyReLU,
+    nn.ReLU,
+    nn.SiLU,
+    nn.Sigmoid,
+    nn.Softplus,
+    nn.Tanh,
+)
+
+
+def describe(value: Any) -> Any:
+    """Describe a part, or an argument of one, in JSON.
+
+    Args:
+        value: A part with ``config()``, any other module (described as foreign: its weights are
+            saved, its structure is not), a number, string, None, or a sequence of these.
+
+    Raises:
+        TypeError: If the value has no description.
+
+    Example:
+        >>> describe(StandardNormal(8))
+        {'part': 'StandardNormal', 'config': {'latent_shape': [8]}}
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Sequence):
+        return [describe(item) for item in value]
+    if isinstance(value, type) and value in ACTIVATIONS:
+        return {"activation": value.__name__}
+    if isinstance(value, Part):
+        config = {name: describe(argument) for name, argument in _config(value).items()}
+        return {"part": type(value).__name__, "config": config}
+    if isinstance(value, nn.Module):
+        return {"foreign": type(value).__name__}
+    raise TypeError(
+        f"cannot describe {value!r} in a file: expected a number, a string, a sequence of these, "
+        f"a module, or one of the activations {[cls.__name__ for cls in ACTIVATIONS]}"
+    )
+
+
+def _config(part: Part) -> dict[str, Any]:
+    config = part.config()
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(type(part)).parameters
+    expected = {name for name, p in parameters.items() if p.kind not in variadic}
+    if set(config) != expected:
+        raise TypeError(
+            f"{type(part).__name__}.config() must give every argument of the constructor, "
+            f"{sorted(expected)}, got {sorted(config)}"
+        )
+    return config
+
+
+def build(
+    description: Any,
+    parts: Iterable[type[nn.Module]] = (),
+    replace: Mapping[str, nn.Module] | None = None,
+    *,
+    name: str = "",
+) -> Any:
+    """Build what :func:`describe` described.
+
+    Args:
+        description: The description.
+        parts: Classes that it may name besides those of the library.
+        replace: Modules to put in place of foreign ones, by their names in the model.
+        name: Name in the model of what is built.
+
+    Raises:
+        CheckpointError: If the description names what is not known or cannot be built.
+
+    Example:
+        >>> build({"part": "StandardNormal", "config": {"latent_shape": [8]}})
+        StandardNormal((8,))
+    """
+    match description:
+        case {"part": str(part), "config": dict(config)}:
+            cls = _look_up(part, (*PARTS, *parts), name)
+            arguments = {
+                key: build(value, parts, replace, name=f"{name}.{key}".lstrip("."))
+                for key, value in config.items()
+            }
+            return _construct(cls, arguments, name)
+        case {"activation": str(activation)}:
+            return _look_up(activation, ACTIVATIONS, name)
+        case {"foreign": str(foreign)}:
+            if replace is None or name not in replace:
+                raise CheckpointError(
+                    f"the file has the weights of '{name}' (a {foreign}) but not its structure: "
+                    f"give a module of equal structure, replace={{'{name}': module}}"
+                )
+            return replace[name]
+        case list(items):
+            return tuple(build(item, parts, replace, name=name) for item in items)
+        case None | bool() | int() | float() | str():
+            return description
+    raise CheckpointError(f"'{name}' is described by what is no part: {description!r:.200}")
+
+
+def _look_up(part: str, classes: Sequence[type[nn.Module]], name: str) -> type[nn.Module]:
+    by_name = {cls.__name__: cls for cls in classes}
+    if part not in by_name:
+        raise CheckpointError(
+            f"the file names an unknown part '{part}' as '{name}', expected one of "
+            f"{sorted(by_name)}: hand your own classes over, parts=[{part}]"
+        )
+    return by_name[part]
+
+
+def _construct(cls: type[nn.Module], arguments: dict[str, Any], name: str) -> nn.Module:
+    try:
+        return cls(**arguments)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{cls.__name__} ('{name}') cannot be built of what the file says: {error}"
+        ) from error
+
+
+def matching_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise unless ``tensors`` are the state of ``model`` by name and shape."""
+    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in tensors.items()}
+    differing = sorted(
+        name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+    )
+    if differing:
+        name = differing[0]
+        raise CheckpointError(
+            f"{len(differing)} tensors do not fit the model, first '{name}': "
+            f"expected {expected.get(name, 'none')}, got {found.get(name, 'none')}"
+        )

@@ -1,0 +1,167 @@
+"""Schedules: weights that change with the step.
+
+A schedule is a pure function of the step, so that resuming needs nothing but the step. Its length
+is in steps, or a fraction of the run.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+__all__ = ["Constant", "Cosine", "Cyclical", "Linear", "Schedule"]
+
+
+class Schedule(ABC):
+    """A weight as a function of the step.
+
+    Args:
+        steps: Length in optimiser steps.
+        fraction: Length as a fraction of the run's steps, in (0, 1].
+    """
+
+    def __init__(self, *, steps: int | None, fraction: float | None) -> None:
+        name = type(self).__name__
+        if (steps is None) == (fraction is None):
+            raise ValueError(f"{name} expects either steps or fraction, got {steps=}, {fraction=}")
+        if steps is not None and steps < 1:
+            raise ValueError(f"{name} expects steps >= 1, got {steps}")
+        if fraction is not None and not 0 < fraction <= 1:
+            raise ValueError(f"{name} expects 0 < fraction <= 1, got {fraction}")
+        self.steps = steps
+        self.fraction = fraction
+
+    @abstractmethod
+    def shape(self, progress: float) -> float:
+        """Value after the share ``progress`` in [0, 1] of the schedule."""
+
+    def length(self, total_steps: int | None) -> int:
+        """Steps until the last value, in a run of ``total_steps`` (None: not known)."""
+        if self.steps is not None:
+            return self.steps
+        if total_steps is None or self.fraction is None:
+            raise ValueError(
+                f"{type(self).__name__}(fraction={self.fraction}) needs the length of the run, "
+                "which these data do not tell: give steps= instead"
+            )
+        return max(1, round(self.fraction * total_steps))
+
+    def __call__(self, step: int, total_steps: int | None = None) -> float:
+        """Value at ``step`` (from 0) of a run of ``total_steps``."""
+        return self.shape(min(step / self.length(total_steps), 1.0))
+
+
+class Constant(Schedule):
+    """The same value at every step.
+
+    Args:
+        value: The value.
+
+    Example:
+        >>> Constant(4.0)(step=100)
+        4.0
+    """
+
+    def __init__(self, value: float) -> None:
+        super().__init__(steps=1, fraction=None)
+        self.value = float(value)
+
+    def shape(self, progress: float) -> float:
+        """Value, whatever the progress."""
+        return self.value
+
+    def length(self, total_steps: int | None) -> int:
+        """No steps: the first value is the last."""
+        return 0
+
+    def __call__(self, step: int, total_steps: int | None = None) -> float:
+        """Value at any step."""
+        return self.value
+
+
+class Linear(Schedule):
+    """A straight line from ``start`` to ``end``, then ``end``.
+
+    Args:
+        start: First value.
+        end: Last value.
+        steps: Length in optimiser steps.
+        fraction: Length as a fraction of the run.
+
+    Example:
+        >>> warm_up = Linear(0.0, 1.0, steps=10)
+        >>> [warm_up(step) for step in (0, 5, 10, 20)]
+        [0.0, 0.5, 1.0, 1.0]
+    """
+
+    def __init__(
+        self, start: float, end: float, *, steps: int | None = None, fraction: float | None = None
+    ) -> None:
+        super().__init__(steps=steps, fraction=fraction)
+        self.start, self.end = float(start), float(end)
+
+    def shape(self, progress: float) -> float:
+        """Value after ``progress`` of the line."""
+        return self.end if progress == 1.0 else self.start + (self.end - self.start) * progress
+
+
+class Cosine(Linear):
+    """Half a cosine wave from ``start`` to ``end``, then ``end``.
+
+    Args:
+        start: First value.
+        end: Last value.
+        steps: Length in optimiser steps.
+        fraction: Length as a fraction of the run.
+
+    Example:
+        >>> round(Cosine(0.0, 1.0, steps=10)(5), 12)
+        0.5
+    """
+
+    def shape(self, progress: float) -> float:
+        """Value after ``progress`` of the wave."""
+        return super().shape(0.5 - 0.5 * math.cos(math.pi * progress))
+
+
+class Cyclical(Linear):
+    """Repeated climbs from ``start`` to ``end``, each followed by a rest at ``end``.
+
+    Args:
+        start: First value of every cycle.
+        end: Value at rest, and after the last cycle.
+        cycles: Number of cycles.
+        ramp: Share of a cycle that climbs.
+        steps: Length of all cycles in optimiser steps.
+        fraction: Length of all cycles as a fraction of the run.
+
+    References:
+        Fu, Li, Liu, Gao, Celikyilmaz, Carin (2019). Cyclical Annealing Schedule. arXiv:1903.10145.
+
+    Example:
+        >>> cycle = Cyclical(0.0, 1.0, cycles=2, steps=8)
+        >>> [cycle(step) for step in range(9)]
+        [0.0, 0.5, 1.0, 1.0, 0.0, 0.5, 1.0, 1.0, 1.0]
+    """
+
+    def __init__(
+        self,
+        start: float,
+        end: float,
+        *,
+        cycles: int = 4,
+        ramp: float = 0.5,
+        steps: int | None = None,
+        fraction: float | None = None,
+    ) -> None:
+        super().__init__(start, end, steps=steps, fraction=fraction)
+        if cycles < 1 or not 0 < ramp <= 1:
+            raise ValueError(
+                f"Cyclical expects cycles >= 1 and 0 < ramp <= 1, got {cycles=}, {ramp=}"
+            )
+        self.cycles, self.ramp = cycles, ramp
+
+    def shape(self, progress: float) -> float:
+        """Value after ``progress`` of all cycles."""
+        if progress == 1.0:
+            return self.end
+        within = progress * self.cycles % 1.0
+        return super().shape(min(within / self.ramp, 1.0))

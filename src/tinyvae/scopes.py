@@ -1,0 +1,61 @@
+"""Temporary states: what is set inside is put back as it was found."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["evaluating", "forked_rng", "restored_modes", "seed_rng"]
+
+
+@contextmanager
+def restored_modes(*modules: nn.Module) -> Iterator[None]:
+    """Training or evaluation mode of every submodule restored after."""
+    modes = [(m, m.training) for module in modules for m in module.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, restored after."""
+    with restored_modes(*modules):
+        for module in modules:
+            module.eval()
+        yield
+
+
+def seed_rng(device: torch.device, seed: int) -> None:
+    """Seed the default generators of the CPU and of ``device``, and no other device's."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+@contextmanager
+def forked_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """Default generators of the CPU and of ``device``, seeded if asked for, restored after."""
+    cpu_state, device_state = torch.get_rng_state(), _device_rng_state(device)
+    try:
+        if seed is not None:
+            seed_rng(device, seed)
+        yield
+    finally:
+        torch.set_rng_state(cpu_state)
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(device_state, device)
+        elif device.type == "mps":
+            torch.mps.set_rng_state(device_state)
+
+
+def _device_rng_state(device: torch.device) -> Tensor:
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.mps.get_rng_state() if device.type == "mps" else torch.empty(0)

@@ -1,0 +1,88 @@
+"""A model at a glance: layers, shapes, parameters."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tinyvae.networks import Network
+from tinyvae.scopes import evaluating
+from tinyvae.vae import VAE
+
+__all__ = ["summary"]
+
+
+def summary(vae: VAE, data_shape: Sequence[int] | None = None) -> str:
+    """Describe a VAE: every layer with its output's shape and its parameters.
+
+    Args:
+        vae: The model.
+        data_shape: Shape of one datum ``E``; read off an encoder whose network is a
+            :class:`~tinyvae.Network`, needed otherwise.
+
+    Example:
+        >>> print(summary(vae))
+        VAE of data (4,), latent (2,), BernoulliLikelihood()
+        encoder.network.layers.0  Linear  (8,)       40
+        encoder.network.layers.1  ReLU    (8,)        0
+        encoder.head              Linear  (4,)       36
+        decoder.layers.0          Linear  (8,)       24
+        decoder.layers.1          ReLU    (8,)        0
+        decoder.layers.2          Linear  (4,)       36
+        total                                       136
+    """
+    shape = torch.Size(_data_shape(vae) if data_shape is None else data_shape)
+    parameters = {name: _own_parameters(module) for name, module in vae.named_modules()}
+    rows = [
+        (name, type(module).__name__, str(output), f"{parameters[name]:,}")
+        for name, module, output in _trace(vae, shape)
+    ]
+    total = sum(p.numel() for p in vae.parameters())
+    elsewhere = total - sum(parameters[name] for name, *_ in rows)
+    if elsewhere:
+        rows.append(("parameters of no layer", "", "", f"{elsewhere:,}"))
+    rows.append(("total", "", "", f"{total:,}"))
+    head = f"VAE of data {tuple(shape)}, latent {tuple(vae.latent_shape)}, {vae.likelihood}"
+    return "\n".join([head, *_align(rows)])
+
+
+def _data_shape(vae: VAE) -> torch.Size:
+    for module in vae.encoder.modules():
+        if isinstance(module, Network):
+            return module.in_shape
+    raise ValueError("summary cannot tell the data's shape from the encoder: give data_shape=")
+
+
+def _own_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters(recurse=False))
+
+
+def _trace(vae: VAE, data_shape: torch.Size) -> list[tuple[str, nn.Module, tuple[int, ...]]]:
+    """Layers in the order of their calls, with the shape of one output."""
+    names = {module: name for name, module in vae.named_modules()}
+    calls: list[tuple[str, nn.Module, tuple[int, ...]]] = []
+
+    def record(module: nn.Module, args: object, output: object) -> None:
+        del args
+        if isinstance(output, Tensor):
+            calls.append((names[module], module, tuple(output.shape[1:])))
+
+    layers = [m for part in (vae.encoder, vae.decoder) for m in part.modules()]
+    hooks = [m.register_forward_hook(record) for m in layers if not list(m.children())]
+    reference = next(vae.parameters())
+    x = torch.zeros((1, *data_shape), dtype=reference.dtype, device=reference.device)
+    try:
+        with evaluating(vae), torch.no_grad():
+            vae.reconstruct(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _align(rows: list[tuple[str, str, str, str]]) -> list[str]:
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    padded = [[cell.ljust(w) for cell in c] for c, w in zip(columns[:3], widths[:3], strict=True)]
+    padded.append([cell.rjust(widths[3]) for cell in columns[3]])
+    return ["  ".join(cells) for cells in zip(*padded, strict=True)]

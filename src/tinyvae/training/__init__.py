@@ -1,0 +1,19 @@
+"""Training: a loop that knows objectives and batches, and no particular model."""
+
+from tinyvae.training.callbacks import Callback, EarlyStopping
+from tinyvae.training.history import History
+from tinyvae.training.optimization import Optimization
+from tinyvae.training.seeds import Stream, derive_seed, epoch_order
+from tinyvae.training.trainer import NonFiniteError, Trainer
+
+__all__ = [
+    "Callback",
+    "EarlyStopping",
+    "History",
+    "NonFiniteError",
+    "Optimization",
+    "Stream",
+    "Trainer",
+    "derive_seed",
+    "epoch_order",
+]

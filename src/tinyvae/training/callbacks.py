@@ -1,0 +1,109 @@
+"""Callbacks: what happens between the steps."""
+
+import math
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from tinyvae.objective import ObjectiveOutput
+from tinyvae.training.history import Row
+
+if TYPE_CHECKING:
+    from tinyvae.training.trainer import Trainer
+
+__all__ = ["Callback", "EarlyStopping"]
+
+
+class Callback:
+    """Called by the Trainer at the points that the methods name; each does nothing by default.
+
+    ``trainer`` gives ``model``, ``objective``, ``optimizers``, ``history``, ``epoch``, ``step``,
+    ``plan`` (the length of the run) and ``stop(reason)``.
+    """
+
+    def on_fit_start(self, trainer: "Trainer") -> None:
+        """Run before the first step."""
+
+    def on_step_end(self, trainer: "Trainer", output: ObjectiveOutput) -> None:
+        """Run after every update."""
+
+    def on_epoch_end(self, trainer: "Trainer", row: Row) -> None:
+        """Run after every epoch; what is added to ``row`` becomes part of the history."""
+
+    def on_fit_end(self, trainer: "Trainer") -> None:
+        """Run at the end of ``fit``, also after an error."""
+
+
+class EarlyStopping(Callback):
+    """Stop when a column of the history no longer improves, and restore the best weights.
+
+    Args:
+        monitor: The column.
+        patience: Epochs without improvement before the run ends.
+        maximize: Whether larger is better.
+        min_delta: Smallest change that counts as improvement.
+        restore_best: Whether the model gets its best weights back at the end.
+
+    Attributes:
+        best: Best value so far.
+        best_epoch: Its epoch, from 1.
+
+    Example:
+        >>> trainer = Trainer(vae, ELBO(), callbacks=[EarlyStopping(patience=5)], progress=False)
+        >>> len(trainer.fit(x, x, epochs=3))
+        3
+    """
+
+    def __init__(
+        self,
+        monitor: str = "validation/elbo_nats",
+        *,
+        patience: int = 10,
+        maximize: bool = True,
+        min_delta: float = 0.0,
+        restore_best: bool = True,
+    ) -> None:
+        if patience < 1:
+            raise ValueError(f"EarlyStopping expects patience >= 1, got {patience}")
+        self.monitor = monitor
+        self.patience = patience
+        self.maximize = maximize
+        self.min_delta = min_delta
+        self.restore_best = restore_best
+        self._forget()
+
+    def _forget(self) -> None:
+        self.best = -math.inf if self.maximize else math.inf
+        self.best_epoch: int | None = None
+        self._best_weights: dict[str, Tensor] = {}
+
+    def on_fit_start(self, trainer: "Trainer") -> None:
+        """Refuse to watch validation without validation data; start afresh."""
+        if self.monitor.startswith("validation/") and not trainer.plan.has_validation:
+            raise ValueError(
+                f"EarlyStopping watches '{self.monitor}', but fit was given no validation data: "
+                "give them, or watch a column such as monitor='train/elbo_nats'"
+            )
+        self._forget()
+
+    def on_epoch_end(self, trainer: "Trainer", row: Row) -> None:
+        """Keep the best weights; stop when patience ends."""
+        if trainer.history.stop_reason is not None:
+            return  # an epoch cut short has no validation
+        if self.monitor not in row:
+            raise ValueError(f"EarlyStopping watches '{self.monitor}', expected one of {list(row)}")
+        value, epoch = row[self.monitor], int(row["epoch"])
+        gain = value - self.best if self.maximize else self.best - value
+        if gain > self.min_delta:
+            self.best, self.best_epoch = value, epoch
+            if self.restore_best:
+                state = trainer.model.state_dict()
+                self._best_weights = {name: t.detach().clone() for name, t in state.items()}
+        elif self.best_epoch is None or epoch - self.best_epoch >= self.patience:
+            trainer.stop(f"{self.monitor} has not improved for {self.patience} epochs")
+
+    def on_fit_end(self, trainer: "Trainer") -> None:
+        """Give the model its best weights back."""
+        if self._best_weights:
+            trainer.model.load_state_dict(self._best_weights)
+            self._best_weights = {}

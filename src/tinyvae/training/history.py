@@ -1,0 +1,140 @@
+"""What a run was like: rows per epoch and, on request, per update."""
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tinyvae import files, plotting
+from tinyvae.objective import ObjectiveOutput
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["History", "Row", "RunningMean"]
+
+Row = dict[str, float]
+
+
+class History:
+    """Record of a run.
+
+    Columns of an epoch: ``epoch`` (from 1), ``step`` (updates so far), ``time_seconds``,
+    ``learning_rate``, and every loss and metric as ``train/...`` (mean over the epoch's batches,
+    at the weights of their time) and ``validation/...`` (at the weights of the epoch's end). Units
+    are part of the names. A value that an epoch lacks is None.
+
+    Attributes:
+        epochs: One row per epoch.
+        updates: One row per recorded update: ``step`` and the batch's losses and metrics.
+        stop_reason: Why the run ended before its last epoch, None if it did not.
+    """
+
+    def __init__(self) -> None:
+        self.epochs: list[Row] = []
+        self.updates: list[Row] = []
+        self.stop_reason: str | None = None
+
+    def __len__(self) -> int:
+        """Return the number of epochs."""
+        return len(self.epochs)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.epochs)
+
+    def __getitem__(self, column: str) -> list[float | None]:
+        """Return a column of the epochs."""
+        columns = _columns(self.epochs)
+        if column not in columns:
+            raise KeyError(f"no column '{column}' in the history, it has {list(columns)}")
+        return columns[column]
+
+    def record_update(self, step: int, output: ObjectiveOutput) -> None:
+        """Add an update's losses and metrics."""
+        values = {name: value.item() for name, value in named_values(output).items()}
+        self.updates.append({"step": step, **values})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Columns of epochs and updates, and the reason of an early end."""
+        return {
+            "epochs": _columns(self.epochs),
+            "updates": _columns(self.updates),
+            "stop_reason": self.stop_reason,
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write :meth:`to_dict` as JSON, atomically."""
+        files.write_json(path, self.to_dict())
+
+    def plot(self, metric: str = "elbo_nats") -> "Figure":
+        """Draw a metric against the epochs, training and validation."""
+        series = {
+            part: ([row["epoch"] for row in rows], [row[column] for row in rows])
+            for part in ("train", "validation")
+            if (rows := [row for row in self.epochs if (column := f"{part}/{metric}") in row])
+        }
+        if not series:
+            raise KeyError(f"no metric '{metric}' in the history's {list(_columns(self.epochs))}")
+        name, unit = _split_unit(metric)
+        ylabel = f"{name} [{unit} per datum]" if unit == "nats" else metric
+        return plotting.curves(series, xlabel="epoch", ylabel=ylabel)
+
+    def __repr__(self) -> str:
+        return f"History({len(self.epochs)} epochs, columns {list(_columns(self.epochs))})"
+
+
+def _columns(rows: list[Row]) -> dict[str, list[float | None]]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _split_unit(metric: str) -> tuple[str, str]:
+    name, _, unit = metric.rpartition("_")
+    return (name.replace("_", " "), unit) if unit == "nats" else (metric, "")
+
+
+def label(metric: str) -> str:
+    """Name of a metric without its unit, to be read.
+
+    Example:
+        >>> label("log_likelihood_nats")
+        'log likelihood'
+    """
+    return _split_unit(metric)[0]
+
+
+def named_values(output: ObjectiveOutput) -> dict[str, Tensor]:
+    """Losses and metrics under the names that the history gives them."""
+    losses = output.losses
+    names = ["loss"] if len(losses) == 1 else [f"loss_{group}" for group in losses]
+    values = (loss.detach() for loss in losses.values())
+    return dict(zip(names, values, strict=True)) | output.metrics
+
+
+class RunningMean:
+    """Mean of an epoch's losses and metrics, weighted by examples, kept on the device."""
+
+    def __init__(self) -> None:
+        self._names: tuple[str, ...] = ()
+        self._total: Tensor | None = None
+        self._weight = 0
+
+    def add(self, output: ObjectiveOutput, weight: int) -> None:
+        """Add a batch of ``weight`` examples."""
+        named = named_values(output)
+        values = torch.stack(tuple(named.values()))
+        if self._total is None:
+            self._names = tuple(named)
+            dtype = torch.float32 if values.device.type == "mps" else torch.float64
+            self._total = torch.zeros_like(values, dtype=dtype)
+        self._total.add_(values, alpha=weight)
+        self._weight += weight
+
+    def row(self, part: str) -> Row:
+        """Means so far, with ``part`` before the names."""
+        if self._total is None:
+            return {}
+        means = (self._total / self._weight).tolist()
+        return {f"{part}/{name}": mean for name, mean in zip(self._names, means, strict=True)}

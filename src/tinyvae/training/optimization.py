@@ -1,0 +1,143 @@
+"""How losses become updates: optimisers, learning rates, schedulers, clipping."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import nn
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+__all__ = ["Optimization"]
+
+OptimizerFactory: TypeAlias = Callable[[list[dict[str, Any]]], Optimizer]
+SchedulerFactory: TypeAlias = Callable[[Optimizer, int], LRScheduler]
+
+# Devices on which torch.optim.Adam has one fused kernel.
+FUSED = ("cpu", "cuda", "mps", "xpu")
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """Settings of the optimisation.
+
+    Frozen parts need no setting: ``model.encoder.requires_grad_(False)`` before ``fit``.
+
+    Attributes:
+        learning_rate: Learning rate of Adam, the default optimiser.
+        optimizer: Factory ``parameters -> Optimizer`` in its place, such as
+            ``lambda p: SGD(p, lr=0.1)``; or one per parameter group of the objective, by name.
+        learning_rates: Learning rates of parts, by the beginning of their parameters' names:
+            ``{"encoder": 1e-4}``. The objective's own begin with ``"objective"``.
+        scheduler: Factory ``(optimizer, total) -> scheduler``, where ``total`` is how often the
+            scheduler will be called, so that ``CosineAnnealingLR`` itself serves; or one per
+            group, by name.
+        scheduler_interval: Whether it is called after every ``"epoch"`` or every ``"step"``.
+        monitor: Column of the history that ``ReduceLROnPlateau`` is given.
+        clip_norm: Largest norm of a group's gradient, None for no clipping.
+    """
+
+    learning_rate: float = 1e-3
+    optimizer: OptimizerFactory | Mapping[str, OptimizerFactory] | None = None
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    scheduler: SchedulerFactory | Mapping[str, SchedulerFactory] | None = None
+    scheduler_interval: Literal["epoch", "step"] = "epoch"
+    monitor: str = "validation/loss"
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        rates = {"learning_rate": self.learning_rate, **self.learning_rates}
+        for name, rate in rates.items():
+            if not 0 <= rate < float("inf"):
+                raise ValueError(f"expected a finite learning rate >= 0, got {rate} for {name}")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"expected clip_norm > 0 or None, got {self.clip_norm}")
+        if self.scheduler_interval not in ("epoch", "step"):
+            raise ValueError(
+                f"expected scheduler_interval 'epoch' or 'step', got {self.scheduler_interval!r}"
+            )
+
+    def make_optimizers(
+        self, groups: Mapping[str, list[nn.Parameter]], names: Mapping[nn.Parameter, str]
+    ) -> dict[str, Optimizer]:
+        """Make an optimiser per group; ``names`` are the parameters' names."""
+        for part in self.learning_rates:
+            if not any(_within(name, part) for name in names.values()):
+                raise ValueError(
+                    f"learning_rates names '{part}', which no parameter's name begins with: "
+                    f"expected one of {sorted({name.split('.')[0] for name in names.values()})}"
+                )
+        optimizers = {}
+        for group, parameters in groups.items():
+            if not parameters:
+                raise ValueError(f"the group '{group}' has no parameter to train: all are frozen")
+            factory = _of_group(self.optimizer, group) or self._adam
+            optimizers[group] = factory(self._by_rate(parameters, names))
+        return optimizers
+
+    def make_schedulers(
+        self,
+        optimizers: Mapping[str, Optimizer],
+        *,
+        epochs: int,
+        steps_per_epoch: int | None,
+        has_validation: bool,
+    ) -> dict[str, LRScheduler]:
+        """Make a scheduler per optimiser that has one."""
+        schedulers = {}
+        per_step = self.scheduler_interval == "step"
+        for group, optimizer in optimizers.items():
+            factory = _of_group(self.scheduler, group)
+            if factory is None:
+                continue
+            if per_step and steps_per_epoch is None:
+                raise ValueError(
+                    "a scheduler per step needs the number of steps in an epoch, which these data "
+                    "do not tell: use scheduler_interval='epoch'"
+                )
+            total = epochs * (steps_per_epoch or 1) if per_step else epochs
+            schedulers[group] = factory(optimizer, total)
+            if isinstance(schedulers[group], ReduceLROnPlateau):
+                self._check_plateau(has_validation)
+        return schedulers
+
+    def _check_plateau(self, has_validation: bool) -> None:
+        if self.scheduler_interval == "step":
+            raise ValueError("ReduceLROnPlateau watches epochs: use scheduler_interval='epoch'")
+        if self.monitor.startswith("validation/") and not has_validation:
+            raise ValueError(
+                f"ReduceLROnPlateau watches '{self.monitor}', but fit was given no validation "
+                "data: give them, or watch a column such as monitor='train/loss'"
+            )
+
+    def _adam(self, parameters: list[dict[str, Any]]) -> Optimizer:
+        device = parameters[0]["params"][0].device.type
+        return Adam(parameters, lr=self.learning_rate, fused=device in FUSED)
+
+    def _by_rate(
+        self, parameters: list[nn.Parameter], names: Mapping[nn.Parameter, str]
+    ) -> list[dict[str, Any]]:
+        """Torch's parameter groups, one per learning rate."""
+        by_part: dict[str | None, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            matching = [p for p in self.learning_rates if _within(names[parameter], p)]
+            by_part.setdefault(max(matching, key=len, default=None), []).append(parameter)
+        return [
+            {"params": params} | ({} if part is None else {"lr": self.learning_rates[part]})
+            for part, params in by_part.items()
+        ]
+
+
+def _within(name: str, part: str) -> bool:
+    return name == part or name.startswith(f"{part}.")
+
+
+def _of_group(setting: Any, group: str) -> Any:
+    return setting.get(group) if isinstance(setting, Mapping) else setting
+
+
+def clip(parameters: list[nn.Parameter], max_norm: float | None) -> None:
+    """Scale gradients down to ``max_norm``; None changes nothing."""
+    if max_norm is not None:
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)

@@ -1,0 +1,372 @@
+"""The Trainer: batches in, updates out. It knows objectives and no particular model."""
+
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from tinyvae._version import __version__
+from tinyvae.objective import Batch, Objective, ObjectiveOutput
+from tinyvae.scopes import evaluating, forked_rng, restored_modes, seed_rng
+from tinyvae.training.callbacks import Callback
+from tinyvae.training.feed import Feed, PickBatch, Preparation, Transform, make_feed
+from tinyvae.training.history import History, Row, RunningMean, named_values
+from tinyvae.training.interrupt import stop_on_interrupt
+from tinyvae.training.optimization import Optimization, clip
+from tinyvae.training.progress import Progress
+from tinyvae.training.seeds import Stream, derive_seed
+
+__all__ = ["NonFiniteError", "Plan", "Trainer"]
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss was NaN or infinite; the weights are those of the step before."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The length of one call of ``fit``.
+
+    Attributes:
+        first_epoch: Epochs done before it.
+        epochs: Epochs to do.
+        run_steps: Updates to do, None where the data do not tell.
+        total_steps: Updates done before it, and those to do.
+        has_validation: Whether there are validation data.
+        headline: What runs, in a line.
+    """
+
+    first_epoch: int
+    epochs: int
+    run_steps: int | None
+    total_steps: int | None
+    has_validation: bool
+    headline: str
+
+
+class Trainer:
+    """Minimises an objective.
+
+    Randomness is a function of the seed: weights and global random state apart, the same seed
+    gives the same run, bitwise on one device type. Global random state is left as it was found.
+
+    Args:
+        model: Module that the objective understands; moved to the device.
+        objective: What is minimised.
+        optimization: Optimiser, learning rates, scheduler, clipping.
+        callbacks: Called in this order.
+        seed: Seed of order, noise and transforms.
+        device: ``"auto"`` takes cuda, else mps, else the CPU.
+        record_every: Record every so many updates in ``history.updates``; None records none.
+        progress: Whether to report on standard error.
+
+    Attributes:
+        history: Record of all calls of :meth:`fit`.
+        epoch: Epochs done.
+        step: Updates done.
+        plan: Length of the current call of :meth:`fit`.
+        optimizers: Optimisers by parameter group.
+
+    Example:
+        >>> trainer = Trainer(vae, ELBO(), Optimization(learning_rate=2e-3), progress=False)
+        >>> history = trainer.fit(x, epochs=2, batch_size=4)
+        >>> history["epoch"]
+        [1, 2]
+    """
+
+    plan: Plan
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        optimization: Optimization | None = None,
+        *,
+        callbacks: Sequence[Callback] = (),
+        seed: int = 0,
+        device: str | torch.device = "auto",
+        record_every: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        if not isinstance(objective, Objective):
+            raise TypeError(f"expected an Objective such as ELBO(), got {objective!r:.80}")
+        if seed < 0:
+            raise ValueError(f"expected a seed >= 0, got {seed}")
+        if record_every is not None and record_every < 1:
+            raise ValueError(f"expected record_every >= 1 or None, got {record_every}")
+        self.model = model
+        self.objective = objective
+        self.optimization = Optimization() if optimization is None else optimization
+        self.callbacks = [*([Progress()] if progress else []), *callbacks]
+        self.seed = seed
+        self.device = _choose_device(device)
+        self.record_every = record_every
+        self.history = History()
+        self.epoch = 0
+        self.step = 0
+        self.groups: dict[str, list[nn.Parameter]] = {}
+        self.optimizers: dict[str, Optimizer] = {}
+        self._schedulers: dict[str, LRScheduler] = {}
+
+    def fit(
+        self,
+        train: Any,
+        validation: Any = None,
+        *,
+        epochs: int,
+        batch_size: int = 128,
+        batch: PickBatch | None = None,
+        transform: Transform | None = None,
+    ) -> History:
+        """Train for ``epochs`` more epochs; called again, it continues.
+
+        Weights, moments, epochs, steps and history go on; schedulers start afresh over the new
+        epochs, weights of the objective that are scheduled as a fraction see the total.
+
+        Args:
+            train: Tensor or numpy array ``(N, *E)``, a tuple of these, a Dataset or a DataLoader.
+                Floating-point data are converted to the model's dtype.
+            validation: The same, evaluated after every epoch on the same noise.
+            epochs: Epochs to train for.
+            batch_size: Examples per update; a DataLoader has its own.
+            batch: Picks x, or a :class:`~tinyvae.Batch`, out of what the data yield.
+            transform: Maps (x, generator) to x, for every batch of training and validation.
+
+        Returns:
+            The history, also of earlier calls; ``history.stop_reason`` tells of an early end.
+
+        Raises:
+            TypeError, ValueError: If data, model and objective do not fit, before the first step.
+            NonFiniteError: If a loss is NaN or infinite, at that step.
+        """
+        if epochs < 1 or batch_size < 1:
+            raise ValueError(f"expected epochs and batch_size >= 1, got {epochs}, {batch_size}")
+        dtype = next((p.dtype for p in self.model.parameters()), torch.get_default_dtype())
+        self.model.to(self.device)
+        self.objective.to(self.device, dtype)
+        preparation = Preparation(self.device, dtype, batch, transform)
+        train_feed = self._feed(train, "training", preparation, batch_size, shuffle=True)
+        validation_feed = (
+            None
+            if validation is None
+            else self._feed(validation, "validation", preparation, batch_size, shuffle=False)
+        )
+        with forked_rng(self.device), stop_on_interrupt(self.stop):
+            self._start(train_feed, validation_feed, epochs)
+            self._run(train_feed, validation_feed)
+        return self.history
+
+    def _feed(
+        self, data: Any, role: str, preparation: Preparation, batch_size: int, *, shuffle: bool
+    ) -> Feed:
+        try:
+            return make_feed(
+                data, preparation, batch_size=batch_size, seed=self.seed, shuffle=shuffle
+            )
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{role} data: {error}") from error
+
+    def _start(self, train: Feed, validation: Feed | None, epochs: int) -> None:
+        """Check everything, and plan the run."""
+        description = self._check(train, "training")
+        if validation is not None:
+            self._check(validation, "validation")
+        run_steps = None if train.num_batches is None else train.num_batches * epochs
+        self._make_optimizers()
+        self._schedulers = self.optimization.make_schedulers(
+            self.optimizers,
+            epochs=epochs,
+            steps_per_epoch=train.num_batches,
+            has_validation=validation is not None,
+        )
+        self.plan = Plan(
+            first_epoch=self.epoch,
+            epochs=epochs,
+            run_steps=run_steps,
+            total_steps=None if run_steps is None else self.step + run_steps,
+            has_validation=validation is not None,
+            headline=self._headline(train, epochs, description),
+        )
+        self.objective.at(self.step, self.plan.total_steps)
+        if self.plan.total_steps is not None:
+            self._warn_of_unfinished_schedules(self.plan.total_steps)
+
+    def _check(self, feed: Feed, role: str) -> str:
+        description = None
+        for batch in feed.probe():
+            try:
+                description = self.objective.check(self.model, batch)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{role} data: {error}") from error
+        if description is None:
+            raise ValueError(f"the {role} data are empty: expected at least one batch")
+        return description
+
+    def _make_optimizers(self) -> None:
+        groups = self.objective.parameter_groups(self.model)
+        unchanged = groups.keys() == self.groups.keys() and all(
+            [id(p) for p in groups[name]] == [id(p) for p in self.groups[name]] for name in groups
+        )
+        if unchanged:
+            for optimizer in self.optimizers.values():
+                for options in optimizer.param_groups:
+                    options["lr"] = options.get("initial_lr", options["lr"])
+            return
+        names = {p: name for name, p in self.model.named_parameters()}
+        names |= {p: f"objective.{name}" for name, p in self.objective.named_parameters()}
+        self.groups = groups
+        self.optimizers = self.optimization.make_optimizers(groups, names)
+
+    def _headline(self, train: Feed, epochs: int, description: str) -> str:
+        size = sum(p.numel() for group in self.groups.values() for p in group)
+        examples = "?" if train.num_examples is None else f"{train.num_examples:,}"
+        steps = "?" if train.num_batches is None else f"{train.num_batches:,}"
+        return (
+            f"tinyvae {__version__} on {self.device}, seed {self.seed}: {size:,} parameters, "
+            f"{examples} examples, {epochs} epochs of {steps} steps; {description}"
+        )
+
+    def _warn_of_unfinished_schedules(self, steps: int) -> None:
+        for message in self.objective.unfinished(steps, self.plan.total_steps):
+            warnings.warn(f"a schedule does not end: {message}", stacklevel=2)
+
+    def _run(self, train: Feed, validation: Feed | None) -> None:
+        self.history.stop_reason = None
+        elapsed = self.history.epochs[-1]["time_seconds"] if self.history.epochs else 0.0
+        started = time.monotonic() - elapsed
+        with ExitStack() as stack:
+            stack.enter_context(restored_modes(self.model, self.objective))
+            for callback in self.callbacks:
+                callback.on_fit_start(self)
+                stack.callback(callback.on_fit_end, self)
+            for _ in range(self.plan.epochs):
+                self._run_epoch(train, validation, started)
+                if self.history.stop_reason is not None:
+                    self._warn_of_unfinished_schedules(self.step)
+                    break
+
+    def stop(self, reason: str) -> None:
+        """End the run after the current step; ``reason`` goes into the history."""
+        self.history.stop_reason = reason
+
+    def _run_epoch(self, train: Feed, validation: Feed | None, started: float) -> None:
+        means = self._train_epoch(train)
+        completed = self.history.stop_reason is None
+        row = {"epoch": self.epoch + 1, "step": self.step, **self._learning_rates(), **means}
+        if validation is not None and completed:
+            row |= self._validate(validation)
+        row["time_seconds"] = time.monotonic() - started
+        self.epoch += 1
+        self.history.epochs.append(row)
+        for callback in self.callbacks:
+            callback.on_epoch_end(self, row)
+        if completed and self.optimization.scheduler_interval == "epoch":
+            self._step_schedulers(row)
+
+    def _train_epoch(self, train: Feed) -> Row:
+        seed_rng(self.device, derive_seed(self.seed, Stream.NOISE, self.epoch))
+        self.model.train()
+        self.objective.train()
+        mean = RunningMean()
+        for batch in train.batches(self.epoch):
+            output = self._update(batch)
+            mean.add(output, len(batch))
+            if self.record_every is not None and self.step % self.record_every == 0:
+                self.history.record_update(self.step, output)
+            for callback in self.callbacks:
+                callback.on_step_end(self, output)
+            if self.history.stop_reason is not None:
+                break
+        row = mean.row("train")
+        if not row:
+            raise ValueError(
+                f"the training data yielded no batch in epoch {self.epoch + 1}: "
+                "they must be iterable anew for every epoch"
+            )
+        return row
+
+    def _update(self, batch: Batch) -> ObjectiveOutput:
+        """One update: the only place where weights change."""
+        self.objective.at(self.step, self.plan.total_steps)
+        output: ObjectiveOutput = self.objective(self.model, batch)
+        self._require_finite(output)
+        self._backward(output)
+        for name, optimizer in self.optimizers.items():
+            clip(self.groups[name], self.optimization.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        if self.optimization.scheduler_interval == "step":
+            self._step_schedulers({})
+        self.step += 1
+        return output
+
+    def _require_finite(self, output: ObjectiveOutput) -> None:
+        if all(math.isfinite(loss.item()) for loss in output.losses.values()):
+            return
+        values = {name: value.item() for name, value in named_values(output).items()}
+        bad = ", ".join(f"{name} = {v}" for name, v in values.items() if not math.isfinite(v))
+        raise NonFiniteError(
+            f"step {self.step + 1} (epoch {self.epoch + 1}): {bad}. The weights are those of the "
+            "step before, the history is kept in trainer.history. Lower the learning rate, or clip "
+            "gradients: Optimization(clip_norm=1.0)"
+        )
+
+    def _backward(self, output: ObjectiveOutput) -> None:
+        """Differentiate each loss with respect to its own group alone."""
+        if output.losses.keys() != self.groups.keys():
+            raise ValueError(
+                f"{type(self.objective).__name__} has parameter groups {list(self.groups)}, "
+                f"expected a loss for each, got {list(output.losses)}"
+            )
+        if len(self.groups) == 1:
+            (loss,) = output.losses.values()
+            loss.backward()
+            return
+        for name, loss in output.losses.items():
+            parameters = self.groups[name]
+            # The graph is kept: losses share the model's forward pass.
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+
+    def _step_schedulers(self, row: Row) -> None:
+        for scheduler in self._schedulers.values():
+            if isinstance(scheduler, ReduceLROnPlateau):
+                scheduler.step(row[self.optimization.monitor])
+            else:
+                scheduler.step()
+
+    def _learning_rates(self) -> Row:
+        rates = {name: o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
+        if len(rates) == 1:
+            return {"learning_rate": float(*rates.values())}
+        return {f"learning_rate/{name}": float(rate) for name, rate in rates.items()}
+
+    def _validate(self, feed: Feed) -> Row:
+        """Evaluate on the same noise at every call, leaving the run's noise untouched."""
+        mean = RunningMean()
+        seed = derive_seed(self.seed, Stream.VALIDATION)
+        with (
+            evaluating(self.model, self.objective),
+            torch.no_grad(),
+            forked_rng(self.device, seed),
+        ):
+            for batch in feed.batches(epoch=0):
+                mean.add(self.objective(self.model, batch), len(batch))
+        return mean.row("validation")
+
+
+def _choose_device(device: str | torch.device) -> torch.device:
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

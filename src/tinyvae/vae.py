@@ -1,0 +1,374 @@
+r"""The variational autoencoder and the record of one pass through it.
+
+.. math:: x \to q(z \mid x) \to z \to p(x \mid z), \qquad
+    \log w = \log p(x \mid z) + \log p(z) - \log q(z \mid x)
+
+A model returns one record, :class:`VAEOutput`; objectives and evaluations read nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tinyvae import files, parts
+from tinyvae.distributions import Distribution, has_closed_form, kl_divergence
+from tinyvae.encoders import Encoder
+from tinyvae.likelihoods import Likelihood
+from tinyvae.priors import Prior, StandardNormal
+from tinyvae.scopes import evaluating, forked_rng
+
+__all__ = ["VAE", "KLEstimator", "LatentTerm", "LatentVariableModel", "VAEOutput"]
+
+KLEstimator = Literal["auto", "analytic", "sample"]
+
+
+@dataclass(frozen=True)
+class LatentTerm:
+    """One latent variable of a pass: its draw, and the densities that it is charged for.
+
+    Attributes:
+        name: Name, for reports.
+        z: Draws from the posterior, ``(K, B, *L)``.
+        posterior: q(z given what is above it).
+        prior: p(z given what is above it).
+        auxiliary: Losses that the term brings with it, by name.
+    """
+
+    name: str
+    z: Tensor
+    posterior: Distribution
+    prior: Distribution
+    auxiliary: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def log_q(self) -> Tensor:
+        """Log posterior density of ``z``, ``(K, B)``, nats; computed at every access."""
+        return self.posterior.log_prob(self.z)
+
+    @property
+    def log_p(self) -> Tensor:
+        """Log prior density of ``z``, ``(K, B)``, nats; computed at every access."""
+        return self.prior.log_prob(self.z)
+
+    def kl(self, estimator: KLEstimator = "auto") -> Tensor:
+        """KL(posterior || prior) of each example, ``(B,)``, nats, averaged over ``K`` draws.
+
+        Args:
+            estimator: ``"analytic"``, the closed form; ``"sample"``, log q - log p at the draws;
+                ``"auto"``, the closed form where there is one.
+
+        Raises:
+            NoClosedForm: If ``"analytic"`` is asked for and there is none.
+        """
+        if estimator == "sample" or (estimator == "auto" and not self.has_analytic_kl):
+            return (self.log_q - self.log_p).mean(0)
+        kl = kl_divergence(self.posterior, self.prior)
+        return kl.mean(0) if kl.dim() == 2 else kl
+
+    @property
+    def has_analytic_kl(self) -> bool:
+        """Whether the KL divergence has a closed form."""
+        return has_closed_form(self.posterior, self.prior)
+
+
+@dataclass(frozen=True)
+class VAEOutput:
+    """Record of one pass of ``B`` examples with ``K`` draws each.
+
+    Attributes:
+        latents: The latent terms, as many as there are stochastic layers.
+        likelihood: p(x given z), ``batch_shape = (K, B)``.
+        log_px: log p(x given z), ``(K, B)``, nats.
+    """
+
+    latents: tuple[LatentTerm, ...]
+    likelihood: Distribution
+    log_px: Tensor
+
+    def log_weight(self) -> Tensor:
+        """Log importance weights log p(x, z) - log q(z given x), ``(K, B)``, nats."""
+        log_weight = self.log_px
+        for term in self.latents:
+            log_weight = log_weight + term.log_p - term.log_q
+        return log_weight
+
+
+class LatentVariableModel(nn.Module, ABC):
+    """What objectives and evaluations ask of a model."""
+
+    @abstractmethod
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, num_samples: int = 1
+    ) -> VAEOutput:
+        """Draw ``num_samples`` latents for each of ``x`` ``(B, *E)`` and record the pass."""
+
+    @abstractmethod
+    def check(self, x: Tensor, context: Tensor | None = None) -> VAEOutput:
+        """Raise, with the remedy, if ``x`` and the parts of the model do not fit together.
+
+        Draws nothing. Returns the record of the first examples at their posteriors' means.
+        """
+
+    @property
+    @abstractmethod
+    def is_density(self) -> bool:
+        """Whether posterior and likelihood are densities, without which no bound holds."""
+
+
+class VAE(LatentVariableModel):
+    """Variational autoencoder with one stochastic layer.
+
+    Args:
+        encoder: Module that returns q(z given x).
+        decoder: Any module that maps latents ``(N, *L)`` to the likelihood's parameters
+            ``(N, P, *E)``, or ``(N, *E)`` where ``P`` is 1. It is called with the context as
+            second argument where there is one.
+        likelihood: Module that turns them into p(x given z).
+        prior: Module that returns p(z), by default N(0, I).
+
+    Shape:
+        x: ``(B, *E)``; z: ``(K, B, *L)``; log densities: ``(K, B)``, nats.
+
+    References:
+        Kingma, Welling (2014). Auto-Encoding Variational Bayes. arXiv:1312.6114.
+
+    Example:
+        >>> encoder = GaussianEncoder(MLP((1, 28, 28), hidden=(400,)), latent_dim=20)
+        >>> vae = VAE(encoder, MLP(20, out_shape=(1, 28, 28)), BernoulliLikelihood())
+        >>> vae(torch.zeros(5, 1, 28, 28), num_samples=3).log_weight().shape
+        torch.Size([3, 5])
+        >>> vae.sample(64).shape
+        torch.Size([64, 1, 28, 28])
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        prior: Prior | None = None,
+    ) -> None:
+        super().__init__()
+        _expect(encoder, Encoder, "encoder", "wrap a network: GaussianEncoder(network, latent_dim)")
+        _expect(decoder, nn.Module, "decoder", "such as MLP(latent_dim, out_shape=data_shape)")
+        _expect(likelihood, Likelihood, "likelihood", "such as BernoulliLikelihood()")
+        prior = StandardNormal(encoder.latent_shape) if prior is None else prior
+        _expect(prior, Prior, "prior", "such as StandardNormal(encoder.latent_shape)")
+        if prior.latent_shape != encoder.latent_shape:
+            raise ValueError(
+                f"VAE expects a prior over the encoder's latents {tuple(encoder.latent_shape)}, "
+                f"got one over {tuple(prior.latent_shape)}"
+            )
+        self.encoder = encoder
+        self.decoder = decoder
+        self.likelihood = likelihood
+        self.prior = prior
+
+    @property
+    def latent_shape(self) -> torch.Size:
+        """Shape of one latent."""
+        return self.encoder.latent_shape
+
+    @property
+    def is_density(self) -> bool:
+        """Whether posterior and likelihood are densities."""
+        return self.encoder.is_density and self.likelihood.is_density
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, num_samples: int = 1
+    ) -> VAEOutput:
+        """Draw ``num_samples`` latents for each of ``x`` ``(B, *E)`` and record the pass."""
+        posterior = self.encode(x, context)
+        z = posterior.sample((num_samples,))  # (K, B, *L)
+        return self._record(x, z, posterior, context)
+
+    def _record(
+        self, x: Tensor, z: Tensor, posterior: Distribution, context: Tensor | None
+    ) -> VAEOutput:
+        likelihood = self.decode(z, context)
+        term = LatentTerm("z", z, posterior, self.prior(context, encoder=self.encoder))
+        return VAEOutput((term,), likelihood, likelihood.log_prob(x))
+
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Distribution:
+        """Return q(z given x)."""
+        posterior: Distribution = self.encoder(x, context)
+        return posterior
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Distribution:
+        """Return p(x given z) for ``z`` ``(*S, *L)``; with a context ``(B, ...)``, S ends in B."""
+        params = self._decoder_output(z, context)
+        event_ndim = params.dim() - 1 - len(self.likelihood.param_shape(()))
+        batch_shape = z.shape[: z.dim() - len(self.latent_shape)]
+        likelihood: Distribution = self.likelihood(params.unflatten(0, batch_shape), event_ndim)
+        return likelihood
+
+    def _decoder_output(self, z: Tensor, context: Tensor | None) -> Tensor:
+        rows = z.reshape(-1, *self.latent_shape)  # (K * B, *L)
+        if context is None:
+            output: Tensor = self.decoder(rows)
+        else:
+            repeats = len(rows) // len(context)
+            output = self.decoder(rows, context.repeat(repeats, *[1] * (context.dim() - 1)))
+        return output
+
+    def reconstruct(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Mean of p(x given z) at the posterior's mean, ``(B, *E)``; nothing is drawn."""
+        return self.decode(self.encode(x, context).mean, context).mean
+
+    def sample(
+        self, num_samples: int, context: Tensor | None = None, *, mean: bool = False
+    ) -> Tensor:
+        """Draw data from the model, without gradients.
+
+        Args:
+            num_samples: Number of draws ``n``.
+            context: What to condition on, ``(B, ...)``.
+            mean: Return the mean of p(x given z) at the drawn z instead of a draw.
+
+        Returns:
+            ``(n, *E)``, or ``(n, B, *E)`` with a context.
+        """
+        with torch.no_grad():
+            prior: Distribution = self.prior(context, encoder=self.encoder)
+            batch = () if context is None else (len(context),)
+            missing = batch[len(prior.batch_shape) :]  # a prior that reads no context has none
+            z = prior.sample((num_samples, *missing))
+            likelihood = self.decode(z, context)
+            return likelihood.mean if mean else likelihood.sample()
+
+    def check(self, x: Tensor, context: Tensor | None = None) -> VAEOutput:
+        """Raise, with the remedy, if ``x`` and the parts do not fit together.
+
+        Runs two examples through encoder and decoder, and all of ``x`` through the likelihood's
+        check of its support. Draws nothing and leaves the model as it was.
+
+        Returns:
+            The record of the two examples at their posteriors' means.
+        """
+        if x.dim() < 2 or len(x) == 0:
+            raise ValueError(f"VAE expects x of shape (B, *E) with B >= 1, got {tuple(x.shape)}")
+        self.likelihood.check_support(x)
+        two, context = x[:2], None if context is None else context[:2]
+        with evaluating(self), torch.no_grad():
+            posterior = _attempt("encoder", two, lambda: self.encode(two, context))
+            self._check_posterior(posterior, len(two))
+            z = posterior.mean.unsqueeze(0)  # (1, B, *L)
+            output = _attempt("decoder", z, lambda: self._decoder_output(z, context))
+            expected = self.likelihood.param_shape(x.shape[1:])
+            if not isinstance(output, Tensor) or output.shape[1:] != expected:
+                raise ValueError(
+                    f"{self.likelihood} on data of shape {tuple(x.shape[1:])} needs a decoder that "
+                    f"returns {tuple(expected)} per example, got {_shape(output)}: "
+                    f"give it out_shape={tuple(expected)}"
+                )
+            return self._record(two, z, posterior, context)
+
+    def _check_posterior(self, posterior: object, batch: int) -> None:
+        if not isinstance(posterior, Distribution):
+            raise TypeError(
+                f"an encoder must return a Distribution, q(z given x), got a "
+                f"{type(posterior).__name__}: wrap its network as GaussianEncoder(network, "
+                "latent_dim), or return Independent(Normal(mean, log_std), 1)"
+            )
+        got = (posterior.batch_shape, posterior.event_shape)
+        if got != (torch.Size((batch,)), self.latent_shape):
+            raise ValueError(
+                f"the encoder's posterior should have batch_shape {(batch,)} and event_shape "
+                f"latent_shape = {tuple(self.latent_shape)}, got {posterior}"
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights and composition to one file (safetensors, no pickle), atomically."""
+        composition = {name: parts.describe(part) for name, part in self.named_children()}
+        files.save_tensors(path, self.state_dict(), {"model": "VAE", "parts": composition})
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        parts: Iterable[type[nn.Module]] = (),
+        replace: Mapping[str, nn.Module] | None = None,
+    ) -> VAE:
+        """Read a model that :meth:`save` wrote, on the CPU, in evaluation mode.
+
+        Args:
+            path: The file.
+            parts: Your own classes that the file names.
+            replace: Modules for those that are not the library's, by name:
+                ``{"encoder.network": net}``. They take on the file's weights.
+
+        Raises:
+            CheckpointError: If the file is damaged, hostile or does not fit.
+        """
+        tensors, info = files.load_tensors(path)
+        try:
+            return _from_file(cls, tensors, info, tuple(parts), replace).eval()
+        except files.CheckpointError as error:
+            raise files.CheckpointError(f"{os.fspath(path)}: {error}") from error
+
+    def extra_repr(self) -> str:
+        """Latent shape, for ``repr``."""
+        return f"latent_shape={tuple(self.latent_shape)}"
+
+
+def _from_file(
+    cls: type[VAE],
+    tensors: dict[str, Tensor],
+    info: dict[str, Any],
+    own_parts: tuple[type[nn.Module], ...],
+    replace: Mapping[str, nn.Module] | None,
+) -> VAE:
+    composition = info.get("parts")
+    if info.get("model") != "VAE" or not isinstance(composition, dict):
+        raise files.CheckpointError(f"expected the file of a VAE, got {info.get('model')!r:.80}")
+
+    def build() -> VAE:
+        built = {
+            name: parts.build(description, own_parts, replace, name=name)
+            for name, description in composition.items()
+        }
+        try:
+            return cls(**built)
+        except (TypeError, ValueError) as error:
+            raise files.CheckpointError(f"the file's parts make no VAE: {error}") from error
+
+    # Sizes are compared before anything is allocated: a file may claim any number of weights.
+    with torch.device("meta"):
+        parts.matching_state(build(), tensors)
+    with forked_rng(torch.device("cpu")):
+        vae = build()
+    floating = [t.dtype for t in tensors.values() if t.is_floating_point()]
+    if floating:
+        vae.to(dtype=floating[0])
+    vae.load_state_dict(tensors, assign=True)
+    return vae
+
+
+def _expect(value: object, cls: type, name: str, remedy: str) -> None:
+    if not isinstance(value, cls):
+        raise TypeError(
+            f"VAE expects as {name} a {cls.__name__}, got a {type(value).__name__}: {remedy}"
+        )
+
+
+def _shape(value: object) -> str:
+    return str(tuple(value.shape[1:])) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _attempt(role: str, value: Tensor, call: Any) -> Any:
+    """Call a part; say which one failed on what."""
+    try:
+        return call()
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"the {role} does not accept a batch of shape {tuple(value.shape)} and {value.dtype}"
+            f" (is its in_shape {tuple(value.shape[1:])}, does it take the context?): {error}"
+        ) from error
