@@ -1,0 +1,120 @@
+"""The examples, run as a user would run them."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tinyvae import MLP, VAE, BernoulliLikelihood, datasets
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def run_on_digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """An empty folder, no MNIST, and no torchvision: what a first run may meet."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "torchvision.py").write_text("raise RuntimeError('operator nms does not exist')")
+    command = [sys.executable, EXAMPLES / "mnist_vae.py", "--epochs", "2"]
+    environment = {"PYTHONPATH": str(folder), "PATH": "", "HOME": str(folder)}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, folder / "runs" / "mnist_vae"
+
+
+def test_the_first_line_says_that_it_is_not_mnist_and_why(run_on_digits):
+    first = run_on_digits[0].splitlines()[0]
+    assert first.startswith("NOT MNIST (none in data/MNIST/raw, and no download)")
+
+
+def test_every_file_says_what_the_data_are(run_on_digits):
+    folder = run_on_digits[1]
+    names = {path.name for path in folder.iterdir()}
+    figures = (
+        "elbo_terms",
+        "latent_means",
+        "latent_walk",
+        "reconstruction_term",
+        "reconstructions",
+        "samples",
+    )
+    expected = {f"digits_not_mnist_{name}.png" for name in figures}
+    assert names == expected | {"results.json", "digits_not_mnist_vae.safetensors"}
+    results = json.loads((folder / "results.json").read_text())
+    assert results["is_mnist"] is False
+    assert "none in data/MNIST/raw" in results["why_not_mnist"]
+    assert results["elbo"]["nats"] < results["log_marginal"]["nats"] < 0
+
+
+def test_the_saved_model_gives_the_reported_elbo(run_on_digits, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from small_images import small_digits
+
+    from tinyvae import evaluate
+
+    folder = run_on_digits[1]
+    vae = VAE.load(folder / "digits_not_mnist_vae.safetensors")
+    report = evaluate(vae, small_digits("").test, importance_samples=2, importance_examples=2)
+    results = json.loads((folder / "results.json").read_text())
+    assert report.elbo.mean == pytest.approx(results["elbo"]["nats"], abs=1e-4)
+
+
+def test_mnist_asked_for_and_not_there_fails_loudly(tmp_path: Path):
+    command = [sys.executable, EXAMPLES / "mnist_vae.py", "--data", "mnist"]
+    (tmp_path / "torchvision.py").write_text("raise ImportError('none here')")
+    environment = {"PYTHONPATH": str(tmp_path), "PATH": "", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "MNIST/raw" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_published_quantity_is_no_bound_by_its_identity(monkeypatch: pytest.MonkeyPatch):
+    """reported = ELBO(q~) + (D / 2) ln 2 - sum(s^2) / 4 for each image, per draw."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from published_reference import TwoDrawEncoder, published_quantity
+
+    torch.manual_seed(0)
+    shape = torch.Size((1, 8, 8))
+    vae = VAE(TwoDrawEncoder(shape), MLP(8, out_shape=shape), BernoulliLikelihood()).double()
+    x = datasets.threshold(datasets.digits().images[:20], 8).double()
+
+    torch.manual_seed(1)
+    reported = published_quantity(vae, x, num_samples=3)
+    torch.manual_seed(1)
+    output = vae(x, num_samples=3)
+    (term,) = output.latents
+    elbo = output.log_px.mean(0) - term.kl("analytic")
+
+    _, std = vae.encoder.head(vae.encoder.network(x)).chunk(2, dim=1)
+    gap = 4 * math.log(2) - std.square().sum(1) / 4
+    torch.testing.assert_close(reported - elbo, gap, rtol=0, atol=1e-10)
+    # The law of z is that of the mean of two draws from N(m, s^2).
+    torch.testing.assert_close(term.posterior.base.log_std.exp() * math.sqrt(2), std.abs())
+
+
+def test_the_published_data_are_the_first_thousand_of_each_class(monkeypatch: pytest.MonkeyPatch):
+    """Where real MNIST is at hand: 10,000 images in the order of their classes."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from small_images import small_mnist
+
+    root = Path(__file__).parents[1] / "data"
+    if not (root / "MNIST" / "raw").exists():
+        pytest.skip("no MNIST in data/")
+    data = small_mnist(str(root))
+    assert data.train.shape == (10_000, 1, 14, 14)
+    assert data.test.shape == (10_000, 1, 14, 14)
+    labels = datasets.mnist(root).labels
+    first_zero = (labels == 0).nonzero()[0].item()
+    image = datasets.mnist(root).images[first_zero, 0].double()
+    means = image.reshape(14, 2, 14, 2).mean(dim=(1, 3))
+    assert torch.equal(data.train[0, 0], (means > 128).float())
+    assert data.train.unique().tolist() == [0, 1]
