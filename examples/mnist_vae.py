@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from published_reference import report_reference
-from small_images import SmallImages, load_images
+from small_images import SmallImages, load_images, report_test_images
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -28,7 +29,6 @@ from tinyvae import (
     History,
     Optimization,
     Trainer,
-    evaluate,
     summary,
 )
 from tinyvae.files import write_json
@@ -42,54 +42,47 @@ def build(data_shape: torch.Size, latent_dim: int = 8) -> VAE:
     return VAE(encoder, decoder, BernoulliLikelihood())
 
 
-def train(vae: VAE, data: SmallImages, epochs: int, seed: int) -> History:
-    """Maximise the ELBO; the learning rate was chosen on validation images."""
+def train(vae: VAE, data: SmallImages, args: argparse.Namespace) -> History:
+    """Maximise the ELBO; the defaults were chosen on the validation images of MNIST."""
     optimization = Optimization(
-        learning_rate=4e-3, scheduler=CosineAnnealingLR, scheduler_interval="step"
+        args.learning_rate, scheduler=CosineAnnealingLR, scheduler_interval="step"
     )
-    trainer = Trainer(vae, ELBO(), optimization, seed=seed, record_every=1)
-    return trainer.fit(data.train, data.validation, epochs=epochs, batch_size=32)
+    trainer = Trainer(vae, ELBO(), optimization, seed=args.seed, record_every=1)
+    return trainer.fit(data.train, data.validation, epochs=args.epochs, batch_size=args.batch_size)
 
 
-def draw(vae: VAE, data: SmallImages, history: History, folder: Path) -> None:
-    """Six figures."""
-
-    def save(name: str, figure: object) -> None:
-        print(save_figure(figure, folder / f"{data.name}_{name}.png"))
-
+def figures(vae: VAE, data: SmallImages, history: History) -> dict[str, Figure]:
+    """What one looks at after a run."""
     updates = history.to_dict()["updates"]
     terms = {
         "E log p(x | z)": (updates["step"], updates["log_likelihood_nats"]),
         "KL(q(z | x) || p(z))": (updates["step"], updates["kl_nats"]),
     }
-    save("elbo_terms", curves(
-        terms, xlabel="weight update", ylabel="nats per image", title=data.title("ELBO, its terms")
-    ))  # fmt: skip
-    epochs = history["epoch"]
-    reconstruction = {
-        part: (epochs, history[f"{part}/log_likelihood_nats"]) for part in ("train", "validation")
-    }
-    save("reconstruction_term", curves(
-        reconstruction, xlabel="epoch", ylabel="E log p(x | z) [nats per image]",
-        title=data.title("Reconstruction term"),
-    ))  # fmt: skip
     rows = {}
     for part, images in (("training", data.train), ("validation", data.validation)):
-        images = images[:: len(images) // 12][:12]
-        rows |= {part: images, f"{part}, reconstructed": vae.reconstruct(images)}
-    save("reconstructions", image_rows(rows, title=data.title("Inputs and reconstructions")))
-    samples = vae.sample(100, mean=True)
-    save("samples", image_grid(samples, title=data.title("Samples, z from N(0, I)")))
+        twelve = images[:: len(images) // 12][:12]
+        rows |= {part: twelve, f"{part}, reconstructed": vae.reconstruct(twelve)}
     means = vae.encode(data.test).mean
-    save("latent_means", latent_scatter(
-        means, data.test_labels, title=data.title("Posterior means of test images")
-    ))  # fmt: skip
     share = torch.linspace(0, 1, 11).reshape(-1, 1, 1)
-    walk = torch.lerp(means[:8], means[8:16], share).transpose(0, 1)  # (8 walks, 11 steps, D)
-    images = vae.decode(walk).mean.flatten(0, 1)
-    save("latent_walk", image_grid(
-        images, columns=11, title=data.title("Walks from one test image to another")
-    ))  # fmt: skip
+    walks = torch.lerp(means[:8], means[8:16], share).transpose(0, 1)  # (8 walks, 11 steps, D)
+    walked = vae.decode(walks).mean.flatten(0, 1)
+    title = data.title
+    return {
+        "elbo_terms": curves(
+            terms, xlabel="weight update", ylabel="nats per image", title=title("The ELBO's terms")
+        ),
+        "reconstruction_term": history.plot(
+            "log_likelihood_nats", title=title("Reconstruction term E log p(x | z)")
+        ),
+        "reconstructions": image_rows(rows, title=title("Images and reconstructions")),
+        "samples": image_grid(vae.sample(100, mean=True), title=title("Samples, z from N(0, I)")),
+        "latent_means": latent_scatter(
+            means, data.test_labels, title=title("Posterior means of test images")
+        ),
+        "latent_walk": image_grid(
+            walked, columns=11, title=title("From one test image to another, through z")
+        ),
+    }
 
 
 def main() -> None:
@@ -97,7 +90,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", choices=("auto", "mnist", "digits"), default="auto")
     parser.add_argument("--data-root", default="data", help="folder that holds MNIST/raw")
-    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--full", action="store_true", help="log p(x) of all test images")
     parser.add_argument("--reference", action="store_true", help="rerun the published model")
@@ -107,24 +102,29 @@ def main() -> None:
     start = time.perf_counter()
     data = load_images("mnist" if args.reference else args.data, args.data_root)
     print(data.headline, flush=True)
-    importance_examples = None if args.full else 1000
     torch.manual_seed(args.seed)  # initial weights come from torch's default generator
     if args.reference:
-        results = report_reference(data, args.seed, importance_examples)
-        write_json(args.output / "reference_results.json", results)
+        results = report_reference(data, full=args.full, seed=args.seed)
+        write_json(args.output / "reference_results.json", data.describe() | results)
         return
     vae = build(data.train.shape[1:])
     print(summary(vae))
-    history = train(vae, data, args.epochs, args.seed)
+    history = train(vae, data, args)
     with torch.no_grad():
-        draw(vae, data, history, args.output)
-    report = evaluate(vae, data.test, importance_examples=importance_examples, seed=args.seed)
-    print(f"{len(data.test):,} test images, {data.name}", report, sep="\n")
+        for name, figure in figures(vae, data, history).items():
+            save_figure(figure, args.output / f"{data.name}_{name}.png")
     vae.save(args.output / f"{data.name}_vae.safetensors")
-    seconds = time.perf_counter() - start
-    facts = {"seed": args.seed, "epochs": args.epochs, "time_seconds": seconds}
-    write_json(args.output / "results.json", data.describe() | facts | report.to_dict())
-    print(f"{seconds:.1f} s; all in {args.output}")
+    results = data.describe() | {
+        "seed": args.seed,
+        "epochs": args.epochs,
+        "batch_size": args.batch_size,
+        "learning_rate": args.learning_rate,
+        "updates": int(history.epochs[-1]["step"]),
+        **report_test_images(vae, data, full=args.full, seed=args.seed),
+        "time_seconds": time.perf_counter() - start,
+    }
+    write_json(args.output / "results.json", results)
+    print(f"{results['time_seconds']:.1f} s; figures, model and results.json in {args.output}")
 
 
 if __name__ == "__main__":

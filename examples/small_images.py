@@ -1,11 +1,13 @@
-"""The example's data: the published model's own MNIST images, or the embedded digits."""
+"""The example's data, the published model's own MNIST images or digits, and the test on them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from tinyvae import VAE, evaluate
 from tinyvae.datasets import LabelledImages, digits, mnist, split, threshold
 
 
@@ -55,8 +57,10 @@ def load_images(choice: str, root: str) -> SmallImages:
         return small_mnist(root)
     try:
         return small_mnist(root)
-    except (FileNotFoundError, ImportError, RuntimeError):
-        return small_digits(f"none in {root}/MNIST/raw, and no download")
+    except ImportError:
+        return small_digits(f"none in {root}/MNIST/raw, and no torchvision to download it")
+    except RuntimeError:
+        return small_digits(f"none in {root}/MNIST/raw, and the download failed")
 
 
 def small_mnist(root: str) -> SmallImages:
@@ -84,3 +88,14 @@ def small_digits(why: str) -> SmallImages:
     parts = split(digits(), (1197, 200, 400), seed=0)
     train, validation, test = (threshold(part.images, level=8) for part in parts)
     return SmallImages("digits_not_mnist", train, validation, test, parts[2].labels, why)
+
+
+def report_test_images(vae: VAE, data: SmallImages, *, full: bool, seed: int) -> dict[str, Any]:
+    """ELBO of the first 1,000 and of all test images; log p(x) of the first 1,000, or of all."""
+    results = {}
+    for count in sorted({min(1000, len(data.test)), len(data.test)}):
+        draws = 5000 if full or count <= 1000 else None
+        report = evaluate(vae, data.test[:count], importance_samples=draws, seed=seed)
+        print(f"{count:,} test images, {data.name}", report, sep="\n")
+        results[f"test_{count}"] = report.to_dict()
+    return results

@@ -110,7 +110,7 @@ class Normal(Distribution):
 class Bernoulli(Distribution):
     r"""Bernoulli distribution of each element, by its logits.
 
-    .. math:: \log p(x) = x \log\sigma(\ell) + (1 - x) \log\sigma(-\ell)
+    .. math:: \log p(x) = x \ell - \log(1 + e^\ell)
 
     Computed from logits, so that it is exact in the tails: logits of -200 and a one give -200.
 
@@ -136,8 +136,8 @@ class Bernoulli(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log mass of each element, nats."""
-        logits, value = torch.broadcast_tensors(self.logits, value)
-        return -F.binary_cross_entropy_with_logits(logits, value, reduction="none")
+        # Beyond 40, log(1 + exp(l)) is l to the last digit of float64; torch's own 20 is not.
+        return value * self.logits - F.softplus(self.logits, threshold=40)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw zeros and ones, without gradients."""

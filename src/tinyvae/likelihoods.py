@@ -181,6 +181,18 @@ class GaussianLikelihood(Likelihood):
         minimum = math.log(self.min_std)
         return minimum + F.softplus(raw - minimum)
 
+    def check_support(self, x: Tensor) -> None:
+        """Raise unless ``x`` is finite and a learned scale broadcasts over one datum."""
+        super().check_support(x)
+        data_shape = x.shape[1:]
+        sizes = zip(reversed(self.std_shape), reversed(data_shape), strict=False)
+        if len(self.std_shape) > len(data_shape) or any(n not in (1, size) for n, size in sizes):
+            raise ValueError(
+                f"{self} does not broadcast over data of shape {tuple(data_shape)}: give it "
+                "std_shape=() for one scale, the data's shape for one per dimension, "
+                "or (C, 1, 1) for one per channel"
+            )
+
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal likelihood."""
         return {"std": self.std, "std_shape": self.std_shape, "min_std": self.min_std}

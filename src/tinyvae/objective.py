@@ -89,8 +89,8 @@ class Objective(nn.Module, ABC):
         """Make ``name`` a weight: a 0-d buffer that :meth:`at` sets from a schedule."""
         schedule = value if isinstance(value, Schedule) else Constant(value)
         self.schedules[name] = schedule
-        # float64 keeps weights such as 0.1 exact enough for float64 models; a 0-d tensor never
-        # promotes the dtype of what it multiplies.
+        # float64 keeps weights such as 0.1 exact enough for float64 models. It promotes no tensor
+        # with dimensions; a 0-d one, such as a loss, needs weight.to(loss.dtype).
         start = torch.tensor(schedule.shape(0.0), dtype=torch.float64)
         self.register_buffer(name, start, persistent=False)
 

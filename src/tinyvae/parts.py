@@ -6,6 +6,7 @@ classes listed here, or handed over by the reader, are ever looked up: no import
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import torch
@@ -56,8 +57,12 @@ def describe(value: Any) -> Any:
         >>> describe(StandardNormal(8))
         {'part': 'StandardNormal', 'config': {'latent_shape': [8]}}
     """
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, str)):
         return value
+    if isinstance(value, Integral):  # numpy's too
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
     if isinstance(value, Sequence):
         return [describe(item) for item in value]
     if isinstance(value, type) and value in ACTIVATIONS:

@@ -1,6 +1,6 @@
 """A model at a glance: layers, shapes, parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +32,14 @@ def summary(vae: VAE, data_shape: Sequence[int] | None = None) -> str:
         total                                       136
     """
     shape = torch.Size(_data_shape(vae) if data_shape is None else data_shape)
-    parameters = {name: _own_parameters(module) for name, module in vae.named_modules()}
-    rows = [
-        (name, type(module).__name__, str(output), f"{parameters[name]:,}")
-        for name, module, output in _trace(vae, shape)
-    ]
-    total = sum(p.numel() for p in vae.parameters())
-    elsewhere = total - sum(parameters[name] for name, *_ in rows)
+    parameters = set(vae.parameters())
+    total = elsewhere = _size(parameters)
+    rows = []
+    for name, module, output in _trace(vae, shape):
+        new = parameters.intersection(module.parameters(recurse=False))
+        parameters -= new  # shared ones count where they are met first
+        elsewhere -= _size(new)
+        rows.append((name, type(module).__name__, str(output), f"{_size(new):,}"))
     if elsewhere:
         rows.append(("parameters of no layer", "", "", f"{elsewhere:,}"))
     rows.append(("total", "", "", f"{total:,}"))
@@ -53,8 +54,8 @@ def _data_shape(vae: VAE) -> torch.Size:
     raise ValueError("summary cannot tell the data's shape from the encoder: give data_shape=")
 
 
-def _own_parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters(recurse=False))
+def _size(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(p.numel() for p in parameters)
 
 
 def _trace(vae: VAE, data_shape: torch.Size) -> list[tuple[str, nn.Module, tuple[int, ...]]]:
@@ -67,9 +68,10 @@ def _trace(vae: VAE, data_shape: torch.Size) -> list[tuple[str, nn.Module, tuple
         if isinstance(output, Tensor):
             calls.append((names[module], module, tuple(output.shape[1:])))
 
-    layers = [m for part in (vae.encoder, vae.decoder) for m in part.modules()]
+    # A dictionary, for a layer that encoder and decoder share takes one hook.
+    layers = dict.fromkeys(m for part in (vae.encoder, vae.decoder) for m in part.modules())
     hooks = [m.register_forward_hook(record) for m in layers if not list(m.children())]
-    reference = next(vae.parameters())
+    reference = next(vae.parameters(), torch.empty(0))
     x = torch.zeros((1, *data_shape), dtype=reference.dtype, device=reference.device)
     try:
         with evaluating(vae), torch.no_grad():

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae import files, parts
-from tinyvae.distributions import Distribution, has_closed_form, kl_divergence
+from tinyvae.distributions import Distribution, NoClosedForm, has_closed_form, kl_divergence
 from tinyvae.encoders import Encoder
 from tinyvae.likelihoods import Likelihood
 from tinyvae.priors import Prior, StandardNormal
@@ -38,6 +38,8 @@ class LatentTerm:
         z: Draws from the posterior, ``(K, B, *L)``.
         posterior: q(z given what is above it).
         prior: p(z given what is above it).
+        analytic: Whether the KL divergence in closed form may stand for log q - log p. Not where
+            the prior depends on a draw that was made from ``z``, as in a bottom-up hierarchy.
         auxiliary: Losses that the term brings with it, by name.
     """
 
@@ -45,6 +47,7 @@ class LatentTerm:
     z: Tensor
     posterior: Distribution
     prior: Distribution
+    analytic: bool = True
     auxiliary: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -69,13 +72,18 @@ class LatentTerm:
         """
         if estimator == "sample" or (estimator == "auto" and not self.has_analytic_kl):
             return (self.log_q - self.log_p).mean(0)
+        if not self.has_analytic_kl:
+            raise NoClosedForm(
+                f"KL({self.posterior} || {self.prior}) of latent {self.name!r} has no closed form: "
+                "use kl='auto' or kl='sample'"
+            )
         kl = kl_divergence(self.posterior, self.prior)
         return kl.mean(0) if kl.dim() == 2 else kl
 
     @property
     def has_analytic_kl(self) -> bool:
-        """Whether the KL divergence has a closed form."""
-        return has_closed_form(self.posterior, self.prior)
+        """Whether the KL divergence has a closed form that may be used."""
+        return self.analytic and has_closed_form(self.posterior, self.prior)
 
 
 @dataclass(frozen=True)
@@ -185,6 +193,8 @@ class VAE(LatentVariableModel):
         self, x: Tensor, context: Tensor | None = None, *, num_samples: int = 1
     ) -> VAEOutput:
         """Draw ``num_samples`` latents for each of ``x`` ``(B, *E)`` and record the pass."""
+        if num_samples < 1:
+            raise ValueError(f"VAE expects num_samples >= 1, got {num_samples}")
         posterior = self.encode(x, context)
         z = posterior.sample((num_samples,))  # (K, B, *L)
         return self._record(x, z, posterior, context)
@@ -260,7 +270,7 @@ class VAE(LatentVariableModel):
             posterior = _attempt("encoder", two, lambda: self.encode(two, context))
             self._check_posterior(posterior, len(two))
             z = posterior.mean.unsqueeze(0)  # (1, B, *L)
-            output = _attempt("decoder", z, lambda: self._decoder_output(z, context))
+            output = _attempt("decoder", z[0], lambda: self._decoder_output(z, context))
             expected = self.likelihood.param_shape(x.shape[1:])
             if not isinstance(output, Tensor) or output.shape[1:] != expected:
                 raise ValueError(

@@ -50,6 +50,8 @@ def log_marginal(
     """
     if num_samples < 1:
         raise ValueError(f"log_marginal expects num_samples >= 1, got {num_samples}")
+    if len(x) == 0:
+        raise ValueError("log_marginal expects at least one example, got none")
     elements = max(1, x[0].numel())
     draws = min(num_samples, max(1, CHUNK_ELEMENTS // elements))
     examples = max(1, CHUNK_ELEMENTS // (elements * draws))

@@ -47,7 +47,7 @@ class Report:
         elbo: Evidence lower bound.
         log_likelihood: Its first term, E log p(x given z).
         kl: Its second term, KL(q(z given x) || p(z)).
-        log_marginal: log p(x) by importance sampling.
+        log_marginal: log p(x) by importance sampling, None if it was not asked for.
         elbo_samples: Draws per example for the ELBO.
         importance_samples: Draws per example for log p(x).
         num_dims: Dimensions of a datum.
@@ -59,9 +59,9 @@ class Report:
     elbo: Estimate
     log_likelihood: Estimate
     kl: Estimate
-    log_marginal: Estimate
+    log_marginal: Estimate | None
     elbo_samples: int
-    importance_samples: int
+    importance_samples: int | None
     num_dims: int
     is_bound: bool
     seed: int
@@ -74,14 +74,15 @@ class Report:
         """Every figure, with its unit in its name."""
         result: dict[str, Any] = {}
         for name in ("elbo", "log_likelihood", "kl", "log_marginal"):
-            estimate: Estimate = getattr(self, name)
-            result[name] = {
+            estimate: Estimate | None = getattr(self, name)
+            result[name] = estimate and {
                 "nats": estimate.mean,
                 "standard_error_nats": estimate.standard_error,
                 "num_examples": estimate.num_examples,
             }
         for name in ("elbo", "log_marginal"):
-            result[name]["bits_per_dim"] = self.bits_per_dim(result[name]["nats"])
+            if result[name] is not None:
+                result[name]["bits_per_dim"] = self.bits_per_dim(result[name]["nats"])
         return result | {
             "elbo_samples": self.elbo_samples,
             "importance_samples": self.importance_samples,
@@ -95,11 +96,12 @@ class Report:
             f"ELBO ({self.elbo_samples} draws)": self.elbo,
             "  log-likelihood": self.log_likelihood,
             "  KL": self.kl,
-            f"log p(x) (IS, {self.importance_samples:,} draws)": self.log_marginal,
         }
+        if self.log_marginal is not None:
+            rows[f"log p(x) (IS, {self.importance_samples:,} draws)"] = self.log_marginal
         lines = [f"{name:<32} {estimate} nats" for name, estimate in rows.items()]
-        bits = self.bits_per_dim(self.log_marginal.mean)
-        lines[-1] += f" = {bits:.4f} bits/dim"
+        bits = self.bits_per_dim((self.log_marginal or self.elbo).mean)
+        lines.append(f"{'':<32} {bits:.4f} bits per dimension")
         return "\n".join(lines if self.is_bound else ["not a bound", *lines])
 
 
@@ -109,7 +111,7 @@ def evaluate(
     context: Tensor | None = None,
     *,
     elbo_samples: int = 64,
-    importance_samples: int = 5000,
+    importance_samples: int | None = 5000,
     importance_examples: int | None = None,
     seed: int = 0,
 ) -> Report:
@@ -120,7 +122,7 @@ def evaluate(
         x: Data, ``(N, *E)``, on the model's device.
         context: What the model is conditioned on, ``(N, ...)``.
         elbo_samples: Draws per example for the ELBO; the KL is in closed form where there is one.
-        importance_samples: Draws per example for log p(x).
+        importance_samples: Draws per example for log p(x); None leaves it out.
         importance_examples: Use only so many first examples for log p(x); None uses all.
         seed: Seed of the draws; global random state is left as found.
 
@@ -131,21 +133,22 @@ def evaluate(
     """
     if elbo_samples < 1:
         raise ValueError(f"evaluate expects elbo_samples >= 1, got {elbo_samples}")
+    if importance_examples is not None and importance_examples < 1:
+        raise ValueError(f"evaluate expects importance_examples >= 1, got {importance_examples}")
     model.check(x, context)
     log_likelihood, kl = _elbo_terms(model, x, context, elbo_samples, seed)
-    head = slice(importance_examples)
-    evidence = log_marginal(
-        model,
-        x[head],
-        None if context is None else context[head],
-        num_samples=importance_samples,
-        seed=seed,
-    )
+    evidence = None
+    if importance_samples is not None:
+        head = slice(importance_examples)
+        head_context = None if context is None else context[head]
+        evidence = Estimate.of(
+            log_marginal(model, x[head], head_context, num_samples=importance_samples, seed=seed)
+        )
     return Report(
         elbo=Estimate.of(log_likelihood - kl),
         log_likelihood=Estimate.of(log_likelihood),
         kl=Estimate.of(kl),
-        log_marginal=Estimate.of(evidence),
+        log_marginal=evidence,
         elbo_samples=elbo_samples,
         importance_samples=importance_samples,
         num_dims=x[0].numel(),

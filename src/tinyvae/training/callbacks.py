@@ -88,7 +88,7 @@ class EarlyStopping(Callback):
 
     def on_epoch_end(self, trainer: "Trainer", row: Row) -> None:
         """Keep the best weights; stop when patience ends."""
-        if trainer.history.stop_reason is not None:
+        if self.monitor not in row and trainer.history.stop_reason is not None:
             return  # an epoch cut short has no validation
         if self.monitor not in row:
             raise ValueError(f"EarlyStopping watches '{self.monitor}', expected one of {list(row)}")
@@ -99,7 +99,7 @@ class EarlyStopping(Callback):
             if self.restore_best:
                 state = trainer.model.state_dict()
                 self._best_weights = {name: t.detach().clone() for name, t in state.items()}
-        elif self.best_epoch is None or epoch - self.best_epoch >= self.patience:
+        elif epoch - (self.best_epoch or trainer.plan.first_epoch) >= self.patience:
             trainer.stop(f"{self.monitor} has not improved for {self.patience} epochs")
 
     def on_fit_end(self, trainer: "Trainer") -> None:

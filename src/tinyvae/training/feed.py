@@ -42,11 +42,13 @@ class Preparation:
     transform: Transform | None = None
 
     def place(self, item: Any) -> Any:
-        """Move tensors, in tuples, lists and dictionaries too."""
+        """Move tensors, in tuples, lists, dictionaries and batches too."""
         match item:
             case Tensor():
                 dtype = self.dtype if item.is_floating_point() else item.dtype
                 return item.to(self.device, dtype, non_blocking=True)
+            case Batch():
+                return Batch(**self.place(vars(item)))
             case list() | tuple():
                 return tuple(self.place(part) for part in item)
             case dict():

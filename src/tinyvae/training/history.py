@@ -68,7 +68,7 @@ class History:
         """Write :meth:`to_dict` as JSON, atomically."""
         files.write_json(path, self.to_dict())
 
-    def plot(self, metric: str = "elbo_nats") -> "Figure":
+    def plot(self, metric: str = "elbo_nats", *, title: str | None = None) -> "Figure":
         """Draw a metric against the epochs, training and validation."""
         series = {
             part: ([row["epoch"] for row in rows], [row[column] for row in rows])
@@ -79,7 +79,7 @@ class History:
             raise KeyError(f"no metric '{metric}' in the history's {list(_columns(self.epochs))}")
         name, unit = _split_unit(metric)
         ylabel = f"{name} [{unit} per datum]" if unit == "nats" else metric
-        return plotting.curves(series, xlabel="epoch", ylabel=ylabel)
+        return plotting.curves(series, xlabel="epoch", ylabel=ylabel, title=title)
 
     def __repr__(self) -> str:
         return f"History({len(self.epochs)} epochs, columns {list(_columns(self.epochs))})"

@@ -1,6 +1,6 @@
 """How losses become updates: optimisers, learning rates, schedulers, clipping."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -68,6 +68,8 @@ class Optimization:
                     f"learning_rates names '{part}', which no parameter's name begins with: "
                     f"expected one of {sorted({name.split('.')[0] for name in names.values()})}"
                 )
+        _check_groups("optimizer", self.optimizer, groups)
+        _check_groups("scheduler", self.scheduler, groups)
         optimizers = {}
         for group, parameters in groups.items():
             if not parameters:
@@ -131,6 +133,12 @@ class Optimization:
 
 def _within(name: str, part: str) -> bool:
     return name == part or name.startswith(f"{part}.")
+
+
+def _check_groups(name: str, setting: Any, groups: Iterable[str]) -> None:
+    unknown = set(setting) - set(groups) if isinstance(setting, Mapping) else set()
+    if unknown:
+        raise ValueError(f"{name} names the groups {sorted(unknown)}, expected of {list(groups)}")
 
 
 def _of_group(setting: Any, group: str) -> Any:

@@ -62,7 +62,7 @@ class Trainer:
         model: Module that the objective understands; moved to the device.
         objective: What is minimised.
         optimization: Optimiser, learning rates, scheduler, clipping.
-        callbacks: Called in this order.
+        callbacks: Called in this order, at the end of ``fit`` in reverse.
         seed: Seed of order, noise and transforms.
         device: ``"auto"`` takes cuda, else mps, else the CPU.
         record_every: Record every so many updates in ``history.updates``; None records none.
@@ -159,6 +159,7 @@ class Trainer:
             if validation is None
             else self._feed(validation, "validation", preparation, batch_size, shuffle=False)
         )
+        self.history.stop_reason = None
         with forked_rng(self.device), stop_on_interrupt(self.stop):
             self._start(train_feed, validation_feed, epochs)
             self._run(train_feed, validation_feed)
@@ -181,6 +182,8 @@ class Trainer:
             self._check(validation, "validation")
         run_steps = None if train.num_batches is None else train.num_batches * epochs
         self._make_optimizers()
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()  # gradients found, or left by an error, are none of this run's
         self._schedulers = self.optimization.make_schedulers(
             self.optimizers,
             epochs=epochs,
@@ -200,12 +203,14 @@ class Trainer:
             self._warn_of_unfinished_schedules(self.plan.total_steps)
 
     def _check(self, feed: Feed, role: str) -> str:
-        description = None
+        description, start = None, 0
         for batch in feed.probe():
             try:
                 description = self.objective.check(self.model, batch)
             except (TypeError, ValueError) as error:
-                raise type(error)(f"{role} data: {error}") from error
+                where = f", counted from example {start}" if start else ""
+                raise type(error)(f"{role} data{where}: {error}") from error
+            start += len(batch)
         if description is None:
             raise ValueError(f"the {role} data are empty: expected at least one batch")
         return description
@@ -236,10 +241,10 @@ class Trainer:
 
     def _warn_of_unfinished_schedules(self, steps: int) -> None:
         for message in self.objective.unfinished(steps, self.plan.total_steps):
-            warnings.warn(f"a schedule does not end: {message}", stacklevel=2)
+            # The level is that of the call of fit.
+            warnings.warn(f"a schedule does not end: {message}", stacklevel=4)
 
     def _run(self, train: Feed, validation: Feed | None) -> None:
-        self.history.stop_reason = None
         elapsed = self.history.epochs[-1]["time_seconds"] if self.history.epochs else 0.0
         started = time.monotonic() - elapsed
         with ExitStack() as stack:
@@ -250,12 +255,14 @@ class Trainer:
             for _ in range(self.plan.epochs):
                 self._run_epoch(train, validation, started)
                 if self.history.stop_reason is not None:
-                    self._warn_of_unfinished_schedules(self.step)
                     break
+            if self.history.stop_reason is not None or self.plan.total_steps is None:
+                self._warn_of_unfinished_schedules(self.step)
 
     def stop(self, reason: str) -> None:
-        """End the run after the current step; ``reason`` goes into the history."""
-        self.history.stop_reason = reason
+        """End the run after the current step; the first ``reason`` goes into the history."""
+        if self.history.stop_reason is None:
+            self.history.stop_reason = reason
 
     def _run_epoch(self, train: Feed, validation: Feed | None, started: float) -> None:
         means = self._train_epoch(train)
@@ -340,7 +347,12 @@ class Trainer:
     def _step_schedulers(self, row: Row) -> None:
         for scheduler in self._schedulers.values():
             if isinstance(scheduler, ReduceLROnPlateau):
-                scheduler.step(row[self.optimization.monitor])
+                monitor = self.optimization.monitor
+                if monitor not in row:
+                    raise ValueError(
+                        f"ReduceLROnPlateau watches '{monitor}', expected one of {list(row)}"
+                    )
+                scheduler.step(row[monitor])
             else:
                 scheduler.step()
 

@@ -1,0 +1,133 @@
+import pytest
+import torch
+from torch import nn
+
+from tinyvae import (
+    MLP,
+    BernoulliLikelihood,
+    CheckpointError,
+    ConvNet,
+    GaussianEncoder,
+    GaussianLikelihood,
+    Likelihood,
+    Normal,
+    StandardNormal,
+    TransposedConvNet,
+)
+from tinyvae.files import load_tensors, save_tensors
+from tinyvae.parts import ACTIVATIONS, PARTS, build, describe
+
+# Every argument of every part, none at its default.
+EXAMPLES = [
+    BernoulliLikelihood(),
+    ConvNet((2, 5, 3), (3, 4), kernel_size=5, activation=nn.GELU),
+    GaussianEncoder(MLP(4, hidden=(7,), activation=nn.SiLU), 3, features=7),
+    GaussianEncoder(ConvNet((1, 5, 4), (2,)), 3),
+    GaussianLikelihood(0.3),
+    GaussianLikelihood(std_shape=(2, 1, 1), min_std=0.1),
+    GaussianLikelihood("predicted", min_std=0.2),
+    MLP((2, 3), hidden=(5, 6), out_shape=(2, 1), activation=nn.ELU),
+    MLP(3, hidden=(5,)),
+    MLP(3, hidden=(), out_shape=2),
+    StandardNormal((2, 3)),
+    TransposedConvNet((3, 1), (2, 1, 5, 7), (3, 4), kernel_size=5, activation=nn.Tanh),
+]
+
+
+def test_every_part_has_an_example():
+    assert {type(part) for part in EXAMPLES} == set(PARTS)
+
+
+def test_every_public_part_may_be_named():
+    import tinyvae
+
+    bases = (tinyvae.Encoder, tinyvae.Likelihood, tinyvae.Network, tinyvae.Prior)
+    public = {getattr(tinyvae, name) for name in tinyvae.__all__}
+    own = {c for c in public if isinstance(c, type) and issubclass(c, bases) and c not in bases}
+    assert own == set(PARTS)
+
+
+@pytest.mark.parametrize("part", EXAMPLES, ids=lambda part: type(part).__name__)
+def test_round_trip(part, tmp_path):
+    save_tensors(tmp_path / "part.safetensors", part.state_dict(), {"part": describe(part)})
+    tensors, info = load_tensors(tmp_path / "part.safetensors")
+    twin = build(info["part"])
+    twin.load_state_dict(tensors)
+    assert type(twin) is type(part)
+    assert repr(twin) == repr(part)
+    assert describe(twin) == describe(part)
+    shapes = ("in_shape", "out_shape", "latent_shape", "std_shape")
+    for name in shapes:
+        assert getattr(twin, name, None) == getattr(part, name, None)
+    assert twin.state_dict().keys() == part.state_dict().keys()
+    assert all(torch.equal(t, twin.state_dict()[name]) for name, t in part.state_dict().items())
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(activation):
+    net = MLP(3, hidden=(4,), activation=activation)
+    twin = build(describe(net))
+    twin.load_state_dict(net.state_dict())
+    assert twin.activation is activation
+    x = torch.randn(5, 3)
+    assert torch.equal(twin(x), net(x))
+
+
+def test_description_is_plain():
+    assert describe(GaussianEncoder(nn.Tanh(), 3, features=4)) == {
+        "part": "GaussianEncoder",
+        "config": {"network": {"foreign": "Tanh"}, "latent_dim": 3, "features": 4},
+    }
+    assert describe((1, 2.5, "a", None, True, (3,))) == [1, 2.5, "a", None, True, [3]]
+
+
+class Own(Likelihood):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def elementwise(self, *params):
+        return Normal(params[0], torch.zeros(()))
+
+    def config(self):
+        return {"scale": self.scale}
+
+
+@pytest.mark.parametrize(
+    "value", [object(), 1j, nn.Hardswish, lambda: nn.ReLU(), {"a": 1}, Own(torch.ones(2))]
+)
+def test_what_has_no_description(value):
+    with pytest.raises(TypeError, match=r"cannot describe .*one of the activations"):
+        describe(value)
+
+
+@pytest.mark.parametrize("config", [{}, {"scale": 1, "more": 2}, {"Scale": 1}])
+def test_config_gives_every_argument(config):
+    part = Own(1.0)
+    part.config = lambda: config
+    with pytest.raises(TypeError, match=r"Own.config\(\) must give every.*\['scale'\], got"):
+        describe(part)
+
+
+def test_own_parts_are_handed_over():
+    description = describe(Own(2.0))
+    with pytest.raises(CheckpointError, match=r"unknown part 'Own' as 'likelihood'.*parts=\[Own"):
+        build(description, name="likelihood")
+    assert build(description, [Own]).scale == 2.0
+
+
+def test_foreign_modules_are_put_in_place_by_name():
+    net = nn.Linear(4, 5)
+    description = describe(GaussianEncoder(net, 3, features=5))
+    built = build(description, replace={"encoder.network": net}, name="encoder")
+    assert built.network is net
+    with pytest.raises(CheckpointError, match=r"weights of 'encoder.network' \(a Linear\)"):
+        build(description, replace={"network": net}, name="encoder")
+
+
+@pytest.mark.parametrize(
+    "description", [{}, {"part": "MLP"}, {"part": 5, "config": {}}, {"activation": None}]
+)
+def test_what_is_no_description(description):
+    with pytest.raises(CheckpointError, match="'decoder' is described by what is no part"):
+        build(description, name="decoder")

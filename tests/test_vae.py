@@ -1,0 +1,694 @@
+import math
+import re
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from tinyvae import (
+    ELBO,
+    MLP,
+    VAE,
+    Batch,
+    BernoulliLikelihood,
+    CheckpointError,
+    ConvNet,
+    Encoder,
+    GaussianEncoder,
+    GaussianLikelihood,
+    Independent,
+    LatentTerm,
+    Likelihood,
+    NoClosedForm,
+    Normal,
+    Prior,
+    StandardNormal,
+    TransposedConvNet,
+    log_marginal,
+)
+from tinyvae.files import load_tensors, save_tensors
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def standard_normal(*batch_and_event, event_ndim):
+    zero = torch.zeros(batch_and_event)
+    return Independent(Normal(zero, zero), event_ndim)
+
+
+class SpatialEncoder(Encoder):
+    """A posterior over maps (2, H, W), of modules that are not the library's."""
+
+    def __init__(self, height, width):
+        super().__init__()
+        self.latent_shape = torch.Size((2, height, width))
+        self.head = nn.Conv2d(1, 4, 1)
+
+    def forward(self, x, context=None):
+        return Independent(Normal(*self.head(x).chunk(2, 1)), 3)
+
+    def config(self):
+        return {"height": self.latent_shape[1], "width": self.latent_shape[2]}
+
+
+def mlp_vae(likelihood=None, data=(2, 3, 1)):
+    likelihood = BernoulliLikelihood() if likelihood is None else likelihood
+    encoder = GaussianEncoder(MLP(data, hidden=(6,)), latent_dim=3)
+    return VAE(encoder, MLP(3, hidden=(6,), out_shape=likelihood.param_shape(data)), likelihood)
+
+
+def conv_vae():
+    encoder = GaussianEncoder(ConvNet((1, 5, 4), (2, 3)), latent_dim=3)
+    decoder = TransposedConvNet(3, (2, 1, 5, 4), (3, 2))
+    return VAE(encoder, decoder, GaussianLikelihood("predicted"), StandardNormal(3))
+
+
+def spatial_vae():
+    decoder = nn.Conv2d(2, 1, 3, padding=1)
+    return VAE(SpatialEncoder(3, 4), decoder, GaussianLikelihood(std_shape=(1, 3, 4)))
+
+
+# name: (model, data shape, latent shape, own parts, foreign modules)
+MODELS = {
+    "mlp, bernoulli": (mlp_vae, (2, 3, 1), (3,), (), ()),
+    "mlp, learned scale": (
+        lambda: mlp_vae(GaussianLikelihood(std_shape=(2, 1, 1))),
+        (2, 3, 1),
+        (3,),
+        (),
+        (),
+    ),
+    "vectors, fixed scale": (
+        lambda: mlp_vae(GaussianLikelihood(0.2), (4,)),
+        (4,),
+        (3,),
+        (),
+        (),
+    ),
+    "conv, predicted scale": (conv_vae, (1, 5, 4), (3,), (), ()),
+    "own spatial encoder, foreign decoder": (
+        spatial_vae,
+        (1, 3, 4),
+        (2, 3, 4),
+        (SpatialEncoder,),
+        ("decoder",),
+    ),
+    "foreign networks": (
+        lambda: VAE(
+            GaussianEncoder(nn.Flatten(), 3, features=6),
+            nn.Sequential(nn.Linear(3, 6), nn.Unflatten(1, (2, 3, 1))),
+            BernoulliLikelihood(),
+        ),
+        (2, 3, 1),
+        (3,),
+        (),
+        ("encoder.network", "decoder"),
+    ),
+}
+
+
+def binary(*shape):
+    return (torch.rand(shape) > 0.5).to(torch.get_default_dtype())
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    return MODELS[request.param]
+
+
+# Shapes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("num_samples", "batch"), [(1, 5), (3, 5), (3, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shapes_and_dtypes(model, num_samples, batch, dtype):
+    make, data_shape, latent_shape, *_ = model
+    vae, x = make().to(dtype), binary(batch, *data_shape).to(dtype)
+    assert vae.latent_shape == latent_shape
+    output = vae(x, num_samples=num_samples)
+    (term,) = output.latents
+    assert term.name == "z"
+    tensors = {
+        (num_samples, batch, *latent_shape): [term.z],
+        (num_samples, batch): [output.log_px, term.log_q, term.log_p, output.log_weight()],
+        (batch,): [term.kl(), term.kl("sample")],
+        (num_samples, batch, *data_shape): [output.likelihood.mean, vae.decode(term.z).sample()],
+        (batch, *data_shape): [vae.reconstruct(x), vae.decode(term.z[0]).mean],
+        (7, *data_shape): [vae.sample(7), vae.sample(7, mean=True)],
+        data_shape: [vae.decode(term.z[0, 0, None]).mean[0]],
+    }
+    for shape, values in tensors.items():
+        assert [v.shape for v in values] == [shape] * len(values)
+        assert {v.dtype for v in values} == {dtype}
+    assert output.likelihood.batch_shape == (num_samples, batch)
+    assert output.likelihood.event_shape == data_shape
+    assert term.posterior.batch_shape == (batch,)
+    assert not vae.sample(2).requires_grad
+
+
+def test_log_weight_is_the_sum_of_its_terms(model):
+    make, data_shape, *_ = model
+    vae, x = make(), binary(5, *data_shape)
+    output = vae(x, num_samples=3)
+    z = output.latents[0].z
+    expected = vae.decode(z).log_prob(x) + vae.prior().log_prob(z) - vae.encode(x).log_prob(z)
+    torch.testing.assert_close(output.log_weight(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_draws_are_row_by_row(model):
+    """p(x given z) of K x B latents is that of each alone: nothing is mixed up in folding."""
+    make, _, latent_shape, *_ = model
+    vae, z = make(), torch.randn(3, 5, *latent_shape)
+    together = vae.decode(z).mean
+    alone = torch.stack(
+        [torch.stack([vae.decode(z[k, b][None]).mean[0] for b in range(5)]) for k in range(3)]
+    )
+    torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_reach_every_parameter(model):
+    make, data_shape, *_ = model
+    vae = make()
+    vae(binary(5, *data_shape), num_samples=3).log_weight().sum().backward()
+    dead = [n for n, p in vae.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not dead
+
+
+def test_check_accepts_what_fits(model):
+    make, data_shape, *_ = model
+    vae, x = make(), binary(5, *data_shape)
+    for rows in (x, x[:1]):
+        record = vae.check(rows)
+        two = rows[:2]
+        assert record.log_weight().shape == (1, len(two))
+        torch.testing.assert_close(record.latents[0].z[0], vae.encode(two).mean)
+
+
+def test_sample_follows_the_model():
+    """The mean of draws is that of p(x), by the decoder's mean over prior draws."""
+    vae = mlp_vae(GaussianLikelihood(0.5), (4,))
+    draws, means = vae.sample(20_000), vae.sample(20_000, mean=True)
+    error = (draws.var(0) / 20_000 + means.var(0) / 20_000).sqrt()
+    assert ((draws.mean(0) - means.mean(0)).abs() < 4 * error).all()
+    noise = draws.var(0) - means.var(0)
+    torch.testing.assert_close(noise, torch.full((4,), 0.25), rtol=0.1, atol=0)
+
+
+def test_reconstruct_draws_nothing(model):
+    make, data_shape, *_ = model
+    vae, x = make(), binary(5, *data_shape)
+    state = torch.get_rng_state()
+    reconstruction = vae.reconstruct(x)
+    assert torch.equal(torch.get_rng_state(), state)
+    expected = vae.decode(vae.encode(x).mean).mean
+    assert torch.equal(reconstruction, expected)
+
+
+def test_kl_estimators():
+    q, p = standard_normal(5, 3, event_ndim=1), standard_normal(2, 5, 3, event_ndim=1)
+    q = Independent(Normal(q.mean + 2, q.base.log_std), 1)
+    term = LatentTerm("z", q.sample((2,)), q, p)
+    assert term.has_analytic_kl
+    torch.testing.assert_close(term.kl("analytic"), torch.full((5,), 6.0))  # 3 x 2^2 / 2
+    assert torch.equal(term.kl("sample"), (term.log_q - term.log_p).mean(0))
+    assert torch.equal(term.kl(), term.kl("analytic"))
+    flat = LatentTerm("z", term.z, q, Independent(p.base, 2))
+    assert not flat.has_analytic_kl
+    with pytest.raises(NoClosedForm):
+        flat.kl("analytic")
+
+
+# Context ------------------------------------------------------------------------------------------
+
+
+class WithContext(nn.Module):
+    """A linear layer of input and context together."""
+
+    def __init__(self, n_in, n_context, n_out):
+        super().__init__()
+        self.linear = nn.Linear(n_in + n_context, n_out)
+
+    def forward(self, x, context):
+        return self.linear(torch.cat([x, context], 1))
+
+
+class ContextPrior(Prior):
+    def __init__(self, latent_dim, n_context):
+        super().__init__()
+        self.latent_shape = torch.Size((latent_dim,))
+        self.linear = nn.Linear(n_context, latent_dim)
+
+    def forward(self, context=None, *, encoder=None):
+        mean = self.linear(context)
+        return Independent(Normal(mean, torch.zeros_like(mean)), 1)
+
+    def config(self):
+        return {"latent_dim": self.latent_shape[0], "n_context": self.linear.in_features}
+
+
+def conditional_vae(prior=True):
+    encoder = GaussianEncoder(WithContext(4, 2, 6), latent_dim=3, features=6)
+    prior = ContextPrior(3, 2) if prior else None
+    return VAE(encoder, WithContext(3, 2, 4), GaussianLikelihood(0.1), prior)
+
+
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_context_flows_through_every_part(with_prior):
+    vae, x, context = conditional_vae(with_prior), torch.randn(5, 4), torch.randn(5, 2)
+    output = vae(x, context, num_samples=3)
+    (term,) = output.latents
+    assert output.log_weight().shape == (3, 5)
+    for b in range(5):  # each example with its own context, and no other
+        row, own = x[b : b + 1], context[b : b + 1]
+        z = term.z[:, b : b + 1]
+        head = vae.encoder.head(vae.encoder.network(row, own))
+        torch.testing.assert_close(term.posterior.mean[b], head[0, :3])
+        decoded = torch.stack([vae.decoder(z[k], own) for k in range(3)])
+        torch.testing.assert_close(output.likelihood.mean[:, b : b + 1], decoded)
+        prior = vae.prior.linear(own) if with_prior else torch.zeros(1, 3)
+        log_p = -0.5 * ((z - prior) ** 2).sum(-1) - 1.5 * math.log(2 * math.pi)
+        torch.testing.assert_close(term.log_p[:, b : b + 1], log_p)
+    reconstruction = vae.decoder(term.posterior.mean, context)
+    torch.testing.assert_close(vae.reconstruct(x, context), reconstruction)
+    vae.check(x, context)
+    assert log_marginal(vae, x, context, num_samples=4).shape == (5,)
+    objective, batch = ELBO(num_samples=2), Batch(x, context)
+    objective.check(vae, batch)
+    objective(vae, batch).losses["model"].backward()
+    assert all(p.grad.any() for p in vae.parameters())
+
+
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_samples_given_a_context(with_prior):
+    vae, context = conditional_vae(with_prior), torch.tensor([[0.0, 0.0], [30.0, -30.0]])
+    draws = vae.sample(4000, context)
+    assert draws.shape == (4000, 2, 4)
+    with torch.no_grad():
+        z = vae.prior.linear(context) if with_prior else torch.zeros(2, 3)
+        expected = vae.decoder(z, context)  # linear, so that the mean passes through
+    error = draws.std(0) / math.sqrt(4000)
+    assert ((draws.mean(0) - expected).abs() < 4.5 * error).all()
+    assert vae.sample(6, context, mean=True).shape == (6, 2, 4)
+
+
+# Misfits ------------------------------------------------------------------------------------------
+
+
+class Returning(Encoder):
+    """An encoder that returns what it is told."""
+
+    def __init__(self, answer, latent_shape=(3,)):
+        super().__init__()
+        self.answer, self.latent_shape = answer, torch.Size(latent_shape)
+
+    def forward(self, x, context=None):
+        return self.answer(x)
+
+    def config(self):
+        return {"answer": None}
+
+
+def with_encoder(answer):
+    return lambda: VAE(Returning(answer), MLP(3, out_shape=4), BernoulliLikelihood())
+
+
+def with_decoder(decoder):
+    return lambda: VAE(GaussianEncoder(MLP(4), 3), decoder(), BernoulliLikelihood())
+
+
+def plain():
+    return mlp_vae(data=(4,))
+
+
+def grey():
+    return torch.tensor([[0.0, 255.0, 3.0, 4.0]])
+
+
+# name: (model, data, exception, message)
+MISFITS = {
+    "decoder too wide": (
+        with_decoder(lambda: MLP(3, out_shape=5)),
+        lambda: torch.zeros(2, 4),
+        ValueError,
+        r"data of shape (4,) needs a decoder that returns (4,) per example, got (5,): "
+        r"give it out_shape=(4,)",
+    ),
+    "decoder misses a parameter": (
+        lambda: VAE(
+            GaussianEncoder(MLP(4), 3), MLP(3, out_shape=4), GaussianLikelihood("predicted")
+        ),
+        lambda: torch.zeros(2, 4),
+        ValueError,
+        "needs a decoder that returns (2, 4) per example, got (4,)",
+    ),
+    "decoder returns no tensor": (
+        with_decoder(lambda: nn.LSTM(3, 4)),
+        lambda: torch.zeros(2, 4),
+        ValueError,
+        "returns (4,) per example, got tuple",
+    ),
+    "decoder of other latents": (
+        with_decoder(lambda: MLP(2, out_shape=4)),
+        lambda: torch.zeros(2, 4),
+        ValueError,
+        "the decoder does not accept a batch of shape (2, 3) and torch.float64 "
+        "(is its in_shape (3,)",
+    ),
+    "encoder returns a tensor": (
+        with_encoder(lambda x: x[:, :3]),
+        lambda: torch.zeros(2, 4),
+        TypeError,
+        "an encoder must return a Distribution, q(z given x), got a Tensor: wrap its network",
+    ),
+    "encoder of other data": (
+        plain,
+        lambda: torch.zeros(2, 3),
+        ValueError,
+        "the encoder does not accept a batch of shape (2, 3) and torch.float64 "
+        "(is its in_shape (3,)",
+    ),
+    "encoder of another dtype": (
+        plain,
+        lambda: torch.zeros(2, 4, dtype=torch.float32),
+        ValueError,
+        "the encoder does not accept a batch of shape (2, 4) and torch.float32",
+    ),
+    "encoder that reads no context": (
+        plain,
+        lambda: (torch.zeros(2, 4), torch.zeros(2, 1)),
+        ValueError,
+        "does it take the context?",
+    ),
+    "posterior of another latent": (
+        with_encoder(lambda x: standard_normal(len(x), 2, event_ndim=1)),
+        lambda: torch.zeros(2, 4),
+        ValueError,
+        "event_shape latent_shape = (3,), got Independent(Normal, batch_shape=(2,), event_shape=(2",
+    ),
+    "posterior without a batch": (
+        with_encoder(lambda _: standard_normal(3, event_ndim=1)),
+        lambda: torch.zeros(2, 4),
+        ValueError,
+        "batch_shape (2,) and event_shape latent_shape = (3,), got",
+    ),
+    "posterior without an event": (
+        with_encoder(lambda x: standard_normal(len(x), 3, event_ndim=0)),
+        lambda: torch.zeros(2, 4),
+        ValueError,
+        "batch_shape (2,) and event_shape latent_shape = (3,), got",
+    ),
+    "pixels 0..255": (plain, grey, ValueError, "values in [0, 1], got 0..255: binarise"),
+    "NaN": (plain, lambda: grey() * math.nan, ValueError, "NaN or infinity in 1 of 1 examples"),
+    "integers": (plain, lambda: grey().long(), TypeError, "floating-point data, got torch.int64"),
+    "no examples": (
+        plain,
+        lambda: torch.zeros(0, 4),
+        ValueError,
+        "(B, *E) with B >= 1, got (0, 4)",
+    ),
+    "no batch": (plain, lambda: torch.zeros(4), ValueError, "(B, *E) with B >= 1, got (4,)"),
+    "learned scale of batches": (
+        lambda: mlp_vae(GaussianLikelihood(std_shape=(2, 1)), (4,)),
+        lambda: torch.zeros(2, 4),
+        ValueError,
+        "std_shape=(2, 1)) does not broadcast over data of shape (4,)",
+    ),
+    "learned scale of other data": (
+        lambda: mlp_vae(GaussianLikelihood(std_shape=(3,)), (4,)),
+        lambda: torch.zeros(2, 4),
+        ValueError,
+        "std_shape=(3,)) does not broadcast over data of shape (4,)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_check_tells_misfits_apart(name):
+    make, data, exception, message = MISFITS[name]
+    x = data()
+    with pytest.raises(exception, match=re.escape(message)):
+        make().check(*(x if isinstance(x, tuple) else (x,)))
+
+
+def test_support_is_checked_beyond_the_first_examples():
+    x = torch.zeros(9, 4)
+    x[8, 2] = 2.0
+    with pytest.raises(ValueError, match=r"got 0\.\.2"):
+        plain().check(x)
+
+
+def test_constructor_names_the_remedy():
+    encoder, decoder, likelihood = GaussianEncoder(MLP(4), 3), MLP(3), BernoulliLikelihood()
+    for arguments, error, message in [
+        ((MLP(4), decoder, likelihood), TypeError, r"encoder a Encoder, got a MLP: wrap a network"),
+        ((encoder, torch.tanh, likelihood), TypeError, r"decoder a Module, got a builtin.*MLP\("),
+        ((encoder, decoder, "bernoulli"), TypeError, r"likelihood a Likelihood, got a str: such"),
+        ((encoder, decoder, BernoulliLikelihood), TypeError, r"likelihood a Likelihood, got a AB"),
+        ((encoder, decoder, likelihood, decoder), TypeError, r"prior a Prior, got a MLP: such as"),
+        (
+            (encoder, decoder, likelihood, StandardNormal(2)),
+            ValueError,
+            r"encoder's latents \(3,\), got one over \(2,\)",
+        ),
+    ]:
+        with pytest.raises(error, match=message):
+            VAE(*arguments)
+
+
+def test_density_needs_both_parts():
+    for part in ("encoder", "likelihood"):
+        vae = plain()
+        assert vae.is_density
+        getattr(vae, part).is_density = False
+        assert not vae.is_density
+
+
+def test_default_prior_and_repr():
+    vae = spatial_vae()
+    assert isinstance(vae.prior, StandardNormal)
+    assert vae.prior.latent_shape == (2, 3, 4)
+    assert repr(vae).startswith("VAE(\n  latent_shape=(2, 3, 4)")
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+def same_bits(a, b):
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_file_round_trip_is_bitwise(model, dtype, tmp_path):
+    make, data_shape, _, own, foreign = model
+    vae = make().to(dtype).train()
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.normal_()
+    vae.save(tmp_path / "vae.safetensors")
+    replacements = {name: make().get_submodule(name) for name in foreign}
+    state = torch.get_rng_state()
+    loaded = VAE.load(tmp_path / "vae.safetensors", parts=own, replace=replacements)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_default_dtype() == torch.float64
+    assert vae.training
+    assert not any(m.training for m in loaded.modules())
+    assert all(p.requires_grad for p in loaded.parameters())
+    assert repr(loaded) == repr(vae)
+    states = vae.state_dict(), loaded.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(same_bits(t, states[1][name]) for name, t in states[0].items())
+    if dtype != torch.bfloat16:
+        x = binary(5, *data_shape).to(dtype)
+        outputs = []
+        for each in (vae, loaded):
+            torch.manual_seed(1)
+            outputs.append(each(x, num_samples=3).log_weight())
+        assert same_bits(*outputs)
+
+
+def test_file_keeps_mixed_dtypes(tmp_path):
+    vae = mlp_vae(GaussianLikelihood(), (4,)).float()
+    vae.likelihood.double()
+    vae.decoder.layers[2].half()
+    vae.save(tmp_path / "vae.safetensors")
+    loaded = VAE.load(tmp_path / "vae.safetensors").state_dict()
+    assert len({t.dtype for t in loaded.values()}) == 3
+    assert all(same_bits(t, loaded[name]) for name, t in vae.state_dict().items())
+
+
+def test_file_keeps_options(tmp_path):
+    encoder = GaussianEncoder(MLP(4, hidden=(5, 6), activation=nn.Tanh), 3)
+    decoder = MLP(3, hidden=(), out_shape=(4,))
+    likelihood = GaussianLikelihood(std_shape=(4,), min_std=0.25)
+    VAE(encoder, decoder, likelihood).save(tmp_path / "vae.safetensors")
+    loaded = VAE.load(tmp_path / "vae.safetensors")
+    assert loaded.likelihood.min_std == 0.25
+    assert loaded.encoder.network.activation is nn.Tanh
+    assert loaded.encoder.network.config() == encoder.network.config()
+
+
+def test_conditional_model_round_trip(tmp_path):
+    vae = conditional_vae()
+    vae.save(tmp_path / "vae.safetensors")
+    loaded = VAE.load(
+        tmp_path / "vae.safetensors",
+        parts=[ContextPrior],
+        replace={"encoder.network": WithContext(4, 2, 6), "decoder": WithContext(3, 2, 4)},
+    )
+    x, context = torch.randn(5, 4), torch.randn(5, 2)
+    assert torch.equal(loaded.reconstruct(x, context), vae.reconstruct(x, context))
+
+
+class Forgetful(Likelihood):
+    """Its config() says nothing of its argument."""
+
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.scale = scale
+
+    def elementwise(self, *params):
+        return Normal(params[0], torch.zeros(()))
+
+
+class OwnLikelihood(Forgetful):
+    def config(self):
+        return {"scale": self.scale}
+
+
+def test_own_part(tmp_path):
+    vae = mlp_vae(OwnLikelihood(2.5), (4,))
+    vae.save(tmp_path / "vae.safetensors")
+    message = r"vae.safetensors: .*unknown part 'OwnLikelihood' as 'likelihood'.*parts=\[OwnLike"
+    with pytest.raises(CheckpointError, match=message):
+        VAE.load(tmp_path / "vae.safetensors")
+    loaded = VAE.load(tmp_path / "vae.safetensors", parts=[OwnLikelihood])
+    assert type(loaded.likelihood) is OwnLikelihood
+    assert loaded.likelihood.scale == 2.5
+
+
+def test_forgotten_argument_is_told_at_save(tmp_path):
+    vae = mlp_vae(Forgetful(2.5), (4,))
+    with pytest.raises(TypeError, match=r"Forgetful.config\(\) must give every.*\['scale'\], got "):
+        vae.save(tmp_path / "vae.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_foreign_module_is_asked_for(tmp_path):
+    vae = VAE(
+        GaussianEncoder(nn.Identity(), 3, features=4), MLP(3, out_shape=4), BernoulliLikelihood()
+    )
+    vae.save(tmp_path / "vae.safetensors")
+    message = r"'encoder.network' \(a Identity\).*replace=\{'encoder.network': module\}"
+    for replace in (None, {"network": nn.Identity()}):
+        with pytest.raises(CheckpointError, match=message):
+            VAE.load(tmp_path / "vae.safetensors", replace=replace)
+
+
+def test_misfitting_foreign_module_is_refused(tmp_path):
+    vae = with_decoder(lambda: nn.Linear(3, 4))()
+    vae.save(tmp_path / "vae.safetensors")
+    wrong = nn.Linear(3, 5)
+    before = wrong.weight
+    message = r"2 tensors do not fit .* 'decoder.bias': expected \(5,\), got \(4,\)"
+    with pytest.raises(CheckpointError, match=message):
+        VAE.load(tmp_path / "vae.safetensors", replace={"decoder": wrong})
+    assert wrong.weight is before
+
+
+def forged(path, change):
+    """A whole file with a right digest whose description is another."""
+    plain().save(path)
+    tensors, info = load_tensors(path)
+    change(info)
+    save_tensors(path, tensors, info)
+
+
+def set_config(part, **values):
+    def change(info):
+        *parents, last = part.split(".")
+        description = info["parts"]
+        for name in parents:
+            description = description[name]["config"]
+        description[last]["config"].update(values)
+
+    return change
+
+
+# name: (change of the file's description, message)
+FORGERIES = {
+    "a billion units": (
+        set_config("decoder", hidden=[10**9]),
+        r"expected \(1000000000,\), got \(6,\)",
+    ),
+    "a billion times a billion": (
+        set_config("decoder", hidden=[10**9, 10**9]),
+        "tensors do not fit|cannot be built",
+    ),
+    "too many to count": (set_config("decoder", hidden=[2**62, 2**62]), "cannot be built of what"),
+    "more than an index": (set_config("decoder", hidden=[10**30]), "cannot be built of what"),
+    "a billion latents": (
+        set_config("encoder", latent_dim=10**9),
+        "tensors do not fit|make no VAE",
+    ),
+    "another latent": (set_config("encoder", latent_dim=2), r"parts make no VAE: .*\(2,\)"),
+    "negative size": (set_config("decoder", hidden=[-5]), "sizes of at least 1"),
+    "text for a size": (set_config("encoder", latent_dim="many"), "cannot be built of what"),
+    "unknown argument": (set_config("decoder", eval="x"), "cannot be built of what"),
+    "unknown activation": (
+        set_config("encoder.network", activation={"activation": "Module"}),
+        "unknown part 'Module' as 'encoder.network.activation'",
+    ),
+    "import path": (
+        lambda info: info["parts"].update(decoder={"part": "os.system", "config": {}}),
+        "unknown part 'os.system' as 'decoder'",
+    ),
+    "no part": (lambda info: info["parts"].update(decoder={"a": 1}), "'decoder' is described by"),
+    "number for a part": (lambda info: info["parts"].update(decoder=5), "parts make no VAE"),
+    "missing part": (lambda info: info["parts"].pop("decoder"), "parts make no VAE"),
+    "surplus part": (lambda info: info["parts"].update(more=5), "parts make no VAE"),
+    "swapped parts": (
+        lambda info: info["parts"].update(encoder=info["parts"]["decoder"]),
+        "parts make no VAE",
+    ),
+    "no parts": (lambda info: info.pop("parts"), "expected the file of a VAE, got 'VAE'"),
+    "another model": (lambda info: info.update(model="GAN"), "file of a VAE, got 'GAN'"),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_forged_file_is_refused_quickly(name, tmp_path):
+    change, message = FORGERIES[name]
+    path = tmp_path / "vae.safetensors"
+    forged(path, change)
+    resource = pytest.importorskip("resource")
+    state, start = torch.get_rng_state(), time.perf_counter()
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=message) as caught:
+        VAE.load(path)
+    assert str(caught.value).startswith(str(path))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 100 * 2**10  # KiB
+    assert time.perf_counter() - start < 5
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_missing_and_surplus_tensors_are_refused(tmp_path):
+    path = tmp_path / "vae.safetensors"
+    plain().save(path)
+    tensors, info = load_tensors(path)
+    bias = tensors.pop("decoder.layers.0.bias")
+    save_tensors(path, tensors, info)
+    with pytest.raises(CheckpointError, match=r"'decoder.layers.0.bias': expected \(6,\), got no"):
+        VAE.load(path)
+    save_tensors(path, {**tensors, "decoder.layers.0.bias": bias, "more": bias}, info)
+    with pytest.raises(CheckpointError, match=r"'more': expected none, got \(6,\)"):
+        VAE.load(path)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_truncated_file_is_refused(keep, tmp_path):
+    path = tmp_path / "vae.safetensors"
+    plain().save(path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError):
+        VAE.load(path)
