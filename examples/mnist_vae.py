@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from published_reference import report_reference
 from small_images import SmallImages, load_images, report_test_images
 from torch import nn
+from torch.optim import AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from tinyvae import (
@@ -45,7 +46,9 @@ def build(data_shape: torch.Size, latent_dim: int = 8) -> VAE:
 def train(vae: VAE, data: SmallImages, args: argparse.Namespace) -> History:
     """Maximise the ELBO; the defaults were chosen on the validation images of MNIST."""
     optimization = Optimization(
-        args.learning_rate, scheduler=CosineAnnealingLR, scheduler_interval="step"
+        optimizer=lambda parameters: AdamW(parameters, lr=args.learning_rate, fused=True),
+        scheduler=CosineAnnealingLR,
+        scheduler_interval="step",
     )
     trainer = Trainer(vae, ELBO(), optimization, seed=args.seed, record_every=1)
     return trainer.fit(data.train, data.validation, epochs=args.epochs, batch_size=args.batch_size)
@@ -92,7 +95,7 @@ def main() -> None:
     parser.add_argument("--data-root", default="data", help="folder that holds MNIST/raw")
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=5e-3)
+    parser.add_argument("--learning-rate", type=float, default=1e-2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--full", action="store_true", help="log p(x) of all test images")
     parser.add_argument("--reference", action="store_true", help="rerun the published model")

@@ -50,7 +50,8 @@ class Preparation:
             case Batch():
                 return Batch(**self.place(vars(item)))
             case list() | tuple():
-                return tuple(self.place(part) for part in item)
+                parts = [self.place(part) for part in item]
+                return type(item)(*parts) if hasattr(item, "_fields") else tuple(parts)
             case dict():
                 return {name: self.place(part) for name, part in item.items()}
         return item

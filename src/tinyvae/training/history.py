@@ -124,9 +124,10 @@ class RunningMean:
     def add(self, output: ObjectiveOutput, weight: int) -> None:
         """Add a batch of ``weight`` examples."""
         named = named_values(output)
-        values = torch.stack(tuple(named.values()))
         if self._total is None:
             self._names = tuple(named)
+        values = torch.stack([named[name] for name in self._names])
+        if self._total is None:
             dtype = torch.float32 if values.device.type == "mps" else torch.float64
             self._total = torch.zeros_like(values, dtype=dtype)
         self._total.add_(values, alpha=weight)

@@ -121,13 +121,14 @@ class Optimization:
         self, parameters: list[nn.Parameter], names: Mapping[nn.Parameter, str]
     ) -> list[dict[str, Any]]:
         """Torch's parameter groups, one per learning rate."""
-        by_part: dict[str | None, list[nn.Parameter]] = {}
+        by_part: dict[str | None, list[nn.Parameter]] = {None: []}
         for parameter in parameters:
             matching = [p for p in self.learning_rates if _within(names[parameter], p)]
             by_part.setdefault(max(matching, key=len, default=None), []).append(parameter)
         return [
             {"params": params} | ({} if part is None else {"lr": self.learning_rates[part]})
             for part, params in by_part.items()
+            if params
         ]
 
 

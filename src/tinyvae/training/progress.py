@@ -17,19 +17,24 @@ __all__ = ["Progress"]
 
 REFRESH_SECONDS = 0.25
 PLAIN_LINES = 20
+# Narrow, for the terms come last and must not be cut off.
+BAR = "{desc} {percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
+COUNTER = "{desc} {n_fmt} steps {elapsed}{postfix}"
 
 
 class Progress(Callback):
-    """Reports on standard error: what runs, live terms, the time left."""
+    """Reports on standard error: what runs, live terms (validation in brackets), the time left."""
 
     def on_fit_start(self, trainer: "Trainer") -> None:
         """Say what is about to run."""
         self._start = self._refreshed = time.monotonic()
-        self._validation = ""
+        self._validation: Row = {}
         _write(trainer.plan.headline)
         self._bar: tqdm[NoReturn] | None = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=trainer.plan.run_steps, unit="step", dynamic_ncols=True)
+            total = trainer.plan.run_steps
+            bar_format = COUNTER if total is None else BAR
+            self._bar = tqdm(total=total, bar_format=bar_format, dynamic_ncols=True)
 
     def on_step_end(self, trainer: "Trainer", output: ObjectiveOutput) -> None:
         """Move the bar; now and then read the terms, for which the device is waited for."""
@@ -40,25 +45,23 @@ class Progress(Callback):
             self._refreshed = now
             terms = {name: value.item() for name, value in named_values(output).items()}
             self._bar.set_description_str(_epoch_of(trainer, trainer.epoch + 1), refresh=False)
-            self._bar.set_postfix_str(_terms(terms) + self._validation, refresh=False)
+            self._bar.set_postfix_str(_terms(terms, self._validation), refresh=False)
         self._bar.update()
 
     def on_epoch_end(self, trainer: "Trainer", row: Row) -> None:
         """Print a line where there is no bar, of some 20 epochs of the run."""
-        validation = _terms(_part(row, "validation"))
-        self._validation = f" | validation {validation}" if validation else ""
+        self._validation = _part(row, "validation")
+        epoch = _epoch_of(trainer, trainer.epoch)
+        terms = _terms(_part(row, "train"), self._validation)
         if self._bar is not None:
-            self._bar.set_postfix_str(_terms(_part(row, "train")) + self._validation)
+            self._bar.set_description_str(epoch, refresh=False)
+            self._bar.set_postfix_str(terms)
             return
         done, epochs = trainer.epoch - trainer.plan.first_epoch, trainer.plan.epochs
         if done % max(1, epochs // PLAIN_LINES) and done != epochs:
             return
         left = (time.monotonic() - self._start) / done * (epochs - done)
-        train = _terms(_part(row, "train"))
-        _write(
-            f"{_epoch_of(trainer, trainer.epoch)}: train {train}{self._validation}"
-            f" | {tqdm.format_interval(left)} left"
-        )
+        _write(f"{epoch}: {terms} | {tqdm.format_interval(left)} left")
 
     def on_fit_end(self, trainer: "Trainer") -> None:
         """Close the bar; say why a run ended early."""
@@ -76,10 +79,12 @@ def _part(row: Row, part: str) -> Row:
     return {n.removeprefix(f"{part}/"): v for n, v in row.items() if n.startswith(f"{part}/")}
 
 
-def _terms(values: Row) -> str:
-    """Metrics to read at a glance; the loss only where there is nothing else."""
-    metrics = {name: v for name, v in values.items() if not name.startswith("loss")} or values
-    return ", ".join(f"{label(name)} {value:.4g}" for name, value in metrics.items())
+def _terms(train: Row, validation: Row) -> str:
+    """Metrics of training (and validation); the loss only where there is nothing else."""
+    metrics = {name: v for name, v in train.items() if not name.startswith("loss")} or train
+    beside = {name: f" ({value:.4g})" for name, value in validation.items()}
+    terms = [f"{label(name)} {v:.4g}{beside.get(name, '')}" for name, v in metrics.items()]
+    return ", ".join(terms)
 
 
 def _write(line: str) -> None:

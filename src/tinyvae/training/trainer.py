@@ -160,7 +160,7 @@ class Trainer:
             else self._feed(validation, "validation", preparation, batch_size, shuffle=False)
         )
         self.history.stop_reason = None
-        with forked_rng(self.device), stop_on_interrupt(self.stop):
+        with forked_rng(self.device), stop_on_interrupt(self.stop), torch.enable_grad():
             self._start(train_feed, validation_feed, epochs)
             self._run(train_feed, validation_feed)
         return self.history
