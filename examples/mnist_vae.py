@@ -69,6 +69,7 @@ def figures(vae: VAE, data: SmallImages, history: History) -> dict[str, Figure]:
     share = torch.linspace(0, 1, 11).reshape(-1, 1, 1)
     walks = torch.lerp(means[:8], means[8:16], share).transpose(0, 1)  # (8 walks, 11 steps, D)
     walked = vae.decode(walks).mean.flatten(0, 1)
+    samples = vae.sample(100, mean=True)
     title = data.title
     return {
         "elbo_terms": curves(
@@ -78,13 +79,9 @@ def figures(vae: VAE, data: SmallImages, history: History) -> dict[str, Figure]:
             "log_likelihood_nats", title=title("Reconstruction term E log p(x | z)")
         ),
         "reconstructions": image_rows(rows, title=title("Images and reconstructions")),
-        "samples": image_grid(vae.sample(100, mean=True), title=title("Samples, z from N(0, I)")),
-        "latent_means": latent_scatter(
-            means, data.test_labels, title=title("Posterior means of test images")
-        ),
-        "latent_walk": image_grid(
-            walked, columns=11, title=title("From one test image to another, through z")
-        ),
+        "samples": image_grid(samples, title=title("Samples, z from N(0, I)")),
+        "latent_means": latent_scatter(means, data.test_labels, title=title("Posterior means")),
+        "latent_walk": image_grid(walked, columns=11, title=title("From image to image")),
     }
 
 
@@ -113,19 +110,15 @@ def main() -> None:
     vae = build(data.train.shape[1:])
     print(summary(vae))
     history = train(vae, data, args)
+    vae.cpu()  # the Trainer may have moved it to a GPU
     with torch.no_grad():
         for name, figure in figures(vae, data, history).items():
             save_figure(figure, args.output / f"{data.name}_{name}.png")
     vae.save(args.output / f"{data.name}_vae.safetensors")
-    results = data.describe() | {
-        "seed": args.seed,
-        "epochs": args.epochs,
-        "batch_size": args.batch_size,
-        "learning_rate": args.learning_rate,
-        "updates": int(history.epochs[-1]["step"]),
-        **report_test_images(vae, data, full=args.full, seed=args.seed),
-        "time_seconds": time.perf_counter() - start,
-    }
+    results = data.describe() | report_test_images(vae, data, full=args.full, seed=args.seed)
+    settings = ("seed", "epochs", "batch_size", "learning_rate")
+    results |= {name: getattr(args, name) for name in settings}
+    results |= {"updates": history["step"][-1], "time_seconds": time.perf_counter() - start}
     write_json(args.output / "results.json", results)
     print(f"{results['time_seconds']:.1f} s; figures, model and results.json in {args.output}")
 

@@ -378,3 +378,12 @@ def test_bernoulli_of_the_training_means_is_the_ceiling():
     exact = Independent(Bernoulli(vae.decoder.layers[2].bias), 1).log_prob(x)
     estimate = log_marginal(vae, x, num_samples=20_000)
     assert ((estimate - exact).abs() < 4 * is_error(vae, x, 20_000) + 1e-12).all()
+
+
+def test_data_are_taken_to_the_models_dtype(float64):
+    model = random_linear_gaussian(num_data=5).vae.float()
+    x = torch.randn(3, 5)
+    assert x.dtype == torch.float64
+    assert log_marginal(model, x, num_samples=10).dtype == torch.float32
+    options = {"elbo_samples": 2, "importance_samples": 10}
+    assert evaluate(model, x, **options) == evaluate(model, x.float(), **options)

@@ -7,14 +7,17 @@ In expectation a lower bound on log p(x), which it approaches as K grows.
 """
 
 import math
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tinyvae.scopes import evaluating, forked_rng
 from tinyvae.vae import LatentVariableModel
 
 __all__ = ["log_marginal"]
+
+Data = TypeVar("Data", Tensor, Tensor | None)
 
 # Elements of the largest tensor of a chunk (draws x examples x data dimensions): larger ones
 # no longer fit the caches, smaller ones pay more for dispatch.
@@ -33,7 +36,7 @@ def log_marginal(
 
     Args:
         model: The model; evaluated in evaluation mode, without gradients.
-        x: Data, ``(N, *E)``.
+        x: Data, ``(N, *E)``, moved to the model's device and dtype.
         context: What the model is conditioned on, ``(N, ...)``.
         num_samples: Draws :math:`K` per example.
         seed: Seed of the draws; global random state is left as found.
@@ -52,6 +55,7 @@ def log_marginal(
         raise ValueError(f"log_marginal expects num_samples >= 1, got {num_samples}")
     if len(x) == 0:
         raise ValueError("log_marginal expects at least one example, got none")
+    x, context = placed(model, x), placed(model, context)
     elements = max(1, x[0].numel())
     draws = min(num_samples, max(1, CHUNK_ELEMENTS // elements))
     examples = max(1, CHUNK_ELEMENTS // (elements * draws))
@@ -72,3 +76,11 @@ def _log_mean_weight(
         output = model(x, context, num_samples=min(draws, num_samples - start))
         total = torch.logaddexp(total, output.log_weight().logsumexp(0))
     return total - math.log(num_samples)
+
+
+def placed(model: nn.Module, data: Data) -> Data:
+    """Data on the model's device, floating-point ones in its dtype; None stays None."""
+    parameter = next(model.parameters(), None)
+    if data is None or parameter is None:
+        return data
+    return data.to(parameter.device, parameter.dtype if data.is_floating_point() else data.dtype)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinyvae.evaluation.importance import CHUNK_ELEMENTS, log_marginal
+from tinyvae.evaluation.importance import CHUNK_ELEMENTS, log_marginal, placed
 from tinyvae.scopes import evaluating, forked_rng
 from tinyvae.vae import LatentVariableModel
 
@@ -119,7 +119,7 @@ def evaluate(
 
     Args:
         model: The model; evaluated in evaluation mode, without gradients.
-        x: Data, ``(N, *E)``, on the model's device.
+        x: Data, ``(N, *E)``, moved to the model's device and dtype.
         context: What the model is conditioned on, ``(N, ...)``.
         elbo_samples: Draws per example for the ELBO; the KL is in closed form where there is one.
         importance_samples: Draws per example for log p(x); None leaves it out.
@@ -135,6 +135,7 @@ def evaluate(
         raise ValueError(f"evaluate expects elbo_samples >= 1, got {elbo_samples}")
     if importance_examples is not None and importance_examples < 1:
         raise ValueError(f"evaluate expects importance_examples >= 1, got {importance_examples}")
+    x, context = placed(model, x), placed(model, context)
     model.check(x, context)
     log_likelihood, kl = _elbo_terms(model, x, context, elbo_samples, seed)
     evidence = None
