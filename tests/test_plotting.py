@@ -417,3 +417,18 @@ def test_without_matplotlib_the_remedy_is_named(monkeypatch):
     ):
         with pytest.raises(ImportError, match=r"pip install 'tinyvae\[examples\]'"):
             draw()
+
+
+@pytest.mark.parametrize("draw", ["curves", "latent_scatter"])
+def test_a_long_title_stays_within_the_figure(draw):
+    title = "Posterior means\n" + "of a title that says at some length what the data are " * 2
+    if draw == "curves":
+        figure = curves({"a": ([1, 2], [1.0, 2.0])}, xlabel="x", ylabel="y", title=title)
+    else:
+        figure = latent_scatter(torch.randn(20, 2), torch.arange(20) % 4, title=title)
+    (axes,) = figure.axes
+    text = axes.get_title(loc="left")
+    assert text.split() == title.split()
+    extent = axes._left_title.get_window_extent()
+    assert extent.x1 <= figure.bbox.width
+    assert extent.y1 <= figure.bbox.height

@@ -16,6 +16,7 @@ is optional (``pip install 'tinyvae[examples]'``) and imported when the first fi
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -182,7 +183,7 @@ def curves(
     texts.append(axes.text(0, 1.02, "\n".join(notes), color=_GRAY, fontsize=_SMALL))
     for text in texts:
         text.set_transform(axes.transAxes)
-    _title(axes, title, pad=8 + 1.35 * _SMALL * len(notes))
+    _title(axes, _wrapped(title, figure), pad=8 + 1.35 * _SMALL * len(notes))
 
     _lay_out(figure)  # so that the height of the axes is known
     spacing = 1.25 * _LABEL / 72 * _DPI / axes.bbox.height
@@ -236,7 +237,7 @@ def latent_scatter(means: _Array, labels: _Array, *, title: str | None = None) -
     figure = _figure(6.5, 6.5)
     axes = _axes(figure, *names)
     axes.set_aspect("equal", adjustable="datalim")
-    _title(axes, title, pad=8)
+    _title(axes, _wrapped(title, figure), pad=8)
     unique, index = np.unique(classes, return_inverse=True)
     # Multiples of the golden ratio shuffle without random numbers: no class lies on top.
     order = np.argsort(np.arange(len(points)) * 0.5 * (math.sqrt(5) - 1) % 1)
@@ -377,6 +378,13 @@ def _lay_out(figure: Figure) -> None:
 
 def _title(axes: Any, title: str | None, pad: float) -> Any:
     return axes.set_title(title or "", loc="left", fontsize=_TITLE, color=_INK, pad=pad)
+
+
+def _wrapped(title: str | None, figure: Figure) -> str | None:
+    """A title broken into lines that end within the figure."""
+    room = figure.get_figwidth() - 0.9  # inches, without the margin left of the axes
+    columns = int(room * 72 / (0.57 * _TITLE))  # a character is some 0.57 of its height wide
+    return title and "\n".join(textwrap.fill(line, columns) for line in title.splitlines())
 
 
 def _curve(label: str, x: _Values, y: _Values, logx: bool) -> tuple[_Floats, _Floats]:
