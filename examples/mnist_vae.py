@@ -46,8 +46,9 @@ def build(data_shape: torch.Size, latent_dim: int = 8) -> VAE:
 def train(vae: VAE, data: SmallImages, args: argparse.Namespace) -> History:
     """Maximise the ELBO; the defaults were chosen on the validation images of MNIST."""
     optimization = Optimization(
-        optimizer=lambda parameters: AdamW(parameters, lr=args.learning_rate, fused=True),
-        scheduler=CosineAnnealingLR,
+        args.learning_rate,
+        optimizer=AdamW,
+        scheduler=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
         scheduler_interval="step",
     )
     trainer = Trainer(vae, ELBO(), optimization, seed=args.seed, record_every=1)

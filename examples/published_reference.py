@@ -83,6 +83,7 @@ def report_reference(data: SmallImages, *, full: bool, seed: int) -> dict[str, A
     vae = VAE(TwoDrawEncoder(shape), decoder, BernoulliLikelihood())
     trainer = Trainer(vae, PublishedObjective(), Optimization(learning_rate=2e-3), seed=seed)
     trainer.fit(data.train, epochs=EPOCHS, batch_size=32)
+    vae.cpu()  # the Trainer may have moved it to a GPU
     own = {}
     for count in (1000, len(data.test)):
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

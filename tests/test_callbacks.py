@@ -124,7 +124,7 @@ def test_what_a_callback_adds_to_a_row_becomes_history():
 
 def test_stop_ends_the_run_after_its_step():
     recorder = Recorder()
-    halving = Optimization(scheduler=lambda o, _total: ExponentialLR(o, 0.5))
+    halving = Optimization(scheduler=lambda o: ExponentialLR(o, 0.5))
     trainer = run(
         make_linear(),
         LeastSquares(),

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +19,7 @@ from tinyvae import (
     MLP,
     VAE,
     Batch,
+    Bernoulli,
     BernoulliLikelihood,
     Constant,
     Cosine,
@@ -28,6 +30,7 @@ from tinyvae import (
     Linear,
     NoClosedForm,
     TorchDistribution,
+    evaluate,
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -391,3 +394,51 @@ def test_auto_uses_the_closed_form_only_where_it_is_the_bounds_term(top_down: bo
     if not top_down:
         with pytest.raises(NoClosedForm, match="z1"):
             term.kl("analytic")
+
+
+class DiscreteEncoder(Encoder):
+    latent_shape = torch.Size((2,))
+
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Linear(4, 2)
+
+    def forward(self, x, context=None):
+        return Independent(Bernoulli(self.logits(x)), 1)
+
+    def config(self):
+        return {}
+
+
+def test_a_posterior_without_reparameterisation_is_refused():
+    vae = VAE(DiscreteEncoder(), nn.Linear(2, 4), BernoulliLikelihood())
+    with pytest.raises(ValueError, match="no reparameterised draws"):
+        ELBO().check(vae, Batch(torch.ones(3, 4)))
+
+
+def test_a_density_that_is_none_makes_no_bound():
+    class Unnormalised(GaussianLikelihood):
+        def forward(self, params, event_ndim):
+            distribution = super().forward(params, event_ndim)
+            distribution.is_density = False
+            return distribution
+
+    vae = small_vae(lambda: Unnormalised(0.4))
+    x = torch.randn(3, 5)
+    assert ELBO().check(vae, Batch(x)).endswith("not a bound on log p(x)")
+    assert not evaluate(vae, x, elbo_samples=2, importance_samples=2).is_bound
+
+
+def test_latents_of_one_name_are_refused_and_each_is_charged():
+    class Twins(TwoLayers):
+        def forward(self, *args, **options):
+            output = super().forward(*args, **options)
+            return replace(output, latents=tuple(replace(t, name="z") for t in output.latents))
+
+    model = Twins(top_down=True)
+    x = model.evidence.sample((5,))
+    metrics = ELBO(kl="sample")(model, Batch(x)).metrics
+    expected = model.evidence.log_prob(x).mean()
+    torch.testing.assert_close(metrics["elbo_nats"], expected, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="different names"):
+        ELBO().check(model, Batch(x))

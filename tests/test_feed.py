@@ -25,11 +25,10 @@ from tinyvae import (
     Batch,
     BernoulliLikelihood,
     GaussianEncoder,
-    NonFiniteError,
     Optimization,
     Trainer,
 )
-from tinyvae.datasets import LabelledImages
+from tinyvae.datasets import DynamicBinarisation, LabelledImages
 from tinyvae.training import epoch_order
 from tinyvae.training.feed import PROBE_SIZE
 
@@ -247,7 +246,11 @@ BAD = {
     "empty Dataset": (Rows([]), ValueError, "the data set is empty"),
     "empty loader": (DataLoader(torch.zeros(0, 4)), ValueError, "the data set is empty"),
     "all dropped": (DataLoader(DATA, 64, drop_last=True), ValueError, "the data set is empty"),
-    "empty stream": (Unsized(DATA[:0]), ValueError, "data are empty: expected at least one batch"),
+    "empty stream": (
+        Unsized(DATA[:0]),
+        ValueError,
+        "data yielded no batch: they must hold an example",
+    ),
     "lengths": ((DATA, DATA[:30]), ValueError, r"tensors of one length, got lengths \[30, 37\]"),
     "objects": (np.array([1.0, None]), TypeError, "array of numbers, got dtype object"),
     "text": (np.array(["a", "b"]), TypeError, "array of numbers, got dtype <U1"),
@@ -260,7 +263,11 @@ BAD = {
     "pair": ((DATA, LABELS), TypeError, PAIR),
     "pairs": (TensorDataset(DATA, LABELS), TypeError, PAIR),
     "loader of pairs": (DataLoader(TensorDataset(DATA, LABELS), 8), TypeError, PAIR),
-    "dictionaries": (DICTIONARIES, TypeError, "yield dict where a tensor x is expected"),
+    "dictionaries": (
+        DICTIONARIES,
+        TypeError,
+        r"yield a dict where a tensor x is expected: .*lambda b: b\['image'\]",
+    ),
     "NaN": (with_nan(29), ValueError, "NaN or infinity in 1 of 37 examples, first in example 29"),
     "infinity": (DATA / 0, ValueError, "NaN or infinity in 37 of 37 examples, first in example 0"),
     "NaN far on": (
@@ -288,10 +295,57 @@ def test_bad_data_are_refused_before_the_first_step(role, data, error, message):
     assert same(model, make_vae())
 
 
-def test_data_that_are_read_as_they_come_fail_at_their_step():
+def test_data_that_are_read_as_they_come_are_checked_before_their_step():
     trainer = Trainer(make_vae(), ELBO(), device="cpu", progress=False)
-    with pytest.raises(NonFiniteError, match=r"^step 4 \(epoch 1\): loss = nan"):
+    with pytest.raises(ValueError, match=r"training data, counted from example 24: .*example 5:"):
         trainer.fit(DataLoader(with_nan(29), BATCH_SIZE), epochs=1)
+    assert trainer.step == 3
+    with pytest.raises(ValueError, match=r"validation data, counted from example 24: .*example 5:"):
+        trainer.fit(DATA, DataLoader(with_nan(29), BATCH_SIZE), epochs=1)
+
+
+def test_a_stream_is_trained_on_from_its_first_batch():
+    class Once(IterableDataset):
+        def __init__(self):
+            self.rows = iter(DATA)
+
+        def __iter__(self):
+            return self.rows
+
+    trainer = run(make_linear(), LeastSquares(), DataLoader(Once(), BATCH_SIZE), epochs=1)
+    assert trainer.step == STEPS
+
+
+def test_a_loader_with_a_generator_of_its_own_is_read_as_in_a_loop():
+    def loader():
+        generator = torch.Generator().manual_seed(3)
+        return DataLoader(DATA, BATCH_SIZE, shuffle=True, generator=generator)
+
+    seen = []
+    run(make_linear(), LeastSquares(), loader(), fit={"batch": lambda b: seen.append(b) or b})
+    same_loader = loader()
+    expected = [batch for _ in range(2) for batch in same_loader]
+    assert all(map(torch.equal, seen, expected))
+    assert len(seen) == len(expected)
+
+
+def test_an_index_of_the_batch_is_kept():
+    indices = []
+
+    class Indexed(LeastSquares):
+        def forward(self, model, batch):
+            indices.append(batch.index)
+            return super().forward(model, batch)
+
+    data = DataLoader(TensorDataset(DATA, torch.arange(len(DATA))), BATCH_SIZE)
+    run(make_linear(), Indexed(), data, fit={"batch": lambda b: Batch(b[0], index=b[1])}, epochs=1)
+    assert torch.equal(torch.cat(indices), torch.arange(len(DATA)))
+
+
+def test_what_a_transform_makes_has_the_models_dtype():
+    run(make_vae().double(), ELBO(), GREY, fit={"transform": DynamicBinarisation(255)})
+    with pytest.raises(TypeError, match=r"training data: transform= must return a tensor, got a"):
+        run(make_vae(), ELBO(), GREY, fit={"transform": lambda x, _: x.numpy()})
 
 
 def test_a_stream_that_ends_for_good_is_refused():
@@ -302,7 +356,7 @@ def test_a_stream_that_ends_for_good_is_refused():
         def __iter__(self):
             return self.batches
 
-    with pytest.raises(ValueError, match="no batch in epoch 2: they must be iterable anew"):
+    with pytest.raises(ValueError, match=r"yielded no batch: .* iterable anew for every epoch"):
         run(make_linear(), LeastSquares(), DataLoader(Once(), None))
 
 

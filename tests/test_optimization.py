@@ -28,6 +28,11 @@ from tinyvae import ELBO, Batch, Callback, Optimization, Trainer
 from tinyvae.training import epoch_order
 
 
+def annealing(optimizer, total):
+    """A factory that is told how often its scheduler will be called."""
+    return CosineAnnealingLR(optimizer, total)
+
+
 def sgd(parameters):
     return SGD(parameters, lr=0.1)
 
@@ -168,11 +173,11 @@ def cosine(share):
 @pytest.mark.parametrize(
     ("scheduler", "interval", "expected"),
     [
-        (lambda o, _total: ExponentialLR(o, 0.5), "epoch", [0.1, 0.05, 0.025, 0.0125]),
-        (lambda o, _total: ExponentialLR(o, 0.5), "step", [0.1 / 2**t for t in (5, 10, 15, 20)]),
-        (CosineAnnealingLR, "epoch", [cosine(e / 4) for e in range(4)]),
-        (CosineAnnealingLR, "step", [cosine(e / 4) for e in range(1, 5)]),
-        ({"model": CosineAnnealingLR}, "epoch", [cosine(e / 4) for e in range(4)]),
+        (lambda o: ExponentialLR(o, 0.5), "epoch", [0.1, 0.05, 0.025, 0.0125]),
+        (lambda o: ExponentialLR(o, 0.5), "step", [0.1 / 2**t for t in (5, 10, 15, 20)]),
+        (annealing, "epoch", [cosine(e / 4) for e in range(4)]),
+        (annealing, "step", [cosine(e / 4) for e in range(1, 5)]),
+        ({"model": annealing}, "epoch", [cosine(e / 4) for e in range(4)]),
     ],
     ids=["exponential", "exponential per step", "cosine", "cosine per step", "of a group"],
 )
@@ -183,7 +188,7 @@ def test_the_learning_rate_follows_its_scheduler(scheduler, interval, expected):
 
 @pytest.mark.parametrize("interval", ["epoch", "step"])
 def test_a_cosine_ends_at_nothing(interval):
-    trainer = scheduled(CosineAnnealingLR, interval=interval)
+    trainer = scheduled(annealing, interval=interval)
     assert max(rates_of(trainer).values()) < 1e-12
 
 
@@ -202,7 +207,7 @@ def test_the_total_is_how_often_a_scheduler_is_called():
 def test_the_scheduled_rate_is_the_one_of_the_updates():
     recorder = Recorder()
     optimization = Optimization(
-        optimizer=sgd, scheduler=lambda o, _total: LambdaLR(o, lambda epoch: float(epoch < 1))
+        optimizer=sgd, scheduler=lambda o: LambdaLR(o, lambda epoch: float(epoch < 1))
     )
     run(make_linear(), LeastSquares(), optimization=optimization, callbacks=[recorder])
     assert not same(recorder.weights[STEPS - 1], recorder.weights[STEPS])
@@ -219,7 +224,7 @@ class Score(Callback):
         row["score"] = self.values[trainer.epoch - 1]
 
 
-def plateau(optimizer, _total):
+def plateau(optimizer):
     return ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
 
 
@@ -243,13 +248,13 @@ def test_a_plateau_of_the_validation_loss_is_the_default():
         def step(self, metrics, epoch=None):
             calls.append(metrics)
 
-    still = Optimization(scheduler=lambda o, _total: Watched(o))
+    still = Optimization(scheduler=lambda o: Watched(o))
     trainer = run(make_linear(), LeastSquares(), DATA, DATA[:9], optimization=still)
     assert calls == trainer.history["validation/loss"]
 
 
 def test_fit_again_keeps_moments_and_starts_the_scheduler_afresh():
-    trainer = scheduled(CosineAnnealingLR, epochs=2)
+    trainer = scheduled(annealing, epochs=2)
     optimizer = trainer.optimizers["model"]
     trainer.fit(DATA, epochs=4, batch_size=BATCH_SIZE)
     assert trainer.optimizers["model"] is optimizer
@@ -283,7 +288,7 @@ def test_settings_are_checked(settings, message):
         ({"optimizer": {"modell": sgd}}, DATA, r"optimizer names .*\['modell'\].* \['model'\]"),
         ({"scheduler": {"critic": CosineAnnealingLR}}, DATA, r"scheduler names .*\['critic'\]"),
         (
-            {"scheduler": CosineAnnealingLR, "scheduler_interval": "step"},
+            {"scheduler": annealing, "scheduler_interval": "step"},
             Unsized(DATA),
             "needs the number of steps in an epoch, .* scheduler_interval='epoch'",
         ),
@@ -319,3 +324,34 @@ def test_a_model_without_parameters_to_train_is_refused():
 def test_the_reported_learning_rate_is_that_of_the_parts_without_their_own():
     trainer = run(make_vae(), ELBO(), optimization=Optimization(learning_rates={"encoder": 1e-4}))
     assert trainer.history["learning_rate"] == [1e-3, 1e-3]
+
+
+def test_a_factory_that_lacks_an_argument_is_refused_with_an_example():
+    with pytest.raises(TypeError, match=r"factory of schedulers, such as .*gamma"):
+        run(make_linear(), LeastSquares(), optimization=Optimization(scheduler=ExponentialLR))
+
+
+def test_an_optimiser_in_place_of_its_factory_is_refused():
+    model = make_linear()
+    with pytest.raises(TypeError, match=r"got a SGD object: optimizer=lambda parameters: SGD"):
+        Optimization(optimizer=SGD(model.parameters(), lr=0.1))
+    with pytest.raises(TypeError, match=r"expected an Optimization\(.*got SGD"):
+        run(model, LeastSquares(), optimization=SGD(model.parameters(), lr=0.1))
+
+
+def test_the_learning_rate_is_that_of_any_optimiser():
+    optimization = Optimization(0.05, optimizer=torch.optim.AdamW)
+    trainer = run(make_linear(), LeastSquares(), optimization=optimization)
+    assert trainer.history["learning_rate"] == [0.05, 0.05]
+
+
+def test_fit_again_starts_a_plateau_afresh():
+    optimization = Optimization(
+        0.1,
+        scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, patience=0, threshold=10.0),
+        monitor="train/loss",
+    )
+    trainer = run(make_linear(), LeastSquares(), optimization=optimization, epochs=4)
+    assert trainer.history["learning_rate"][-1] < 0.05
+    trainer.fit(DATA, epochs=1, batch_size=8)
+    assert trainer.history["learning_rate"][-1] == 0.1

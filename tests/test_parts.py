@@ -94,10 +94,10 @@ class Own(Likelihood):
 
 
 @pytest.mark.parametrize(
-    "value", [object(), 1j, nn.Hardswish, lambda: nn.ReLU(), {"a": 1}, Own(torch.ones(2))]
+    "value", [object(), 1j, torch.Tensor, lambda: nn.ReLU(), {"a": 1}, Own(torch.ones(2))]
 )
 def test_what_has_no_description(value):
-    with pytest.raises(TypeError, match=r"cannot describe .*one of the activations"):
+    with pytest.raises(TypeError, match=r"cannot describe .*such as an activation"):
         describe(value)
 
 
@@ -126,8 +126,16 @@ def test_foreign_modules_are_put_in_place_by_name():
 
 
 @pytest.mark.parametrize(
-    "description", [{}, {"part": "MLP"}, {"part": 5, "config": {}}, {"activation": None}]
+    "description", [{}, {"part": "MLP"}, {"part": 5, "config": {}}, {"class": None}]
 )
 def test_what_is_no_description(description):
     with pytest.raises(CheckpointError, match="'decoder' is described by what is no part"):
         build(description, name="decoder")
+
+
+def test_an_activation_of_ones_own_is_handed_over_like_a_part():
+    net = MLP(3, hidden=(4,), activation=nn.Hardswish)
+    description = describe(net)
+    with pytest.raises(CheckpointError, match=r"unknown part 'Hardswish' .*parts=\[Hardswish\]"):
+        build(description)
+    assert build(description, parts=[nn.Hardswish]).activation is nn.Hardswish

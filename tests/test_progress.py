@@ -31,7 +31,7 @@ class Terminal(io.StringIO):
         return re.split(r"[\r\n]+", self.getvalue().strip())
 
 
-class Eager(progress.tqdm):
+class Eager(progress.Bar):
     """A bar that is as wide as it needs and is drawn at every step."""
 
     def __init__(self, **options):
@@ -49,7 +49,7 @@ def fit(stderr=None, *, model=None, objective=None, **options):
 def terminal(monkeypatch):
     """A terminal, on which bars are drawn at every step."""
     monkeypatch.setattr(progress, "REFRESH_SECONDS", 0.0)
-    monkeypatch.setattr(progress, "tqdm", Eager)
+    monkeypatch.setattr(progress, "Bar", Eager)
     return Terminal()
 
 
@@ -165,9 +165,11 @@ def test_a_bar_of_unknown_length(terminal):
 def test_a_bar_is_closed_after_an_error(terminal, error):
     with pytest.raises(type(error)):
         fit(terminal, callbacks=[After(3, raises(error))])
-    assert " 3/10 " in terminal.states[-1]
+    *_, bar, reason = terminal.states
+    assert " 3/10 " in bar
+    assert reason.startswith(f"stopped after step 3: {type(error).__name__}")
     assert terminal.getvalue().endswith("\n")
-    assert not progress.tqdm._instances
+    assert not progress.Bar._instances
 
 
 def test_the_loss_is_shown_where_there_is_nothing_else():

@@ -48,7 +48,7 @@ def test_bounds(name, step, steps):
 def test_fraction_agrees_with_steps(name, fraction, total, share):
     by_fraction = SCHEDULES[name](fraction=fraction)
     steps = by_fraction.length(total)
-    assert abs(steps - max(1, fraction * total)) <= 0.5
+    assert abs(steps - max(1, fraction * (total - 1))) <= 0.5
     step = round(share * steps)
     assert by_fraction(step, total) == SCHEDULES[name](steps=steps)(step)
 
@@ -106,3 +106,14 @@ def test_lengths():
 def test_schedule_is_abstract():
     with pytest.raises(TypeError, match="abstract"):
         Schedule(steps=1, fraction=None)
+
+
+def test_a_fraction_of_one_ends_with_the_last_update():
+    schedule = Linear(0.0, 1.0, fraction=1.0)
+    assert [schedule(step, 5) for step in range(5)] == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+@given(cycles=st.integers(1, 50), length=st.integers(2, 50))
+def test_every_cycle_begins_at_the_start(cycles: int, length: int):
+    schedule = Cyclical(0.0, 1.0, cycles=cycles, steps=cycles * length)
+    assert {schedule(cycle * length) for cycle in range(cycles)} == {0.0}

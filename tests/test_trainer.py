@@ -372,7 +372,7 @@ def test_every_group_needs_its_loss():
     ("schedule", "expected"),
     [
         (Linear(0.0, 2.0, steps=6), lambda t: 2 * min(t / 6, 1)),
-        (Linear(0.0, 1.0, fraction=0.5), lambda t: min(t / 5, 1)),
+        (Linear(0.0, 1.0, fraction=0.5), lambda t: min(t / 4, 1)),
         (Cosine(1.0, 0.0, steps=8), lambda t: 0.5 + 0.5 * math.cos(math.pi * min(t / 8, 1))),
         (Cyclical(0.0, 1.0, cycles=2, steps=8), lambda t: min(t % 4 / 2, 1) if t < 8 else 1.0),
     ],
@@ -391,7 +391,7 @@ def test_a_fraction_is_of_all_steps_when_fit_continues():
     trainer = run(make_vae(), ELBO(beta=Linear(0.0, 1.0, fraction=1.0)), record_every=1)
     trainer.fit(DATA, epochs=2, batch_size=BATCH_SIZE)
     betas = [row["beta"] for row in trainer.history.updates]
-    expected = [t / 10 for t in range(10)] + [t / 20 for t in range(10, 20)]
+    expected = [t / 9 for t in range(10)] + [t / 19 for t in range(10, 20)]
     assert betas == pytest.approx(expected, abs=1e-7)
 
 
@@ -453,7 +453,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(step, value):
         progress=False,
     )
     epoch = 1 if step == 1 else 2
-    expected = rf"^step {step} \(epoch {epoch}\): loss = {value}, kl_nats = {value}\. The weights"
+    expected = rf"^step {step} \(epoch {epoch}\): loss = {value}, kl_nats = {value}\. The step"
     with pytest.raises(NonFiniteError, match=expected):
         trainer.fit(DATA, epochs=3, batch_size=BATCH_SIZE)
     healthy = Recorder()
@@ -548,3 +548,61 @@ def test_fit_trains_where_gradients_are_off():
         trainer = run(make_vae(), ELBO())
         assert not torch.is_grad_enabled()
     assert same(trainer.model, run(make_vae(), ELBO()).model)
+
+
+def test_a_parameter_in_two_groups_is_refused():
+    class Twice(LeastSquares):
+        def parameter_groups(self, model):
+            return {"one": model.parameters(), "two": model.parameters()}
+
+    with pytest.raises(ValueError, match="without a common parameter"):
+        run(make_linear(), Twice())
+
+
+def test_groups_may_be_generators():
+    class Lazy(LeastSquares):
+        def parameter_groups(self, model):
+            return {"model": model.parameters()}
+
+    optimization = Optimization(clip_norm=1e-3)
+    lazy = run(make_linear(), Lazy(), optimization=optimization)
+    assert same(lazy.model, run(make_linear(), LeastSquares(), optimization=optimization).model)
+
+
+def test_only_the_groups_get_gradients():
+    class Part(LeastSquares):
+        def parameter_groups(self, model):
+            return {"model": [model.weight]}
+
+    model = make_linear()
+    run(model, Part())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_weights_that_a_gradient_spoilt_are_found():
+    class Corner(LeastSquares):
+        """A finite loss with an infinite slope."""
+
+        def forward(self, model, batch):
+            return ObjectiveOutput({"model": (0 * model.weight).sum().abs().sqrt()}, {})
+
+    with pytest.raises(NonFiniteError, match=r"step 1 .*group 'model' are not finite"):
+        run(make_linear(), Corner(), fit={"batch_size": len(DATA)})
+
+
+@pytest.mark.parametrize("metric", [1.0, torch.ones(3)])
+def test_metrics_must_be_scalars(metric):
+    class Odd(LeastSquares):
+        def forward(self, model, batch):
+            return ObjectiveOutput(super().forward(model, batch).losses, {"odd": metric})
+
+    with pytest.raises(TypeError, match=r"must be 0-d tensors, got .* for 'odd'"):
+        run(make_linear(), Odd())
+
+
+def test_an_error_is_the_reason_of_the_end():
+    trainer = Trainer(make_linear(), LeastSquares(), device="cpu", progress=False)
+    trainer.callbacks.append(After(3, raises(RuntimeError("planted"))))
+    with pytest.raises(RuntimeError, match="planted"):
+        trainer.fit(DATA, epochs=2, batch_size=8)
+    assert trainer.history.stop_reason == "RuntimeError: planted"

@@ -636,7 +636,7 @@ FORGERIES = {
     "text for a size": (set_config("encoder", latent_dim="many"), "cannot be built of what"),
     "unknown argument": (set_config("decoder", eval="x"), "cannot be built of what"),
     "unknown activation": (
-        set_config("encoder.network", activation={"activation": "Module"}),
+        set_config("encoder.network", activation={"class": "Module"}),
         "unknown part 'Module' as 'encoder.network.activation'",
     ),
     "import path": (
@@ -692,3 +692,35 @@ def test_truncated_file_is_refused(keep, tmp_path):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(CheckpointError):
         VAE.load(path)
+
+
+def test_a_context_must_have_a_row_per_example():
+    vae = VAE(GaussianEncoder(MLP(4), 2), MLP(2, out_shape=4), BernoulliLikelihood())
+    with pytest.raises(ValueError, match="one row of context per example, got 2 for 3"):
+        vae.check(torch.ones(3, 4), torch.ones(2, 1))
+    with pytest.raises(ValueError, match=r"context of 2 rows does not fit .* batch shape \(4,\)"):
+        vae.decode(torch.zeros(4, 2), torch.ones(2, 1))
+
+
+def test_one_latent_alone_is_decoded():
+    vae = VAE(GaussianEncoder(MLP(4), 2), MLP(2, out_shape=4), BernoulliLikelihood())
+    assert vae.decode(torch.zeros(2)).mean.shape == (4,)
+
+
+def test_what_a_file_cannot_say_is_refused_at_save(tmp_path):
+    shared = nn.Linear(4, 4)
+    encoder = GaussianEncoder(shared, 4, features=4)
+    with pytest.raises(TypeError, match="are one parameter, which a file cannot say"):
+        VAE(encoder, shared, BernoulliLikelihood()).save(tmp_path / "shared")
+    vae = VAE(GaussianEncoder(MLP(4), 2), MLP(2, out_shape=4), BernoulliLikelihood())
+    vae.teacher = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match=r"got also \['teacher'\]"):
+        vae.save(tmp_path / "teacher")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_replacement_that_the_file_does_not_ask_for_is_refused(tmp_path):
+    vae = VAE(GaussianEncoder(MLP(4), 2), MLP(2, out_shape=4), BernoulliLikelihood())
+    vae.save(tmp_path / "vae")
+    with pytest.raises(ValueError, match=r"replace names \['decoder'\]"):
+        VAE.load(tmp_path / "vae", replace={"decoder": MLP(2, out_shape=4)})

@@ -251,7 +251,7 @@ _CLOSED_FORMS: dict[tuple[type, type], Callable[[Any, Any], Tensor]] = {
 def has_closed_form(q: Distribution, p: Distribution) -> bool:
     """Whether :func:`kl_divergence` knows this pair."""
     if isinstance(q, Independent) and isinstance(p, Independent):
-        return q.event_ndim == p.event_ndim and has_closed_form(q.base, p.base)
+        return q.event_shape == p.event_shape and has_closed_form(q.base, p.base)
     return (type(q), type(p)) in _CLOSED_FORMS
 
 

@@ -91,14 +91,13 @@ class Objective(nn.Module, ABC):
         self.schedules[name] = schedule
         # float64 keeps weights such as 0.1 exact enough for float64 models. It promotes no tensor
         # with dimensions; a 0-d one, such as a loss, needs weight.to(loss.dtype).
-        start = torch.tensor(schedule.shape(0.0), dtype=torch.float64)
+        start = torch.tensor(schedule.shape(0, 1), dtype=torch.float64)
         self.register_buffer(name, start, persistent=False)
 
     def at(self, step: int, total_steps: int | None) -> None:
         """Set every weight to its value at ``step`` of ``total_steps`` (None: not known)."""
         for name, schedule in self.schedules.items():
-            if not isinstance(schedule, Constant):
-                self.get_buffer(name).fill_(schedule(step, total_steps))
+            self.get_buffer(name).fill_(schedule(step, total_steps))
 
     def unfinished(self, steps: int, total_steps: int | None) -> list[str]:
         """Name the weights that a run of ``steps`` leaves before the end of their schedules."""

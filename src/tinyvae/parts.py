@@ -65,8 +65,8 @@ def describe(value: Any) -> Any:
         return float(value)
     if isinstance(value, Sequence):
         return [describe(item) for item in value]
-    if isinstance(value, type) and value in ACTIVATIONS:
-        return {"activation": value.__name__}
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        return {"class": value.__name__}
     if isinstance(value, Part):
         config = {name: describe(argument) for name, argument in _config(value).items()}
         return {"part": type(value).__name__, "config": config}
@@ -74,7 +74,7 @@ def describe(value: Any) -> Any:
         return {"foreign": type(value).__name__}
     raise TypeError(
         f"cannot describe {value!r} in a file: expected a number, a string, a sequence of these, "
-        f"a module, or one of the activations {[cls.__name__ for cls in ACTIVATIONS]}"
+        "a module, or a class of modules such as an activation"
     )
 
 
@@ -121,8 +121,8 @@ def build(
                 for key, value in config.items()
             }
             return _construct(cls, arguments, name)
-        case {"activation": str(activation)}:
-            return _look_up(activation, ACTIVATIONS, name)
+        case {"class": str(cls_name)}:
+            return _look_up(cls_name, (*ACTIVATIONS, *parts), name)
         case {"foreign": str(foreign)}:
             if replace is None or name not in replace:
                 raise CheckpointError(
@@ -135,6 +135,20 @@ def build(
         case None | bool() | int() | float() | str():
             return description
     raise CheckpointError(f"'{name}' is described by what is no part: {description!r:.200}")
+
+
+def foreign_names(composition: Mapping[str, Any]) -> set[str]:
+    """Names of the modules that a composition does not describe, for ``replace``."""
+    names = set()
+    pending = list(composition.items())
+    while pending:
+        name, value = pending.pop()
+        match value:
+            case {"foreign": str()}:
+                names.add(name)
+            case {"part": str(), "config": dict(config)}:
+                pending += [(f"{name}.{key}", argument) for key, argument in config.items()]
+    return names
 
 
 def _look_up(part: str, classes: Sequence[type[nn.Module]], name: str) -> type[nn.Module]:

@@ -30,8 +30,8 @@ class Schedule(ABC):
         self.fraction = fraction
 
     @abstractmethod
-    def shape(self, progress: float) -> float:
-        """Value after the share ``progress`` in [0, 1] of the schedule."""
+    def shape(self, step: int, length: int) -> float:
+        """Value at ``step`` in 0..length of a schedule that ends at ``length``."""
 
     def length(self, total_steps: int | None) -> int:
         """Steps until the last value, in a run of ``total_steps`` (None: not known)."""
@@ -42,11 +42,13 @@ class Schedule(ABC):
                 f"{type(self).__name__}(fraction={self.fraction}) needs the length of the run, "
                 "which these data do not tell: give steps= instead"
             )
-        return max(1, round(self.fraction * total_steps))
+        # Of a run's updates, 0 to total_steps - 1, so that fraction=1 ends with the last of them.
+        return max(1, round(self.fraction * (total_steps - 1)))
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
         """Value at ``step`` (from 0) of a run of ``total_steps``."""
-        return self.shape(min(step / self.length(total_steps), 1.0))
+        length = self.length(total_steps)
+        return self.shape(min(step, length), length)
 
 
 class Constant(Schedule):
@@ -64,20 +66,37 @@ class Constant(Schedule):
         super().__init__(steps=1, fraction=None)
         self.value = float(value)
 
-    def shape(self, progress: float) -> float:
-        """Value, whatever the progress."""
+    def shape(self, step: int, length: int) -> float:
+        """Value at any step."""
         return self.value
 
     def length(self, total_steps: int | None) -> int:
         """No steps: the first value is the last."""
         return 0
 
-    def __call__(self, step: int, total_steps: int | None = None) -> float:
-        """Value at any step."""
-        return self.value
+
+class Ramp(Schedule):
+    """A schedule between two values.
+
+    Args:
+        start: First value.
+        end: Last value.
+        steps: Length in optimiser steps.
+        fraction: Length as a fraction of the run.
+    """
+
+    def __init__(
+        self, start: float, end: float, *, steps: int | None = None, fraction: float | None = None
+    ) -> None:
+        super().__init__(steps=steps, fraction=fraction)
+        self.start, self.end = float(start), float(end)
+
+    def between(self, share: float) -> float:
+        """Value at ``share`` in [0, 1] of the way from start to end."""
+        return self.end if share == 1.0 else self.start + (self.end - self.start) * share
 
 
-class Linear(Schedule):
+class Linear(Ramp):
     """A straight line from ``start`` to ``end``, then ``end``.
 
     Args:
@@ -92,18 +111,12 @@ class Linear(Schedule):
         [0.0, 0.5, 1.0, 1.0]
     """
 
-    def __init__(
-        self, start: float, end: float, *, steps: int | None = None, fraction: float | None = None
-    ) -> None:
-        super().__init__(steps=steps, fraction=fraction)
-        self.start, self.end = float(start), float(end)
-
-    def shape(self, progress: float) -> float:
-        """Value after ``progress`` of the line."""
-        return self.end if progress == 1.0 else self.start + (self.end - self.start) * progress
+    def shape(self, step: int, length: int) -> float:
+        """Value at ``step`` of the line."""
+        return self.between(step / length)
 
 
-class Cosine(Linear):
+class Cosine(Ramp):
     """Half a cosine wave from ``start`` to ``end``, then ``end``.
 
     Args:
@@ -117,12 +130,12 @@ class Cosine(Linear):
         0.5
     """
 
-    def shape(self, progress: float) -> float:
-        """Value after ``progress`` of the wave."""
-        return super().shape(0.5 - 0.5 * math.cos(math.pi * progress))
+    def shape(self, step: int, length: int) -> float:
+        """Value at ``step`` of the wave."""
+        return self.between(0.5 - 0.5 * math.cos(math.pi * step / length))
 
 
-class Cyclical(Linear):
+class Cyclical(Ramp):
     """Repeated climbs from ``start`` to ``end``, each followed by a rest at ``end``.
 
     Args:
@@ -159,9 +172,9 @@ class Cyclical(Linear):
             )
         self.cycles, self.ramp = cycles, ramp
 
-    def shape(self, progress: float) -> float:
-        """Value after ``progress`` of all cycles."""
-        if progress == 1.0:
+    def shape(self, step: int, length: int) -> float:
+        """Value at ``step`` of all cycles."""
+        if step == length:
             return self.end
-        within = progress * self.cycles % 1.0
-        return super().shape(min(within / self.ramp, 1.0))
+        within = (step * self.cycles % length) / length  # in integers, so that no seam is rounded
+        return self.between(min(within / self.ramp, 1.0))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -27,6 +27,7 @@ from tinyvae.scopes import evaluating, forked_rng
 __all__ = ["VAE", "KLEstimator", "LatentTerm", "LatentVariableModel", "VAEOutput"]
 
 KLEstimator = Literal["auto", "analytic", "sample"]
+PART_NAMES = ("encoder", "decoder", "likelihood", "prior")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,6 @@ class LatentTerm:
         prior: p(z given what is above it).
         analytic: Whether the KL divergence in closed form may stand for log q - log p. Not where
             the prior depends on a draw that was made from ``z``, as in a bottom-up hierarchy.
-        auxiliary: Losses that the term brings with it, by name.
     """
 
     name: str
@@ -48,7 +48,6 @@ class LatentTerm:
     posterior: Distribution
     prior: Distribution
     analytic: bool = True
-    auxiliary: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def log_q(self) -> Tensor:
@@ -70,6 +69,8 @@ class LatentTerm:
         Raises:
             NoClosedForm: If ``"analytic"`` is asked for and there is none.
         """
+        if estimator not in ("auto", "analytic", "sample"):
+            raise ValueError(f"expected 'auto', 'analytic' or 'sample', got {estimator!r}")
         if estimator == "sample" or (estimator == "auto" and not self.has_analytic_kl):
             return (self.log_q - self.log_p).mean(0)
         if not self.has_analytic_kl:
@@ -99,6 +100,12 @@ class VAEOutput:
     latents: tuple[LatentTerm, ...]
     likelihood: Distribution
     log_px: Tensor
+
+    @property
+    def is_density(self) -> bool:
+        """Whether posteriors, priors and likelihood are densities, without which no bound holds."""
+        latents = all(term.posterior.is_density and term.prior.is_density for term in self.latents)
+        return latents and self.likelihood.is_density
 
     def log_weight(self) -> Tensor:
         """Log importance weights log p(x, z) - log q(z given x), ``(K, B)``, nats."""
@@ -216,7 +223,8 @@ class VAE(LatentVariableModel):
         params = self._decoder_output(z, context)
         event_ndim = params.dim() - 1 - len(self.likelihood.param_shape(()))
         batch_shape = z.shape[: z.dim() - len(self.latent_shape)]
-        likelihood: Distribution = self.likelihood(params.unflatten(0, batch_shape), event_ndim)
+        params = params.reshape(*batch_shape, *params.shape[1:])
+        likelihood: Distribution = self.likelihood(params, event_ndim)
         return likelihood
 
     def _decoder_output(self, z: Tensor, context: Tensor | None) -> Tensor:
@@ -224,6 +232,12 @@ class VAE(LatentVariableModel):
         if context is None:
             output: Tensor = self.decoder(rows)
         else:
+            batch = z.shape[: z.dim() - len(self.latent_shape)]
+            if batch[-1:] != context.shape[:1]:
+                raise ValueError(
+                    f"a context of {len(context)} rows does not fit latents of batch shape "
+                    f"{tuple(batch)}: expected one row per example, the last of these"
+                )
             repeats = len(rows) // len(context)
             output = self.decoder(rows, context.repeat(repeats, *[1] * (context.dim() - 1)))
         return output
@@ -264,6 +278,10 @@ class VAE(LatentVariableModel):
         """
         if x.dim() < 2 or len(x) == 0:
             raise ValueError(f"VAE expects x of shape (B, *E) with B >= 1, got {tuple(x.shape)}")
+        if context is not None and len(context) != len(x):
+            raise ValueError(
+                f"VAE expects one row of context per example, got {len(context)} for {len(x)}"
+            )
         self.likelihood.check_support(x)
         two, context = x[:2], None if context is None else context[:2]
         with evaluating(self), torch.no_grad():
@@ -296,8 +314,23 @@ class VAE(LatentVariableModel):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights and composition to one file (safetensors, no pickle), atomically."""
+        self._check_savable()
         composition = {name: parts.describe(part) for name, part in self.named_children()}
         files.save_tensors(path, self.state_dict(), {"model": "VAE", "parts": composition})
+
+    def _check_savable(self) -> None:
+        """Raise where a file could not say how the parts hang together."""
+        extra = {name for name, _ in self.named_children()} - set(PART_NAMES)
+        if extra:
+            raise TypeError(f"a VAE's file holds {PART_NAMES}, got also {sorted(extra)}: remove it")
+        names: dict[nn.Parameter, str] = {}
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            if parameter in names:
+                raise TypeError(
+                    f"'{names[parameter]}' and '{name}' are one parameter, which a file cannot "
+                    "say: give each part its own, or save the state_dict"
+                )
+            names[parameter] = name
 
     @classmethod
     def load(
@@ -321,7 +354,7 @@ class VAE(LatentVariableModel):
         tensors, info = files.load_tensors(path)
         try:
             return _from_file(cls, tensors, info, tuple(parts), replace).eval()
-        except files.CheckpointError as error:
+        except (files.CheckpointError, RecursionError) as error:
             raise files.CheckpointError(f"{os.fspath(path)}: {error}") from error
 
     def extra_repr(self) -> str:
@@ -353,6 +386,12 @@ def _from_file(
     # Sizes are compared before anything is allocated: a file may claim any number of weights.
     with torch.device("meta"):
         parts.matching_state(build(), tensors)
+    unused = set(replace or ()) - parts.foreign_names(composition)
+    if unused:
+        raise ValueError(
+            f"replace names {sorted(unused)}, which are no foreign modules of this file: expected "
+            f"of {sorted(parts.foreign_names(composition))}"
+        )
     with forked_rng(torch.device("cpu")):
         vae = build()
     floating = [t.dtype for t in tensors.values() if t.is_floating_point()]

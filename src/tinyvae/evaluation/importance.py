@@ -71,11 +71,11 @@ def log_marginal(
 def _log_mean_weight(
     model: LatentVariableModel, x: Tensor, context: Tensor | None, num_samples: int, draws: int
 ) -> Tensor:
-    total = x.new_full((len(x),), -math.inf)
+    chunks = []
     for start in range(0, num_samples, draws):
         output = model(x, context, num_samples=min(draws, num_samples - start))
-        total = torch.logaddexp(total, output.log_weight().logsumexp(0))
-    return total - math.log(num_samples)
+        chunks.append(output.log_weight().logsumexp(0))
+    return torch.stack(chunks).logsumexp(0) - math.log(num_samples)
 
 
 def placed(model: nn.Module, data: Data) -> Data:

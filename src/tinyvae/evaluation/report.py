@@ -136,7 +136,7 @@ def evaluate(
     if importance_examples is not None and importance_examples < 1:
         raise ValueError(f"evaluate expects importance_examples >= 1, got {importance_examples}")
     x, context = placed(model, x), placed(model, context)
-    model.check(x, context)
+    record = model.check(x, context)
     log_likelihood, kl = _elbo_terms(model, x, context, elbo_samples, seed)
     evidence = None
     if importance_samples is not None:
@@ -153,7 +153,7 @@ def evaluate(
         elbo_samples=elbo_samples,
         importance_samples=importance_samples,
         num_dims=x[0].numel(),
-        is_bound=model.is_density,
+        is_bound=model.is_density and record.is_density,
         seed=seed,
     )
 

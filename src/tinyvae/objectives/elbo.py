@@ -73,15 +73,16 @@ class ELBO(Objective):
         """Compute the loss and every term of one pass."""
         output: VAEOutput = model(batch.x, batch.context, num_samples=self.num_samples)
         log_likelihood = output.log_px.mean()
-        kls = {term.name: term.kl(self.kl).mean() for term in output.latents}
-        kl = reduce(torch.add, kls.values())
+        kls = [term.kl(self.kl).mean() for term in output.latents]
+        kl = reduce(torch.add, kls)
         metrics = {
             "elbo_nats": (log_likelihood - kl).detach(),
             "log_likelihood_nats": log_likelihood.detach(),
             "kl_nats": kl.detach(),
         }
         if len(kls) > 1:
-            metrics |= {f"kl_{name}_nats": value.detach() for name, value in kls.items()}
+            names = [f"kl_{term.name}_nats" for term in output.latents]
+            metrics |= {name: kl.detach() for name, kl in zip(names, kls, strict=True)}
         if not isinstance(self.schedules["beta"], Constant):
             metrics["beta"] = self.beta.clone()
         loss = self.beta.to(kl.dtype) * kl - log_likelihood
@@ -97,8 +98,17 @@ class ELBO(Objective):
         analytic = [self.kl != "sample" and term.has_analytic_kl for term in record.latents]
         for term in record.latents:
             term.kl(self.kl)  # raises where the closed form that is asked for does not exist
+            if not term.posterior.has_rsample:
+                raise ValueError(
+                    f"ELBO follows the gradient through the draws, but {term.posterior} of latent "
+                    f"{term.name!r} has no reparameterised draws: use another posterior"
+                )
+        if len({term.name for term in record.latents}) < len(record.latents):
+            names = [term.name for term in record.latents]
+            raise ValueError(f"expected latents of different names, got {names}")
         used = "analytic" if all(analytic) else "mixed" if any(analytic) else "sampled"
-        bound = "a lower bound on log p(x)" if self.is_bound(model) else "not a bound on log p(x)"
+        is_bound = self.is_bound(model) and record.is_density
+        bound = "a lower bound on log p(x)" if is_bound else "not a bound on log p(x)"
         return f"ELBO, beta {self._beta()}, {self.num_samples} draw(s), {used} KL: {bound}"
 
     def is_bound(self, model: nn.Module) -> bool:

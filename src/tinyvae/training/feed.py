@@ -46,7 +46,7 @@ class Preparation:
         match item:
             case Tensor():
                 dtype = self.dtype if item.is_floating_point() else item.dtype
-                return item.to(self.device, dtype, non_blocking=True)
+                return item.to(self.device, dtype)
             case Batch():
                 return Batch(**self.place(vars(item)))
             case list() | tuple():
@@ -59,8 +59,15 @@ class Preparation:
     def prepare(self, item: Any, generator: torch.Generator, index: Tensor | None = None) -> Batch:
         """Pick and transform one placed batch."""
         batch = _as_batch(item if self.batch is None else self.batch(item))
-        x = batch.x if self.transform is None else self.transform(batch.x, generator)
-        return replace(batch, x=x, index=index)
+        x = batch.x if self.transform is None else self._transformed(batch.x, generator)
+        return replace(batch, x=x, index=batch.index if index is None else index)
+
+    def _transformed(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        transformed = self.transform(x, generator) if self.transform is not None else x
+        if not isinstance(transformed, Tensor):
+            raise TypeError(f"transform= must return a tensor, got a {type(transformed).__name__}")
+        result: Tensor = self.place(transformed)
+        return result
 
     def generator(self, seed: int, epoch: int) -> torch.Generator:
         """Generator of an epoch's transforms."""
@@ -75,10 +82,15 @@ def _as_batch(picked: Any) -> Batch:
         return Batch(picked)
     if isinstance(picked, Batch):
         return picked
+    if isinstance(picked, dict):
+        raise TypeError(
+            f"the data yield a dict where a tensor x is expected: pick it by its name, "
+            f"batch=lambda b: b[{next(iter(picked), 'x')!r}]"
+        )
+    got = type(picked).__name__
     if isinstance(picked, (tuple, list)):
-        got = f"({', '.join(type(part).__name__ for part in picked)})"
-    else:
-        got = type(picked).__name__
+        names = [type(part).__name__ for part in picked[:4]] + ["..."] * (len(picked) > 4)
+        got = f"({', '.join(names)})"
     raise TypeError(
         f"the data yield {got} where a tensor x is expected: pick it, batch=lambda b: b[0], or "
         "for a model with context, batch=lambda b: Batch(x=b[0], context=b[1])"
@@ -91,8 +103,10 @@ class Feed(ABC):
     Attributes:
         num_examples: Number of examples, None where the data do not tell.
         num_batches: Number of batches in an epoch, None where the data do not tell.
+        at_hand: Whether all data can be looked at before the first step.
     """
 
+    at_hand: bool
     num_examples: int | None
     num_batches: int | None
 
@@ -102,11 +116,13 @@ class Feed(ABC):
 
     @abstractmethod
     def probe(self) -> Iterator[Batch]:
-        """Yield batches to be checked before the first step: all data where they are at hand."""
+        """Yield all data in large batches where they are at hand, to be checked; else nothing."""
 
 
 class ResidentFeed(Feed):
     """A tensor or a tuple of tensors on the device, batched by index."""
+
+    at_hand = True
 
     def __init__(
         self,
@@ -151,6 +167,8 @@ class ResidentFeed(Feed):
 class LoaderFeed(Feed):
     """A DataLoader per epoch."""
 
+    at_hand = False
+
     def __init__(
         self,
         loader: Callable[[int], "DataLoader[Any]"],
@@ -161,8 +179,9 @@ class LoaderFeed(Feed):
         self.loader = loader
         self.preparation = preparation
         self.seed = seed
-        self.num_batches = _length(loader(0))
-        self.num_examples = _length(loader(0).dataset)
+        first = loader(0)
+        self.num_batches = _length(first)
+        self.num_examples = _length(first.dataset)
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Yield the loader's batches."""
@@ -171,10 +190,8 @@ class LoaderFeed(Feed):
             yield self.preparation.prepare(self.preparation.place(item), generator)
 
     def probe(self) -> Iterator[Batch]:
-        """Yield the first batch."""
-        for batch in self.batches(epoch=0):
-            yield batch
-            return
+        """Yield nothing: to look at a loader's batches is to use them up."""
+        return iter(())
 
 
 def _order(num_examples: int, seed: int, epoch: int, shuffle: bool) -> Tensor:
@@ -199,7 +216,10 @@ def make_feed(
     """
     feed = _dispatch(data, preparation, batch_size, seed, shuffle)
     if feed.num_examples == 0 or feed.num_batches == 0:
-        raise ValueError("the data set is empty: expected at least one example")
+        raise ValueError(
+            "the data set is empty: expected at least one example (a whole batch, where drop_last "
+            "is set)"
+        )
     return feed
 
 
@@ -229,7 +249,7 @@ def _dispatch(
             return LoaderFeed(loader_of_epoch, preparation, seed=seed)
     raise TypeError(
         "expected data as a tensor, a numpy array, a tuple of these, a Dataset or a DataLoader, "
-        f"got a {type(data).__name__}"
+        f"got a {type(data).__name__}: pick its tensor, such as data.images"
     )
 
 

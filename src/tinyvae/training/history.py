@@ -113,6 +113,13 @@ def named_values(output: ObjectiveOutput) -> dict[str, Tensor]:
     return dict(zip(names, values, strict=True)) | output.metrics
 
 
+def _require_scalars(named: dict[str, Tensor]) -> None:
+    for name, value in named.items():
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise TypeError(f"losses and metrics must be 0-d tensors, got {got} for '{name}'")
+
+
 class RunningMean:
     """Mean of an epoch's losses and metrics, weighted by examples, kept on the device."""
 
@@ -126,6 +133,7 @@ class RunningMean:
         named = named_values(output)
         if self._total is None:
             self._names = tuple(named)
+            _require_scalars(named)
         values = torch.stack([named[name] for name in self._names])
         if self._total is None:
             dtype = torch.float32 if values.device.type == "mps" else torch.float64

@@ -1,5 +1,6 @@
 """How losses become updates: optimisers, learning rates, schedulers, clipping."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -12,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 __all__ = ["Optimization"]
 
 OptimizerFactory: TypeAlias = Callable[[list[dict[str, Any]]], Optimizer]
-SchedulerFactory: TypeAlias = Callable[[Optimizer, int], LRScheduler]
+SchedulerFactory: TypeAlias = Callable[..., LRScheduler]
 
 # Devices on which torch.optim.Adam has one fused kernel.
 FUSED = ("cpu", "cuda", "mps", "xpu")
@@ -25,20 +26,21 @@ class Optimization:
     Frozen parts need no setting: ``model.encoder.requires_grad_(False)`` before ``fit``.
 
     Attributes:
-        learning_rate: Learning rate of Adam, the default optimiser.
-        optimizer: Factory ``parameters -> Optimizer`` in its place, such as
-            ``lambda p: SGD(p, lr=0.1)``; or one per parameter group of the objective, by name.
+        learning_rate: Learning rate; None leaves the optimiser its own (1e-3 for Adam).
+        optimizer: Factory ``parameters -> Optimizer`` in the place of Adam, such as ``AdamW`` or
+            ``lambda p: SGD(p, lr=0.1, momentum=0.9)``; or one per parameter group of the
+            objective, by name.
         learning_rates: Learning rates of parts, by the beginning of their parameters' names:
             ``{"encoder": 1e-4}``. The objective's own begin with ``"objective"``.
-        scheduler: Factory ``(optimizer, total) -> scheduler``, where ``total`` is how often the
-            scheduler will be called, so that ``CosineAnnealingLR`` itself serves; or one per
-            group, by name.
+        scheduler: Factory of one of torch's schedulers, ``lambda optimizer: StepLR(optimizer, 10)``.
+            One with a parameter named ``total`` is told how often the scheduler will be called:
+            ``lambda optimizer, total: CosineAnnealingLR(optimizer, total)``. Or one per group.
         scheduler_interval: Whether it is called after every ``"epoch"`` or every ``"step"``.
         monitor: Column of the history that ``ReduceLROnPlateau`` is given.
         clip_norm: Largest norm of a group's gradient, None for no clipping.
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     optimizer: OptimizerFactory | Mapping[str, OptimizerFactory] | None = None
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     scheduler: SchedulerFactory | Mapping[str, SchedulerFactory] | None = None
@@ -49,9 +51,14 @@ class Optimization:
     def __post_init__(self) -> None:
         rates = {"learning_rate": self.learning_rate, **self.learning_rates}
         for name, rate in rates.items():
-            if not 0 <= rate < float("inf"):
+            if rate is not None and not 0 <= rate < float("inf"):
                 raise ValueError(f"expected a finite learning rate >= 0, got {rate} for {name}")
-        if self.clip_norm is not None and self.clip_norm <= 0:
+        if isinstance(self.optimizer, Optimizer):
+            raise TypeError(
+                f"expected a factory of optimisers, got a {type(self.optimizer).__name__} object: "
+                f"optimizer=lambda parameters: {type(self.optimizer).__name__}(parameters, ...)"
+            )
+        if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"expected clip_norm > 0 or None, got {self.clip_norm}")
         if self.scheduler_interval not in ("epoch", "step"):
             raise ValueError(
@@ -76,6 +83,8 @@ class Optimization:
                 raise ValueError(f"the group '{group}' has no parameter to train: all are frozen")
             factory = _of_group(self.optimizer, group) or self._adam
             optimizers[group] = factory(self._by_rate(parameters, names))
+            for options in optimizers[group].param_groups:
+                options.setdefault("initial_lr", options["lr"])
         return optimizers
 
     def make_schedulers(
@@ -99,7 +108,7 @@ class Optimization:
                     "do not tell: use scheduler_interval='epoch'"
                 )
             total = epochs * (steps_per_epoch or 1) if per_step else epochs
-            schedulers[group] = factory(optimizer, total)
+            schedulers[group] = _make_scheduler(factory, optimizer, total)
             if isinstance(schedulers[group], ReduceLROnPlateau):
                 self._check_plateau(has_validation)
         return schedulers
@@ -115,7 +124,7 @@ class Optimization:
 
     def _adam(self, parameters: list[dict[str, Any]]) -> Optimizer:
         device = parameters[0]["params"][0].device.type
-        return Adam(parameters, lr=self.learning_rate, fused=device in FUSED)
+        return Adam(parameters, fused=device in FUSED)
 
     def _by_rate(
         self, parameters: list[nn.Parameter], names: Mapping[nn.Parameter, str]
@@ -125,11 +134,24 @@ class Optimization:
         for parameter in parameters:
             matching = [p for p in self.learning_rates if _within(names[parameter], p)]
             by_part.setdefault(max(matching, key=len, default=None), []).append(parameter)
+        rates: dict[str | None, float | None] = {None: self.learning_rate}
+        rates.update(self.learning_rates)
         return [
-            {"params": params} | ({} if part is None else {"lr": self.learning_rates[part]})
+            {"params": params} | ({} if rates[part] is None else {"lr": rates[part]})
             for part, params in by_part.items()
             if params
         ]
+
+
+def _make_scheduler(factory: SchedulerFactory, optimizer: Optimizer, total: int) -> LRScheduler:
+    takes_total = "total" in inspect.signature(factory).parameters
+    try:
+        return factory(optimizer, total=total) if takes_total else factory(optimizer)
+    except TypeError as error:
+        raise TypeError(
+            "expected a factory of schedulers, such as lambda optimizer: StepLR(optimizer, 10) or "
+            f"lambda optimizer, total: CosineAnnealingLR(optimizer, total), got {factory}: {error}"
+        ) from error
 
 
 def _within(name: str, part: str) -> bool:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -18,8 +18,14 @@ __all__ = ["Progress"]
 REFRESH_SECONDS = 0.25
 PLAIN_LINES = 20
 # Narrow, for the terms come last and must not be cut off.
-BAR = "{desc} {percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
-COUNTER = "{desc} {n_fmt} steps {elapsed}{postfix}"
+MEASURED = "{desc} {percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
+COUNTED = "{desc} {n_fmt} steps {elapsed}{postfix}"
+
+
+class Bar(tqdm):  # type: ignore[type-arg]
+    """A bar without the thread that tqdm keeps to watch its bars."""
+
+    monitor_interval = 0
 
 
 class Progress(Callback):
@@ -30,11 +36,11 @@ class Progress(Callback):
         self._start = self._refreshed = time.monotonic()
         self._validation: Row = {}
         _write(trainer.plan.headline)
-        self._bar: tqdm[NoReturn] | None = None
+        self._bar: Bar | None = None
         if sys.stderr.isatty():
             total = trainer.plan.run_steps
-            bar_format = COUNTER if total is None else BAR
-            self._bar = tqdm(total=total, bar_format=bar_format, dynamic_ncols=True)
+            bar_format = COUNTED if total is None else MEASURED
+            self._bar = Bar(total=total, bar_format=bar_format, dynamic_ncols=True)
 
     def on_step_end(self, trainer: "Trainer", output: ObjectiveOutput) -> None:
         """Move the bar; now and then read the terms, for which the device is waited for."""
@@ -61,7 +67,7 @@ class Progress(Callback):
         if done % max(1, epochs // PLAIN_LINES) and done != epochs:
             return
         left = (time.monotonic() - self._start) / done * (epochs - done)
-        _write(f"{epoch}: {terms} | {tqdm.format_interval(left)} left")
+        _write(f"{epoch}: {terms} | {Bar.format_interval(left)} left")
 
     def on_fit_end(self, trainer: "Trainer") -> None:
         """Close the bar; say why a run ended early."""

@@ -3,9 +3,10 @@
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -55,8 +56,9 @@ class Plan:
 class Trainer:
     """Minimises an objective.
 
-    Randomness is a function of the seed: weights and global random state apart, the same seed
-    gives the same run, bitwise on one device type. Global random state is left as it was found.
+    Randomness is a function of the seed: from the same weights, the same seed gives bitwise the
+    same run on one machine (device, torch, number of threads; on a GPU as far as its kernels are
+    deterministic). Global random state is left as it was found.
 
     Args:
         model: Module that the objective understands; moved to the device.
@@ -98,6 +100,11 @@ class Trainer:
     ) -> None:
         if not isinstance(objective, Objective):
             raise TypeError(f"expected an Objective such as ELBO(), got {objective!r:.80}")
+        if optimization is not None and not isinstance(optimization, Optimization):
+            raise TypeError(
+                "expected an Optimization(learning_rate=..., optimizer=...), "
+                f"got {optimization!r:.80}"
+            )
         if seed < 0:
             raise ValueError(f"expected a seed >= 0, got {seed}")
         if record_every is not None and record_every < 1:
@@ -115,6 +122,9 @@ class Trainer:
         self.groups: dict[str, list[nn.Parameter]] = {}
         self.optimizers: dict[str, Optimizer] = {}
         self._schedulers: dict[str, LRScheduler] = {}
+        self._opened: Iterator[Batch] | None = None
+        self._description = ""
+        self._validation_checked = False
 
     def fit(
         self,
@@ -177,9 +187,8 @@ class Trainer:
 
     def _start(self, train: Feed, validation: Feed | None, epochs: int) -> None:
         """Check everything, and plan the run."""
-        description = self._check(train, "training")
-        if validation is not None:
-            self._check(validation, "validation")
+        description = self._check_training(train)
+        self._check_validation(validation)
         run_steps = None if train.num_batches is None else train.num_batches * epochs
         self._make_optimizers()
         for optimizer in self.optimizers.values():
@@ -202,28 +211,60 @@ class Trainer:
         if self.plan.total_steps is not None:
             self._warn_of_unfinished_schedules(self.plan.total_steps)
 
-    def _check(self, feed: Feed, role: str) -> str:
-        description, start = None, 0
-        for batch in feed.probe():
-            try:
-                description = self.objective.check(self.model, batch)
-            except (TypeError, ValueError) as error:
-                where = f", counted from example {start}" if start else ""
-                raise type(error)(f"{role} data{where}: {error}") from error
-            start += len(batch)
-        if description is None:
-            raise ValueError(f"the {role} data are empty: expected at least one batch")
-        return description
+    def _check_training(self, feed: Feed) -> str:
+        """Check all data, or of a loader the first batch: the others are when they arrive."""
+        self._opened = None
+        if feed.at_hand:
+            self._check_all(feed, "training")
+        else:
+            batches = self._checked(self._open(feed, self.epoch), "training")
+            self._opened = chain([_first(batches, "training")], batches)
+        return self._description
+
+    def _check_validation(self, feed: Feed | None) -> None:
+        self._validation_checked = feed is None or feed.at_hand
+        if feed is not None and feed.at_hand:
+            self._check_all(feed, "validation")
+        elif feed is not None:
+            _first(self._checked(feed.batches(epoch=0), "validation"), "validation")
+
+    def _check_all(self, feed: Feed, role: str) -> None:
+        for _ in self._checked(feed.probe(), role):
+            pass
+
+    def _checked(self, batches: Iterator[Batch], role: str) -> Iterator[Batch]:
+        """Check every batch before it is used."""
+        start = 0
+        try:
+            for batch in batches:
+                self._description = self.objective.check(self.model, batch)
+                start += len(batch)
+                yield batch
+        except (TypeError, ValueError) as error:
+            where = f", counted from example {start}" if start else ""
+            raise type(error)(f"{role} data{where}: {error}") from error
+
+    def _open(self, feed: Feed, epoch: int) -> Iterator[Batch]:
+        """Batches of an epoch; what a DataLoader draws at its start is no part of the noise."""
+        seed_rng(self.device, derive_seed(self.seed, Stream.ORDER, epoch))
+        batches = feed.batches(epoch)
+        return chain([_first(batches, "training")], batches)
 
     def _make_optimizers(self) -> None:
-        groups = self.objective.parameter_groups(self.model)
+        groups = {n: list(g) for n, g in self.objective.parameter_groups(self.model).items()}
+        every = [p for group in groups.values() for p in group]
+        if len(set(every)) < len(every):
+            raise ValueError(
+                f"expected parameter groups without a common parameter, got {list(groups)} with "
+                f"{len(every) - len(set(every))} of them twice"
+            )
         unchanged = groups.keys() == self.groups.keys() and all(
             [id(p) for p in groups[name]] == [id(p) for p in self.groups[name]] for name in groups
         )
         if unchanged:
             for optimizer in self.optimizers.values():
                 for options in optimizer.param_groups:
-                    options["lr"] = options.get("initial_lr", options["lr"])
+                    options["lr"] = options["initial_lr"]
             return
         names = {p: name for name, p in self.model.named_parameters()}
         names |= {p: f"objective.{name}" for name, p in self.objective.named_parameters()}
@@ -253,7 +294,11 @@ class Trainer:
                 callback.on_fit_start(self)
                 stack.callback(callback.on_fit_end, self)
             for _ in range(self.plan.epochs):
-                self._run_epoch(train, validation, started)
+                try:
+                    self._run_epoch(train, validation, started)
+                except BaseException as error:
+                    self.stop(f"{type(error).__name__}: {error}")
+                    raise
                 if self.history.stop_reason is not None:
                     break
             if self.history.stop_reason is not None or self.plan.total_steps is None:
@@ -279,11 +324,13 @@ class Trainer:
             self._step_schedulers(row)
 
     def _train_epoch(self, train: Feed) -> Row:
+        batches = self._opened or self._open(train, self.epoch)
+        self._opened = None
         seed_rng(self.device, derive_seed(self.seed, Stream.NOISE, self.epoch))
         self.model.train()
         self.objective.train()
         mean = RunningMean()
-        for batch in train.batches(self.epoch):
+        for batch in batches:
             output = self._update(batch)
             mean.add(output, len(batch))
             if self.record_every is not None and self.step % self.record_every == 0:
@@ -292,13 +339,8 @@ class Trainer:
                 callback.on_step_end(self, output)
             if self.history.stop_reason is not None:
                 break
-        row = mean.row("train")
-        if not row:
-            raise ValueError(
-                f"the training data yielded no batch in epoch {self.epoch + 1}: "
-                "they must be iterable anew for every epoch"
-            )
-        return row
+        self._require_finite_weights()
+        return mean.row("train")
 
     def _update(self, batch: Batch) -> ObjectiveOutput:
         """One update: the only place where weights change."""
@@ -321,10 +363,20 @@ class Trainer:
         values = {name: value.item() for name, value in named_values(output).items()}
         bad = ", ".join(f"{name} = {v}" for name, v in values.items() if not math.isfinite(v))
         raise NonFiniteError(
-            f"step {self.step + 1} (epoch {self.epoch + 1}): {bad}. The weights are those of the "
-            "step before, the history is kept in trainer.history. Lower the learning rate, or clip "
-            "gradients: Optimization(clip_norm=1.0)"
+            f"step {self.step + 1} (epoch {self.epoch + 1}): {bad}. The step was not taken, the "
+            "history is in trainer.history. Lower the learning rate, or clip gradients: "
+            "Optimization(clip_norm=1.0)"
         )
+
+    def _require_finite_weights(self) -> None:
+        """Find, once per epoch, what a finite loss with a gradient that is not has left behind."""
+        for name, group in self.groups.items():
+            if not all(torch.isfinite(parameter).all() for parameter in group):
+                raise NonFiniteError(
+                    f"step {self.step} (epoch {self.epoch + 1}): weights of group '{name}' are not "
+                    "finite after a finite loss: its gradient was not. Clip gradients, or look for "
+                    "a function whose slope is infinite, such as sqrt at 0"
+                )
 
     def _backward(self, output: ObjectiveOutput) -> None:
         """Differentiate each loss with respect to its own group alone."""
@@ -334,13 +386,16 @@ class Trainer:
                 f"expected a loss for each, got {list(output.losses)}"
             )
         if len(self.groups) == 1:
-            (loss,) = output.losses.values()
-            loss.backward()
+            ((name, loss),) = output.losses.items()
+            loss.backward(inputs=self.groups[name])
             return
+        last = list(output.losses)[-1]
         for name, loss in output.losses.items():
             parameters = self.groups[name]
-            # The graph is kept: losses share the model's forward pass.
-            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            # The graph is kept until the last loss: they share the model's forward pass.
+            gradients = torch.autograd.grad(
+                loss, parameters, retain_graph=name != last, allow_unused=True
+            )
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
 
@@ -371,9 +426,22 @@ class Trainer:
             torch.no_grad(),
             forked_rng(self.device, seed),
         ):
-            for batch in feed.batches(epoch=0):
+            batches = feed.batches(epoch=0)
+            if not self._validation_checked:
+                batches, self._validation_checked = self._checked(batches, "validation"), True
+            for batch in batches:
                 mean.add(self.objective(self.model, batch), len(batch))
         return mean.row("validation")
+
+
+def _first(batches: Iterator[Batch], role: str) -> Batch:
+    batch = next(batches, None)
+    if batch is None:
+        raise ValueError(
+            f"the {role} data yielded no batch: they must hold an example (a whole batch, where "
+            "drop_last is set), and be iterable anew for every epoch"
+        )
+    return batch
 
 
 def _choose_device(device: str | torch.device) -> torch.device:
