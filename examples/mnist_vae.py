@@ -11,6 +11,7 @@ go to ``runs/mnist_vae``.
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,7 +48,7 @@ def train(vae: VAE, data: SmallImages, args: argparse.Namespace) -> History:
     """Maximise the ELBO; the defaults were chosen on the validation images of MNIST."""
     optimization = Optimization(
         args.learning_rate,
-        optimizer=AdamW,
+        optimizer=partial(AdamW, fused=True),
         scheduler=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
         scheduler_interval="step",
     )

@@ -32,8 +32,9 @@ class Optimization:
             objective, by name.
         learning_rates: Learning rates of parts, by the beginning of their parameters' names:
             ``{"encoder": 1e-4}``. The objective's own begin with ``"objective"``.
-        scheduler: Factory of one of torch's schedulers, ``lambda optimizer: StepLR(optimizer, 10)``.
-            One with a parameter named ``total`` is told how often the scheduler will be called:
+        scheduler: Factory of one of torch's schedulers, such as
+            ``lambda optimizer: StepLR(optimizer, 10)``. One with a parameter named ``total`` is
+            told how often the scheduler will be called:
             ``lambda optimizer, total: CosineAnnealingLR(optimizer, total)``. Or one per group.
         scheduler_interval: Whether it is called after every ``"epoch"`` or every ``"step"``.
         monitor: Column of the history that ``ReduceLROnPlateau`` is given.
