@@ -37,9 +37,10 @@ MAY_IMPORT = {
     "likelihoods": "distributions",
     "priors": "distributions encoders",
     "parts": "files networks encoders likelihoods priors",
-    "vae": "files scopes distributions encoders likelihoods priors parts",
-    "objectives": "scopes distributions schedules vae objective",
-    "evaluation": "scopes distributions vae objective",
+    "record": "distributions",
+    "vae": "files scopes distributions encoders likelihoods priors record parts",
+    "objectives": "scopes distributions schedules record objective",
+    "evaluation": "scopes distributions record objective",
     "summary": "scopes networks vae",
     "training": "_version schedules scopes files plotting objective",
 }

@@ -24,6 +24,7 @@ from tinyvae.networks import MLP, ConvNet, Network, TransposedConvNet
 from tinyvae.objective import Batch, Objective, ObjectiveOutput
 from tinyvae.objectives import ELBO
 from tinyvae.priors import Prior, StandardNormal
+from tinyvae.record import LatentTerm, LatentVariableModel, VAEOutput
 from tinyvae.schedules import Constant, Cosine, Cyclical, Linear, Schedule
 from tinyvae.summary import summary
 from tinyvae.training import (
@@ -34,7 +35,7 @@ from tinyvae.training import (
     Optimization,
     Trainer,
 )
-from tinyvae.vae import VAE, LatentTerm, LatentVariableModel, VAEOutput
+from tinyvae.vae import VAE
 
 __all__ = [
     "ELBO",

@@ -12,8 +12,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from tinyvae.record import LatentVariableModel
 from tinyvae.scopes import evaluating, forked_rng
-from tinyvae.vae import LatentVariableModel
 
 __all__ = ["log_marginal"]
 

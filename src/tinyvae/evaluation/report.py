@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tinyvae.evaluation.importance import CHUNK_ELEMENTS, log_marginal, placed
+from tinyvae.record import LatentVariableModel
 from tinyvae.scopes import evaluating, forked_rng
-from tinyvae.vae import LatentVariableModel
 
 __all__ = ["Estimate", "Report", "evaluate"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae.objective import Batch, Objective, ObjectiveOutput
+from tinyvae.record import KLEstimator, LatentVariableModel, VAEOutput
 from tinyvae.schedules import Constant, Schedule
-from tinyvae.vae import KLEstimator, LatentVariableModel, VAEOutput
 
 __all__ = ["ELBO"]
 

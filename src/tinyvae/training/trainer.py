@@ -3,10 +3,10 @@
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from tinyvae._version import __version__
 from tinyvae.objective import Batch, Objective, ObjectiveOutput
 from tinyvae.scopes import evaluating, forked_rng, restored_modes, seed_rng
 from tinyvae.training.callbacks import Callback
-from tinyvae.training.feed import Feed, PickBatch, Preparation, Transform, make_feed
+from tinyvae.training.checking import CheckedFeed
+from tinyvae.training.feed import PickBatch, Preparation, Transform, make_feed
 from tinyvae.training.history import History, Row, RunningMean, named_values
 from tinyvae.training.interrupt import stop_on_interrupt
 from tinyvae.training.optimization import Optimization, clip
@@ -122,9 +123,6 @@ class Trainer:
         self.groups: dict[str, list[nn.Parameter]] = {}
         self.optimizers: dict[str, Optimizer] = {}
         self._schedulers: dict[str, LRScheduler] = {}
-        self._opened: Iterator[Batch] | None = None
-        self._description = ""
-        self._validation_checked = False
 
     def fit(
         self,
@@ -177,26 +175,30 @@ class Trainer:
 
     def _feed(
         self, data: Any, role: str, preparation: Preparation, batch_size: int, *, shuffle: bool
-    ) -> Feed:
+    ) -> CheckedFeed:
         try:
-            return make_feed(
+            feed = make_feed(
                 data, preparation, batch_size=batch_size, seed=self.seed, shuffle=shuffle
             )
         except (TypeError, ValueError) as error:
             raise type(error)(f"{role} data: {error}") from error
+        check = partial(self.objective.check, self.model)
+        return CheckedFeed(feed, role, check, seed=self.seed, device=self.device)
 
-    def _start(self, train: Feed, validation: Feed | None, epochs: int) -> None:
+    def _start(self, train: CheckedFeed, validation: CheckedFeed | None, epochs: int) -> None:
         """Check everything, and plan the run."""
-        description = self._check_training(train)
-        self._check_validation(validation)
-        run_steps = None if train.num_batches is None else train.num_batches * epochs
+        train.begin(self.epoch)
+        if validation is not None:
+            validation.begin(0)
+        num_batches = train.feed.num_batches
+        run_steps = None if num_batches is None else num_batches * epochs
         self._make_optimizers()
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()  # gradients found, or left by an error, are none of this run's
         self._schedulers = self.optimization.make_schedulers(
             self.optimizers,
             epochs=epochs,
-            steps_per_epoch=train.num_batches,
+            steps_per_epoch=num_batches,
             has_validation=validation is not None,
         )
         self.plan = Plan(
@@ -205,50 +207,11 @@ class Trainer:
             run_steps=run_steps,
             total_steps=None if run_steps is None else self.step + run_steps,
             has_validation=validation is not None,
-            headline=self._headline(train, epochs, description),
+            headline=self._headline(train, epochs),
         )
         self.objective.at(self.step, self.plan.total_steps)
         if self.plan.total_steps is not None:
             self._warn_of_unfinished_schedules(self.plan.total_steps)
-
-    def _check_training(self, feed: Feed) -> str:
-        """Check all data, or of a loader the first batch: the others are when they arrive."""
-        self._opened = None
-        if feed.at_hand:
-            self._check_all(feed, "training")
-        else:
-            batches = self._checked(self._open(feed, self.epoch), "training")
-            self._opened = chain([_first(batches, "training")], batches)
-        return self._description
-
-    def _check_validation(self, feed: Feed | None) -> None:
-        self._validation_checked = feed is None or feed.at_hand
-        if feed is not None and feed.at_hand:
-            self._check_all(feed, "validation")
-        elif feed is not None:
-            _first(self._checked(feed.batches(epoch=0), "validation"), "validation")
-
-    def _check_all(self, feed: Feed, role: str) -> None:
-        for _ in self._checked(feed.probe(), role):
-            pass
-
-    def _checked(self, batches: Iterator[Batch], role: str) -> Iterator[Batch]:
-        """Check every batch before it is used."""
-        start = 0
-        try:
-            for batch in batches:
-                self._description = self.objective.check(self.model, batch)
-                start += len(batch)
-                yield batch
-        except (TypeError, ValueError) as error:
-            where = f", counted from example {start}" if start else ""
-            raise type(error)(f"{role} data{where}: {error}") from error
-
-    def _open(self, feed: Feed, epoch: int) -> Iterator[Batch]:
-        """Batches of an epoch; what a DataLoader draws at its start is no part of the noise."""
-        seed_rng(self.device, derive_seed(self.seed, Stream.ORDER, epoch))
-        batches = feed.batches(epoch)
-        return chain([_first(batches, "training")], batches)
 
     def _make_optimizers(self) -> None:
         groups = {n: list(g) for n, g in self.objective.parameter_groups(self.model).items()}
@@ -271,13 +234,13 @@ class Trainer:
         self.groups = groups
         self.optimizers = self.optimization.make_optimizers(groups, names)
 
-    def _headline(self, train: Feed, epochs: int, description: str) -> str:
+    def _headline(self, train: CheckedFeed, epochs: int) -> str:
         size = sum(p.numel() for group in self.groups.values() for p in group)
-        examples = "?" if train.num_examples is None else f"{train.num_examples:,}"
-        steps = "?" if train.num_batches is None else f"{train.num_batches:,}"
+        counts = (train.feed.num_examples, train.feed.num_batches)
+        examples, steps = ("?" if count is None else f"{count:,}" for count in counts)
         return (
             f"tinyvae {__version__} on {self.device}, seed {self.seed}: {size:,} parameters, "
-            f"{examples} examples, {epochs} epochs of {steps} steps; {description}"
+            f"{examples} examples, {epochs} epochs of {steps} steps; {train.description}"
         )
 
     def _warn_of_unfinished_schedules(self, steps: int) -> None:
@@ -285,7 +248,7 @@ class Trainer:
             # The level is that of the call of fit.
             warnings.warn(f"a schedule does not end: {message}", stacklevel=4)
 
-    def _run(self, train: Feed, validation: Feed | None) -> None:
+    def _run(self, train: CheckedFeed, validation: CheckedFeed | None) -> None:
         elapsed = self.history.epochs[-1]["time_seconds"] if self.history.epochs else 0.0
         started = time.monotonic() - elapsed
         with ExitStack() as stack:
@@ -309,7 +272,9 @@ class Trainer:
         if self.history.stop_reason is None:
             self.history.stop_reason = reason
 
-    def _run_epoch(self, train: Feed, validation: Feed | None, started: float) -> None:
+    def _run_epoch(
+        self, train: CheckedFeed, validation: CheckedFeed | None, started: float
+    ) -> None:
         means = self._train_epoch(train)
         completed = self.history.stop_reason is None
         row = {"epoch": self.epoch + 1, "step": self.step, **self._learning_rates(), **means}
@@ -323,9 +288,8 @@ class Trainer:
         if completed and self.optimization.scheduler_interval == "epoch":
             self._step_schedulers(row)
 
-    def _train_epoch(self, train: Feed) -> Row:
-        batches = self._opened or self._open(train, self.epoch)
-        self._opened = None
+    def _train_epoch(self, train: CheckedFeed) -> Row:
+        batches = train.batches(self.epoch)
         seed_rng(self.device, derive_seed(self.seed, Stream.NOISE, self.epoch))
         self.model.train()
         self.objective.train()
@@ -417,31 +381,15 @@ class Trainer:
             return {"learning_rate": float(*rates.values())}
         return {f"learning_rate/{name}": float(rate) for name, rate in rates.items()}
 
-    def _validate(self, feed: Feed) -> Row:
+    def _validate(self, validation: CheckedFeed) -> Row:
         """Evaluate on the same noise at every call, leaving the run's noise untouched."""
         mean = RunningMean()
-        seed = derive_seed(self.seed, Stream.VALIDATION)
-        with (
-            evaluating(self.model, self.objective),
-            torch.no_grad(),
-            forked_rng(self.device, seed),
-        ):
-            batches = feed.batches(epoch=0)
-            if not self._validation_checked:
-                batches, self._validation_checked = self._checked(batches, "validation"), True
+        with evaluating(self.model, self.objective), torch.no_grad(), forked_rng(self.device):
+            batches = validation.batches(epoch=0)
+            seed_rng(self.device, derive_seed(self.seed, Stream.VALIDATION))
             for batch in batches:
                 mean.add(self.objective(self.model, batch), len(batch))
         return mean.row("validation")
-
-
-def _first(batches: Iterator[Batch], role: str) -> Batch:
-    batch = next(batches, None)
-    if batch is None:
-        raise ValueError(
-            f"the {role} data yielded no batch: they must hold an example (a whole batch, where "
-            "drop_last is set), and be iterable anew for every epoch"
-        )
-    return batch
 
 
 def _choose_device(device: str | torch.device) -> torch.device:

@@ -1,0 +1,123 @@
+r"""The record of one pass through a model, all that objectives and evaluations read.
+
+.. math:: \log w = \log p(x \mid z) + \sum_\ell \big[\log p(z_\ell) - \log q(z_\ell)\big]
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from tinyvae.distributions import Distribution, NoClosedForm, has_closed_form, kl_divergence
+
+__all__ = ["KLEstimator", "LatentTerm", "LatentVariableModel", "VAEOutput"]
+
+KLEstimator = Literal["auto", "analytic", "sample"]
+
+
+@dataclass(frozen=True)
+class LatentTerm:
+    """One latent variable of a pass: its draw, and the densities that it is charged for.
+
+    Attributes:
+        name: Name, for reports.
+        z: Draws from the posterior, ``(K, B, *L)``.
+        posterior: q(z given what is above it).
+        prior: p(z given what is above it).
+        analytic: Whether the KL divergence in closed form may stand for log q - log p. Not where
+            the prior depends on a draw that was made from ``z``, as in a bottom-up hierarchy.
+    """
+
+    name: str
+    z: Tensor
+    posterior: Distribution
+    prior: Distribution
+    analytic: bool = True
+
+    @property
+    def log_q(self) -> Tensor:
+        """Log posterior density of ``z``, ``(K, B)``, nats; computed at every access."""
+        return self.posterior.log_prob(self.z)
+
+    @property
+    def log_p(self) -> Tensor:
+        """Log prior density of ``z``, ``(K, B)``, nats; computed at every access."""
+        return self.prior.log_prob(self.z)
+
+    def kl(self, estimator: KLEstimator = "auto") -> Tensor:
+        """KL(posterior || prior) of each example, ``(B,)``, nats, averaged over ``K`` draws.
+
+        Args:
+            estimator: ``"analytic"``, the closed form; ``"sample"``, log q - log p at the draws;
+                ``"auto"``, the closed form where there is one.
+
+        Raises:
+            NoClosedForm: If ``"analytic"`` is asked for and there is none.
+        """
+        if estimator not in ("auto", "analytic", "sample"):
+            raise ValueError(f"expected 'auto', 'analytic' or 'sample', got {estimator!r}")
+        if estimator == "sample" or (estimator == "auto" and not self.has_analytic_kl):
+            return (self.log_q - self.log_p).mean(0)
+        if not self.has_analytic_kl:
+            raise NoClosedForm(
+                f"KL({self.posterior} || {self.prior}) of latent {self.name!r} has no closed form: "
+                "use kl='auto' or kl='sample'"
+            )
+        kl = kl_divergence(self.posterior, self.prior)
+        return kl.mean(0) if kl.dim() == 2 else kl
+
+    @property
+    def has_analytic_kl(self) -> bool:
+        """Whether the KL divergence has a closed form that may be used."""
+        return self.analytic and has_closed_form(self.posterior, self.prior)
+
+
+@dataclass(frozen=True)
+class VAEOutput:
+    """Record of one pass of ``B`` examples with ``K`` draws each.
+
+    Attributes:
+        latents: The latent terms, as many as there are stochastic layers.
+        likelihood: p(x given z), ``batch_shape = (K, B)``.
+        log_px: log p(x given z), ``(K, B)``, nats.
+    """
+
+    latents: tuple[LatentTerm, ...]
+    likelihood: Distribution
+    log_px: Tensor
+
+    @property
+    def is_density(self) -> bool:
+        """Whether posteriors, priors and likelihood are densities, without which no bound holds."""
+        latents = all(term.posterior.is_density and term.prior.is_density for term in self.latents)
+        return latents and self.likelihood.is_density
+
+    def log_weight(self) -> Tensor:
+        """Log importance weights log p(x, z) - log q(z given x), ``(K, B)``, nats."""
+        log_weight = self.log_px
+        for term in self.latents:
+            log_weight = log_weight + term.log_p - term.log_q
+        return log_weight
+
+
+class LatentVariableModel(nn.Module, ABC):
+    """What objectives and evaluations ask of a model."""
+
+    @abstractmethod
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, num_samples: int = 1
+    ) -> VAEOutput:
+        """Draw ``num_samples`` latents for each of ``x`` ``(B, *E)`` and record the pass."""
+
+    @abstractmethod
+    def check(self, x: Tensor, context: Tensor | None = None) -> VAEOutput:
+        """Raise, with the remedy, if ``x`` and the parts of the model do not fit together.
+
+        Draws nothing. Returns the record of the first examples at their posteriors' means.
+        """
+
+    @property
+    @abstractmethod
+    def is_density(self) -> bool:
+        """Whether posterior and likelihood are densities, without which no bound holds."""

@@ -1,0 +1,86 @@
+"""Data that are checked before they are used."""
+
+from collections.abc import Callable, Iterator
+from itertools import chain
+
+import torch
+
+from tinyvae.objective import Batch
+from tinyvae.scopes import seed_rng
+from tinyvae.training.feed import Feed
+from tinyvae.training.seeds import Stream, derive_seed
+
+__all__ = ["CheckedFeed"]
+
+
+class CheckedFeed:
+    """A feed whose batches pass a check once: all at the start, or, of a loader, as they arrive.
+
+    A loader's first batch is fetched at the start, and used up by nobody: it is the first of the
+    first epoch.
+
+    Args:
+        feed: The feed.
+        role: Name of the data, for errors.
+        check: Raises, with the remedy, if a batch does not fit; returns a description.
+        seed: The run's seed.
+        device: The run's device.
+
+    Attributes:
+        description: What the last check returned.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        role: str,
+        check: Callable[[Batch], str],
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.feed = feed
+        self.role = role
+        self.check = check
+        self.seed = seed
+        self.device = device
+        self.description = ""
+        self._unchecked = not feed.at_hand
+        self._begun: Iterator[Batch] | None = None
+
+    def begin(self, epoch: int) -> None:
+        """Check all that can be looked at before the first step of ``epoch``."""
+        if self.feed.at_hand:
+            for _ in self._checked(self.feed.probe()):
+                pass
+        else:
+            self._begun = self.batches(epoch)
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Open an epoch: default generators are left where a loader's start leaves them."""
+        if self._begun is not None:
+            begun, self._begun = self._begun, None
+            return begun
+        # A DataLoader draws its order from the default generator, at its first batch.
+        seed_rng(self.device, derive_seed(self.seed, Stream.ORDER, epoch))
+        batches = self.feed.batches(epoch)
+        if self._unchecked:
+            batches, self._unchecked = self._checked(batches), False
+        first = next(batches, None)
+        if first is None:
+            raise ValueError(
+                f"the {self.role} data yielded no batch: they must hold an example (a whole batch, "
+                "where drop_last is set), and be iterable anew for every epoch"
+            )
+        return chain([first], batches)
+
+    def _checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        start = 0
+        try:
+            for batch in batches:
+                self.description = self.check(batch)
+                start += len(batch)
+                yield batch
+        except (TypeError, ValueError) as error:
+            where = f", counted from example {start}" if start else ""
+            raise type(error)(f"{self.role} data{where}: {error}") from error
