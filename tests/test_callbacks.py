@@ -182,7 +182,10 @@ def test_early_stopping_stops_in_time_with_the_best_weights(scores, settings, ep
     assert len(trainer.history) == epochs
     assert (stopping.best_epoch, stopping.best) == (best, scores[best - 1])
     assert same(trainer.model, script.weights[best - 1])
-    reason = f"score has not improved for {settings['patience']} epochs"
+    reason = (
+        f"score has not improved for {settings['patience']} epochs since {scores[best - 1]:.6g} "
+        f"at epoch {best}, whose weights are restored"
+    )
     assert trainer.history.stop_reason == (None if epochs == 6 else reason)
 
 

@@ -276,7 +276,7 @@ BAD = {
         f"data, counted from example {PROBE_SIZE}: .* in 1 of 40 examples, first in example 17",
     ),
     "0..255": (DATA * 255, ValueError, r"expects values in \[0, 1\], got 0\.\.255"),
-    "uint8": (GREY, TypeError, r"expects floating-point data, got torch.uint8: .* x\.float\(\)"),
+    "uint8": (GREY, TypeError, r"expects floating-point data, got torch.uint8: .* transform="),
     "integers": (DATA.long().numpy(), TypeError, "floating-point data, got torch.int64"),
     "shape": (DATA[:, :3], ValueError, r"encoder does not accept a batch of shape \(2, 3\)"),
 }

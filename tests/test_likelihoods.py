@@ -282,7 +282,7 @@ def test_not_finite(drawn, value):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
 def test_not_floating(drawn, dtype):
-    with pytest.raises(TypeError, match=rf"{dtype}: convert with x.float\(\)"):
+    with pytest.raises(TypeError, match=rf"{dtype}: divide grey levels by their maximum"):
         drawn.likelihood.check_support(drawn.x(5).to(dtype))
 
 
@@ -329,3 +329,21 @@ def test_own_likelihood_needs_one_hook():
 )
 def test_repr(likelihood, expected):
     assert repr(likelihood) == expected
+
+
+@pytest.mark.parametrize("initial_std", [0.01, 0.2, 3.0])
+def test_a_learned_scale_starts_where_it_is_told(initial_std):
+    likelihood = GaussianLikelihood(initial_std=initial_std).double()
+    log_std = likelihood.elementwise(torch.zeros(3)).log_std
+    assert log_std.exp().item() == pytest.approx(initial_std, rel=1e-5)
+    with pytest.raises(ValueError, match="initial_std above min_std"):
+        GaussianLikelihood(initial_std=1e-3)
+
+
+def test_a_torch_distribution_must_be_wrapped():
+    class Unwrapped(Likelihood):
+        def elementwise(self, *params):
+            return torch.distributions.Laplace(params[0], 1.0)
+
+    with pytest.raises(TypeError, match=r"must return a tinyvae Distribution, got a Laplace: wrap"):
+        Unwrapped()(torch.zeros(2, 3), 1)

@@ -112,3 +112,14 @@ def test_examples_do_not_touch_each_other():
 def test_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh(), "tanh"])
+def test_an_activation_is_a_class(activation):
+    with pytest.raises(TypeError, match="the class of an activation"):
+        MLP(3, activation=activation)
+
+
+def test_an_input_of_another_shape_is_named():
+    with pytest.raises(ValueError, match=r"in_shape = \(1, 8, 8\), got \(2, 8, 8\)"):
+        MLP((1, 8, 8))(torch.zeros(2, 8, 8))

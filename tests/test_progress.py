@@ -64,7 +64,7 @@ def test_lines_of_a_run_without_a_terminal(capsys):
     size = sum(p.numel() for p in make_vae().parameters())
     assert head == (
         f"tinyvae {__version__} on cpu, seed 7: {size} parameters, 37 examples, 2 epochs of 5 "
-        "steps; ELBO, beta 1, 1 draw(s), analytic KL: a lower bound on log p(x)"
+        "steps; ELBO, beta 1, 1 draw, analytic KL: a lower bound on log p(x)"
     )
     assert len(lines) == 2
     for epoch, (line, row) in enumerate(zip(lines, history, strict=True), start=1):

@@ -41,6 +41,18 @@ def test_the_first_code_stands_by_line_29():
     assert README[: README.index("```python")].count("\n") < 29
 
 
+def test_the_quickstart_runs_from_top_to_bottom(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    page = (ROOT / "docs" / "quickstart.rst").read_text()
+    snippets = re.findall(r"::\n\n((?:    .*\n|\n)+)", page)
+    assert len(snippets) >= 10
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {}
+    for snippet in snippets:
+        code = "\n".join(line[4:] for line in snippet.splitlines())
+        exec(re.sub(r"epochs=\d+", "epochs=2", code), namespace)
+    assert {path.name for path in tmp_path.iterdir()} >= {"elbo.png", "vae.safetensors"}
+
+
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
 def test_links_into_the_repository_exist(link: str):
     if "://" not in link:

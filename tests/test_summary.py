@@ -112,6 +112,6 @@ def test_leaves_the_model_as_found(dtype):
 
 def test_hooks_are_removed_after_a_failure():
     vae = mlp_vae()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="MLP expects inputs of shape"):
         summary(vae, (5,))
     assert not any(m._forward_hooks for m in vae.modules())

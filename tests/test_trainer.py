@@ -387,11 +387,11 @@ def test_the_weight_of_every_step(schedule, expected):
     assert len(trainer.history.updates) == 2 * STEPS
 
 
-def test_a_fraction_is_of_all_steps_when_fit_continues():
+def test_a_fraction_is_of_the_first_call_of_fit():
     trainer = run(make_vae(), ELBO(beta=Linear(0.0, 1.0, fraction=1.0)), record_every=1)
     trainer.fit(DATA, epochs=2, batch_size=BATCH_SIZE)
     betas = [row["beta"] for row in trainer.history.updates]
-    expected = [t / 9 for t in range(10)] + [t / 19 for t in range(10, 20)]
+    expected = [t / 9 for t in range(10)] + [1.0] * 10
     assert betas == pytest.approx(expected, abs=1e-7)
 
 
@@ -504,8 +504,8 @@ def test_an_exploding_learning_rate_ends_the_run_where_the_loss_overflows():
         (ELBO, {}, {}, TypeError, r"Objective such as ELBO\(\), got <class"),
         (ELBO(), {"seed": -1}, {}, ValueError, "seed >= 0, got -1"),
         (ELBO(), {"record_every": 0}, {}, ValueError, "record_every >= 1 or None, got 0"),
-        (ELBO(), {}, {"epochs": 0}, ValueError, "epochs and batch_size >= 1, got 0, 8"),
-        (ELBO(), {}, {"batch_size": 0}, ValueError, "epochs and batch_size >= 1, got 2, 0"),
+        (ELBO(), {}, {"epochs": 0}, ValueError, "epochs as an integer >= 1, got 0"),
+        (ELBO(), {}, {"batch_size": 0}, ValueError, "batch_size as an integer >= 1, got 0"),
     ],
 )
 def test_settings_are_checked(objective, options, fit, error, message):

@@ -53,15 +53,26 @@ class Likelihood(nn.Module, ABC):
     def forward(self, params: Tensor, event_ndim: int) -> Distribution:
         """Turn ``(..., P, *E)`` into p(x given z) with ``event_shape = E`` of ``event_ndim``."""
         parts = (params,) if self.num_params == 1 else params.unbind(-event_ndim - 1)
-        return Independent(self.elementwise(*parts), event_ndim)
+        distribution = self.elementwise(*parts)
+        if not isinstance(distribution, Distribution):
+            raise TypeError(
+                f"{type(self).__name__}.elementwise must return a tinyvae Distribution, got a "
+                f"{type(distribution).__name__}: wrap one of torch's, TorchDistribution(...)"
+            )
+        return Independent(distribution, event_ndim)
 
-    def check_support(self, x: Tensor) -> None:
-        """Raise, with the remedy, unless ``x`` can have come from this likelihood."""
+    def check_support(self, x: Tensor) -> bool:
+        """Raise, with the remedy, unless this likelihood can be fitted to ``x``.
+
+        Returns:
+            Whether ``log_prob`` of ``x`` is a log density or mass, without which no bound holds.
+        """
         name = type(self).__name__
         if not x.is_floating_point():
             raise TypeError(
-                f"{name} expects floating-point data, got {x.dtype}: convert with x.float(), and "
-                "divide grey levels by their maximum, or binarise with transform="
+                f"{name} expects floating-point data, got {x.dtype}: divide grey levels by their "
+                "maximum, or binarise them with tinyvae.datasets.DynamicBinarisation(max_value), "
+                "which fit takes as transform="
             )
         bad = ~torch.isfinite(x).flatten(1).all(1)
         if bad.any():
@@ -69,6 +80,7 @@ class Likelihood(nn.Module, ABC):
                 f"{name} expects finite data, got NaN or infinity in {int(bad.sum())} of {len(x)} "
                 f"examples, first in example {int(bad.nonzero()[0])}: drop or impute them"
             )
+        return True
 
 
 class BernoulliLikelihood(Likelihood):
@@ -93,8 +105,8 @@ class BernoulliLikelihood(Likelihood):
         (logits,) = params
         return Bernoulli(logits)
 
-    def check_support(self, x: Tensor) -> None:
-        """Raise outside [0, 1]; warn between 0 and 1."""
+    def check_support(self, x: Tensor) -> bool:
+        """Raise outside [0, 1]; warn between 0 and 1, where no pixel has a probability."""
         super().check_support(x)
         low, high = (bound.item() for bound in torch.aminmax(x))
         if low < 0 or high > 1:
@@ -102,13 +114,15 @@ class BernoulliLikelihood(Likelihood):
                 f"BernoulliLikelihood expects values in [0, 1], got {low:g}..{high:g}: "
                 "binarise, as with tinyvae.datasets.threshold(x, level), or use GaussianLikelihood"
             )
-        if ((x != 0) & (x != 1)).any():
+        binary = not bool(((x != 0) & (x != 1)).any())
+        if not binary:
             warnings.warn(
                 "BernoulliLikelihood got values between 0 and 1: they have no probability under "
                 "it, so what is reported is no bound on log p(x). Binarise them, as with "
                 "transform=tinyvae.datasets.DynamicBinarisation()",
                 stacklevel=2,
             )
+        return binary
 
 
 class GaussianLikelihood(Likelihood):
@@ -124,6 +138,9 @@ class GaussianLikelihood(Likelihood):
             one per dimension, ``(C, 1, 1)`` one per channel.
         min_std: Lower bound of a learned or predicted scale. Without one the density of a
             dimension that hardly varies grows beyond all bounds.
+        initial_std: Where a learned scale starts. Adam moves log std by about its learning rate per
+            update, so start near the noise that you expect, or give the scale its own rate:
+            ``Optimization(learning_rates={"likelihood": 2e-2})``.
 
     Shape:
         params: ``(..., *E)``, or ``(..., 2, *E)`` with a predicted scale; x: ``(..., *E)``.
@@ -147,6 +164,7 @@ class GaussianLikelihood(Likelihood):
         *,
         std_shape: Sequence[int] = (),
         min_std: float = 1e-3,
+        initial_std: float = 1.0,
     ) -> None:
         super().__init__()
         if min_std <= 0:
@@ -159,12 +177,20 @@ class GaussianLikelihood(Likelihood):
             raise ValueError(f"GaussianLikelihood expects a finite std > 0, got {std}")
         if std_shape and std != "learned":
             raise ValueError(f"std_shape is the shape of a learned scale, got std={std!r}")
+        if not min_std < initial_std < math.inf:
+            raise ValueError(
+                f"GaussianLikelihood expects a finite initial_std above min_std = {min_std}, "
+                f"got {initial_std}"
+            )
         self.std = std
         self.std_shape = torch.Size(std_shape)
         self.min_std = min_std
+        self.initial_std = initial_std
         self.num_params = 2 if std == "predicted" else 1
         if std == "learned":
-            self.raw_log_std = nn.Parameter(torch.zeros(self.std_shape))
+            above = math.log(initial_std / min_std)
+            raw = math.log(min_std) + math.log(math.expm1(above))  # what _bounded maps to its log
+            self.raw_log_std = nn.Parameter(torch.full(self.std_shape, raw))
 
     def elementwise(self, *params: Tensor) -> Normal:
         """Normal distributions around the means."""
@@ -181,7 +207,7 @@ class GaussianLikelihood(Likelihood):
         minimum = math.log(self.min_std)
         return minimum + F.softplus(raw - minimum)
 
-    def check_support(self, x: Tensor) -> None:
+    def check_support(self, x: Tensor) -> bool:
         """Raise unless ``x`` is finite and a learned scale broadcasts over one datum."""
         super().check_support(x)
         data_shape = x.shape[1:]
@@ -192,10 +218,12 @@ class GaussianLikelihood(Likelihood):
                 "std_shape=() for one scale, the data's shape for one per dimension, "
                 "or (C, 1, 1) for one per channel"
             )
+        return True
 
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal likelihood."""
-        return {"std": self.std, "std_shape": self.std_shape, "min_std": self.min_std}
+        names = ("std", "std_shape", "min_std", "initial_std")
+        return {name: getattr(self, name) for name in names}
 
     def extra_repr(self) -> str:
         """Scale, for ``repr``."""

@@ -36,6 +36,14 @@ class Network(nn.Module, ABC):
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal network, for a model's file."""
 
+    def check_input(self, x: Tensor) -> None:
+        """Raise unless ``x`` is ``(N, *in_shape)``."""
+        if x.shape[1:] != self.in_shape:
+            raise ValueError(
+                f"{type(self).__name__} expects inputs of shape (N, *in_shape) with in_shape = "
+                f"{tuple(self.in_shape)}, got {tuple(x.shape)}: reshape them, or build it for them"
+            )
+
     def extra_repr(self) -> str:
         """Shapes, for ``repr``."""
         return f"{tuple(self.in_shape)} -> {tuple(self.out_shape)}"
@@ -79,7 +87,7 @@ class MLP(Network):
         super().__init__()
         self.in_shape = _size(in_shape, "MLP in_shape")
         self.hidden = _size(hidden, "MLP hidden")
-        self.activation = activation
+        self.activation = _activation(activation)
         if out_shape is None and not self.hidden:
             raise ValueError("MLP without hidden layers expects an out_shape, got None")
         widths = (self.in_shape.numel(), *self.hidden)
@@ -94,6 +102,7 @@ class MLP(Network):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, *in_shape)`` to ``(N, *out_shape)``."""
+        self.check_input(x)
         output: Tensor = self.layers(x.flatten(1))
         return output.view(-1, *self.out_shape)
 
@@ -136,7 +145,7 @@ class ConvNet(Network):
         self.in_shape = _image_shape(in_shape, "ConvNet in_shape")
         self.channels = _channels(channels, "ConvNet")
         self.kernel_size = _odd(kernel_size, "ConvNet")
-        self.activation = activation
+        self.activation = _activation(activation)
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise((self.in_shape[0], *self.channels)):
             convolution = nn.Conv2d(n_in, n_out, kernel_size, stride=2, padding=kernel_size // 2)
@@ -147,6 +156,7 @@ class ConvNet(Network):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` to ``(N, *out_shape)``."""
+        self.check_input(x)
         output: Tensor = self.layers(x)
         return output
 
@@ -200,7 +210,7 @@ class TransposedConvNet(Network):
             )
         self.channels = _channels(channels, "TransposedConvNet")
         self.kernel_size = _odd(kernel_size, "TransposedConvNet")
-        self.activation = activation
+        self.activation = _activation(activation)
         sizes = _halvings(self.out_shape[-2:], len(self.channels))[::-1]
         seed_shape = (self.channels[0], *sizes[0])
         layers: list[nn.Module] = [
@@ -229,6 +239,7 @@ class TransposedConvNet(Network):
 
     def forward(self, z: Tensor) -> Tensor:
         """Map ``(N, *in_shape)`` to ``(N, *out_shape)``."""
+        self.check_input(z)
         output: Tensor = self.layers(z.flatten(1))
         return output.view(-1, *self.out_shape)
 
@@ -241,6 +252,12 @@ class TransposedConvNet(Network):
             "kernel_size": self.kernel_size,
             "activation": self.activation,
         }
+
+
+def _activation(activation: Activation) -> Activation:
+    if isinstance(activation, nn.Module) or not callable(activation):
+        raise TypeError(f"expected the class of an activation, such as nn.Tanh, got {activation!r}")
+    return activation
 
 
 def _image_shape(shape: Sequence[int], name: str) -> torch.Size:

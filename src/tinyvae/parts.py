@@ -86,7 +86,10 @@ def _config(part: Part) -> dict[str, Any]:
     if set(config) != expected:
         raise TypeError(
             f"{type(part).__name__}.config() must give every argument of the constructor, "
-            f"{sorted(expected)}, got {sorted(config)}"
+            f"{sorted(expected)}, got {sorted(config)}: def config(self): return "
+            + "{"
+            + ", ".join(f'"{name}": self.{name}' for name in sorted(expected))
+            + "}"
         )
     return config
 

@@ -91,6 +91,10 @@ class Ramp(Schedule):
         super().__init__(steps=steps, fraction=fraction)
         self.start, self.end = float(start), float(end)
 
+    def __repr__(self) -> str:
+        length = f"steps={self.steps}" if self.fraction is None else f"fraction={self.fraction:.3g}"
+        return f"{type(self).__name__}({self.start:g}, {self.end:g}, {length})"
+
     def between(self, share: float) -> float:
         """Value at ``share`` in [0, 1] of the way from start to end."""
         return self.end if share == 1.0 else self.start + (self.end - self.start) * share

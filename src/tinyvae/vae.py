@@ -134,8 +134,9 @@ class VAE(LatentVariableModel):
         return output
 
     def reconstruct(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Mean of p(x given z) at the posterior's mean, ``(B, *E)``; nothing is drawn."""
-        return self.decode(self.encode(x, context).mean, context).mean
+        """Mean of p(x given z) at the posterior's mean, ``(B, *E)``, without draws or gradients."""
+        with torch.no_grad():
+            return self.decode(self.encode(x, context).mean, context).mean
 
     def sample(
         self, num_samples: int, context: Tensor | None = None, *, mean: bool = False
@@ -173,7 +174,7 @@ class VAE(LatentVariableModel):
             raise ValueError(
                 f"VAE expects one row of context per example, got {len(context)} for {len(x)}"
             )
-        self.likelihood.check_support(x)
+        in_support = self.likelihood.check_support(x)
         two, context = x[:2], None if context is None else context[:2]
         with evaluating(self), torch.no_grad():
             posterior = _attempt("encoder", two, lambda: self.encode(two, context))
@@ -187,7 +188,10 @@ class VAE(LatentVariableModel):
                     f"returns {tuple(expected)} per example, got {_shape(output)}: "
                     f"give it out_shape={tuple(expected)}"
                 )
-            return self._record(two, z, posterior, context)
+            record = self._record(two, z, posterior, context)
+        if in_support is False:
+            record.likelihood.is_density = False
+        return record
 
     def _check_posterior(self, posterior: object, batch: int) -> None:
         if not isinstance(posterior, Distribution):

@@ -80,7 +80,11 @@ def _log_mean_weight(
 
 def placed(model: nn.Module, data: Data) -> Data:
     """Data on the model's device, floating-point ones in its dtype; None stays None."""
+    if data is None:
+        return data
+    if not isinstance(data, Tensor):
+        raise TypeError(f"expected a tensor (N, *E), got a {type(data).__name__}: torch.as_tensor")
     parameter = next(model.parameters(), None)
-    if data is None or parameter is None:
+    if parameter is None:
         return data
     return data.to(parameter.device, parameter.dtype if data.is_floating_point() else data.dtype)

@@ -109,7 +109,8 @@ class ELBO(Objective):
         used = "analytic" if all(analytic) else "mixed" if any(analytic) else "sampled"
         is_bound = self.is_bound(model) and record.is_density
         bound = "a lower bound on log p(x)" if is_bound else "not a bound on log p(x)"
-        return f"ELBO, beta {self._beta()}, {self.num_samples} draw(s), {used} KL: {bound}"
+        draws = "1 draw" if self.num_samples == 1 else f"{self.num_samples} draws"
+        return f"ELBO, beta {self._beta()}, {draws}, {used} KL: {bound}"
 
     def is_bound(self, model: nn.Module) -> bool:
         """Whether the negative loss is, in expectation, a lower bound on log p(x)."""
@@ -119,7 +120,7 @@ class ELBO(Objective):
 
     def _beta(self) -> str:
         beta = self.schedules["beta"]
-        return f"{beta.value:g}" if isinstance(beta, Constant) else type(beta).__name__
+        return f"{beta.value:g}" if isinstance(beta, Constant) else repr(beta)
 
     def __repr__(self) -> str:
         return f"ELBO(beta={self._beta()}, num_samples={self.num_samples}, kl='{self.kl}')"

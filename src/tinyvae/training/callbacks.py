@@ -37,6 +37,8 @@ class Callback:
 class EarlyStopping(Callback):
     """Stop when a column of the history no longer improves, and restore the best weights.
 
+    Where a weight of the objective is scheduled, as in a warm-up, let patience outlast its changes.
+
     Args:
         monitor: The column.
         patience: Epochs without improvement before the run ends.
@@ -100,7 +102,14 @@ class EarlyStopping(Callback):
                 state = trainer.model.state_dict()
                 self._best_weights = {name: t.detach().clone() for name, t in state.items()}
         elif epoch - (self.best_epoch or trainer.plan.first_epoch) >= self.patience:
-            trainer.stop(f"{self.monitor} has not improved for {self.patience} epochs")
+            trainer.stop(self._reason())
+
+    def _reason(self) -> str:
+        reason = f"{self.monitor} has not improved for {self.patience} epochs"
+        if self.best_epoch is None:
+            return reason
+        restored = ", whose weights are restored" if self.restore_best else ""
+        return f"{reason} since {self.best:.6g} at epoch {self.best_epoch}{restored}"
 
     def on_fit_end(self, trainer: "Trainer") -> None:
         """Give the model its best weights back."""

@@ -76,7 +76,9 @@ class History:
             if (rows := [row for row in self.epochs if (column := f"{part}/{metric}") in row])
         }
         if not series:
-            raise KeyError(f"no metric '{metric}' in the history's {list(_columns(self.epochs))}")
+            columns = _columns(self.epochs)
+            metrics = {name.partition("/")[2] for name in columns if "/" in name}
+            raise KeyError(f"no metric '{metric}' in the history, it has {sorted(metrics)}")
         name, unit = _split_unit(metric)
         ylabel = f"{name} [{unit} per datum]" if unit == "nats" else metric
         return plotting.curves(series, xlabel="epoch", ylabel=ylabel, title=title)

@@ -54,6 +54,11 @@ class Optimization:
         for name, rate in rates.items():
             if rate is not None and not 0 <= rate < float("inf"):
                 raise ValueError(f"expected a finite learning rate >= 0, got {rate} for {name}")
+        for name, setting in (("optimizer", self.optimizer), ("scheduler", self.scheduler)):
+            if isinstance(setting, str):
+                raise TypeError(
+                    f"expected {name} as a factory such as torch's class, got {setting!r}"
+                )
         if isinstance(self.optimizer, Optimizer):
             raise TypeError(
                 f"expected a factory of optimisers, got a {type(self.optimizer).__name__} object: "

@@ -42,6 +42,7 @@ class Plan:
         epochs: Epochs to do.
         run_steps: Updates to do, None where the data do not tell.
         total_steps: Updates done before it, and those to do.
+        schedule_steps: Updates of the first call, of which schedules are fractions.
         has_validation: Whether there are validation data.
         headline: What runs, in a line.
     """
@@ -50,6 +51,7 @@ class Plan:
     epochs: int
     run_steps: int | None
     total_steps: int | None
+    schedule_steps: int | None
     has_validation: bool
     headline: str
 
@@ -106,8 +108,10 @@ class Trainer:
                 "expected an Optimization(learning_rate=..., optimizer=...), "
                 f"got {optimization!r:.80}"
             )
-        if seed < 0:
-            raise ValueError(f"expected a seed >= 0, got {seed}")
+        if isinstance(callbacks, Callback):
+            raise TypeError(f"expected a sequence of callbacks, got one: [{callbacks!r:.80}]")
+        if not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"expected an integer seed >= 0, got {seed}")
         if record_every is not None and record_every < 1:
             raise ValueError(f"expected record_every >= 1 or None, got {record_every}")
         self.model = model
@@ -136,8 +140,9 @@ class Trainer:
     ) -> History:
         """Train for ``epochs`` more epochs; called again, it continues.
 
-        Weights, moments, epochs, steps and history go on; schedulers start afresh over the new
-        epochs, weights of the objective that are scheduled as a fraction see the total.
+        Weights, moments, epochs, steps and history go on, and so do scheduled weights of the
+        objective, whose fractions are of the first call. Schedulers start afresh over the new
+        epochs; moments do, if other parameters are trained than before.
 
         Args:
             train: Tensor or numpy array ``(N, *E)``, a tuple of these, a Dataset or a DataLoader.
@@ -155,8 +160,9 @@ class Trainer:
             TypeError, ValueError: If data, model and objective do not fit, before the first step.
             NonFiniteError: If a loss is NaN or infinite, at that step.
         """
-        if epochs < 1 or batch_size < 1:
-            raise ValueError(f"expected epochs and batch_size >= 1, got {epochs}, {batch_size}")
+        for name, count in (("epochs", epochs), ("batch_size", batch_size)):
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f"expected {name} as an integer >= 1, got {count!r}")
         dtype = next((p.dtype for p in self.model.parameters()), torch.get_default_dtype())
         self.model.to(self.device)
         self.objective.to(self.device, dtype)
@@ -206,10 +212,11 @@ class Trainer:
             epochs=epochs,
             run_steps=run_steps,
             total_steps=None if run_steps is None else self.step + run_steps,
+            schedule_steps=self.plan.schedule_steps if self.step else run_steps,
             has_validation=validation is not None,
             headline=self._headline(train, epochs),
         )
-        self.objective.at(self.step, self.plan.total_steps)
+        self.objective.at(self.step, self.plan.schedule_steps)
         if self.plan.total_steps is not None:
             self._warn_of_unfinished_schedules(self.plan.total_steps)
 
@@ -244,7 +251,7 @@ class Trainer:
         )
 
     def _warn_of_unfinished_schedules(self, steps: int) -> None:
-        for message in self.objective.unfinished(steps, self.plan.total_steps):
+        for message in self.objective.unfinished(steps, self.plan.schedule_steps):
             # The level is that of the call of fit.
             warnings.warn(f"a schedule does not end: {message}", stacklevel=4)
 
@@ -308,7 +315,7 @@ class Trainer:
 
     def _update(self, batch: Batch) -> ObjectiveOutput:
         """One update: the only place where weights change."""
-        self.objective.at(self.step, self.plan.total_steps)
+        self.objective.at(self.step, self.plan.schedule_steps)
         output: ObjectiveOutput = self.objective(self.model, batch)
         self._require_finite(output)
         self._backward(output)
