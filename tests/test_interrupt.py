@@ -18,7 +18,7 @@ from test_trainer import (
 from tinyvae import Callback, EarlyStopping, Trainer
 from tinyvae.training.interrupt import stop_on_interrupt
 
-REASON = "interrupted (once more ends at once)"
+REASON = "interrupted"
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae.objective import Batch, Objective, ObjectiveOutput
-from tinyvae.record import KLEstimator, LatentVariableModel, VAEOutput
+from tinyvae.record import KLEstimator, LatentTerm, LatentVariableModel, VAEOutput
 from tinyvae.schedules import Constant, Schedule
 
 __all__ = ["ELBO"]
@@ -82,7 +82,7 @@ class ELBO(Objective):
         }
         if len(kls) > 1:
             names = [f"kl_{term.name}_nats" for term in output.latents]
-            metrics |= {name: kl.detach() for name, kl in zip(names, kls, strict=True)}
+            metrics |= {name: term.detach() for name, term in zip(names, kls, strict=True)}
         if not isinstance(self.schedules["beta"], Constant):
             metrics["beta"] = self.beta.clone()
         loss = self.beta.to(kl.dtype) * kl - log_likelihood
@@ -95,22 +95,25 @@ class ELBO(Objective):
         if batch.mask is not None:
             raise ValueError("no part of this model reads a mask, got one: leave it out of batch=")
         record = model.check(batch.x, batch.context)
+        self._check_latents(record.latents)
         analytic = [self.kl != "sample" and term.has_analytic_kl for term in record.latents]
-        for term in record.latents:
+        used = "analytic" if all(analytic) else "mixed" if any(analytic) else "sampled"
+        is_bound = self.is_bound(model) and record.is_density
+        bound = "a lower bound on log p(x)" if is_bound else "not a bound on log p(x)"
+        draws = "1 draw" if self.num_samples == 1 else f"{self.num_samples} draws"
+        return f"ELBO, beta {self._beta()}, {draws}, {used} KL: {bound}"
+
+    def _check_latents(self, latents: tuple[LatentTerm, ...]) -> None:
+        names = [term.name for term in latents]
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected latents of different names, got {names}")
+        for term in latents:
             term.kl(self.kl)  # raises where the closed form that is asked for does not exist
             if not term.posterior.has_rsample:
                 raise ValueError(
                     f"ELBO follows the gradient through the draws, but {term.posterior} of latent "
                     f"{term.name!r} has no reparameterised draws: use another posterior"
                 )
-        if len({term.name for term in record.latents}) < len(record.latents):
-            names = [term.name for term in record.latents]
-            raise ValueError(f"expected latents of different names, got {names}")
-        used = "analytic" if all(analytic) else "mixed" if any(analytic) else "sampled"
-        is_bound = self.is_bound(model) and record.is_density
-        bound = "a lower bound on log p(x)" if is_bound else "not a bound on log p(x)"
-        draws = "1 draw" if self.num_samples == 1 else f"{self.num_samples} draws"
-        return f"ELBO, beta {self._beta()}, {draws}, {used} KL: {bound}"
 
     def is_bound(self, model: nn.Module) -> bool:
         """Whether the negative loss is, in expectation, a lower bound on log p(x)."""

@@ -24,7 +24,7 @@ def stop_on_interrupt(stop: Callable[[str], None]) -> Iterator[None]:
     def handle(signum: int, frame: FrameType | None) -> None:
         del signum, frame
         signal.signal(signal.SIGINT, found)
-        stop("interrupted (once more ends at once)")
+        stop("interrupted")
 
     signal.signal(signal.SIGINT, handle)
     try:
