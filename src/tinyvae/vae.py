@@ -245,6 +245,7 @@ class VAE(LatentVariableModel):
 
         Raises:
             CheckpointError: If the file is damaged, hostile or does not fit.
+            ValueError: If ``replace`` names a module that the file describes itself.
         """
         tensors, info = files.load_tensors(path)
         try:
