@@ -57,9 +57,10 @@ class LatentTerm:
         """
         if estimator not in ("auto", "analytic", "sample"):
             raise ValueError(f"expected 'auto', 'analytic' or 'sample', got {estimator!r}")
-        if estimator == "sample" or (estimator == "auto" and not self.has_analytic_kl):
+        analytic = self.has_analytic_kl
+        if estimator == "sample" or (estimator == "auto" and not analytic):
             return (self.log_q - self.log_p).mean(0)
-        if not self.has_analytic_kl:
+        if not analytic:
             raise NoClosedForm(
                 f"KL({self.posterior} || {self.prior}) of latent {self.name!r} has no closed form: "
                 "use kl='auto' or kl='sample'"

@@ -7,6 +7,7 @@ In expectation a lower bound on log p(x), which it approaches as K grows.
 """
 
 import math
+from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
@@ -59,23 +60,31 @@ def log_marginal(
     elements = max(1, x[0].numel())
     draws = min(num_samples, max(1, CHUNK_ELEMENTS // elements))
     examples = max(1, CHUNK_ELEMENTS // (elements * draws))
-    contexts = [None] * len(x) if context is None else context.split(examples)
     with torch.no_grad(), evaluating(model), forked_rng(x.device, seed):
-        chunks = [
+        evidence = [
             _log_mean_weight(model, part, part_context, num_samples, draws)
-            for part, part_context in zip(x.split(examples), contexts, strict=False)
+            for part, part_context in chunks(x, context, examples)
         ]
-    return torch.cat(chunks)
+    return torch.cat(evidence)
 
 
 def _log_mean_weight(
     model: LatentVariableModel, x: Tensor, context: Tensor | None, num_samples: int, draws: int
 ) -> Tensor:
-    chunks = []
+    totals = []
     for start in range(0, num_samples, draws):
         output = model(x, context, num_samples=min(draws, num_samples - start))
-        chunks.append(output.log_weight().logsumexp(0))
-    return torch.stack(chunks).logsumexp(0) - math.log(num_samples)
+        totals.append(output.log_weight().logsumexp(0))
+    return torch.stack(totals).logsumexp(0) - math.log(num_samples)
+
+
+def chunks(
+    x: Tensor, context: Tensor | None, examples: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Data and context, so many examples at a time."""
+    for start in range(0, len(x), examples):
+        part = slice(start, start + examples)
+        yield x[part], None if context is None else context[part]
 
 
 def placed(model: nn.Module, data: Data) -> Data:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinyvae.evaluation.importance import CHUNK_ELEMENTS, log_marginal, placed
+from tinyvae.evaluation.importance import CHUNK_ELEMENTS, chunks, log_marginal, placed
 from tinyvae.record import LatentVariableModel
 from tinyvae.scopes import evaluating, forked_rng
 
@@ -165,10 +165,8 @@ def _elbo_terms(
     examples = max(1, CHUNK_ELEMENTS // (draws * x[0].numel()))
     log_likelihoods, kls = [], []
     with torch.no_grad(), evaluating(model), forked_rng(x.device, seed):
-        for start in range(0, len(x), examples):
-            part = slice(start, start + examples)
-            part_context = None if context is None else context[part]
-            output = model(x[part], part_context, num_samples=draws)
+        for part, part_context in chunks(x, context, examples):
+            output = model(part, part_context, num_samples=draws)
             log_likelihoods.append(output.log_px.mean(0))
             kls.append(torch.stack([term.kl() for term in output.latents]).sum(0))
     return torch.cat(log_likelihoods), torch.cat(kls)

@@ -30,7 +30,7 @@ __all__ = ["NonFiniteError", "Plan", "Trainer"]
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss was NaN or infinite; the weights are those of the step before."""
+    """A loss was NaN or infinite, and its step not taken; or weights had become so."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,8 @@ class Trainer:
 
         Raises:
             TypeError, ValueError: If data, model and objective do not fit, before the first step.
-            NonFiniteError: If a loss is NaN or infinite, at that step.
+            NonFiniteError: If a loss is NaN or infinite, at that step; if weights are, at the end
+                of the epoch.
         """
         for name, count in (("epochs", epochs), ("batch_size", batch_size)):
             if not isinstance(count, int) or count < 1:
