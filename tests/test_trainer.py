@@ -203,6 +203,45 @@ def test_validation_sees_the_same_noise_every_epoch_and_no_dropout():
     assert rows(without.history, "validation/")[0] == validation[0]
 
 
+def test_validation_noise_is_a_stream_of_its_own():
+    still = Optimization(learning_rate=0.0)
+    trainer = run(make_vae(), ELBO(), DATA, DATA, epochs=1, optimization=still)
+    model = make_vae().eval()
+    torch.manual_seed(derive_seed(0, Stream.VALIDATION))
+    with torch.no_grad():
+        parts = [(ELBO()(model, Batch(x)), len(x)) for x in DATA.split(BATCH_SIZE)]
+    expected = sum(output.metrics["elbo_nats"].double() * n for output, n in parts) / len(DATA)
+    assert trainer.history["validation/elbo_nats"] == [pytest.approx(expected.item(), rel=1e-6)]
+
+
+@pytest.mark.parametrize(
+    "validation", [DATA, DataLoader(DATA, BATCH_SIZE, shuffle=True)], ids=["tensor", "shuffled"]
+)
+def test_validation_is_transformed_and_ordered_alike_every_epoch(validation):
+    fit = {
+        "transform": lambda x, generator: (torch.rand(x.shape, generator=generator) < 0.5).float()
+    }
+    still = Optimization(learning_rate=0.0)
+    trainer = run(make_vae(), ELBO(), DATA, validation, epochs=3, optimization=still, fit=fit)
+    first, *others = rows(trainer.history, "validation/")
+    assert others == [first, first]
+    assert len(set(trainer.history["train/elbo_nats"])) == 3
+
+
+def test_validation_draws_nothing_from_callbacks():
+    class Draws(Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_epoch_end(self, trainer, row):
+            self.seen.append(torch.rand(3).tolist())
+
+    alone, watched = Draws(), Draws()
+    run(make_vae(), ELBO(), callbacks=[alone])
+    run(make_vae(), ELBO(), DATA, DATA, callbacks=[watched])
+    assert alone.seen == watched.seen
+
+
 def test_fit_continues():
     trainer = run(make_vae(), ELBO(), DATA, DATA, epochs=2, record_every=3)
     trainer.fit(DATA, DATA, epochs=2, batch_size=BATCH_SIZE)
