@@ -11,7 +11,8 @@ import tinyvae
 @pytest.fixture(autouse=True)
 def _doctest_names(doctest_namespace: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    doctest_namespace |= {name: getattr(tinyvae, name) for name in tinyvae.__all__}
+    for module in (tinyvae.distributions, tinyvae):
+        doctest_namespace |= {name: getattr(module, name) for name in module.__all__}
     network = tinyvae.MLP(4, hidden=(8,))
     doctest_namespace |= {
         "torch": torch,

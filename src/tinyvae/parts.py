@@ -14,22 +14,65 @@ from torch import nn
 
 from tinyvae.encoders import Encoder, GaussianEncoder
 from tinyvae.files import CheckpointError
-from tinyvae.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
+from tinyvae.likelihoods import (
+    BernoulliLikelihood,
+    BetaLikelihood,
+    CategoricalLikelihood,
+    ContinuousBernoulliLikelihood,
+    DiscretisedLogisticLikelihood,
+    Fixed,
+    GaussianLikelihood,
+    LaplaceLikelihood,
+    Learned,
+    Likelihood,
+    LogNormalLikelihood,
+    Masked,
+    MixedLikelihood,
+    MixtureLikelihood,
+    NegativeBinomialLikelihood,
+    OneHotLikelihood,
+    OptimalGaussianLikelihood,
+    PoissonLikelihood,
+    Positive,
+    Predicted,
+    StandardisedLikelihood,
+    StudentTLikelihood,
+    ZeroInflatedLikelihood,
+)
 from tinyvae.networks import MLP, ConvNet, Network, TransposedConvNet
 from tinyvae.priors import Prior, StandardNormal
 
 __all__ = ["PARTS", "build", "describe"]
 
-Part: TypeAlias = Encoder | Likelihood | Network | Prior
+Part: TypeAlias = Encoder | Likelihood | Network | Positive | Prior
 
 PARTS: tuple[type[nn.Module], ...] = (
     BernoulliLikelihood,
+    BetaLikelihood,
+    CategoricalLikelihood,
+    ContinuousBernoulliLikelihood,
     ConvNet,
+    DiscretisedLogisticLikelihood,
+    Fixed,
     GaussianEncoder,
     GaussianLikelihood,
+    LaplaceLikelihood,
+    Learned,
+    LogNormalLikelihood,
     MLP,
+    Masked,
+    MixedLikelihood,
+    MixtureLikelihood,
+    NegativeBinomialLikelihood,
+    OneHotLikelihood,
+    OptimalGaussianLikelihood,
+    PoissonLikelihood,
+    Predicted,
     StandardNormal,
+    StandardisedLikelihood,
+    StudentTLikelihood,
     TransposedConvNet,
+    ZeroInflatedLikelihood,
 )
 ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.ELU,

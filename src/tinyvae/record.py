@@ -107,12 +107,22 @@ class LatentVariableModel(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, x: Tensor, context: Tensor | None = None, *, num_samples: int = 1
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        num_samples: int = 1,
     ) -> VAEOutput:
-        """Draw ``num_samples`` latents for each of ``x`` ``(B, *E)`` and record the pass."""
+        """Draw ``num_samples`` latents for each of ``x`` ``(B, *E)`` and record the pass.
+
+        What ``mask`` ``(B, *E)`` leaves out is missing, as is what is NaN.
+        """
 
     @abstractmethod
-    def check(self, x: Tensor, context: Tensor | None = None) -> VAEOutput:
+    def check(
+        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> VAEOutput:
         """Raise, with the remedy, if ``x`` and the parts of the model do not fit together.
 
         Draws nothing. Returns the record of the first examples at their posteriors' means.

@@ -88,11 +88,21 @@ class VAE(LatentVariableModel):
         return self.encoder.is_density and self.likelihood.is_density
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, *, num_samples: int = 1
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        num_samples: int = 1,
     ) -> VAEOutput:
-        """Draw ``num_samples`` latents for each of ``x`` ``(B, *E)`` and record the pass."""
+        """Draw ``num_samples`` latents for each of ``x`` ``(B, *E)`` and record the pass.
+
+        What ``mask`` ``(B, *E)`` leaves out is missing, as is what is NaN: the likelihood must be
+        :class:`~tinyvae.Masked` then.
+        """
         if num_samples < 1:
             raise ValueError(f"VAE expects num_samples >= 1, got {num_samples}")
+        x = self._observed(x, mask)
         posterior = self.encode(x, context)
         z = posterior.sample((num_samples,))  # (K, B, *L)
         return self._record(x, z, posterior, context)
@@ -104,18 +114,28 @@ class VAE(LatentVariableModel):
         term = LatentTerm("z", z, posterior, self.prior(context, encoder=self.encoder))
         return VAEOutput((term,), likelihood, likelihood.log_prob(x))
 
-    def encode(self, x: Tensor, context: Tensor | None = None) -> Distribution:
+    def _observed(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Data as floating-point numbers, NaN where the mask says that they are missing."""
+        if not x.is_floating_point():
+            dtypes = (p.dtype for p in self.parameters() if p.is_floating_point())
+            x = x.to(next(dtypes, torch.get_default_dtype()))
+        return x if mask is None else self.likelihood.with_mask(x, mask)
+
+    def encode(
+        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Distribution:
         """Return q(z given x)."""
-        posterior: Distribution = self.encoder(x, context)
+        inputs = self.likelihood.encoder_input(self._observed(x, mask))
+        posterior: Distribution = self.encoder(inputs, context)
         return posterior
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Distribution:
         """Return p(x given z) for ``z`` ``(*S, *L)``; with a context ``(B, ...)``, S ends in B."""
         params = self._decoder_output(z, context)
-        event_ndim = params.dim() - 1 - len(self.likelihood.param_shape(()))
+        event_ndim = params.dim() - 1 - (self.likelihood.num_params > 1)
         batch_shape = z.shape[: z.dim() - len(self.latent_shape)]
         params = params.reshape(*batch_shape, *params.shape[1:])
-        likelihood: Distribution = self.likelihood(params, event_ndim)
+        likelihood: Distribution = self.likelihood(params, event_ndim, context)
         return likelihood
 
     def _decoder_output(self, z: Tensor, context: Tensor | None) -> Tensor:
@@ -133,10 +153,15 @@ class VAE(LatentVariableModel):
             output = self.decoder(rows, context.repeat(repeats, *[1] * (context.dim() - 1)))
         return output
 
-    def reconstruct(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Mean of p(x given z) at the posterior's mean, ``(B, *E)``, without draws or gradients."""
+    def reconstruct(
+        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
+        """Center of p(x given z) at the posterior's mean, ``(B, *E)``, without gradients.
+
+        The center is the mean, or of classes without an order the most probable one.
+        """
         with torch.no_grad():
-            return self.decode(self.encode(x, context).mean, context).mean
+            return self.decode(self.encode(x, context, mask=mask).mean, context).center()
 
     def sample(
         self, num_samples: int, context: Tensor | None = None, *, mean: bool = False
@@ -146,7 +171,8 @@ class VAE(LatentVariableModel):
         Args:
             num_samples: Number of draws ``n``.
             context: What to condition on, ``(B, ...)``.
-            mean: Return the mean of p(x given z) at the drawn z instead of a draw.
+            mean: Return the center of p(x given z) at the drawn z instead of a draw: its mean, or
+                of classes without an order the most probable one.
 
         Returns:
             ``(n, *E)``, or ``(n, B, *E)`` with a context.
@@ -157,9 +183,11 @@ class VAE(LatentVariableModel):
             missing = batch[len(prior.batch_shape) :]  # a prior that reads no context has none
             z = prior.sample((num_samples, *missing))
             likelihood = self.decode(z, context)
-            return likelihood.mean if mean else likelihood.sample()
+            return likelihood.center() if mean else likelihood.sample()
 
-    def check(self, x: Tensor, context: Tensor | None = None) -> VAEOutput:
+    def check(
+        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> VAEOutput:
         """Raise, with the remedy, if ``x`` and the parts do not fit together.
 
         Runs two examples through encoder and decoder, and all of ``x`` through the likelihood's
@@ -174,10 +202,13 @@ class VAE(LatentVariableModel):
             raise ValueError(
                 f"VAE expects one row of context per example, got {len(context)} for {len(x)}"
             )
+        if mask is not None:
+            x = self._observed(x, mask)
         in_support = self.likelihood.check_support(x)
-        two, context = x[:2], None if context is None else context[:2]
+        two, context = self._observed(x[:2], None), None if context is None else context[:2]
         with evaluating(self), torch.no_grad():
-            posterior = _attempt("encoder", two, lambda: self.encode(two, context))
+            inputs = self.likelihood.encoder_input(two)
+            posterior = _attempt("encoder", inputs, lambda: self.encode(two, context))
             self._check_posterior(posterior, len(two))
             z = posterior.mean.unsqueeze(0)  # (1, B, *L)
             output = _attempt("decoder", z[0], lambda: self._decoder_output(z, context))

@@ -15,11 +15,13 @@ Example:
 """
 
 from tinyvae.datasets.binarisation import DynamicBinarisation, threshold
+from tinyvae.datasets.dequantisation import Dequantisation
 from tinyvae.datasets.idx import read_idx
 from tinyvae.datasets.images import LabelledImages, split
 from tinyvae.datasets.sources import digits, frey_faces, mnist
 
 __all__ = [
+    "Dequantisation",
     "DynamicBinarisation",
     "LabelledImages",
     "digits",

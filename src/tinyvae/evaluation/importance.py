@@ -8,16 +8,17 @@ In expectation a lower bound on log p(x), which it approaches as K grows.
 
 import math
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from tinyvae.record import LatentVariableModel
+from tinyvae.record import LatentVariableModel, VAEOutput
 from tinyvae.scopes import evaluating, forked_rng
 
 __all__ = ["log_marginal"]
 
+Chunk: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # x, context, mask
 Data = TypeVar("Data", Tensor, Tensor | None)
 
 # Elements of the largest tensor of a chunk (draws x examples x data dimensions): larger ones
@@ -30,15 +31,20 @@ def log_marginal(
     x: Tensor,
     context: Tensor | None = None,
     *,
+    mask: Tensor | None = None,
     num_samples: int = 5000,
     seed: int = 0,
 ) -> Tensor:
     """Estimate log p(x) of each example by importance sampling.
 
+    With missing entries, of a :class:`~tinyvae.Masked` likelihood, it is log p of what was
+    observed.
+
     Args:
         model: The model; evaluated in evaluation mode, without gradients.
         x: Data, ``(N, *E)``, moved to the model's device and dtype.
         context: What the model is conditioned on, ``(N, ...)``.
+        mask: Which entries were observed, ``(N, *E)``; those that are NaN were not.
         num_samples: Draws :math:`K` per example.
         seed: Seed of the draws; global random state is left as found.
 
@@ -56,35 +62,46 @@ def log_marginal(
         raise ValueError(f"log_marginal expects num_samples >= 1, got {num_samples}")
     if len(x) == 0:
         raise ValueError("log_marginal expects at least one example, got none")
-    x, context = placed(model, x), placed(model, context)
+    x, context, mask = placed(model, x), placed(model, context), placed(model, mask)
     elements = max(1, x[0].numel())
     draws = min(num_samples, max(1, CHUNK_ELEMENTS // elements))
     examples = max(1, CHUNK_ELEMENTS // (elements * draws))
     with torch.no_grad(), evaluating(model), forked_rng(x.device, seed):
         evidence = [
-            _log_mean_weight(model, part, part_context, num_samples, draws)
-            for part, part_context in chunks(x, context, examples)
+            _log_mean_weight(model, part, num_samples, draws)
+            for part in chunks(x, context, mask, examples)
         ]
     return torch.cat(evidence)
 
 
 def _log_mean_weight(
-    model: LatentVariableModel, x: Tensor, context: Tensor | None, num_samples: int, draws: int
+    model: LatentVariableModel, data: Chunk, num_samples: int, draws: int
 ) -> Tensor:
     totals = []
     for start in range(0, num_samples, draws):
-        output = model(x, context, num_samples=min(draws, num_samples - start))
+        output = run(model, data, min(draws, num_samples - start))
         totals.append(output.log_weight().logsumexp(0))
     return torch.stack(totals).logsumexp(0) - math.log(num_samples)
 
 
+def run(model: LatentVariableModel, data: Chunk, num_samples: int) -> VAEOutput:
+    """Record of a pass of one chunk."""
+    x, context, mask = data
+    output: VAEOutput = model(x, context, mask=mask, num_samples=num_samples)
+    return output
+
+
 def chunks(
-    x: Tensor, context: Tensor | None, examples: int
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Data and context, so many examples at a time."""
+    x: Tensor, context: Tensor | None, mask: Tensor | None, examples: int
+) -> Iterator[Chunk]:
+    """Data, context and mask, so many examples at a time."""
     for start in range(0, len(x), examples):
         part = slice(start, start + examples)
-        yield x[part], None if context is None else context[part]
+        yield (
+            x[part],
+            None if context is None else context[part],
+            None if mask is None else mask[part],
+        )
 
 
 def placed(model: nn.Module, data: Data) -> Data:

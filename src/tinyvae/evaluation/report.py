@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinyvae.evaluation.importance import CHUNK_ELEMENTS, chunks, log_marginal, placed
+from tinyvae.evaluation.importance import CHUNK_ELEMENTS, chunks, log_marginal, placed, run
 from tinyvae.record import LatentVariableModel
 from tinyvae.scopes import evaluating, forked_rng
 
@@ -50,10 +50,12 @@ class Report:
         log_marginal: log p(x) by importance sampling, None if it was not asked for.
         elbo_samples: Draws per example for the ELBO.
         importance_samples: Draws per example for log p(x).
-        num_dims: Dimensions of a datum.
+        num_dims: Dimensions of a datum; with missing entries, observed ones on average.
         is_bound: Whether posterior and likelihood are densities, so that ELBO and log p(x) are
             (in expectation) lower bounds on the log evidence.
         seed: Seed of the draws.
+        is_discrete: Whether the likelihood is a mass; otherwise nats depend on the data's units.
+        bin_width: Width of the bins that the data were dequantised in, None where they were not.
     """
 
     elbo: Estimate
@@ -62,13 +64,30 @@ class Report:
     log_marginal: Estimate | None
     elbo_samples: int
     importance_samples: int | None
-    num_dims: int
+    num_dims: float
     is_bound: bool
     seed: int
+    is_discrete: bool = False
+    bin_width: float | None = None
 
     def bits_per_dim(self, nats: float) -> float:
-        """Negative log-likelihood in bits per dimension, of a density's nats per datum."""
-        return -nats / (self.num_dims * math.log(2))
+        """Negative log-likelihood in bits per dimension.
+
+        Of a mass, and with a ``bin_width``, these are bits of the levels: with uniform noise in the
+        bins, E log p(x + u) + log(width) is at most the log mass of the level (Theis, van den Oord,
+        Bethge 2016, arXiv:1511.01844, section 3.1). Of any other density they depend on the units.
+        """
+        volume = self.num_dims * math.log(self.bin_width or 1.0)
+        return -(nats + volume) / (self.num_dims * math.log(2))
+
+    @property
+    def bits_are(self) -> str:
+        """What the bits per dimension are bits of."""
+        if self.is_discrete:
+            return "exact masses"
+        if self.bin_width is None:
+            return "a density, in the units of the data"
+        return f"levels, dequantised uniformly in bins of {self.bin_width:g}"
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure, with its unit in its name."""
@@ -87,6 +106,7 @@ class Report:
             "elbo_samples": self.elbo_samples,
             "importance_samples": self.importance_samples,
             "num_dims": self.num_dims,
+            "bits_per_dim_are_of": self.bits_are,
             "is_bound": self.is_bound,
             "seed": self.seed,
         }
@@ -101,7 +121,7 @@ class Report:
             rows[f"log p(x) (IS, {self.importance_samples:,} draws)"] = self.log_marginal
         lines = [f"{name:<32} {estimate} nats" for name, estimate in rows.items()]
         bits = self.bits_per_dim((self.log_marginal or self.elbo).mean)
-        lines.append(f"{'':<32} {bits:.4f} bits per dimension")
+        lines.append(f"{'':<32} {bits:.4f} bits per dimension of {self.bits_are}")
         return "\n".join(lines if self.is_bound else ["not a bound", *lines])
 
 
@@ -110,9 +130,11 @@ def evaluate(
     x: Tensor,
     context: Tensor | None = None,
     *,
+    mask: Tensor | None = None,
     elbo_samples: int = 64,
     importance_samples: int | None = 5000,
     importance_examples: int | None = None,
+    bin_width: float | None = None,
     seed: int = 0,
 ) -> Report:
     """Estimate the ELBO with its two terms, and log p(x).
@@ -121,9 +143,12 @@ def evaluate(
         model: The model; evaluated in evaluation mode, without gradients.
         x: Data, ``(N, *E)``, moved to the model's device and dtype.
         context: What the model is conditioned on, ``(N, ...)``.
+        mask: Which entries were observed, ``(N, *E)``; those that are NaN were not.
         elbo_samples: Draws per example for the ELBO; the KL is in closed form where there is one.
         importance_samples: Draws per example for log p(x); None leaves it out.
         importance_examples: Use only so many first examples for log p(x); None uses all.
+        bin_width: Width of the bins in which ``x`` was dequantised
+            (:class:`~tinyvae.datasets.Dequantisation`), for bits per dimension of the levels.
         seed: Seed of the draws; global random state is left as found.
 
     Example:
@@ -135,15 +160,29 @@ def evaluate(
         raise ValueError(f"evaluate expects elbo_samples >= 1, got {elbo_samples}")
     if importance_examples is not None and importance_examples < 1:
         raise ValueError(f"evaluate expects importance_examples >= 1, got {importance_examples}")
-    x, context = placed(model, x), placed(model, context)
-    record = model.check(x, context)
-    log_likelihood, kl = _elbo_terms(model, x, context, elbo_samples, seed)
+    x, context, mask = placed(model, x), placed(model, context), placed(model, mask)
+    record = model.check(x, context, mask=mask)
+    is_discrete = record.likelihood.is_discrete
+    if bin_width is not None and (is_discrete or not bin_width > 0):
+        raise ValueError(
+            f"bin_width, the width > 0 of a density's bins, does not fit {bin_width} and "
+            f"{record.likelihood}: leave it out where the likelihood is a mass"
+        )
+    log_likelihood, kl = _elbo_terms(model, x, context, mask, elbo_samples, seed)
     evidence = None
     if importance_samples is not None:
         head = slice(importance_examples)
-        head_context = None if context is None else context[head]
+        first = (None if data is None else data[head] for data in (context, mask))
+        head_context, head_mask = first
         evidence = Estimate.of(
-            log_marginal(model, x[head], head_context, num_samples=importance_samples, seed=seed)
+            log_marginal(
+                model,
+                x[head],
+                head_context,
+                mask=head_mask,
+                num_samples=importance_samples,
+                seed=seed,
+            )
         )
     return Report(
         elbo=Estimate.of(log_likelihood - kl),
@@ -152,21 +191,39 @@ def evaluate(
         log_marginal=evidence,
         elbo_samples=elbo_samples,
         importance_samples=importance_samples,
-        num_dims=x[0].numel(),
-        is_bound=model.is_density and record.is_density,
+        num_dims=_observed_dims(x, mask),
+        is_bound=_is_density(model) and record.is_density,
         seed=seed,
+        is_discrete=is_discrete,
+        bin_width=bin_width,
     )
 
 
+def _is_density(model: LatentVariableModel) -> bool:
+    with evaluating(model):
+        return model.is_density
+
+
+def _observed_dims(x: Tensor, mask: Tensor | None) -> float:
+    """Observed dimensions of a datum, on average."""
+    seen = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.bool()
+    return int((seen & ~torch.isnan(x)).sum()) / len(x)
+
+
 def _elbo_terms(
-    model: LatentVariableModel, x: Tensor, context: Tensor | None, draws: int, seed: int
+    model: LatentVariableModel,
+    x: Tensor,
+    context: Tensor | None,
+    mask: Tensor | None,
+    draws: int,
+    seed: int,
 ) -> tuple[Tensor, Tensor]:
     """E log p(x given z) and KL of each example, ``(N,)`` each."""
     examples = max(1, CHUNK_ELEMENTS // (draws * x[0].numel()))
     log_likelihoods, kls = [], []
     with torch.no_grad(), evaluating(model), forked_rng(x.device, seed):
-        for part, part_context in chunks(x, context, examples):
-            output = model(part, part_context, num_samples=draws)
+        for part in chunks(x, context, mask, examples):
+            output = run(model, part, draws)
             log_likelihoods.append(output.log_px.mean(0))
             kls.append(torch.stack([term.kl() for term in output.latents]).sum(0))
     return torch.cat(log_likelihoods), torch.cat(kls)

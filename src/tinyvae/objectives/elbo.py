@@ -71,7 +71,9 @@ class ELBO(Objective):
 
     def forward(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
         """Compute the loss and every term of one pass."""
-        output: VAEOutput = model(batch.x, batch.context, num_samples=self.num_samples)
+        output: VAEOutput = model(
+            batch.x, batch.context, mask=batch.mask, num_samples=self.num_samples
+        )
         log_likelihood = output.log_px.mean()
         kls = [term.kl(self.kl).mean() for term in output.latents]
         kl = reduce(torch.add, kls)
@@ -92,9 +94,7 @@ class ELBO(Objective):
         """Check shapes and support; say which KL is used and whether this is a bound."""
         if not isinstance(model, LatentVariableModel):
             raise TypeError(f"ELBO expects a VAE, got a {type(model).__name__}")
-        if batch.mask is not None:
-            raise ValueError("no part of this model reads a mask, got one: leave it out of batch=")
-        record = model.check(batch.x, batch.context)
+        record = model.check(batch.x, batch.context, mask=batch.mask)
         self._check_latents(record.latents)
         analytic = [self.kl != "sample" and term.has_analytic_kl for term in record.latents]
         used = "analytic" if all(analytic) else "mixed" if any(analytic) else "sampled"

@@ -1,0 +1,59 @@
+r"""From levels to real numbers, so that a density may stand for masses.
+
+.. math:: y = (x + u) / L, \quad u \sim \mathrm{Uniform}[0, 1)
+    \quad\Rightarrow\quad \mathbb{E}_u \log p(y) - \log L \le \log P(x)
+
+where :math:`P(x)` is the mass that the density p gives to the bin of x.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Dequantisation"]
+
+
+@dataclass(frozen=True)
+class Dequantisation:
+    """Spreads levels 0 to L - 1 uniformly over their bins of [0, 1].
+
+    A transform ``(x, generator) -> real numbers``, for ``fit``; for ``evaluate`` say
+    ``bin_width=transform.bin_width``, and bits per dimension are those of the levels.
+
+    Args:
+        num_levels: ``L``.
+
+    Shape:
+        x: ``(*)``, levels of any dtype; result: ``(*)``, float32, or of x's floating dtype.
+
+    Raises:
+        ValueError: If ``num_levels < 2``.
+
+    References:
+        Theis, van den Oord, Bethge (2016). A note on the evaluation of generative models.
+        arXiv:1511.01844, section 3.1.
+
+    Example:
+        >>> dequantise = Dequantisation(num_levels=16)
+        >>> y = dequantise(torch.tensor([0, 15]), torch.Generator().manual_seed(0))
+        >>> bool(y[0] < dequantise.bin_width), bool(y[1] >= 15 / 16)
+        (True, True)
+    """
+
+    num_levels: int
+
+    def __post_init__(self) -> None:
+        if self.num_levels < 2:
+            raise ValueError(f"Dequantisation expects num_levels >= 2, got {self.num_levels}")
+
+    @property
+    def bin_width(self) -> float:
+        """Width of a level's bin, 1 / L."""
+        return 1 / self.num_levels
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw one dequantisation of ``x`` from ``generator``, which lives on its device."""
+        dtype = x.dtype if x.is_floating_point() else torch.float32
+        noise = torch.rand(x.shape, generator=generator, dtype=dtype, device=x.device)
+        return (x.to(dtype) + noise) / self.num_levels

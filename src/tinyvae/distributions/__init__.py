@@ -1,0 +1,57 @@
+"""Distributions and their closed-form divergences.
+
+Every conditional density of a model is a :class:`Distribution`. A scalar family (:class:`Normal`,
+:class:`Bernoulli`) treats every element of its parameters as a batch; :class:`Independent` turns
+the last dimensions into one event by summing log densities over them. Shapes follow
+``torch.distributions``: a value is ``(*S, *batch, *event)`` and its log density ``(*S, *batch)``.
+
+Log densities include their constants and are in nats. ``torch.distributions`` itself enters only
+through :class:`TorchDistribution`.
+"""
+
+from tinyvae.distributions.base import Distribution, Independent, TorchDistribution, sum_last
+from tinyvae.distributions.composed import Affine, Columns, Mixture, Observed, ZeroInflated
+from tinyvae.distributions.continuous import (
+    Beta,
+    ContinuousBernoulli,
+    Laplace,
+    LogNormal,
+    Normal,
+    StudentT,
+)
+from tinyvae.distributions.discrete import (
+    Bernoulli,
+    Categorical,
+    DiscretisedLogistic,
+    NegativeBinomial,
+    OneHotCategorical,
+    Poisson,
+)
+from tinyvae.distributions.kl import NoClosedForm, has_closed_form, kl_divergence
+
+__all__ = [
+    "Affine",
+    "Bernoulli",
+    "Beta",
+    "Categorical",
+    "Columns",
+    "ContinuousBernoulli",
+    "DiscretisedLogistic",
+    "Distribution",
+    "Independent",
+    "Laplace",
+    "LogNormal",
+    "Mixture",
+    "NegativeBinomial",
+    "NoClosedForm",
+    "Normal",
+    "Observed",
+    "OneHotCategorical",
+    "Poisson",
+    "StudentT",
+    "TorchDistribution",
+    "ZeroInflated",
+    "has_closed_form",
+    "kl_divergence",
+    "sum_last",
+]

@@ -1,0 +1,183 @@
+"""What a distribution is, many of one as one event, and the border to ``torch.distributions``."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Distribution",
+    "Independent",
+    "TorchDistribution",
+    "joint_shape",
+    "pooled",
+    "sum_last",
+    "unsqueeze_last",
+]
+
+
+class Distribution(ABC):
+    """A (batch of) probability distribution(s).
+
+    Attributes:
+        batch_shape: Shape of the batch of distributions.
+        event_shape: Shape of one draw.
+        has_rsample: Whether draws carry gradients to the parameters (reparameterisation).
+        is_density: Whether ``log_prob`` is the logarithm of a normalised density or mass.
+        is_discrete: Whether ``log_prob`` is a mass, which has no unit, and no density.
+    """
+
+    batch_shape: torch.Size
+    event_shape: torch.Size
+    has_rsample: bool = True
+    is_density: bool = True
+    is_discrete: bool = False
+
+    @property
+    @abstractmethod
+    def mean(self) -> Tensor:
+        """Expected value, ``(*batch, *event)``."""
+
+    @abstractmethod
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density or mass of ``value`` ``(*S, *batch, *event)``, as ``(*S, *batch)``, nats."""
+
+    @abstractmethod
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw ``(*sample_shape, *batch, *event)``, with gradients where ``has_rsample``."""
+
+    def center(self, weights: Tensor | None = None) -> Tensor:
+        """One value in place of the distribution: its mean, or its most probable class.
+
+        Args:
+            weights: ``(K, *batch[1:])``, sums to one over ``K``: the first batch dimension is
+                pooled, as a mixture with these weights.
+
+        Returns:
+            ``(*batch, *event)``, or ``(*batch[1:], *event)`` with weights.
+        """
+        return pooled(self.mean, weights)
+
+    def __repr__(self) -> str:
+        batch, event = tuple(self.batch_shape), tuple(self.event_shape)
+        return f"{type(self).__name__}(batch_shape={batch}, event_shape={event})"
+
+
+class Independent(Distribution):
+    """The last ``event_ndim`` batch dimensions of ``base`` as one event of independent elements.
+
+    Args:
+        base: A distribution whose ``batch_shape`` ends in the event.
+        event_ndim: Number of its batch dimensions that become event dimensions.
+
+    Example:
+        >>> Independent(Normal(torch.zeros(5, 2), torch.zeros(5, 2)), 1)
+        Independent(Normal, batch_shape=(5,), event_shape=(2,))
+    """
+
+    def __init__(self, base: Distribution, event_ndim: int) -> None:
+        split = len(base.batch_shape) - event_ndim
+        if split < 0:
+            raise ValueError(
+                f"Independent expects at least {event_ndim} batch dimensions, "
+                f"got {base}: lower event_ndim"
+            )
+        self.base = base
+        self.event_ndim = event_ndim
+        self.batch_shape = base.batch_shape[:split]
+        self.event_shape = base.batch_shape[split:] + base.event_shape
+        self.has_rsample = base.has_rsample
+        self.is_density = base.is_density
+        self.is_discrete = base.is_discrete
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected value, ``(*batch, *event)``."""
+        return self.base.mean
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Sum of the elements' log densities, nats."""
+        if value.shape[value.dim() - len(self.event_shape) :] != self.event_shape:
+            raise ValueError(
+                f"log_prob expects values that end in the event shape {tuple(self.event_shape)}, "
+                f"got {tuple(value.shape)}"
+            )
+        return sum_last(self.base.log_prob(value), self.event_ndim)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw every element."""
+        return self.base.sample(sample_shape)
+
+    def center(self, weights: Tensor | None = None) -> Tensor:
+        """Center of every element."""
+        if weights is None:
+            return self.base.center()
+        return self.base.center(unsqueeze_last(weights, self.event_ndim))
+
+    def __repr__(self) -> str:
+        return super().__repr__().replace("(", f"({type(self.base).__name__}, ", 1)
+
+
+class TorchDistribution(Distribution):
+    """A ``torch.distributions`` object as a :class:`Distribution`.
+
+    Build the wrapped one with ``validate_args=False``: torch's validation is slow, and refuses
+    values on the border of a support with a message that names no remedy.
+
+    Args:
+        base: The ``torch.distributions`` object.
+
+    Example:
+        >>> laplace = torch.distributions.Laplace(torch.zeros(3), 1.0, validate_args=False)
+        >>> TorchDistribution(laplace).log_prob(torch.zeros(3))
+        tensor([-0.6931, -0.6931, -0.6931])
+    """
+
+    def __init__(self, base: torch.distributions.Distribution) -> None:
+        self.base = base
+        self.batch_shape = base.batch_shape
+        self.event_shape = base.event_shape
+        self.has_rsample = base.has_rsample
+        self.is_discrete = base.support is not None and base.support.is_discrete
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected value, where torch has it."""
+        return self.base.mean
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density or mass, nats."""
+        log_prob: Tensor = self.base.log_prob(value)
+        return log_prob
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw, with gradients where torch reparameterises."""
+        draw = self.base.rsample if self.has_rsample else self.base.sample
+        return draw(torch.Size(sample_shape))
+
+
+def joint_shape(*tensors: Tensor) -> torch.Size:
+    """Shape that the tensors broadcast to."""
+    # torch.broadcast_shapes is Python code, as slow as ten small tensor operations.
+    first, *others = (tensor.shape for tensor in tensors)
+    if all(shape == first for shape in others):
+        return first
+    return torch.Size(torch.broadcast_shapes(first, *others))
+
+
+def sum_last(values: Tensor, ndim: int) -> Tensor:
+    """Sum over the last ``ndim`` dimensions; ``ndim = 0`` changes nothing."""
+    return values.flatten(-ndim).sum(-1) if ndim else values
+
+
+def unsqueeze_last(values: Tensor, ndim: int) -> Tensor:
+    """Append ``ndim`` dimensions of size one."""
+    return values.reshape(*values.shape, *[1] * ndim)
+
+
+def pooled(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Weighted sum over the first dimension; without weights, ``values`` as they are."""
+    if weights is None:
+        return values
+    return (unsqueeze_last(weights, values.dim() - weights.dim()) * values).sum(0)

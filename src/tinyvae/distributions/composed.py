@@ -1,0 +1,239 @@
+"""Distributions made of distributions: scaled, mixed, zero-inflated, side by side, in part seen."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinyvae.distributions.base import Distribution, pooled, unsqueeze_last
+from tinyvae.distributions.special import race
+
+__all__ = ["Affine", "Columns", "Mixture", "Observed", "ZeroInflated"]
+
+
+class Affine(Distribution):
+    r"""The distribution of :math:`x = a + b y`, where ``base`` is that of y.
+
+    .. math:: \log p(x) = \log p_y\big((x - a) / b\big) - \log b
+
+    Args:
+        base: A scalar family with a density.
+        shift: :math:`a`, broadcastable with the batch.
+        scale: :math:`b > 0`, broadcastable with the batch.
+
+    Example:
+        >>> y = Normal(torch.zeros(1), torch.zeros(1))
+        >>> Affine(y, torch.tensor(50.0), torch.tensor(10.0)).mean
+        tensor([50.])
+    """
+
+    def __init__(self, base: Distribution, shift: Tensor, scale: Tensor) -> None:
+        self.base, self.shift, self.scale = base, shift, scale
+        self.batch_shape = base.batch_shape
+        self.event_shape = base.event_shape
+        self.has_rsample = base.has_rsample
+        self.is_density = base.is_density
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected value, in the units of x."""
+        return self.shift + self.scale * self.base.mean
+
+    def center(self, weights: Tensor | None = None) -> Tensor:
+        """Center of the base, in the units of x."""
+        return self.shift + self.scale * self.base.center(weights)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of each element in the units of x, nats."""
+        return self.base.log_prob((value - self.shift) / self.scale) - torch.log(self.scale)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw in the units of x."""
+        return self.shift + self.scale * self.base.sample(sample_shape)
+
+
+class Mixture(Distribution):
+    r"""Mixture along one batch dimension of ``components``.
+
+    .. math:: p(x) = \textstyle\sum_m \pi_m \, p_m(x)
+
+    Args:
+        logits: :math:`\log\pi` up to a constant, of the components' batch shape.
+        components: The components.
+        dim: Batch dimension of the components, negative.
+
+    Example:
+        >>> apart = Normal(torch.tensor([-9.0, 9.0]), torch.zeros(2))
+        >>> Mixture(torch.zeros(2), apart).log_prob(torch.tensor(9.0))  # -log(2 pi) / 2 - log 2
+        tensor(-1.6121)
+    """
+
+    has_rsample = False
+
+    def __init__(self, logits: Tensor, components: Distribution, dim: int = -1) -> None:
+        self.log_weights = logits.expand(components.batch_shape).log_softmax(dim)
+        self.components = components
+        self.dim = dim
+        self._value_dim = dim - len(components.event_shape)
+        self.batch_shape = self.log_weights.select(dim, 0).shape
+        self.event_shape = components.event_shape
+        self.is_density = components.is_density
+        self.is_discrete = components.is_discrete
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected value, ``(*batch, *event)``."""
+        return self._mixed(self.components.mean)
+
+    def center(self, weights: Tensor | None = None) -> Tensor:
+        """Weighted sum of the components' centers."""
+        return pooled(self._mixed(self.components.center()), weights)
+
+    def _mixed(self, values: Tensor) -> Tensor:
+        weights = unsqueeze_last(self.log_weights.exp(), len(self.event_shape))
+        return (weights * values).sum(self._value_dim)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density or mass, nats."""
+        each = self.components.log_prob(value.unsqueeze(self._value_dim))
+        return torch.logsumexp(self.log_weights + each, self.dim)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw without gradients: a component, then of it."""
+        with torch.no_grad():
+            draws = self.components.sample(sample_shape)
+            chosen = race(self.log_weights, sample_shape).argmin(self.dim, keepdim=True)
+            index = unsqueeze_last(chosen, len(self.event_shape))
+            size = [*index.shape[: index.dim() - len(self.event_shape)], *self.event_shape]
+            return draws.gather(self._value_dim, index.expand(size)).squeeze(self._value_dim)
+
+
+class ZeroInflated(Distribution):
+    r"""Counts of ``base``, with more zeros.
+
+    .. math:: p(x) = \pi \, [x = 0] + (1 - \pi) \, p_{\text{base}}(x)
+
+    Args:
+        base: A scalar family of counts.
+        logits: Log odds of an extra zero, :math:`\log \tfrac{\pi}{1 - \pi}`, of its batch shape.
+
+    Example:
+        >>> ZeroInflated(Poisson(torch.zeros(1)), torch.zeros(1)).mean
+        tensor([0.5000])
+    """
+
+    has_rsample = False
+    is_discrete = True
+
+    def __init__(self, base: Distribution, logits: Tensor) -> None:
+        self.base, self.logits = base, logits
+        self.batch_shape = base.batch_shape
+        self.event_shape = base.event_shape
+        self.is_density = base.is_density
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected count, ``(*batch)``."""
+        return torch.sigmoid(-self.logits) * self.base.mean
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log mass of each element, nats."""
+        counted = F.logsigmoid(-self.logits) + self.base.log_prob(value)
+        zero = torch.logaddexp(F.logsigmoid(self.logits), counted)
+        return torch.where(value == 0, zero, counted)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw counts, without gradients."""
+        with torch.no_grad():
+            draws = self.base.sample(sample_shape)
+            kept = torch.bernoulli(torch.sigmoid(-self.logits).expand(draws.shape))
+            return draws * kept
+
+
+class Columns(Distribution):
+    """Scalar families side by side: the last batch dimension is a table's columns.
+
+    Args:
+        blocks: Distributions whose batch shapes agree but for their last dimension.
+        positions: Positions in the table of each block's columns; together 0 to D - 1.
+
+    Example:
+        >>> numbers = Normal(torch.zeros(5, 2), torch.zeros(5, 2))
+        >>> flags = Bernoulli(torch.zeros(5, 1))
+        >>> Columns([numbers, flags], [torch.tensor([0, 2]), torch.tensor([1])]).sample().shape
+        torch.Size([5, 3])
+    """
+
+    has_rsample = False
+
+    def __init__(self, blocks: Sequence[Distribution], positions: Sequence[Tensor]) -> None:
+        self.blocks = tuple(blocks)
+        self.positions = tuple(positions)
+        self._order = torch.cat(self.positions).argsort()
+        self.batch_shape = torch.Size((*blocks[0].batch_shape[:-1], len(self._order)))
+        self.event_shape = torch.Size()
+        self.is_density = all(block.is_density for block in self.blocks)
+        self.is_discrete = all(block.is_discrete for block in self.blocks)
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected value of each column."""
+        return self._joined([block.mean for block in self.blocks])
+
+    def center(self, weights: Tensor | None = None) -> Tensor:
+        """Center of each column."""
+        return self._joined([block.center(weights) for block in self.blocks])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density or mass of each column, nats."""
+        pairs = zip(self.blocks, self.positions, strict=True)
+        return self._joined([b.log_prob(value.index_select(-1, at)) for b, at in pairs])
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw every column."""
+        return self._joined([block.sample(sample_shape) for block in self.blocks])
+
+    def _joined(self, parts: list[Tensor]) -> Tensor:
+        return torch.cat(parts, -1).index_select(-1, self._order)
+
+
+class Observed(Distribution):
+    """What was seen of ``base``: an entry that is NaN has log density zero, and no gradient.
+
+    Args:
+        base: A scalar family.
+        inside: A value in its support, put in place of NaN before the density is taken: a gradient
+            through NaN is NaN even where it is masked after.
+
+    Example:
+        >>> p = Observed(Normal(torch.zeros(2), torch.zeros(2)), inside=torch.tensor(0.0))
+        >>> p.log_prob(torch.tensor([0.0, torch.nan]))
+        tensor([-0.9189,  0.0000])
+    """
+
+    def __init__(self, base: Distribution, inside: Tensor) -> None:
+        self.base, self.inside = base, inside
+        self.batch_shape = base.batch_shape
+        self.event_shape = base.event_shape
+        self.has_rsample = base.has_rsample
+        self.is_density = base.is_density
+        self.is_discrete = base.is_discrete
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected value of every entry, seen or not."""
+        return self.base.mean
+
+    def center(self, weights: Tensor | None = None) -> Tensor:
+        """Center of every entry, seen or not."""
+        return self.base.center(weights)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density or mass of each entry, zero where it was not seen, nats."""
+        seen = ~torch.isnan(value)
+        return torch.where(seen, self.base.log_prob(torch.where(seen, value, self.inside)), 0.0)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw every entry."""
+        return self.base.sample(sample_shape)

@@ -1,0 +1,346 @@
+"""Scalar families on classes, counts and levels. Values are numbers that hold integers."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinyvae.distributions.base import Distribution, joint_shape, pooled
+from tinyvae.distributions.special import gamma_residual, race
+
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "DiscretisedLogistic",
+    "NegativeBinomial",
+    "OneHotCategorical",
+    "Poisson",
+]
+
+
+class Bernoulli(Distribution):
+    r"""Bernoulli distribution of each element, by its logits.
+
+    .. math:: \log p(x) = x \ell - \log(1 + e^\ell)
+
+    Computed from logits, so that it is exact in the tails: logits of -200 and a one give -200.
+
+    Args:
+        logits: :math:`\ell`, log odds of a one, any shape.
+
+    Example:
+        >>> Bernoulli(torch.tensor([0.0, -200.0])).log_prob(torch.ones(2))
+        tensor([  -0.6931, -200.0000])
+    """
+
+    has_rsample = False
+    is_discrete = True
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        self.batch_shape = logits.shape
+        self.event_shape = torch.Size()
+
+    @property
+    def mean(self) -> Tensor:
+        """Probability of a one, ``(*batch)``."""
+        return torch.sigmoid(self.logits)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log mass of each element, nats."""
+        # Beyond 40, log(1 + exp(l)) is l to the last digit of float64; torch's own 20 is not.
+        return value * self.logits - F.softplus(self.logits, threshold=40)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw zeros and ones, without gradients."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        return torch.bernoulli(self.mean.detach().expand(shape))
+
+
+class Categorical(Distribution):
+    r"""Categorical distribution of each element, by logits along one dimension.
+
+    .. math:: \log p(x) = \ell_x - \log \textstyle\sum_c e^{\ell_c}
+
+    Args:
+        logits: :math:`\ell`, any shape with the ``C`` classes along ``dim``.
+        dim: Dimension of the classes, negative.
+        ordered: Whether the classes are levels of a quantity: :meth:`center` is their mean then,
+            and the most probable class otherwise.
+
+    Shape:
+        value: class indices, the logits' shape without ``dim``.
+
+    Example:
+        >>> Categorical(torch.zeros(5, 4)).log_prob(torch.zeros(5))[0]  # -log 4
+        tensor(-1.3863)
+    """
+
+    has_rsample = False
+    is_discrete = True
+
+    def __init__(self, logits: Tensor, dim: int = -1, *, ordered: bool = False) -> None:
+        self.logits = logits
+        self.dim = dim
+        self.ordered = ordered
+        self.batch_shape = logits.select(dim, 0).shape
+        self.event_shape = torch.Size()
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected class index, ``(*batch)``; of a meaning where the classes have an order."""
+        return (self._probs * self._classes).sum(self.dim)
+
+    @property
+    def _probs(self) -> Tensor:
+        return self.logits.softmax(self.dim)
+
+    @property
+    def _classes(self) -> Tensor:
+        classes = torch.arange(self.logits.shape[self.dim], device=self.logits.device)
+        return classes.to(self.logits.dtype).reshape(-1, *[1] * (-self.dim - 1))
+
+    def center(self, weights: Tensor | None = None) -> Tensor:
+        """Mean of ordered classes, else the most probable one."""
+        if self.ordered:
+            return pooled(self.mean, weights)
+        weights = None if weights is None else weights.unsqueeze(self.dim)
+        return pooled(self._probs, weights).argmax(self.dim).to(self.logits.dtype)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log mass of each element, nats."""
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
+        index = value.long().expand(shape).unsqueeze(self.dim)
+        lead = shape[: len(shape) - len(self.batch_shape)]
+        chosen = self.logits.expand(*lead, *self.logits.shape).gather(self.dim, index)
+        return chosen.squeeze(self.dim) - self.logits.logsumexp(self.dim)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw class indices, without gradients."""
+        return race(self.logits, sample_shape).argmin(self.dim).to(self.logits.dtype)
+
+
+class OneHotCategorical(Distribution):
+    """Categorical distribution of one-hot values, by logits along the first event dimension.
+
+    Args:
+        logits: ``(*batch, C, *E)``.
+        event_ndim: Number of dimensions of ``(C, *E)``, of which only ``C`` is one event.
+
+    Shape:
+        value: ``(..., C, *E)``; ``log_prob``: ``(..., *E)``.
+
+    Example:
+        >>> OneHotCategorical(torch.zeros(4), 1).log_prob(torch.eye(4))
+        tensor([-1.3863, -1.3863, -1.3863, -1.3863])
+    """
+
+    has_rsample = False
+    is_discrete = True
+
+    def __init__(self, logits: Tensor, event_ndim: int) -> None:
+        self.logits = logits
+        self.dim = -event_ndim
+        self.batch_shape = logits.shape[: self.dim]
+        self.event_shape = logits.shape[self.dim :]
+
+    @property
+    def mean(self) -> Tensor:
+        """Probabilities, ``(*batch, C, *E)``."""
+        return self.logits.softmax(self.dim)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log mass, summed over the event, nats."""
+        log_probs = self.logits.log_softmax(self.dim)
+        return (value * log_probs).flatten(self.dim).sum(-1)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw one-hot values, without gradients."""
+        arrivals = race(self.logits, sample_shape)
+        winner = arrivals.argmin(self.dim, keepdim=True)
+        return torch.zeros_like(arrivals).scatter_(self.dim, winner, 1.0)
+
+
+class Poisson(Distribution):
+    r"""Poisson distribution of each element, by the logarithm of its mean.
+
+    .. math:: \log p(k) = k \log\lambda - \lambda - \log k!
+
+    Computed as a deviance and a small residual (Loader 2000), so that counts of a million keep
+    their digits in float32.
+
+    Args:
+        log_mean: :math:`\log\lambda`, any shape.
+
+    Example:
+        >>> Poisson(torch.zeros(2)).log_prob(torch.tensor([0.0, 1.0]))
+        tensor([-1., -1.])
+    """
+
+    has_rsample = False
+    is_discrete = True
+
+    def __init__(self, log_mean: Tensor) -> None:
+        self.log_mean = log_mean
+        self.batch_shape = log_mean.shape
+        self.event_shape = torch.Size()
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected count, ``(*batch)``."""
+        return torch.exp(self.log_mean)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log mass of each element, nats."""
+        count, log_count = _count(value, self.log_mean.dtype)
+        log_ratio = torch.where(value > 0, self.log_mean - log_count, 0.0)
+        positive = -_deviance(count, log_ratio) - log_count - gamma_residual(count, log_count)
+        return torch.where(value > 0, positive, -self.mean)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw counts, without gradients."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        return torch.poisson(self.mean.detach().expand(shape))
+
+
+class NegativeBinomial(Distribution):
+    r"""Negative binomial distribution of each element, by its mean and its concentration.
+
+    .. math:: p(k) = \frac{\Gamma(k + r)}{\Gamma(r)\, k!}
+        \Big(\frac{r}{r + \mu}\Big)^r \Big(\frac{\mu}{r + \mu}\Big)^k
+
+    The variance is :math:`\mu + \mu^2 / r`; with :math:`r \to \infty` it is Poisson.
+
+    Args:
+        log_mean: :math:`\log\mu`, any shape.
+        log_concentration: :math:`\log r`, broadcastable with ``log_mean``.
+
+    Example:
+        >>> NegativeBinomial(torch.zeros(2), torch.zeros(2)).log_prob(torch.tensor([0.0, 1.0]))
+        tensor([-0.6931, -1.3863])
+    """
+
+    has_rsample = False
+    is_discrete = True
+
+    def __init__(self, log_mean: Tensor, log_concentration: Tensor) -> None:
+        self.log_mean, self.log_concentration = log_mean, log_concentration
+        self.batch_shape = joint_shape(log_mean, log_concentration)
+        self.event_shape = torch.Size()
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected count, ``(*batch)``."""
+        return torch.exp(self.log_mean).expand(self.batch_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log mass of each element, nats."""
+        zero = -torch.exp(self.log_concentration) * F.softplus(
+            self.log_mean - self.log_concentration, threshold=40
+        )
+        return torch.where(value > 0, self._log_prob_positive(value), zero)
+
+    def _log_prob_positive(self, value: Tensor) -> Tensor:
+        count, log_count = _count(value, self.log_mean.dtype)
+        mean, r = torch.exp(self.log_mean), torch.exp(self.log_concentration)
+        log_total = torch.logaddexp(self.log_mean, self.log_concentration)
+        total, log_sum = count + r, torch.log(count + r)
+        # log (k + r) / (mu + r), by its excess over one where that is small.
+        excess = (count - mean) / (mean + r)
+        log_excess = torch.where(
+            excess.abs() < 0.5, torch.log1p(excess.clamp(-0.5, 0.5)), log_sum - log_total
+        )
+        fit = _deviance(count, log_excess + self.log_mean - log_count) + r * (excess - log_excess)
+        constant = (
+            gamma_residual(total, log_sum)
+            - gamma_residual(r, self.log_concentration)
+            - gamma_residual(count, log_count)
+        )
+        return constant - fit - log_count
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw counts, without gradients: Poisson at a gamma draw of the rate."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        with torch.no_grad():
+            r = torch.exp(self.log_concentration).expand(shape)
+            return torch.poisson(torch._standard_gamma(r) / r * self.mean)
+
+
+def _count(value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Counts of at least one, and their logarithms."""
+    count = value.to(dtype).clamp(min=1)
+    return count, torch.log(count)
+
+
+def _deviance(count: Tensor, log_ratio: Tensor) -> Tensor:
+    """Half the deviance of a count at a mean of exp(log_ratio) times it."""
+    excess: Tensor = torch.expm1(log_ratio) - log_ratio
+    return count * excess
+
+
+class DiscretisedLogistic(Distribution):
+    r"""Logistic distribution of each element, rounded to levels, with open edges.
+
+    .. math:: p(k) = F\Big(\frac{y_k + h - \mu}{s}\Big) - F\Big(\frac{y_k - h - \mu}{s}\Big),
+        \qquad y_k = \frac{2k}{L - 1} - 1, \quad h = \frac{1}{L - 1}
+
+    where :math:`F` is the logistic sigmoid, and the lowest and highest bins reach to infinity, so
+    that the masses sum to one. With bounds :math:`a < b` a mass is
+    :math:`F(b)\, F(-a)\, (1 - e^{a - b})`: no difference is taken.
+
+    Args:
+        mean: :math:`\mu`, in units in which the levels lie in [-1, 1], any shape.
+        log_scale: :math:`\log s`, broadcastable with ``mean``.
+        num_levels: :math:`L`, at least 2: values are 0 to L - 1.
+
+    References:
+        Salimans, Karpathy, Chen, Kingma (2017). PixelCNN++. arXiv:1701.05517.
+
+    Example:
+        >>> p = DiscretisedLogistic(torch.zeros(1), torch.zeros(1), num_levels=2)
+        >>> p.log_prob(torch.tensor([[0.0], [1.0]]))
+        tensor([[-0.6931],
+                [-0.6931]])
+    """
+
+    has_rsample = False
+    is_discrete = True
+
+    def __init__(self, mean: Tensor, log_scale: Tensor, num_levels: int) -> None:
+        self.location, self.log_scale = mean, log_scale
+        self.num_levels = num_levels
+        self.batch_shape = joint_shape(mean, log_scale)
+        self.event_shape = torch.Size()
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected level, ``(*batch)``: the sum over levels k of P(x > k)."""
+        expected = self.location.new_zeros(self.batch_shape)
+        for level in range(self.num_levels - 1):
+            edge = (2 * level + 1) / (self.num_levels - 1) - 1
+            expected = expected + torch.sigmoid(self._standardised(edge))
+        return expected
+
+    def _standardised(self, edge: Tensor | float) -> Tensor:
+        return (self.location - edge) * torch.exp(-self.log_scale)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log mass of each element, nats."""
+        last = self.num_levels - 1
+        value = value.to(self.location.dtype)
+        above = F.logsigmoid(-self._standardised((2 * value + 1) / last - 1))
+        below = F.logsigmoid(self._standardised((2 * value - 1) / last - 1))
+        width = 2 / last * torch.exp(-self.log_scale)
+        inner = torch.log(-torch.expm1(-width))
+        edges = torch.where(value < last, above, 0.0) + torch.where(value > 0, below, 0.0)
+        return edges + torch.where((value > 0) & (value < last), inner, 0.0)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw levels, without gradients: a rounded logistic draw."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        with torch.no_grad():
+            uniform = torch.rand(shape, dtype=self.location.dtype, device=self.location.device)
+            draw = self.location + torch.exp(self.log_scale) * torch.logit(uniform)
+            last = self.num_levels - 1
+            return torch.round((draw + 1) * (last / 2)).clamp(0, last)

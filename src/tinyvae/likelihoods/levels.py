@@ -1,0 +1,234 @@
+"""Likelihoods of zeros and ones, of classes, and of levels."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyvae.distributions import (
+    Bernoulli,
+    Categorical,
+    DiscretisedLogistic,
+    Distribution,
+    OneHotCategorical,
+)
+from tinyvae.likelihoods.base import Likelihood
+from tinyvae.likelihoods.positive import PositiveLike, positive
+
+__all__ = [
+    "BernoulliLikelihood",
+    "CategoricalLikelihood",
+    "DiscretisedLogisticLikelihood",
+    "OneHotLikelihood",
+]
+
+
+class BernoulliLikelihood(Likelihood):
+    r"""Zeros and ones, by the logits of a one.
+
+    .. math:: p(x \mid z) = \prod_i \sigma(\ell_i)^{x_i} \sigma(-\ell_i)^{1 - x_i}
+
+    Grey levels in (0, 1) are let through with a warning, as is the custom: their log-likelihood is
+    no log probability of anything.
+
+    Shape:
+        params (logits): ``(..., *E)``; x: ``(..., *E)``.
+
+    Example:
+        >>> p = BernoulliLikelihood()(torch.zeros(5, 1, 2, 2), event_ndim=3)
+        >>> p.log_prob(torch.ones(5, 1, 2, 2))[0]  # 4 log(1/2)
+        tensor(-2.7726)
+    """
+
+    support = "values in [0, 1]"
+    remedy = (
+        "binarise, as with tinyvae.datasets.threshold(x, level), divide by the maximum and use "
+        "ContinuousBernoulliLikelihood, or take levels as they are by CategoricalLikelihood(levels)"
+    )
+
+    def elementwise(self, *params: Tensor) -> Bernoulli:
+        """Bernoulli distributions of the logits."""
+        (logits,) = params
+        return Bernoulli(logits)
+
+    def in_support(self, x: Tensor) -> Tensor:
+        """Whether each entry lies in [0, 1]."""
+        return (x >= 0) & (x <= 1)
+
+    def check_support(self, x: Tensor) -> bool:
+        """Raise outside [0, 1]; warn between 0 and 1, where no pixel has a probability."""
+        super().check_support(x)
+        binary = not bool(((x != 0) & (x != 1)).any())
+        if not binary:
+            warnings.warn(
+                "BernoulliLikelihood got values between 0 and 1: they have no probability under "
+                "it, so what is reported is no bound on log p(x). Binarise them, as with "
+                "transform=tinyvae.datasets.DynamicBinarisation(), or use "
+                "ContinuousBernoulliLikelihood",
+                stacklevel=2,
+            )
+        return binary
+
+
+class CategoricalLikelihood(Likelihood):
+    r"""Classes, or grey levels without a shape put upon them, by index.
+
+    .. math:: \log p(x \mid z) = \sum_i \big( \ell_{i, x_i} - \log \textstyle\sum_c e^{\ell_{i, c}}
+        \big)
+
+    The encoder is fed one-hot rows along a new first dimension, or, of ordered classes, the index
+    scaled to [-1, 1].
+
+    Args:
+        num_classes: Number of classes ``C``; data are 0 to C - 1, of any dtype.
+        ordered: Whether the classes are levels of a quantity, such as grey, so that reconstructions
+            are expected levels. Otherwise they are the most probable class.
+
+    Shape:
+        params (logits): ``(..., C, *E)``; x: ``(..., *E)``.
+
+    Example:
+        >>> grey = CategoricalLikelihood(256, ordered=True)
+        >>> grey.param_shape((1, 28, 28)), grey.input_shape((1, 28, 28))
+        (torch.Size([256, 1, 28, 28]), torch.Size([1, 28, 28]))
+        >>> CategoricalLikelihood(21).input_shape((64, 64))
+        torch.Size([21, 64, 64])
+    """
+
+    takes_integers = True
+
+    def __init__(self, num_classes: int, *, ordered: bool = False) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"CategoricalLikelihood expects num_classes >= 2, got {num_classes}")
+        self.num_classes = self.num_params = num_classes
+        self.ordered = ordered
+        self.support = f"integers 0 to {num_classes - 1}"
+        self.remedy = "give class indices, not scaled levels; num_classes is their number"
+
+    def scalars(
+        self, params: Tensor, event_ndim: int, context: Tensor | None = None
+    ) -> Distribution:
+        """Categorical distributions of the logits ``(..., C, *E)``."""
+        return Categorical(params, -event_ndim - 1, ordered=self.ordered)
+
+    def input_shape(self, data_shape: Sequence[int]) -> torch.Size:
+        """``(C, *E)``, or ``E`` of ordered classes."""
+        return torch.Size(data_shape if self.ordered else (self.num_classes, *data_shape))
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """One-hot rows, NaN where x is; of ordered classes, the index scaled to [-1, 1]."""
+        if self.ordered:
+            return 2 * x / (self.num_classes - 1) - 1
+        classes = torch.arange(self.num_classes, device=x.device, dtype=x.dtype)
+        rows = x.unsqueeze(1)  # (B, 1, *E)
+        hits = (rows == classes.reshape(-1, *[1] * (x.dim() - 1))).to(x.dtype)
+        return torch.where(torch.isnan(rows), rows, hits)
+
+    def in_support(self, x: Tensor) -> Tensor:
+        """Whether each entry is a class index."""
+        return _is_level(x, self.num_classes)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal likelihood."""
+        return {"num_classes": self.num_classes, "ordered": self.ordered}
+
+    def extra_repr(self) -> str:
+        """Classes, for ``repr``."""
+        return f"{self.num_classes}, ordered={self.ordered}"
+
+
+class OneHotLikelihood(Likelihood):
+    """Classes as one-hot data, along the first dimension of E.
+
+    Shape:
+        params (logits): ``(..., C, *E')``; x: ``(..., C, *E')``, one 1 along C.
+
+    Example:
+        >>> p = OneHotLikelihood()(torch.zeros(5, 4), event_ndim=1)
+        >>> p.log_prob(torch.eye(4)[[0, 1, 2, 3, 0]])[0]  # -log 4
+        tensor(-1.3863)
+    """
+
+    support = "one-hot rows along the first dimension"
+    remedy = "give one 1 and otherwise 0, or class indices to CategoricalLikelihood"
+
+    def forward(
+        self, params: Tensor, event_ndim: int, context: Tensor | None = None
+    ) -> Distribution:
+        """One-hot categorical distributions of the logits."""
+        return OneHotCategorical(params, event_ndim)
+
+    def in_support(self, x: Tensor) -> Tensor:
+        """Whether each entry belongs to a one-hot row."""
+        one_hot = ((x == 0) | (x == 1)).all(1, keepdim=True) & (x.sum(1, keepdim=True) == 1)
+        return one_hot.expand(x.shape)
+
+
+class DiscretisedLogisticLikelihood(Likelihood):
+    r"""Levels 0 to L - 1 such as grey, as a rounded logistic variable with open edges.
+
+    Masses are exact and sum to one; see :class:`~tinyvae.distributions.DiscretisedLogistic`. The
+    decoder's mean is in units in which the levels lie in [-1, 1], and so is what the encoder is
+    fed. A mixture of several is :class:`~tinyvae.MixtureLikelihood` of it.
+
+    Args:
+        num_levels: Number of levels ``L``; data are 0 to L - 1, of any dtype.
+        scale: As ``std`` of :class:`~tinyvae.GaussianLikelihood`.
+
+    Shape:
+        params: ``(..., 2, *E)`` with mean and scale, or ``(..., *E)`` where the scale is not
+        predicted; x: ``(..., *E)``.
+
+    References:
+        Salimans, Karpathy, Chen, Kingma (2017). PixelCNN++. arXiv:1701.05517.
+
+    Example:
+        >>> p = DiscretisedLogisticLikelihood(256)(torch.zeros(2, 784), event_ndim=1)
+        >>> p.log_prob(torch.zeros(784)).shape
+        torch.Size([])
+        >>> MixtureLikelihood(DiscretisedLogisticLikelihood(256), 10).param_shape((3, 32, 32))
+        torch.Size([30, 3, 32, 32])
+    """
+
+    takes_integers = True
+
+    def __init__(self, num_levels: int, scale: PositiveLike = "predicted") -> None:
+        super().__init__()
+        if num_levels < 2:
+            raise ValueError(
+                f"DiscretisedLogisticLikelihood expects num_levels >= 2, got {num_levels}"
+            )
+        self.num_levels = num_levels
+        self.scale = positive(scale, initial=0.2)
+        self.num_params = 1 + self.scale.num_params
+        self.support = f"integers 0 to {num_levels - 1}"
+        self.remedy = "give levels as they are, not scaled; num_levels is their number"
+
+    def elementwise(self, *params: Tensor) -> DiscretisedLogistic:
+        """Discretised logistic distributions around the means."""
+        mean, log_scale = params
+        return DiscretisedLogistic(mean, log_scale, self.num_levels)
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """Levels scaled to [-1, 1]."""
+        return 2 * x / (self.num_levels - 1) - 1
+
+    def in_support(self, x: Tensor) -> Tensor:
+        """Whether each entry is a level."""
+        return _is_level(x, self.num_levels)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal likelihood."""
+        return {"num_levels": self.num_levels, "scale": self.scale}
+
+    def extra_repr(self) -> str:
+        """Levels, for ``repr``."""
+        return f"num_levels={self.num_levels}"
+
+
+def _is_level(x: Tensor, num_levels: int) -> Tensor:
+    inside = (x >= 0) & (x <= num_levels - 1)
+    return inside & (x == x.round()) if x.is_floating_point() else inside

@@ -1,0 +1,343 @@
+"""Likelihoods of real numbers, positive numbers and proportions."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyvae.distributions import Beta, ContinuousBernoulli, Laplace, LogNormal, Normal, StudentT
+from tinyvae.likelihoods.base import Likelihood
+from tinyvae.likelihoods.positive import PositiveLike, positive
+
+__all__ = [
+    "BetaLikelihood",
+    "ContinuousBernoulliLikelihood",
+    "GaussianLikelihood",
+    "LaplaceLikelihood",
+    "LogNormalLikelihood",
+    "OptimalGaussianLikelihood",
+    "StudentTLikelihood",
+]
+
+
+class GaussianLikelihood(Likelihood):
+    r"""Real numbers with Gaussian noise.
+
+    .. math:: p(x \mid z) = \prod_i \mathcal{N}(x_i \mid \mu_i(z), \sigma_i^2)
+
+    Args:
+        std: The scale :math:`\sigma`: a number; ``"learned"``, one for all dimensions;
+            ``"predicted"`` by the decoder; or :class:`~tinyvae.Learned` and
+            :class:`~tinyvae.Predicted` for other shapes, bounds and starts.
+
+    Shape:
+        params: ``(..., *E)``, or ``(..., 2, *E)`` with a predicted scale; x: ``(..., *E)``.
+
+    References:
+        Rybkin, Daniilidis, Levine (2021). Simple and Effective VAE Training with Calibrated
+        Decoders. arXiv:2006.13202 (learned scales).
+
+    Example:
+        >>> p = GaussianLikelihood(std=0.1)(torch.zeros(5, 3), event_ndim=1)
+        >>> p.log_prob(torch.zeros(5, 3))[0]  # -3 (log 0.1 + log(2 pi) / 2)
+        tensor(4.1509)
+    """
+
+    def __init__(self, std: PositiveLike = "learned") -> None:
+        super().__init__()
+        self.std = positive(std)
+        self.num_params = 1 + self.std.num_params
+
+    def elementwise(self, *params: Tensor) -> Normal:
+        """Normal distributions around the means."""
+        mean, log_std = params
+        return Normal(mean, log_std)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal likelihood."""
+        return {"std": self.std}
+
+
+class OptimalGaussianLikelihood(Likelihood):
+    r"""Gaussian noise of the scale that is best for the batch.
+
+    .. math:: \sigma^2 = \frac1N \sum_i (x_i - \mu_i)^2
+
+    In training mode the mean is over the batch, its draws and the dimensions that share a scale;
+    the gradient is that of a fixed scale, as the derivative with respect to the best one is zero.
+    That is no density, as the scale has seen x. In evaluation mode the scale is the average that
+    training has kept (of the first 100 batches alike, then exponential), and the density is
+    Gaussian.
+
+    Args:
+        shape: Shape of the scale, broadcast over one datum, as in :class:`~tinyvae.Learned`.
+        minimum: Lower bound of the scale.
+
+    Shape:
+        params (mean): ``(..., *E)``; x: ``(..., *E)``.
+
+    References:
+        Rybkin, Daniilidis, Levine (2021). Simple and Effective VAE Training with Calibrated
+        Decoders. arXiv:2006.13202, section 3.
+
+    Example:
+        >>> p = OptimalGaussianLikelihood()(torch.zeros(5, 4), event_ndim=1)
+        >>> p.log_prob(torch.ones(5, 4))[0]  # at a scale of 1: -4 (1 + log(2 pi)) / 2
+        tensor(-5.6758)
+    """
+
+    couples_batch = True
+    mean_square: Tensor
+    num_batches: Tensor
+
+    def __init__(self, shape: Sequence[int] = (), *, minimum: float = 1e-3) -> None:
+        super().__init__()
+        if not 0 < minimum < math.inf:
+            raise ValueError(f"expected a finite minimum > 0, got {minimum}")
+        self.shape = torch.Size(shape)
+        self.minimum = minimum
+        self.register_buffer("mean_square", torch.ones(self.shape))
+        self.register_buffer("num_batches", torch.zeros(()))
+
+    @property
+    def is_density(self) -> bool:  # type: ignore[override]
+        """Whether in evaluation mode."""
+        return not self.training
+
+    def elementwise(self, *params: Tensor) -> Normal:
+        """Normal distributions of the scale that is kept, or of that of the data to come."""
+        (mean,) = params
+        return _OptimalNormal(mean, self) if self.training else Normal(mean, self.log_std)
+
+    @property
+    def log_std(self) -> Tensor:
+        """Logarithm of the scale that training has kept, of ``shape``."""
+        return 0.5 * torch.log(self.mean_square.clamp(min=self.minimum**2))
+
+    def update(self, mean_square: Tensor) -> None:
+        """Average in the mean square of a batch."""
+        self.num_batches += 1
+        weight = (1 / self.num_batches).clamp(min=0.01)
+        self.mean_square += weight * (mean_square - self.mean_square)
+
+    def check_support(self, x: Tensor) -> bool:
+        """Raise unless ``x`` is finite and the scale broadcasts over one datum."""
+        data_shape = x.shape[1:]
+        if torch.broadcast_shapes(self.shape, data_shape) != data_shape:
+            raise ValueError(f"{self} does not broadcast over data of shape {tuple(data_shape)}")
+        return super().check_support(x)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal likelihood."""
+        return {"shape": tuple(self.shape), "minimum": self.minimum}
+
+    def extra_repr(self) -> str:
+        """Shape and bound, for ``repr``."""
+        return f"shape={tuple(self.shape)}, minimum={self.minimum}"
+
+
+class _OptimalNormal(Normal):
+    """Normal distributions whose scale is fitted to the values that they are asked for."""
+
+    is_density = False
+
+    def __init__(self, mean: Tensor, likelihood: OptimalGaussianLikelihood) -> None:
+        super().__init__(mean, likelihood.log_std.to(mean.dtype))
+        self.likelihood = likelihood
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of each element at the best scale, nats."""
+        with torch.no_grad():
+            square = (value - self.mean).square()
+            shape = self.likelihood.shape
+            kept = [1] * (square.dim() - len(shape)) + list(shape)
+            shared = [d for d, size in enumerate(kept) if size == 1]
+            mean_square = square.mean(shared, keepdim=True).reshape(shape)
+            self.likelihood.update(mean_square)
+            least = self.likelihood.minimum**2
+            log_std = 0.5 * torch.log(mean_square.clamp(min=least))
+        return Normal(self.mean, log_std).log_prob(value)
+
+
+class LaplaceLikelihood(Likelihood):
+    r"""Real numbers with Laplace noise: the absolute error as a density.
+
+    .. math:: p(x \mid z) = \prod_i \frac{1}{2 b_i} e^{-|x_i - \mu_i(z)| / b_i}
+
+    Args:
+        scale: :math:`b`, as ``std`` of :class:`~tinyvae.GaussianLikelihood`.
+
+    Shape:
+        params: ``(..., *E)``, or ``(..., 2, *E)`` with a predicted scale; x: ``(..., *E)``.
+
+    Example:
+        >>> LaplaceLikelihood(0.5)(torch.zeros(3), event_ndim=1).log_prob(torch.zeros(3))
+        tensor(0.)
+    """
+
+    def __init__(self, scale: PositiveLike = "learned") -> None:
+        super().__init__()
+        self.scale = positive(scale)
+        self.num_params = 1 + self.scale.num_params
+
+    def elementwise(self, *params: Tensor) -> Laplace:
+        """Laplace distributions around the means."""
+        mean, log_scale = params
+        return Laplace(mean, log_scale)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal likelihood."""
+        return {"scale": self.scale}
+
+
+class StudentTLikelihood(Likelihood):
+    r"""Real numbers with outliers: Student's t around the decoder's location.
+
+    Args:
+        scale: As ``std`` of :class:`~tinyvae.GaussianLikelihood`.
+        df: Degrees of freedom :math:`\nu`, likewise: few for heavy tails; at one or less there is
+            no mean. ``"learned"`` and ``"predicted"`` ones stay above 1.
+
+    Shape:
+        params: ``(..., *E)``, or ``(..., P, *E)`` with location, and scale and df if predicted;
+        x: ``(..., *E)``.
+
+    Example:
+        >>> StudentTLikelihood("predicted", df=3.0).param_shape((28, 20))
+        torch.Size([2, 28, 20])
+    """
+
+    def __init__(self, scale: PositiveLike = "learned", df: PositiveLike = 4.0) -> None:
+        super().__init__()
+        self.scale = positive(scale)
+        self.df = positive(df, initial=4.0, minimum=1.0)
+        self.num_params = 1 + self.scale.num_params + self.df.num_params
+
+    def elementwise(self, *params: Tensor) -> StudentT:
+        """Student's t distributions around the locations."""
+        loc, log_scale, log_df = params
+        return StudentT(loc, log_scale, log_df)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal likelihood."""
+        return {"scale": self.scale, "df": self.df}
+
+
+class LogNormalLikelihood(Likelihood):
+    r"""Positive numbers whose logarithm is Gaussian: amounts, durations, prices.
+
+    .. math:: p(x \mid z) = \prod_i \frac1{x_i} \mathcal{N}(\log x_i \mid \mu_i(z), \sigma_i^2)
+
+    The encoder is fed log x.
+
+    Args:
+        std: :math:`\sigma`, of log x, as of :class:`~tinyvae.GaussianLikelihood`.
+
+    Shape:
+        params: ``(..., *E)``, or ``(..., 2, *E)`` with a predicted scale; x: ``(..., *E)``.
+
+    Example:
+        >>> LogNormalLikelihood(0.1)(torch.zeros(3), event_ndim=1).mean
+        tensor([1.0050, 1.0050, 1.0050])
+    """
+
+    support = "finite numbers > 0"
+    remedy = "give zeros a likelihood of their own, or model x + c"
+    inside = 1.0
+
+    def __init__(self, std: PositiveLike = "learned") -> None:
+        super().__init__()
+        self.std = positive(std)
+        self.num_params = 1 + self.std.num_params
+
+    def elementwise(self, *params: Tensor) -> LogNormal:
+        """Log-normal distributions around the means of log x."""
+        mean_log, log_std = params
+        return LogNormal(mean_log, log_std)
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """Log x."""
+        return torch.log(x)
+
+    def in_support(self, x: Tensor) -> Tensor:
+        """Whether each entry is positive and finite."""
+        return torch.isfinite(x) & (x > 0)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal likelihood."""
+        return {"std": self.std}
+
+
+class BetaLikelihood(Likelihood):
+    r"""Proportions strictly between 0 and 1, by mean and concentration.
+
+    .. math:: p(x \mid z) = \prod_i \mathrm{Beta}(x_i \mid \mu_i \kappa_i, (1 - \mu_i) \kappa_i),
+        \qquad \log \tfrac{\mu_i}{1 - \mu_i} = \text{decoder}(z)_i
+
+    Args:
+        concentration: :math:`\kappa`, as ``std`` of :class:`~tinyvae.GaussianLikelihood`; the
+            variance is :math:`\mu (1 - \mu) / (1 + \kappa)`.
+
+    Shape:
+        params (logits): ``(..., *E)``, or ``(..., 2, *E)`` with a predicted concentration;
+        x: ``(..., *E)``.
+
+    Example:
+        >>> BetaLikelihood(2.0)(torch.zeros(3), event_ndim=1).log_prob(torch.full((3,), 0.3))
+        tensor(0.)
+    """
+
+    support = "numbers in the open interval (0, 1)"
+    remedy = "shrink n proportions to (x (n - 1) + 1/2) / n, or use ContinuousBernoulliLikelihood"
+    inside = 0.5
+
+    def __init__(self, concentration: PositiveLike = "learned") -> None:
+        super().__init__()
+        self.concentration = positive(concentration, initial=2.0)
+        self.num_params = 1 + self.concentration.num_params
+
+    def elementwise(self, *params: Tensor) -> Beta:
+        """Beta distributions around the means."""
+        logits, log_concentration = params
+        return Beta(logits, log_concentration)
+
+    def in_support(self, x: Tensor) -> Tensor:
+        """Whether each entry lies strictly between 0 and 1."""
+        return (x > 0) & (x < 1)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal likelihood."""
+        return {"concentration": self.concentration}
+
+
+class ContinuousBernoulliLikelihood(Likelihood):
+    r"""Grey levels in [0, 1], by logits: what the cross-entropy lacks to be a density.
+
+    .. math:: p(x \mid z) = \prod_i C(\lambda_i) \lambda_i^{x_i} (1 - \lambda_i)^{1 - x_i}
+
+    Shape:
+        params (logits): ``(..., *E)``; x: ``(..., *E)``.
+
+    References:
+        Loaiza-Ganem, Cunningham (2019). The continuous Bernoulli. arXiv:1907.06845.
+
+    Example:
+        >>> p = ContinuousBernoulliLikelihood()(torch.zeros(5, 4), event_ndim=1)
+        >>> p.log_prob(torch.rand(5, 4))  # uniform
+        tensor([0., 0., 0., 0., 0.])
+    """
+
+    support = "numbers in [0, 1]"
+    remedy = "divide grey levels by their maximum"
+    inside = 0.5
+
+    def elementwise(self, *params: Tensor) -> ContinuousBernoulli:
+        """Continuous Bernoulli distributions of the logits."""
+        (logits,) = params
+        return ContinuousBernoulli(logits)
+
+    def in_support(self, x: Tensor) -> Tensor:
+        """Whether each entry lies in [0, 1]."""
+        return (x >= 0) & (x <= 1)
