@@ -112,7 +112,9 @@ class TwoLayers(LatentVariableModel):
         covariance = (self.u * variances) @ self.u.T + self.s**2 * torch.eye(len(self.u))
         return MultivariateNormal(torch.zeros(len(self.u)), covariance)
 
-    def forward(self, x: Tensor, context: None = None, *, num_samples: int = 1) -> VAEOutput:
+    def forward(
+        self, x: Tensor, context: None = None, *, mask: None = None, num_samples: int = 1
+    ) -> VAEOutput:
         w, a, s, s1 = self.w, self.a, self.s, self.s1
         t = x @ self.u  # (B, D), sufficient
         if self.top_down:
@@ -138,7 +140,7 @@ class TwoLayers(LatentVariableModel):
         )
         return VAEOutput(terms, likelihood, likelihood.log_prob(x))
 
-    def check(self, x: Tensor, context: None = None) -> VAEOutput:
+    def check(self, x: Tensor, context: None = None, *, mask: None = None) -> VAEOutput:
         return self(x[:2])
 
 

@@ -268,8 +268,8 @@ BAD = {
         TypeError,
         r"yield a dict where a tensor x is expected: .*lambda b: b\['image'\]",
     ),
-    "NaN": (with_nan(29), ValueError, "NaN or infinity in 1 of 37 examples, first in example 29"),
-    "infinity": (DATA / 0, ValueError, "NaN or infinity in 37 of 37 examples, first in example 0"),
+    "NaN": (with_nan(29), ValueError, "got NaN in 1 of 37 examples, first in example 29"),
+    "infinity": (DATA / 0, ValueError, "got NaN in 37 of 37 examples, first in example 0"),
     "NaN far on": (
         with_nan(PROBE_SIZE + 17, PROBE_SIZE + 40),
         ValueError,

@@ -5,14 +5,34 @@ from torch import nn
 from tinyvae import (
     MLP,
     BernoulliLikelihood,
+    BetaLikelihood,
+    CategoricalLikelihood,
     CheckpointError,
+    Column,
+    ContinuousBernoulliLikelihood,
     ConvNet,
+    DiscretisedLogisticLikelihood,
+    Fixed,
     GaussianEncoder,
     GaussianLikelihood,
+    LaplaceLikelihood,
+    Learned,
     Likelihood,
+    LogNormalLikelihood,
+    Masked,
+    MixedLikelihood,
+    MixtureLikelihood,
+    NegativeBinomialLikelihood,
     Normal,
+    OneHotLikelihood,
+    OptimalGaussianLikelihood,
+    PoissonLikelihood,
+    Predicted,
+    StandardisedLikelihood,
     StandardNormal,
+    StudentTLikelihood,
     TransposedConvNet,
+    ZeroInflatedLikelihood,
 )
 from tinyvae.files import load_tensors, save_tensors
 from tinyvae.parts import ACTIVATIONS, PARTS, build, describe
@@ -23,9 +43,39 @@ EXAMPLES = [
     ConvNet((2, 5, 3), (3, 4), kernel_size=5, activation=nn.GELU),
     GaussianEncoder(MLP(4, hidden=(7,), activation=nn.SiLU), 3, features=7),
     GaussianEncoder(ConvNet((1, 5, 4), (2,)), 3),
-    GaussianLikelihood(0.3),
-    GaussianLikelihood(std_shape=(2, 1, 1), min_std=0.1),
-    GaussianLikelihood("predicted", min_std=0.2),
+    BetaLikelihood(3.0),
+    CategoricalLikelihood(5, ordered=True),
+    ContinuousBernoulliLikelihood(),
+    DiscretisedLogisticLikelihood(16, "learned"),
+    GaussianLikelihood(Learned((2, 1, 1), initial=0.5, minimum=0.1, num_classes=3)),
+    GaussianLikelihood(Fixed(0.3)),
+    GaussianLikelihood(Predicted(minimum=0.2)),
+    LaplaceLikelihood(0.5),
+    Fixed(0.4),
+    Learned((4,), initial=2.0),
+    LogNormalLikelihood("predicted"),
+    Masked(PoissonLikelihood(), show_mask=True),
+    MixedLikelihood(
+        [
+            Column("age", "number", shift=40.0, scale=12.0),
+            ("income", "positive", (), 0.0, 3e4),
+            Column("visits", "count", scale=2.5),
+            Column("smokes", "binary", levels=(False, True)),
+            Column("colour", "category", levels=("red", "green", "blue")),
+            Column("size", "category", levels=(1, 2.5, 4)),
+            Column("odd", "number"),
+        ],
+        {"odd": StudentTLikelihood(0.5, "learned")},
+    ),
+    MixtureLikelihood(DiscretisedLogisticLikelihood(256), 3),
+    NegativeBinomialLikelihood("predicted", baseline=[2.0, 3.0]),
+    OneHotLikelihood(),
+    OptimalGaussianLikelihood((2, 1, 1), minimum=0.01),
+    PoissonLikelihood(baseline=2.0),
+    Predicted(minimum=0.5),
+    StandardisedLikelihood(GaussianLikelihood(), mean=[1.0, 2.0], std=3.0),
+    StudentTLikelihood("predicted", df=7.0),
+    ZeroInflatedLikelihood(NegativeBinomialLikelihood()),
     MLP((2, 3), hidden=(5, 6), out_shape=(2, 1), activation=nn.ELU),
     MLP(3, hidden=(5,)),
     MLP(3, hidden=(), out_shape=2),
@@ -41,7 +91,13 @@ def test_every_part_has_an_example():
 def test_every_public_part_may_be_named():
     import tinyvae
 
-    bases = (tinyvae.Encoder, tinyvae.Likelihood, tinyvae.Network, tinyvae.Prior)
+    bases = (
+        tinyvae.Encoder,
+        tinyvae.Likelihood,
+        tinyvae.Network,
+        tinyvae.Positive,
+        tinyvae.Prior,
+    )
     public = {getattr(tinyvae, name) for name in tinyvae.__all__}
     own = {c for c in public if isinstance(c, type) and issubclass(c, bases) and c not in bases}
     assert own == set(PARTS)
@@ -56,7 +112,7 @@ def test_round_trip(part, tmp_path):
     assert type(twin) is type(part)
     assert repr(twin) == repr(part)
     assert describe(twin) == describe(part)
-    shapes = ("in_shape", "out_shape", "latent_shape", "std_shape")
+    shapes = ("in_shape", "out_shape", "latent_shape", "shape")
     for name in shapes:
         assert getattr(twin, name, None) == getattr(part, name, None)
     assert twin.state_dict().keys() == part.state_dict().keys()

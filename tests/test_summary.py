@@ -11,6 +11,7 @@ from tinyvae import (
     ConvNet,
     GaussianEncoder,
     GaussianLikelihood,
+    Learned,
     TransposedConvNet,
     summary,
 )
@@ -52,7 +53,7 @@ def rows(text):
     ("make", "data_shape"),
     [
         (mlp_vae, None),
-        (lambda: mlp_vae(GaussianLikelihood(std_shape=(4,))), None),
+        (lambda: mlp_vae(GaussianLikelihood(Learned((4,)))), None),
         (conv_vae, None),
         (foreign_vae, (2, 3)),
         (reused_layers_vae, (4,)),
@@ -86,13 +87,13 @@ def test_every_layer_with_its_shape():
 
 
 def test_parameters_of_no_layer_are_named():
-    vae = mlp_vae(GaussianLikelihood(std_shape=(4,)))
+    vae = mlp_vae(GaussianLikelihood(Learned((4,))))
     assert ("parameters of no layer", 4) in rows(summary(vae))
 
 
 def test_head_line():
     head = summary(conv_vae()).splitlines()[0]
-    assert head == "VAE of data (1, 5, 4), latent (2,), GaussianLikelihood(std='predicted')"
+    assert head == "VAE of data (1, 5, 4), latent (2,), GaussianLikelihood(std=Predicted())"
 
 
 def test_foreign_encoder_needs_the_data_shape():

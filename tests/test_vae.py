@@ -19,6 +19,7 @@ from tinyvae import (
     GaussianLikelihood,
     Independent,
     LatentTerm,
+    Learned,
     Likelihood,
     NoClosedForm,
     Normal,
@@ -66,14 +67,14 @@ def conv_vae():
 
 def spatial_vae():
     decoder = nn.Conv2d(2, 1, 3, padding=1)
-    return VAE(SpatialEncoder(3, 4), decoder, GaussianLikelihood(std_shape=(1, 3, 4)))
+    return VAE(SpatialEncoder(3, 4), decoder, GaussianLikelihood(Learned((1, 3, 4))))
 
 
 # name: (model, data shape, latent shape, own parts, foreign modules)
 MODELS = {
     "mlp, bernoulli": (mlp_vae, (2, 3, 1), (3,), (), ()),
     "mlp, learned scale": (
-        lambda: mlp_vae(GaussianLikelihood(std_shape=(2, 1, 1))),
+        lambda: mlp_vae(GaussianLikelihood(Learned((2, 1, 1)))),
         (2, 3, 1),
         (3,),
         (),
@@ -398,8 +399,13 @@ MISFITS = {
         ValueError,
         "batch_shape (2,) and event_shape latent_shape = (3,), got",
     ),
-    "pixels 0..255": (plain, grey, ValueError, "values in [0, 1], got 0..255: binarise"),
-    "NaN": (plain, lambda: grey() * math.nan, ValueError, "NaN or infinity in 1 of 1 examples"),
+    "pixels 0..255": (
+        plain,
+        grey,
+        ValueError,
+        "values in [0, 1], got 0..255, such as 255, in 1 of 1 examples",
+    ),
+    "NaN": (plain, lambda: grey() * math.nan, ValueError, "got NaN in 1 of 1 examples"),
     "integers": (plain, lambda: grey().long(), TypeError, "floating-point data, got torch.int64"),
     "no examples": (
         plain,
@@ -409,16 +415,16 @@ MISFITS = {
     ),
     "no batch": (plain, lambda: torch.zeros(4), ValueError, "(B, *E) with B >= 1, got (4,)"),
     "learned scale of batches": (
-        lambda: mlp_vae(GaussianLikelihood(std_shape=(2, 1)), (4,)),
+        lambda: mlp_vae(GaussianLikelihood(Learned((2, 1))), (4,)),
         lambda: torch.zeros(2, 4),
         ValueError,
-        "std_shape=(2, 1)) does not broadcast over data of shape (4,)",
+        "Learned(shape=(2, 1)) does not broadcast over data of shape (4,)",
     ),
     "learned scale of other data": (
-        lambda: mlp_vae(GaussianLikelihood(std_shape=(3,)), (4,)),
+        lambda: mlp_vae(GaussianLikelihood(Learned((3,))), (4,)),
         lambda: torch.zeros(2, 4),
         ValueError,
-        "std_shape=(3,)) does not broadcast over data of shape (4,)",
+        "Learned(shape=(3,)) does not broadcast over data of shape (4,)",
     ),
 }
 
@@ -520,10 +526,10 @@ def test_file_keeps_mixed_dtypes(tmp_path):
 def test_file_keeps_options(tmp_path):
     encoder = GaussianEncoder(MLP(4, hidden=(5, 6), activation=nn.Tanh), 3)
     decoder = MLP(3, hidden=(), out_shape=(4,))
-    likelihood = GaussianLikelihood(std_shape=(4,), min_std=0.25)
+    likelihood = GaussianLikelihood(Learned((4,), minimum=0.25))
     VAE(encoder, decoder, likelihood).save(tmp_path / "vae.safetensors")
     loaded = VAE.load(tmp_path / "vae.safetensors")
-    assert loaded.likelihood.min_std == 0.25
+    assert loaded.likelihood.std.minimum == 0.25
     assert loaded.encoder.network.activation is nn.Tanh
     assert loaded.encoder.network.config() == encoder.network.config()
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae.distributions import Distribution, Independent
-from tinyvae.likelihoods.positive import Positive
+from tinyvae.likelihoods.positive import Positive, one_line
 
 __all__ = ["Likelihood", "refuse"]
 
@@ -74,6 +74,9 @@ class Likelihood(nn.Module, ABC):
         """Arguments that build an equal likelihood, for a model's file."""
         return {}
 
+    def __repr__(self) -> str:
+        return one_line(self)
+
     def param_shape(self, data_shape: Sequence[int]) -> torch.Size:
         """What the decoder must emit for one datum: ``(P, *E)``, or ``E`` where ``P`` is 1."""
         leading = () if self.num_params == 1 else (self.num_params,)
@@ -125,12 +128,13 @@ def refuse(name: str, x: Tensor, bad: Tensor, support: str, remedy: str) -> None
     """Raise, with the first example and the remedy, if any entry of ``x`` is ``bad``."""
     if not bad.any():
         return
-    values = x[bad]
-    low, high = (bound.item() for bound in torch.aminmax(values.double()))
-    got = f"{low:g}..{high:g}"
-    if torch.isnan(values).any():
+    wrong = x[bad].double()
+    if torch.isnan(wrong).any():
         got = "NaN"
         remedy = "drop or impute what is missing, or count what is there: Masked(likelihood)"
+    else:
+        low, high = (bound.item() for bound in torch.aminmax(x.double()))
+        got = f"{low:g}..{high:g}, such as {wrong[0].item():g},"
     rows = bad.flatten(1).any(1)
     raise ValueError(
         f"{name} expects {support}, got {got} in {int(rows.sum())} of {len(x)} examples, first in "

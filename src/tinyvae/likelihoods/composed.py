@@ -181,10 +181,6 @@ class MixtureLikelihood(_Wrapper):
         """Arguments that build an equal likelihood."""
         return {"likelihood": self.likelihood, "num_components": self.num_components}
 
-    def extra_repr(self) -> str:
-        """Components, for ``repr``."""
-        return f"num_components={self.num_components}"
-
 
 class ZeroInflatedLikelihood(_Wrapper):
     r"""Counts with more zeros than their likelihood has: some are not counts at all.
@@ -306,7 +302,3 @@ class Masked(_Wrapper):
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal likelihood."""
         return {"likelihood": self.likelihood, "show_mask": self.show_mask}
-
-    def extra_repr(self) -> str:
-        """Whether the encoder sees the mask, for ``repr``."""
-        return f"show_mask={self.show_mask}"

@@ -135,10 +135,6 @@ class CategoricalLikelihood(Likelihood):
         """Arguments that build an equal likelihood."""
         return {"num_classes": self.num_classes, "ordered": self.ordered}
 
-    def extra_repr(self) -> str:
-        """Classes, for ``repr``."""
-        return f"{self.num_classes}, ordered={self.ordered}"
-
 
 class OneHotLikelihood(Likelihood):
     """Classes as one-hot data, along the first dimension of E.
@@ -223,10 +219,6 @@ class DiscretisedLogisticLikelihood(Likelihood):
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal likelihood."""
         return {"num_levels": self.num_levels, "scale": self.scale}
-
-    def extra_repr(self) -> str:
-        """Levels, for ``repr``."""
-        return f"num_levels={self.num_levels}"
 
 
 def _is_level(x: Tensor, num_levels: int) -> Tensor:

@@ -218,7 +218,3 @@ class MixedLikelihood(Likelihood):
         """Arguments that build an equal likelihood."""
         columns = [(c.name, c.kind, c.levels, c.shift, c.scale) for c in self.columns]
         return {"columns": columns, "likelihoods": list(self.own.items())}
-
-    def extra_repr(self) -> str:
-        """Columns, for ``repr``."""
-        return ", ".join(f"{column.name}: {column.kind}" for column in self.columns)

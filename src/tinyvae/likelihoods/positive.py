@@ -5,7 +5,9 @@ lower bound, :math:`\log v = \log v_{\min} + \mathrm{softplus}(r - \log v_{\min}
 :math:`r`, which is :math:`\log v` itself far above the bound.
 """
 
+import inspect
 import math
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
@@ -14,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Fixed", "Learned", "Positive", "PositiveLike", "Predicted", "positive"]
+__all__ = ["Fixed", "Learned", "Positive", "PositiveLike", "Predicted", "one_line", "positive"]
 
 
 class Positive(nn.Module, ABC):
@@ -44,9 +46,8 @@ class Positive(nn.Module, ABC):
     def check(self, data_shape: Sequence[int]) -> None:
         """Raise unless it broadcasts over one datum of ``data_shape``."""
 
-    def extra_repr(self) -> str:
-        """Arguments, for ``repr``."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.config().items())
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 class Fixed(Positive):
@@ -73,6 +74,9 @@ class Fixed(Positive):
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal one."""
         return {"value": self.value}
+
+    def __repr__(self) -> str:
+        return repr(self.value)
 
 
 class Predicted(Positive):
@@ -211,6 +215,18 @@ def positive(value: PositiveLike, *, initial: float = 1.0, minimum: float = 1e-3
             f"got {value!r}"
         )
     return Fixed(value)
+
+
+def one_line(part: Any) -> str:
+    """``repr`` of a part: what of its ``config()`` is not the default, values cut short."""
+    parameters = inspect.signature(type(part)).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    shown = [
+        f"{name}={value!r}" if isinstance(value, nn.Module) else f"{name}={reprlib.repr(value)}"
+        for name, value in part.config().items()
+        if value != defaults.get(name)
+    ]
+    return f"{type(part).__name__}({', '.join(shown)})"
 
 
 def _check_bounds(minimum: float) -> None:

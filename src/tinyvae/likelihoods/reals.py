@@ -133,10 +133,6 @@ class OptimalGaussianLikelihood(Likelihood):
         """Arguments that build an equal likelihood."""
         return {"shape": tuple(self.shape), "minimum": self.minimum}
 
-    def extra_repr(self) -> str:
-        """Shape and bound, for ``repr``."""
-        return f"shape={tuple(self.shape)}, minimum={self.minimum}"
-
 
 class _OptimalNormal(Normal):
     """Normal distributions whose scale is fitted to the values that they are asked for."""
