@@ -146,8 +146,7 @@ class MixtureLikelihood(_Wrapper):
     .. math:: p(x \mid z) = \prod_i \sum_m \pi_{i m}(z)\, p_m(x_i \mid z)
 
     Args:
-        likelihood: The likelihood of a component. A learned scale of it is shared by all of them,
-            unless its shape begins with ``num_components``.
+        likelihood: The likelihood of a component. A learned scale of it is shared by all of them.
         num_components: Number of components ``M``.
 
     Shape:

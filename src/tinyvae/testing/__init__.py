@@ -1,0 +1,10 @@
+"""Contracts that a part of one's own can be held against.
+
+Call them in a test of yours; what they find is a :class:`ContractError` that says what was expected
+and what came.
+"""
+
+from tinyvae.testing.contract import ContractError
+from tinyvae.testing.likelihoods import check_likelihood
+
+__all__ = ["ContractError", "check_likelihood"]
