@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
+import tinyvae
+from tinyvae.testing import check_likelihood
+
 ROOT = Path(__file__).parents[1]
+# Pages of code, and files that it writes.
+PAGES = {"quickstart": {"elbo.png", "vae.safetensors"}, "likelihoods": set()}
 README = (ROOT / "README.md").read_text()
 
 
@@ -33,24 +38,35 @@ def test_the_code_runs_and_gives_its_number(capsys: pytest.CaptureFixture[str]):
 def test_the_likelihood_of_ones_own_works():
     namespace: dict[str, type] = {}
     exec(blocks("python")[1], namespace)
-    likelihood = namespace["LaplaceLikelihood"]()
+    likelihood = namespace["GumbelLikelihood"]()
     assert likelihood.param_shape((1, 8, 8)) == (2, 1, 8, 8)
+    check_likelihood(likelihood)
+
+
+def test_the_table_of_the_readme_is_filled(capsys: pytest.CaptureFixture[str]):
+    namespace = {name: getattr(tinyvae, name) for name in tinyvae.__all__}
+    exec(blocks("python")[2], namespace)
+    capsys.readouterr()
+    assert namespace["filled"]["age"][0] == 41.0
+    assert set(namespace["filled"]["smokes"]) <= {"no", "yes"}
+    assert namespace["x"].isnan().sum() == 100
 
 
 def test_the_first_code_stands_by_line_29():
     assert README[: README.index("```python")].count("\n") < 29
 
 
-def test_the_quickstart_runs_from_top_to_bottom(tmp_path, monkeypatch: pytest.MonkeyPatch):
-    page = (ROOT / "docs" / "quickstart.rst").read_text()
-    snippets = re.findall(r"::\n\n((?:    .*\n|\n)+)", page)
-    assert len(snippets) >= 10
+@pytest.mark.parametrize(("page", "files"), PAGES.items())
+def test_pages_run_from_top_to_bottom(page, files, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    text = (ROOT / "docs" / f"{page}.rst").read_text()
+    snippets = re.findall(r"::\n\n((?:    .*\n|\n)+)", text)
+    assert len(snippets) >= 6
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
     for snippet in snippets:
         code = "\n".join(line[4:] for line in snippet.splitlines())
         exec(re.sub(r"epochs=\d+", "epochs=2", code), namespace)
-    assert {path.name for path in tmp_path.iterdir()} >= {"elbo.png", "vae.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} >= files
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))

@@ -128,6 +128,10 @@ class LatentVariableModel(nn.Module, ABC):
         Draws nothing. Returns the record of the first examples at their posteriors' means.
         """
 
+    def elements(self, x: Tensor) -> int:
+        """Elements of the largest tensor of a pass, per example of ``x`` and draw."""
+        return max(1, x[0].numel())
+
     @property
     @abstractmethod
     def is_density(self) -> bool:

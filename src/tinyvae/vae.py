@@ -87,6 +87,10 @@ class VAE(LatentVariableModel):
         """Whether posterior and likelihood are densities."""
         return self.encoder.is_density and self.likelihood.is_density
 
+    def elements(self, x: Tensor) -> int:
+        """Elements of a datum, or of the decoder's output for it, whichever are more."""
+        return max(super().elements(x), self.likelihood.param_shape(x.shape[1:]).numel())
+
     def forward(
         self,
         x: Tensor,

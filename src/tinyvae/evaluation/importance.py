@@ -21,7 +21,7 @@ __all__ = ["log_marginal"]
 Chunk: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # x, context, mask
 Data = TypeVar("Data", Tensor, Tensor | None)
 
-# Elements of the largest tensor of a chunk (draws x examples x data dimensions): larger ones
+# Elements of the largest tensor of a chunk (draws x examples x decoder output): larger ones
 # no longer fit the caches, smaller ones pay more for dispatch.
 CHUNK_ELEMENTS = 1 << 20
 
@@ -63,7 +63,7 @@ def log_marginal(
     if len(x) == 0:
         raise ValueError("log_marginal expects at least one example, got none")
     x, context, mask = placed(model, x), placed(model, context), placed(model, mask)
-    elements = max(1, x[0].numel())
+    elements = model.elements(x)
     draws = min(num_samples, max(1, CHUNK_ELEMENTS // elements))
     examples = max(1, CHUNK_ELEMENTS // (elements * draws))
     with torch.no_grad(), evaluating(model), forked_rng(x.device, seed):

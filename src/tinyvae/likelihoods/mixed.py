@@ -60,6 +60,7 @@ class MixedLikelihood(Likelihood):
     """
 
     takes_integers = True
+    point: Tensor
 
     def __init__(
         self,
@@ -78,6 +79,9 @@ class MixedLikelihood(Likelihood):
         self.blocks = nn.ModuleList(self._block(group) for group in groups)
         for position, group in enumerate(groups):
             self.register_buffer(f"at{position}", torch.tensor(group), persistent=False)
+        points = [torch.as_tensor(b.inside).expand(len(at)) for b, at in self._placed_blocks()]
+        order = torch.cat([at for _, at in self._placed_blocks()]).argsort()
+        self.register_buffer("point", torch.cat(points)[order], persistent=False)
 
     @classmethod
     def from_table(
@@ -183,10 +187,7 @@ class MixedLikelihood(Likelihood):
     @property
     def inside(self) -> Tensor:  # type: ignore[override]
         """A row in the support."""
-        rows = torch.zeros(len(self.columns), device=self.get_buffer("at0").device)
-        for block, at in self._placed_blocks():
-            rows[at] = torch.as_tensor(block.inside, dtype=rows.dtype, device=rows.device)
-        return rows
+        return self.point
 
     def in_support(self, x: Tensor) -> Tensor:
         """Whether each entry has a density."""
