@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -5,11 +7,16 @@ from hypothesis import HealthCheck, settings
 # The fixtures below need no renewal between the examples of one test.
 settings.register_profile(
     "tinyvae",
+    max_examples=200,
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-settings.load_profile("tinyvae")
+# HYPOTHESIS_PROFILE=soak pytest tests/test_densities.py
+settings.register_profile(
+    "soak", settings.get_profile("tinyvae"), max_examples=5000, derandomize=False
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tinyvae"))
 
 
 @pytest.fixture(autouse=True)

@@ -96,6 +96,11 @@ def infer_columns(table: Any, kinds: Mapping[str, Kind] | None = None) -> list[C
 
 
 def _infer(name: str, values: Array, kind: Kind | None) -> Column:
+    if values.dtype.kind in "mM":
+        raise ValueError(
+            f"column {name!r} holds dates or durations, expected numbers or categories: give days "
+            "since a date, say, or the month as a category"
+        )
     there = values[_is_present(values)]
     levels = _levels(there)
     if len(levels) < 2:

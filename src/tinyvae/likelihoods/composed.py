@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tinyvae.distributions import Affine, Distribution, Mixture, Observed, ZeroInflated
 from tinyvae.likelihoods.base import Likelihood
-from tinyvae.likelihoods.counts import _CountLikelihood
+from tinyvae.likelihoods.counts import CountLikelihood
 from tinyvae.likelihoods.levels import OneHotLikelihood
 
 __all__ = ["Masked", "MixtureLikelihood", "StandardisedLikelihood", "ZeroInflatedLikelihood"]
@@ -200,7 +200,7 @@ class ZeroInflatedLikelihood(_Wrapper):
 
     def __init__(self, likelihood: Likelihood) -> None:
         super().__init__(likelihood)
-        if not isinstance(likelihood, _CountLikelihood):
+        if not isinstance(likelihood, CountLikelihood):
             raise TypeError(
                 "ZeroInflatedLikelihood expects a likelihood of counts, such as "
                 f"NegativeBinomialLikelihood(), got {type(likelihood).__name__}"

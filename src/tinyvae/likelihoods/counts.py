@@ -11,11 +11,15 @@ from tinyvae.distributions import NegativeBinomial, Poisson
 from tinyvae.likelihoods.base import Likelihood
 from tinyvae.likelihoods.positive import PositiveLike, positive
 
-__all__ = ["NegativeBinomialLikelihood", "PoissonLikelihood"]
+__all__ = ["CountLikelihood", "NegativeBinomialLikelihood", "PoissonLikelihood"]
 
 
-class _CountLikelihood(Likelihood):
-    """What likelihoods of counts share: support, baseline, and log(1 + x) for the encoder."""
+class CountLikelihood(Likelihood):
+    """What likelihoods of counts share: support, baseline, and log(1 + x) for the encoder.
+
+    Args:
+        baseline: Count that a decoder's output of zero stands for, a number or one per dimension.
+    """
 
     takes_integers = True
     support = "integers >= 0"
@@ -45,7 +49,7 @@ class _CountLikelihood(Likelihood):
         return {"baseline": self.baseline}
 
 
-class PoissonLikelihood(_CountLikelihood):
+class PoissonLikelihood(CountLikelihood):
     r"""Counts whose variance is their mean.
 
     .. math:: p(x \mid z) = \prod_i \frac{\lambda_i^{x_i} e^{-\lambda_i}}{x_i!},
@@ -75,7 +79,7 @@ class PoissonLikelihood(_CountLikelihood):
         return Poisson(log_ratio + self.log_baseline)
 
 
-class NegativeBinomialLikelihood(_CountLikelihood):
+class NegativeBinomialLikelihood(CountLikelihood):
     r"""Counts that vary more than a Poisson variable, by mean and concentration.
 
     The variance is :math:`\mu + \mu^2 / r`. The encoder is fed log(1 + x). With more zeros than
