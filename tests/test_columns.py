@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyvae import Column
@@ -331,6 +331,7 @@ def missing(value):
     return value is None or value != value
 
 
+@settings(max_examples=100)
 @given(tables())
 def test_round_trip(drawn):
     columns, table = drawn
@@ -345,6 +346,7 @@ def test_round_trip(drawn):
     torch.testing.assert_close(to_tensor(back, columns), x, rtol=0, atol=0, equal_nan=True)
 
 
+@settings(max_examples=100)
 @given(tables(), st.randoms())
 def test_order_of_a_table_does_not_matter(drawn, random):
     columns, table = drawn

@@ -67,6 +67,7 @@ FAMILIES = {
     "negative binomial": lambda: NegativeBinomialLikelihood("predicted", baseline=3.0),
     "poisson": lambda: PoissonLikelihood([1.0, 2.0, 3.0, 4.0]),
     "standardised": lambda: StandardisedLikelihood(GaussianLikelihood(), [1.0, 2.0, 3.0, 4.0], 5.0),
+    "standardised, bounded": lambda: StandardisedLikelihood(BetaLikelihood(), 10.0, 2.0),
     "standardised, positive": lambda: StandardisedLikelihood(LogNormalLikelihood(), std=300.0),
     "student": lambda: StudentTLikelihood("predicted", "predicted"),
     "zero-inflated": lambda: ZeroInflatedLikelihood(NegativeBinomialLikelihood()),
@@ -209,11 +210,16 @@ def test_file_is_bitwise(drawn, tmp_path):
     vae = vae_of(drawn.masked)
     vae.save(tmp_path / "vae.safetensors")
     twin = VAE.load(tmp_path / "vae.safetensors")
-    assert twin.likelihood.show_mask is False
     torch.manual_seed(1)
     log_px = vae(drawn.holes).log_px
     torch.manual_seed(1)
     assert torch.equal(twin(drawn.holes).log_px, log_px)
+
+
+@pytest.mark.parametrize("show_mask", [False, True])
+def test_file_says_whether_the_mask_is_shown(show_mask, tmp_path):
+    gaussian_vae(show_mask=show_mask).save(tmp_path / "vae.safetensors")
+    assert VAE.load(tmp_path / "vae.safetensors").likelihood.show_mask is show_mask
 
 
 @given(st.lists(st.booleans(), min_size=4, max_size=4))
