@@ -360,3 +360,53 @@ def test_order_of_a_table_does_not_matter(drawn, random):
 
 def test_named_columns_of_a_matrix():
     assert list(named_columns(np.zeros((2, 3)))) == ["x0", "x1", "x2"]
+
+
+def test_nan_in_a_list_of_text_is_missing():
+    (column,) = infer_columns({"a": ["u", "v", math.nan, None]})
+    assert (column.kind, column.levels) == ("binary", ("u", "v"))
+
+
+def test_levels_of_two_types_come_back():
+    table = {"a": ["u", 1, 1, 2.5]}
+    columns = infer_columns(table)
+    assert to_arrays(to_tensor(table, columns), columns)["a"].tolist() == ["u", 1, 1, 2.5]
+
+
+@pytest.mark.parametrize("values", [[-1, 5, 7], [0.5, 1.5, 2.5]])
+def test_what_is_no_count(values):
+    with pytest.raises(ValueError, match="column 'a': counts are integers >= 0"):
+        infer_columns({"a": values}, {"a": "count"})
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"a": [1.0, math.inf, 2.0]}, "column 'a' holds infinity"),
+        ({"a": 3.0}, "column 'a': expected one value per row"),
+        ({"a": [[1.0, 2.0], [3.0, 4.0]]}, "column 'a': expected one value per row"),
+        ({1: [1.0, 2.0], "1": [1.0, 2.0]}, "columns of different names, got two of '1'"),
+        ({"a": np.array(["2024-01-01", "2024-02-01"], dtype="datetime64[D]")}, "holds dates"),
+    ],
+)
+def test_what_is_no_table(table, message):
+    with pytest.raises(ValueError, match=message):
+        infer_columns(table)
+
+
+@pytest.mark.parametrize("levels", ["no", ("a", "a")])
+def test_levels_are_different_ones(levels):
+    with pytest.raises(ValueError, match="expected a tuple of different levels"):
+        Column("a", "binary", levels)
+
+
+def test_pandas_knows_of_levels_and_integers():
+    pandas = pytest.importorskip("pandas")
+    sizes = pandas.Categorical(["L", "S", None], categories=["S", "M", "L"], ordered=True)
+    visits = pandas.array([1, None, 3], dtype="Int64")
+    frame = pandas.DataFrame({"size": sizes, "visits": visits})
+    size, count = infer_columns(frame)
+    assert (size.kind, size.levels) == ("category", ("S", "M", "L"))
+    assert infer_columns(frame.assign(visits=pandas.array([1, None, 3], "Int64")))[1] == count
+    x = to_tensor(frame, [size, count])
+    assert x[:, 0].nan_to_num(-1).tolist() == [2, 0, -1]

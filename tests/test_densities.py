@@ -228,7 +228,7 @@ FAMILIES = {
         Beta,
         flat(proportion_and_logits(), log_scales),
         exact_beta,
-        float32_per_unit=4e-7,
+        float32_per_unit=1e-9,
     ),
     "continuous bernoulli": Family(
         ContinuousBernoulli,

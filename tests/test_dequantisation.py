@@ -20,6 +20,7 @@ from tinyvae import (
     GaussianEncoder,
     GaussianLikelihood,
     Masked,
+    MixedLikelihood,
     Report,
     StandardisedLikelihood,
     Trainer,
@@ -197,7 +198,7 @@ def test_a_mass_has_no_bins(likelihood):
         likelihood,
     )
     x = torch.randint(0, 2, (4, 3)).double()
-    with pytest.raises(ValueError, match="leave it out where the likelihood is a mass"):
+    with pytest.raises(ValueError, match="leave it out where dimensions have masses"):
         evaluate(vae, x, bin_width=0.5)
     report = evaluate(vae, x, elbo_samples=2, importance_samples=2)
     assert report.is_discrete
@@ -272,3 +273,28 @@ def test_fit_draws_it_anew_and_the_same_for_a_seed():
     weights = trained(spying)
     assert len({tuple(batch.flatten().tolist()) for batch in seen}) == len(seen) >= 2
     assert all(torch.equal(t, weights[name]) for name, t in trained(dequantise).items())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32])
+def test_the_highest_levels_stay_in_their_bins(dtype):
+    x = torch.full((1_000_000,), 255).to(dtype)
+    y = Dequantisation(256)(x, torch.Generator().manual_seed(0))
+    assert y.dtype == torch.float32
+    assert torch.equal((y * 256).floor(), x.float())
+
+
+def test_what_is_wholly_missing_has_no_bits():
+    vae = VAE(
+        GaussianEncoder(MLP(2, (4,)), 1), MLP(1, (4,), out_shape=2), Masked(GaussianLikelihood())
+    )
+    report = evaluate(vae, torch.full((3, 2), math.nan), elbo_samples=2, importance_samples=2)
+    assert "nan bits per dimension" in str(report)
+
+
+def test_bins_of_a_table_are_refused():
+    table = MixedLikelihood([("a", "number"), ("b", "count")])
+    vae = VAE(GaussianEncoder(MLP(2, (4,)), 1), MLP(1, (4,), out_shape=2), table)
+    x = torch.tensor([[0.5, 3.0]])
+    assert "masses and densities" in str(evaluate(vae, x, elbo_samples=2, importance_samples=2))
+    with pytest.raises(ValueError, match="leave it out where dimensions have masses"):
+        evaluate(vae, x, bin_width=0.5)

@@ -821,7 +821,7 @@ def test_own_draws_are_in_the_support(drawn):
 
 def refused_as(drawn):
     inner = drawn.likelihood
-    while hasattr(inner, "likelihood"):
+    while hasattr(inner, "likelihood") and not isinstance(inner, StandardisedLikelihood):
         inner = inner.likelihood
     return drawn.case.refused_as or type(inner).__name__
 
@@ -844,8 +844,6 @@ def test_what_is_outside_the_support(drawn):
 def test_integers(drawn, dtype):
     values = drawn.support(0).values.clamp(max=200).to(dtype)
     integers = values[torch.randint(len(values), (5, *drawn.event))]
-    if isinstance(drawn.likelihood, StandardisedLikelihood):
-        return
     if not drawn.likelihood.takes_integers:
         with pytest.raises(TypeError, match=rf"floating-point data, got {dtype}: divide grey"):
             drawn.likelihood.check_support(integers)
@@ -1255,7 +1253,7 @@ def test_a_likelihood_without_a_hook():
 def log_evidence(vae, x, num_nodes):
     """log p(x) ``(B,)`` by quadrature over one or two latents."""
     nodes, log_weights = gauss_hermite(num_nodes, vae.latent_shape.numel())
-    log_px = vae.decode(nodes[:, None].expand(-1, len(x), -1)).log_prob(x)  # (n, B)
+    log_px = vae.decode(nodes[:, None]).log_prob(x)  # (n, B)
     return (log_px + log_weights[:, None]).logsumexp(0)
 
 
@@ -1288,3 +1286,42 @@ def test_the_evidence_of_one_hot_data_is_one():
     x = torch.nn.functional.one_hot(index, 3).movedim(-1, 1).double()
     with torch.no_grad():
         assert log_evidence(vae, x, num_nodes=12).exp().sum().item() == pytest.approx(1, abs=1e-10)
+
+
+def test_a_mixture_of_categories_is_refused():
+    with pytest.raises(TypeError, match="a mixture of which is another one"):
+        MixtureLikelihood(CategoricalLikelihood(3), 2)
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        PoissonLikelihood([1.0, 2.0, 3.0]),
+        StandardisedLikelihood(GaussianLikelihood(), mean=[1.0, 2.0, 3.0]),
+        StandardisedLikelihood(GaussianLikelihood(Learned((3,)))),
+        MixtureLikelihood(GaussianLikelihood(Learned((3,))), 2),
+        OptimalGaussianLikelihood((3,)),
+    ],
+    ids=lambda likelihood: repr(likelihood)[:40],
+)
+def test_what_does_not_broadcast_is_refused(likelihood):
+    with pytest.raises(ValueError, match=r"does not broadcast over data of shape \(4,\)"):
+        likelihood.check_support(torch.ones(5, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_classes_of_any_integer_dtype(dtype):
+    likelihood = GaussianLikelihood(Learned(num_classes=3))
+    with torch.no_grad():
+        likelihood.std.raw.copy_(torch.tensor([0.0, 1.0, 2.0]))
+    context = torch.tensor([0, 1, 0])
+    expected = likelihood(torch.zeros(3, 2), 1, context).log_prob(torch.ones(3, 2))
+    got = likelihood(torch.zeros(3, 2), 1, context.to(dtype)).log_prob(torch.ones(3, 2))
+    assert torch.equal(got, expected)
+
+
+def test_a_standardised_likelihood_refuses_integers_and_masses():
+    with pytest.raises(TypeError, match=r"expects floating-point data, got torch.uint8"):
+        StandardisedLikelihood(GaussianLikelihood()).check_support(torch.zeros(3, 2).byte())
+    with pytest.raises(TypeError, match="a likelihood with a density, got BernoulliLikelihood"):
+        StandardisedLikelihood(BernoulliLikelihood())

@@ -20,6 +20,8 @@ from tinyvae import (
     Masked,
     MixedLikelihood,
     NegativeBinomialLikelihood,
+    OneHotLikelihood,
+    OptimalGaussianLikelihood,
     PoissonLikelihood,
     StandardisedLikelihood,
     StudentTLikelihood,
@@ -546,3 +548,40 @@ def test_plain_parts_make_the_same_likelihood():
         for i, c in enumerate(COLUMNS)
     ]
     torch.testing.assert_close(columns_of(likelihood, params, ROWS), torch.stack(expected, -1))
+
+
+def test_an_own_scale_of_another_shape_is_refused():
+    wide = {"a": GaussianLikelihood(Learned((3,)))}
+    likelihood = MixedLikelihood([("a", "number"), ("b", "number")], wide)
+    with pytest.raises(ValueError, match=r"shape=\(3,\)\) does not broadcast over data of shape"):
+        likelihood.check_support(torch.randn(4, 2))
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        OptimalGaussianLikelihood(),
+        OneHotLikelihood(),
+        Masked(GaussianLikelihood()),
+        MixedLikelihood([("a", "number")]),
+    ],
+    ids=lambda own: type(own).__name__,
+)
+def test_an_own_likelihood_must_be_separable(own):
+    with pytest.raises(TypeError, match="column 'a' expects a likelihood that is a product"):
+        MixedLikelihood([("a", "number")], {"a": own})
+
+
+def test_an_own_likelihood_says_whether_its_column_has_a_density():
+    likelihood = MixedLikelihood([("a", "number")], {"a": BernoulliLikelihood()})
+    assert likelihood.check_support(torch.tensor([[0.0], [1.0]]))
+    with pytest.warns(UserWarning, match="no bound on log p"):
+        assert not likelihood.check_support(torch.tensor([[0.5], [1.0]]))
+
+
+def test_a_positive_column_says_that_it_is_positive():
+    likelihood = MixedLikelihood([("income", "positive", (), 0.0, 100.0)])
+    with pytest.raises(
+        ValueError, match=r"column 'income' expects finite numbers > 0, got -5\.\.-5"
+    ):
+        likelihood.check_support(torch.tensor([[-5.0]]))

@@ -211,6 +211,7 @@ class VAE(LatentVariableModel):
         in_support = self.likelihood.check_support(x)
         two, context = self._observed(x[:2], None), None if context is None else context[:2]
         with evaluating(self), torch.no_grad():
+            self.likelihood.input_shape(x.shape[1:])
             inputs = self.likelihood.encoder_input(two)
             posterior = _attempt("encoder", inputs, lambda: self.encode(two, context))
             self._check_posterior(posterior, len(two))

@@ -16,7 +16,7 @@ __all__ = ["Dequantisation"]
 
 @dataclass(frozen=True)
 class Dequantisation:
-    """Spreads levels 0 to L - 1 uniformly over their bins of [0, 1].
+    """Spreads levels 0 to L - 1 uniformly over their bins of [0, 1).
 
     A transform ``(x, generator) -> real numbers``, for ``fit``; for ``evaluate`` say
     ``bin_width=transform.bin_width``, and bits per dimension are those of the levels.
@@ -25,7 +25,7 @@ class Dequantisation:
         num_levels: ``L``.
 
     Shape:
-        x: ``(*)``, levels of any dtype; result: ``(*)``, float32, or of x's floating dtype.
+        x: ``(*)``, levels of any dtype; result: ``(*)``, float32, or float64 where x is.
 
     Raises:
         ValueError: If ``num_levels < 2``.
@@ -54,6 +54,9 @@ class Dequantisation:
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Draw one dequantisation of ``x`` from ``generator``, which lives on its device."""
-        dtype = x.dtype if x.is_floating_point() else torch.float32
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        levels = x.to(dtype)
         noise = torch.rand(x.shape, generator=generator, dtype=dtype, device=x.device)
-        return (x.to(dtype) + noise) / self.num_levels
+        # A sum such as 255 + 0.99999999 is rounded up to the next level.
+        last = torch.nextafter(levels + 1, levels)
+        return torch.minimum(levels + noise, last) / self.num_levels

@@ -25,14 +25,15 @@ class Distribution(ABC):
         event_shape: Shape of one draw.
         has_rsample: Whether draws carry gradients to the parameters (reparameterisation).
         is_density: Whether ``log_prob`` is the logarithm of a normalised density or mass.
-        is_discrete: Whether ``log_prob`` is a mass, which has no unit, and no density.
+        is_discrete: Whether ``log_prob`` is a mass, which has no unit, and no density; None where
+            it is a mass of some dimensions and a density of others.
     """
 
     batch_shape: torch.Size
     event_shape: torch.Size
     has_rsample: bool = True
     is_density: bool = True
-    is_discrete: bool = False
+    is_discrete: bool | None = False
 
     @property
     @abstractmethod

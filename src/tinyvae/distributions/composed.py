@@ -154,6 +154,8 @@ class ZeroInflated(Distribution):
 class Columns(Distribution):
     """Scalar families side by side: the last batch dimension is a table's columns.
 
+    Draws carry gradients where those of every block do.
+
     Args:
         blocks: Distributions whose batch shapes agree but for their last dimension.
         positions: Positions in the table of each block's columns; together 0 to D - 1.
@@ -165,8 +167,6 @@ class Columns(Distribution):
         torch.Size([5, 3])
     """
 
-    has_rsample = False
-
     def __init__(self, blocks: Sequence[Distribution], positions: Sequence[Tensor]) -> None:
         self.blocks = tuple(blocks)
         self.positions = tuple(positions)
@@ -174,7 +174,9 @@ class Columns(Distribution):
         self.batch_shape = torch.Size((*blocks[0].batch_shape[:-1], len(self._order)))
         self.event_shape = torch.Size()
         self.is_density = all(block.is_density for block in self.blocks)
-        self.is_discrete = all(block.is_discrete for block in self.blocks)
+        self.has_rsample = all(block.has_rsample for block in self.blocks)
+        kinds = {block.is_discrete for block in self.blocks}
+        self.is_discrete = kinds.pop() if len(kinds) == 1 else None
 
     @property
     def mean(self) -> Tensor:

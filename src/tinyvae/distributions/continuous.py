@@ -208,13 +208,20 @@ class Beta(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of each element, nats."""
         total = torch.exp(self.log_concentration)
+        mean, rest = torch.sigmoid(self.logits), torch.sigmoid(-self.logits)
         log_mean, log_rest = F.logsigmoid(self.logits), F.logsigmoid(-self.logits)
-        log_alpha, log_beta = log_mean + self.log_concentration, log_rest + self.log_concentration
-        alpha, beta = total * torch.sigmoid(self.logits), total * torch.sigmoid(-self.logits)
         log_x, log_not_x = torch.log(value), torch.log1p(-value)
-        fit = alpha * (log_x - log_mean) + beta * (log_not_x - log_rest) - log_x - log_not_x
+        far = mean * (log_x - log_mean) + rest * (log_not_x - log_rest)
+        # Near the mean both terms are large and all but cancel: their linear parts, which cancel
+        # exactly, are left out.
+        near = (value - mean).abs() < 0.5 * torch.minimum(mean, rest)
+        excess = torch.where(near, value - mean, 0.0)
+        up, down = excess / mean.where(near, 1.0), -excess / rest.where(near, 1.0)
+        close = mean * (torch.log1p(up) - up) + rest * (torch.log1p(down) - down)
+        fit = total * torch.where(near, close, far) - log_x - log_not_x
+        log_alpha, log_beta = log_mean + self.log_concentration, log_rest + self.log_concentration
         constant = gamma_residual(total, self.log_concentration) - (
-            gamma_residual(alpha, log_alpha) + gamma_residual(beta, log_beta)
+            gamma_residual(total * mean, log_alpha) + gamma_residual(total * rest, log_beta)
         )
         return fit + constant
 

@@ -112,8 +112,9 @@ class Categorical(Distribution):
         """Log mass of each element, nats."""
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
         index = value.long().expand(shape).unsqueeze(self.dim)
-        lead = shape[: len(shape) - len(self.batch_shape)]
-        chosen = self.logits.expand(*lead, *self.logits.shape).gather(self.dim, index)
+        sizes = list(index.shape)
+        sizes[self.dim] = self.logits.shape[self.dim]
+        chosen = self.logits.expand(sizes).gather(self.dim, index)
         return chosen.squeeze(self.dim) - self.logits.logsumexp(self.dim)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -318,7 +319,7 @@ class DiscretisedLogistic(Distribution):
         """Expected level, ``(*batch)``: the sum over levels k of P(x > k)."""
         expected = self.location.new_zeros(self.batch_shape)
         for level in range(self.num_levels - 1):
-            edge = (2 * level + 1) / (self.num_levels - 1) - 1
+            edge = (2 * level + 2 - self.num_levels) / (self.num_levels - 1)
             expected = expected + torch.sigmoid(self._standardised(edge))
         return expected
 
@@ -329,8 +330,8 @@ class DiscretisedLogistic(Distribution):
         """Log mass of each element, nats."""
         last = self.num_levels - 1
         value = value.to(self.location.dtype)
-        above = F.logsigmoid(-self._standardised((2 * value + 1) / last - 1))
-        below = F.logsigmoid(self._standardised((2 * value - 1) / last - 1))
+        above = F.logsigmoid(-self._standardised((2 * value + 1 - last) / last))
+        below = F.logsigmoid(self._standardised((2 * value - 1 - last) / last))
         width = 2 / last * torch.exp(-self.log_scale)
         inner = torch.log(-torch.expm1(-width))
         edges = torch.where(value < last, above, 0.0) + torch.where(value > 0, below, 0.0)

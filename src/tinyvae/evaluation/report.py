@@ -55,6 +55,7 @@ class Report:
             (in expectation) lower bounds on the log evidence.
         seed: Seed of the draws.
         is_discrete: Whether the likelihood is a mass; otherwise nats depend on the data's units.
+            None where it is a mass of some dimensions and a density of others.
         bin_width: Width of the bins that the data were dequantised in, None where they were not.
     """
 
@@ -67,7 +68,7 @@ class Report:
     num_dims: float
     is_bound: bool
     seed: int
-    is_discrete: bool = False
+    is_discrete: bool | None = False
     bin_width: float | None = None
 
     def bits_per_dim(self, nats: float) -> float:
@@ -77,12 +78,16 @@ class Report:
         bins, E log p(x + u) + log(width) is at most the log mass of the level (Theis, van den Oord,
         Bethge 2016, arXiv:1511.01844, section 3.1). Of any other density they depend on the units.
         """
+        if self.num_dims == 0:
+            return math.nan
         volume = self.num_dims * math.log(self.bin_width or 1.0)
         return -(nats + volume) / (self.num_dims * math.log(2))
 
     @property
     def bits_are(self) -> str:
         """What the bits per dimension are bits of."""
+        if self.is_discrete is None:
+            return "masses and densities, in the units of the data"
         if self.is_discrete:
             return "exact masses"
         if self.bin_width is None:
@@ -163,10 +168,10 @@ def evaluate(
     x, context, mask = placed(model, x), placed(model, context), placed(model, mask)
     record = model.check(x, context, mask=mask)
     is_discrete = record.likelihood.is_discrete
-    if bin_width is not None and (is_discrete or not bin_width > 0):
+    if bin_width is not None and (is_discrete is not False or not bin_width > 0):
         raise ValueError(
             f"bin_width, the width > 0 of a density's bins, does not fit {bin_width} and "
-            f"{record.likelihood}: leave it out where the likelihood is a mass"
+            f"{record.likelihood}: leave it out where dimensions have masses"
         )
     log_likelihood, kl = _elbo_terms(model, x, context, mask, elbo_samples, seed)
     evidence = None

@@ -24,6 +24,10 @@ class Likelihood(nn.Module, ABC):
         num_params: Parameters ``P`` per data dimension that the decoder emits.
         is_density: Whether it is a normalised density or mass, without which no bound holds.
         couples_batch: Whether p(x given z) of one example depends on the others of its batch.
+        separable: Whether it is a product over data dimensions of what :meth:`scalars` returns, so
+            that entries may be left out and others be built on it.
+        is_table: Whether dimensions are columns of different likelihoods.
+        is_discrete: Whether it is a mass.
         takes_integers: Whether data may have an integer dtype.
         support: Description of the data that have a density, for errors.
         remedy: What to do with others, for errors.
@@ -33,6 +37,9 @@ class Likelihood(nn.Module, ABC):
     num_params: int = 1
     is_density: bool = True
     couples_batch: bool = False
+    separable: bool = True
+    is_table: bool = False
+    is_discrete: bool = False
     takes_integers: ClassVar[bool] = False
     support: str = "finite numbers"
     remedy: str = "drop or impute them"
@@ -108,11 +115,15 @@ class Likelihood(nn.Module, ABC):
             Whether ``log_prob`` of ``x`` is a log density or mass, without which no bound holds.
         """
         self._check_dtype(x)
+        self.check_parameters(x.shape[1:])
         refuse(type(self).__name__, x, ~self.in_support(x), self.support, self.remedy)
+        return True
+
+    def check_parameters(self, data_shape: Sequence[int]) -> None:
+        """Raise unless what is learned or fixed broadcasts over one datum of ``data_shape``."""
         for child in self.children():
             if isinstance(child, Positive):
-                child.check(x.shape[1:])
-        return True
+                child.check(data_shape)
 
     def _check_dtype(self, x: Tensor) -> None:
         if not (x.is_floating_point() or self.takes_integers):

@@ -39,8 +39,11 @@ class Column:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"column {self.name!r}: expected a kind of {KINDS}, got {self.kind!r}")
+        _check_kind(self.name, self.kind)
+        if isinstance(self.levels, str) or len(set(self.levels)) < len(self.levels):
+            raise ValueError(
+                f"column {self.name!r}: expected a tuple of different levels, got {self.levels!r}"
+            )
         fewest = {"binary": 2, "category": 2}.get(self.kind, 0)
         if len(self.levels) < fewest or (self.kind != "category" and len(self.levels) != fewest):
             raise ValueError(
@@ -62,24 +65,45 @@ def named_columns(table: Any) -> dict[str, Array]:
         if matrix.ndim != 2:
             raise ValueError(f"expected a table (N, D), got an array of shape {matrix.shape}")
         return {f"x{i}": matrix[:, i] for i in range(matrix.shape[1])}
-    try:
-        columns = {str(name): np.asarray(values) for name, values in table.items()}
-    except AttributeError:
-        raise TypeError(
-            f"expected a table as a DataFrame, a dictionary of columns or a matrix (N, D), got a "
-            f"{type(table).__name__}"
-        ) from None
+    columns: dict[str, Array] = {}
+    for name, values in _items(table):
+        if str(name) in columns:
+            raise ValueError(f"expected columns of different names, got two of {str(name)!r}")
+        columns[str(name)] = _as_array(str(name), values)
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"expected columns of one length, got {lengths}")
     return columns
 
 
+def _items(table: Any) -> Iterable[tuple[Any, Any]]:
+    try:
+        return list(table.items())
+    except AttributeError:
+        raise TypeError(
+            f"expected a table as a DataFrame, a dictionary of columns or a matrix (N, D), got a "
+            f"{type(table).__name__}"
+        ) from None
+
+
+def _as_array(name: str, values: Any) -> Array:
+    array: Array = np.asarray(values)
+    if array.ndim != 1:
+        raise ValueError(
+            f"column {name!r}: expected one value per row, got an array of shape {array.shape}"
+        )
+    if array.dtype.kind in "US" and not isinstance(values, np.ndarray):
+        # Numpy has turned None, NaN and numbers beside text into text.
+        return np.asarray(values, dtype=object)
+    return array
+
+
 def infer_columns(table: Any, kinds: Mapping[str, Kind] | None = None) -> list[Column]:
     """Describe the columns of a table.
 
-    A column of two levels is binary; of text or other objects a category; of integers, none of
-    them negative, a count; of other numbers a number. Standardisation is that of what is there.
+    A column of two levels is binary; of text or other objects, or of pandas' categorical dtype, a
+    category; of integers, none of them negative, a count; of other numbers a number.
+    Standardisation is that of what is there.
 
     Args:
         table: DataFrame, dictionary of columns or matrix ``(N, D)``.
@@ -89,13 +113,31 @@ def infer_columns(table: Any, kinds: Mapping[str, Kind] | None = None) -> list[C
         ValueError: If a column is empty, constant, or not what ``kinds`` says.
     """
     columns = named_columns(table)
+    dtypes = {} if isinstance(table, (np.ndarray, Tensor)) else _dtypes(table)
     kinds = dict(kinds or {})
     if unknown := kinds.keys() - columns.keys():
         raise ValueError(f"kinds names {sorted(unknown)}, expected columns of {list(columns)}")
-    return [_infer(name, values, kinds.get(name)) for name, values in columns.items()]
+    for name, kind in kinds.items():
+        _check_kind(name, kind)
+    return [
+        _infer(name, values, kinds.get(name), dtypes.get(name)) for name, values in columns.items()
+    ]
 
 
-def _infer(name: str, values: Array, kind: Kind | None) -> Column:
+def _dtypes(table: Any) -> dict[str, Any]:
+    """What the columns say of themselves: pandas' dtypes know of levels and of integers."""
+    return {str(name): getattr(values, "dtype", None) for name, values in _items(table)}
+
+
+def _check_kind(name: str, kind: str) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"column {name!r}: expected a kind of {KINDS}, got {kind!r}")
+
+
+def _infer(name: str, values: Array, kind: Kind | None, dtype: Any) -> Column:
+    declared = getattr(dtype, "categories", None)
+    if kind is None and declared is not None:
+        return Column(name, "category", levels=tuple(declared.tolist()))
     if values.dtype.kind in "mM":
         raise ValueError(
             f"column {name!r} holds dates or durations, expected numbers or categories: give days "
@@ -108,16 +150,26 @@ def _infer(name: str, values: Array, kind: Kind | None) -> Column:
             f"column {name!r} has {len(levels)} different value(s), expected at least two: leave "
             "it out, there is nothing to model"
         )
-    kind = _guess(np.array(there.tolist()), levels) if kind is None else kind
+    if kind is None:
+        integers = getattr(dtype, "kind", "") in ("i", "u")  # of pandas, where values are missing
+        plain = np.array(there.tolist())
+        kind = _guess(plain.astype(int) if integers else plain, levels)
     if kind in ("binary", "category"):
         return Column(name, kind, levels=tuple(levels))
     numbers = _as_numbers(name, there)
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"column {name!r} holds infinity: mark it as missing, or drop the rows")
     if kind == "number":
         return Column(name, kind, shift=float(numbers.mean()), scale=float(numbers.std()))
     if kind == "positive":
         if numbers.min() <= 0:
             raise ValueError(f"column {name!r}: positive numbers expected, got {numbers.min():g}")
         return Column(name, kind, scale=float(np.exp(np.log(numbers).mean())))
+    if numbers.min() < 0 or (numbers != np.round(numbers)).any():
+        raise ValueError(
+            f"column {name!r}: counts are integers >= 0, got {numbers.min():g}..{numbers.max():g}: "
+            "call it a number"
+        )
     return Column(name, kind, scale=float(numbers.mean()))
 
 
@@ -177,9 +229,11 @@ def _decode(column: Column, values: Array) -> Array:
         [*column.levels, None], dtype=object
     )  # None stands for what is missing
     if np.isnan(values).any():
-        chosen: Array = levels[np.where(np.isnan(values), -1, values).astype(int)]
-        return chosen
-    return np.array(levels[values.astype(int)].tolist())
+        with_holes: Array = levels[np.where(np.isnan(values), -1, values).astype(int)]
+        return with_holes
+    chosen: Array = levels[values.astype(int)]
+    one_type = len({type(level) for level in column.levels}) == 1
+    return np.array(chosen.tolist()) if one_type else chosen
 
 
 def _levels(there: Array) -> list[Any]:
@@ -211,6 +265,6 @@ def _as_numbers(name: str, values: Array) -> Array:
         return numbers
     except (TypeError, ValueError):
         raise ValueError(
-            f"column {name!r} expects numbers, got {values[0]!r} and the like: call it a category, "
-            f"kinds={{{name!r}: 'category'}}"
+            f"column {name!r} expects numbers, got {values.tolist()[0]!r} and the like: call it a "
+            f"category, kinds={{{name!r}: 'category'}}"
         ) from None

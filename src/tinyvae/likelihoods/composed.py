@@ -10,9 +10,16 @@ from torch import Tensor
 from tinyvae.distributions import Affine, Distribution, Mixture, Observed, ZeroInflated
 from tinyvae.likelihoods.base import Likelihood
 from tinyvae.likelihoods.counts import CountLikelihood
-from tinyvae.likelihoods.levels import OneHotLikelihood
+from tinyvae.likelihoods.levels import CategoricalLikelihood
+from tinyvae.likelihoods.positive import require_broadcast
 
-__all__ = ["Masked", "MixtureLikelihood", "StandardisedLikelihood", "ZeroInflatedLikelihood"]
+__all__ = [
+    "Masked",
+    "MixtureLikelihood",
+    "StandardisedLikelihood",
+    "ZeroInflatedLikelihood",
+    "require_separable",
+]
 
 
 class _Wrapper(Likelihood):
@@ -20,19 +27,12 @@ class _Wrapper(Likelihood):
 
     def __init__(self, likelihood: Likelihood) -> None:
         super().__init__()
-        name = type(self).__name__
-        if not isinstance(likelihood, Likelihood):
-            raise TypeError(f"{name} expects a likelihood, got a {type(likelihood).__name__}")
-        if likelihood.couples_batch or isinstance(likelihood, (OneHotLikelihood, Masked)):
-            raise TypeError(
-                f"{name} expects a likelihood that is a product over data dimensions, got "
-                f"{type(likelihood).__name__}: put Masked outermost, take "
-                "GaussianLikelihood('learned') for an optimal scale, CategoricalLikelihood "
-                "for one-hot data"
-            )
+        require_separable(likelihood, type(self).__name__, tables=isinstance(self, Masked))
         self.likelihood = likelihood
         self.num_params = likelihood.num_params
+        self.is_discrete = likelihood.is_discrete
         self.takes_integers = likelihood.takes_integers  # type: ignore[misc]
+        self.support, self.remedy = likelihood.support, likelihood.remedy
 
     @property
     def is_density(self) -> bool:  # type: ignore[override]
@@ -56,6 +56,10 @@ class _Wrapper(Likelihood):
         """Raise unless the wrapped one can be fitted to ``x``."""
         return self.likelihood.check_support(x)
 
+    def check_parameters(self, data_shape: Sequence[int]) -> None:
+        """Raise unless the wrapped one's parameters broadcast over one datum."""
+        self.likelihood.check_parameters(data_shape)
+
     def in_support(self, x: Tensor) -> Tensor:
         """Whether each entry has a density."""
         return self.likelihood.in_support(x)
@@ -63,6 +67,19 @@ class _Wrapper(Likelihood):
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal likelihood."""
         return {"likelihood": self.likelihood}
+
+
+def require_separable(likelihood: Likelihood, name: str, *, tables: bool = False) -> None:
+    """Raise unless ``name`` may be built on ``likelihood``."""
+    if not isinstance(likelihood, Likelihood):
+        raise TypeError(f"{name} expects a likelihood, got a {type(likelihood).__name__}")
+    if not likelihood.separable or (likelihood.is_table and not tables):
+        raise TypeError(
+            f"{name} expects a likelihood that is a product over data dimensions, got "
+            f"{type(likelihood).__name__}: put Masked outermost, take GaussianLikelihood('learned')"
+            " for an optimal scale, CategoricalLikelihood for one-hot data, and give columns of a "
+            "table their own likelihoods in MixedLikelihood"
+        )
 
 
 class StandardisedLikelihood(_Wrapper):
@@ -93,7 +110,7 @@ class StandardisedLikelihood(_Wrapper):
         std: float | Sequence[Any] = 1.0,
     ) -> None:
         super().__init__(likelihood)
-        if likelihood.takes_integers:
+        if likelihood.is_discrete:
             raise TypeError(
                 "StandardisedLikelihood expects a likelihood with a density, got "
                 f"{type(likelihood).__name__}, whose masses know no units"
@@ -126,7 +143,13 @@ class StandardisedLikelihood(_Wrapper):
 
     def check_support(self, x: Tensor) -> bool:
         """Raise unless the wrapped one can be fitted to y."""
-        return self.likelihood.check_support(self._standardised(x))
+        return Likelihood.check_support(self, x)
+
+    def check_parameters(self, data_shape: Sequence[int]) -> None:
+        """Raise unless mean and std, and the wrapped one's parameters, broadcast over one datum."""
+        super().check_parameters(data_shape)
+        for shape in (self.shift.shape, self.scale.shape):
+            require_broadcast(self, shape, data_shape)
 
     def in_support(self, x: Tensor) -> Tensor:
         """Whether each entry has a density."""
@@ -161,6 +184,11 @@ class MixtureLikelihood(_Wrapper):
         super().__init__(likelihood)
         if num_components < 2:
             raise ValueError(f"MixtureLikelihood expects num_components >= 2, got {num_components}")
+        if isinstance(likelihood, CategoricalLikelihood):
+            raise TypeError(
+                "MixtureLikelihood got a CategoricalLikelihood, a mixture of which is another one: "
+                "use it as it is"
+            )
         self.num_components = num_components
         self.num_params = num_components * (1 + likelihood.num_params)
 
@@ -246,6 +274,8 @@ class Masked(_Wrapper):
         >>> Masked(GaussianLikelihood(), show_mask=True).input_shape((3, 8, 8))
         torch.Size([6, 8, 8])
     """
+
+    separable = False
 
     def __init__(self, likelihood: Likelihood, *, show_mask: bool = False) -> None:
         super().__init__(likelihood)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tinyvae.distributions import NegativeBinomial, Poisson
 from tinyvae.likelihoods.base import Likelihood
-from tinyvae.likelihoods.positive import PositiveLike, positive
+from tinyvae.likelihoods.positive import PositiveLike, positive, require_broadcast
 
 __all__ = ["CountLikelihood", "NegativeBinomialLikelihood", "PoissonLikelihood"]
 
@@ -21,6 +21,7 @@ class CountLikelihood(Likelihood):
         baseline: Count that a decoder's output of zero stands for, a number or one per dimension.
     """
 
+    is_discrete = True
     takes_integers = True
     support = "integers >= 0"
     remedy = "round them if they are counts, or use LogNormalLikelihood for amounts"
@@ -43,6 +44,11 @@ class CountLikelihood(Likelihood):
         if not x.is_floating_point():
             return x >= 0
         return torch.isfinite(x) & (x >= 0) & (x == x.round())
+
+    def check_parameters(self, data_shape: Sequence[int]) -> None:
+        """Raise unless baseline and concentration broadcast over one datum."""
+        super().check_parameters(data_shape)
+        require_broadcast(self, self.log_baseline.shape, data_shape)
 
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal likelihood."""

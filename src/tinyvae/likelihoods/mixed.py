@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tinyvae.distributions import Columns, Distribution
 from tinyvae.likelihoods.base import Likelihood, refuse
 from tinyvae.likelihoods.columns import Column, Kind, infer_columns, to_arrays, to_tensor
-from tinyvae.likelihoods.composed import StandardisedLikelihood
+from tinyvae.likelihoods.composed import StandardisedLikelihood, require_separable
 from tinyvae.likelihoods.counts import NegativeBinomialLikelihood
 from tinyvae.likelihoods.levels import CategoricalLikelihood
 from tinyvae.likelihoods.positive import Learned
@@ -59,6 +59,7 @@ class MixedLikelihood(Likelihood):
                 [nan,  0.]])
     """
 
+    is_table = True
     takes_integers = True
     point: Tensor
 
@@ -75,6 +76,8 @@ class MixedLikelihood(Likelihood):
             raise ValueError(f"expected columns of different names, got {names}")
         if unknown := self.own.keys() - set(names):
             raise ValueError(f"likelihoods names {sorted(unknown)}, expected columns of {names}")
+        for name, likelihood in self.own.items():
+            require_separable(likelihood, f"column {name!r}")
         groups = self._groups()
         self.blocks = nn.ModuleList(self._block(group) for group in groups)
         for position, group in enumerate(groups):
@@ -205,7 +208,9 @@ class MixedLikelihood(Likelihood):
             for position, wrong, values in zip(at.tolist(), bad.T, part.T, strict=True):
                 name = f"column {self.columns[position].name!r}"
                 refuse(name, values[:, None], wrong[:, None], block.support, block.remedy)
-        return True
+        parts = [(block, x.index_select(1, at)) for block, at in self._placed_blocks()]
+        densities = [block.check_support(part) for block, part in parts]
+        return all(densities)
 
     def _check_shape(self, data_shape: Sequence[int]) -> None:
         if tuple(data_shape) != (len(self.columns),):

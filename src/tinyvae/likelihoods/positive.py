@@ -16,7 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Fixed", "Learned", "Positive", "PositiveLike", "Predicted", "one_line", "positive"]
+__all__ = [
+    "Fixed",
+    "Learned",
+    "Positive",
+    "PositiveLike",
+    "Predicted",
+    "one_line",
+    "positive",
+    "require_broadcast",
+]
 
 
 class Positive(nn.Module, ABC):
@@ -162,7 +171,7 @@ class Learned(Positive):
 
     def _rows(self, log_value: Tensor, context: Tensor | None) -> Tensor:
         if context is not None and context.dim() == 1 and not context.is_floating_point():
-            return log_value[context]
+            return log_value[context.long()]
         if context is None or context.dim() != 2 or context.shape[1] != self.num_classes:
             got = "none" if context is None else f"{tuple(context.shape)} of {context.dtype}"
             raise ValueError(
@@ -174,13 +183,7 @@ class Learned(Positive):
 
     def check(self, data_shape: Sequence[int]) -> None:
         """Raise unless ``shape`` broadcasts over one datum."""
-        sizes = zip(reversed(self.shape), reversed(data_shape), strict=False)
-        if len(self.shape) > len(data_shape) or any(n not in (1, size) for n, size in sizes):
-            raise ValueError(
-                f"{self} does not broadcast over data of shape {tuple(data_shape)}: give it "
-                "shape=() for one value, the data's shape for one per dimension, "
-                "or (C, 1, 1) for one per channel"
-            )
+        require_broadcast(self, self.shape, data_shape)
 
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal one."""
@@ -215,6 +218,17 @@ def positive(value: PositiveLike, *, initial: float = 1.0, minimum: float = 1e-3
             f"got {value!r}"
         )
     return Fixed(value)
+
+
+def require_broadcast(owner: object, shape: Sequence[int], data_shape: Sequence[int]) -> None:
+    """Raise unless parameters of ``shape`` broadcast over one datum."""
+    sizes = zip(reversed(shape), reversed(data_shape), strict=False)
+    if len(shape) > len(data_shape) or any(n not in (1, size) for n, size in sizes):
+        raise ValueError(
+            f"{owner} does not broadcast over data of shape {tuple(data_shape)}: give it "
+            "shape=() for one value, the data's shape for one per dimension, "
+            "or (C, 1, 1) for one per channel"
+        )
 
 
 def one_line(part: Any) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tinyvae.distributions import Beta, ContinuousBernoulli, Laplace, LogNormal, Normal, StudentT
 from tinyvae.likelihoods.base import Likelihood
-from tinyvae.likelihoods.positive import PositiveLike, positive
+from tinyvae.likelihoods.positive import PositiveLike, positive, require_broadcast
 
 __all__ = [
     "BetaLikelihood",
@@ -89,6 +89,7 @@ class OptimalGaussianLikelihood(Likelihood):
     """
 
     couples_batch = True
+    separable = False
     mean_square: Tensor
     num_batches: Tensor
 
@@ -122,12 +123,9 @@ class OptimalGaussianLikelihood(Likelihood):
         weight = (1 / self.num_batches).clamp(min=0.01)
         self.mean_square += weight * (mean_square - self.mean_square)
 
-    def check_support(self, x: Tensor) -> bool:
-        """Raise unless ``x`` is finite and the scale broadcasts over one datum."""
-        data_shape = x.shape[1:]
-        if torch.broadcast_shapes(self.shape, data_shape) != data_shape:
-            raise ValueError(f"{self} does not broadcast over data of shape {tuple(data_shape)}")
-        return super().check_support(x)
+    def check_parameters(self, data_shape: Sequence[int]) -> None:
+        """Raise unless the scale broadcasts over one datum."""
+        require_broadcast(self, self.shape, data_shape)
 
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal likelihood."""
