@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "objectives": "scopes distributions schedules record objective",
     "evaluation": "scopes distributions record objective",
     "summary": "scopes networks vae",
-    "testing": "scopes distributions likelihoods parts",
+    "testing": "files scopes distributions likelihoods parts",
     "training": "_version schedules scopes files plotting objective",
 }
 

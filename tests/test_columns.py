@@ -410,3 +410,28 @@ def test_pandas_knows_of_levels_and_integers():
     assert infer_columns(frame.assign(visits=pandas.array([1, None, 3], "Int64")))[1] == count
     x = to_tensor(frame, [size, count])
     assert x[:, 0].nan_to_num(-1).tolist() == [2, 0, -1]
+
+
+def test_a_column_that_float32_cannot_hold_is_refused():
+    times = {"t": [1.7e9, 1.7e9 + 5, 1.7e9 + 11]}
+    with pytest.raises(ValueError, match=r"column 't': torch.float32 rounds .* subtract an origin"):
+        to_tensor(times, infer_columns(times))
+
+
+def test_masked_arrays_have_holes():
+    (column,) = infer_columns({"a": np.ma.array([1.0, 2.0, -999.0, 4.5], mask=[0, 0, 1, 0])})
+    assert column.shift == 2.5
+
+
+@pytest.mark.parametrize("levels", [(None, "a"), (math.nan, 1.0), (1j, 2j), (("a",), ("b",))])
+def test_levels_are_what_a_file_can_hold(levels):
+    with pytest.raises(ValueError, match="texts or finite numbers"):
+        Column("a", "binary", levels)
+
+
+def test_indices_of_no_level_are_refused():
+    column = Column("a", "binary", ("no", "yes"))
+    assert to_arrays(torch.tensor([[0.99999]]), [column])["a"].tolist() == ["yes"]
+    for index in (-1.0, 2.0):
+        with pytest.raises(ValueError, match="expected indices of 2 levels"):
+            to_arrays(torch.tensor([[index]]), [column])

@@ -785,3 +785,38 @@ def test_race_is_won_in_proportion():
     logits = torch.tensor([0.0, 1.0, -2.0, 500.0]) - torch.tensor([0, 0, 0, 499.0])
     winners = race(logits, (20_000,)).argmin(-1).numpy()
     assert chi_squared(winners, np.append(scipy.special.softmax(logits.numpy()), 0.0)) > 1e-4
+
+
+@pytest.mark.parametrize(("logits", "concentration"), [(1.0, 1e-3), (-4.0, 2e-3), (-4.0, 5e-3)])
+def test_draws_of_a_beta_at_both_ends_have_its_mean(logits, concentration):
+    p = Beta(torch.tensor(logits).float(), torch.tensor(math.log(concentration)).float())
+    draws = p.sample((40_000,))
+    assert (draws.mean() - p.mean).abs() < 4.5 * draws.std() / 200
+
+
+@pytest.mark.parametrize(("log_mean", "log_r"), [(100.0, 0.0), (0.0, 90.0), (100.0, 90.0)])
+@pytest.mark.parametrize("count", [0.0, 3.0])
+def test_negative_binomial_where_exp_overflows(log_mean, log_r, count):
+    params = [torch.tensor(v, dtype=torch.float32, requires_grad=True) for v in (log_mean, log_r)]
+    log_prob = NegativeBinomial(*params).log_prob(torch.tensor(count))
+    gradients = torch.autograd.grad(log_prob, params)
+    assert torch.isfinite(torch.stack([log_prob, *gradients])).all()
+
+
+def test_draws_of_large_counts_are_counts():
+    log_mean = torch.tensor([10.0, 20.0, 50.0]).float()
+    draws = Poisson(log_mean).sample((1000,))
+    torch.testing.assert_close(draws.mean(0), log_mean.exp(), rtol=0.01, atol=0)
+    wide = NegativeBinomial(log_mean, torch.tensor(9.0).float()).sample((1000,))
+    assert (wide >= 0).all()
+    assert (wide == wide.round()).all()
+
+
+def test_a_center_ignores_what_weighs_nothing():
+    p = LogNormal(torch.zeros(2, 1), torch.tensor([[0.0], [300.0]]))
+    assert p.center(torch.tensor([[1.0], [0.0]])).item() == pytest.approx(math.exp(0.5))
+
+
+def test_masses_have_no_units():
+    with pytest.raises(TypeError, match="whose masses know no units"):
+        Affine(Poisson(torch.zeros(2)), torch.tensor(0.0), torch.tensor(2.0))

@@ -298,3 +298,10 @@ def test_bins_of_a_table_are_refused():
     assert "masses and densities" in str(evaluate(vae, x, elbo_samples=2, importance_samples=2))
     with pytest.raises(ValueError, match="leave it out where dimensions have masses"):
         evaluate(vae, x, bin_width=0.5)
+
+
+def test_edges_alone_are_no_dequantised_data():
+    vae = VAE(GaussianEncoder(MLP(2, (4,)), 1), MLP(1, (4,), out_shape=2), GaussianLikelihood())
+    x = torch.tensor([[0.0, 3.0], [7.0, 1.0]]) / 16
+    with pytest.raises(ValueError, match="data that were spread over their bins"):
+        evaluate(vae, x, bin_width=1 / 16)

@@ -45,6 +45,7 @@ from tinyvae import (
     StudentTLikelihood,
     TorchDistribution,
     ZeroInflatedLikelihood,
+    evaluate,
 )
 from tinyvae.parts import build, describe
 
@@ -1054,9 +1055,10 @@ def test_optimal_scale_is_no_density_in_training():
         assert vae.likelihood.is_density is not training
         assert vae.decode(torch.randn(3, 2)).is_density is not training
         assert vae.likelihood.couples_batch
-        assert ELBO().is_bound(vae) is not training
-    assert ELBO().check(vae, Batch(x)).endswith(": a lower bound on log p(x)")
+        assert not ELBO().is_bound(vae)  # which speaks of training
+    assert evaluate(vae, x, elbo_samples=2, importance_samples=2).is_bound
     vae.train()
+    assert evaluate(vae, x, elbo_samples=2, importance_samples=2).is_bound
     assert ELBO().check(vae, Batch(x)).endswith(": not a bound on log p(x)")
     assert vae.likelihood.num_batches == 0
 
@@ -1323,5 +1325,30 @@ def test_classes_of_any_integer_dtype(dtype):
 def test_a_standardised_likelihood_refuses_integers_and_masses():
     with pytest.raises(TypeError, match=r"expects floating-point data, got torch.uint8"):
         StandardisedLikelihood(GaussianLikelihood()).check_support(torch.zeros(3, 2).byte())
-    with pytest.raises(TypeError, match="a likelihood with a density, got BernoulliLikelihood"):
-        StandardisedLikelihood(BernoulliLikelihood())
+    with pytest.raises(TypeError, match="expected a density to shift and scale, got Bernoulli"):
+        StandardisedLikelihood(BernoulliLikelihood())(torch.zeros(3, 2), 1)
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        torch.tensor([0, 1, 2, 1, 3]),
+        torch.tensor([0, -1, 2, 1, 0]),
+        torch.full((5, 3), 10.0),
+        torch.zeros(5, 2),
+        None,
+    ],
+)
+def test_classes_are_checked_before_they_are_used(context):
+    likelihood = Masked(GaussianLikelihood(Learned(num_classes=3)))
+    likelihood.check_context(torch.tensor([0, 1, 2, 1, 2]))
+    likelihood.check_context(torch.eye(3))
+    with pytest.raises(ValueError, match=r"expects (a context of class indices|classes 0 to 2)"):
+        likelihood.check_context(context)
+
+
+def test_densities_are_taken_in_float32_under_autocast():
+    vae = make_vae(PoissonLikelihood(300.0), (4,)).float()
+    z, x = torch.randn(1, 5, 2).float(), torch.poisson(torch.full((5, 4), 300.0)).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert vae.decode(z).log_prob(x).dtype == torch.float32

@@ -585,3 +585,8 @@ def test_a_positive_column_says_that_it_is_positive():
         ValueError, match=r"column 'income' expects finite numbers > 0, got -5\.\.-5"
     ):
         likelihood.check_support(torch.tensor([[-5.0]]))
+
+
+def test_a_table_of_integers_is_a_table():
+    likelihood = MixedLikelihood.from_table({"a": [1.5, 2.0, 3.0], "b": [1, 2, 3]})
+    assert likelihood.check_support(torch.tensor([[1, 2], [3, 4]]))

@@ -162,7 +162,7 @@ class Widened(Normal):
 
 class Imprecise(Normal):
     def log_prob(self, value):
-        return super().log_prob(value.half().to(value.dtype))
+        return super().log_prob(value.bfloat16().to(value.dtype))
 
 
 class Summed(Normal):
@@ -186,7 +186,7 @@ FAULTS = {
     "other rows": (Coupled, "log_prob of a batch in two chunks: differs by"),
     "no gradient": (Detached, "log_prob: gradients disagree|no gradient reaches"),
     "the dtype": (Widened, "log_prob: expected float32, got torch.float64"),
-    "half precision": (Imprecise, "total mass: expected 1, got 1.0000"),
+    "half precision": (Imprecise, "total mass: expected 1, got"),
     "the event": (Summed, "log_prob: expected shape"),
     "no place for what is missing": (LogNormal, "Masked: .* see `inside`"),
 }
@@ -219,7 +219,7 @@ def test_one_hot_draws_of_another_law_are_found():
     class Tempered(OneHotLikelihood):
         def forward(self, params, event_ndim, context=None):
             p = super().forward(params, event_ndim, context)
-            draws = super().forward(2 * params, event_ndim, context)
+            draws = super().forward(-4 * params, event_ndim, context)
             p.sample = draws.sample
             return p
 

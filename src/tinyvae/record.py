@@ -128,6 +128,11 @@ class LatentVariableModel(nn.Module, ABC):
         Draws nothing. Returns the record of the first examples at their posteriors' means.
         """
 
+    @property
+    def couples_batch(self) -> bool:
+        """Whether an example's record depends on the others of its batch in training."""
+        return False
+
     def elements(self, x: Tensor) -> int:
         """Elements of the largest tensor of a pass, per example of ``x`` and draw."""
         return max(1, x[0].numel())

@@ -87,6 +87,11 @@ class VAE(LatentVariableModel):
         """Whether posterior and likelihood are densities."""
         return self.encoder.is_density and self.likelihood.is_density
 
+    @property
+    def couples_batch(self) -> bool:
+        """Whether an example's likelihood depends on the others of its batch."""
+        return self.likelihood.couples_batch
+
     def elements(self, x: Tensor) -> int:
         """Elements of a datum, or of the decoder's output for it, whichever are more."""
         return max(super().elements(x), self.likelihood.param_shape(x.shape[1:]).numel())
@@ -136,6 +141,8 @@ class VAE(LatentVariableModel):
     def decode(self, z: Tensor, context: Tensor | None = None) -> Distribution:
         """Return p(x given z) for ``z`` ``(*S, *L)``; with a context ``(B, ...)``, S ends in B."""
         params = self._decoder_output(z, context)
+        if params.dtype in (torch.float16, torch.bfloat16):  # of autocast: densities need digits
+            params = params.float()
         event_ndim = params.dim() - 1 - (self.likelihood.num_params > 1)
         batch_shape = z.shape[: z.dim() - len(self.latent_shape)]
         params = params.reshape(*batch_shape, *params.shape[1:])
@@ -209,6 +216,7 @@ class VAE(LatentVariableModel):
         if mask is not None:
             x = self._observed(x, mask)
         in_support = self.likelihood.check_support(x)
+        self.likelihood.check_context(context)
         two, context = self._observed(x[:2], None), None if context is None else context[:2]
         with evaluating(self), torch.no_grad():
             self.likelihood.input_shape(x.shape[1:])

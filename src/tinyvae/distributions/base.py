@@ -181,4 +181,5 @@ def pooled(values: Tensor, weights: Tensor | None) -> Tensor:
     """Weighted sum over the first dimension; without weights, ``values`` as they are."""
     if weights is None:
         return values
-    return (unsqueeze_last(weights, values.dim() - weights.dim()) * values).sum(0)
+    weights = unsqueeze_last(weights, values.dim() - weights.dim())
+    return torch.where(weights > 0, weights * values, 0.0).sum(0)  # zero times infinity is NaN

@@ -29,6 +29,10 @@ class Affine(Distribution):
     """
 
     def __init__(self, base: Distribution, shift: Tensor, scale: Tensor) -> None:
+        if base.is_discrete is not False:
+            raise TypeError(
+                f"expected a density to shift and scale, got {base}, whose masses know no units"
+            )
         self.base, self.shift, self.scale = base, shift, scale
         self.batch_shape = base.batch_shape
         self.event_shape = base.event_shape

@@ -230,10 +230,21 @@ class Beta(Distribution):
         limits = torch.finfo(self.logits.dtype)
         with torch.no_grad():
             total = torch.exp(self.log_concentration)
-            alpha, beta = (total * torch.sigmoid(logits) for logits in (self.logits, -self.logits))
-            both = torch.stack([alpha, beta], -1).clamp(min=limits.tiny)
-            draws = torch._sample_dirichlet(both.expand(*sample_shape, *both.shape))
-            return draws[..., 0].clamp(limits.tiny, 1 - limits.eps / 2)
+            shape = torch.Size(sample_shape) + self.batch_shape
+            alpha, beta = (
+                (total * torch.sigmoid(logits)).expand(shape)
+                for logits in (self.logits, -self.logits)
+            )
+            # A share of two gamma draws, by their logarithms: small shapes underflow otherwise.
+            draws = torch.sigmoid(_log_gamma_draw(alpha) - _log_gamma_draw(beta))
+            return draws.clamp(limits.tiny, 1 - limits.eps / 2)
+
+
+def _log_gamma_draw(shape: Tensor) -> Tensor:
+    """Logarithm of a gamma draw: one of shape a + 1, times a uniform one to the power 1 / a."""
+    exponential = torch.empty_like(shape, memory_format=torch.contiguous_format).exponential_()
+    least = torch.finfo(shape.dtype).tiny
+    return torch.log(torch._standard_gamma(shape + 1)) - exponential / shape.clamp(min=least)
 
 
 class ContinuousBernoulli(Distribution):

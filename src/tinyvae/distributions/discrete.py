@@ -58,6 +58,10 @@ class Bernoulli(Distribution):
         return torch.bernoulli(self.mean.detach().expand(shape))
 
 
+# Where exp of a parameter is as good as infinite, and its square still a float32.
+_LOG_HUGE = 40.0
+
+
 class Categorical(Distribution):
     r"""Categorical distribution of each element, by logits along one dimension.
 
@@ -151,6 +155,12 @@ class OneHotCategorical(Distribution):
         """Probabilities, ``(*batch, C, *E)``."""
         return self.logits.softmax(self.dim)
 
+    def center(self, weights: Tensor | None = None) -> Tensor:
+        """Most probable class, one-hot."""
+        probs = pooled(self.mean, weights)
+        winner = probs.argmax(self.dim, keepdim=True)
+        return torch.zeros_like(probs).scatter_(self.dim, winner, 1.0)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Log mass, summed over the event, nats."""
         log_probs = self.logits.log_softmax(self.dim)
@@ -202,7 +212,7 @@ class Poisson(Distribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw counts, without gradients."""
         shape = torch.Size(sample_shape) + self.batch_shape
-        return torch.poisson(self.mean.detach().expand(shape))
+        return _poisson(self.mean.detach().expand(shape))
 
 
 class NegativeBinomial(Distribution):
@@ -237,15 +247,14 @@ class NegativeBinomial(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log mass of each element, nats."""
-        zero = -torch.exp(self.log_concentration) * F.softplus(
-            self.log_mean - self.log_concentration, threshold=40
-        )
-        return torch.where(value > 0, self._log_prob_positive(value), zero)
+        log_r = self.log_concentration.clamp(max=_LOG_HUGE)  # a Poisson distribution long before
+        zero = -torch.exp(log_r) * F.softplus(self.log_mean - log_r, threshold=40)
+        return torch.where(value > 0, self._log_prob_positive(value, log_r), zero)
 
-    def _log_prob_positive(self, value: Tensor) -> Tensor:
+    def _log_prob_positive(self, value: Tensor, log_r: Tensor) -> Tensor:
         count, log_count = _count(value, self.log_mean.dtype)
-        mean, r = torch.exp(self.log_mean), torch.exp(self.log_concentration)
-        log_total = torch.logaddexp(self.log_mean, self.log_concentration)
+        mean, r = torch.exp(self.log_mean.clamp(max=2 * _LOG_HUGE)), torch.exp(log_r)
+        log_total = torch.logaddexp(self.log_mean, log_r)
         total, log_sum = count + r, torch.log(count + r)
         # log (k + r) / (mu + r), by its excess over one where that is small.
         excess = (count - mean) / (mean + r)
@@ -255,7 +264,7 @@ class NegativeBinomial(Distribution):
         fit = _deviance(count, log_excess + self.log_mean - log_count) + r * (excess - log_excess)
         constant = (
             gamma_residual(total, log_sum)
-            - gamma_residual(r, self.log_concentration)
+            - gamma_residual(r, log_r)
             - gamma_residual(count, log_count)
         )
         return constant - fit - log_count
@@ -265,7 +274,14 @@ class NegativeBinomial(Distribution):
         shape = torch.Size(sample_shape) + self.batch_shape
         with torch.no_grad():
             r = torch.exp(self.log_concentration).expand(shape)
-            return torch.poisson(torch._standard_gamma(r) / r * self.mean)
+            return _poisson(torch._standard_gamma(r) / r * self.mean)
+
+
+def _poisson(rate: Tensor) -> Tensor:
+    """Poisson draws; normal ones where a float no longer holds every integer, nor torch's draw."""
+    most = 1 / torch.finfo(rate.dtype).eps
+    normal = torch.round(rate + rate.sqrt() * torch.randn_like(rate))
+    return torch.where(rate < most, torch.poisson(rate.clamp(max=most)), normal)
 
 
 def _count(value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -173,6 +173,11 @@ def evaluate(
             f"bin_width, the width > 0 of a density's bins, does not fit {bin_width} and "
             f"{record.likelihood}: leave it out where dimensions have masses"
         )
+    if bin_width is not None and ((x / bin_width).frac().abs() < 1e-4).all():
+        raise ValueError(
+            f"with bin_width = {bin_width:g} expected data that were spread over their bins, got "
+            "their edges alone: give transform(x, generator) of a tinyvae.datasets.Dequantisation"
+        )
     log_likelihood, kl = _elbo_terms(model, x, context, mask, elbo_samples, seed)
     evidence = None
     if importance_samples is not None:

@@ -27,7 +27,6 @@ class Likelihood(nn.Module, ABC):
         separable: Whether it is a product over data dimensions of what :meth:`scalars` returns, so
             that entries may be left out and others be built on it.
         is_table: Whether dimensions are columns of different likelihoods.
-        is_discrete: Whether it is a mass.
         takes_integers: Whether data may have an integer dtype.
         support: Description of the data that have a density, for errors.
         remedy: What to do with others, for errors.
@@ -39,7 +38,6 @@ class Likelihood(nn.Module, ABC):
     couples_batch: bool = False
     separable: bool = True
     is_table: bool = False
-    is_discrete: bool = False
     takes_integers: ClassVar[bool] = False
     support: str = "finite numbers"
     remedy: str = "drop or impute them"
@@ -103,6 +101,12 @@ class Likelihood(nn.Module, ABC):
             f"{type(self).__name__} got a mask of observed entries, which it does not read: wrap "
             f"it, Masked({type(self).__name__}(...)), or leave the mask out"
         )
+
+    def check_context(self, context: Tensor | None) -> None:
+        """Raise unless every parameter that reads the context can."""
+        for module in self.modules():
+            if isinstance(module, Positive):
+                module.check_context(context)
 
     def in_support(self, x: Tensor) -> Tensor:
         """Whether each entry of ``x`` has a density."""

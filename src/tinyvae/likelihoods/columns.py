@@ -40,9 +40,11 @@ class Column:
 
     def __post_init__(self) -> None:
         _check_kind(self.name, self.kind)
-        if isinstance(self.levels, str) or len(set(self.levels)) < len(self.levels):
+        plain = isinstance(self.levels, (tuple, list)) and all(map(_is_plain, self.levels))
+        if not plain or len(set(self.levels)) < len(self.levels):
             raise ValueError(
-                f"column {self.name!r}: expected a tuple of different levels, got {self.levels!r}"
+                f"column {self.name!r}: expected a tuple of different levels, texts or finite "
+                f"numbers, got {self.levels!r}: turn others into text, str(level)"
             )
         fewest = {"binary": 2, "category": 2}.get(self.kind, 0)
         if len(self.levels) < fewest or (self.kind != "category" and len(self.levels) != fewest):
@@ -56,6 +58,13 @@ class Column:
                 f"column {self.name!r}: expected a finite shift and a finite scale > 0, got "
                 f"{self.shift} and {self.scale}"
             )
+
+
+def _is_plain(level: Any) -> bool:
+    """Whether a file can hold a level."""
+    return isinstance(level, (bool, int, str)) or (
+        isinstance(level, float) and bool(np.isfinite(level))
+    )
 
 
 def named_columns(table: Any) -> dict[str, Array]:
@@ -87,6 +96,9 @@ def _items(table: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def _as_array(name: str, values: Any) -> Array:
+    if isinstance(values, np.ma.MaskedArray):
+        holes: Any = values.astype(object)
+        return np.asarray(holes.filled(None))
     array: Array = np.asarray(values)
     if array.ndim != 1:
         raise ValueError(
@@ -114,7 +126,7 @@ def infer_columns(table: Any, kinds: Mapping[str, Kind] | None = None) -> list[C
     """
     columns = named_columns(table)
     dtypes = {} if isinstance(table, (np.ndarray, Tensor)) else _dtypes(table)
-    kinds = dict(kinds or {})
+    kinds = {str(name): kind for name, kind in (kinds or {}).items()}
     if unknown := kinds.keys() - columns.keys():
         raise ValueError(f"kinds names {sorted(unknown)}, expected columns of {list(columns)}")
     for name, kind in kinds.items():
@@ -136,8 +148,8 @@ def _check_kind(name: str, kind: str) -> None:
 
 def _infer(name: str, values: Array, kind: Kind | None, dtype: Any) -> Column:
     declared = getattr(dtype, "categories", None)
-    if kind is None and declared is not None:
-        return Column(name, "category", levels=tuple(declared.tolist()))
+    if kind in (None, "category", "binary") and declared is not None:
+        return Column(name, kind or "category", levels=tuple(declared.tolist()))
     if values.dtype.kind in "mM":
         raise ValueError(
             f"column {name!r} holds dates or durations, expected numbers or categories: give days "
@@ -194,7 +206,15 @@ def to_tensor(table: Any, columns: Sequence[Column]) -> Tensor:
     if missing:
         raise ValueError(f"the table has no columns {missing}, it has {list(arrays)}")
     encoded = [_encode(column, arrays[column.name]) for column in columns]
-    return torch.from_numpy(np.stack(encoded, 1)).to(torch.get_default_dtype())
+    exact = torch.from_numpy(np.stack(encoded, 1))
+    x = exact.to(torch.get_default_dtype())
+    for column, error in zip(columns, (x - exact).abs().nan_to_num().amax(0).tolist(), strict=True):
+        if error > (1e-3 * column.scale if column.kind in ("number", "positive") else 0):
+            raise ValueError(
+                f"column {column.name!r}: {x.dtype} rounds its values by up to {error:g}: subtract "
+                "an origin, or work in torch.set_default_dtype(torch.float64)"
+            )
+    return x
 
 
 def _encode(column: Column, values: Array) -> Array:
@@ -225,9 +245,13 @@ def to_arrays(x: Tensor, columns: Sequence[Column]) -> dict[str, Array]:
 def _decode(column: Column, values: Array) -> Array:
     if not column.levels:
         return np.array(values)
-    levels: Array = np.array(
-        [*column.levels, None], dtype=object
-    )  # None stands for what is missing
+    values = np.round(values)
+    if (values < 0).any() or (values >= len(column.levels)).any():
+        raise ValueError(
+            f"column {column.name!r}: expected indices of {len(column.levels)} levels, got "
+            f"{np.nanmin(values):g}..{np.nanmax(values):g}"
+        )
+    levels: Array = np.array([*column.levels, None], dtype=object)  # None: missing
     if np.isnan(values).any():
         with_holes: Array = levels[np.where(np.isnan(values), -1, values).astype(int)]
         return with_holes

@@ -30,7 +30,6 @@ class _Wrapper(Likelihood):
         require_separable(likelihood, type(self).__name__, tables=isinstance(self, Masked))
         self.likelihood = likelihood
         self.num_params = likelihood.num_params
-        self.is_discrete = likelihood.is_discrete
         self.takes_integers = likelihood.takes_integers  # type: ignore[misc]
         self.support, self.remedy = likelihood.support, likelihood.remedy
 
@@ -110,7 +109,7 @@ class StandardisedLikelihood(_Wrapper):
         std: float | Sequence[Any] = 1.0,
     ) -> None:
         super().__init__(likelihood)
-        if likelihood.is_discrete:
+        if likelihood.takes_integers:
             raise TypeError(
                 "StandardisedLikelihood expects a likelihood with a density, got "
                 f"{type(likelihood).__name__}, whose masses know no units"
@@ -320,7 +319,7 @@ class Masked(_Wrapper):
                 f"expected a mask of the data's shape {tuple(x.shape)}, true where observed, got "
                 f"{tuple(mask.shape)}"
             )
-        return x.masked_fill(~mask.bool(), torch.nan)
+        return x.masked_fill(mask != 1, torch.nan)
 
     def check_support(self, x: Tensor) -> bool:
         """Raise unless the wrapped one can be fitted to what was observed."""

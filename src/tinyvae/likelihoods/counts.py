@@ -21,7 +21,6 @@ class CountLikelihood(Likelihood):
         baseline: Count that a decoder's output of zero stands for, a number or one per dimension.
     """
 
-    is_discrete = True
     takes_integers = True
     support = "integers >= 0"
     remedy = "round them if they are counts, or use LogNormalLikelihood for amounts"

@@ -42,7 +42,6 @@ class BernoulliLikelihood(Likelihood):
         tensor(-2.7726)
     """
 
-    is_discrete = True
     support = "values in [0, 1]"
     remedy = (
         "binarise, as with tinyvae.datasets.threshold(x, level), divide by the maximum and use "
@@ -98,7 +97,6 @@ class CategoricalLikelihood(Likelihood):
         torch.Size([21, 64, 64])
     """
 
-    is_discrete = True
     takes_integers = True
 
     def __init__(self, num_classes: int, *, ordered: bool = False) -> None:
@@ -150,7 +148,6 @@ class OneHotLikelihood(Likelihood):
         tensor(-1.3863)
     """
 
-    is_discrete = True
     separable = False
     support = "one-hot rows along the first dimension"
     remedy = "give one 1 and otherwise 0, or class indices to CategoricalLikelihood"
@@ -193,7 +190,6 @@ class DiscretisedLogisticLikelihood(Likelihood):
         torch.Size([30, 3, 32, 32])
     """
 
-    is_discrete = True
     takes_integers = True
 
     def __init__(self, num_levels: int, scale: PositiveLike = "predicted") -> None:

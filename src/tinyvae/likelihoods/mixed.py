@@ -202,6 +202,7 @@ class MixedLikelihood(Likelihood):
     def check_support(self, x: Tensor) -> bool:
         """Raise, and name the column, unless the table can be fitted to."""
         self._check_shape(x.shape[1:])
+        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
         for block, at in self._placed_blocks():
             part = x.index_select(1, at)
             bad = ~block.in_support(part)

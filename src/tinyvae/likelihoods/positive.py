@@ -55,6 +55,9 @@ class Positive(nn.Module, ABC):
     def check(self, data_shape: Sequence[int]) -> None:
         """Raise unless it broadcasts over one datum of ``data_shape``."""
 
+    def check_context(self, context: Tensor | None) -> None:
+        """Raise unless it can read the context."""
+
     def __repr__(self) -> str:
         return one_line(self)
 
@@ -180,6 +183,28 @@ class Learned(Positive):
             )
         rows: Tensor = torch.tensordot(context.to(log_value.dtype), log_value, dims=1)
         return rows
+
+    def check_context(self, context: Tensor | None) -> None:
+        """Raise unless the context names classes that there are, or weighs them."""
+        if self.num_classes is None:
+            return
+        rows = self._rows(
+            torch.zeros(self.num_classes, 0), None if context is None else context[:0]
+        )
+        if context is not None and len(rows) == 0:
+            self._check_classes(context)
+
+    def _check_classes(self, context: Tensor) -> None:
+        if context.dim() == 1:
+            good = (context >= 0) & (context < num_classes)
+        else:
+            good = (context >= 0).all(1) & ((context.sum(1) - 1).abs() < 1e-4)
+        if not good.all():
+            row = int((~good).nonzero()[0])
+            raise ValueError(
+                f"{self} expects classes 0 to {num_classes - 1}, or weights >= 0 that sum to "
+                f"one, got {context[row].tolist()} in row {row} of the context"
+            )
 
     def check(self, data_shape: Sequence[int]) -> None:
         """Raise unless ``shape`` broadcasts over one datum."""

@@ -119,6 +119,7 @@ class OptimalGaussianLikelihood(Likelihood):
 
     def update(self, mean_square: Tensor) -> None:
         """Average in the mean square of a batch."""
+        mean_square = torch.where(torch.isfinite(mean_square), mean_square, self.mean_square)
         self.num_batches += 1
         weight = (1 / self.num_batches).clamp(min=0.01)
         self.mean_square += weight * (mean_square - self.mean_square)

@@ -119,7 +119,9 @@ class ELBO(Objective):
         """Whether the negative loss is, in expectation, a lower bound on log p(x)."""
         beta = self.schedules["beta"]
         unweighted = isinstance(beta, Constant) and beta.value == 1.0
-        return unweighted and isinstance(model, LatentVariableModel) and model.is_density
+        if not isinstance(model, LatentVariableModel) or model.couples_batch:
+            return False
+        return unweighted and model.is_density
 
     def _beta(self) -> str:
         beta = self.schedules["beta"]

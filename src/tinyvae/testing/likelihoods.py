@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tinyvae.distributions import Distribution
+from tinyvae.files import CheckpointError
 from tinyvae.likelihoods import Likelihood, Masked
 from tinyvae.parts import build, describe
 from tinyvae.scopes import forked_rng
@@ -144,6 +145,17 @@ def _check_support(case: _Case) -> None:
     require(isinstance(case.likelihood, Masked), "in_support: NaN has no density, got true")
 
 
+def _check_encoder_input(case: _Case) -> None:
+    x = case.make(case.params(BATCH)).sample()
+    fed = case.likelihood.encoder_input(x)
+    expected = (BATCH, *case.likelihood.input_shape(case.data_shape))
+    require(
+        fed.shape == expected,
+        f"encoder_input: expected (B, *input_shape) = {expected}, got {tuple(fed.shape)}",
+    )
+    require(torch.isfinite(fed).all(), "encoder_input: of the likelihood's draws not finite")
+
+
 def _check_batches(case: _Case) -> None:
     params = case.params(2, BATCH)
     x = case.make(params).sample()[0]
@@ -192,7 +204,11 @@ def _check_gradients(case: _Case) -> None:
 
 
 def _check_description(case: _Case) -> None:
-    twin = build(describe(case.likelihood), [type(case.likelihood)]).double().eval()
+    classes = {type(module) for module in case.likelihood.modules()}
+    try:
+        twin = build(describe(case.likelihood), classes).double().eval()
+    except (CheckpointError, TypeError) as error:
+        raise ContractError(f"config(): a file cannot describe it: {error}") from error
     twin.load_state_dict(case.likelihood.state_dict())
     params = case.params(2, BATCH)
     x = case.make(params).sample()[0]
@@ -272,6 +288,7 @@ def _check_mean(draws: Tensor, mean: Tensor) -> None:
 _CHECKS: tuple[Callable[[_Case], None], ...] = (
     _check_shapes,
     _check_support,
+    _check_encoder_input,
     _check_batches,
     _check_precision,
     _check_gradients,
