@@ -413,6 +413,7 @@ def test_pandas_knows_of_levels_and_integers():
 
 
 def test_a_column_that_float32_cannot_hold_is_refused():
+    torch.set_default_dtype(torch.float32)  # the fixture puts it back
     times = {"t": [1.7e9, 1.7e9 + 5, 1.7e9 + 11]}
     with pytest.raises(ValueError, match=r"column 't': torch.float32 rounds .* subtract an origin"):
         to_tensor(times, infer_columns(times))

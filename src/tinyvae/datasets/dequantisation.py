@@ -57,9 +57,7 @@ class Dequantisation:
         dtype = torch.promote_types(x.dtype, torch.float32)
         levels = x.to(dtype)
         noise = torch.rand(x.shape, generator=generator, dtype=dtype, device=x.device)
-        noise += (
-            2**-25
-        )  # half the step of float32's uniform numbers: never zero, the edge of [0, 1)
+        noise += 2**-25  # half a step of float32's uniform numbers, which hold zero
         # A sum such as 255 + 0.99999999 is rounded up to the next level.
         last = torch.nextafter(levels + 1, levels)
         return torch.minimum(levels + noise, last) / self.num_levels

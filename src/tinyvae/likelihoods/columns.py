@@ -97,8 +97,7 @@ def _items(table: Any) -> Iterable[tuple[Any, Any]]:
 
 def _as_array(name: str, values: Any) -> Array:
     if isinstance(values, np.ma.MaskedArray):
-        holes: Any = values.astype(object)
-        return np.asarray(holes.filled(None))
+        return np.where(np.ma.getmaskarray(values), None, values.data.astype(object))
     array: Array = np.asarray(values)
     if array.ndim != 1:
         raise ValueError(

@@ -188,13 +188,11 @@ class Learned(Positive):
         """Raise unless the context names classes that there are, or weighs them."""
         if self.num_classes is None:
             return
-        rows = self._rows(
-            torch.zeros(self.num_classes, 0), None if context is None else context[:0]
-        )
-        if context is not None and len(rows) == 0:
-            self._check_classes(context)
+        self._rows(self.raw, None if context is None else context[:0])
+        if context is not None:
+            self._check_classes(context, self.num_classes)
 
-    def _check_classes(self, context: Tensor) -> None:
+    def _check_classes(self, context: Tensor, num_classes: int) -> None:
         if context.dim() == 1:
             good = (context >= 0) & (context < num_classes)
         else:
