@@ -97,7 +97,9 @@ def _items(table: Any) -> Iterable[tuple[Any, Any]]:
 
 def _as_array(name: str, values: Any) -> Array:
     if isinstance(values, np.ma.MaskedArray):
-        return np.where(np.ma.getmaskarray(values), None, values.data.astype(object))
+        entries: Any = values.data.astype(object)
+        entries[np.ma.getmaskarray(values)] = None
+        return np.asarray(entries)
     array: Array = np.asarray(values)
     if array.ndim != 1:
         raise ValueError(
