@@ -1,79 +1,43 @@
 """The parts that a file may name, and their description in JSON.
 
 A file describes a composition by the names of its parts and the arguments that built them. Only
-classes listed here, or handed over by the reader, are ever looked up: no import path is followed.
+the public parts of the library, and classes handed over by the reader, are ever looked up: no
+import path is followed.
 """
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from numbers import Integral, Real
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
-from tinyvae.encoders import Encoder, GaussianEncoder
+from tinyvae import encoders, likelihoods, networks, priors
+from tinyvae.encoders import Encoder
 from tinyvae.files import CheckpointError
-from tinyvae.likelihoods import (
-    BernoulliLikelihood,
-    BetaLikelihood,
-    CategoricalLikelihood,
-    ContinuousBernoulliLikelihood,
-    DiscretisedLogisticLikelihood,
-    Fixed,
-    GaussianLikelihood,
-    LaplaceLikelihood,
-    Learned,
-    Likelihood,
-    LogNormalLikelihood,
-    Masked,
-    MixedLikelihood,
-    MixtureLikelihood,
-    NegativeBinomialLikelihood,
-    OneHotLikelihood,
-    OptimalGaussianLikelihood,
-    PoissonLikelihood,
-    Positive,
-    Predicted,
-    StandardisedLikelihood,
-    StudentTLikelihood,
-    ZeroInflatedLikelihood,
-)
-from tinyvae.networks import MLP, ConvNet, Network, TransposedConvNet
-from tinyvae.priors import Prior, StandardNormal
+from tinyvae.likelihoods import Likelihood, Positive
+from tinyvae.networks import Network
+from tinyvae.priors import Prior
 
 __all__ = ["PARTS", "build", "describe"]
 
 Part: TypeAlias = Encoder | Likelihood | Network | Positive | Prior
+BASES: tuple[type[nn.Module], ...] = (Encoder, Likelihood, Network, Positive, Prior)
 
-PARTS: tuple[type[nn.Module], ...] = (
-    BernoulliLikelihood,
-    BetaLikelihood,
-    CategoricalLikelihood,
-    ContinuousBernoulliLikelihood,
-    ConvNet,
-    DiscretisedLogisticLikelihood,
-    Fixed,
-    GaussianEncoder,
-    GaussianLikelihood,
-    LaplaceLikelihood,
-    Learned,
-    LogNormalLikelihood,
-    MLP,
-    Masked,
-    MixedLikelihood,
-    MixtureLikelihood,
-    NegativeBinomialLikelihood,
-    OneHotLikelihood,
-    OptimalGaussianLikelihood,
-    PoissonLikelihood,
-    Predicted,
-    StandardNormal,
-    StandardisedLikelihood,
-    StudentTLikelihood,
-    TransposedConvNet,
-    ZeroInflatedLikelihood,
-)
+
+def _public_parts(room: ModuleType) -> Iterator[type[nn.Module]]:
+    """Classes that a room names in its ``__all__`` and that a model is made of."""
+    for name in room.__all__:
+        value = getattr(room, name)
+        if isinstance(value, type) and issubclass(value, BASES) and value not in BASES:
+            yield value
+
+
+ROOMS = (encoders, likelihoods, networks, priors)
+PARTS: tuple[type[nn.Module], ...] = tuple(chain.from_iterable(map(_public_parts, ROOMS)))
 ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.ELU,
     nn.GELU,

@@ -112,7 +112,7 @@ class VAE(LatentVariableModel):
         if num_samples < 1:
             raise ValueError(f"VAE expects num_samples >= 1, got {num_samples}")
         x = self._observed(x, mask)
-        posterior = self.encode(x, context)
+        posterior = self._posterior(x, context)
         z = posterior.sample((num_samples,))  # (K, B, *L)
         return self._record(x, z, posterior, context)
 
@@ -134,7 +134,10 @@ class VAE(LatentVariableModel):
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
     ) -> Distribution:
         """Return q(z given x)."""
-        inputs = self.likelihood.encoder_input(self._observed(x, mask))
+        return self._posterior(self._observed(x, mask), context)
+
+    def _posterior(self, observed: Tensor, context: Tensor | None) -> Distribution:
+        inputs = self.likelihood.encoder_input(observed)
         posterior: Distribution = self.encoder(inputs, context)
         return posterior
 
@@ -221,7 +224,7 @@ class VAE(LatentVariableModel):
         with evaluating(self), torch.no_grad():
             self.likelihood.input_shape(x.shape[1:])
             inputs = self.likelihood.encoder_input(two)
-            posterior = _attempt("encoder", inputs, lambda: self.encode(two, context))
+            posterior = _attempt("encoder", inputs, lambda: self._posterior(two, context))
             self._check_posterior(posterior, len(two))
             z = posterior.mean.unsqueeze(0)  # (1, B, *L)
             output = _attempt("decoder", z[0], lambda: self._decoder_output(z, context))

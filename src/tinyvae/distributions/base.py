@@ -10,6 +10,7 @@ __all__ = [
     "Distribution",
     "Independent",
     "TorchDistribution",
+    "Wrapper",
     "joint_shape",
     "pooled",
     "sum_last",
@@ -30,7 +31,7 @@ class Distribution(ABC):
     """
 
     batch_shape: torch.Size
-    event_shape: torch.Size
+    event_shape: torch.Size = torch.Size()
     has_rsample: bool = True
     is_density: bool = True
     is_discrete: bool | None = False
@@ -60,12 +61,49 @@ class Distribution(ABC):
         """
         return pooled(self.mean, weights)
 
+    def _shape(self, sample_shape: Sequence[int]) -> torch.Size:
+        """Shape of draws."""
+        return torch.Size(sample_shape) + self.batch_shape + self.event_shape
+
     def __repr__(self) -> str:
         batch, event = tuple(self.batch_shape), tuple(self.event_shape)
         return f"{type(self).__name__}(batch_shape={batch}, event_shape={event})"
 
 
-class Independent(Distribution):
+class Wrapper(Distribution):
+    """A distribution around another one, by default the same in all respects.
+
+    Args:
+        base: The other one.
+    """
+
+    def __init__(self, base: Distribution) -> None:
+        self.base = base
+        self.batch_shape = base.batch_shape
+        self.event_shape = base.event_shape
+        self.has_rsample = base.has_rsample
+        self.is_density = base.is_density
+        self.is_discrete = base.is_discrete
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected value, ``(*batch, *event)``."""
+        return self.base.mean
+
+    def center(self, weights: Tensor | None = None) -> Tensor:
+        """Center of the wrapped one."""
+        return self.base.center(weights)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density or mass, nats."""
+        return self.base.log_prob(value)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw of the wrapped one."""
+        return self.base.sample(sample_shape)
+
+
+class Independent(Wrapper):
     """The last ``event_ndim`` batch dimensions of ``base`` as one event of independent elements.
 
     Args:
@@ -84,18 +122,10 @@ class Independent(Distribution):
                 f"Independent expects at least {event_ndim} batch dimensions, "
                 f"got {base}: lower event_ndim"
             )
-        self.base = base
+        super().__init__(base)
         self.event_ndim = event_ndim
         self.batch_shape = base.batch_shape[:split]
         self.event_shape = base.batch_shape[split:] + base.event_shape
-        self.has_rsample = base.has_rsample
-        self.is_density = base.is_density
-        self.is_discrete = base.is_discrete
-
-    @property
-    def mean(self) -> Tensor:
-        """Expected value, ``(*batch, *event)``."""
-        return self.base.mean
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Sum of the elements' log densities, nats."""
@@ -105,10 +135,6 @@ class Independent(Distribution):
                 f"got {tuple(value.shape)}"
             )
         return sum_last(self.base.log_prob(value), self.event_ndim)
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw every element."""
-        return self.base.sample(sample_shape)
 
     def center(self, weights: Tensor | None = None) -> Tensor:
         """Center of every element."""

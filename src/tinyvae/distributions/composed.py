@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinyvae.distributions.base import Distribution, pooled, unsqueeze_last
+from tinyvae.distributions.base import Distribution, Wrapper, pooled, unsqueeze_last
 from tinyvae.distributions.special import race
 
 __all__ = ["Affine", "Columns", "Mixture", "Observed", "ZeroInflated"]
 
 
-class Affine(Distribution):
+class Affine(Wrapper):
     r"""The distribution of :math:`x = a + b y`, where ``base`` is that of y.
 
     .. math:: \log p(x) = \log p_y\big((x - a) / b\big) - \log b
@@ -33,11 +33,8 @@ class Affine(Distribution):
             raise TypeError(
                 f"expected a density to shift and scale, got {base}, whose masses know no units"
             )
-        self.base, self.shift, self.scale = base, shift, scale
-        self.batch_shape = base.batch_shape
-        self.event_shape = base.event_shape
-        self.has_rsample = base.has_rsample
-        self.is_density = base.is_density
+        super().__init__(base)
+        self.shift, self.scale = shift, scale
 
     @property
     def mean(self) -> Tensor:
@@ -174,9 +171,8 @@ class Columns(Distribution):
     def __init__(self, blocks: Sequence[Distribution], positions: Sequence[Tensor]) -> None:
         self.blocks = tuple(blocks)
         self.positions = tuple(positions)
-        self._order = torch.cat(self.positions).argsort()
-        self.batch_shape = torch.Size((*blocks[0].batch_shape[:-1], len(self._order)))
-        self.event_shape = torch.Size()
+        width = sum(len(at) for at in positions)
+        self.batch_shape = torch.Size((*blocks[0].batch_shape[:-1], width))
         self.is_density = all(block.is_density for block in self.blocks)
         self.has_rsample = all(block.has_rsample for block in self.blocks)
         kinds = {block.is_discrete for block in self.blocks}
@@ -201,10 +197,11 @@ class Columns(Distribution):
         return self._joined([block.sample(sample_shape) for block in self.blocks])
 
     def _joined(self, parts: list[Tensor]) -> Tensor:
-        return torch.cat(parts, -1).index_select(-1, self._order)
+        values = torch.cat(parts, -1)
+        return torch.empty_like(values).index_copy(-1, torch.cat(self.positions), values)
 
 
-class Observed(Distribution):
+class Observed(Wrapper):
     """What was seen of ``base``: an entry that is NaN has log density zero, and no gradient.
 
     Args:
@@ -219,27 +216,10 @@ class Observed(Distribution):
     """
 
     def __init__(self, base: Distribution, inside: Tensor) -> None:
-        self.base, self.inside = base, inside
-        self.batch_shape = base.batch_shape
-        self.event_shape = base.event_shape
-        self.has_rsample = base.has_rsample
-        self.is_density = base.is_density
-        self.is_discrete = base.is_discrete
-
-    @property
-    def mean(self) -> Tensor:
-        """Expected value of every entry, seen or not."""
-        return self.base.mean
-
-    def center(self, weights: Tensor | None = None) -> Tensor:
-        """Center of every entry, seen or not."""
-        return self.base.center(weights)
+        super().__init__(base)
+        self.inside = inside
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density or mass of each entry, zero where it was not seen, nats."""
         seen = ~torch.isnan(value)
         return torch.where(seen, self.base.log_prob(torch.where(seen, value, self.inside)), 0.0)
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw every entry."""
-        return self.base.sample(sample_shape)

@@ -36,7 +36,6 @@ class Normal(Distribution):
         self._mean = mean
         self.log_std = log_std
         self.batch_shape = joint_shape(mean, log_std)
-        self.event_shape = torch.Size()
 
     @property
     def mean(self) -> Tensor:
@@ -50,7 +49,7 @@ class Normal(Distribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw by reparameterisation, mean + std * noise."""
-        shape = torch.Size(sample_shape) + self.batch_shape
+        shape = self._shape(sample_shape)
         noise = torch.randn(shape, dtype=self._mean.dtype, device=self._mean.device)
         return self._mean + torch.exp(self.log_std) * noise
 
@@ -72,7 +71,6 @@ class Laplace(Distribution):
     def __init__(self, mean: Tensor, log_scale: Tensor) -> None:
         self._mean, self.log_scale = mean, log_scale
         self.batch_shape = joint_shape(mean, log_scale)
-        self.event_shape = torch.Size()
 
     @property
     def mean(self) -> Tensor:
@@ -112,7 +110,6 @@ class StudentT(Distribution):
     def __init__(self, loc: Tensor, log_scale: Tensor, log_df: Tensor) -> None:
         self.loc, self.log_scale, self.log_df = loc, log_scale, log_df
         self.batch_shape = joint_shape(loc, log_scale, log_df)
-        self.event_shape = torch.Size()
 
     @property
     def mean(self) -> Tensor:
@@ -136,7 +133,7 @@ class StudentT(Distribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw, without gradients: a normal draw over the root of a chi-squared one."""
-        shape = torch.Size(sample_shape) + self.batch_shape
+        shape = self._shape(sample_shape)
         with torch.no_grad():
             half = torch.exp(self.log_df).expand(shape) / 2
             spread = torch.rsqrt(torch._standard_gamma(half) / half)
@@ -160,7 +157,6 @@ class LogNormal(Distribution):
     def __init__(self, mean_log: Tensor, log_std: Tensor) -> None:
         self._log = Normal(mean_log, log_std)
         self.batch_shape = self._log.batch_shape
-        self.event_shape = torch.Size()
 
     @property
     def mean(self) -> Tensor:
@@ -198,7 +194,6 @@ class Beta(Distribution):
     def __init__(self, logits: Tensor, log_concentration: Tensor) -> None:
         self.logits, self.log_concentration = logits, log_concentration
         self.batch_shape = joint_shape(logits, log_concentration)
-        self.event_shape = torch.Size()
 
     @property
     def mean(self) -> Tensor:
@@ -230,7 +225,7 @@ class Beta(Distribution):
         limits = torch.finfo(self.logits.dtype)
         with torch.no_grad():
             total = torch.exp(self.log_concentration)
-            shape = torch.Size(sample_shape) + self.batch_shape
+            shape = self._shape(sample_shape)
             alpha, beta = (
                 (total * torch.sigmoid(logits)).expand(shape)
                 for logits in (self.logits, -self.logits)
@@ -270,7 +265,6 @@ class ContinuousBernoulli(Distribution):
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
         self.batch_shape = logits.shape
-        self.event_shape = torch.Size()
 
     @property
     def mean(self) -> Tensor:
@@ -289,7 +283,7 @@ class ContinuousBernoulli(Distribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw without gradients, by the inverse of the distribution function."""
-        shape = torch.Size(sample_shape) + self.batch_shape
+        shape = self._shape(sample_shape)
         with torch.no_grad():
             uniform = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
             rate = self.logits.abs()  # a truncated exponential draw, reflected

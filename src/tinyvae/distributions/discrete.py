@@ -40,7 +40,6 @@ class Bernoulli(Distribution):
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
         self.batch_shape = logits.shape
-        self.event_shape = torch.Size()
 
     @property
     def mean(self) -> Tensor:
@@ -54,7 +53,7 @@ class Bernoulli(Distribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw zeros and ones, without gradients."""
-        shape = torch.Size(sample_shape) + self.batch_shape
+        shape = self._shape(sample_shape)
         return torch.bernoulli(self.mean.detach().expand(shape))
 
 
@@ -89,7 +88,6 @@ class Categorical(Distribution):
         self.dim = dim
         self.ordered = ordered
         self.batch_shape = logits.select(dim, 0).shape
-        self.event_shape = torch.Size()
 
     @property
     def mean(self) -> Tensor:
@@ -195,7 +193,6 @@ class Poisson(Distribution):
     def __init__(self, log_mean: Tensor) -> None:
         self.log_mean = log_mean
         self.batch_shape = log_mean.shape
-        self.event_shape = torch.Size()
 
     @property
     def mean(self) -> Tensor:
@@ -211,7 +208,7 @@ class Poisson(Distribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw counts, without gradients."""
-        shape = torch.Size(sample_shape) + self.batch_shape
+        shape = self._shape(sample_shape)
         return _poisson(self.mean.detach().expand(shape))
 
 
@@ -238,7 +235,6 @@ class NegativeBinomial(Distribution):
     def __init__(self, log_mean: Tensor, log_concentration: Tensor) -> None:
         self.log_mean, self.log_concentration = log_mean, log_concentration
         self.batch_shape = joint_shape(log_mean, log_concentration)
-        self.event_shape = torch.Size()
 
     @property
     def mean(self) -> Tensor:
@@ -271,7 +267,7 @@ class NegativeBinomial(Distribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw counts, without gradients: Poisson at a gamma draw of the rate."""
-        shape = torch.Size(sample_shape) + self.batch_shape
+        shape = self._shape(sample_shape)
         with torch.no_grad():
             r = torch.exp(self.log_concentration).expand(shape)
             return _poisson(torch._standard_gamma(r) / r * self.mean)
@@ -328,7 +324,6 @@ class DiscretisedLogistic(Distribution):
         self.location, self.log_scale = mean, log_scale
         self.num_levels = num_levels
         self.batch_shape = joint_shape(mean, log_scale)
-        self.event_shape = torch.Size()
 
     @property
     def mean(self) -> Tensor:
@@ -355,7 +350,7 @@ class DiscretisedLogistic(Distribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw levels, without gradients: a rounded logistic draw."""
-        shape = torch.Size(sample_shape) + self.batch_shape
+        shape = self._shape(sample_shape)
         with torch.no_grad():
             uniform = torch.rand(shape, dtype=self.location.dtype, device=self.location.device)
             draw = self.location + torch.exp(self.log_scale) * torch.logit(uniform)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinyvae.distributions import Distribution
 from tinyvae.evaluation.importance import CHUNK_ELEMENTS, chunks, log_marginal, placed, run
 from tinyvae.record import LatentVariableModel
 from tinyvae.scopes import evaluating, forked_rng
@@ -167,33 +168,16 @@ def evaluate(
         raise ValueError(f"evaluate expects importance_examples >= 1, got {importance_examples}")
     x, context, mask = placed(model, x), placed(model, context), placed(model, mask)
     record = model.check(x, context, mask=mask)
-    is_discrete = record.likelihood.is_discrete
-    if bin_width is not None and (is_discrete is not False or not bin_width > 0):
-        raise ValueError(
-            f"bin_width, the width > 0 of a density's bins, does not fit {bin_width} and "
-            f"{record.likelihood}: leave it out where dimensions have masses"
-        )
-    if bin_width is not None and ((x / bin_width).frac().abs() < 1e-4).all():
-        raise ValueError(
-            f"with bin_width = {bin_width:g} expected data that were spread over their bins, got "
-            "their edges alone: give transform(x, generator) of a tinyvae.datasets.Dequantisation"
-        )
+    if bin_width is not None:
+        _check_bin_width(bin_width, x, record.likelihood)
     log_likelihood, kl = _elbo_terms(model, x, context, mask, elbo_samples, seed)
     evidence = None
     if importance_samples is not None:
-        head = slice(importance_examples)
-        first = (None if data is None else data[head] for data in (context, mask))
-        head_context, head_mask = first
-        evidence = Estimate.of(
-            log_marginal(
-                model,
-                x[head],
-                head_context,
-                mask=head_mask,
-                num_samples=importance_samples,
-                seed=seed,
-            )
+        first, given, seen = next(chunks(x, context, mask, importance_examples or len(x)))
+        values = log_marginal(
+            model, first, given, mask=seen, num_samples=importance_samples, seed=seed
         )
+        evidence = Estimate.of(values)
     return Report(
         elbo=Estimate.of(log_likelihood - kl),
         log_likelihood=Estimate.of(log_likelihood),
@@ -204,9 +188,22 @@ def evaluate(
         num_dims=_observed_dims(x, mask),
         is_bound=_is_density(model) and record.is_density,
         seed=seed,
-        is_discrete=is_discrete,
+        is_discrete=record.likelihood.is_discrete,
         bin_width=bin_width,
     )
+
+
+def _check_bin_width(bin_width: float, x: Tensor, likelihood: Distribution) -> None:
+    if likelihood.is_discrete is not False or not bin_width > 0:
+        raise ValueError(
+            f"bin_width, the width > 0 of a density's bins, does not fit {bin_width} and "
+            f"{likelihood}: leave it out where dimensions have masses"
+        )
+    if ((x / bin_width).frac().abs() < 1e-4).all():
+        raise ValueError(
+            f"with bin_width = {bin_width:g} expected data that were spread over their bins, got "
+            "their edges alone: give transform(x, generator) of a tinyvae.datasets.Dequantisation"
+        )
 
 
 def _is_density(model: LatentVariableModel) -> bool:

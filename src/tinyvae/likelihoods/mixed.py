@@ -82,9 +82,10 @@ class MixedLikelihood(Likelihood):
         self.blocks = nn.ModuleList(self._block(group) for group in groups)
         for position, group in enumerate(groups):
             self.register_buffer(f"at{position}", torch.tensor(group), persistent=False)
-        points = [torch.as_tensor(b.inside).expand(len(at)) for b, at in self._placed_blocks()]
-        order = torch.cat([at for _, at in self._placed_blocks()]).argsort()
-        self.register_buffer("point", torch.cat(points)[order], persistent=False)
+        point = torch.empty(len(names))
+        for block, at in self._placed_blocks():
+            point[at] = torch.as_tensor(block.inside, dtype=point.dtype).expand(len(at))
+        self.register_buffer("point", point, persistent=False)
 
     @classmethod
     def from_table(
@@ -203,14 +204,13 @@ class MixedLikelihood(Likelihood):
         """Raise, and name the column, unless the table can be fitted to."""
         self._check_shape(x.shape[1:])
         x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
-        for block, at in self._placed_blocks():
-            part = x.index_select(1, at)
+        parts = [(block, at, x.index_select(1, at)) for block, at in self._placed_blocks()]
+        for block, at, part in parts:
             bad = ~block.in_support(part)
             for position, wrong, values in zip(at.tolist(), bad.T, part.T, strict=True):
                 name = f"column {self.columns[position].name!r}"
                 refuse(name, values[:, None], wrong[:, None], block.support, block.remedy)
-        parts = [(block, x.index_select(1, at)) for block, at in self._placed_blocks()]
-        densities = [block.check_support(part) for block, part in parts]
+        densities = [block.check_support(part) for block, _, part in parts]
         return all(densities)
 
     def _check_shape(self, data_shape: Sequence[int]) -> None:
