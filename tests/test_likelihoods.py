@@ -1115,12 +1115,15 @@ def test_constructor_errors(make, message):
     "wrap", [Masked, StandardisedLikelihood, lambda p: MixtureLikelihood(p, 2)]
 )
 @pytest.mark.parametrize(
-    "inner", [OptimalGaussianLikelihood, OneHotLikelihood, lambda: Masked(GaussianLikelihood())]
+    ("inner", "remedy"),
+    [
+        (OptimalGaussianLikelihood, "take GaussianLikelihood"),
+        (OneHotLikelihood, "take CategoricalLikelihood"),
+        (lambda: Masked(GaussianLikelihood()), "put Masked outermost"),
+    ],
 )
-def test_what_is_no_product_over_dimensions_is_not_wrapped(wrap, inner):
-    with pytest.raises(
-        TypeError, match=r"product over data dimensions, got .*put Masked outermost"
-    ):
+def test_what_is_no_product_over_dimensions_is_not_wrapped(wrap, inner, remedy):
+    with pytest.raises(TypeError, match=f"product over data dimensions, got .*: {remedy}"):
         wrap(inner())
 
 

@@ -26,6 +26,7 @@ class Likelihood(nn.Module, ABC):
         couples_batch: Whether p(x given z) of one example depends on the others of its batch.
         separable: Whether it is a product over data dimensions of what :meth:`scalars` returns, so
             that entries may be left out and others be built on it.
+        instead: What to do where it is not, for errors.
         is_table: Whether dimensions are columns of different likelihoods.
         takes_integers: Whether data may have an integer dtype.
         support: Description of the data that have a density, for errors.
@@ -37,6 +38,7 @@ class Likelihood(nn.Module, ABC):
     is_density: bool = True
     couples_batch: bool = False
     separable: bool = True
+    instead: str = "leave the wrapper out"
     is_table: bool = False
     takes_integers: ClassVar[bool] = False
     support: str = "finite numbers"

@@ -75,9 +75,7 @@ def require_separable(likelihood: Likelihood, name: str, *, tables: bool = False
     if not likelihood.separable or (likelihood.is_table and not tables):
         raise TypeError(
             f"{name} expects a likelihood that is a product over data dimensions, got "
-            f"{type(likelihood).__name__}: put Masked outermost, take GaussianLikelihood('learned')"
-            " for an optimal scale, CategoricalLikelihood for one-hot data, and give columns of a "
-            "table their own likelihoods in MixedLikelihood"
+            f"{type(likelihood).__name__}: {likelihood.instead}"
         )
 
 
@@ -275,6 +273,7 @@ class Masked(_Wrapper):
     """
 
     separable = False
+    instead = "put Masked outermost"
 
     def __init__(self, likelihood: Likelihood, *, show_mask: bool = False) -> None:
         super().__init__(likelihood)

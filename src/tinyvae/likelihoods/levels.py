@@ -149,6 +149,7 @@ class OneHotLikelihood(Likelihood):
     """
 
     separable = False
+    instead = "take CategoricalLikelihood, of class indices"
     support = "one-hot rows along the first dimension"
     remedy = "give one 1 and otherwise 0, or class indices to CategoricalLikelihood"
 

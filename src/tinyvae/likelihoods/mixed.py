@@ -60,6 +60,7 @@ class MixedLikelihood(Likelihood):
     """
 
     is_table = True
+    instead = "wrap the likelihoods of its columns, likelihoods={name: ...}"
     takes_integers = True
     point: Tensor
 

@@ -248,9 +248,8 @@ def require_broadcast(owner: object, shape: Sequence[int], data_shape: Sequence[
     sizes = zip(reversed(shape), reversed(data_shape), strict=False)
     if len(shape) > len(data_shape) or any(n not in (1, size) for n, size in sizes):
         raise ValueError(
-            f"{owner} does not broadcast over data of shape {tuple(data_shape)}: give it "
-            "shape=() for one value, the data's shape for one per dimension, "
-            "or (C, 1, 1) for one per channel"
+            f"{owner} does not broadcast over data of shape {tuple(data_shape)}: give it one "
+            "value, shape (); one per dimension, the data's shape; or one per channel, (C, 1, 1)"
         )
 
 

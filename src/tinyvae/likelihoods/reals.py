@@ -90,6 +90,7 @@ class OptimalGaussianLikelihood(Likelihood):
 
     couples_batch = True
     separable = False
+    instead = "take GaussianLikelihood('learned')"
     mean_square: Tensor
     num_batches: Tensor
 
