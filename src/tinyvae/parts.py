@@ -15,28 +15,37 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from tinyvae import encoders, likelihoods, networks, priors
-from tinyvae.encoders import Encoder
+from tinyvae import encoders, flows, likelihoods, networks, priors, quantization
+from tinyvae.encoders import Encoder, NetworkEncoder
 from tinyvae.files import CheckpointError
+from tinyvae.flows import Flow
 from tinyvae.likelihoods import Likelihood, Positive
 from tinyvae.networks import Network
 from tinyvae.priors import Prior
 
 __all__ = ["PARTS", "build", "describe"]
 
-Part: TypeAlias = Encoder | Likelihood | Network | Positive | Prior
-BASES: tuple[type[nn.Module], ...] = (Encoder, Likelihood, Network, Positive, Prior)
+Part: TypeAlias = Encoder | Flow | Likelihood | Network | Positive | Prior
+BASES: tuple[type[nn.Module], ...] = (
+    Encoder,
+    Likelihood,
+    Network,
+    NetworkEncoder,
+    Positive,
+    Prior,
+)
+CLASSES: tuple[type[nn.Module], ...] = (*BASES, Flow)
 
 
 def _public_parts(room: ModuleType) -> Iterator[type[nn.Module]]:
     """Classes that a room names in its ``__all__`` and that a model is made of."""
     for name in room.__all__:
         value = getattr(room, name)
-        if isinstance(value, type) and issubclass(value, BASES) and value not in BASES:
+        if isinstance(value, type) and issubclass(value, CLASSES) and value not in BASES:
             yield value
 
 
-ROOMS = (encoders, likelihoods, networks, priors)
+ROOMS = (encoders, flows, likelihoods, networks, priors, quantization)
 PARTS: tuple[type[nn.Module], ...] = tuple(chain.from_iterable(map(_public_parts, ROOMS)))
 ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.ELU,
@@ -141,7 +150,10 @@ def build(
                 )
             return replace[name]
         case list(items):
-            return tuple(build(item, parts, replace, name=name) for item in items)
+            return tuple(
+                build(item, parts, replace, name=f"{name}.{place}")
+                for place, item in enumerate(items)
+            )
         case None | bool() | int() | float() | str():
             return description
     raise CheckpointError(f"'{name}' is described by what is no part: {description!r:.200}")
@@ -158,6 +170,8 @@ def foreign_names(composition: Mapping[str, Any]) -> set[str]:
                 names.add(name)
             case {"part": str(), "config": dict(config)}:
                 pending += [(f"{name}.{key}", argument) for key, argument in config.items()]
+            case list(items):
+                pending += [(f"{name}.{place}", item) for place, item in enumerate(items)]
     return names
 
 

@@ -94,6 +94,16 @@ class VAEOutput:
         latents = all(term.posterior.is_density and term.prior.is_density for term in self.latents)
         return latents and self.likelihood.is_density
 
+    def losses(self) -> dict[str, Tensor]:
+        """What the posteriors add to a training's loss, by name, ``(B,)`` each."""
+        terms = ((term.name, term.posterior.losses) for term in self.latents)
+        return {f"{name}_{key}": value for name, own in terms for key, value in own.items()}
+
+    def metrics(self) -> dict[str, Tensor]:
+        """What the posteriors report beside, by name, 0-d each."""
+        terms = ((term.name, term.posterior.metrics) for term in self.latents)
+        return {f"{name}_{key}": value for name, own in terms for key, value in own.items()}
+
     def log_weight(self) -> Tensor:
         """Log importance weights log p(x, z) - log q(z given x), ``(K, B)``, nats."""
         log_weight = self.log_px
@@ -113,10 +123,12 @@ class LatentVariableModel(nn.Module, ABC):
         *,
         mask: Tensor | None = None,
         num_samples: int = 1,
+        frozen_posterior: bool = False,
     ) -> VAEOutput:
         """Draw ``num_samples`` latents for each of ``x`` ``(B, *E)`` and record the pass.
 
-        What ``mask`` ``(B, *E)`` leaves out is missing, as is what is NaN.
+        What ``mask`` ``(B, *E)`` leaves out is missing, as is what is NaN. With
+        ``frozen_posterior`` the draws are scored by posteriors without gradients in the weights.
         """
 
     @abstractmethod

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["evaluating", "forked_rng", "restored_modes", "seed_rng"]
+__all__ = ["evaluating", "forked_rng", "frozen", "restored_modes", "seed_rng"]
 
 
 @contextmanager
@@ -27,6 +27,19 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
         for module in modules:
             module.eval()
         yield
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """What is computed inside has no gradient in the module's parameters, only in its inputs."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def seed_rng(device: torch.device, seed: int) -> None:

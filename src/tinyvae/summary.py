@@ -5,20 +5,23 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from tinyvae.model import DecoderModel
 from tinyvae.networks import Network
 from tinyvae.scopes import evaluating
-from tinyvae.vae import VAE
 
 __all__ = ["summary"]
 
 
-def summary(vae: VAE, data_shape: Sequence[int] | None = None) -> str:
+def summary(
+    vae: DecoderModel, data_shape: Sequence[int] | None = None, context: Tensor | None = None
+) -> str:
     """Describe a VAE: every layer with its output's shape and its parameters.
 
     Args:
         vae: The model.
         data_shape: Shape of one datum ``E``; read off an encoder whose network is a
             :class:`~tinyvae.Network`, needed otherwise.
+        context: A row of what the model is conditioned on, ``(1, ...)``, where it reads one.
 
     Example:
         >>> print(summary(vae))
@@ -35,7 +38,7 @@ def summary(vae: VAE, data_shape: Sequence[int] | None = None) -> str:
     parameters = set(vae.parameters())
     total = elsewhere = _size(parameters)
     rows = []
-    for name, module, output in _trace(vae, shape):
+    for name, module, output in _trace(vae, shape, context):
         new = parameters.intersection(module.parameters(recurse=False))
         parameters -= new  # shared ones count where they are met first
         elsewhere -= _size(new)
@@ -43,12 +46,13 @@ def summary(vae: VAE, data_shape: Sequence[int] | None = None) -> str:
     if elsewhere:
         rows.append(("parameters of no layer", "", "", f"{elsewhere:,}"))
     rows.append(("total", "", "", f"{total:,}"))
-    head = f"VAE of data {tuple(shape)}, latent {tuple(vae.latent_shape)}, {vae.likelihood}"
+    name, latent = type(vae).__name__, tuple(vae.latent_shape)
+    head = f"{name} of data {tuple(shape)}, latent {latent}, {vae.likelihood}"
     return "\n".join([head, *_align(rows)])
 
 
-def _data_shape(vae: VAE) -> torch.Size:
-    for module in vae.encoder.modules():
+def _data_shape(vae: DecoderModel) -> torch.Size:
+    for module in next(vae.children()).modules():
         if isinstance(module, Network):
             return module.in_shape
     raise ValueError("summary cannot tell the data's shape from the encoder: give data_shape=")
@@ -58,24 +62,26 @@ def _size(parameters: Iterable[nn.Parameter]) -> int:
     return sum(p.numel() for p in parameters)
 
 
-def _trace(vae: VAE, data_shape: torch.Size) -> list[tuple[str, nn.Module, tuple[int, ...]]]:
+def _trace(
+    vae: DecoderModel, data_shape: torch.Size, context: Tensor | None
+) -> list[tuple[str, nn.Module, tuple[int, ...]]]:
     """Layers in the order of their calls, with the shape of one output."""
     names = {module: name for name, module in vae.named_modules()}
     calls: list[tuple[str, nn.Module, tuple[int, ...]]] = []
 
     def record(module: nn.Module, args: object, output: object) -> None:
         del args
-        if isinstance(output, Tensor):
+        if isinstance(output, Tensor) and len(output) == 1:  # not of pseudo-inputs
             calls.append((names[module], module, tuple(output.shape[1:])))
 
     # A dictionary, for a layer that encoder and decoder share takes one hook.
-    layers = dict.fromkeys(m for part in (vae.encoder, vae.decoder) for m in part.modules())
+    layers = dict.fromkeys(m for m in vae.modules() if m not in set(vae.likelihood.modules()))
     hooks = [m.register_forward_hook(record) for m in layers if not list(m.children())]
     reference = next(vae.parameters(), torch.empty(0))
     x = torch.zeros((1, *data_shape), dtype=reference.dtype, device=reference.device)
     try:
         with evaluating(vae), torch.no_grad():
-            vae.reconstruct(x)
+            vae.reconstruct(x, context)
     finally:
         for hook in hooks:
             hook.remove()

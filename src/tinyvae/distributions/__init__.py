@@ -10,7 +10,15 @@ through :class:`TorchDistribution`.
 """
 
 from tinyvae.distributions.base import Distribution, Independent, TorchDistribution, sum_last
-from tinyvae.distributions.composed import Affine, Columns, Mixture, Observed, ZeroInflated
+from tinyvae.distributions.composed import (
+    Affine,
+    Columns,
+    Joint,
+    Mixture,
+    Observed,
+    Unflattened,
+    ZeroInflated,
+)
 from tinyvae.distributions.continuous import (
     Beta,
     ContinuousBernoulli,
@@ -28,19 +36,29 @@ from tinyvae.distributions.discrete import (
     Poisson,
 )
 from tinyvae.distributions.kl import NoClosedForm, has_closed_form, kl_divergence
+from tinyvae.distributions.multivariate import Delta, FullNormal, LowRankNormal
+from tinyvae.distributions.quantized import Codes, Quantized
+from tinyvae.distributions.relaxed import GumbelSoftmax, StraightThrough
+from tinyvae.distributions.spherical import PowerSpherical, SphereUniform
 
 __all__ = [
     "Affine",
     "Bernoulli",
     "Beta",
     "Categorical",
+    "Codes",
     "Columns",
     "ContinuousBernoulli",
+    "Delta",
     "DiscretisedLogistic",
     "Distribution",
+    "FullNormal",
+    "GumbelSoftmax",
     "Independent",
+    "Joint",
     "Laplace",
     "LogNormal",
+    "LowRankNormal",
     "Mixture",
     "NegativeBinomial",
     "NoClosedForm",
@@ -48,8 +66,13 @@ __all__ = [
     "Observed",
     "OneHotCategorical",
     "Poisson",
+    "PowerSpherical",
+    "Quantized",
+    "SphereUniform",
+    "StraightThrough",
     "StudentT",
     "TorchDistribution",
+    "Unflattened",
     "ZeroInflated",
     "has_closed_form",
     "kl_divergence",

@@ -1,7 +1,8 @@
 """What a distribution is, many of one as one event, and the border to ``torch.distributions``."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ class Distribution(ABC):
         is_density: Whether ``log_prob`` is the logarithm of a normalised density or mass.
         is_discrete: Whether ``log_prob`` is a mass, which has no unit, and no density; None where
             it is a mass of some dimensions and a density of others.
+        losses: What training has to add to its loss for parameters that no density depends on, by
+            name, ``(*batch)``.
+        metrics: What to report beside, by name, 0-d.
     """
 
     batch_shape: torch.Size
@@ -35,11 +39,13 @@ class Distribution(ABC):
     has_rsample: bool = True
     is_density: bool = True
     is_discrete: bool | None = False
+    losses: Mapping[str, Tensor] = MappingProxyType({})
+    metrics: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
     @abstractmethod
     def mean(self) -> Tensor:
-        """Expected value, ``(*batch, *event)``."""
+        """Expected value, ``(*batch, *event)``; NaN where it has no closed form, or is none."""
 
     @abstractmethod
     def log_prob(self, value: Tensor) -> Tensor:

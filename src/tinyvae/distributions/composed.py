@@ -1,6 +1,6 @@
 """Distributions made of distributions: scaled, mixed, zero-inflated, side by side, in part seen."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,16 @@ from torch import Tensor
 from tinyvae.distributions.base import Distribution, Wrapper, pooled, unsqueeze_last
 from tinyvae.distributions.special import race
 
-__all__ = ["Affine", "Columns", "Mixture", "Observed", "ZeroInflated"]
+__all__ = [
+    "Affine",
+    "Columns",
+    "Joint",
+    "Mixture",
+    "Observed",
+    "Unflattened",
+    "ZeroInflated",
+    "common_kind",
+]
 
 
 class Affine(Wrapper):
@@ -18,9 +27,9 @@ class Affine(Wrapper):
     .. math:: \log p(x) = \log p_y\big((x - a) / b\big) - \log b
 
     Args:
-        base: A scalar family with a density.
-        shift: :math:`a`, broadcastable with the batch.
-        scale: :math:`b > 0`, broadcastable with the batch.
+        base: A scalar family with a density, or any density of one event.
+        shift: :math:`a`, broadcastable with the batch, or with the event.
+        scale: :math:`b > 0`, likewise.
 
     Example:
         >>> y = Normal(torch.zeros(1), torch.zeros(1))
@@ -46,8 +55,11 @@ class Affine(Wrapper):
         return self.shift + self.scale * self.base.center(weights)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each element in the units of x, nats."""
-        return self.base.log_prob((value - self.shift) / self.scale) - torch.log(self.scale)
+        """Log density in the units of x, nats."""
+        log_scale = torch.log(self.scale)
+        if self.event_shape:
+            log_scale = log_scale.expand(self.event_shape).sum()
+        return self.base.log_prob((value - self.shift) / self.scale) - log_scale
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw in the units of x."""
@@ -175,8 +187,7 @@ class Columns(Distribution):
         self.batch_shape = torch.Size((*blocks[0].batch_shape[:-1], width))
         self.is_density = all(block.is_density for block in self.blocks)
         self.has_rsample = all(block.has_rsample for block in self.blocks)
-        kinds = {block.is_discrete for block in self.blocks}
-        self.is_discrete = kinds.pop() if len(kinds) == 1 else None
+        self.is_discrete = common_kind(self.blocks)
 
     @property
     def mean(self) -> Tensor:
@@ -199,6 +210,107 @@ class Columns(Distribution):
     def _joined(self, parts: list[Tensor]) -> Tensor:
         values = torch.cat(parts, -1)
         return torch.empty_like(values).index_copy(-1, torch.cat(self.positions), values)
+
+
+class Joint(Distribution):
+    """Independent variables of different kinds as one vector, flattened side by side.
+
+    Args:
+        parts: Distributions of one batch shape by their names.
+
+    Example:
+        >>> style = Independent(Normal(torch.zeros(5, 2), torch.zeros(5, 2)), 1)
+        >>> Joint({"style": style, "kind": OneHotCategorical(torch.zeros(5, 3), 1)})
+        Joint(batch_shape=(5,), event_shape=(5,))
+    """
+
+    def __init__(self, parts: Mapping[str, Distribution]) -> None:
+        self.parts = dict(parts)
+        self.widths = [part.event_shape.numel() for part in self.parts.values()]
+        shapes = (part.batch_shape for part in self.parts.values())
+        self.batch_shape = torch.Size(torch.broadcast_shapes(*shapes))
+        self.event_shape = torch.Size((sum(self.widths),))
+        self.is_density = all(part.is_density for part in self.parts.values())
+        self.has_rsample = all(part.has_rsample for part in self.parts.values())
+        self.is_discrete = common_kind(self.parts.values())
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected values, side by side."""
+        return self._joined([part.mean for part in self.parts.values()])
+
+    def center(self, weights: Tensor | None = None) -> Tensor:
+        """Centers, side by side."""
+        return self._joined([part.center(weights) for part in self.parts.values()])
+
+    def split(self, value: Tensor) -> dict[str, Tensor]:
+        """Take a vector ``(..., D)`` apart, each part in its own shape."""
+        pieces = zip(self.parts.items(), value.split(self.widths, -1), strict=True)
+        return {name: piece.unflatten(-1, part.event_shape) for (name, part), piece in pieces}
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Sum of the parts' log densities and masses, nats."""
+        values = self.split(value)
+        return torch.stack([p.log_prob(values[name]) for name, p in self.parts.items()]).sum(0)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw every part."""
+        return self._joined([part.sample(sample_shape) for part in self.parts.values()])
+
+    def _joined(self, values: list[Tensor]) -> Tensor:
+        events = (len(part.event_shape) for part in self.parts.values())
+        flat = [v.flatten(-n) for v, n in zip(values, events, strict=True)]
+        batch = torch.broadcast_shapes(*(v.shape[:-1] for v in flat))
+        return torch.cat([v.expand(*batch, v.shape[-1]) for v in flat], -1)
+
+
+def common_kind(distributions: Iterable[Distribution]) -> bool | None:
+    """``is_discrete`` of several side by side."""
+    kinds = {distribution.is_discrete for distribution in distributions}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+class Unflattened(Wrapper):
+    """A batch of ``K * B`` distributions as one of ``(K, B)``.
+
+    Args:
+        base: A distribution with ``batch_shape = (K * B,)``.
+        shape: ``(K, B)``.
+
+    Example:
+        >>> rows = Independent(Normal(torch.zeros(6, 4), torch.zeros(6, 4)), 1)
+        >>> Unflattened(rows, (2, 3)).log_prob(torch.zeros(2, 3, 4)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, base: Distribution, shape: Sequence[int]) -> None:
+        super().__init__(base)
+        self.batch_shape = torch.Size(shape)
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected value, ``(K, B, *event)``."""
+        mean: Tensor = self.base.mean.unflatten(0, self.batch_shape)
+        return mean
+
+    def center(self, weights: Tensor | None = None) -> Tensor:
+        """Center of each; with weights, of those of the first dimension."""
+        center = self.base.center().unflatten(0, self.batch_shape)
+        return pooled(center, weights)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density or mass of ``(*S, K, B, *event)``, nats."""
+        first = value.dim() - len(self.event_shape) - 2
+        value = value.expand(*value.shape[:first], *self.batch_shape, *self.event_shape)
+        rows = self.base.log_prob(value.flatten(first, first + 1))
+        log_prob: Tensor = rows.unflatten(-1, self.batch_shape)
+        return log_prob
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw of each, ``(*S, K, B, *event)``."""
+        rows = self.base.sample(sample_shape)
+        draws: Tensor = rows.unflatten(len(sample_shape), self.batch_shape)
+        return draws
 
 
 class Observed(Wrapper):

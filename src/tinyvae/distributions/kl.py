@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from tinyvae.distributions.base import Distribution, Independent, sum_last
-from tinyvae.distributions.continuous import Normal
+from tinyvae.distributions.composed import Unflattened
+from tinyvae.distributions.continuous import Laplace, Normal
+from tinyvae.distributions.discrete import OneHotCategorical
+from tinyvae.distributions.multivariate import FullNormal, LowRankNormal
+from tinyvae.distributions.quantized import Codes, Quantized
+from tinyvae.distributions.relaxed import StraightThrough
+from tinyvae.distributions.spherical import PowerSpherical, SphereUniform, log_area
 
 __all__ = ["NoClosedForm", "has_closed_form", "kl_divergence"]
 
@@ -16,24 +22,123 @@ class NoClosedForm(NotImplementedError):
     """The Kullback-Leibler divergence of this pair has no closed form here: estimate it."""
 
 
+def _excess(log_ratio: Tensor) -> Tensor:
+    """exp(r) - 1 - r >= 0, with the digits that it loses near zero when written so."""
+    return torch.expm1(log_ratio) - log_ratio
+
+
 def _kl_normal_normal(q: Normal, p: Normal) -> Tensor:
-    # expm1(2 r) - 2 r with r = log(std_q / std_p) keeps the digits that s^2 - 1 - log s^2 loses
-    # near r = 0, where the plain form turns negative in float32.
-    log_ratio = q.log_std - p.log_std
     distance = (q.mean - p.mean) * torch.exp(-p.log_std)
-    return 0.5 * (torch.expm1(2 * log_ratio) - 2 * log_ratio + distance.square())
+    return 0.5 * (_excess(2 * (q.log_std - p.log_std)) + distance.square())
 
 
-_CLOSED_FORMS: dict[tuple[type, type], Callable[[Any, Any], Tensor]] = {
+def _kl_laplace_laplace(q: Laplace, p: Laplace) -> Tensor:
+    log_ratio = q.log_scale - p.log_scale
+    distance = (q.mean - p.mean).abs() * torch.exp(-q.log_scale)
+    return _excess(log_ratio) + torch.exp(log_ratio) * _excess(-distance)
+
+
+def _kl_full_full(q: FullNormal, p: FullNormal) -> Tensor:
+    # With M = L_p^-1 L_q: squares below the diagonal, and m^2 - 1 - log m^2 on it.
+    ratio = torch.linalg.solve_triangular(p.scale_tril, q.scale_tril, upper=False)
+    difference = (q.mean - p.mean).unsqueeze(-1)
+    distance = torch.linalg.solve_triangular(p.scale_tril, difference, upper=False)
+    squares: Tensor = ratio.tril(-1).square().sum((-2, -1)) + distance.square().sum((-2, -1))
+    return 0.5 * (_excess(2 * (q.log_diagonal - p.log_diagonal)).sum(-1) + squares)
+
+
+def _kl_low_rank_diagonal(q: LowRankNormal, p: Independent) -> Tensor:
+    diagonal = _kl_normal_normal(Normal(q.mean, q.log_std), _normal(p)).sum(-1)
+    along = (q.factor * torch.exp(-_normal(p).log_std).unsqueeze(-1)).square().sum((-2, -1))
+    return diagonal + 0.5 * (along - q.log_det_excess)
+
+
+def _kl_spherical_uniform(q: PowerSpherical, _: SphereUniform) -> Tensor:
+    wide = PowerSpherical(q.direction.double(), q.log_concentration.double())
+    alpha = wide.beta + wide.concentration
+    height = torch.digamma(alpha) - torch.digamma(alpha + wide.beta)  # E log (1 + mu . x) / 2
+    kl = wide.concentration * height + wide.log_peak + log_area(q.event_shape[0])
+    return kl.to(q.direction.dtype)
+
+
+def _kl_categorical(q: OneHotCategorical, p: OneHotCategorical) -> Tensor:
+    # sum q (p / q - 1 - log p / q), whose terms are none of them negative.
+    log_q, log_p = q.logits.log_softmax(q.dim), p.logits.log_softmax(p.dim)
+    log_ratio, probs = log_p - log_q, log_q.exp()
+    near = log_ratio < 1
+    close = probs * _excess(log_ratio.where(near, 0.0))
+    far = log_p.exp() - probs - probs * log_ratio
+    return torch.where(near, close, far).flatten(q.dim).sum(-1)
+
+
+def _kl_code(q: Quantized, p: Codes) -> Tensor:
+    return -p.log_mass(q.codes)
+
+
+def _normal(distribution: Independent) -> Normal:
+    base = distribution.base
+    if not isinstance(base, Normal):
+        raise NoClosedForm(f"expected normal elements, got {distribution}")
+    return base
+
+
+def _full(distribution: Independent | FullNormal) -> FullNormal:
+    """A diagonal normal distribution as one with a full covariance."""
+    if isinstance(distribution, FullNormal):
+        return distribution
+    base = _normal(distribution)
+    return FullNormal(base.mean, base.log_std, base.mean.new_zeros(1, 1))
+
+
+Form = Callable[[Any, Any], Tensor]
+
+# Of scalar families, elementwise.
+_ELEMENTWISE: dict[tuple[type, type], Form] = {
     (Normal, Normal): _kl_normal_normal,
+    (Laplace, Laplace): _kl_laplace_laplace,
 }
+# Of whole events; Normal stands for independent normal elements.
+_WHOLE: dict[tuple[type, type], Form] = {
+    (FullNormal, FullNormal): _kl_full_full,
+    (FullNormal, Normal): lambda q, p: _kl_full_full(q, _full(p)),
+    (Normal, FullNormal): lambda q, p: _kl_full_full(_full(q), p),
+    (LowRankNormal, Normal): _kl_low_rank_diagonal,
+    (PowerSpherical, SphereUniform): _kl_spherical_uniform,
+    (OneHotCategorical, OneHotCategorical): _kl_categorical,
+    (Quantized, Codes): _kl_code,
+    (StraightThrough, OneHotCategorical): _kl_categorical,
+}
+
+
+def _family(distribution: Distribution) -> type:
+    """Class of a distribution, or of its elements."""
+    return type(distribution.base if isinstance(distribution, Independent) else distribution)
+
+
+def _look_up(q: Distribution, p: Distribution) -> tuple[Form | None, bool]:
+    """Closed form of KL(q || p), None where none is known, and whether it is elementwise."""
+    pair = (_family(q), _family(p))
+    if q.event_shape != p.event_shape:
+        return None, False
+    if isinstance(q, Independent) == isinstance(p, Independent) and pair in _ELEMENTWISE:
+        return _ELEMENTWISE[pair], True
+    is_vector = len(q.event_shape) == 1 or not isinstance(q, Independent)
+    return (_WHOLE.get(pair) if is_vector else None), False
 
 
 def has_closed_form(q: Distribution, p: Distribution) -> bool:
     """Whether :func:`kl_divergence` knows this pair."""
-    if isinstance(q, Independent) and isinstance(p, Independent):
-        return q.event_shape == p.event_shape and has_closed_form(q.base, p.base)
-    return (type(q), type(p)) in _CLOSED_FORMS
+    q, p = _flat(q, p)
+    return _look_up(q, p)[0] is not None
+
+
+def _flat(q: Distribution, p: Distribution) -> tuple[Distribution, Distribution]:
+    """Rows of a batch ``(K, B)``, where p is as many or one."""
+    if not isinstance(q, Unflattened):
+        return q, p
+    if isinstance(p, Unflattened) and p.batch_shape == q.batch_shape:
+        return q.base, p.base
+    return (q.base, p) if p.batch_shape == () else (q, p)
 
 
 def kl_divergence(q: Distribution, p: Distribution, *, per_dim: bool = False) -> Tensor:
@@ -44,16 +149,17 @@ def kl_divergence(q: Distribution, p: Distribution, *, per_dim: bool = False) ->
     Args:
         q: The distribution under which the expectation is taken.
         p: The other one.
-        per_dim: Keep the event dimensions instead of summing over them.
+        per_dim: Keep the event dimensions instead of summing over them; of independent elements.
 
     Returns:
         ``(*batch)``, or ``(*batch, *event)`` with ``per_dim``, nats.
 
     Raises:
-        NoClosedForm: If the pair is not in the table.
+        NoClosedForm: If the pair is not in the table, or has no terms per dimension.
 
     References:
         Kingma, Welling (2014). Auto-Encoding Variational Bayes. arXiv:1312.6114, appendix B.
+        De Cao, Aziz (2020). The Power Spherical distribution. arXiv:2006.04437, section 2.3.
 
     Example:
         >>> q = Independent(Normal(torch.ones(2, 3), torch.zeros(2, 3)), 1)
@@ -61,11 +167,17 @@ def kl_divergence(q: Distribution, p: Distribution, *, per_dim: bool = False) ->
         >>> kl_divergence(q, p)
         tensor([1.5000, 1.5000])
     """
-    if not has_closed_form(q, p):
+    if isinstance(q, Unflattened) and (rows := _flat(q, p)) != (q, p):
+        kl: Tensor = kl_divergence(*rows, per_dim=per_dim).unflatten(0, q.batch_shape)
+        return kl
+    form, elementwise = _look_up(q, p)
+    if form is None:
         raise NoClosedForm(
             f"no closed form of KL({q} || {p}): use a sampled estimate (kl='sample' or 'auto')"
         )
-    if isinstance(q, Independent) and isinstance(p, Independent):
-        terms = kl_divergence(q.base, p.base)
+    if per_dim and not elementwise:
+        raise NoClosedForm(f"KL({q} || {p}) is no sum over dimensions")
+    if isinstance(q, Independent) and isinstance(p, Independent) and elementwise:
+        terms = form(q.base, p.base)
         return terms if per_dim else sum_last(terms, q.event_ndim)
-    return _CLOSED_FORMS[type(q), type(p)](q, p)
+    return form(q, p)

@@ -43,7 +43,7 @@ def log_sinhc(y: Tensor) -> Tensor:
     square = y.square()
     series = square * (1 / 6 - square * (1 / 180 - square * (1 / 2835 - square / 37800)))
     a = y.abs().clamp(min=0.1)
-    far = a + torch.log1p(-torch.exp(-2 * a)) - torch.log(2 * a)
+    far = a + torch.log(-torch.expm1(-2 * a) / (2 * a))
     return torch.where(square < 0.01, series, far)
 
 

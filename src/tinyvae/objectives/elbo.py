@@ -24,7 +24,8 @@ class ELBO(Objective):
 
     The loss is the mean of :math:`-\mathcal{L}_\beta` over the batch. Reported, whatever
     :math:`\beta`: ``elbo_nats``, the bound with :math:`\beta = 1`, and its two terms
-    ``log_likelihood_nats`` and ``kl_nats``; with several latents, the KL of each.
+    ``log_likelihood_nats`` and ``kl_nats``; with several latents, the KL of each. Losses that a
+    posterior brings along, such as those of a codebook, are added to the loss and reported beside.
 
     Args:
         beta: Weight of the KL term, a number or a :class:`~tinyvae.Schedule`. Only 1 is a bound on
@@ -88,6 +89,10 @@ class ELBO(Objective):
         if not isinstance(self.schedules["beta"], Constant):
             metrics["beta"] = self.beta.clone()
         loss = self.beta.to(kl.dtype) * kl - log_likelihood
+        for name, value in output.losses().items():
+            metrics[name] = value.mean().detach()
+            loss = loss + value.mean()
+        metrics |= output.metrics()
         return ObjectiveOutput({"model": loss}, metrics)
 
     def check(self, model: nn.Module, batch: Batch) -> str:

@@ -1,0 +1,154 @@
+r"""Gaussian vectors whose dimensions hang together, and a point.
+
+A covariance is held by a factor of it, so that densities, draws and divergences need no inverse.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tinyvae.distributions.base import Distribution
+
+__all__ = ["Delta", "FullNormal", "LowRankNormal"]
+
+
+class FullNormal(Distribution):
+    r"""Normal distribution of a vector, by its mean and the Cholesky factor of its covariance.
+
+    .. math:: \Sigma = L L^\top, \qquad \log p(x) = -\tfrac12 \|L^{-1} (x - \mu)\|^2
+        - \textstyle\sum_i \log L_{ii} - \tfrac D2 \log 2\pi
+
+    Args:
+        mean: :math:`\mu`, ``(*batch, D)``.
+        log_diagonal: :math:`\log L_{ii}`, ``(*batch, D)``.
+        lower: Of which what is below the diagonal is :math:`L`'s, ``(*batch, D, D)``.
+
+    Example:
+        >>> p = FullNormal(torch.zeros(2), torch.zeros(2), torch.tensor([[0.0, 0.0], [3.0, 0.0]]))
+        >>> p.log_prob(torch.tensor([1.0, 3.0]))  # -log(2 pi) - 1/2
+        tensor(-2.3379)
+    """
+
+    def __init__(self, mean: Tensor, log_diagonal: Tensor, lower: Tensor) -> None:
+        self._mean, self.log_diagonal = mean, log_diagonal
+        self.scale_tril = lower.tril(-1) + torch.diag_embed(log_diagonal.exp())
+        shape = torch.broadcast_shapes(mean.shape, self.scale_tril.shape[:-1])
+        self.batch_shape, self.event_shape = shape[:-1], shape[-1:]
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected value, ``(*batch, D)``."""
+        return self._mean.expand(self.batch_shape + self.event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density, nats."""
+        difference = (value - self._mean).unsqueeze(-1)
+        standardised = torch.linalg.solve_triangular(self.scale_tril, difference, upper=False)
+        square: Tensor = standardised.squeeze(-1).square().sum(-1)
+        constant = 0.5 * self.event_shape[0] * math.log(2 * math.pi)
+        return -0.5 * square - self.log_diagonal.sum(-1) - constant
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw by reparameterisation, mean + L noise."""
+        shape = self._shape(sample_shape)
+        noise = self._mean.new_empty(shape).normal_()
+        draw: Tensor = self._mean + (self.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+        return draw
+
+
+class LowRankNormal(Distribution):
+    r"""Normal distribution of a vector that varies mostly along a few directions.
+
+    .. math:: \Sigma = W W^\top + \operatorname{diag} \sigma^2
+
+    Densities take :math:`O(D r^2)`, by the determinant and inverse of
+    :math:`C = I + W^\top \operatorname{diag}(\sigma^{-2}) W`, ``(r, r)``.
+
+    Args:
+        mean: :math:`\mu`, ``(*batch, D)``.
+        log_std: :math:`\log\sigma`, ``(*batch, D)``.
+        factor: :math:`W`, ``(*batch, D, r)``.
+
+    Example:
+        >>> p = LowRankNormal(torch.zeros(2), torch.zeros(2), torch.tensor([[3.0], [0.0]]))
+        >>> p.log_prob(torch.zeros(2))  # -log(2 pi) - log(10) / 2
+        tensor(-2.9892)
+    """
+
+    def __init__(self, mean: Tensor, log_std: Tensor, factor: Tensor) -> None:
+        self._mean, self.log_std, self.factor = mean, log_std, factor
+        shape = torch.broadcast_shapes(mean.shape, log_std.shape, factor.shape[:-1])
+        self.batch_shape, self.event_shape = shape[:-1], shape[-1:]
+        scaled = factor * torch.exp(-log_std).unsqueeze(-1)  # (*batch, D, r)
+        identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+        self._scaled = scaled
+        self._capacitance = torch.linalg.cholesky(identity + scaled.mT @ scaled)
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected value, ``(*batch, D)``."""
+        return self._mean.expand(self.batch_shape + self.event_shape)
+
+    @property
+    def log_det_excess(self) -> Tensor:
+        """Log determinant of the covariance above that of its diagonal part, ``(*batch)``."""
+        log_diagonal: Tensor = self._capacitance.diagonal(dim1=-2, dim2=-1).log()
+        return 2 * log_diagonal.sum(-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density, nats."""
+        standardised = (value - self._mean) * torch.exp(-self.log_std)
+        along = self._scaled.mT @ standardised.unsqueeze(-1)  # (..., r, 1)
+        along = torch.linalg.solve_triangular(self._capacitance, along, upper=False)
+        square: Tensor = standardised.square().sum(-1) - along.square().sum((-2, -1))
+        constant = 0.5 * self.event_shape[0] * math.log(2 * math.pi)
+        return -0.5 * (square + self.log_det_excess) - self.log_std.sum(-1) - constant
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw by reparameterisation, mean + W noise + std noise."""
+        shape = self._shape(sample_shape)
+        noise = self._mean.new_empty(shape).normal_()
+        along = self._mean.new_empty((*shape[:-1], self.factor.shape[-1], 1)).normal_()
+        draw: Tensor = (
+            self._mean + torch.exp(self.log_std) * noise + (self.factor @ along).squeeze(-1)
+        )
+        return draw
+
+
+class Delta(Distribution):
+    """A point: what is drawn is always the same.
+
+    It has no density. Scored is its mass, 0 nats at the point and minus infinity elsewhere, so that
+    a bound's log q - log p is -log p(z) of the point.
+
+    Args:
+        value: The point, ``(*batch, *event)``.
+        event_ndim: Number of event dimensions.
+
+    Example:
+        >>> Delta(torch.zeros(5, 2), 1).log_prob(torch.zeros(5, 2))
+        tensor([0., 0., 0., 0., 0.])
+    """
+
+    is_density = False
+
+    def __init__(self, value: Tensor, event_ndim: int) -> None:
+        self.value = value
+        split = value.dim() - event_ndim
+        self.batch_shape, self.event_shape = value.shape[:split], value.shape[split:]
+
+    @property
+    def mean(self) -> Tensor:
+        """The point, ``(*batch, *event)``."""
+        return self.value
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Zero at the point, minus infinity elsewhere."""
+        hit = (value == self.value).flatten(value.dim() - len(self.event_shape)).all(-1)
+        return torch.zeros_like(hit, dtype=self.value.dtype).masked_fill(~hit, -math.inf)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """The point, again and again, with gradients."""
+        return self.value.expand(self._shape(sample_shape))

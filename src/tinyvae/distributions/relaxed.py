@@ -1,0 +1,114 @@
+"""Classes as latents: draws through which gradients pass."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tinyvae.distributions.base import Distribution, pooled
+from tinyvae.distributions.discrete import OneHotCategorical
+
+__all__ = ["GumbelSoftmax", "StraightThrough"]
+
+
+def _perturbed(logits: Tensor, sample_shape: Sequence[int]) -> Tensor:
+    """Logits plus Gumbel noise: which class is largest is a draw."""
+    noise = torch.empty((*sample_shape, *logits.shape), dtype=logits.dtype, device=logits.device)
+    return logits - noise.exponential_().log()
+
+
+class StraightThrough(OneHotCategorical):
+    r"""Categorical distribution of one-hot values, with a stand-in for their gradients.
+
+    Draws are exactly one-hot and exactly of this distribution; their gradient is that of
+    :math:`\operatorname{softmax}((\ell + g) / \tau)` with the same Gumbel noise g. So what is
+    reported is exact, and only the gradient through the draws is biased.
+
+    Args:
+        logits: :math:`\ell`, ``(*batch, C, *E)``.
+        event_ndim: Number of dimensions of ``(C, *E)``.
+        temperature: :math:`\tau`: lower ones have less bias and more variance.
+
+    References:
+        Jang, Gu, Poole (2017). Categorical Reparameterization with Gumbel-Softmax.
+        arXiv:1611.01144, section 2.2.
+
+    Example:
+        >>> z = StraightThrough(torch.zeros(3, requires_grad=True), 1).sample()
+        >>> z.sum().item(), z.requires_grad
+        (1.0, True)
+    """
+
+    has_rsample = True
+
+    def __init__(self, logits: Tensor, event_ndim: int, temperature: float = 1.0) -> None:
+        super().__init__(logits, event_ndim)
+        self.temperature = temperature
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw one-hot values, with the gradient of relaxed ones."""
+        scores = _perturbed(self.logits, sample_shape)
+        soft = (scores / self.temperature).softmax(self.dim)
+        winner = scores.argmax(self.dim, keepdim=True)
+        hard = torch.zeros_like(soft).scatter_(self.dim, winner, 1.0)
+        return hard + (soft - soft.detach())
+
+
+class GumbelSoftmax(Distribution):
+    r"""Gumbel-softmax (Concrete) distribution on the inside of the simplex.
+
+    .. math:: x = \operatorname{softmax}((\ell + g) / \tau), \qquad
+        p(x) = \Gamma(C)\, \tau^{C - 1} \prod_c \frac{e^{\ell_c}}{x_c^{\tau + 1}}
+        \Big(\sum_c \frac{e^{\ell_c}}{x_c^\tau}\Big)^{-C}
+
+    Args:
+        logits: :math:`\ell`, ``(*batch, C, *E)``.
+        event_ndim: Number of dimensions of ``(C, *E)``.
+        temperature: :math:`\tau > 0`.
+
+    References:
+        Maddison, Mnih, Teh (2017). The Concrete Distribution. arXiv:1611.00712, definition 1.
+
+    Example:
+        >>> p = GumbelSoftmax(torch.zeros(3), 1, temperature=0.5)
+        >>> p.sample((5,)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(self, logits: Tensor, event_ndim: int, temperature: float) -> None:
+        self.logits = logits
+        self.dim = -event_ndim
+        self.temperature = temperature
+        self.batch_shape = logits.shape[: self.dim]
+        self.event_shape = logits.shape[self.dim :]
+
+    @property
+    def mean(self) -> Tensor:
+        """NaN: the expected value has no closed form."""
+        return torch.full_like(self.logits, math.nan)
+
+    def center(self, weights: Tensor | None = None) -> Tensor:
+        """What a draw without noise is."""
+        return pooled(self._inside(self.logits), weights)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density with respect to all but one of the coordinates, summed over E, nats."""
+        num_classes, tau = self.event_shape[0], self.temperature
+        log_value = value.log()
+        scores = self.logits - tau * log_value
+        constant = math.lgamma(num_classes) + (num_classes - 1) * math.log(tau)
+        each = (
+            constant
+            + (scores - log_value).sum(self.dim)
+            - num_classes * torch.logsumexp(scores, self.dim)
+        )
+        return each.flatten(self.dim + 1).sum(-1) if self.dim < -1 else each
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw by reparameterisation; no coordinate is zero, where there is no density."""
+        return self._inside(_perturbed(self.logits, sample_shape))
+
+    def _inside(self, scores: Tensor) -> Tensor:
+        smallest = torch.finfo(scores.dtype).tiny
+        return (scores / self.temperature).softmax(self.dim).clamp(min=smallest)

@@ -1,0 +1,135 @@
+r"""Distributions on the unit sphere in D dimensions.
+
+.. math:: p(x) \propto (1 + \mu^\top x)^\kappa, \qquad \|x\| = 1
+
+The power spherical distribution looks like a von Mises-Fisher one and needs no rejection and no
+Bessel function (De Cao, Aziz 2020).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinyvae.distributions.base import Distribution
+from tinyvae.distributions.special import gamma_residual
+
+__all__ = ["PowerSpherical", "SphereUniform", "log_area"]
+
+
+def log_area(dim: int) -> float:
+    """Log area of the unit sphere in ``dim`` dimensions."""
+    return math.log(2) + 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim)
+
+
+class SphereUniform(Distribution):
+    """Uniform distribution on the unit sphere.
+
+    Args:
+        like: Any vector, ``(D,)``, of which size, dtype and device are taken.
+
+    Example:
+        >>> SphereUniform(torch.zeros(2)).log_prob(torch.tensor([1.0, 0.0]))  # -log(2 pi)
+        tensor(-1.8379)
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self._zero = torch.zeros_like(like)
+        self.batch_shape, self.event_shape = torch.Size(), like.shape
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected value, the origin."""
+        return self._zero
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Minus the log area, nats."""
+        return value.new_full(value.shape[:-1], -log_area(value.shape[-1]))
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw unit vectors."""
+        noise = torch.randn(
+            self._shape(sample_shape), dtype=self._zero.dtype, device=self._zero.device
+        )
+        return F.normalize(noise, dim=-1)
+
+
+class PowerSpherical(Distribution):
+    r"""Power spherical distribution, by its direction and its concentration.
+
+    .. math:: \log p(x) = \kappa \log \frac{1 + \mu^\top x}{2} - 2 \beta \log 2 - \beta \log\pi
+        + \log \frac{\Gamma(\alpha + \beta)}{\Gamma(\alpha)}, \qquad
+        \beta = \tfrac{D - 1}{2}, \quad \alpha = \beta + \kappa
+
+    Args:
+        direction: :math:`\mu`, unit vectors ``(*batch, D)``, D >= 2.
+        log_concentration: :math:`\log\kappa`, ``(*batch)``.
+
+    References:
+        De Cao, Aziz (2020). The Power Spherical distribution. arXiv:2006.04437.
+
+    Example:
+        >>> p = PowerSpherical(torch.tensor([1.0, 0.0, 0.0]), torch.tensor(0.0))
+        >>> p.log_prob(torch.tensor([1.0, 0.0, 0.0]))  # -log(2 pi)
+        tensor(-1.8379)
+    """
+
+    def __init__(self, direction: Tensor, log_concentration: Tensor) -> None:
+        self.direction, self.log_concentration = direction, log_concentration
+        shape = torch.broadcast_shapes(direction.shape, (*log_concentration.shape, 1))
+        self.batch_shape, self.event_shape = shape[:-1], shape[-1:]
+
+    @property
+    def beta(self) -> float:
+        """Second parameter of the Beta variable (1 + direction . x) / 2."""
+        return 0.5 * (self.event_shape[0] - 1)
+
+    @property
+    def concentration(self) -> Tensor:
+        """Concentration, ``(*batch)``."""
+        return self.log_concentration.exp()
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected value, inside the sphere, ``(*batch, D)``."""
+        shrink = self.concentration / (2 * self.beta + self.concentration)
+        return (shrink.unsqueeze(-1) * self.direction).expand(self.batch_shape + self.event_shape)
+
+    def center(self, weights: Tensor | None = None) -> Tensor:
+        """Direction; with weights, that of the weighted mean."""
+        if weights is None:
+            return self.direction.expand(self.batch_shape + self.event_shape)
+        return F.normalize(super().center(weights), dim=-1)
+
+    @property
+    def log_peak(self) -> Tensor:
+        """Log density at the direction, ``(*batch)``, nats."""
+        beta, alpha = self.beta, self.beta + self.concentration
+        # log Gamma(alpha + beta) - log Gamma(alpha), without its large parts.
+        growth = alpha * torch.log1p(beta / alpha) + beta * torch.log(alpha + beta) - beta
+        growth = growth + gamma_residual(alpha + beta, torch.log(alpha + beta))
+        growth = growth - gamma_residual(alpha, torch.log(alpha))
+        return growth - beta * math.log(4 * math.pi)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density on the sphere, nats."""
+        # 1 - |x - mu|^2 / 4 is (1 + mu . x) / 2, with its digits near the direction.
+        distance = (value - self.direction).square().sum(-1)
+        return self.concentration * torch.log1p(-0.25 * distance) + self.log_peak
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw by reparameterisation: a Beta height, a uniform angle, a reflection."""
+        shape = self._shape(sample_shape)
+        alpha = (self.beta + self.concentration).expand(shape[:-1])
+        shapes = torch.stack([alpha, torch.full_like(alpha, self.beta)], -1)
+        shares = torch.distributions.Dirichlet(shapes, validate_args=False).rsample()
+        up, down = shares.split(1, -1)
+        noise = torch.randn(shape, dtype=alpha.dtype, device=alpha.device)[..., 1:]
+        around = F.normalize(noise, dim=-1)
+        upright = torch.cat([up - down, 2 * torch.sqrt(up * down) * around], -1)
+        pole = torch.zeros_like(self.direction)
+        pole[..., 0] = 1.0
+        axis = F.normalize(pole - self.direction, dim=-1)
+        return upright - 2 * axis * (axis * upright).sum(-1, keepdim=True)

@@ -1,0 +1,113 @@
+"""What an encoder is: a module whose ``forward`` returns a conditional density."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tinyvae.distributions import Distribution
+from tinyvae.networks import Network
+
+__all__ = ["Encoder", "NetworkEncoder", "latent_size"]
+
+
+class Encoder(nn.Module, ABC):
+    """A module whose ``forward`` returns q(z given x), a :class:`Distribution` over the latent.
+
+    Attributes:
+        latent_shape: Shape of one latent.
+        is_density: Whether the posterior is a density, without which no bound holds.
+    """
+
+    latent_shape: torch.Size
+    is_density: bool = True
+
+    @abstractmethod
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Distribution:
+        """Return q(z given x), ``batch_shape = (B,)``, ``event_shape = latent_shape``."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal encoder, for a model's file."""
+
+
+class NetworkEncoder(Encoder):
+    """A network, and a linear head that turns its features into parameters of a posterior.
+
+    The head is a linear layer on the flattened features, or a 1 x 1 convolution where the latent is
+    spatial, ``(C, H, W)``, and of the height and width of the network's output.
+
+    Args:
+        network: Module that maps ``(B, *E)`` to features ``(B, ...)``. It is called with the
+            context as second argument where there is one.
+        latent_shape: Shape of one latent.
+        num_params: Parameters that the head gives, of any order.
+        features: Number of features per example; read off a :class:`~tinyvae.Network`, needed for
+            any other module.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        latent_shape: Sequence[int],
+        num_params: int,
+        features: int | None,
+    ) -> None:
+        super().__init__()
+        self.latent_shape = torch.Size(latent_shape)
+        name = type(self).__name__
+        if min(latent_shape, default=0) < 1:
+            sizes = ", ".join(map(str, latent_shape))
+            raise ValueError(f"{name} expects latent_dim >= 1, got {sizes}")
+        self.features = _features(network, name) if features is None else features
+        self.network = network
+        self.head = self._head(num_params)
+
+    def _head(self, num_params: int) -> nn.Module:
+        planes = self.latent_shape[1:].numel()
+        out_shape = self.network.out_shape if isinstance(self.network, Network) else torch.Size()
+        if len(self.latent_shape) == 3 and out_shape[1:] == self.latent_shape[1:]:
+            return nn.Conv2d(out_shape[0], num_params // planes, kernel_size=1)
+        return nn.Linear(self.features, num_params)
+
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Features of ``x``."""
+        features: Tensor = self.network(x) if context is None else self.network(x, context)
+        return features
+
+    @abstractmethod
+    def posterior(self, features: Tensor) -> Distribution:
+        """Return the posterior given the features."""
+
+    def params(self, features: Tensor) -> Tensor:
+        """What the head gives, ``(B, num_params)`` in the order parameter first."""
+        if isinstance(self.head, nn.Linear):
+            features = features.flatten(1)
+        params: Tensor = self.head(features)
+        return params.flatten(1)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Distribution:
+        """Return q(z given x)."""
+        return self.posterior(self.encode(x, context))
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal encoder."""
+        is_vector = len(self.latent_shape) == 1
+        latent_dim = self.latent_shape[0] if is_vector else tuple(self.latent_shape)
+        return {"network": self.network, "latent_dim": latent_dim, "features": self.features}
+
+
+def latent_size(latent_dim: int | Sequence[int]) -> torch.Size:
+    """Shape of a latent, of which a number is the only size."""
+    return torch.Size((latent_dim,) if isinstance(latent_dim, int) else latent_dim)
+
+
+def _features(network: nn.Module, name: str) -> int:
+    if not isinstance(network, Network):
+        raise TypeError(
+            f"{name} cannot read the number of features off a {type(network).__name__}: "
+            "give features=, the number of values that it returns per example"
+        )
+    return network.out_shape.numel()

@@ -1,0 +1,198 @@
+"""Encoders of real vectors: Gaussian posteriors, Laplace ones, and points."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tinyvae.distributions import (
+    Delta,
+    Distribution,
+    FullNormal,
+    Independent,
+    Laplace,
+    LowRankNormal,
+    Normal,
+)
+from tinyvae.encoders.base import NetworkEncoder, latent_size
+
+__all__ = [
+    "DeterministicEncoder",
+    "FullGaussianEncoder",
+    "GaussianEncoder",
+    "LaplaceEncoder",
+    "LowRankGaussianEncoder",
+]
+
+
+class _LocationScaleEncoder(NetworkEncoder):
+    """Independent elements, by location and logarithm of the scale."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        latent_dim: int | Sequence[int],
+        *,
+        features: int | None = None,
+    ) -> None:
+        shape = latent_size(latent_dim)
+        super().__init__(network, shape, 2 * shape.numel(), features)
+
+    def location_and_scale(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and logarithm of the scale, ``(B, *L)`` each."""
+        location, log_scale = self.params(features).chunk(2, dim=1)
+        return location.unflatten(1, self.latent_shape), log_scale.unflatten(1, self.latent_shape)
+
+
+class GaussianEncoder(_LocationScaleEncoder):
+    r"""Gaussian posterior with a diagonal covariance.
+
+    .. math:: q(z \mid x) = \mathcal{N}\big(\mu(x), \operatorname{diag} \sigma^2(x)\big)
+
+    A linear head on the features of ``network`` gives :math:`\mu` and :math:`\log\sigma`.
+
+    Args:
+        network: Module that maps ``(B, *E)`` to features ``(B, ...)``, flattened for the head. It
+            is called with the context as second argument where there is one.
+        latent_dim: Number of latent dimensions :math:`D`, or shape of a latent. Where that is
+            ``(C, H, W)`` with the height and width of the network's output, the head is a 1 x 1
+            convolution.
+        features: Number of features per example; read off a :class:`~tinyvae.Network`, needed for
+            any other module.
+
+    Shape:
+        x: ``(B, *E)``; posterior: ``batch_shape (B,)``, ``event_shape (D,)``.
+
+    References:
+        Kingma, Welling (2014). Auto-Encoding Variational Bayes. arXiv:1312.6114, appendix C.2.
+
+    Example:
+        >>> encoder = GaussianEncoder(MLP((1, 28, 28), hidden=(400,)), latent_dim=20)
+        >>> encoder(torch.zeros(5, 1, 28, 28))
+        Independent(Normal, batch_shape=(5,), event_shape=(20,))
+        >>> GaussianEncoder(ConvNet((1, 28, 28)), latent_dim=(4, 7, 7)).head
+        Conv2d(64, 8, kernel_size=(1, 1), stride=(1, 1))
+    """
+
+    def posterior(self, features: Tensor) -> Independent:
+        """Return q(z given the features)."""
+        return Independent(Normal(*self.location_and_scale(features)), len(self.latent_shape))
+
+
+class LaplaceEncoder(_LocationScaleEncoder):
+    """Laplace posterior of independent elements, as :class:`GaussianEncoder`.
+
+    Args:
+        network: As of :class:`GaussianEncoder`.
+        latent_dim: As of :class:`GaussianEncoder`.
+        features: As of :class:`GaussianEncoder`.
+
+    Example:
+        >>> LaplaceEncoder(MLP(4, hidden=(8,)), latent_dim=2)(torch.zeros(5, 4))
+        Independent(Laplace, batch_shape=(5,), event_shape=(2,))
+    """
+
+    def posterior(self, features: Tensor) -> Independent:
+        """Return q(z given the features)."""
+        return Independent(Laplace(*self.location_and_scale(features)), len(self.latent_shape))
+
+
+class FullGaussianEncoder(NetworkEncoder):
+    r"""Gaussian posterior with a full covariance :math:`L L^\top`.
+
+    Args:
+        network: As of :class:`GaussianEncoder`.
+        latent_dim: Number of latent dimensions :math:`D`; the head has :math:`D (D + 3) / 2`
+            outputs.
+        features: As of :class:`GaussianEncoder`.
+
+    Shape:
+        x: ``(B, *E)``; posterior: ``batch_shape (B,)``, ``event_shape (D,)``.
+
+    Example:
+        >>> FullGaussianEncoder(MLP(4, hidden=(8,)), latent_dim=2)(torch.zeros(5, 4))
+        FullNormal(batch_shape=(5,), event_shape=(2,))
+    """
+
+    def __init__(self, network: nn.Module, latent_dim: int, *, features: int | None = None) -> None:
+        num_params = latent_dim * (latent_dim + 3) // 2
+        super().__init__(network, (latent_dim,), num_params, features)
+
+    def posterior(self, features: Tensor) -> FullNormal:
+        """Return q(z given the features)."""
+        params, size = self.params(features), self.latent_shape[0]
+        mean, log_diagonal, below = params.split([size, size, size * (size - 1) // 2], 1)
+        rows, columns = torch.tril_indices(size, size, -1, device=params.device)
+        lower = params.new_zeros(len(params), size, size)
+        lower[:, rows, columns] = below
+        return FullNormal(mean, log_diagonal, lower)
+
+
+class LowRankGaussianEncoder(NetworkEncoder):
+    r"""Gaussian posterior with covariance :math:`W W^\top + \operatorname{diag} \sigma^2`.
+
+    Args:
+        network: As of :class:`GaussianEncoder`.
+        latent_dim: Number of latent dimensions :math:`D`.
+        rank: Number of columns of :math:`W`.
+        features: As of :class:`GaussianEncoder`.
+
+    Shape:
+        x: ``(B, *E)``; posterior: ``batch_shape (B,)``, ``event_shape (D,)``.
+
+    Example:
+        >>> LowRankGaussianEncoder(MLP(4, hidden=(8,)), latent_dim=50, rank=2)(torch.zeros(5, 4))
+        LowRankNormal(batch_shape=(5,), event_shape=(50,))
+    """
+
+    def __init__(
+        self, network: nn.Module, latent_dim: int, rank: int, *, features: int | None = None
+    ) -> None:
+        if rank < 1:
+            raise ValueError(f"LowRankGaussianEncoder expects rank >= 1, got {rank}")
+        super().__init__(network, (latent_dim,), latent_dim * (2 + rank), features)
+        self.rank = rank
+
+    def posterior(self, features: Tensor) -> LowRankNormal:
+        """Return q(z given the features)."""
+        params = self.params(features).unflatten(1, (2 + self.rank, -1))  # (B, 2 + r, D)
+        return LowRankNormal(params[:, 0], params[:, 1], params[:, 2:].mT)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal encoder."""
+        return super().config() | {"rank": self.rank}
+
+
+class DeterministicEncoder(NetworkEncoder):
+    """A point in the place of a posterior: an autoencoder, for which no bound holds.
+
+    Under :class:`~tinyvae.ELBO` its "KL" term is -log p(z), up to a constant the squared norm under
+    a standard normal prior.
+
+    Args:
+        network: As of :class:`GaussianEncoder`.
+        latent_dim: As of :class:`GaussianEncoder`.
+        features: As of :class:`GaussianEncoder`.
+
+    Example:
+        >>> DeterministicEncoder(MLP(4, hidden=(8,)), latent_dim=2)(torch.zeros(5, 4))
+        Delta(batch_shape=(5,), event_shape=(2,))
+    """
+
+    is_density = False
+
+    def __init__(
+        self,
+        network: nn.Module,
+        latent_dim: int | Sequence[int],
+        *,
+        features: int | None = None,
+    ) -> None:
+        shape = latent_size(latent_dim)
+        super().__init__(network, shape, shape.numel(), features)
+
+    def posterior(self, features: Tensor) -> Distribution:
+        """Return the point."""
+        point = self.params(features).unflatten(1, self.latent_shape)
+        return Delta(point, len(self.latent_shape))

@@ -1,0 +1,60 @@
+"""Several encoders side by side."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tinyvae.distributions import Joint
+from tinyvae.encoders.base import Encoder
+
+__all__ = ["JointEncoder"]
+
+
+class JointEncoder(Encoder):
+    """Independent posteriors of several latents, such as a continuous and a discrete one.
+
+    The latents, flattened side by side, are one vector for the decoder; each is a latent term of
+    its own in the record, with its own KL. The prior is a :class:`~tinyvae.JointPrior` of the same
+    names.
+
+    Args:
+        encoders: Encoders by name, or pairs of name and encoder.
+        network: Module whose output all of them read, instead of x and the context.
+
+    Shape:
+        x: ``(B, *E)``; posterior: ``batch_shape (B,)``, ``event_shape (D,)``.
+
+    Example:
+        >>> style = GaussianEncoder(MLP(8, hidden=(8,)), latent_dim=2)
+        >>> kind = CategoricalEncoder(MLP(8, hidden=(8,)), num_classes=10)
+        >>> encoder = JointEncoder({"style": style, "kind": kind}, network=MLP(4, hidden=(8,)))
+        >>> encoder(torch.zeros(5, 4))
+        Joint(batch_shape=(5,), event_shape=(12,))
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder] | Sequence[tuple[str, Encoder]],
+        network: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        named = dict(encoders)
+        if not named or not all(isinstance(encoder, Encoder) for encoder in named.values()):
+            raise TypeError(f"JointEncoder expects encoders by name, got {encoders!r:.200}")
+        self.network = network
+        self.encoders = nn.ModuleDict(named)
+        width = sum(encoder.latent_shape.numel() for encoder in named.values())
+        self.latent_shape = torch.Size((width,))
+        self.is_density = all(encoder.is_density for encoder in named.values())
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Joint:
+        """Return q(z given x)."""
+        if self.network is not None:
+            x, context = self.network(x) if context is None else self.network(x, context), None
+        return Joint({name: encoder(x, context) for name, encoder in self.encoders.items()})
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal encoder."""
+        return {"encoders": list(self.encoders.items()), "network": self.network}

@@ -1,0 +1,348 @@
+"""What models with latent variables share: a decoder, a likelihood, and one pass."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace as replaced
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tinyvae import compositions
+from tinyvae.distributions import Distribution, Unflattened
+from tinyvae.encoders import Encoder
+from tinyvae.likelihoods import Likelihood
+from tinyvae.record import LatentTerm, LatentVariableModel, VAEOutput
+from tinyvae.scopes import evaluating, frozen
+
+__all__ = ["DecoderModel", "Draw", "PosteriorError", "conditional", "drawn", "expect", "repeated"]
+
+Model = TypeVar("Model", bound="DecoderModel")
+
+# Latents (K, B, *L) for the posterior that an encoder has returned, of batch shape (B,) or (K, B).
+Draw = Callable[[Encoder, Distribution], Tensor]
+
+
+class DecoderModel(LatentVariableModel):
+    """A model whose decoder turns a latent into p(x given z), however the latent came about.
+
+    A model says by :meth:`infer` how latents are drawn given x, and by :meth:`generate` how they
+    are drawn without. Everything else is here.
+
+    Args:
+        parts: The arguments that build it, in their order, by name.
+
+    Attributes:
+        decoder: Any module that maps latents ``(N, *L)`` to the likelihood's parameters
+            ``(N, P, *E)``, or ``(N, *E)`` where ``P`` is 1. It is called with the context as
+            second argument where there is one.
+        likelihood: Module that turns them into p(x given z).
+        latent_shape: Shape of the latent that the decoder reads.
+    """
+
+    decoder: nn.Module
+    likelihood: Likelihood
+    latent_shape: torch.Size
+
+    def __init__(self, parts: Mapping[str, nn.Module | Sequence[nn.Module]]) -> None:
+        super().__init__()
+        owner, such = type(self).__name__, "such as MLP(latent_dim, out_shape=data_shape)"
+        expect(owner, parts["decoder"], nn.Module, "decoder", such)
+        expect(owner, parts["likelihood"], Likelihood, "likelihood", "such as GaussianLikelihood()")
+        self._arguments = tuple(parts)
+        for name, part in parts.items():
+            self.add_module(name, part if isinstance(part, nn.Module) else nn.ModuleList(part))
+
+    @abstractmethod
+    def infer(
+        self, inputs: Tensor, context: Tensor | None, draw: Draw
+    ) -> tuple[tuple[LatentTerm, ...], Tensor]:
+        """Draw latents given what the encoder is fed.
+
+        Args:
+            inputs: What the encoder is fed, ``(B, ...)``.
+            context: What the model is conditioned on, ``(B, ...)``.
+            draw: Called for every posterior in turn.
+
+        Returns:
+            The latent terms, and the latent that the decoder reads, ``(K, B, *L)``.
+        """
+
+    @abstractmethod
+    def generate(self, num_samples: int, context: Tensor | None) -> Tensor:
+        """Draw latents for the decoder of the prior, ``(n, *L)``, or ``(n, B, *L)`` given context.
+
+        (A prior that reads no context is drawn for each row of it.)
+        """
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal model, for its file."""
+        parts = ((name, self.get_submodule(name)) for name in self._arguments)
+        return {n: list(p) if isinstance(p, nn.ModuleList) else p for n, p in parts}
+
+    @property
+    def couples_batch(self) -> bool:
+        """Whether an example's likelihood depends on the others of its batch."""
+        return self.likelihood.couples_batch
+
+    def elements(self, x: Tensor) -> int:
+        """Elements of a datum, or of the decoder's output for it, whichever are more."""
+        return max(super().elements(x), self.likelihood.param_shape(x.shape[1:]).numel())
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        num_samples: int = 1,
+        frozen_posterior: bool = False,
+    ) -> VAEOutput:
+        """Draw ``num_samples`` latents for each of ``x`` ``(B, *E)`` and record the pass.
+
+        Args:
+            x: Data.
+            context: What the model is conditioned on, ``(B, ...)``.
+            mask: Which entries were observed, ``(B, *E)``; those that are NaN were not. The
+                likelihood must be :class:`~tinyvae.Masked` then.
+            num_samples: Number of draws ``K``.
+            frozen_posterior: Score the draws by posteriors that have gradients in the latents, but
+                none in the weights, as in "sticking the landing" (Roeder, Wu, Duvenaud 2017,
+                arXiv:1703.09194).
+        """
+        if num_samples < 1:
+            raise ValueError(f"{type(self).__name__} expects num_samples >= 1, got {num_samples}")
+        x = self._observed(x, mask)
+        inputs = self.likelihood.encoder_input(x)
+        draws: list[Tensor] = []
+
+        def draw(_: Encoder, posterior: Distribution) -> Tensor:
+            draws.append(posterior.sample((num_samples,)[len(posterior.batch_shape) - 1 :]))
+            return draws[-1]
+
+        terms, z = self.infer(inputs, context, draw)
+        if frozen_posterior:
+            again = iter(draws)
+            with frozen(self):
+                scored, _ = self.infer(inputs, context, lambda *_: next(again))
+            pairs = zip(terms, scored, strict=True)
+            terms = tuple(replaced(term, posterior=score.posterior) for term, score in pairs)
+        return self._record(x, terms, z, context)
+
+    def _record(
+        self, x: Tensor, terms: tuple[LatentTerm, ...], z: Tensor, context: Tensor | None
+    ) -> VAEOutput:
+        likelihood = self.decode(z, context)
+        return VAEOutput(terms, likelihood, likelihood.log_prob(x))
+
+    def _observed(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Data as floating-point numbers, NaN where the mask says that they are missing."""
+        if not x.is_floating_point():
+            dtypes = (p.dtype for p in self.parameters() if p.is_floating_point())
+            x = x.to(next(dtypes, torch.get_default_dtype()))
+        return x if mask is None else self.likelihood.with_mask(x, mask)
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Distribution:
+        """Return p(x given z) for ``z`` ``(*S, *L)``; with a context ``(B, ...)``, S ends in B."""
+        params = self._decoder_output(z, context)
+        if params.dtype in (torch.float16, torch.bfloat16):  # of autocast: densities need digits
+            params = params.float()
+        event_ndim = params.dim() - 1 - (self.likelihood.num_params > 1)
+        batch_shape = z.shape[: z.dim() - len(self.latent_shape)]
+        params = params.reshape(*batch_shape, *params.shape[1:])
+        likelihood: Distribution = self.likelihood(params, event_ndim, context)
+        return likelihood
+
+    def _decoder_output(self, z: Tensor, context: Tensor | None) -> Tensor:
+        rows = z.reshape(-1, *self.latent_shape)  # (K * B, *L)
+        if context is None:
+            output: Tensor = self.decoder(rows)
+        else:
+            batch = z.shape[: z.dim() - len(self.latent_shape)]
+            if batch[-1:] != context.shape[:1]:
+                raise ValueError(
+                    f"a context of {len(context)} rows does not fit latents of batch shape "
+                    f"{tuple(batch)}: expected one row per example, the last of these"
+                )
+            output = self.decoder(rows, repeated(context, len(rows)))
+        return output
+
+    def reconstruct(
+        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
+        """Center of p(x given z) at the posterior's center, ``(B, *E)``, without gradients.
+
+        The center is the mean, or of classes without an order the most probable one.
+        """
+        with torch.no_grad():
+            inputs = self.likelihood.encoder_input(self._observed(x, mask))
+            _, z = self.infer(inputs, context, _center)
+            return self.decode(z, context).center()[0]
+
+    def sample(
+        self, num_samples: int, context: Tensor | None = None, *, mean: bool = False
+    ) -> Tensor:
+        """Draw data from the model, without gradients.
+
+        Args:
+            num_samples: Number of draws ``n``.
+            context: What to condition on, ``(B, ...)``.
+            mean: Return the center of p(x given z) at the drawn z instead of a draw: its mean, or
+                of classes without an order the most probable one.
+
+        Returns:
+            ``(n, *E)``, or ``(n, B, *E)`` with a context.
+        """
+        with torch.no_grad():
+            likelihood = self.decode(self.generate(num_samples, context), context)
+            return likelihood.center() if mean else likelihood.sample()
+
+    def check(
+        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> VAEOutput:
+        """Raise, with the remedy, if ``x`` and the parts do not fit together.
+
+        Runs two examples through encoder and decoder, and all of ``x`` through the likelihood's
+        check of its support. Draws nothing and leaves the model as it was.
+
+        Returns:
+            The record of the two examples at their posteriors' centers.
+        """
+        name = type(self).__name__
+        if x.dim() < 2 or len(x) == 0:
+            raise ValueError(f"{name} expects x of shape (B, *E) with B >= 1, got {tuple(x.shape)}")
+        if context is not None and len(context) != len(x):
+            raise ValueError(
+                f"{name} expects one row of context per example, got {len(context)} for {len(x)}"
+            )
+        if mask is not None:
+            x = self._observed(x, mask)
+        in_support = self.likelihood.check_support(x)
+        self.likelihood.check_context(context)
+        two, context = self._observed(x[:2], None), None if context is None else context[:2]
+        with evaluating(self), torch.no_grad():
+            self.likelihood.input_shape(x.shape[1:])
+            inputs = self.likelihood.encoder_input(two)
+            terms, z = _attempt(
+                "encoder", inputs, lambda: self.infer(inputs, context, _checked_center(len(two)))
+            )
+            output = _attempt("decoder", z[0], lambda: self._decoder_output(z, context))
+            expected = self.likelihood.param_shape(x.shape[1:])
+            if not isinstance(output, Tensor) or output.shape[1:] != expected:
+                raise ValueError(
+                    f"{self.likelihood} on data of shape {tuple(x.shape[1:])} needs a decoder that "
+                    f"returns {tuple(expected)} per example, got {_shape(output)}: "
+                    f"give it out_shape={tuple(expected)}"
+                )
+            record = self._record(two, terms, z, context)
+        if in_support is False:
+            record.likelihood.is_density = False
+        return record
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights and composition to one file (safetensors, no pickle), atomically."""
+        compositions.save(self, self.config(), path)
+
+    @classmethod
+    def load(
+        cls: type[Model],
+        path: str | os.PathLike[str],
+        *,
+        parts: Iterable[type[nn.Module]] = (),
+        replace: Mapping[str, nn.Module] | None = None,
+    ) -> Model:
+        """Read a model that :meth:`save` wrote, on the CPU, in evaluation mode.
+
+        Args:
+            path: The file.
+            parts: Your own classes that the file names.
+            replace: Modules for those that are not the library's, by name:
+                ``{"encoder.network": net}``. They take on the file's weights.
+
+        Raises:
+            CheckpointError: If the file is damaged, hostile or does not fit.
+            ValueError: If ``replace`` names a module that the file describes itself.
+        """
+        return compositions.load(cls, path, tuple(parts), replace)
+
+    def extra_repr(self) -> str:
+        """Latent shape, for ``repr``."""
+        return f"latent_shape={tuple(self.latent_shape)}"
+
+
+def conditional(encoder: Encoder, z: Tensor, context: Tensor | None) -> Unflattened:
+    """Density that an encoder gives at each of ``z`` ``(K, B, *L)``."""
+    rows = z.flatten(0, 1)
+    given = None if context is None else repeated(context, len(rows))
+    return Unflattened(encoder(rows, given), z.shape[:2])
+
+
+def drawn(prior: Distribution, num_samples: int, context: Tensor | None) -> Tensor:
+    """Draws ``(n, *L)``, or ``(n, B, *L)`` given context, be it read or not."""
+    batch = () if context is None else (len(context),)
+    missing = batch[len(prior.batch_shape) :]
+    return prior.sample((num_samples, *missing))
+
+
+def expect(owner: str, value: object, cls: type, name: str, remedy: str) -> None:
+    """Raise unless a part is of its kind."""
+    if not isinstance(value, cls):
+        raise TypeError(
+            f"{owner} expects as {name} a {cls.__name__}, got a {type(value).__name__}: {remedy}"
+        )
+
+
+def repeated(context: Tensor, rows: int) -> Tensor:
+    """Context of ``(K, B)`` latents in rows."""
+    return context.repeat(rows // len(context), *[1] * (context.dim() - 1))
+
+
+def _center(_: Encoder, posterior: Distribution) -> Tensor:
+    """One latent per example, ``(1, B, *L)``."""
+    center = posterior.center()
+    return center if len(posterior.batch_shape) == 2 else center.unsqueeze(0)
+
+
+class PosteriorError(TypeError, ValueError):
+    """An encoder returns something else than it promises."""
+
+
+def _checked_center(batch: int) -> Draw:
+    """As :func:`_center`, of what is found to be a posterior of so many examples."""
+
+    def draw(encoder: Encoder, posterior: object) -> Tensor:
+        if not isinstance(posterior, Distribution):
+            raise PosteriorError(
+                f"an encoder must return a Distribution, q(z given x), got a "
+                f"{type(posterior).__name__}: wrap its network as GaussianEncoder(network, "
+                "latent_dim), or return Independent(Normal(mean, log_std), 1)"
+            )
+        fits = posterior.event_shape == encoder.latent_shape
+        if not fits or tuple(posterior.batch_shape) not in ((batch,), (1, batch)):
+            raise PosteriorError(
+                f"the encoder's posterior should have batch_shape {(batch,)} and event_shape "
+                f"latent_shape = {tuple(encoder.latent_shape)}, got {posterior}"
+            )
+        return _center(encoder, posterior)
+
+    return draw
+
+
+def _shape(value: object) -> str:
+    return str(tuple(value.shape[1:])) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _attempt(role: str, value: Tensor, call: Any) -> Any:
+    """Call a part; say which one failed on what."""
+    try:
+        return call()
+    except PosteriorError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"the {role} does not accept a batch of shape {tuple(value.shape)} and {value.dtype}"
+            f" (is its in_shape {tuple(value.shape[1:])}, does it take the context?): {error}"
+        ) from error

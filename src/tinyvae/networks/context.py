@@ -1,0 +1,189 @@
+"""Networks of two inputs: what the model is conditioned on goes beside the data or the latent."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyvae.networks.base import Network
+
+__all__ = ["ConcatContext"]
+
+
+class ConcatContext(Network):
+    """Puts a context beside the input of a network, for a conditional encoder or decoder.
+
+    A network of vectors ``(D + C,)`` gets the input, flattened, and then the context. A network of
+    maps ``(c + C, H, W)`` gets the input and then one constant plane per value of the context. The
+    context is numbers, ``context_dim=C``, or the index of a class, ``num_classes=C``, given to the
+    network as a one-hot row.
+
+    Args:
+        network: The network, built for input and context together.
+        context_dim: Number of values ``C`` of a context, which has a floating-point dtype.
+        num_classes: Number of classes ``C``, which a context of an integer dtype names.
+
+    Shape:
+        x: ``(N, *in_shape)`` with ``in_shape = (D,)`` or ``(c, H, W)``; where it is ``(D,)``, any
+        shape of ``D`` values. context: ``(N, ...)`` of ``C`` values each, or class indices
+        ``(N,)``. Output: ``(N, *network.out_shape)``.
+
+    Raises:
+        TypeError: If ``network`` is no :class:`~tinyvae.Network`, whose shapes are known, or the
+            context's dtype is not the one asked for.
+        ValueError: If there is no context, or it does not fit. Within ``torch.compile``, which
+            cannot look at values, a class that does not exist makes its input NaN instead.
+
+    References:
+        Sohn, Lee, Yan (2015). Learning Structured Output Representation using Deep Conditional
+        Generative Models. NeurIPS, section 4.
+
+    Example:
+        >>> from tinyvae.networks import ConcatContext
+        >>> network = ConcatContext(MLP(28 * 28 + 10, hidden=(400,)), num_classes=10)
+        >>> network(torch.zeros(5, 1, 28, 28), torch.arange(5)).shape
+        torch.Size([5, 400])
+        >>> decoder = ConcatContext(MLP(20 + 3, out_shape=(1, 28, 28)), context_dim=3)
+        >>> decoder(torch.zeros(5, 20), torch.zeros(5, 3)).shape
+        torch.Size([5, 1, 28, 28])
+        >>> ConcatContext(ConvNet((1 + 10, 28, 28)), num_classes=10).in_shape
+        torch.Size([1, 28, 28])
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        context_dim: int | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.context_dim = context_dim
+        self.num_classes = num_classes
+        self._width = _width(context_dim, num_classes)
+        self.in_shape = _room(network, self._width)
+        self.out_shape = network.out_shape
+        self.network = network
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map ``(N, *in_shape)`` and the context of each to ``(N, *out_shape)``."""
+        self.check_input(x)
+        if context is None:
+            raise ValueError(
+                f"ConcatContext expects a context beside x, {self._expected()}, got none: give it "
+                "as context="
+            )
+        if context.shape[:1] != x.shape[:1]:
+            raise ValueError(
+                f"ConcatContext expects one row of context per input, got {tuple(context.shape)} "
+                f"for {len(x)} inputs: repeat it, or pick the rows of these inputs"
+            )
+        values = self._numbers(context) if self.num_classes is None else self._one_hot(context)
+        values = values.to(x.dtype)  # (N, C)
+        if len(self.in_shape) == 3:
+            beside = values[:, :, None, None].expand(-1, -1, *self.in_shape[1:])  # (N, C, H, W)
+        else:
+            x, beside = x.reshape(len(x), *self.in_shape), values
+        output: Tensor = self.network(torch.cat([x, beside], dim=1))
+        return output
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise unless ``x`` is ``(N, *in_shape)``, or has as many values where these are a row."""
+        if len(self.in_shape) == 3:
+            super().check_input(x)
+        elif x.dim() == 0 or x.shape[1:].numel() != self.in_shape.numel():
+            raise ValueError(
+                f"ConcatContext expects inputs of {self.in_shape.numel()} values each, which its "
+                f"{type(self.network).__name__} of in_shape {tuple(self.network.in_shape)} takes "
+                f"beside {self._width} of the context, got {tuple(x.shape)}: build it for these"
+            )
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal network."""
+        return {
+            "network": self.network,
+            "context_dim": self.context_dim,
+            "num_classes": self.num_classes,
+        }
+
+    def extra_repr(self) -> str:
+        """Shapes, for ``repr``."""
+        context = f"{self._width} {'values' if self.num_classes is None else 'classes'}"
+        return f"{tuple(self.in_shape)} and {context} -> {tuple(self.out_shape)}"
+
+    def _expected(self) -> str:
+        if self.num_classes is None:
+            return f"floating-point numbers (N, {self._width})"
+        return f"class indices (N,) of 0 to {self.num_classes - 1}"
+
+    def _numbers(self, context: Tensor) -> Tensor:
+        if not context.is_floating_point():
+            raise TypeError(
+                f"ConcatContext of context_dim = {self._width} expects {self._expected()}, got "
+                f"{context.dtype}: convert numbers, context.float(); for indices of classes build "
+                "it with num_classes= instead"
+            )
+        if context.shape[1:].numel() != self._width:
+            raise ValueError(
+                f"ConcatContext expects a context of {self._width} values per input, got "
+                f"{tuple(context.shape)}: build it with "
+                f"context_dim={context.shape[1:].numel()}, and the network for as many"
+            )
+        return context.reshape(len(context), self._width)
+
+    def _one_hot(self, context: Tensor) -> Tensor:
+        if context.is_floating_point() or context.dim() != 1:
+            raise TypeError(
+                f"ConcatContext of num_classes = {self._width} expects {self._expected()}, got "
+                f"{tuple(context.shape)} of {context.dtype}: give one integer per input; for "
+                "numbers, or rows that are one-hot already, build it with context_dim= instead"
+            )
+        index = context.long()  # 300 is 44 to a byte
+        known = (index >= 0) & (index < self._width)
+        # A compiled step cannot stop to look: NaN in its place, which no one overlooks.
+        if not torch.compiler.is_compiling() and not known.all():
+            row = int((~known).nonzero()[0])
+            raise ValueError(
+                f"ConcatContext expects classes 0 to {self._width - 1}, got {int(index[row])} in "
+                f"row {row} of the context: number them from 0, or build it with more num_classes"
+            )
+        one_hot = index[:, None] == torch.arange(self._width, device=index.device)  # (N, C)
+        return one_hot.float().masked_fill(~known[:, None], torch.nan)
+
+
+def _width(context_dim: int | None, num_classes: int | None) -> int:
+    given = [n for n in (context_dim, num_classes) if n is not None]
+    if len(given) != 1 or given[0] < 1:
+        raise ValueError(
+            "ConcatContext expects one of context_dim >= 1, of numbers, and num_classes >= 1, of "
+            f"class indices, got context_dim = {context_dim} and num_classes = {num_classes}: "
+            "give the one that the context is made of"
+        )
+    return given[0]
+
+
+def _room(network: object, width: int) -> torch.Size:
+    """Shape of what a network takes beside a context of ``width`` values."""
+    if not isinstance(network, Network):
+        raise TypeError(
+            f"ConcatContext expects a Network, got a {type(network).__name__}: of any other module "
+            "the shapes are unknown; let its forward(x, context) join the two itself"
+        )
+    if isinstance(network, ConcatContext):
+        raise TypeError(
+            "ConcatContext expects a network of one input, got a ConcatContext: give one of them "
+            "both contexts, joined"
+        )
+    if len(network.in_shape) not in (1, 3):
+        raise ValueError(
+            f"ConcatContext expects a network of in_shape (D + {width},) or (c + {width}, H, W), "
+            f"got {tuple(network.in_shape)}: build it for one of these"
+        )
+    first, *rest = network.in_shape
+    if first <= width:
+        raise ValueError(
+            f"ConcatContext of a network of in_shape {tuple(network.in_shape)} has no room for an "
+            f"input beside a context of {width} values: build the network for both together, "
+            f"in_shape = {(f'inputs + {width}', *rest)}"
+        )
+    return torch.Size((first - width, *rest))

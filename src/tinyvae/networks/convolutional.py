@@ -1,0 +1,179 @@
+"""Convolutions of stride 2 and their mirror image."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tinyvae.networks.base import (
+    Activation,
+    Network,
+    activation_class,
+    channel_sizes,
+    group_norm,
+    halvings,
+    image_shape,
+    output_shape,
+    positive_shape,
+    seed_input,
+    seed_layers,
+)
+
+__all__ = ["ConvNet", "TransposedConvNet"]
+
+
+class ConvNet(Network):
+    """Convolutions of stride 2, each of which halves height and width (rounded up).
+
+    Args:
+        in_shape: ``(C, H, W)``, any sizes.
+        channels: Output channels of the convolutions.
+        kernel_size: An odd kernel size.
+        activation: Class of the activation after every convolution.
+        normalise: Whether GroupNorm comes before every activation. It acts alike in training and
+            evaluation mode, and on each example by itself. A map of one value goes without.
+
+    Shape:
+        ``(N, C, H, W)`` to ``(N, channels[-1], h, w)``.
+
+    Example:
+        >>> ConvNet((1, 28, 20), channels=(16, 32))(torch.zeros(5, 1, 28, 20)).shape
+        torch.Size([5, 32, 7, 5])
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        channels: Sequence[int] = (32, 64),
+        *,
+        kernel_size: int = 3,
+        activation: Activation = nn.ReLU,
+        normalise: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_shape = image_shape(in_shape, "ConvNet in_shape")
+        self.channels = channel_sizes(channels, "ConvNet")
+        self.kernel_size = _odd(kernel_size, "ConvNet")
+        self.activation = activation_class(activation)
+        self.normalise = normalise
+        sizes = halvings(self.in_shape[1:], len(self.channels))
+        channel_steps = pairwise((self.in_shape[0], *self.channels))
+        layers: list[nn.Module] = []
+        for (n_in, n_out), size in zip(channel_steps, sizes[1:], strict=True):
+            convolution = nn.Conv2d(n_in, n_out, kernel_size, stride=2, padding=kernel_size // 2)
+            norm = [group_norm(n_out, size)] if normalise else []
+            layers += [convolution, *norm, activation()]
+        self.layers = nn.Sequential(*layers)
+        self.out_shape = torch.Size((self.channels[-1], *sizes[-1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)`` to ``(N, *out_shape)``."""
+        self.check_input(x)
+        output: Tensor = self.layers(x)
+        return output
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal network."""
+        return {
+            "in_shape": self.in_shape,
+            "channels": self.channels,
+            "kernel_size": self.kernel_size,
+            "activation": self.activation,
+            "normalise": self.normalise,
+        }
+
+
+class TransposedConvNet(Network):
+    """A linear layer, then transposed convolutions of stride 2 up to an image of any size.
+
+    The mirror image of :class:`ConvNet` with the channels in reverse: heights and widths are those
+    that halving (rounded up) passes through, so odd sizes come out exactly.
+
+    Where the input is a map ``(C, h, w)`` of the height and width that these halvings end in, as a
+    spatial latent is, a 1x1 convolution takes the linear layer's place, so that all layers are
+    convolutions. Of an input of any other shape the first layer is linear.
+
+    Args:
+        in_shape: Shape of one input; flattened first, if it is not a map as above.
+        out_shape: ``(C, H, W)``, or parameters first ``(P, C, H, W)``.
+        channels: Input channels of the transposed convolutions.
+        kernel_size: An odd kernel size.
+        activation: Class of the activation before every transposed convolution.
+        normalise: Whether GroupNorm comes before every activation. It acts alike in training and
+            evaluation mode, and on each example by itself. A map of one value goes without.
+
+    Shape:
+        ``(N, *in_shape)`` to ``(N, *out_shape)``.
+
+    Example:
+        >>> TransposedConvNet(8, (2, 1, 27, 20), channels=(32, 16))(torch.zeros(5, 8)).shape
+        torch.Size([5, 2, 1, 27, 20])
+        >>> spatial = TransposedConvNet((4, 7, 5), (1, 27, 20), channels=(32, 16))
+        >>> spatial.layers[0]
+        Conv2d(4, 32, kernel_size=(1, 1), stride=(1, 1))
+    """
+
+    def __init__(
+        self,
+        in_shape: int | Sequence[int],
+        out_shape: Sequence[int],
+        channels: Sequence[int] = (64, 32),
+        *,
+        kernel_size: int = 3,
+        activation: Activation = nn.ReLU,
+        normalise: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_shape = positive_shape(in_shape, "TransposedConvNet in_shape")
+        self.out_shape = output_shape(out_shape, "TransposedConvNet")
+        self.channels = channel_sizes(channels, "TransposedConvNet")
+        self.kernel_size = _odd(kernel_size, "TransposedConvNet")
+        self.activation = activation_class(activation)
+        self.normalise = normalise
+        sizes = halvings(self.out_shape[-2:], len(self.channels))[::-1]
+        layers = seed_layers(self.in_shape, (self.channels[0], *sizes[0]))
+        channel_steps = pairwise((*self.channels, self.out_shape[:-2].numel()))
+        for (n_in, n_out), ((h, w), (next_h, next_w)) in zip(
+            channel_steps, pairwise(sizes), strict=True
+        ):
+            # Stride 2 maps n to 2 n - 1 + output_padding: the padding says which of the two sizes
+            # that halve to n is meant.
+            output_padding = (next_h - 2 * h + 1, next_w - 2 * w + 1)
+            layers += [
+                *([group_norm(n_in, (h, w))] if normalise else []),
+                activation(),
+                nn.ConvTranspose2d(
+                    n_in,
+                    n_out,
+                    kernel_size,
+                    stride=2,
+                    padding=kernel_size // 2,
+                    output_padding=output_padding,
+                ),
+            ]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map ``(N, *in_shape)`` to ``(N, *out_shape)``."""
+        self.check_input(z)
+        output: Tensor = self.layers(seed_input(self.layers, z))
+        return output.view(-1, *self.out_shape)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal network."""
+        return {
+            "in_shape": self.in_shape,
+            "out_shape": self.out_shape,
+            "channels": self.channels,
+            "kernel_size": self.kernel_size,
+            "activation": self.activation,
+            "normalise": self.normalise,
+        }
+
+
+def _odd(kernel_size: int, name: str) -> int:
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"{name} expects an odd kernel_size, got {kernel_size}")
+    return kernel_size

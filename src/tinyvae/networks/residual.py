@@ -1,0 +1,224 @@
+r"""Residual networks of convolutions.
+
+.. math:: x \mapsto x + f(x)
+
+where f is normalisation, activation and convolution, twice (He and others, 2016, the
+"pre-activation" order). The last convolution of f starts at zero, so that a block starts as the
+identity and a deep network no harder to train than a shallow one.
+
+Normalisation is GroupNorm, which acts alike in training and in evaluation mode and on each example
+by itself; batch normalisation would do neither.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tinyvae.networks.base import (
+    Activation,
+    Network,
+    activation_class,
+    channel_sizes,
+    group_norm,
+    halvings,
+    image_shape,
+    output_shape,
+    positive_shape,
+    seed_input,
+    seed_layers,
+)
+
+__all__ = ["ResNet", "ResidualBlock", "TransposedResNet"]
+
+
+class ResidualBlock(nn.Module):
+    """``x + f(x)`` on maps of one shape, the identity until it is trained.
+
+    Args:
+        channels: Channels of the map.
+        size: Its height and width.
+        activation: Class of the activation.
+
+    Shape:
+        ``(N, channels, *size)`` to the same.
+
+    References:
+        He, Zhang, Ren, Sun (2016). Identity Mappings in Deep Residual Networks. arXiv:1603.05027.
+        Zhang, Dauphin, Ma (2019). Fixup Initialization. arXiv:1901.09321, section 3 (zeros).
+    """
+
+    def __init__(self, channels: int, size: tuple[int, int], activation: Activation) -> None:
+        super().__init__()
+        last = _convolution(channels, channels)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+        self.layers = nn.Sequential(
+            group_norm(channels, size),
+            activation(),
+            _convolution(channels, channels),
+            group_norm(channels, size),
+            activation(),
+            last,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add f(x) to ``x``."""
+        change: Tensor = self.layers(x)
+        return x + change
+
+
+class ResNet(Network):
+    """Convolutions of stride 2, each followed by residual blocks: an encoder's network.
+
+    Each step halves height and width (rounded up), as in :class:`ConvNet`. GroupNorm and an
+    activation end it. GroupNorm acts alike in training and evaluation mode, and on each example by
+    itself.
+
+    Args:
+        in_shape: ``(C, H, W)``, any sizes.
+        channels: Channels after each halving.
+        blocks: Residual blocks after each halving.
+        activation: Class of the activation.
+
+    Shape:
+        ``(N, C, H, W)`` to ``(N, channels[-1], h, w)``.
+
+    References:
+        He, Zhang, Ren, Sun (2016). Identity Mappings in Deep Residual Networks. arXiv:1603.05027.
+        Wu, He (2018). Group Normalization. arXiv:1803.08494.
+
+    Example:
+        >>> from tinyvae.networks import ResNet
+        >>> ResNet((3, 28, 20), channels=(16, 32), blocks=2)(torch.zeros(5, 3, 28, 20)).shape
+        torch.Size([5, 32, 7, 5])
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        channels: Sequence[int] = (32, 64),
+        *,
+        blocks: int = 1,
+        activation: Activation = nn.SiLU,
+    ) -> None:
+        super().__init__()
+        self.in_shape = image_shape(in_shape, "ResNet in_shape")
+        self.channels = channel_sizes(channels, "ResNet")
+        self.blocks = _at_least_one(blocks, "ResNet", "ConvNet")
+        self.activation = activation_class(activation)
+        sizes = halvings(self.in_shape[1:], len(self.channels))
+        channel_steps = pairwise((self.in_shape[0], *self.channels))
+        layers: list[nn.Module] = []
+        for (n_in, n_out), size in zip(channel_steps, sizes[1:], strict=True):
+            layers.append(_convolution(n_in, n_out, stride=2))
+            layers += [ResidualBlock(n_out, size, activation) for _ in range(blocks)]
+        layers += [group_norm(self.channels[-1], sizes[-1]), activation()]
+        self.layers = nn.Sequential(*layers)
+        self.out_shape = torch.Size((self.channels[-1], *sizes[-1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)`` to ``(N, *out_shape)``."""
+        self.check_input(x)
+        output: Tensor = self.layers(x)
+        return output
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal network."""
+        return {
+            "in_shape": self.in_shape,
+            "channels": self.channels,
+            "blocks": self.blocks,
+            "activation": self.activation,
+        }
+
+
+class TransposedResNet(Network):
+    """Residual blocks, each step followed by a doubling, up to an image of any size.
+
+    The mirror image of :class:`ResNet` with the channels in reverse: heights and widths are those
+    that halving (rounded up) passes through, so odd sizes come out exactly. A doubling repeats
+    pixels (nearest neighbour) and convolves them, which leaves no chequerboard. GroupNorm acts
+    alike in training and evaluation mode, and on each example by itself.
+
+    The first layer is linear; where the input is a map ``(C, h, w)`` of the height and width that
+    the halvings end in, as a spatial latent is, it is a 1x1 convolution, so that all layers are
+    convolutions. The last one, ``layers[-1]``, is a convolution with a bias.
+
+    Args:
+        in_shape: Shape of one input; flattened first, if it is not a map as above.
+        out_shape: ``(C, H, W)``, or parameters first ``(P, C, H, W)``.
+        channels: Channels before each doubling; those of the last one stay up to the last layer.
+        blocks: Residual blocks before each doubling.
+        activation: Class of the activation.
+
+    Shape:
+        ``(N, *in_shape)`` to ``(N, *out_shape)``.
+
+    References:
+        He, Zhang, Ren, Sun (2016). Identity Mappings in Deep Residual Networks. arXiv:1603.05027.
+        Odena, Dumoulin, Olah (2016). Deconvolution and Checkerboard Artifacts. Distill.
+
+    Example:
+        >>> from tinyvae.networks import TransposedResNet
+        >>> TransposedResNet(8, (2, 1, 27, 20), channels=(32, 16))(torch.zeros(5, 8)).shape
+        torch.Size([5, 2, 1, 27, 20])
+        >>> TransposedResNet((4, 7, 5), (1, 27, 20), channels=(32, 16)).layers[0]
+        Conv2d(4, 32, kernel_size=(1, 1), stride=(1, 1))
+    """
+
+    def __init__(
+        self,
+        in_shape: int | Sequence[int],
+        out_shape: Sequence[int],
+        channels: Sequence[int] = (64, 32),
+        *,
+        blocks: int = 1,
+        activation: Activation = nn.SiLU,
+    ) -> None:
+        super().__init__()
+        self.in_shape = positive_shape(in_shape, "TransposedResNet in_shape")
+        self.out_shape = output_shape(out_shape, "TransposedResNet")
+        self.channels = channel_sizes(channels, "TransposedResNet")
+        self.blocks = _at_least_one(blocks, "TransposedResNet", "TransposedConvNet")
+        self.activation = activation_class(activation)
+        sizes = halvings(self.out_shape[-2:], len(self.channels))[::-1]
+        layers = seed_layers(self.in_shape, (self.channels[0], *sizes[0]))
+        channel_steps = pairwise((*self.channels, self.channels[-1]))
+        for (n_in, n_out), (size, next_size) in zip(channel_steps, pairwise(sizes), strict=True):
+            layers += [ResidualBlock(n_in, size, activation) for _ in range(blocks)]
+            layers += [nn.Upsample(next_size), _convolution(n_in, n_out)]
+        layers += [
+            group_norm(self.channels[-1], sizes[-1]),
+            activation(),
+            _convolution(self.channels[-1], self.out_shape[:-2].numel()),
+        ]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map ``(N, *in_shape)`` to ``(N, *out_shape)``."""
+        self.check_input(z)
+        output: Tensor = self.layers(seed_input(self.layers, z))
+        return output.view(-1, *self.out_shape)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal network."""
+        return {
+            "in_shape": self.in_shape,
+            "out_shape": self.out_shape,
+            "channels": self.channels,
+            "blocks": self.blocks,
+            "activation": self.activation,
+        }
+
+
+def _convolution(n_in: int, n_out: int, *, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1)
+
+
+def _at_least_one(blocks: int, name: str, plain: str) -> int:
+    if blocks < 1:
+        raise ValueError(f"{name} expects blocks >= 1, got {blocks}: {plain} has none")
+    return blocks

@@ -1,0 +1,200 @@
+"""What a prior is, and the plain ones."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from tinyvae.distributions import Distribution, Independent, Joint, Laplace, Normal, SphereUniform
+from tinyvae.encoders import Encoder
+
+__all__ = [
+    "ConditionalPrior",
+    "JointPrior",
+    "PosteriorOf",
+    "Prior",
+    "SphereUniformPrior",
+    "StandardLaplace",
+    "StandardNormal",
+]
+
+
+# An encoder, or what stands for one: called as ``encoder(inputs, context)``.
+PosteriorOf: TypeAlias = Callable[..., Distribution]
+
+
+class Prior(nn.Module, ABC):
+    """A module whose ``forward`` returns p(z), or p(z given context).
+
+    Attributes:
+        latent_shape: Shape of one latent.
+    """
+
+    latent_shape: torch.Size
+
+    @abstractmethod
+    def forward(
+        self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
+    ) -> Distribution:
+        """Return the prior; ``encoder`` is the VAE's, for priors that are made of posteriors."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal prior, for a model's file."""
+
+    def extra_repr(self) -> str:
+        """Latent shape, for ``repr``."""
+        return f"{tuple(self.latent_shape)}"
+
+
+class _ConstantPrior(Prior):
+    """A prior without parameters."""
+
+    zero: Tensor
+
+    def __init__(self, latent_shape: int | Sequence[int]) -> None:
+        super().__init__()
+        shape = (latent_shape,) if isinstance(latent_shape, int) else latent_shape
+        self.latent_shape = torch.Size(shape)
+        # A buffer follows the module's device and dtype; it needs no place in a file.
+        self.register_buffer("zero", torch.zeros(()), persistent=False)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal prior."""
+        return {"latent_shape": self.latent_shape}
+
+
+class StandardNormal(_ConstantPrior):
+    r"""Standard normal prior :math:`p(z) = \mathcal{N}(0, I)`.
+
+    Args:
+        latent_shape: Shape of one latent.
+
+    Example:
+        >>> StandardNormal(2)().log_prob(torch.zeros(2))  # -log(2 pi)
+        tensor(-1.8379)
+    """
+
+    def forward(
+        self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
+    ) -> Independent:
+        """Return N(0, I) over one latent, whatever the context."""
+        zero = self.zero.expand(self.latent_shape)
+        return Independent(Normal(zero, zero), len(self.latent_shape))
+
+
+class StandardLaplace(_ConstantPrior):
+    """Prior of independent Laplace elements with mean 0 and scale 1.
+
+    Args:
+        latent_shape: Shape of one latent.
+
+    Example:
+        >>> StandardLaplace(2)().log_prob(torch.zeros(2))  # -2 log 2
+        tensor(-1.3863)
+    """
+
+    def forward(
+        self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
+    ) -> Independent:
+        """Return the prior, whatever the context."""
+        zero = self.zero.expand(self.latent_shape)
+        return Independent(Laplace(zero, zero), len(self.latent_shape))
+
+
+class SphereUniformPrior(_ConstantPrior):
+    r"""Uniform prior on the unit sphere.
+
+    Args:
+        latent_shape: Number of coordinates :math:`D \ge 2`.
+
+    References:
+        Davidson, Falorsi, De Cao, Kipf, Tomczak (2018). Hyperspherical Variational Auto-Encoders.
+        arXiv:1804.00891.
+
+    Example:
+        >>> SphereUniformPrior(2)().log_prob(torch.tensor([0.0, 1.0]))  # -log(2 pi)
+        tensor(-1.8379)
+    """
+
+    def __init__(self, latent_shape: int | Sequence[int]) -> None:
+        super().__init__(latent_shape)
+        if len(self.latent_shape) != 1 or self.latent_shape[0] < 2:
+            raise ValueError(
+                f"SphereUniformPrior expects vectors of 2 or more, got {tuple(self.latent_shape)}"
+            )
+
+    def forward(
+        self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
+    ) -> SphereUniform:
+        """Return the uniform distribution, whatever the context."""
+        return SphereUniform(self.zero.expand(self.latent_shape))
+
+
+class ConditionalPrior(Prior):
+    """Prior given the context, p(z given c): any encoder, of c.
+
+    Args:
+        encoder: Encoder whose input is the context.
+
+    Example:
+        >>> prior = ConditionalPrior(GaussianEncoder(MLP(10, hidden=(32,)), latent_dim=2))
+        >>> prior(torch.eye(10)[:3])
+        Independent(Normal, batch_shape=(3,), event_shape=(2,))
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        if not isinstance(encoder, Encoder):
+            raise TypeError(
+                f"ConditionalPrior expects an encoder of the context, got a "
+                f"{type(encoder).__name__}: wrap a network, GaussianEncoder(network, latent_dim)"
+            )
+        self.encoder = encoder
+        self.latent_shape = encoder.latent_shape
+
+    def forward(
+        self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
+    ) -> Distribution:
+        """Return p(z given context), ``batch_shape = (B,)``."""
+        if context is None:
+            raise ValueError("ConditionalPrior got no context: give it, context=")
+        prior: Distribution = self.encoder(context)
+        return prior
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal prior."""
+        return {"encoder": self.encoder}
+
+
+class JointPrior(Prior):
+    """Independent priors of several latents, as :class:`~tinyvae.JointEncoder`.
+
+    Args:
+        priors: Priors by name, or pairs of name and prior.
+
+    Example:
+        >>> JointPrior({"style": StandardNormal(2), "kind": CategoricalPrior(10)})()
+        Joint(batch_shape=(), event_shape=(12,))
+    """
+
+    def __init__(self, priors: Mapping[str, Prior] | Sequence[tuple[str, Prior]]) -> None:
+        super().__init__()
+        named = dict(priors)
+        if not named or not all(isinstance(prior, Prior) for prior in named.values()):
+            raise TypeError(f"JointPrior expects priors by name, got {priors!r:.200}")
+        self.priors = nn.ModuleDict(named)
+        width = sum(prior.latent_shape.numel() for prior in named.values())
+        self.latent_shape = torch.Size((width,))
+
+    def forward(
+        self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
+    ) -> Joint:
+        """Return the priors side by side."""
+        return Joint({name: prior(context) for name, prior in self.priors.items()})
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal prior."""
+        return {"priors": list(self.priors.items())}

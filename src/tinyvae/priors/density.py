@@ -1,0 +1,137 @@
+"""A density fitted to the aggregate posterior after training."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyvae.distributions import Affine
+from tinyvae.priors.base import PosteriorOf, Prior
+from tinyvae.priors.learned import FullGaussianPrior, MixturePrior
+
+__all__ = ["LatentDensity"]
+
+# Of a component, in standard deviations of all latents: one on a single latent would have none.
+LEAST_STD = 1e-2
+
+
+class LatentDensity(Prior):
+    r"""A density of latents that were drawn, in place of the prior after training.
+
+    Data drawn from a VAE are as good as its prior is close to the aggregate posterior
+    :math:`q(z) = \mathbb{E}_{x} [q(z \mid x)]`; a deterministic encoder has no other prior.
+    Put one in its place: ``vae.prior = LatentDensity.fit(vae.encode(x).sample(), prior)``.
+
+    Args:
+        density: Density of the standardised latents. It is made for :meth:`fit`, which standardises
+            and fits.
+
+    References:
+        Ghosh, Sajjadi, Vergari, Black, Schoelkopf (2020). From Variational to Deterministic
+        Autoencoders. arXiv:1903.12436, section 4 (ex-post density estimation).
+
+    Example:
+        >>> z = vae.encode(x).sample()
+        >>> vae.prior = LatentDensity.fit(z, MixturePrior(2, num_components=2))
+        >>> vae.sample(5).shape
+        torch.Size([5, 4])
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, density: Prior) -> None:
+        super().__init__()
+        self.density = density
+        self.latent_shape = density.latent_shape
+        self.register_buffer("shift", torch.zeros(self.latent_shape))
+        self.register_buffer("scale", torch.ones(self.latent_shape))
+
+    @classmethod
+    def fit(
+        cls, z: Tensor, density: Prior, *, steps: int = 2000, learning_rate: float = 2e-3
+    ) -> "LatentDensity":
+        """Fit by maximum likelihood.
+
+        A :class:`FullGaussianPrior` in closed form, a :class:`MixturePrior` by expectation
+        maximisation, any other prior by Adam on mini-batches. Draws from torch's default generator.
+
+        Args:
+            z: Latents ``(N, *L)``, draws from the posteriors of the training data.
+            density: The prior to fit, in place.
+            steps: Most steps of the fit.
+            learning_rate: Of Adam, annealed to zero along a cosine.
+        """
+        if z.shape[1:] != density.latent_shape or len(z) < 2:
+            raise ValueError(
+                f"LatentDensity.fit expects two or more latents (N, *{tuple(density.latent_shape)})"
+                f", got {tuple(z.shape)}: z = vae.encode(x).sample()"
+            )
+        fitted = cls(density).to(z)
+        z = z.detach()
+        fitted.shift, fitted.scale = z.mean(0), z.std(0, correction=0)
+        if not (fitted.scale > 0).all():
+            raise ValueError("LatentDensity.fit got latents of which a dimension never varies")
+        y = (z - fitted.shift) / fitted.scale
+        if isinstance(density, FullGaussianPrior):
+            _fit_gaussian(density, y)
+        elif isinstance(density, MixturePrior):
+            _fit_mixture(density, y, steps)
+        else:
+            _fit_by_gradient(density, y, steps, learning_rate)
+        return fitted.requires_grad_(False)
+
+    def forward(
+        self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
+    ) -> Affine:
+        """Return the density, whatever the context."""
+        return Affine(self.density(), self.shift, self.scale)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal prior, but for what was fitted."""
+        return {"density": self.density}
+
+
+def _fit_gaussian(density: FullGaussianPrior, y: Tensor) -> None:
+    factor = torch.linalg.cholesky(y.T @ y / len(y))  # y is centred
+    density.mean.data = torch.zeros_like(density.mean)
+    density.log_diagonal.data = factor.diagonal().log()
+    density.lower.data = factor
+
+
+def _fit_mixture(density: MixturePrior, y: Tensor, steps: int) -> None:
+    """Expectation maximisation, until the mean log-likelihood no longer rises."""
+    flat = y.flatten(1)
+    centers = flat[torch.randperm(len(y), device="cpu")[: density.num_components].to(y.device)]
+    means, log_std = centers.clone(), torch.zeros_like(centers)
+    weights = flat.new_full((len(centers),), 1 / len(centers))
+    latest = -math.inf
+    for _ in range(steps):
+        standardised = (flat.unsqueeze(1) - means) * torch.exp(-log_std)  # (N, M, D)
+        joint = weights.log() - (0.5 * standardised.square() + log_std).sum(2)
+        evidence = joint.logsumexp(1).mean().item()
+        if evidence < latest + 1e-7:
+            break
+        latest = evidence
+        shares = joint.softmax(1)  # (N, M)
+        mass = shares.sum(0).clamp(min=1e-12).unsqueeze(1)
+        means = shares.T @ flat / mass
+        spread = (shares.T @ flat.square()) / mass - means.square()
+        log_std = 0.5 * spread.clamp(min=LEAST_STD**2).log()
+        weights = mass.squeeze(1) / len(y)
+    density.logits.data = weights.log()
+    density.means.data = means.reshape(density.means.shape)
+    density.log_std.data = log_std.reshape(density.log_std.shape)
+
+
+def _fit_by_gradient(density: Prior, y: Tensor, steps: int, learning_rate: float) -> None:
+    optimizer = torch.optim.Adam(density.parameters(), learning_rate)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        rows = torch.randint(len(y), (min(256, len(y)),), device="cpu").to(y.device)
+        loss = -density().log_prob(y[rows]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()

@@ -1,0 +1,217 @@
+"""Priors with parameters of their own, trained with the model."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tinyvae.distributions import (
+    FullNormal,
+    GumbelSoftmax,
+    Independent,
+    Mixture,
+    Normal,
+    OneHotCategorical,
+)
+from tinyvae.encoders.base import latent_size
+from tinyvae.priors.base import PosteriorOf, Prior
+
+__all__ = [
+    "CategoricalPrior",
+    "FullGaussianPrior",
+    "GaussianPrior",
+    "GumbelSoftmaxPrior",
+    "MixturePrior",
+]
+
+
+class GaussianPrior(Prior):
+    """Gaussian prior with a learned mean and diagonal covariance; at first N(0, I).
+
+    Args:
+        latent_shape: Shape of one latent.
+
+    Example:
+        >>> GaussianPrior(2)()
+        Independent(Normal, batch_shape=(), event_shape=(2,))
+    """
+
+    def __init__(self, latent_shape: int | Sequence[int]) -> None:
+        super().__init__()
+        self.latent_shape = latent_size(latent_shape)
+        self.mean = nn.Parameter(torch.zeros(self.latent_shape))
+        self.log_std = nn.Parameter(torch.zeros(self.latent_shape))
+
+    def forward(
+        self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
+    ) -> Independent:
+        """Return the prior, whatever the context."""
+        return Independent(Normal(self.mean, self.log_std), len(self.latent_shape))
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal prior."""
+        return {"latent_shape": self.latent_shape}
+
+
+class FullGaussianPrior(Prior):
+    """Gaussian prior with a learned mean and covariance; at first N(0, I).
+
+    Args:
+        latent_dim: Number of latent dimensions.
+
+    Example:
+        >>> FullGaussianPrior(2)()
+        FullNormal(batch_shape=(), event_shape=(2,))
+    """
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.latent_shape = latent_size(latent_dim)
+        self.mean = nn.Parameter(torch.zeros(latent_dim))
+        self.log_diagonal = nn.Parameter(torch.zeros(latent_dim))
+        self.lower = nn.Parameter(torch.zeros(latent_dim, latent_dim))
+
+    def forward(
+        self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
+    ) -> FullNormal:
+        """Return the prior, whatever the context."""
+        return FullNormal(self.mean, self.log_diagonal, self.lower)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal prior."""
+        return {"latent_dim": self.latent_shape[0]}
+
+
+class MixturePrior(Prior):
+    r"""Mixture of Gaussians with diagonal covariances, all of it learned.
+
+    .. math:: p(z) = \textstyle\sum_m \pi_m \, \mathcal{N}(z \mid \mu_m, \operatorname{diag} s_m^2)
+
+    Args:
+        latent_shape: Shape of one latent.
+        num_components: Number of components ``M``.
+
+    Example:
+        >>> MixturePrior(2, num_components=10)()
+        Mixture(batch_shape=(), event_shape=(2,))
+    """
+
+    def __init__(self, latent_shape: int | Sequence[int], num_components: int) -> None:
+        super().__init__()
+        if num_components < 1:
+            raise ValueError(f"MixturePrior expects num_components >= 1, got {num_components}")
+        self.latent_shape = latent_size(latent_shape)
+        self.num_components = num_components
+        self.logits = nn.Parameter(torch.zeros(num_components))
+        self.means = nn.Parameter(torch.randn(num_components, *self.latent_shape))
+        self.log_std = nn.Parameter(torch.zeros(num_components, *self.latent_shape))
+
+    def forward(
+        self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
+    ) -> Mixture:
+        """Return the prior, whatever the context."""
+        components = Independent(Normal(self.means, self.log_std), len(self.latent_shape))
+        return Mixture(self.logits, components)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal prior."""
+        return {"latent_shape": self.latent_shape, "num_components": self.num_components}
+
+
+class _ClassPrior(Prior):
+    """A prior of one-hot latents or relaxed ones, ``(C, *S)``."""
+
+    logits: Tensor
+
+    def __init__(self, num_classes: int, num_variables: int | Sequence[int], learned: bool) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"{type(self).__name__} expects num_classes >= 2, got {num_classes}")
+        self.latent_shape = torch.Size((num_classes, *latent_size(num_variables)))
+        self.learned = learned
+        logits = torch.zeros(self.latent_shape)
+        if learned:
+            self.logits = nn.Parameter(logits)
+        else:
+            self.register_buffer("logits", logits)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal prior."""
+        num_classes, *variables = self.latent_shape
+        return {
+            "num_classes": num_classes,
+            "num_variables": variables[0] if len(variables) == 1 else tuple(variables),
+            "learned": self.learned,
+        }
+
+
+class CategoricalPrior(_ClassPrior):
+    """Independent categorical priors of one-hot latents, uniform at first.
+
+    Args:
+        num_classes: Number of classes :math:`C`.
+        num_variables: Number of variables, or their shape ``S``.
+        learned: Whether the probabilities are trained with the model.
+
+    Example:
+        >>> CategoricalPrior(10)().log_prob(torch.eye(10)[:2, :, None])  # -log(10)
+        tensor([-2.3026, -2.3026])
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_variables: int | Sequence[int] = 1,
+        *,
+        learned: bool = False,
+    ) -> None:
+        super().__init__(num_classes, num_variables, learned)
+
+    def forward(
+        self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
+    ) -> OneHotCategorical:
+        """Return the prior, whatever the context."""
+        return OneHotCategorical(self.logits, len(self.latent_shape))
+
+
+class GumbelSoftmaxPrior(_ClassPrior):
+    """Independent Gumbel-softmax priors of relaxed classes, symmetric at first.
+
+    Args:
+        num_classes: Number of classes :math:`C`.
+        num_variables: Number of variables, or their shape ``S``.
+        temperature: Low ones are nearly one-hot.
+        learned: Whether the logits are trained with the model.
+
+    References:
+        Maddison, Mnih, Teh (2017). The Concrete Distribution. arXiv:1611.00712.
+
+    Example:
+        >>> GumbelSoftmaxPrior(10)()
+        GumbelSoftmax(batch_shape=(), event_shape=(10, 1))
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_variables: int | Sequence[int] = 1,
+        *,
+        temperature: float = 0.5,
+        learned: bool = False,
+    ) -> None:
+        super().__init__(num_classes, num_variables, learned)
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"GumbelSoftmaxPrior expects temperature > 0, got {temperature}")
+        self.temperature = temperature
+
+    def forward(
+        self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
+    ) -> GumbelSoftmax:
+        """Return the prior, whatever the context."""
+        return GumbelSoftmax(self.logits, len(self.latent_shape), self.temperature)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal prior."""
+        return super().config() | {"temperature": self.temperature}

@@ -1,0 +1,124 @@
+r"""The VampPrior: a mixture of the model's own posteriors.
+
+.. math:: p(z) = \textstyle\sum_k \pi_k \, q(z \mid u_k)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tinyvae.distributions import Mixture
+from tinyvae.encoders import Encoder
+from tinyvae.encoders.base import latent_size
+from tinyvae.priors.base import PosteriorOf, Prior
+
+__all__ = ["VampPrior"]
+
+
+class VampPrior(Prior):
+    r"""Mixture of posteriors at learned pseudo-inputs :math:`u_k`; the encoder is the VAE's.
+
+    Made by :meth:`from_data`, it starts from examples.
+
+    Args:
+        latent_shape: Shape of one latent.
+        input_shape: Shape of what the encoder is fed for one datum.
+        num_components: Number of pseudo-inputs.
+        context_shape: Shape of one row of context, where the encoder reads one: each pseudo-input
+            has a row of its own.
+        learned_weights: Whether the weights :math:`\pi_k` are learned instead of equal.
+
+    References:
+        Tomczak, Welling (2018). VAE with a VampPrior. arXiv:1705.07120.
+
+    Example:
+        >>> encoder = GaussianEncoder(MLP(4, hidden=(8,)), latent_dim=2)
+        >>> prior = VampPrior.from_data(encoder, x, num_components=3)
+        >>> VAE(encoder, MLP(2, out_shape=4), BernoulliLikelihood(), prior).sample(5).shape
+        torch.Size([5, 4])
+    """
+
+    logits: nn.Parameter | None
+    contexts: Tensor | None
+
+    def __init__(
+        self,
+        latent_shape: int | Sequence[int],
+        input_shape: int | Sequence[int],
+        num_components: int = 500,
+        *,
+        context_shape: Sequence[int] | None = None,
+        learned_weights: bool = False,
+    ) -> None:
+        super().__init__()
+        if num_components < 1:
+            raise ValueError(f"VampPrior expects num_components >= 1, got {num_components}")
+        self.latent_shape = latent_size(latent_shape)
+        self.input_shape = latent_size(input_shape)
+        self.context_shape = None if context_shape is None else torch.Size(context_shape)
+        self.learned_weights = learned_weights
+        self.inputs = nn.Parameter(0.1 * torch.randn(num_components, *self.input_shape))
+        context = None if context_shape is None else torch.zeros(num_components, *context_shape)
+        self.register_buffer("contexts", context)
+        logits = nn.Parameter(torch.zeros(num_components)) if learned_weights else None
+        self.register_parameter("logits", logits)
+
+    @classmethod
+    def from_data(
+        cls,
+        encoder: Encoder,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        num_components: int = 500,
+        learned_weights: bool = False,
+    ) -> "VampPrior":
+        """Start from examples, chosen at random without replacement.
+
+        Args:
+            encoder: The VAE's encoder.
+            x: What it is fed, ``(N, *E)``: data, or ``likelihood.encoder_input(data)``.
+            context: What it is conditioned on, ``(N, ...)``.
+            num_components: Number of pseudo-inputs, at most N.
+            learned_weights: As above.
+        """
+        if num_components > len(x):
+            raise ValueError(
+                f"VampPrior expects at least num_components = {num_components} examples to start "
+                f"from, got {len(x)}: give more, or num_components={len(x)}"
+            )
+        prior = cls(
+            encoder.latent_shape,
+            x.shape[1:],
+            num_components,
+            context_shape=None if context is None else context.shape[1:],
+            learned_weights=learned_weights,
+        )
+        chosen = torch.randperm(len(x))[:num_components].to(x.device)
+        prior.inputs.data = x[chosen].to(torch.get_default_dtype())
+        if context is not None:
+            prior.contexts = context[chosen]
+        return prior
+
+    def forward(
+        self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
+    ) -> Mixture:
+        """Return the mixture, whatever the context."""
+        if encoder is None:
+            raise ValueError(
+                "VampPrior is made of the posteriors of an encoder: prior(encoder=vae.encoder)"
+            )
+        logits = self.inputs.new_zeros(len(self.inputs)) if self.logits is None else self.logits
+        return Mixture(logits, encoder(self.inputs, self.contexts))
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal prior."""
+        return {
+            "latent_shape": self.latent_shape,
+            "input_shape": self.input_shape,
+            "num_components": len(self.inputs),
+            "context_shape": self.context_shape,
+            "learned_weights": self.learned_weights,
+        }
