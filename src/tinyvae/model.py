@@ -20,6 +20,7 @@ from tinyvae.scopes import evaluating, frozen
 
 __all__ = ["DecoderModel", "Draw", "PosteriorError", "conditional", "drawn", "expect", "repeated"]
 
+LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 Model = TypeVar("Model", bound="DecoderModel")
 
 # Latents (K, B, *L) for the posterior that an encoder has returned, of batch shape (B,) or (K, B).
@@ -241,6 +242,32 @@ class DecoderModel(LatentVariableModel):
         if in_support is False:
             record.likelihood.is_density = False
         return record
+
+    def start_at_mean(self, x: Tensor) -> None:
+        """Set the bias of the decoder's last layer so that training starts from the data's mean.
+
+        Where that layer is a convolution, which has one bias per channel, from the channels' means.
+
+        Args:
+            x: Data ``(N, *E)``, such as all training data.
+        """
+        x = self._observed(x, None)
+        params = self.likelihood.params_at_mean(x)
+        biases = [
+            layer.bias
+            for layer in self.decoder.modules()
+            if isinstance(layer, LAYERS) and isinstance(layer.bias, nn.Parameter)
+        ]
+        last = biases[-1] if biases else None
+        if last is not None and params.dim() > 2 and last.numel() == params.shape[:-2].numel():
+            params = params.mean((-2, -1))
+        if last is None or last.numel() != params.numel():
+            raise ValueError(
+                f"start_at_mean expects a decoder that ends in a linear or convolutional layer with "
+                f"a bias for {self.likelihood}'s {tuple(params.shape)}, got {self.decoder!r:.200}"
+            )
+        with torch.no_grad():
+            last.copy_(params.flatten())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights and composition to one file (safetensors, no pickle), atomically."""

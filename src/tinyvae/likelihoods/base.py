@@ -97,6 +97,25 @@ class Likelihood(nn.Module, ABC):
         """Turn data ``(B, *E)`` into what the encoder is fed; an entry that is NaN stays so."""
         return x
 
+    def params_at_mean(self, x: Tensor) -> Tensor:
+        """What a decoder that knows no z should emit: its mean is about that of the data.
+
+        Args:
+            x: Data ``(N, *E)``; what is NaN is left out.
+
+        Returns:
+            Of :meth:`param_shape`. Parameters behind the first one are zero.
+        """
+        location = self.location(torch.nanmean(x, 0))
+        if self.num_params == 1:
+            return location
+        rest = location.new_zeros(self.num_params - 1, *location.shape)
+        return torch.cat([location.unsqueeze(0), rest])
+
+    def location(self, mean: Tensor) -> Tensor:
+        """First parameter, ``(*E)``, of a distribution with ``mean`` ``(*E)``."""
+        return mean
+
     def with_mask(self, x: Tensor, mask: Tensor) -> Tensor:
         """Mark what ``mask`` ``(B, *E)`` leaves out; refused but by :class:`~tinyvae.Masked`."""
         raise ValueError(

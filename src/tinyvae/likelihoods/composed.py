@@ -134,6 +134,10 @@ class StandardisedLikelihood(_Wrapper):
         """What the decoder must emit, as of the wrapped one."""
         return self.likelihood.param_shape(data_shape)
 
+    def params_at_mean(self, x: Tensor) -> Tensor:
+        """What the wrapped one makes of y."""
+        return self.likelihood.params_at_mean(self._standardised(x))
+
     def encoder_input(self, x: Tensor) -> Tensor:
         """What the wrapped one makes of y."""
         return self.likelihood.encoder_input(self._standardised(x))
@@ -201,6 +205,12 @@ class MixtureLikelihood(_Wrapper):
         components = self.likelihood.scalars(each, event_ndim + 1, context)
         return Mixture(logits, components, dim)
 
+    def params_at_mean(self, x: Tensor) -> Tensor:
+        """Equal weights, and for every component what the wrapped one has."""
+        each = self.likelihood.params_at_mean(x).reshape(-1, 1, *x.shape[1:])
+        rows = torch.cat([torch.zeros_like(each[:1]), each])  # (1 + P, 1, *E)
+        return rows.repeat_interleave(self.num_components, 1).flatten(0, 1)
+
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal likelihood."""
         return {"likelihood": self.likelihood, "num_components": self.num_components}
@@ -240,6 +250,11 @@ class ZeroInflatedLikelihood(_Wrapper):
         logits, rest = params.select(dim, 0), params.narrow(dim, 1, self.likelihood.num_params)
         rest = rest.squeeze(dim) if self.likelihood.num_params == 1 else rest
         return ZeroInflated(self.likelihood.scalars(rest, event_ndim, context), logits)
+
+    def params_at_mean(self, x: Tensor) -> Tensor:
+        """Even odds of an extra zero, and counts of twice the mean to make up for them."""
+        counts = self.likelihood.params_at_mean(2 * x).reshape(-1, *x.shape[1:])
+        return torch.cat([torch.zeros_like(counts[:1]), counts])
 
 
 class Masked(_Wrapper):
@@ -284,6 +299,10 @@ class Masked(_Wrapper):
     ) -> Distribution:
         """The wrapped one's distributions, which count what was observed."""
         return Observed(self.likelihood.scalars(params, event_ndim, context), self._inside(params))
+
+    def params_at_mean(self, x: Tensor) -> Tensor:
+        """As of the wrapped one, of what was observed."""
+        return self.likelihood.params_at_mean(x)
 
     def _inside(self, like: Tensor) -> Tensor:
         inside = self.likelihood.inside

@@ -38,6 +38,10 @@ class CountLikelihood(Likelihood):
         """Logarithm of x + 1."""
         return torch.log1p(x)
 
+    def location(self, mean: Tensor) -> Tensor:
+        """Logarithm of the mean over the baseline; where all counts are zero, of a small one."""
+        return torch.log(mean.clamp(min=1e-3)) - self.log_baseline
+
     def in_support(self, x: Tensor) -> Tensor:
         """Whether each entry is an integer of at least zero."""
         if not x.is_floating_point():

@@ -53,6 +53,11 @@ class BernoulliLikelihood(Likelihood):
         (logits,) = params
         return Bernoulli(logits)
 
+    def params_at_mean(self, x: Tensor) -> Tensor:
+        """Log odds of a one, half a one and half a zero added to those observed."""
+        seen = (~torch.isnan(x)).sum(0)
+        return torch.logit((torch.nansum(x, 0) + 0.5) / (seen + 1))
+
     def in_support(self, x: Tensor) -> Tensor:
         """Whether each entry lies in [0, 1]."""
         return (x >= 0) & (x <= 1)
@@ -127,6 +132,12 @@ class CategoricalLikelihood(Likelihood):
         hits = (rows == classes.reshape(-1, *[1] * (x.dim() - 1))).to(x.dtype)
         return torch.where(torch.isnan(rows), rows, hits)
 
+    def params_at_mean(self, x: Tensor) -> Tensor:
+        """Log frequencies of the classes, ``(C, *E)``, one of each added."""
+        classes = torch.arange(self.num_classes, device=x.device)
+        counts = torch.stack([(x == label).sum(0) for label in classes])
+        return torch.log((counts + 1) / (counts.sum(0) + self.num_classes)).to(x.dtype)
+
     def in_support(self, x: Tensor) -> Tensor:
         """Whether each entry is a class index."""
         return _is_level(x, self.num_classes)
@@ -158,6 +169,10 @@ class OneHotLikelihood(Likelihood):
     ) -> Distribution:
         """One-hot categorical distributions of the logits."""
         return OneHotCategorical(params, event_ndim)
+
+    def params_at_mean(self, x: Tensor) -> Tensor:
+        """Log frequencies of the classes, one of each added."""
+        return torch.log((x.sum(0) + 1) / (len(x) + x.shape[1]))
 
     def in_support(self, x: Tensor) -> Tensor:
         """Whether each entry belongs to a one-hot row."""
@@ -209,6 +224,10 @@ class DiscretisedLogisticLikelihood(Likelihood):
         """Discretised logistic distributions around the means."""
         mean, log_scale = params
         return DiscretisedLogistic(mean, log_scale, self.num_levels)
+
+    def location(self, mean: Tensor) -> Tensor:
+        """Mean level, scaled to [-1, 1]."""
+        return self.encoder_input(mean)
 
     def encoder_input(self, x: Tensor) -> Tensor:
         """Levels scaled to [-1, 1]."""

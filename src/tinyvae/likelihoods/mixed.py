@@ -189,6 +189,11 @@ class MixedLikelihood(Likelihood):
         fed = [b.encoder_input(x.index_select(1, at)) for b, at in self._placed_blocks()]
         return torch.cat([part.flatten(1) for part in fed], 1)
 
+    def params_at_mean(self, x: Tensor) -> Tensor:
+        """What the columns' likelihoods have, side by side."""
+        blocks = self._placed_blocks()
+        return torch.cat([b.params_at_mean(x.index_select(1, at)).flatten() for b, at in blocks])
+
     @property
     def inside(self) -> Tensor:  # type: ignore[override]
         """A row in the support."""

@@ -257,6 +257,10 @@ class LogNormalLikelihood(Likelihood):
         """Log x."""
         return torch.log(x)
 
+    def params_at_mean(self, x: Tensor) -> Tensor:
+        """As of any likelihood, with the mean of log x."""
+        return super().params_at_mean(torch.log(x))
+
     def in_support(self, x: Tensor) -> Tensor:
         """Whether each entry is positive and finite."""
         return torch.isfinite(x) & (x > 0)
@@ -299,6 +303,10 @@ class BetaLikelihood(Likelihood):
         logits, log_concentration = params
         return Beta(logits, log_concentration)
 
+    def location(self, mean: Tensor) -> Tensor:
+        """Log odds of the mean."""
+        return torch.logit(mean)
+
     def in_support(self, x: Tensor) -> Tensor:
         """Whether each entry lies strictly between 0 and 1."""
         return (x > 0) & (x < 1)
@@ -333,6 +341,15 @@ class ContinuousBernoulliLikelihood(Likelihood):
         """Continuous Bernoulli distributions of the logits."""
         (logits,) = params
         return ContinuousBernoulli(logits)
+
+    def location(self, mean: Tensor) -> Tensor:
+        """Logits of the mean, by bisection."""
+        low, high = torch.full_like(mean, -1000.0), torch.full_like(mean, 1000.0)
+        for _ in range(50):
+            middle = (low + high) / 2
+            below = ContinuousBernoulli(middle).mean < mean
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
 
     def in_support(self, x: Tensor) -> Tensor:
         """Whether each entry lies in [0, 1]."""
