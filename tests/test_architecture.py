@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "objectives": "scopes distributions schedules record objective",
     "evaluation": "scopes distributions record objective",
     "summary": "scopes networks model",
-    "testing": "files scopes distributions likelihoods parts",
+    "testing": "files scopes distributions encoders likelihoods priors parts",
     "training": "_version schedules scopes files plotting objective",
 }
 

@@ -1,10 +1,14 @@
+import copy
+import itertools
 import math
 import re
 import time
 
 import pytest
 import torch
+from oracles import random_linear_gaussian
 from torch import nn
+from torch.distributions import MultivariateNormal
 
 from tinyvae import (
     ELBO,
@@ -12,23 +16,49 @@ from tinyvae import (
     VAE,
     Batch,
     BernoulliLikelihood,
+    CategoricalEncoder,
     CheckpointError,
     ConvNet,
+    DeterministicEncoder,
     Encoder,
+    Flow,
+    FlowEncoder,
+    FlowPrior,
+    FullGaussianEncoder,
     GaussianEncoder,
     GaussianLikelihood,
+    GumbelSoftmaxEncoder,
     Independent,
+    JointEncoder,
+    LaplaceEncoder,
     LatentTerm,
     Learned,
     Likelihood,
+    LowRankGaussianEncoder,
     NoClosedForm,
     Normal,
+    PowerSphericalEncoder,
     Prior,
     StandardNormal,
+    Trainer,
     TransposedConvNet,
+    VampPrior,
+    evaluate,
     log_marginal,
 )
 from tinyvae.files import load_tensors, save_tensors
+from tinyvae.priors import (
+    CategoricalPrior,
+    FullGaussianPrior,
+    GaussianPrior,
+    GumbelSoftmaxPrior,
+    JointPrior,
+    LatentDensity,
+    MixturePrior,
+    SphereUniformPrior,
+    StandardLaplace,
+)
+from tinyvae.quantization import CodePrior, VectorQuantizedEncoder
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -730,3 +760,500 @@ def test_a_replacement_that_the_file_does_not_ask_for_is_refused(tmp_path):
     vae.save(tmp_path / "vae")
     with pytest.raises(ValueError, match=r"replace names \['decoder'\]"):
         VAE.load(tmp_path / "vae", replace={"decoder": MLP(2, out_shape=4)})
+
+
+# Encoders and priors ------------------------------------------------------------------------------
+
+
+def features(size=4):
+    return MLP(size, hidden=(5,), activation=nn.Tanh)
+
+
+def perturbed_flow(dim, **options):
+    """A flow that is not the identity."""
+    flow = Flow(dim, transforms=2, hidden=(8,), **options)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape))
+    return flow
+
+
+def joint_encoder():
+    style = GaussianEncoder(features(5), latent_dim=2)
+    kind = CategoricalEncoder(features(5), num_classes=3)
+    return JointEncoder({"style": style, "kind": kind}, network=features())
+
+
+def joint_prior():
+    return JointPrior({"style": GaussianPrior(2), "kind": CategoricalPrior(3, learned=True)})
+
+
+REAL_ENCODERS = {
+    "gaussian": lambda: GaussianEncoder(features(), 2),
+    "full": lambda: FullGaussianEncoder(features(), 2),
+    "low rank": lambda: LowRankGaussianEncoder(features(), 2, rank=1),
+    "laplace": lambda: LaplaceEncoder(features(), 2),
+    "spline": lambda: FlowEncoder(features_encoder(), perturbed_flow(2, context_dim=5)),
+    "affine": lambda: FlowEncoder(features_encoder(), perturbed_flow(2, kind="affine")),
+}
+REAL_PRIORS = {
+    "normal": lambda: StandardNormal(2),
+    "laplace": lambda: StandardLaplace(2),
+    "gaussian": lambda: GaussianPrior(2),
+    "full": lambda: FullGaussianPrior(2),
+    "mixture": lambda: MixturePrior(2, num_components=3),
+    "vamp": lambda: VampPrior(2, 4, 3, learned_weights=True),
+    "flow": lambda: FlowPrior(perturbed_flow(2)),
+    "density": lambda: LatentDensity.fit(torch.randn(50, 2), FullGaussianPrior(2)),
+}
+
+
+def features_encoder():
+    return GaussianEncoder(features(), 2)
+
+
+COMBINATIONS = {
+    **{
+        f"{name}, {prior}": (encoder, REAL_PRIORS[prior])
+        for (name, encoder), prior in itertools.product(REAL_ENCODERS.items(), REAL_PRIORS)
+    },
+    "sphere, uniform": (
+        lambda: PowerSphericalEncoder(features(), 3),
+        lambda: SphereUniformPrior(3),
+    ),
+    "sphere, vamp": (lambda: PowerSphericalEncoder(features(), 3), lambda: VampPrior(3, 4, 3)),
+    "classes, uniform": (
+        lambda: CategoricalEncoder(features(), 3, 2),
+        lambda: CategoricalPrior(3, 2),
+    ),
+    "classes, learned": (
+        lambda: CategoricalEncoder(features(), 3, 2),
+        lambda: CategoricalPrior(3, 2, learned=True),
+    ),
+    "classes, vamp": (
+        lambda: CategoricalEncoder(features(), 3, 2),
+        lambda: VampPrior((3, 2), 4, 3),
+    ),
+    "relaxed, symmetric": (
+        lambda: GumbelSoftmaxEncoder(features(), 3, 2),
+        lambda: GumbelSoftmaxPrior(3, 2),
+    ),
+    "relaxed, learned": (
+        lambda: GumbelSoftmaxEncoder(features(), 3, 2),
+        lambda: GumbelSoftmaxPrior(3, 2, learned=True),
+    ),
+    "codes": (
+        lambda: VectorQuantizedEncoder(features(), 5, (2, 3), decay=None),
+        lambda: CodePrior(5, (2, 3)),
+    ),
+    "joint": (joint_encoder, joint_prior),
+}
+
+
+SLOW = ("spline, vamp", "affine, vamp")
+# Each encoder with a prior of its own and with one that borrows it, each prior with one encoder.
+DIVERSE = [
+    name
+    for name in COMBINATIONS
+    if name.startswith("gaussian")
+    or not name.endswith(tuple(set(REAL_PRIORS) - {"normal", "vamp"}))
+]
+
+
+def combined(name, dtype=torch.float64):
+    encoder, prior = (build() for build in COMBINATIONS[name])
+    decoder = MLP(encoder.latent_shape, hidden=(6,), out_shape=4, activation=nn.Tanh)
+    return VAE(encoder, decoder, BernoulliLikelihood(), prior).to(dtype)
+
+
+def all_images(pixels, dtype=torch.float64):
+    return torch.tensor(list(itertools.product([0.0, 1.0], repeat=pixels)), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_every_encoder_goes_with_every_prior(name, dtype, tmp_path):
+    vae, x = combined(name, dtype), all_images(4, dtype)
+    assert ELBO().check(vae, Batch(x)).endswith(": a lower bound on log p(x)")
+    history = Trainer(vae, ELBO(), progress=False).fit(x, x, epochs=2, batch_size=8)
+    assert all(math.isfinite(value) for value in history["validation/elbo_nats"])
+    vae.eval()
+    report = evaluate(vae, x, elbo_samples=64, importance_samples=64)
+    assert report.is_bound
+    with torch.no_grad():
+        log_weight = vae(x, num_samples=500).log_weight()
+    assert log_weight.dtype == dtype
+    log_weight = log_weight.double()
+    elbo = log_weight.mean(0)
+    draws = 500 if name in SLOW or dtype == torch.float32 else 5000
+    evidence = log_marginal(vae, x, num_samples=draws).double()
+    weight = (log_weight - evidence).exp()
+    error = (log_weight.var(0) / 500 + weight.var(0) / draws).sum().sqrt() / 16
+    assert (elbo - evidence).mean() <= 4 * error + 1e-5
+    assert report.elbo.mean == pytest.approx(elbo.mean().item(), abs=0.2)
+    # Other weights have heavier tails, and a certain posterior leaves most of the mass out.
+    if draws == 5000 and (name.startswith(("sphere", "classes")) or name.endswith(", normal")):
+        spread = (weight.var(0) / draws * (2 * evidence).exp()).sum().sqrt()
+        assert abs(evidence.exp().sum().item() - 1) < 4.5 * spread + 1e-3
+    assert vae.sample(7).shape == vae.sample(7, mean=True).shape == (7, 4)
+    assert vae.sample(7).dtype == dtype
+    assert vae.reconstruct(x).shape == x.shape
+    vae.save(tmp_path / "vae")
+    loaded = VAE.load(tmp_path / "vae")
+    states = vae.state_dict(), loaded.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(same_bits(t, states[1][key]) for key, t in states[0].items())
+    assert repr(loaded) == repr(vae)
+    weights, draws = [], []
+    for each in (vae, loaded):
+        torch.manual_seed(1)
+        weights.append(each(x, num_samples=3).log_weight())
+        draws.append(each.sample(5))
+    assert same_bits(*weights)
+    assert same_bits(*draws)
+
+
+@pytest.mark.parametrize("name", DIVERSE)
+def test_every_parameter_of_a_combination_is_trained(name):
+    vae = combined(name).train()
+    objective = ELBO(num_samples=3)
+    objective(vae, Batch(all_images(4))).losses["model"].backward()
+    trained = [(key, p) for key, p in vae.named_parameters() if p.requires_grad]
+    # A flow's last bijection may leave its first bin's parameters without a say.
+    assert not [key for key, p in trained if p.grad is None]
+    alive = [key for key, p in trained if p.grad.any()]
+    assert len(alive) >= len(trained) - 1
+
+
+def test_a_point_is_no_posterior(tmp_path):
+    vae, x = combined("gaussian, normal"), all_images(4)
+    vae.encoder = DeterministicEncoder(features(), 2)
+    assert "not a bound" in ELBO().check(vae, Batch(x))
+    history = Trainer(vae, ELBO(), progress=False).fit(x, x, epochs=2)
+    assert len(history) == 2
+    assert not evaluate(vae, x, elbo_samples=2, importance_samples=None).is_bound
+    vae.save(tmp_path / "vae")
+    assert torch.equal(VAE.load(tmp_path / "vae").reconstruct(x), vae.reconstruct(x))
+
+
+# Posteriors that are exact ------------------------------------------------------------------------
+
+
+def full_linear_gaussian(num_data=5, num_latents=3, flow=False):
+    """z ~ N(0, I), x given z ~ N(W z + b, s^2 I) whose posterior hangs together."""
+    weight, bias, std = torch.randn(num_data, num_latents), torch.randn(num_data), 0.6
+    cov = torch.linalg.inv(torch.eye(num_latents) + weight.T @ weight / std**2)
+    gain, factor = cov @ weight.T / std**2, torch.linalg.cholesky(cov)
+    encoder = FullGaussianEncoder(nn.Identity(), num_latents, features=num_data)
+    decoder = MLP(num_latents, hidden=(), out_shape=num_data)
+    rows, columns = torch.tril_indices(num_latents, num_latents, -1)
+    with torch.no_grad():
+        encoder.head.weight.zero_()
+        encoder.head.weight[:num_latents] = gain
+        spread = (factor.diagonal().log(), factor[rows, columns])
+        encoder.head.bias.copy_(torch.cat([-gain @ bias, *spread]))
+        decoder.layers[0].weight.copy_(weight)
+        decoder.layers[0].bias.copy_(bias)
+    if flow:
+        encoder = FlowEncoder(encoder, Flow(num_latents, transforms=2, hidden=(4,)))
+    evidence = MultivariateNormal(bias, weight @ weight.T + std**2 * torch.eye(num_data))
+    return VAE(encoder, decoder, GaussianLikelihood(std)), evidence, cov
+
+
+@pytest.mark.parametrize("flow", [False, True])
+def test_exact_full_posterior_attains_the_evidence(flow):
+    vae, evidence, cov = full_linear_gaussian(flow=flow)
+    assert (cov - cov.diagonal().diag()).abs().max() > 0.02
+    x = evidence.sample((6,))
+    exact = evidence.log_prob(x)
+    with torch.no_grad():
+        output = vae(x, num_samples=20_000)
+    log_weight = output.log_weight()
+    torch.testing.assert_close(log_weight, exact.expand_as(log_weight), rtol=0, atol=1e-10)
+    torch.testing.assert_close(log_marginal(vae, x, num_samples=3), exact, rtol=0, atol=1e-10)
+    if not flow:
+        elbo = output.log_px - output.latents[0].kl("analytic")
+        error = elbo.std(0) / math.sqrt(20_000)
+        assert error.max() < 0.02
+        assert ((elbo.mean(0) - exact).abs() < 4 * error).all()
+
+
+def test_flow_that_is_the_identity_changes_nothing():
+    gaussian = GaussianEncoder(features(), 2)
+    decoder, x = MLP(2, (6,), 4), binary(5, 4)
+    plain_vae = VAE(gaussian, decoder, BernoulliLikelihood())
+    flows = [Flow(2, context_dim=5), Flow(2, kind="affine"), Flow(2, coupling=True)]
+    for flow in flows:
+        flowing = VAE(FlowEncoder(gaussian, flow), decoder, BernoulliLikelihood())
+        records = []
+        for vae in (plain_vae, flowing):
+            torch.manual_seed(1)
+            records.append(vae(x, num_samples=3))
+        (a,), (b,) = (record.latents for record in records)
+        close = {"rtol": 1e-12, "atol": 1e-12}
+        torch.testing.assert_close(b.z, a.z, **close)
+        torch.testing.assert_close(b.kl("sample"), a.kl("sample"), **close)
+        torch.testing.assert_close(b.kl(), a.kl("sample"), **close)
+        torch.testing.assert_close(records[1].log_weight(), records[0].log_weight(), **close)
+        torch.testing.assert_close(flowing.reconstruct(x), plain_vae.reconstruct(x), **close)
+        # Scored at latents from elsewhere, by the way back.
+        z = torch.randn(3, 5, 2)
+        there = flowing.encode(x).log_prob(z)
+        torch.testing.assert_close(there, plain_vae.encode(x).log_prob(z), **close)
+
+
+@pytest.mark.parametrize("kind", ["spline", "affine"])
+def test_flow_knows_the_density_of_its_draws_and_the_way_back(kind):
+    encoder, x = REAL_ENCODERS[kind](), binary(5, 4)
+    posterior, prior = encoder(x), FlowPrior(perturbed_flow(2, kind=kind))()
+    for distribution in (posterior, prior):
+        z = distribution.sample((3,))
+        there = distribution.log_prob(z.clone())
+        torch.testing.assert_close(distribution.log_prob(z), there, rtol=1e-6, atol=1e-6)
+    side = torch.linspace(-8, 8, 161)
+    with torch.no_grad():
+        density = prior.log_prob(torch.cartesian_prod(side, side)).exp()
+    assert density.sum().item() * 0.1**2 == pytest.approx(1, abs=0.01)
+
+
+# Frozen posteriors --------------------------------------------------------------------------------
+
+
+def test_sticking_the_landing():
+    exact = random_linear_gaussian()
+    models = [(exact.vae, exact.evidence), full_linear_gaussian()[:2]]
+    for vae, evidence in models:
+        x, parameters = evidence.sample((6,)), list(vae.encoder.parameters())
+
+        def gradient(frozen, vae=vae, x=x, parameters=parameters):
+            log_weight = vae(x, frozen_posterior=frozen).log_weight().mean()
+            grads = torch.autograd.grad(log_weight, parameters)
+            return torch.cat([g.flatten() for g in grads])
+
+        assert max(gradient(True).abs().max() for _ in range(10)) <= 1e-12
+        assert torch.stack([gradient(False) for _ in range(30)]).std(0).max() > 0.1
+        assert all(p.requires_grad for p in vae.parameters())
+
+
+@pytest.mark.parametrize("name", DIVERSE)
+def test_frozen_posterior_scores_by_a_frozen_copy(name):
+    vae, x = combined(name).eval(), all_images(4)[:6]
+    parameters = [p for p in vae.parameters() if p.requires_grad]
+
+    def gradients(log_weight):
+        grads = torch.autograd.grad(log_weight.mean(), parameters, allow_unused=True)
+        pairs = zip(parameters, grads, strict=True)
+        return [torch.zeros_like(p) if g is None else g for p, g in pairs]
+
+    torch.manual_seed(1)
+    plain_record = vae(x, num_samples=3)
+    torch.manual_seed(1)
+    record = vae(x, num_samples=3, frozen_posterior=True)
+    torch.testing.assert_close(record.log_weight(), plain_record.log_weight())
+    found = gradients(record.log_weight())
+    twin = copy.deepcopy(vae.encoder).requires_grad_(False)
+    torch.manual_seed(1)
+    posterior = vae.encode(x)
+    z = posterior.sample((3,))
+    prior = vae.prior(encoder=vae.encoder)
+    log_px = vae.decode(z).log_prob(x)
+    expected = gradients(log_px + prior.log_prob(z) - twin(x).log_prob(z))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+    own = {id(p) for p in vae.encoder.parameters()}
+    before = gradients(plain_record.log_weight())
+    for p, a, b in zip(parameters, found, before, strict=True):
+        if id(p) not in own:  # what generates is not concerned
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_frozen_posterior_leaves_what_was_frozen():
+    vae = combined("gaussian, normal")
+    vae.encoder.network.requires_grad_(False)
+    before = {name: p.requires_grad for name, p in vae.named_parameters()}
+    vae(binary(3, 4), frozen_posterior=True)
+    assert {name: p.requires_grad for name, p in vae.named_parameters()} == before
+    vae.prior = ContextPrior(2, 2)
+    with pytest.raises(TypeError):
+        vae(binary(3, 4), frozen_posterior=True)  # no context
+    found = {name: p.requires_grad for name, p in vae.named_parameters()}
+    assert found.items() >= before.items()
+
+
+# Latents side by side -----------------------------------------------------------------------------
+
+
+def test_joint_latents_are_terms_of_their_own():
+    vae, x = combined("joint").eval(), binary(6, 4)
+    output = vae(x, num_samples=3)
+    style, kind = output.latents
+    assert (style.name, kind.name) == ("style", "kind")
+    assert style.z.shape == (3, 6, 2)
+    assert kind.z.shape == (3, 6, 3, 1)
+    assert style.has_analytic_kl
+    assert kind.has_analytic_kl
+    z = torch.cat([style.z, kind.z.flatten(2)], 2)
+    torch.testing.assert_close(output.log_px, vae.decode(z).log_prob(x))
+    read = vae.encoder.network(x)
+    torch.testing.assert_close(style.log_q, vae.encoder.encoders["style"](read).log_prob(style.z))
+    torch.testing.assert_close(kind.log_q, vae.encoder.encoders["kind"](read).log_prob(kind.z))
+    whole = LatentTerm("z", z, vae.encode(x), vae.prior())
+    torch.testing.assert_close(style.log_q + kind.log_q, whole.log_q)
+    torch.testing.assert_close(style.log_p + kind.log_p, whole.log_p)
+    expected = output.log_px + whole.log_p - whole.log_q
+    torch.testing.assert_close(output.log_weight(), expected)
+    metrics = ELBO(num_samples=3)(vae, Batch(x)).metrics
+    own = metrics["kl_style_nats"] + metrics["kl_kind_nats"]
+    assert own.item() == pytest.approx(metrics["kl_nats"].item(), abs=1e-12)
+    q = vae.encode(x).parts["kind"].mean.squeeze(2)
+    p = vae.prior().parts["kind"].mean.squeeze(1)
+    assert metrics["kl_kind_nats"].item() == pytest.approx((q * (q / p).log()).sum(1).mean().item())
+    history = Trainer(vae, ELBO(), progress=False).fit(x, x, epochs=1)
+    assert {"train/kl_style_nats", "validation/kl_kind_nats"} <= history.epochs[0].keys()
+
+
+def test_joint_latents_under_another_prior_are_one_term():
+    encoder = JointEncoder(
+        {"a": GaussianEncoder(features(), 2), "b": LaplaceEncoder(features(), 1)}
+    )
+    vae, x = VAE(encoder, MLP(3, (5,), 4), BernoulliLikelihood()), binary(6, 4)
+    (term,) = vae(x, num_samples=3).latents
+    assert term.name == "z"
+    assert term.z.shape == (3, 6, 3)
+    a, b = (encoder.encoders[name](x) for name in "ab")
+    log_q = a.log_prob(term.z[..., :2]) + b.log_prob(term.z[..., 2:])
+    torch.testing.assert_close(term.log_q, log_q)
+    assert not term.has_analytic_kl
+    assert torch.equal(term.kl(), (term.log_q - term.log_p).mean(0))
+    assert "kl_z_nats" not in ELBO()(vae, Batch(x)).metrics
+    one = VAE(features_encoder(), MLP(2, (5,), 4), BernoulliLikelihood(), joint_of_normals())
+    (term,) = one(x).latents
+    assert term.name == "z"
+
+
+def joint_of_normals():
+    return JointPrior({"a": StandardNormal(1), "b": StandardNormal(1)})
+
+
+def test_joint_latents_of_a_conditional_model():
+    encoder = JointEncoder(
+        {"a": GaussianEncoder(WithContext(4, 2, 5), 1, features=5), "b": LaplaceEncoder(wide(), 1)}
+    )
+    vae = VAE(encoder, WithContext(2, 2, 4), BernoulliLikelihood(), joint_of_normals())
+    x, context = binary(5, 4), torch.randn(5, 2)
+    assert vae(x, context, num_samples=3).log_weight().shape == (3, 5)
+    assert vae.sample(7, context).shape == (7, 5, 4)
+    assert evaluate(vae, x, context, elbo_samples=2, importance_samples=2).is_bound
+
+
+def wide():
+    class OfBoth(MLP):
+        def forward(self, x, context=None):
+            return super().forward(torch.cat([x, context], 1))
+
+    return OfBoth(6, (5,))
+
+
+# Classes, by enumeration --------------------------------------------------------------------------
+
+
+def test_discrete_latents_by_enumeration():
+    encoder = CategoricalEncoder(MLP(3, (5,), activation=nn.Tanh), num_classes=4)
+    prior = CategoricalPrior(4, learned=True)
+    vae = VAE(encoder, MLP((4, 1), (6,), 3, activation=nn.Tanh), BernoulliLikelihood(), prior)
+    x = all_images(3)
+    with torch.no_grad():
+        prior.logits.normal_()
+        for parameter in (*vae.decoder.parameters(), *encoder.parameters()):
+            parameter.mul_(2)
+        classes = torch.eye(4)[:, None, :, None]  # (4, 1, 4, 1)
+        log_px = vae.decode(classes).log_prob(x)  # (4, 8)
+        log_p = prior.logits.log_softmax(0)  # (4, 1)
+        exact = (log_px + log_p).logsumexp(0)
+        log_q = encoder(x).logits.log_softmax(1).squeeze(2).T  # (4, 8)
+        elbo = (log_q.exp() * (log_px + log_p - log_q)).sum(0)
+        output = vae(x, num_samples=20_000)
+    assert exact.exp().sum().item() == pytest.approx(1, abs=1e-12)
+    assert exact.std() > 0.1
+    assert (elbo < exact).all()
+    (term,) = output.latents
+    assert set(term.z.unique().tolist()) == {0.0, 1.0}
+    found = output.log_px.mean(0) - term.kl("analytic")
+    error = output.log_px.std(0) / math.sqrt(20_000)
+    assert ((found - elbo).abs() < 4 * error).all()
+    torch.testing.assert_close(term.kl("analytic"), (log_q.exp() * (log_q - log_p)).sum(0))
+    weight = (output.log_weight() - exact).exp()
+    error = weight.std(0) / math.sqrt(20_000)
+    assert ((weight.mean(0) - 1).abs() < 4.5 * error).all()
+    assert error.max() < 0.02
+    found = log_marginal(vae, x, num_samples=20_000)
+    assert ((found - exact).abs() < 5 * error).all()
+    assert log_marginal(vae, x, num_samples=20_000).exp().sum().item() == pytest.approx(1, abs=0.01)
+    draws = vae.sample(20_000) @ torch.tensor([4.0, 2.0, 1.0])
+    shares = torch.bincount(draws.long(), minlength=8) / 20_000
+    error = (exact.exp() * (1 - exact.exp()) / 20_000).sqrt()
+    assert ((shares - exact.exp()).abs() < 4.5 * error).all()
+
+
+# What once went wrong -----------------------------------------------------------------------------
+
+
+def test_joint_prior_in_another_order():
+    encoder = JointEncoder([(name, GaussianEncoder(features(), 1)) for name in "ab"])
+    prior = JointPrior([(name, GaussianPrior(1)) for name in "ba"])
+    with pytest.raises(ValueError, match="latents in their order"):
+        VAE(encoder, MLP(2, out_shape=4), BernoulliLikelihood(), prior)
+
+
+@pytest.mark.parametrize("prior", [{"a": 1, "c": 1}, {"a": 2}, {"a": 1, "b": 1, "c": 0}])
+def test_joint_prior_of_other_names_is_refused(prior):
+    encoder = JointEncoder({name: GaussianEncoder(features(), 1) for name in "ab"})
+    prior = JointPrior({name: StandardNormal(size) for name, size in prior.items()})
+    with pytest.raises(ValueError, match="latents"):
+        VAE(encoder, MLP(2, out_shape=4), BernoulliLikelihood(), prior).check(binary(3, 4))
+
+
+MEASURES = {
+    "classes under a density": (
+        lambda: CategoricalEncoder(features(), 3),
+        lambda: StandardNormal((3, 1)),
+    ),
+    "relaxed classes under classes": (
+        lambda: GumbelSoftmaxEncoder(features(), 3),
+        lambda: CategoricalPrior(3),
+    ),
+    "reals under classes": (
+        lambda: GaussianEncoder(features(), (3, 1)),
+        lambda: CategoricalPrior(3),
+    ),
+    "directions under a density": (
+        lambda: PowerSphericalEncoder(features(), 3),
+        lambda: StandardNormal(3),
+    ),
+    "reals under directions": (
+        lambda: GaussianEncoder(features(), 3),
+        lambda: SphereUniformPrior(3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_posterior_and_prior_on_different_spaces_are_refused(name):
+    encoder, prior = (build() for build in MEASURES[name])
+    vae = VAE(encoder, MLP(encoder.latent_shape, (5,), 4), BernoulliLikelihood(), prior)
+    with pytest.raises(ValueError, match="give a prior of its kind, such as"):
+        ELBO().check(vae, Batch(binary(5, 4)))
+    assert not vae(binary(5, 4)).is_density
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        lambda: PowerSphericalEncoder(features(), 3),
+        lambda: VectorQuantizedEncoder(features(), 5, 3),
+    ],
+)
+def test_flow_of_what_is_no_real_vector_is_refused(encoder):
+    flow = FlowEncoder(encoder(), Flow(3, transforms=1, hidden=(4,)))
+    with pytest.raises(TypeError, match=r"densities on R\^D"):
+        flow(binary(5, 4))

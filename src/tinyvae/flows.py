@@ -146,7 +146,8 @@ class Transformed(Distribution):
         self.base, self.transform = base, transform
         self.batch_shape, self.event_shape = base.batch_shape, base.event_shape
         self.has_rsample, self.is_density = base.has_rsample, base.is_density
-        self._latest: tuple[Tensor, Tensor] | None = None
+        self.is_discrete, self.space = base.is_discrete, base.space
+        self._latest: tuple[Tensor, Tensor, tuple[int, bool]] | None = None
 
     @property
     def mean(self) -> Tensor:
@@ -160,8 +161,10 @@ class Transformed(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, nats."""
-        if self._latest is not None and value is self._latest[0]:
-            return self._latest[1]
+        if self._latest is not None:
+            latest, log_latest, state = self._latest
+            if value is latest and state == _state(value):
+                return log_latest
         y, log_det = self.transform.inv.call_and_ladj(value)
         log_prob: Tensor = self.base.log_prob(y) + log_det
         return log_prob
@@ -171,8 +174,13 @@ class Transformed(Distribution):
         y = self.base.sample(sample_shape)
         value: Tensor
         value, log_det = self.transform.call_and_ladj(y)
-        self._latest = (value, self.base.log_prob(y) - log_det)
+        self._latest = (value, self.base.log_prob(y) - log_det, _state(value))
         return value
+
+
+def _state(value: Tensor) -> tuple[int, bool]:
+    """What changes when a tensor does, or when gradients are wanted that were not."""
+    return (0 if value.is_inference() else value._version), torch.is_grad_enabled()
 
 
 class FlowEncoder(Encoder):
@@ -214,7 +222,12 @@ class FlowEncoder(Encoder):
         """Return q(z given x)."""
         features = self.encoder.encode(x, context)
         condition = features.flatten(1) if self.flow.context_dim else None
-        return Transformed(self.encoder.posterior(features), self.flow(condition))
+        base = self.encoder.posterior(features)
+        if base.space != "reals" or base.is_discrete or not base.is_density:
+            raise TypeError(
+                f"FlowEncoder expects an encoder whose posteriors are densities on R^D, got {base}"
+            )
+        return Transformed(base, self.flow(condition))
 
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal encoder."""
@@ -248,7 +261,12 @@ class FlowPrior(Prior):
         if self.flow.context_dim:
             if context is None:
                 raise ValueError("FlowPrior with context_dim got no context: give it, context=")
-            condition = context.flatten(1).to(self.zero.dtype)
+            if not context.is_floating_point():
+                raise TypeError(
+                    f"FlowPrior expects a context (B, {self.flow.context_dim}) of floating-point "
+                    f"numbers, got {context.dtype}: one-hot rows for classes"
+                )
+            condition = context.flatten(1)
             batch = condition.shape[:1]
         zero = self.zero.expand(*batch, *self.latent_shape)
         return Transformed(Independent(Normal(zero, zero), 1), self.flow(condition).inv)

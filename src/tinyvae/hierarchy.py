@@ -24,6 +24,7 @@ __all__ = ["BottomUpVAE", "LadderVAE"]
 class _HierarchicalVAE(DecoderModel):
     """Layers of latents, generated from the top."""
 
+    inference = "chain of encoders and generators"
     encoders: nn.ModuleList
     generators: nn.ModuleList
     prior: Prior
@@ -37,6 +38,12 @@ class _HierarchicalVAE(DecoderModel):
         prior: Prior | None,
     ) -> None:
         name = type(self).__name__
+        for several in (encoders, generators):
+            if not isinstance(several, (list, tuple)):
+                raise TypeError(
+                    f"{name} expects lists of encoders and generators, got a "
+                    f"{type(several).__name__}: one per layer, [GaussianEncoder(...), ...]"
+                )
         for encoder in (*encoders, *generators):
             expect(name, encoder, Encoder, "every encoder and generator", "GaussianEncoder(...)")
         if not encoders or len(generators) != len(encoders) - 1:
@@ -76,8 +83,8 @@ class _HierarchicalVAE(DecoderModel):
     @property
     def is_density(self) -> bool:
         """Whether posteriors and likelihood are densities."""
-        layers = range(len(self.encoders))
-        return self.likelihood.is_density and all(self._encoder(n).is_density for n in layers)
+        parts = (*self.encoders, *self.generators)
+        return self.likelihood.is_density and all(part.is_density for part in parts)
 
     def _encoder(self, layer: int) -> Encoder:
         encoder: Encoder = self.encoders[layer]  # type: ignore[assignment]
@@ -151,6 +158,7 @@ class BottomUpVAE(_HierarchicalVAE):
         self, inputs: Tensor, context: Tensor | None, draw: Draw
     ) -> tuple[tuple[LatentTerm, ...], Tensor]:
         """Draw z_1 of q(z_1 given x), then each layer given the one below."""
+        top_prior = self._prior(context)
         posteriors: list[Distribution] = [self._encoder(0)(inputs, context)]
         draws = [draw(self._encoder(0), posteriors[0])]
         for layer in range(1, len(self.encoders)):
@@ -160,7 +168,7 @@ class BottomUpVAE(_HierarchicalVAE):
             self._generated(layer, draws[layer + 1], context)
             for layer in range(len(self.generators))
         ]
-        priors.append(self._prior(context))
+        priors.append(top_prior)
         top = len(draws) - 1
         # A lower layer's prior hangs on a draw that was made from it: no KL in closed form.
         terms = tuple(

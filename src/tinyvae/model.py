@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae import compositions
-from tinyvae.distributions import Distribution, Unflattened
+from tinyvae.distributions import Delta, Distribution, Unflattened, Wrapper
 from tinyvae.encoders import Encoder
 from tinyvae.likelihoods import Likelihood
 from tinyvae.record import LatentTerm, LatentVariableModel, VAEOutput
@@ -20,7 +20,15 @@ from tinyvae.scopes import evaluating, frozen
 
 __all__ = ["DecoderModel", "Draw", "PosteriorError", "conditional", "drawn", "expect", "repeated"]
 
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+PRIORS = {
+    "reals": "StandardNormal",
+    "the unit sphere": "SphereUniformPrior",
+    "the simplex": "GumbelSoftmaxPrior",
+    "one-hot values": "CategoricalPrior",
+    "codes": "CodePrior",
+}
 Model = TypeVar("Model", bound="DecoderModel")
 
 # Latents (K, B, *L) for the posterior that an encoder has returned, of batch shape (B,) or (K, B).
@@ -47,6 +55,7 @@ class DecoderModel(LatentVariableModel):
     decoder: nn.Module
     likelihood: Likelihood
     latent_shape: torch.Size
+    inference = "encoder"  # for errors
 
     def __init__(self, parts: Mapping[str, nn.Module | Sequence[nn.Module]]) -> None:
         super().__init__()
@@ -126,12 +135,33 @@ class DecoderModel(LatentVariableModel):
 
         terms, z = self.infer(inputs, context, draw)
         if frozen_posterior:
-            again = iter(draws)
-            with frozen(self):
-                scored, _ = self.infer(inputs, context, lambda *_: next(again))
-            pairs = zip(terms, scored, strict=True)
-            terms = tuple(replaced(term, posterior=score.posterior) for term, score in pairs)
+            terms = self._frozen(terms, draws, inputs, context)
         return self._record(x, terms, z, context)
+
+    def _frozen(
+        self,
+        terms: tuple[LatentTerm, ...],
+        draws: list[Tensor],
+        inputs: Tensor,
+        context: Tensor | None,
+    ) -> tuple[LatentTerm, ...]:
+        """The same draws, scored by posteriors whose weights have no gradients."""
+        if any(isinstance(m, DROPOUT) and m.training and m.p for m in self.modules()):
+            raise ValueError(
+                "frozen_posterior scores the draws in a second pass, where dropout would leave out "
+                "others: put the dropout layers in evaluation mode"
+            )
+        again = iter(draws)
+        with frozen(self):
+            scored, _ = self.infer(inputs, context, lambda *_: next(again))
+        pairs = zip(terms, scored, strict=True)
+        return tuple(
+            # A point is not scored by its weights, and the codes of a codebook may have moved.
+            term
+            if isinstance(term.posterior, Delta)
+            else replaced(term, posterior=_Frozen(score.posterior, self))
+            for term, score in pairs
+        )
 
     def _record(
         self, x: Tensor, terms: tuple[LatentTerm, ...], z: Tensor, context: Tensor | None
@@ -228,8 +258,11 @@ class DecoderModel(LatentVariableModel):
             self.likelihood.input_shape(x.shape[1:])
             inputs = self.likelihood.encoder_input(two)
             terms, z = _attempt(
-                "encoder", inputs, lambda: self.infer(inputs, context, _checked_center(len(two)))
+                self.inference,
+                inputs,
+                lambda: self.infer(inputs, context, _checked_center(len(two))),
             )
+            _check_spaces(terms)
             output = _attempt("decoder", z[0], lambda: self._decoder_output(z, context))
             expected = self.likelihood.param_shape(x.shape[1:])
             if not isinstance(output, Tensor) or output.shape[1:] != expected:
@@ -263,7 +296,7 @@ class DecoderModel(LatentVariableModel):
             params = params.mean((-2, -1))
         if last is None or last.numel() != params.numel():
             raise ValueError(
-                f"start_at_mean expects a decoder that ends in a linear or convolutional layer with "
+                "start_at_mean expects a decoder that ends in a linear or convolutional layer with "
                 f"a bias for {self.likelihood}'s {tuple(params.shape)}, got {self.decoder!r:.200}"
             )
         with torch.no_grad():
@@ -300,6 +333,22 @@ class DecoderModel(LatentVariableModel):
         return f"latent_shape={tuple(self.latent_shape)}"
 
 
+class _Frozen(Wrapper):
+    """A posterior that is scored without gradients in a model's weights.
+
+    Some, such as those of flows, read their weights only then.
+    """
+
+    def __init__(self, base: Distribution, model: nn.Module) -> None:
+        super().__init__(base)
+        self.model = model
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density or mass, nats, with gradients in ``value`` alone."""
+        with frozen(self.model):
+            return self.base.log_prob(value)
+
+
 def conditional(encoder: Encoder, z: Tensor, context: Tensor | None) -> Unflattened:
     """Density that an encoder gives at each of ``z`` ``(K, B, *L)``."""
     rows = z.flatten(0, 1)
@@ -331,6 +380,17 @@ def _center(_: Encoder, posterior: Distribution) -> Tensor:
     """One latent per example, ``(1, B, *L)``."""
     center = posterior.center()
     return center if len(posterior.batch_shape) == 2 else center.unsqueeze(0)
+
+
+def _check_spaces(terms: tuple[LatentTerm, ...]) -> None:
+    """Raise where log q - log p would compare densities with respect to different measures."""
+    for term in terms:
+        q, p = term.posterior, term.prior
+        if q.space != p.space:
+            raise ValueError(
+                f"the posterior of latent {term.name!r} is over {q.space}, its prior over "
+                f"{p.space}: give a prior of its kind, such as {PRIORS.get(q.space, 'another')}"
+            )
 
 
 class PosteriorError(TypeError, ValueError):

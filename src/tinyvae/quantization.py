@@ -8,6 +8,7 @@ discrete latents (van den Oord, Vinyals, Kavukcuoglu 2017, arXiv:1711.00937).
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,11 +31,10 @@ class VectorQuantizedEncoder(NetworkEncoder):
     losses, per example and summed over the latent, are added to a training's: the commitment of the
     network to its codes, :math:`c \|h - \bar e\|^2`, and, without ``decay``, that of the codes to
     the network, :math:`\|\bar h - e\|^2` (bars: without gradients). With ``decay`` each code is the
-    exponential average of the outputs that it stood for; that is updated in training mode only.
-
-    In training, codes that hardly stand for any output start anew from outputs of the batch; so do
-    all of them at first. The record's metric ``perplexity`` is the exponential of the entropy of
-    codes in the batch.
+    average of the outputs that it stood for (of the first batches alike, then exponential). Codes
+    that hardly stand for any output start anew from outputs of the batch. Both happen when the
+    posterior is drawn from in training mode, as every training pass does. The record's metric
+    ``perplexity`` is the exponential of the entropy of the codes in the batch.
 
     Args:
         network: As of :class:`~tinyvae.GaussianEncoder`.
@@ -61,6 +61,7 @@ class VectorQuantizedEncoder(NetworkEncoder):
     """
 
     usage: Tensor
+    num_batches: Tensor
 
     def __init__(
         self,
@@ -87,50 +88,44 @@ class VectorQuantizedEncoder(NetworkEncoder):
             self.codebook: Tensor = nn.Parameter(codebook)
         else:
             self.register_buffer("codebook", codebook)
-        # Outputs per batch that each code stands for, on average; zero starts it anew.
+        # Outputs of a batch that each code stands for, on average.
         self.register_buffer("usage", torch.zeros(num_codes))
+        self.register_buffer("num_batches", torch.zeros(()))
 
     def posterior(self, features: Tensor) -> Quantized:
         """Return q(z given the features)."""
         outputs = self.params(features).unflatten(1, self.latent_shape)  # (B, C, *S)
         rows = outputs.detach().movedim(1, -1)  # (B, *S, C)
-        if self.training and torch.is_grad_enabled():
-            self._restart(rows.flatten(0, -2))
         codes = nearest(rows, self.codebook.detach())
         vectors = F.embedding(codes, self.codebook).movedim(-1, 1)
         value = vectors.detach() + (outputs - outputs.detach())
-        counts = torch.bincount(codes.flatten(), minlength=len(self.usage)).to(rows.dtype)
         losses = {"commitment": self.commitment * _distance(outputs, vectors.detach())}
         if self.decay is None:
             losses["codebook"] = _distance(outputs.detach(), vectors)
-        if self.training and torch.is_grad_enabled():
-            self._update(rows.flatten(0, -2), codes.flatten(), counts)
+        counts = torch.bincount(codes.flatten(), minlength=len(self.usage)).to(self.usage.dtype)
         shares = counts / counts.sum()
         entropy = -torch.special.xlogy(shares, shares).sum()
-        return Quantized(value, codes, losses, {"perplexity": entropy.exp()})
+        metrics = {"perplexity": entropy.exp()}
+        learn = partial(self._learn, rows.flatten(0, -2), codes.flatten(), counts)
+        learns = self.training and torch.is_grad_enabled()
+        return Quantized(value, codes, losses, metrics, learn if learns else None)
 
     @torch.no_grad()
-    def _restart(self, rows: Tensor) -> None:
-        """Put outputs in the place of codes that are hardly used."""
-        equal = len(rows) / len(self.usage)
-        dead = self.usage < self.restart_below * equal
-        if self.restart_below:
-            dead |= self.usage == 0
-        chosen = torch.randint(len(rows), (len(self.usage),), device=rows.device)
-        self.codebook.copy_(torch.where(dead.unsqueeze(1), rows[chosen], self.codebook))
-        self.usage.copy_(torch.where(dead, equal, self.usage))
-
-    @torch.no_grad()
-    def _update(self, rows: Tensor, codes: Tensor, counts: Tensor) -> None:
-        """Average in what the codes stood for."""
-        decay = 0.99 if self.decay is None else self.decay
-        usage = decay * self.usage + (1 - decay) * counts
+    def _learn(self, rows: Tensor, codes: Tensor, counts: Tensor) -> None:
+        """Average in what the codes stood for, and start unused ones anew from it."""
+        self.num_batches += 1
+        weight = (1 / self.num_batches).clamp(min=1 - (0.99 if self.decay is None else self.decay))
+        usage = torch.lerp(self.usage, counts, weight)
         if self.decay is not None:
             sums = torch.zeros_like(self.codebook).index_add_(0, codes, rows)
-            weighted = decay * self.usage.unsqueeze(1) * self.codebook + (1 - decay) * sums
-            means = weighted / usage.clamp(min=1e-12).unsqueeze(1)
+            mass = torch.lerp(self.usage.unsqueeze(1) * self.codebook, sums, weight)
+            means = mass / usage.unsqueeze(1).clamp(min=1e-12)
             self.codebook.copy_(torch.where(usage.unsqueeze(1) > 0, means, self.codebook))
-        self.usage.copy_(usage)
+        equal = len(rows) / len(usage)
+        dead = usage < self.restart_below * equal
+        chosen = torch.randint(len(rows), (len(usage),), device=rows.device)
+        self.codebook.copy_(torch.where(dead.unsqueeze(1), rows[chosen], self.codebook))
+        self.usage.copy_(torch.where(dead, equal, usage))
 
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal encoder."""
@@ -170,6 +165,8 @@ class CodePrior(Prior):
 
     def __init__(self, num_codes: int, latent_shape: int | Sequence[int]) -> None:
         super().__init__()
+        if num_codes < 2:
+            raise ValueError(f"CodePrior expects num_codes >= 2, got {num_codes}")
         self.latent_shape = latent_size(latent_shape)
         self.register_buffer("logits", torch.zeros(num_codes, *self.latent_shape[1:]))
 
@@ -184,7 +181,7 @@ class CodePrior(Prior):
                 f"CodePrior.fit expects codes (N, *{tuple(self.logits.shape[1:])}), got "
                 f"{tuple(codes.shape)}: give vae.encode(x).codes"
             )
-        counts = F.one_hot(codes.flatten(1), len(self.logits)).sum(0).T  # (J, S)
+        counts = F.one_hot(codes.reshape(len(codes), -1), len(self.logits)).sum(0).T  # (J, S)
         self.logits.copy_((counts + 1).log().reshape(self.logits.shape))
 
     def forward(
@@ -196,7 +193,12 @@ class CodePrior(Prior):
                 "CodePrior needs the codebook of a VectorQuantizedEncoder, "
                 f"got {type(encoder).__name__}: prior(encoder=vae.encoder)"
             )
-        return Codes(self.logits, encoder.codebook.detach())
+        if len(encoder.codebook) != len(self.logits):
+            raise ValueError(
+                f"CodePrior of {len(self.logits)} codes does not fit the encoder's "
+                f"{len(encoder.codebook)}: give both the same number"
+            )
+        return Codes(self.logits, encoder.codebook.detach().clone())  # it moves in training
 
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal prior."""

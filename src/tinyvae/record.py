@@ -69,6 +69,15 @@ class LatentTerm:
         return kl.mean(0) if kl.dim() == 2 else kl
 
     @property
+    def is_density(self) -> bool:
+        """Whether posterior and prior are densities, on the same space."""
+        return (
+            self.posterior.is_density
+            and self.prior.is_density
+            and self.posterior.space == self.prior.space
+        )
+
+    @property
     def has_analytic_kl(self) -> bool:
         """Whether the KL divergence has a closed form that may be used."""
         return self.analytic and has_closed_form(self.posterior, self.prior)
@@ -91,8 +100,7 @@ class VAEOutput:
     @property
     def is_density(self) -> bool:
         """Whether posteriors, priors and likelihood are densities, without which no bound holds."""
-        latents = all(term.posterior.is_density and term.prior.is_density for term in self.latents)
-        return latents and self.likelihood.is_density
+        return self.likelihood.is_density and all(term.is_density for term in self.latents)
 
     def losses(self) -> dict[str, Tensor]:
         """What the posteriors add to a training's loss, by name, ``(B,)`` each."""

@@ -32,14 +32,16 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """What is computed inside has no gradient in the module's parameters, only in its inputs."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
+    trained = [
+        (m, {n: p for n, p in m._parameters.items() if p is not None}) for m in module.modules()
+    ]
     try:
+        for m, parameters in trained:
+            m._parameters.update({name: p.detach() for name, p in parameters.items()})
         yield
     finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        for m, parameters in trained:
+            m._parameters.update(parameters)
 
 
 def seed_rng(device: torch.device, seed: int) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae.distributions import Distribution, Joint
-from tinyvae.encoders import Encoder
+from tinyvae.encoders import Encoder, JointEncoder
 from tinyvae.likelihoods import Likelihood
 from tinyvae.model import DecoderModel, Draw, drawn, expect
-from tinyvae.priors import Prior, StandardNormal
+from tinyvae.priors import JointPrior, Prior, StandardNormal
 from tinyvae.record import LatentTerm
 
 __all__ = ["VAE"]
@@ -59,6 +59,8 @@ class VAE(DecoderModel):
         expect("VAE", encoder, Encoder, "encoder", wrap)
         prior = StandardNormal(encoder.latent_shape) if prior is None else prior
         expect("VAE", prior, Prior, "prior", "such as StandardNormal(encoder.latent_shape)")
+        if isinstance(encoder, JointEncoder) and isinstance(prior, JointPrior):
+            _check_names(encoder, prior)
         if prior.latent_shape != encoder.latent_shape:
             raise ValueError(
                 f"VAE expects a prior over the encoder's latents {tuple(encoder.latent_shape)}, "
@@ -90,14 +92,24 @@ class VAE(DecoderModel):
         self, inputs: Tensor, context: Tensor | None, draw: Draw
     ) -> tuple[tuple[LatentTerm, ...], Tensor]:
         """Draw of q(z given x)."""
+        prior: Distribution = self.prior(context, encoder=self.encoder)
         posterior: Distribution = self.encoder(inputs, context)
         z = draw(self.encoder, posterior)  # (K, B, *L)
-        prior: Distribution = self.prior(context, encoder=self.encoder)
         return _terms(z, posterior, prior), z
 
     def generate(self, num_samples: int, context: Tensor | None) -> Tensor:
         """Draw of p(z)."""
         return drawn(self.prior(context, encoder=self.encoder), num_samples, context)
+
+
+def _check_names(encoder: JointEncoder, prior: JointPrior) -> None:
+    expected = [(name, part.latent_shape) for name, part in encoder.encoders.items()]
+    got = [(name, part.latent_shape) for name, part in prior.priors.items()]
+    if got != expected:
+        raise ValueError(
+            f"VAE expects a JointPrior of the encoder's latents in their order, {expected}, got "
+            f"{got}"
+        )
 
 
 def _terms(z: Tensor, posterior: Distribution, prior: Distribution) -> tuple[LatentTerm, ...]:

@@ -9,7 +9,13 @@ Log densities include their constants and are in nats. ``torch.distributions`` i
 through :class:`TorchDistribution`.
 """
 
-from tinyvae.distributions.base import Distribution, Independent, TorchDistribution, sum_last
+from tinyvae.distributions.base import (
+    Distribution,
+    Independent,
+    TorchDistribution,
+    Wrapper,
+    sum_last,
+)
 from tinyvae.distributions.composed import (
     Affine,
     Columns,
@@ -73,6 +79,7 @@ __all__ = [
     "StudentT",
     "TorchDistribution",
     "Unflattened",
+    "Wrapper",
     "ZeroInflated",
     "has_closed_form",
     "kl_divergence",

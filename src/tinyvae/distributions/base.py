@@ -29,6 +29,7 @@ class Distribution(ABC):
         is_density: Whether ``log_prob`` is the logarithm of a normalised density or mass.
         is_discrete: Whether ``log_prob`` is a mass, which has no unit, and no density; None where
             it is a mass of some dimensions and a density of others.
+        space: What its values are. A log q - log p of different spaces means nothing.
         losses: What training has to add to its loss for parameters that no density depends on, by
             name, ``(*batch)``.
         metrics: What to report beside, by name, 0-d.
@@ -39,6 +40,7 @@ class Distribution(ABC):
     has_rsample: bool = True
     is_density: bool = True
     is_discrete: bool | None = False
+    space: str = "reals"
     losses: Mapping[str, Tensor] = MappingProxyType({})
     metrics: Mapping[str, Tensor] = MappingProxyType({})
 
@@ -90,6 +92,8 @@ class Wrapper(Distribution):
         self.has_rsample = base.has_rsample
         self.is_density = base.is_density
         self.is_discrete = base.is_discrete
+        self.space = base.space
+        self.losses, self.metrics = base.losses, base.metrics
 
     @property
     def mean(self) -> Tensor:

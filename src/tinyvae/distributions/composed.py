@@ -93,6 +93,7 @@ class Mixture(Distribution):
         self.event_shape = components.event_shape
         self.is_density = components.is_density
         self.is_discrete = components.is_discrete
+        self.space = components.space
 
     @property
     def mean(self) -> Tensor:
@@ -233,6 +234,13 @@ class Joint(Distribution):
         self.is_density = all(part.is_density for part in self.parts.values())
         self.has_rsample = all(part.has_rsample for part in self.parts.values())
         self.is_discrete = common_kind(self.parts.values())
+        self.space = ", ".join(f"{name}: {part.space}" for name, part in self.parts.items())
+        self.losses = self._named({name: part.losses for name, part in self.parts.items()})
+        self.metrics = self._named({name: part.metrics for name, part in self.parts.items()})
+
+    @staticmethod
+    def _named(own: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return {f"{name}_{key}": v for name, values in own.items() for key, v in values.items()}
 
     @property
     def mean(self) -> Tensor:
@@ -254,8 +262,13 @@ class Joint(Distribution):
         return torch.stack([p.log_prob(values[name]) for name, p in self.parts.items()]).sum(0)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw every part."""
-        return self._joined([part.sample(sample_shape) for part in self.parts.values()])
+        """Draw every part, with gradients where all of them have some."""
+        draws = []
+        for part in self.parts.values():
+            missing = self.batch_shape[: len(self.batch_shape) - len(part.batch_shape)]
+            draws.append(part.sample((*sample_shape, *missing)))
+        joined = self._joined(draws)
+        return joined if self.has_rsample else joined.detach()
 
     def _joined(self, values: list[Tensor]) -> Tensor:
         events = (len(part.event_shape) for part in self.parts.values())
@@ -286,6 +299,7 @@ class Unflattened(Wrapper):
     def __init__(self, base: Distribution, shape: Sequence[int]) -> None:
         super().__init__(base)
         self.batch_shape = torch.Size(shape)
+        self.losses = {name: v.unflatten(0, self.batch_shape) for name, v in base.losses.items()}
 
     @property
     def mean(self) -> Tensor:

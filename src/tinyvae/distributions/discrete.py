@@ -141,6 +141,7 @@ class OneHotCategorical(Distribution):
 
     has_rsample = False
     is_discrete = True
+    space = "one-hot values"
 
     def __init__(self, logits: Tensor, event_ndim: int) -> None:
         self.logits = logits

@@ -87,7 +87,8 @@ def _full(distribution: Independent | FullNormal) -> FullNormal:
     if isinstance(distribution, FullNormal):
         return distribution
     base = _normal(distribution)
-    return FullNormal(base.mean, base.log_std, base.mean.new_zeros(1, 1))
+    log_std = base.log_std.expand(base.batch_shape)
+    return FullNormal(base.mean, log_std, base.mean.new_zeros(1, 1))
 
 
 Form = Callable[[Any, Any], Tensor]
@@ -112,7 +113,9 @@ _WHOLE: dict[tuple[type, type], Form] = {
 
 def _family(distribution: Distribution) -> type:
     """Class of a distribution, or of its elements."""
-    return type(distribution.base if isinstance(distribution, Independent) else distribution)
+    if isinstance(distribution, Independent) and not distribution.base.event_shape:
+        return type(distribution.base)
+    return type(distribution)
 
 
 def _look_up(q: Distribution, p: Distribution) -> tuple[Form | None, bool]:

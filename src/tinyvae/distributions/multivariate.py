@@ -101,8 +101,11 @@ class LowRankNormal(Distribution):
         """Log density, nats."""
         standardised = (value - self._mean) * torch.exp(-self.log_std)
         along = self._scaled.mT @ standardised.unsqueeze(-1)  # (..., r, 1)
-        along = torch.linalg.solve_triangular(self._capacitance, along, upper=False)
-        square: Tensor = standardised.square().sum(-1) - along.square().sum((-2, -1))
+        # With s standardised, U the scaled factor and a = C^-1 U' s, the square
+        # s' (I + U U')^-1 s is |s - U a|^2 + |a|^2, where nothing cancels.
+        along = torch.cholesky_solve(along, self._capacitance.expand(*along.shape[:-2], -1, -1))
+        rest = standardised - (self._scaled @ along).squeeze(-1)
+        square: Tensor = rest.square().sum(-1) + along.square().sum((-2, -1))
         constant = 0.5 * self.event_shape[0] * math.log(2 * math.pi)
         return -0.5 * (square + self.log_det_excess) - self.log_std.sum(-1) - constant
 
@@ -146,7 +149,8 @@ class Delta(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Zero at the point, minus infinity elsewhere."""
-        hit = (value == self.value).flatten(value.dim() - len(self.event_shape)).all(-1)
+        hit = value == self.value
+        hit = hit.flatten(-len(self.event_shape)).all(-1) if self.event_shape else hit
         return torch.zeros_like(hit, dtype=self.value.dtype).masked_fill(~hit, -math.inf)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:

@@ -1,6 +1,6 @@
 """Latents out of a codebook: a posterior on one code, and a prior over all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,8 @@ def nearest(rows: Tensor, codebook: Tensor, *, exact: bool = False) -> Tensor:
         exact: Take differences, instead of the faster squares and products.
     """
     mode = "donot_use_mm_for_euclid_dist" if exact else "use_mm_for_euclid_dist"
-    return torch.cdist(rows, codebook, compute_mode=mode).argmin(-1)
+    flat = rows.reshape(-1, rows.shape[-1])
+    return torch.cdist(flat, codebook, compute_mode=mode).argmin(-1).reshape(rows.shape[:-1])
 
 
 class Quantized(Delta):
@@ -32,10 +33,12 @@ class Quantized(Delta):
         codes: Their indices ``(B, *S)``.
         losses: As of :class:`Distribution`.
         metrics: As of :class:`Distribution`.
+        learn: Called at the first draw: what a codebook learns of the codes' use.
     """
 
     is_density = True
     is_discrete = True
+    space = "codes"
 
     def __init__(
         self,
@@ -43,9 +46,18 @@ class Quantized(Delta):
         codes: Tensor,
         losses: Mapping[str, Tensor],
         metrics: Mapping[str, Tensor],
+        learn: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(value, value.dim() - 1)
         self.codes, self.losses, self.metrics = codes, losses, metrics
+        self._learn = learn
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """The code, again and again, with gradients."""
+        if self._learn is not None:
+            self._learn()
+            self._learn = None
+        return super().sample(sample_shape)
 
 
 class Codes(Distribution):
@@ -66,6 +78,7 @@ class Codes(Distribution):
 
     has_rsample = False
     is_discrete = True
+    space = "codes"
 
     def __init__(self, logits: Tensor, codebook: Tensor) -> None:
         self.logits, self.codebook = logits, codebook
@@ -114,10 +127,10 @@ class Codes(Distribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw codes, as vectors without gradients."""
         with torch.no_grad():
-            probs = self.log_probs.exp().flatten(1).T  # (S, J)
+            probs = self.log_probs.exp().reshape(len(self.logits), -1).T  # (S, J)
             count = torch.Size(sample_shape).numel()
             draws = torch.multinomial(probs, max(count, 1), replacement=True).T[:count]
-            return self._vectors(draws.reshape(*sample_shape, *self.logits.shape[1:]))
+            return self._vectors(draws.reshape((*sample_shape, *self.logits.shape[1:])))
 
     def _vectors(self, codes: Tensor) -> Tensor:
         return F.embedding(codes, self.codebook).movedim(-1, -self._ndim - 1)

@@ -76,6 +76,8 @@ class GumbelSoftmax(Distribution):
         torch.Size([5, 3])
     """
 
+    space = "the simplex"
+
     def __init__(self, logits: Tensor, event_ndim: int, temperature: float) -> None:
         self.logits = logits
         self.dim = -event_ndim

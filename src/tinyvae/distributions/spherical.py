@@ -35,6 +35,8 @@ class SphereUniform(Distribution):
         tensor(-1.8379)
     """
 
+    space = "the unit sphere"
+
     def __init__(self, like: Tensor) -> None:
         self._zero = torch.zeros_like(like)
         self.batch_shape, self.event_shape = torch.Size(), like.shape
@@ -75,6 +77,8 @@ class PowerSpherical(Distribution):
         >>> p.log_prob(torch.tensor([1.0, 0.0, 0.0]))  # -log(2 pi)
         tensor(-1.8379)
     """
+
+    space = "the unit sphere"
 
     def __init__(self, direction: Tensor, log_concentration: Tensor) -> None:
         self.direction, self.log_concentration = direction, log_concentration
@@ -117,19 +121,27 @@ class PowerSpherical(Distribution):
         """Log density on the sphere, nats."""
         # 1 - |x - mu|^2 / 4 is (1 + mu . x) / 2, with its digits near the direction.
         distance = (value - self.direction).square().sum(-1)
-        return self.concentration * torch.log1p(-0.25 * distance) + self.log_peak
+        near = distance < 2
+        close = torch.log1p(-0.25 * distance.where(near, 0.0))
+        # On the other side it is |x + mu|^2 / 4, of which rounding makes no negative number.
+        opposite = (value + self.direction).square().sum(-1) / 4
+        far = torch.log(opposite.clamp(min=torch.finfo(distance.dtype).tiny))
+        return self.concentration * torch.where(near, close, far) + self.log_peak
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw by reparameterisation: a Beta height, a uniform angle, a reflection."""
         shape = self._shape(sample_shape)
         alpha = (self.beta + self.concentration).expand(shape[:-1])
         shapes = torch.stack([alpha, torch.full_like(alpha, self.beta)], -1)
-        shares = torch.distributions.Dirichlet(shapes, validate_args=False).rsample()
+        # In double, as gradients of shares near 0 and 1 lose their digits otherwise.
+        shares = torch.distributions.Dirichlet(shapes.double(), validate_args=False).rsample()
         up, down = shares.split(1, -1)
+        height, radius = (up - down).to(alpha), 2 * torch.sqrt(up * down).to(alpha)
         noise = torch.randn(shape, dtype=alpha.dtype, device=alpha.device)[..., 1:]
         around = F.normalize(noise, dim=-1)
-        upright = torch.cat([up - down, 2 * torch.sqrt(up * down) * around], -1)
-        pole = torch.zeros_like(self.direction)
-        pole[..., 0] = 1.0
+        # Reflected from the pole that is farther away: from the nearer one the axis may vanish.
+        side = torch.where(self.direction[..., :1] > 0, -1.0, 1.0).to(alpha)
+        upright = torch.cat([side * height, radius * around], -1)
+        pole = F.pad(side, (0, self.event_shape[0] - 1))
         axis = F.normalize(pole - self.direction, dim=-1)
         return upright - 2 * axis * (axis * upright).sum(-1, keepdim=True)

@@ -86,6 +86,8 @@ class NetworkEncoder(Encoder):
         if isinstance(self.head, nn.Linear):
             features = features.flatten(1)
         params: Tensor = self.head(features)
+        if params.dtype in (torch.float16, torch.bfloat16):  # of autocast: densities need digits
+            params = params.float()
         return params.flatten(1)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Distribution:

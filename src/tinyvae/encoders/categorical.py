@@ -1,5 +1,6 @@
 """Encoders of classes."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +25,10 @@ class _ClassEncoder(NetworkEncoder):
     ) -> None:
         if num_classes < 2:
             raise ValueError(f"{type(self).__name__} expects num_classes >= 2, got {num_classes}")
-        if not temperature > 0:
-            raise ValueError(f"{type(self).__name__} expects temperature > 0, got {temperature}")
+        if not 0 < temperature < math.inf:
+            raise ValueError(
+                f"{type(self).__name__} expects a finite temperature > 0, got {temperature}"
+            )
         shape = (num_classes, *latent_size(num_variables))
         super().__init__(network, shape, latent_size(shape).numel(), features)
         self.temperature = temperature

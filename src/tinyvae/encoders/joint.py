@@ -9,7 +9,32 @@ from torch import Tensor, nn
 from tinyvae.distributions import Joint
 from tinyvae.encoders.base import Encoder
 
-__all__ = ["JointEncoder"]
+__all__ = ["JointEncoder", "by_name"]
+
+
+def by_name(
+    owner: str, parts: Mapping[str, Any] | Sequence[tuple[str, Any]], cls: type
+) -> dict[str, Any]:
+    """Parts by their names, all different and fit for a module."""
+    pairs = list(parts.items()) if isinstance(parts, Mapping) else list(parts)
+    if not pairs or not all(
+        isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[1], cls)
+        for pair in pairs
+    ):
+        raise TypeError(
+            f"{owner} expects {cls.__name__.lower()}s by name, got {parts!r:.200}: "
+            f"{owner}({{name: {cls.__name__.lower()}, ...}})"
+        )
+    names = [name for name, _ in pairs]
+    reserved = set(dir(nn.ModuleDict))
+    if len(set(names)) < len(names) or any(
+        not isinstance(name, str) or not name.isidentifier() or name in reserved for name in names
+    ):
+        raise ValueError(
+            f"{owner} expects different names that are Python identifiers and no method of a "
+            f"dictionary, got {names}"
+        )
+    return dict(pairs)
 
 
 class JointEncoder(Encoder):
@@ -40,9 +65,7 @@ class JointEncoder(Encoder):
         network: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        named = dict(encoders)
-        if not named or not all(isinstance(encoder, Encoder) for encoder in named.values()):
-            raise TypeError(f"JointEncoder expects encoders by name, got {encoders!r:.200}")
+        named = by_name("JointEncoder", encoders, Encoder)
         self.network = network
         self.encoders = nn.ModuleDict(named)
         width = sum(encoder.latent_shape.numel() for encoder in named.values())

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae.distributions import Distribution, Independent, Joint, Laplace, Normal, SphereUniform
-from tinyvae.encoders import Encoder
+from tinyvae.encoders import Encoder, JointEncoder
+from tinyvae.encoders.joint import by_name
 
 __all__ = [
     "ConditionalPrior",
@@ -172,6 +173,9 @@ class ConditionalPrior(Prior):
 class JointPrior(Prior):
     """Independent priors of several latents, as :class:`~tinyvae.JointEncoder`.
 
+    A prior that borrows the encoder is given the one of its name, whose inputs are the features of
+    the encoders' common network where there is one.
+
     Args:
         priors: Priors by name, or pairs of name and prior.
 
@@ -182,9 +186,7 @@ class JointPrior(Prior):
 
     def __init__(self, priors: Mapping[str, Prior] | Sequence[tuple[str, Prior]]) -> None:
         super().__init__()
-        named = dict(priors)
-        if not named or not all(isinstance(prior, Prior) for prior in named.values()):
-            raise TypeError(f"JointPrior expects priors by name, got {priors!r:.200}")
+        named = by_name("JointPrior", priors, Prior)
         self.priors = nn.ModuleDict(named)
         width = sum(prior.latent_shape.numel() for prior in named.values())
         self.latent_shape = torch.Size((width,))
@@ -193,7 +195,10 @@ class JointPrior(Prior):
         self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
     ) -> Joint:
         """Return the priors side by side."""
-        return Joint({name: prior(context) for name, prior in self.priors.items()})
+        own = dict(encoder.encoders.items()) if isinstance(encoder, JointEncoder) else {}
+        return Joint(
+            {name: prior(context, encoder=own.get(name)) for name, prior in self.priors.items()}
+        )
 
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal prior."""

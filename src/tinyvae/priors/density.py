@@ -14,6 +14,8 @@ __all__ = ["LatentDensity"]
 
 # Of a component, in standard deviations of all latents: one on a single latent would have none.
 LEAST_STD = 1e-2
+# Of expectation maximisation, of which the best is taken.
+STARTS = 5
 
 
 class LatentDensity(Prior):
@@ -50,16 +52,24 @@ class LatentDensity(Prior):
 
     @classmethod
     def fit(
-        cls, z: Tensor, density: Prior, *, steps: int = 2000, learning_rate: float = 2e-3
+        cls,
+        z: Tensor,
+        density: Prior,
+        context: Tensor | None = None,
+        *,
+        steps: int = 2000,
+        learning_rate: float = 2e-3,
     ) -> "LatentDensity":
         """Fit by maximum likelihood.
 
         A :class:`FullGaussianPrior` in closed form, a :class:`MixturePrior` by expectation
-        maximisation, any other prior by Adam on mini-batches. Draws from torch's default generator.
+        maximisation from several starts, any other prior by Adam on mini-batches. Draws from
+        torch's default generator.
 
         Args:
             z: Latents ``(N, *L)``, draws from the posteriors of the training data.
             density: The prior to fit, in place.
+            context: What it is conditioned on, ``(N, ...)``, where it reads a context.
             steps: Most steps of the fit.
             learning_rate: Of Adam, annealed to zero along a cosine.
         """
@@ -79,14 +89,14 @@ class LatentDensity(Prior):
         elif isinstance(density, MixturePrior):
             _fit_mixture(density, y, steps)
         else:
-            _fit_by_gradient(density, y, steps, learning_rate)
+            _fit_by_gradient(density, y, context, steps, learning_rate)
         return fitted.requires_grad_(False)
 
     def forward(
         self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
     ) -> Affine:
-        """Return the density, whatever the context."""
-        return Affine(self.density(), self.shift, self.scale)
+        """Return the density, given the context where it reads one."""
+        return Affine(self.density(context), self.shift, self.scale)
 
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal prior, but for what was fitted."""
@@ -94,21 +104,48 @@ class LatentDensity(Prior):
 
 
 def _fit_gaussian(density: FullGaussianPrior, y: Tensor) -> None:
-    factor = torch.linalg.cholesky(y.T @ y / len(y))  # y is centred
+    factor, failed = torch.linalg.cholesky_ex(y.T @ y / len(y))  # y is centred
+    if failed:
+        raise ValueError(
+            f"LatentDensity.fit got {len(y)} latents of {y.shape[1]} dimensions, which lie in a "
+            "plane: give more of them, or fit a MixturePrior of one component"
+        )
     density.mean.data = torch.zeros_like(density.mean)
     density.log_diagonal.data = factor.diagonal().log()
     density.lower.data = factor
 
 
 def _fit_mixture(density: MixturePrior, y: Tensor, steps: int) -> None:
-    """Expectation maximisation, until the mean log-likelihood no longer rises."""
+    """Best of several fits by expectation maximisation."""
+    if len(y) < density.num_components:
+        raise ValueError(
+            f"LatentDensity.fit expects at least as many latents as the mixture has components, "
+            f"{density.num_components}, got {len(y)}"
+        )
     flat = y.flatten(1)
-    centers = flat[torch.randperm(len(y), device="cpu")[: density.num_components].to(y.device)]
-    means, log_std = centers.clone(), torch.zeros_like(centers)
-    weights = flat.new_full((len(centers),), 1 / len(centers))
+    fits = [_maximise(flat, _spread(flat, density.num_components), steps) for _ in range(STARTS)]
+    _, weights, means, log_std = max(fits, key=lambda fit: fit[0])
+    density.logits.data = weights.log()
+    density.means.data = means.reshape(density.means.shape)
+    density.log_std.data = log_std.reshape(density.log_std.shape)
+
+
+def _spread(rows: Tensor, count: int) -> Tensor:
+    """Rows far from each other (k-means++, Arthur and Vassilvitskii 2007)."""
+    chosen = rows[torch.randint(len(rows), (1,), device=rows.device)]
+    for _ in range(count - 1):
+        distance = torch.cdist(rows, chosen).min(1).values.square()
+        chosen = torch.cat([chosen, rows[torch.multinomial(distance + 1e-12, 1)]])
+    return chosen
+
+
+def _maximise(rows: Tensor, means: Tensor, steps: int) -> tuple[float, Tensor, Tensor, Tensor]:
+    """Expectation maximisation, until the mean log-likelihood no longer rises."""
+    log_std = torch.zeros_like(means)
+    weights = rows.new_full((len(means),), 1 / len(means))
     latest = -math.inf
     for _ in range(steps):
-        standardised = (flat.unsqueeze(1) - means) * torch.exp(-log_std)  # (N, M, D)
+        standardised = (rows.unsqueeze(1) - means) * torch.exp(-log_std)  # (N, M, D)
         joint = weights.log() - (0.5 * standardised.square() + log_std).sum(2)
         evidence = joint.logsumexp(1).mean().item()
         if evidence < latest + 1e-7:
@@ -116,21 +153,24 @@ def _fit_mixture(density: MixturePrior, y: Tensor, steps: int) -> None:
         latest = evidence
         shares = joint.softmax(1)  # (N, M)
         mass = shares.sum(0).clamp(min=1e-12).unsqueeze(1)
-        means = shares.T @ flat / mass
-        spread = (shares.T @ flat.square()) / mass - means.square()
+        means = shares.T @ rows / mass
+        spread = (shares.T @ rows.square()) / mass - means.square()
         log_std = 0.5 * spread.clamp(min=LEAST_STD**2).log()
-        weights = mass.squeeze(1) / len(y)
-    density.logits.data = weights.log()
-    density.means.data = means.reshape(density.means.shape)
-    density.log_std.data = log_std.reshape(density.log_std.shape)
+        weights = mass.squeeze(1) / len(rows)
+    return latest, weights, means, log_std
 
 
-def _fit_by_gradient(density: Prior, y: Tensor, steps: int, learning_rate: float) -> None:
+def _fit_by_gradient(
+    density: Prior, y: Tensor, context: Tensor | None, steps: int, learning_rate: float
+) -> None:
+    if not any(parameter.requires_grad for parameter in density.parameters()):
+        raise ValueError(f"LatentDensity.fit got a {type(density).__name__}: nothing to fit")
     optimizer = torch.optim.Adam(density.parameters(), learning_rate)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
-        rows = torch.randint(len(y), (min(256, len(y)),), device="cpu").to(y.device)
-        loss = -density().log_prob(y[rows]).mean()
+        rows = torch.randint(len(y), (min(256, len(y)),), device=y.device)
+        prior = density(None if context is None else context[rows])
+        loss = -prior.log_prob(y[rows]).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

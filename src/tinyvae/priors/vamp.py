@@ -26,8 +26,8 @@ class VampPrior(Prior):
         latent_shape: Shape of one latent.
         input_shape: Shape of what the encoder is fed for one datum.
         num_components: Number of pseudo-inputs.
-        context_shape: Shape of one row of context, where the encoder reads one: each pseudo-input
-            has a row of its own.
+        context_shape: Shape of one row of context, where the encoder reads one, ``()`` for the
+            index of a class: each pseudo-input has a row of its own.
         learned_weights: Whether the weights :math:`\pi_k` are learned instead of equal.
 
     References:
@@ -60,10 +60,15 @@ class VampPrior(Prior):
         self.context_shape = None if context_shape is None else torch.Size(context_shape)
         self.learned_weights = learned_weights
         self.inputs = nn.Parameter(0.1 * torch.randn(num_components, *self.input_shape))
-        context = None if context_shape is None else torch.zeros(num_components, *context_shape)
-        self.register_buffer("contexts", context)
+        self.register_buffer("contexts", self._no_contexts(num_components))
         logits = nn.Parameter(torch.zeros(num_components)) if learned_weights else None
         self.register_parameter("logits", logits)
+
+    def _no_contexts(self, num_components: int) -> Tensor | None:
+        if self.context_shape is None:
+            return None
+        dtype = None if self.context_shape else torch.int64
+        return torch.zeros(num_components, *self.context_shape, dtype=dtype)
 
     @classmethod
     def from_data(
@@ -99,7 +104,7 @@ class VampPrior(Prior):
         chosen = torch.randperm(len(x))[:num_components].to(x.device)
         prior.inputs.data = x[chosen].to(torch.get_default_dtype())
         if context is not None:
-            prior.contexts = context[chosen]
+            prior.contexts = context[chosen].to(prior.contexts)
         return prior
 
     def forward(

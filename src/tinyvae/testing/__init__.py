@@ -5,6 +5,7 @@ and what came.
 """
 
 from tinyvae.testing.contract import ContractError
+from tinyvae.testing.latents import check_encoder, check_prior
 from tinyvae.testing.likelihoods import check_likelihood
 
-__all__ = ["ContractError", "check_likelihood"]
+__all__ = ["ContractError", "check_encoder", "check_likelihood", "check_prior"]
