@@ -3,9 +3,9 @@
     python examples/flow_posterior.py
 
 The decoder is fixed and known: z ~ N(0, I) in two dimensions, x = z2 - z1^2 / 2 + noise. Given x,
-the posterior is a crescent. Encoders are fitted to draws of x, one with a diagonal Gaussian, one with a
-full covariance, one with a flow on top of the first. As log p(x) is known by quadrature, so is what
-each loses: log p(x) - ELBO = KL(q(z given x) || p(z given x)).
+the posterior is a crescent. Encoders are fitted to draws of x, one with a diagonal Gaussian, one
+with a full covariance, one with a flow on top of the first. As log p(x) is known by quadrature, so
+is what each loses: log p(x) - ELBO = KL(q(z given x) || p(z given x)).
 """
 
 import torch

@@ -3,8 +3,8 @@
     python examples/vector_quantization.py
 
 An image becomes one of 64 codes at each of 2 x 2 positions (of 7 x 7 for MNIST). The perplexity
-says how many codes are in use. log p(x given codes) + log p(codes) is a lower bound on log p(x): with
-the uniform prior of training, and with frequencies of codes counted after it.
+says how many codes are in use. log p(x given codes) + log p(codes) is a lower bound on log p(x):
+with the uniform prior of training, and with frequencies of codes counted after it.
 """
 
 import math

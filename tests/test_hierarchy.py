@@ -1019,13 +1019,14 @@ def test_bottom_up_takes_any_encoders():
 
 
 def test_misfitting_layers_are_told_at_check(cls):
-    for place, wrong, role in [
-        ("encoders", GaussianEncoder(MLP(9), 2), "encoder"),
-        ("generators", GaussianEncoder(MLP(9), 3), "encoder"),
+    chain = "chain of encoders and generators"
+    for place, wrong in [
+        ("encoders", GaussianEncoder(MLP(9), 2)),
+        ("generators", GaussianEncoder(MLP(9), 3)),
     ]:
         vae = make(cls, 2)
         vae.get_submodule(place)[-1] = wrong
-        with pytest.raises(ValueError, match=rf"the {role} does not accept .*in_shape = \(9,\)"):
+        with pytest.raises(ValueError, match=rf"the {chain} does not accept .*in_shape = \(9,\)"):
             vae.check(binary(3, DATA))
     vae = make(cls, 2)
     vae.decoder = MLP(9, out_shape=DATA)

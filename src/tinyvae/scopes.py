@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,16 +33,15 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """What is computed inside has no gradient in the module's parameters, only in its inputs."""
-    trained = [
-        (m, {n: p for n, p in m._parameters.items() if p is not None}) for m in module.modules()
-    ]
+    owners = [(m._parameters, dict(m._parameters)) for m in module.modules()]
     try:
-        for m, parameters in trained:
-            m._parameters.update({name: p.detach() for name, p in parameters.items()})
+        for held, own in owners:
+            detached: dict[str, Any] = {n: p.detach() for n, p in own.items() if p is not None}
+            held.update(detached)
         yield
     finally:
-        for m, parameters in trained:
-            m._parameters.update(parameters)
+        for held, own in owners:
+            held.update(own)
 
 
 def seed_rng(device: torch.device, seed: int) -> None:
