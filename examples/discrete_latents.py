@@ -84,14 +84,13 @@ def main() -> None:
     continuous, _ = fit(continuous, x, epochs=args.epochs, seed=0)
     report = evaluate(continuous, x_test, importance_samples=1000)
     print(f"the style alone, without a class: log p(x) {report.log_marginal}")
-    torch.manual_seed(0)
-    style = torch.randn(12, STYLES)
+    style = torch.linspace(-2, 2, 12).unsqueeze(1)
     rows = {}
     for kind in range(CLASSES):
         one_hot = torch.eye(CLASSES)[kind].expand(len(style), -1)
         with torch.no_grad():
             rows[f"class {kind}"] = vae.decode(torch.cat([one_hot, style], 1)).mean
-    grid = image_rows(rows, title="One class per row, one style per column; mean images")
+    grid = image_rows(rows, title="A class per row, the style from -2 to 2; mean images")
     save_figure(grid, args.output / "gallery_discrete.png")
 
 

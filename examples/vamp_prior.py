@@ -69,7 +69,7 @@ def main() -> None:
 
 def draw(panel: object, name: str, vae: VAE, x: Tensor, value: float) -> None:
     """Density of the prior, and on it where the training images lie."""
-    reach = 6.0
+    reach = 7.0
     line = torch.linspace(-reach, reach, 201)
     points = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)
     with torch.no_grad():
@@ -80,7 +80,7 @@ def draw(panel: object, name: str, vae: VAE, x: Tensor, value: float) -> None:
     panel.contourf(line, line, log_density.exp().sqrt(), levels=12, cmap="Greys")
     panel.plot(z[:, 0], z[:, 1], ".", color=BLUE, markersize=2, alpha=0.5)
     panel.set_title(f"{name}: {value:.2f} nats", loc="left", fontsize=13, color=INK, pad=10)
-    panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[-5, 0, 5])
 
 
 if __name__ == "__main__":

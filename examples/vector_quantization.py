@@ -70,7 +70,7 @@ def main() -> None:
     save_figure(grid, args.output / "gallery_codes.png")
     chart, (axes,) = figure(8, 3.4)
     counts = torch.bincount(codes.flatten(), minlength=CODES).sort(descending=True).values
-    axes.bar(range(CODES), counts / counts.sum(), color=BLUE)
+    axes.bar(range(CODES), (counts / counts.sum()).numpy(), color=BLUE)
     axes.axhline(1 / CODES, color=INK, linestyle="--", linewidth=1.2)
     heading(axes, "Share of each code, largest first", "code", "share (dashed: equal)")
     save_figure(chart, args.output / "gallery_code_usage.png")

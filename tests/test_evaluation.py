@@ -118,7 +118,9 @@ def frey_faces():
     return torch.from_numpy(np.load(found[0])).double() / 255
 
 
-@pytest.mark.parametrize(("num_latents", "nats"), [(2, 555.82779), (5, 667.68661)])
+@pytest.mark.parametrize(
+    ("num_latents", "nats"), [(2, 555.82779), (5, 667.68661), (10, 754.55074), (20, 861.56946)]
+)
 def test_probabilistic_pca_of_frey_faces(num_latents, nats):
     """A linear VAE at the closed-form weights of Tipping and Bishop (1999)."""
     x = frey_faces()

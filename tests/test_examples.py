@@ -2,6 +2,7 @@
 
 import json
 import math
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -119,3 +120,21 @@ def test_the_published_data_are_the_first_thousand_of_each_class(monkeypatch: py
     means = image.reshape(14, 2, 14, 2).mean(dim=(1, 3))
     assert torch.equal(data.train[0, 0], (means > 128).float())
     assert data.train.unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "figures"),
+    [
+        ("conditional_digits", ["gallery_conditional.png"]),
+        ("discrete_latents", ["gallery_discrete.png"]),
+        ("layers", ["gallery_layers.png", "gallery_layers_samples.png"]),
+        ("vector_quantization", ["gallery_code_usage.png", "gallery_codes.png"]),
+    ],
+)
+def test_latents_of_the_gallery_run(name, figures, tmp_path, monkeypatch, capsys):
+    arguments = ["--epochs", "1", "--seeds", "1", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    assert sorted(path.name for path in tmp_path.iterdir()) == figures
+    assert "nan" not in capsys.readouterr().out.split()
