@@ -7,6 +7,7 @@ the exact joint one.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from tinyvae.distributions import Distribution, Independent, Normal
 from tinyvae.encoders import Encoder, GaussianEncoder
 from tinyvae.likelihoods import Likelihood
-from tinyvae.model import DecoderModel, Draw, conditional, drawn, expect, repeated
+from tinyvae.misfits import Draw, expect
+from tinyvae.model import DecoderModel, conditional, drawn, repeated
 from tinyvae.priors import Prior, StandardNormal
 from tinyvae.record import LatentTerm
 
@@ -25,6 +27,7 @@ class _HierarchicalVAE(DecoderModel):
     """Layers of latents, generated from the top."""
 
     inference = "chain of encoders and generators"
+    layer_type: type[nn.Module] = Encoder
     encoders: nn.ModuleList
     generators: nn.ModuleList
     prior: Prior
@@ -35,30 +38,12 @@ class _HierarchicalVAE(DecoderModel):
         generators: Sequence[Encoder],
         decoder: nn.Module,
         likelihood: Likelihood,
-        prior: Prior | None,
+        prior: Prior | None = None,
     ) -> None:
-        name = type(self).__name__
-        for several in (encoders, generators):
-            if not isinstance(several, (list, tuple)):
-                raise TypeError(
-                    f"{name} expects lists of encoders and generators, got a "
-                    f"{type(several).__name__}: one per layer, [GaussianEncoder(...), ...]"
-                )
-        for encoder in (*encoders, *generators):
-            expect(name, encoder, Encoder, "every encoder and generator", "GaussianEncoder(...)")
-        if not encoders or len(generators) != len(encoders) - 1:
-            raise ValueError(
-                f"{name} expects encoders of L >= 1 layers and generators of the L - 1 lower ones, "
-                f"got {len(encoders)} and {len(generators)}"
-            )
-        for layer, (encoder, generator) in enumerate(zip(encoders, generators, strict=False)):
-            if encoder.latent_shape != generator.latent_shape:
-                raise ValueError(
-                    f"{name}: z{layer + 1} is {tuple(encoder.latent_shape)} of its encoder and "
-                    f"{tuple(generator.latent_shape)} of its generator"
-                )
+        self._check_layers(encoders, generators)
         top = encoders[-1].latent_shape
         prior = StandardNormal(top) if prior is None else prior
+        name = type(self).__name__
         expect(name, prior, Prior, "prior", "such as StandardNormal(top latent_shape)")
         if prior.latent_shape != top:
             raise ValueError(
@@ -75,6 +60,29 @@ class _HierarchicalVAE(DecoderModel):
             }
         )
 
+    def _check_layers(self, encoders: Sequence[Encoder], generators: Sequence[Encoder]) -> None:
+        name, kind = type(self).__name__, self.layer_type
+        for several in (encoders, generators):
+            if not isinstance(several, (list, tuple)):
+                raise TypeError(
+                    f"{name} expects lists of encoders and generators, got a "
+                    f"{type(several).__name__}: one per layer, [GaussianEncoder(...), ...]"
+                )
+        remedy = "GaussianEncoder(network, latent_dim)"
+        for part in (*encoders, *generators):
+            expect(name, part, kind, "every encoder and generator", remedy)
+        if not encoders or len(generators) != len(encoders) - 1:
+            raise ValueError(
+                f"{name} expects encoders of L >= 1 layers and generators of the L - 1 lower ones, "
+                f"got {len(encoders)} and {len(generators)}"
+            )
+        for layer, (encoder, generator) in enumerate(zip(encoders, generators, strict=False)):
+            if encoder.latent_shape != generator.latent_shape:
+                raise ValueError(
+                    f"{name}: z{layer + 1} is {tuple(encoder.latent_shape)} of its encoder and "
+                    f"{tuple(generator.latent_shape)} of its generator"
+                )
+
     @property
     def latent_shape(self) -> torch.Size:  # type: ignore[override]
         """Shape of the latent next to the data."""
@@ -87,13 +95,11 @@ class _HierarchicalVAE(DecoderModel):
         return self.likelihood.is_density and all(part.is_density for part in parts)
 
     def _encoder(self, layer: int) -> Encoder:
-        encoder: Encoder = self.encoders[layer]  # type: ignore[assignment]
-        return encoder
+        return cast("Encoder", self.encoders[layer])
 
     def _generated(self, layer: int, above: Tensor, context: Tensor | None) -> Distribution:
         """p(z given what is above), of batch shape ``(K, B)``."""
-        generator: Encoder = self.generators[layer]  # type: ignore[assignment]
-        return conditional(generator, above, context)
+        return conditional(cast("Encoder", self.generators[layer]), above, context)
 
     def _prior(self, context: Tensor | None) -> Distribution:
         prior: Distribution = self.prior(context, encoder=self._encoder(-1))
@@ -143,16 +149,6 @@ class BottomUpVAE(_HierarchicalVAE):
         >>> output.log_weight().shape
         torch.Size([5, 8])
     """
-
-    def __init__(
-        self,
-        encoders: Sequence[Encoder],
-        generators: Sequence[Encoder],
-        decoder: nn.Module,
-        likelihood: Likelihood,
-        prior: Prior | None = None,
-    ) -> None:
-        super().__init__(encoders, generators, decoder, likelihood, prior)
 
     def infer(
         self, inputs: Tensor, context: Tensor | None, draw: Draw
@@ -221,21 +217,13 @@ class LadderVAE(_HierarchicalVAE):
         [(8,), (8,)]
     """
 
-    def __init__(
-        self,
-        encoders: Sequence[GaussianEncoder],
-        generators: Sequence[GaussianEncoder],
-        decoder: nn.Module,
-        likelihood: Likelihood,
-        prior: Prior | None = None,
-    ) -> None:
-        for part in (*encoders, *generators):
-            remedy = "GaussianEncoder(network, latent_dim)"
-            expect("LadderVAE", part, GaussianEncoder, "every encoder and generator", remedy)
-        super().__init__(encoders, generators, decoder, likelihood, prior)
+    layer_type = GaussianEncoder
+
+    def _encoder(self, layer: int) -> GaussianEncoder:
+        return cast("GaussianEncoder", self.encoders[layer])
 
     def _generated(self, layer: int, above: Tensor, context: Tensor | None) -> Independent:
-        generator: GaussianEncoder = self.generators[layer]  # type: ignore[assignment]
+        generator = cast("GaussianEncoder", self.generators[layer])
         rows = above.flatten(0, 1)
         features = generator.encode(rows, None if context is None else repeated(context, len(rows)))
         mean, log_std = generator.location_and_scale(features)
@@ -246,14 +234,13 @@ class LadderVAE(_HierarchicalVAE):
         """Features of every layer."""
         features = [inputs]
         for layer in range(len(self.encoders)):
-            encoder: GaussianEncoder = self.encoders[layer]  # type: ignore[assignment]
+            encoder = self._encoder(layer)
             features.append(encoder.encode(features[-1], context if layer == 0 else None))
         return features[1:]
 
     def _top(self, inputs: Tensor, context: Tensor | None = None) -> Distribution:
         """q(z_L given x)."""
-        encoder: GaussianEncoder = self.encoders[-1]  # type: ignore[assignment]
-        return encoder.posterior(self._upwards(inputs, context)[-1])
+        return self._encoder(-1).posterior(self._upwards(inputs, context)[-1])
 
     def _prior(self, context: Tensor | None) -> Distribution:
         prior: Distribution = self.prior(context, encoder=self._top)
@@ -264,12 +251,12 @@ class LadderVAE(_HierarchicalVAE):
     ) -> tuple[tuple[LatentTerm, ...], Tensor]:
         """Draw the top layer given x, then each layer given x and the one above."""
         features = self._upwards(inputs, context)
-        encoder: GaussianEncoder = self.encoders[-1]  # type: ignore[assignment]
+        encoder = self._encoder(-1)
         posterior = encoder.posterior(features[-1])
         z = draw(encoder, posterior)
         terms = [LatentTerm(f"z{len(features)}", z, posterior, self._prior(context))]
         for layer in reversed(range(len(self.generators))):
-            encoder = self.encoders[layer]  # type: ignore[assignment]
+            encoder = self._encoder(layer)
             prior = self._generated(layer, z, context)
             posterior = _product(encoder.location_and_scale(features[layer]), prior)
             z = draw(encoder, posterior)

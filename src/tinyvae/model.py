@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace as replaced
 from typing import Any, TypeVar
 
@@ -15,24 +15,15 @@ from tinyvae import compositions
 from tinyvae.distributions import Delta, Distribution, Unflattened, Wrapper
 from tinyvae.encoders import Encoder
 from tinyvae.likelihoods import Likelihood
+from tinyvae.misfits import Draw, attempt, center, check_spaces, checked_center, expect, shape_of
 from tinyvae.record import LatentTerm, LatentVariableModel, VAEOutput
 from tinyvae.scopes import evaluating, frozen
 
-__all__ = ["DecoderModel", "Draw", "PosteriorError", "conditional", "drawn", "expect", "repeated"]
+__all__ = ["DecoderModel", "conditional", "drawn", "repeated"]
 
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
-PRIORS = {
-    "reals": "StandardNormal",
-    "the unit sphere": "SphereUniformPrior",
-    "the simplex": "GumbelSoftmaxPrior",
-    "one-hot values": "CategoricalPrior",
-    "codes": "CodePrior",
-}
 Model = TypeVar("Model", bound="DecoderModel")
-
-# Latents (K, B, *L) for the posterior that an encoder has returned, of batch shape (B,) or (K, B).
-Draw = Callable[[Encoder, Distribution], Tensor]
 
 
 class DecoderModel(LatentVariableModel):
@@ -210,7 +201,7 @@ class DecoderModel(LatentVariableModel):
         """
         with torch.no_grad():
             inputs = self.likelihood.encoder_input(self._observed(x, mask))
-            _, z = self.infer(inputs, context, _center)
+            _, z = self.infer(inputs, context, center)
             return self.decode(z, context).center()[0]
 
     def sample(
@@ -257,18 +248,18 @@ class DecoderModel(LatentVariableModel):
         with evaluating(self), torch.no_grad():
             self.likelihood.input_shape(x.shape[1:])
             inputs = self.likelihood.encoder_input(two)
-            terms, z = _attempt(
+            terms, z = attempt(
                 self.inference,
                 inputs,
-                lambda: self.infer(inputs, context, _checked_center(len(two))),
+                lambda: self.infer(inputs, context, checked_center(len(two))),
             )
-            _check_spaces(terms)
-            output = _attempt("decoder", z[0], lambda: self._decoder_output(z, context))
+            check_spaces(terms)
+            output = attempt("decoder", z[0], lambda: self._decoder_output(z, context))
             expected = self.likelihood.param_shape(x.shape[1:])
             if not isinstance(output, Tensor) or output.shape[1:] != expected:
                 raise ValueError(
                     f"{self.likelihood} on data of shape {tuple(x.shape[1:])} needs a decoder that "
-                    f"returns {tuple(expected)} per example, got {_shape(output)}: "
+                    f"returns {tuple(expected)} per example, got {shape_of(output)}: "
                     f"give it out_shape={tuple(expected)}"
                 )
             record = self._record(two, terms, z, context)
@@ -363,73 +354,6 @@ def drawn(prior: Distribution, num_samples: int, context: Tensor | None) -> Tens
     return prior.sample((num_samples, *missing))
 
 
-def expect(owner: str, value: object, cls: type, name: str, remedy: str) -> None:
-    """Raise unless a part is of its kind."""
-    if not isinstance(value, cls):
-        raise TypeError(
-            f"{owner} expects as {name} a {cls.__name__}, got a {type(value).__name__}: {remedy}"
-        )
-
-
 def repeated(context: Tensor, rows: int) -> Tensor:
     """Context of ``(K, B)`` latents in rows."""
     return context.repeat(rows // len(context), *[1] * (context.dim() - 1))
-
-
-def _center(_: Encoder, posterior: Distribution) -> Tensor:
-    """One latent per example, ``(1, B, *L)``."""
-    center = posterior.center()
-    return center if len(posterior.batch_shape) == 2 else center.unsqueeze(0)
-
-
-def _check_spaces(terms: tuple[LatentTerm, ...]) -> None:
-    """Raise where log q - log p would compare densities with respect to different measures."""
-    for term in terms:
-        q, p = term.posterior, term.prior
-        if q.space != p.space:
-            raise ValueError(
-                f"the posterior of latent {term.name!r} is over {q.space}, its prior over "
-                f"{p.space}: give a prior of its kind, such as {PRIORS.get(q.space, 'another')}"
-            )
-
-
-class PosteriorError(TypeError, ValueError):
-    """An encoder returns something else than it promises."""
-
-
-def _checked_center(batch: int) -> Draw:
-    """As :func:`_center`, of what is found to be a posterior of so many examples."""
-
-    def draw(encoder: Encoder, posterior: object) -> Tensor:
-        if not isinstance(posterior, Distribution):
-            raise PosteriorError(
-                f"an encoder must return a Distribution, q(z given x), got a "
-                f"{type(posterior).__name__}: wrap its network as GaussianEncoder(network, "
-                "latent_dim), or return Independent(Normal(mean, log_std), 1)"
-            )
-        fits = posterior.event_shape == encoder.latent_shape
-        if not fits or tuple(posterior.batch_shape) not in ((batch,), (1, batch)):
-            raise PosteriorError(
-                f"the encoder's posterior should have batch_shape {(batch,)} and event_shape "
-                f"latent_shape = {tuple(encoder.latent_shape)}, got {posterior}"
-            )
-        return _center(encoder, posterior)
-
-    return draw
-
-
-def _shape(value: object) -> str:
-    return str(tuple(value.shape[1:])) if isinstance(value, Tensor) else type(value).__name__
-
-
-def _attempt(role: str, value: Tensor, call: Any) -> Any:
-    """Call a part; say which one failed on what."""
-    try:
-        return call()
-    except PosteriorError:
-        raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(
-            f"the {role} does not accept a batch of shape {tuple(value.shape)} and {value.dtype}"
-            f" (is its in_shape {tuple(value.shape[1:])}, does it take the context?): {error}"
-        ) from error

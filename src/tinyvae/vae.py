@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tinyvae.distributions import Distribution, Joint
 from tinyvae.encoders import Encoder, JointEncoder
 from tinyvae.likelihoods import Likelihood
-from tinyvae.model import DecoderModel, Draw, drawn, expect
+from tinyvae.misfits import Draw, expect
+from tinyvae.model import DecoderModel, drawn
 from tinyvae.priors import JointPrior, Prior, StandardNormal
 from tinyvae.record import LatentTerm
 

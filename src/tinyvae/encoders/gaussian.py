@@ -26,8 +26,10 @@ __all__ = [
 ]
 
 
-class _LocationScaleEncoder(NetworkEncoder):
-    """Independent elements, by location and logarithm of the scale."""
+class _ElementwiseEncoder(NetworkEncoder):
+    """So many parameters for each element of the latent."""
+
+    params_per_dim: int
 
     def __init__(
         self,
@@ -37,7 +39,13 @@ class _LocationScaleEncoder(NetworkEncoder):
         features: int | None = None,
     ) -> None:
         shape = latent_size(latent_dim)
-        super().__init__(network, shape, 2 * shape.numel(), features)
+        super().__init__(network, shape, self.params_per_dim * shape.numel(), features)
+
+
+class _LocationScaleEncoder(_ElementwiseEncoder):
+    """Independent elements, by location and logarithm of the scale."""
+
+    params_per_dim = 2
 
     def location_and_scale(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Location and logarithm of the scale, ``(B, *L)`` each."""
@@ -164,7 +172,7 @@ class LowRankGaussianEncoder(NetworkEncoder):
         return super().config() | {"rank": self.rank}
 
 
-class DeterministicEncoder(NetworkEncoder):
+class DeterministicEncoder(_ElementwiseEncoder):
     """A point in the place of a posterior: an autoencoder, for which no bound holds.
 
     Under :class:`~tinyvae.ELBO` its "KL" term is -log p(z), up to a constant the squared norm under
@@ -181,16 +189,7 @@ class DeterministicEncoder(NetworkEncoder):
     """
 
     is_density = False
-
-    def __init__(
-        self,
-        network: nn.Module,
-        latent_dim: int | Sequence[int],
-        *,
-        features: int | None = None,
-    ) -> None:
-        shape = latent_size(latent_dim)
-        super().__init__(network, shape, shape.numel(), features)
+    params_per_dim = 1
 
     def posterior(self, features: Tensor) -> Distribution:
         """Return the point."""
