@@ -231,11 +231,13 @@ FAMILIES = {
         st.tuples(floats(1e-30, 1e30), floats(-60, 60), log_scales),
         exact_log_normal,
     ),
-    # The last digits of log x and of the log mean enter as often as the concentration says.
+    # The last digits of log x and of the log mean enter as often as the concentration says; logits
+    # of -69 are held to 4e-6, and so is log x.
     "beta": Family(
         Beta,
         flat(proportion_and_logits(), log_scales),
         exact_beta,
+        float32=2e-5,
         float32_per_unit=3e-9,
     ),
     "continuous bernoulli": Family(
