@@ -587,7 +587,7 @@ ERRORS = {
     "flow of nothing": (
         lambda: Flow(0),
         ValueError,
-        "Flow expects dim >= 1, context_dim >= 0 and transforms >= 1, got 0, 0 and 3",
+        "Flow expects dim >= 1, context_dim >= 0 and 1 to 100 transforms, got 0, 0 and 3",
     ),
     "flow of some kind": (
         lambda: Flow(2, kind="planar"),

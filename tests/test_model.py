@@ -74,7 +74,7 @@ CASES = {
     "Laplace": (LaplaceLikelihood, uniform, 1e-12),
     "Student t": (StudentTLikelihood, uniform, 1e-12),
     "Bernoulli": (BernoulliLikelihood, lambda: (uniform() > 0.7).double(), 2e-4),
-    "continuous Bernoulli": (ContinuousBernoulliLikelihood, lambda: uniform() ** 3, 1e-9),
+    "continuous Bernoulli": (ContinuousBernoulliLikelihood, lambda: uniform() ** 3, 2e-4),
     "Beta": (BetaLikelihood, lambda: uniform() ** 2, 1e-12),
     "Poisson": (lambda: PoissonLikelihood(2.0), counts, 1e-12),
     "negative binomial": (
@@ -136,6 +136,28 @@ def test_pixels_that_are_always_black_stay_finite():
     assert vae.decode(torch.zeros(1, 2)).mean.tolist() == [[pytest.approx(0.5 / 51)] * 3]
     vae = started(PoissonLikelihood(), torch.zeros(50, 3))
     assert vae.decode(torch.zeros(1, 2)).mean.tolist() == [[pytest.approx(1e-3)] * 3]
+
+
+def test_a_convolution_starts_at_the_logit_of_the_mean_not_at_the_mean_logit():
+    x = torch.zeros(50, 1, 8, 8)
+    x[:25, :, 2:6, 2:6] = 1.0
+    decoder = TransposedConvNet(2, (1, 8, 8), channels=(8,))
+    mean = started(BernoulliLikelihood(), x, decoder).decode(torch.zeros(1, 2)).mean
+    assert mean.flatten().tolist() == pytest.approx([x.mean().item()] * 64, abs=2e-4)
+
+
+def test_what_nobody_observed_starts_at_zero():
+    x = torch.randn(20, 3)
+    x[:, 1] = torch.nan
+    bias = started(Masked(GaussianLikelihood()), x).decoder.layers[-1].bias
+    torch.testing.assert_close(
+        bias, torch.stack([x[:, 0].mean(), torch.tensor(0.0), x[:, 2].mean()])
+    )
+
+
+def test_grey_pixels_that_are_always_black_stay_finite():
+    vae = started(ContinuousBernoulliLikelihood(), torch.zeros(50, 3))
+    assert vae.decode(torch.zeros(1, 2)).mean.tolist() == [[pytest.approx(0.5 / 51)] * 3]
 
 
 @pytest.mark.parametrize("network", [TransposedConvNet, TransposedResNet])

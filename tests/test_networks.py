@@ -156,7 +156,7 @@ def test_examples_do_not_touch_each_other():
         (lambda: ResNet((28, 28)), r"ResNet in_shape expects \(C, H, W\), got \(28, 28\)"),
         (lambda: ResNet((1, 28, 28), ()), "ResNet expects at least one number of channels"),
         (lambda: ResNet((1, 8, 8), (0,)), r"ResNet channels expects .* at least 1, got \(0,\)"),
-        (lambda: ResNet((1, 8, 8), blocks=0), "ResNet expects blocks >= 1, got 0: ConvNet has"),
+        (lambda: ResNet((1, 8, 8), blocks=0), "ResNet expects 1 to 100 blocks, got 0: ConvNet has"),
         (lambda: TransposedResNet(0, (1, 8, 8)), r"TransposedResNet in_shape expects sizes"),
         (lambda: TransposedResNet(4, (8, 8)), r"TransposedResNet expects out_shape \(C, H, W\) or"),
         (

@@ -15,6 +15,7 @@ from tinyvae import (
     BernoulliLikelihood,
     CategoricalEncoder,
     CategoricalPrior,
+    CheckpointError,
     CodePrior,
     ConcatContext,
     ConditionalPrior,
@@ -34,12 +35,15 @@ from tinyvae import (
     MixturePrior,
     PowerSphericalEncoder,
     Prior,
+    ResNet,
     SphereUniformPrior,
     StandardLaplace,
     StandardNormal,
     VampPrior,
     VectorQuantizedEncoder,
+    kl_divergence,
 )
+from tinyvae.parts import build, describe
 from tinyvae.testing import check_prior
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -453,7 +457,7 @@ def test_joint_parts_are_in_one_order():
     encoder = JointEncoder({"a": gaussian(1), "b": gaussian(1)})
     prior = JointPrior({"b": StandardNormal(1), "a": StandardNormal(1)})
     with pytest.raises(ValueError, match="order"):
-        VAE(encoder, MLP(2, out_shape=4), BernoulliLikelihood(), prior)
+        VAE(encoder, MLP(2, out_shape=4), BernoulliLikelihood(), prior).check(torch.zeros(2, 4))
 
 
 # Errors -------------------------------------------------------------------------------------------
@@ -554,3 +558,63 @@ def test_what_is_refused(case):
 def test_prior_is_abstract():
     with pytest.raises(TypeError, match="abstract"):
         Prior()
+
+
+# What once went wrong -----------------------------------------------------------------------------
+
+
+def test_a_conditional_prior_in_another_order_is_refused():
+    parts = {name: GaussianEncoder(ConcatContext(mlp(4 + 2), context_dim=2), 1) for name in "ab"}
+    prior = ConditionalPrior(JointEncoder({name: GaussianEncoder(mlp(2), 1) for name in "ba"}))
+    decoder = ConcatContext(MLP(2 + 2, out_shape=4), context_dim=2)
+    vae = VAE(JointEncoder(parts), decoder, BernoulliLikelihood(), prior)
+    with pytest.raises(ValueError, match="in their order"):
+        vae.check(torch.zeros(2, 4), torch.zeros(2, 2))
+
+
+def test_real_parts_side_by_side_take_a_plain_prior():
+    encoder = JointEncoder({"a": gaussian(1), "b": gaussian(2)})
+    vae = VAE(encoder, MLP(3, out_shape=4), BernoulliLikelihood())
+    assert [term.name for term in vae.check(torch.zeros(2, 4)).latents] == ["z"]
+
+
+def test_classes_given_a_context_have_a_closed_form():
+    q = CategoricalEncoder(mlp(), 3)(torch.randn(5, 4))
+    p = ConditionalPrior(CategoricalEncoder(mlp(), 3))(torch.randn(5, 4))
+    assert (kl_divergence(q, p) >= 0).all()
+    assert not kl_divergence(p, p).any()
+
+
+def test_vamp_keeps_numbers_of_a_context_that_has_no_shape():
+    context = torch.tensor([0.13, 0.41, 0.77])
+    prior = VampPrior.from_data(gaussian(), torch.randn(3, 4), context, num_components=3)
+    assert sorted(prior.contexts.tolist()) == context.tolist()
+
+
+def test_vamp_refuses_to_start_from_missing_values():
+    with pytest.raises(ValueError, match=r"got NaN or infinity: give .*encoder_input\(data\)"):
+        VampPrior.from_data(gaussian(), torch.full((3, 4), torch.nan), num_components=3)
+
+
+def test_a_prior_that_cannot_be_made_is_not_called_an_encoder():
+    vae = VAE(gaussian(), MLP(2, out_shape=4), BernoulliLikelihood(), VampPrior(2, 7, 3))
+    with pytest.raises(ValueError, match="the prior cannot be made of context and encoder"):
+        vae.check(torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        {"part": "FlowPrior", "config": {"flow": 5}},
+        {"part": "LatentDensity", "config": {"density": 5}},
+        {"part": "JointPrior", "config": {"priors": [["training", describe(StandardNormal(1))]]}},
+        {"part": "GaussianEncoder", "config": {"network": "x", "latent_dim": 2, "features": 8}},
+        {"part": "ResNet", "config": describe(ResNet((1, 8, 8)))["config"] | {"blocks": 10**9}},
+        {"part": "Flow", "config": describe(Flow(2))["config"] | {"hidden": [30000, -30000]}},
+        {"part": "Flow", "config": describe(Flow(2))["config"] | {"dim": 20000, "hidden": [1]}},
+        {"part": "Flow", "config": describe(Flow(2))["config"] | {"transforms": 10**7}},
+    ],
+)
+def test_hostile_descriptions_are_refused(description):
+    with pytest.raises(CheckpointError):
+        build(description, name="prior")

@@ -712,3 +712,22 @@ def test_codes_beside_another_latent():
     assert {"kl_codes_nats", "kl_style_nats", "codes_commitment"} <= metrics.keys()
     assert metrics["kl_codes_nats"].item() == pytest.approx(math.log(CODES))
     assert vae.sample(3).shape == (3, DATA)
+
+
+def test_frozen_posterior_of_codes_above_another_layer():
+    low = GaussianEncoder(MLP(DATA, (7,)), 3)
+    top = encoder((2, 1), network=MLP(3, (7,)))
+    up = FullGaussianEncoder(MLP((2, 1), (7,)), 3)
+    prior = CodePrior(CODES, (2, 1))
+    vae = BottomUpVAE([low, top], [up], MLP(3, (7,), DATA), BernoulliLikelihood(), prior).train()
+    for _ in range(3):
+        assert vae(binary(5, DATA), frozen_posterior=True).log_weight().isfinite().all()
+
+
+def test_unused_codes_stay_where_they_are():
+    vae = make((2,), decay=0.5, codes=2, restart_below=0.0).train()
+    with torch.no_grad():
+        vae.encoder.codebook.copy_(torch.tensor([[0.0, 0.0], [50.0, 50.0]]))
+    for _ in range(60):
+        drawn(vae.encoder, binary(9, DATA))
+    assert vae.encoder.codebook[1].tolist() == [50, 50]

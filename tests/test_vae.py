@@ -1202,7 +1202,7 @@ def test_joint_prior_in_another_order():
     encoder = JointEncoder([(name, GaussianEncoder(features(), 1)) for name in "ab"])
     prior = JointPrior([(name, GaussianPrior(1)) for name in "ba"])
     with pytest.raises(ValueError, match="latents in their order"):
-        VAE(encoder, MLP(2, out_shape=4), BernoulliLikelihood(), prior)
+        VAE(encoder, MLP(2, out_shape=4), BernoulliLikelihood(), prior).check(binary(3, 4))
 
 
 @pytest.mark.parametrize("prior", [{"a": 1, "c": 1}, {"a": 2}, {"a": 1, "b": 1, "c": 0}])

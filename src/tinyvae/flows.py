@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae.distributions import Distribution, Independent, Normal
+from tinyvae.distributions.base import state_of
+from tinyvae.distributions.special import full_precision
 from tinyvae.encoders import Encoder, NetworkEncoder
 from tinyvae.priors import PosteriorOf, Prior
 
@@ -23,6 +25,7 @@ __all__ = ["Flow", "FlowEncoder", "FlowPrior", "Transformed"]
 
 # What a file may make a reader allocate before its weights have been compared.
 MOST_WEIGHTS = 100_000_000
+MOST_TRANSFORMS = 100
 
 
 def _zuko() -> Any:
@@ -76,17 +79,20 @@ class Flow(nn.Module):
         coupling: bool = False,
     ) -> None:
         super().__init__()
-        if dim < 1 or context_dim < 0 or transforms < 1:
+        if dim < 1 or context_dim < 0 or not 1 <= transforms <= MOST_TRANSFORMS:
             raise ValueError(
-                "Flow expects dim >= 1, context_dim >= 0 and transforms >= 1, got "
-                f"{dim}, {context_dim} and {transforms}"
+                f"Flow expects dim >= 1, context_dim >= 0 and 1 to {MOST_TRANSFORMS} transforms, "
+                f"got {dim}, {context_dim} and {transforms}"
             )
+        if min(hidden, default=1) < 1:
+            raise ValueError(f"Flow expects hidden widths >= 1, got {tuple(hidden)}")
         if kind not in ("spline", "affine"):
             raise ValueError(f"Flow expects kind 'spline' or 'affine', got {kind!r}")
         self.dim, self.context_dim, self.kind = dim, context_dim, kind
         self.hidden, self.coupling = tuple(hidden), coupling
         widths = (dim + context_dim, *self.hidden, 23 * dim)  # 23 parameters of a spline of 8 bins
-        if transforms * sum(a * b for a, b in pairwise(widths)) > MOST_WEIGHTS:
+        sizes = [a * b for a, b in pairwise(widths)] + [widths[0] * widths[-1]]  # and who sees whom
+        if transforms * sum(sizes) > MOST_WEIGHTS:
             raise ValueError(f"Flow expects at most {MOST_WEIGHTS:,} weights: make it smaller")
         zuko = _zuko()
         make = zuko.flows.NSF if kind == "spline" else zuko.flows.MAF
@@ -156,16 +162,18 @@ class Transformed(Distribution):
 
     def center(self, weights: Tensor | None = None) -> Tensor:
         """Where the center of the base is mapped to."""
-        center: Tensor = self.transform(self.base.center(weights))
+        with full_precision(self.base.mean):
+            center: Tensor = self.transform(self.base.center(weights))
         return center
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, nats."""
         if self._latest is not None:
             latest, log_latest, state = self._latest
-            if value is latest and state == _state(value):
+            if value is latest and state == state_of(value):
                 return log_latest
-        y, log_det = self.transform.inv.call_and_ladj(value)
+        with full_precision(value):
+            y, log_det = self.transform.inv.call_and_ladj(value)
         log_prob: Tensor = self.base.log_prob(y) + log_det
         return log_prob
 
@@ -173,14 +181,15 @@ class Transformed(Distribution):
         """Draw of the base, transformed."""
         y = self.base.sample(sample_shape)
         value: Tensor
-        value, log_det = self.transform.call_and_ladj(y)
-        self._latest = (value, self.base.log_prob(y) - log_det, _state(value))
+        with full_precision(y):
+            value, log_det = self.transform.call_and_ladj(y)
+        self._latest = (value, self.base.log_prob(y) - log_det, state_of(value))
         return value
 
 
-def _state(value: Tensor) -> tuple[int, bool]:
-    """What changes when a tensor does, or when gradients are wanted that were not."""
-    return (0 if value.is_inference() else value._version), torch.is_grad_enabled()
+def _expect_flow(owner: str, flow: object) -> None:
+    if not isinstance(flow, Flow):
+        raise TypeError(f"{owner} expects a Flow(dim), got a {type(flow).__name__}")
 
 
 class FlowEncoder(Encoder):
@@ -204,6 +213,7 @@ class FlowEncoder(Encoder):
 
     def __init__(self, encoder: NetworkEncoder, flow: Flow) -> None:
         super().__init__()
+        _expect_flow("FlowEncoder", flow)
         if not isinstance(encoder, NetworkEncoder) or tuple(encoder.latent_shape) != (flow.dim,):
             raise ValueError(
                 f"FlowEncoder expects an encoder of vectors of {flow.dim}, such as "
@@ -221,8 +231,8 @@ class FlowEncoder(Encoder):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Transformed:
         """Return q(z given x)."""
         features = self.encoder.encode(x, context)
-        condition = features.flatten(1) if self.flow.context_dim else None
         base = self.encoder.posterior(features)
+        condition = features.flatten(1).to(base.mean.dtype) if self.flow.context_dim else None
         if base.space != "reals" or base.is_discrete or not base.is_density:
             raise TypeError(
                 f"FlowEncoder expects an encoder whose posteriors are densities on R^D, got {base}"
@@ -249,6 +259,7 @@ class FlowPrior(Prior):
 
     def __init__(self, flow: Flow) -> None:
         super().__init__()
+        _expect_flow("FlowPrior", flow)
         self.flow = flow
         self.latent_shape = torch.Size((flow.dim,))
         self.register_buffer("zero", torch.zeros(()), persistent=False)

@@ -101,13 +101,14 @@ class _HierarchicalVAE(DecoderModel):
         """p(z given what is above), of batch shape ``(K, B)``."""
         return conditional(cast("Encoder", self.generators[layer]), above, context)
 
-    def _prior(self, context: Tensor | None) -> Distribution:
+    def prior_given(self, context: Tensor | None) -> Distribution:
+        """p(z_L), or p(z_L given context)."""
         prior: Distribution = self.prior(context, encoder=self._encoder(-1))
         return prior
 
     def generate(self, num_samples: int, context: Tensor | None) -> Tensor:
         """Draw of p(z_L), then of every layer below."""
-        z = drawn(self._prior(context), num_samples, context)
+        z = drawn(self.prior_given(context), num_samples, context)
         z = z if context is not None else z.unsqueeze(1)
         for layer in reversed(range(len(self.generators))):
             z = self._generated(layer, z, context).sample()
@@ -154,7 +155,7 @@ class BottomUpVAE(_HierarchicalVAE):
         self, inputs: Tensor, context: Tensor | None, draw: Draw
     ) -> tuple[tuple[LatentTerm, ...], Tensor]:
         """Draw z_1 of q(z_1 given x), then each layer given the one below."""
-        top_prior = self._prior(context)
+        top_prior = self.prior_given(context)
         posteriors: list[Distribution] = [self._encoder(0)(inputs, context)]
         draws = [draw(self._encoder(0), posteriors[0])]
         for layer in range(1, len(self.encoders)):
@@ -242,7 +243,8 @@ class LadderVAE(_HierarchicalVAE):
         """q(z_L given x)."""
         return self._encoder(-1).posterior(self._upwards(inputs, context)[-1])
 
-    def _prior(self, context: Tensor | None) -> Distribution:
+    def prior_given(self, context: Tensor | None) -> Distribution:
+        """p(z_L), or p(z_L given context)."""
         prior: Distribution = self.prior(context, encoder=self._top)
         return prior
 
@@ -254,7 +256,7 @@ class LadderVAE(_HierarchicalVAE):
         encoder = self._encoder(-1)
         posterior = encoder.posterior(features[-1])
         z = draw(encoder, posterior)
-        terms = [LatentTerm(f"z{len(features)}", z, posterior, self._prior(context))]
+        terms = [LatentTerm(f"z{len(features)}", z, posterior, self.prior_given(context))]
         for layer in reversed(range(len(self.generators))):
             encoder = self._encoder(layer)
             prior = self._generated(layer, z, context)

@@ -14,6 +14,7 @@ __all__ = [
     "PosteriorError",
     "attempt",
     "center",
+    "check_prior",
     "check_spaces",
     "checked_center",
     "expect",
@@ -54,6 +55,14 @@ def check_spaces(terms: tuple[LatentTerm, ...]) -> None:
                 f"the posterior of latent {term.name!r} is over {q.space}, its prior over "
                 f"{p.space}: give a prior of its kind, such as {PRIORS.get(q.space, 'another')}"
             )
+
+
+def check_prior(call: Callable[[], Distribution]) -> None:
+    """Raise, and say that it is the prior, where one cannot be made."""
+    try:
+        call()
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"the prior cannot be made of context and encoder: {error}") from error
 
 
 def center(_: Encoder, posterior: Distribution) -> Tensor:

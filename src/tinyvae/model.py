@@ -12,10 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae import compositions
-from tinyvae.distributions import Delta, Distribution, Unflattened, Wrapper
+from tinyvae.distributions import Distribution, Unflattened, Wrapper
 from tinyvae.encoders import Encoder
 from tinyvae.likelihoods import Likelihood
-from tinyvae.misfits import Draw, attempt, center, check_spaces, checked_center, expect, shape_of
+from tinyvae.misfits import (
+    Draw,
+    attempt,
+    center,
+    check_prior,
+    check_spaces,
+    checked_center,
+    expect,
+    shape_of,
+)
 from tinyvae.record import LatentTerm, LatentVariableModel, VAEOutput
 from tinyvae.scopes import evaluating, frozen
 
@@ -78,6 +87,10 @@ class DecoderModel(LatentVariableModel):
 
         (A prior that reads no context is drawn for each row of it.)
         """
+
+    @abstractmethod
+    def prior_given(self, context: Tensor | None) -> Distribution:
+        """p(z) of the top layer, given the context where it reads one."""
 
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal model, for its file."""
@@ -147,10 +160,10 @@ class DecoderModel(LatentVariableModel):
             scored, _ = self.infer(inputs, context, lambda *_: next(again))
         pairs = zip(terms, scored, strict=True)
         return tuple(
-            # A point is not scored by its weights, and the codes of a codebook may have moved.
-            term
-            if isinstance(term.posterior, Delta)
-            else replaced(term, posterior=_Frozen(score.posterior, self))
+            # What is not scored by weights need not be frozen, and a codebook may have moved since.
+            replaced(term, posterior=_Frozen(score.posterior, self))
+            if term.posterior.scored_by_weights
+            else term
             for term, score in pairs
         )
 
@@ -248,6 +261,7 @@ class DecoderModel(LatentVariableModel):
         with evaluating(self), torch.no_grad():
             self.likelihood.input_shape(x.shape[1:])
             inputs = self.likelihood.encoder_input(two)
+            check_prior(lambda: self.prior_given(context))
             terms, z = attempt(
                 self.inference,
                 inputs,
@@ -276,19 +290,20 @@ class DecoderModel(LatentVariableModel):
             x: Data ``(N, *E)``, such as all training data.
         """
         x = self._observed(x, None)
-        params = self.likelihood.params_at_mean(x)
         biases = [
             layer.bias
             for layer in self.decoder.modules()
             if isinstance(layer, LAYERS) and isinstance(layer.bias, nn.Parameter)
         ]
         last = biases[-1] if biases else None
-        if last is not None and params.dim() > 2 and last.numel() == params.shape[:-2].numel():
-            params = params.mean((-2, -1))
+        shape = self.likelihood.param_shape(x.shape[1:])
+        if last is not None and x.dim() == 4 and last.numel() == shape[:-2].numel():
+            x = x.movedim(1, -1).reshape(-1, x.shape[1], 1, 1)  # every pixel is a datum of its own
+        params = self.likelihood.params_at_mean(x)
         if last is None or last.numel() != params.numel():
             raise ValueError(
                 "start_at_mean expects a decoder that ends in a linear or convolutional layer with "
-                f"a bias for {self.likelihood}'s {tuple(params.shape)}, got {self.decoder!r:.200}"
+                f"a bias for {self.likelihood}'s {tuple(shape)}, got {self.decoder!r:.200}"
             )
         with torch.no_grad():
             last.copy_(params.flatten())

@@ -188,7 +188,7 @@ def _look_up(part: str, classes: Sequence[type[nn.Module]], name: str) -> type[n
 def _construct(cls: type[nn.Module], arguments: dict[str, Any], name: str) -> nn.Module:
     try:
         return cls(**arguments)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{cls.__name__} ('{name}') cannot be built of what the file says: {error}"
         ) from error

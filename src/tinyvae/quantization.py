@@ -119,8 +119,8 @@ class VectorQuantizedEncoder(NetworkEncoder):
         if self.decay is not None:
             sums = torch.zeros_like(self.codebook).index_add_(0, codes, rows)
             mass = torch.lerp(self.usage.unsqueeze(1) * self.codebook, sums, weight)
-            means = mass / usage.unsqueeze(1).clamp(min=1e-12)
-            self.codebook.copy_(torch.where(usage.unsqueeze(1) > 0, means, self.codebook))
+            means = mass / usage.unsqueeze(1)
+            self.codebook.copy_(torch.where(counts.unsqueeze(1) > 0, means, self.codebook))
         equal = len(rows) / len(usage)
         dead = usage < self.restart_below * equal
         chosen = torch.randint(len(rows), (len(usage),), device=rows.device)
@@ -181,7 +181,10 @@ class CodePrior(Prior):
                 f"CodePrior.fit expects codes (N, *{tuple(self.logits.shape[1:])}), got "
                 f"{tuple(codes.shape)}: give vae.encode(x).codes"
             )
-        counts = F.one_hot(codes.reshape(len(codes), -1), len(self.logits)).sum(0).T  # (J, S)
+        rows = codes.reshape(len(codes), -1)  # (N, S)
+        places = len(self.logits) * torch.arange(rows.shape[1], device=codes.device)
+        counts = torch.bincount((rows + places).flatten(), minlength=self.logits.numel())
+        counts = counts.reshape(rows.shape[1], -1).T  # (J, S)
         self.logits.copy_((counts + 1).log().reshape(self.logits.shape))
 
     def forward(

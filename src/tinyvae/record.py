@@ -57,16 +57,19 @@ class LatentTerm:
         """
         if estimator not in ("auto", "analytic", "sample"):
             raise ValueError(f"expected 'auto', 'analytic' or 'sample', got {estimator!r}")
-        analytic = self.has_analytic_kl
-        if estimator == "sample" or (estimator == "auto" and not analytic):
-            return (self.log_q - self.log_p).mean(0)
-        if not analytic:
+        if estimator != "sample" and self.analytic:
+            try:
+                kl = kl_divergence(self.posterior, self.prior)
+            except NoClosedForm:
+                pass
+            else:
+                return kl.mean(0) if kl.dim() == 2 else kl
+        if estimator == "analytic":
             raise NoClosedForm(
                 f"KL({self.posterior} || {self.prior}) of latent {self.name!r} has no closed form: "
                 "use kl='auto' or kl='sample'"
             )
-        kl = kl_divergence(self.posterior, self.prior)
-        return kl.mean(0) if kl.dim() == 2 else kl
+        return (self.log_q - self.log_p).mean(0)
 
     @property
     def is_density(self) -> bool:
@@ -103,7 +106,7 @@ class VAEOutput:
         return self.likelihood.is_density and all(term.is_density for term in self.latents)
 
     def losses(self) -> dict[str, Tensor]:
-        """What the posteriors add to a training's loss, by name, ``(B,)`` each."""
+        """What the posteriors add to a training's loss, by name, ``(B,)`` or ``(K, B)`` each."""
         terms = ((term.name, term.posterior.losses) for term in self.latents)
         return {f"{name}_{key}": value for name, own in terms for key, value in own.items()}
 

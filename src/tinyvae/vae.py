@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae.distributions import Distribution, Joint
-from tinyvae.encoders import Encoder, JointEncoder
+from tinyvae.encoders import Encoder
 from tinyvae.likelihoods import Likelihood
 from tinyvae.misfits import Draw, expect
 from tinyvae.model import DecoderModel, drawn
-from tinyvae.priors import JointPrior, Prior, StandardNormal
+from tinyvae.priors import Prior, StandardNormal
 from tinyvae.record import LatentTerm
 
 __all__ = ["VAE"]
@@ -60,8 +60,6 @@ class VAE(DecoderModel):
         expect("VAE", encoder, Encoder, "encoder", wrap)
         prior = StandardNormal(encoder.latent_shape) if prior is None else prior
         expect("VAE", prior, Prior, "prior", "such as StandardNormal(encoder.latent_shape)")
-        if isinstance(encoder, JointEncoder) and isinstance(prior, JointPrior):
-            _check_names(encoder, prior)
         if prior.latent_shape != encoder.latent_shape:
             raise ValueError(
                 f"VAE expects a prior over the encoder's latents {tuple(encoder.latent_shape)}, "
@@ -93,30 +91,31 @@ class VAE(DecoderModel):
         self, inputs: Tensor, context: Tensor | None, draw: Draw
     ) -> tuple[tuple[LatentTerm, ...], Tensor]:
         """Draw of q(z given x)."""
-        prior: Distribution = self.prior(context, encoder=self.encoder)
+        prior = self.prior_given(context)
         posterior: Distribution = self.encoder(inputs, context)
         z = draw(self.encoder, posterior)  # (K, B, *L)
         return _terms(z, posterior, prior), z
 
     def generate(self, num_samples: int, context: Tensor | None) -> Tensor:
         """Draw of p(z)."""
-        return drawn(self.prior(context, encoder=self.encoder), num_samples, context)
+        return drawn(self.prior_given(context), num_samples, context)
 
-
-def _check_names(encoder: JointEncoder, prior: JointPrior) -> None:
-    expected = [(name, part.latent_shape) for name, part in encoder.encoders.items()]
-    got = [(name, part.latent_shape) for name, part in prior.priors.items()]
-    if got != expected:
-        raise ValueError(
-            f"VAE expects a JointPrior of the encoder's latents in their order, {expected}, got "
-            f"{got}"
-        )
+    def prior_given(self, context: Tensor | None) -> Distribution:
+        """p(z), or p(z given context)."""
+        prior: Distribution = self.prior(context, encoder=self.encoder)
+        return prior
 
 
 def _terms(z: Tensor, posterior: Distribution, prior: Distribution) -> tuple[LatentTerm, ...]:
     """One latent term, or one for each of latents that lie side by side."""
     if not isinstance(posterior, Joint) or not isinstance(prior, Joint):
         return (LatentTerm("z", z, posterior, prior),)
+    shapes = [{n: p.event_shape for n, p in joint.parts.items()} for joint in (posterior, prior)]
+    if list(shapes[0].items()) != list(shapes[1].items()):
+        raise ValueError(
+            f"VAE expects a joint prior of the encoder's latents in their order, {shapes[0]}, got "
+            f"{shapes[1]}"
+        )
     values = posterior.split(z)
     return tuple(
         LatentTerm(name, values[name], part, prior.parts[name])

@@ -14,6 +14,7 @@ __all__ = [
     "Wrapper",
     "joint_shape",
     "pooled",
+    "state_of",
     "sum_last",
     "unsqueeze_last",
 ]
@@ -29,6 +30,7 @@ class Distribution(ABC):
         is_density: Whether ``log_prob`` is the logarithm of a normalised density or mass.
         is_discrete: Whether ``log_prob`` is a mass, which has no unit, and no density; None where
             it is a mass of some dimensions and a density of others.
+        scored_by_weights: Whether ``log_prob`` hangs on parameters at all.
         space: What its values are. A log q - log p of different spaces means nothing.
         losses: What training has to add to its loss for parameters that no density depends on, by
             name, ``(*batch)``.
@@ -40,6 +42,7 @@ class Distribution(ABC):
     has_rsample: bool = True
     is_density: bool = True
     is_discrete: bool | None = False
+    scored_by_weights: bool = True
     space: str = "reals"
     losses: Mapping[str, Tensor] = MappingProxyType({})
     metrics: Mapping[str, Tensor] = MappingProxyType({})
@@ -93,6 +96,7 @@ class Wrapper(Distribution):
         self.is_density = base.is_density
         self.is_discrete = base.is_discrete
         self.space = base.space
+        self.scored_by_weights = base.scored_by_weights
         self.losses, self.metrics = base.losses, base.metrics
 
     @property
@@ -192,6 +196,11 @@ class TorchDistribution(Distribution):
         """Draw, with gradients where torch reparameterises."""
         draw = self.base.rsample if self.has_rsample else self.base.sample
         return draw(torch.Size(sample_shape))
+
+
+def state_of(value: Tensor) -> tuple[int, bool]:
+    """What changes when a tensor does, or when gradients are wanted that were not."""
+    return (0 if value.is_inference() else value._version), torch.is_grad_enabled()
 
 
 def joint_shape(*tensors: Tensor) -> torch.Size:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinyvae.distributions.base import Distribution, Wrapper, pooled, unsqueeze_last
+from tinyvae.distributions.base import Distribution, Wrapper, pooled, state_of, unsqueeze_last
 from tinyvae.distributions.special import race
 
 __all__ = [
@@ -234,7 +234,11 @@ class Joint(Distribution):
         self.is_density = all(part.is_density for part in self.parts.values())
         self.has_rsample = all(part.has_rsample for part in self.parts.values())
         self.is_discrete = common_kind(self.parts.values())
-        self.space = ", ".join(f"{name}: {part.space}" for name, part in self.parts.items())
+        spaces = {part.space for part in self.parts.values()}
+        named = ", ".join(f"{name}: {part.space}" for name, part in self.parts.items())
+        self.space = "reals" if spaces == {"reals"} else named
+        self.scored_by_weights = any(part.scored_by_weights for part in self.parts.values())
+        self._latest: tuple[Tensor, dict[str, Tensor], tuple[int, bool]] | None = None
         self.losses = self._named({name: part.losses for name, part in self.parts.items()})
         self.metrics = self._named({name: part.metrics for name, part in self.parts.items()})
 
@@ -252,7 +256,14 @@ class Joint(Distribution):
         return self._joined([part.center(weights) for part in self.parts.values()])
 
     def split(self, value: Tensor) -> dict[str, Tensor]:
-        """Take a vector ``(..., D)`` apart, each part in its own shape."""
+        """Take a vector ``(..., D)`` apart, each part in its own shape.
+
+        Of the latest draw, these are the parts' own draws, whose log densities they may know.
+        """
+        if self._latest is not None:
+            latest, draws, state = self._latest
+            if value is latest and state == state_of(value):
+                return draws
         pieces = zip(self.parts.items(), value.split(self.widths, -1), strict=True)
         return {name: piece.unflatten(-1, part.event_shape) for (name, part), piece in pieces}
 
@@ -263,12 +274,14 @@ class Joint(Distribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw every part, with gradients where all of them have some."""
-        draws = []
-        for part in self.parts.values():
+        draws = {}
+        for name, part in self.parts.items():
             missing = self.batch_shape[: len(self.batch_shape) - len(part.batch_shape)]
-            draws.append(part.sample((*sample_shape, *missing)))
-        joined = self._joined(draws)
-        return joined if self.has_rsample else joined.detach()
+            draw = part.sample((*sample_shape, *missing))
+            draws[name] = draw if self.has_rsample else draw.detach()
+        value = self._joined(list(draws.values()))
+        self._latest = (value, draws, state_of(value))
+        return value
 
     def _joined(self, values: list[Tensor]) -> Tensor:
         events = (len(part.event_shape) for part in self.parts.values())
@@ -299,6 +312,7 @@ class Unflattened(Wrapper):
     def __init__(self, base: Distribution, shape: Sequence[int]) -> None:
         super().__init__(base)
         self.batch_shape = torch.Size(shape)
+        self._latest: tuple[Tensor, Tensor, tuple[int, bool]] | None = None
         self.losses = {name: v.unflatten(0, self.batch_shape) for name, v in base.losses.items()}
 
     @property
@@ -314,6 +328,11 @@ class Unflattened(Wrapper):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density or mass of ``(*S, K, B, *event)``, nats."""
+        if self._latest is not None:
+            latest, rows, state = self._latest
+            if value is latest and state == state_of(value):
+                known: Tensor = self.base.log_prob(rows).unflatten(-1, self.batch_shape)
+                return known
         first = value.dim() - len(self.event_shape) - 2
         value = value.expand(*value.shape[:first], *self.batch_shape, *self.event_shape)
         rows = self.base.log_prob(value.flatten(first, first + 1))
@@ -324,6 +343,7 @@ class Unflattened(Wrapper):
         """Draw of each, ``(*S, K, B, *event)``."""
         rows = self.base.sample(sample_shape)
         draws: Tensor = rows.unflatten(len(sample_shape), self.batch_shape)
+        self._latest = (draws, rows, state_of(draws))
         return draws
 
 

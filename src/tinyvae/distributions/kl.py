@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from tinyvae.distributions.base import Distribution, Independent, sum_last
-from tinyvae.distributions.composed import Unflattened
+from tinyvae.distributions.composed import Joint, Unflattened
 from tinyvae.distributions.continuous import Laplace, Normal
 from tinyvae.distributions.discrete import OneHotCategorical
 from tinyvae.distributions.multivariate import FullNormal, LowRankNormal
 from tinyvae.distributions.quantized import Codes, Quantized
-from tinyvae.distributions.relaxed import StraightThrough
 from tinyvae.distributions.spherical import PowerSpherical, SphereUniform, log_area
 
 __all__ = ["NoClosedForm", "has_closed_form", "kl_divergence"]
@@ -107,12 +106,13 @@ _WHOLE: dict[tuple[type, type], Form] = {
     (PowerSpherical, SphereUniform): _kl_spherical_uniform,
     (OneHotCategorical, OneHotCategorical): _kl_categorical,
     (Quantized, Codes): _kl_code,
-    (StraightThrough, OneHotCategorical): _kl_categorical,
 }
 
 
 def _family(distribution: Distribution) -> type:
     """Class of a distribution, or of its elements."""
+    if isinstance(distribution, OneHotCategorical):
+        return OneHotCategorical  # however it is drawn from
     if isinstance(distribution, Independent) and not distribution.base.event_shape:
         return type(distribution.base)
     return type(distribution)
@@ -123,10 +123,22 @@ def _look_up(q: Distribution, p: Distribution) -> tuple[Form | None, bool]:
     pair = (_family(q), _family(p))
     if q.event_shape != p.event_shape:
         return None, False
+    if isinstance(q, Joint) and isinstance(p, Joint):
+        return (_kl_joint if _parts_have_closed_forms(q, p) else None), False
     if isinstance(q, Independent) == isinstance(p, Independent) and pair in _ELEMENTWISE:
         return _ELEMENTWISE[pair], True
     is_vector = len(q.event_shape) == 1 or not isinstance(q, Independent)
     return (_WHOLE.get(pair) if is_vector else None), False
+
+
+def _parts_have_closed_forms(q: Joint, p: Joint) -> bool:
+    same = list(q.parts) == list(p.parts)
+    return same and all(has_closed_form(q.parts[name], p.parts[name]) for name in q.parts)
+
+
+def _kl_joint(q: Joint, p: Joint) -> Tensor:
+    kls = [kl_divergence(part, p.parts[name]) for name, part in q.parts.items()]
+    return torch.stack(torch.broadcast_tensors(*kls)).sum(0)
 
 
 def has_closed_form(q: Distribution, p: Distribution) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tinyvae.distributions.base import Distribution
+from tinyvae.distributions.special import full_precision
 
 __all__ = ["Delta", "FullNormal", "LowRankNormal"]
 
@@ -54,7 +55,8 @@ class FullNormal(Distribution):
         """Draw by reparameterisation, mean + L noise."""
         shape = self._shape(sample_shape)
         noise = self._mean.new_empty(shape).normal_()
-        draw: Tensor = self._mean + (self.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+        with full_precision(noise):
+            draw: Tensor = self._mean + (self.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
         return draw
 
 
@@ -81,10 +83,11 @@ class LowRankNormal(Distribution):
         self._mean, self.log_std, self.factor = mean, log_std, factor
         shape = torch.broadcast_shapes(mean.shape, log_std.shape, factor.shape[:-1])
         self.batch_shape, self.event_shape = shape[:-1], shape[-1:]
-        scaled = factor * torch.exp(-log_std).unsqueeze(-1)  # (*batch, D, r)
+        self._scaled = factor * torch.exp(-log_std).unsqueeze(-1)  # U, (*batch, D, r)
         identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-        self._scaled = scaled
-        self._capacitance = torch.linalg.cholesky(identity + scaled.mT @ scaled)
+        stacked = torch.cat([identity.expand(*self._scaled.shape[:-2], -1, -1), self._scaled], -2)
+        # C = I + U' U = R' R, without the square of U's condition.
+        self._root = torch.linalg.qr(stacked).R
 
     @property
     def mean(self) -> Tensor:
@@ -94,17 +97,19 @@ class LowRankNormal(Distribution):
     @property
     def log_det_excess(self) -> Tensor:
         """Log determinant of the covariance above that of its diagonal part, ``(*batch)``."""
-        log_diagonal: Tensor = self._capacitance.diagonal(dim1=-2, dim2=-1).log()
+        log_diagonal: Tensor = self._root.diagonal(dim1=-2, dim2=-1).abs().log()
         return 2 * log_diagonal.sum(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, nats."""
         standardised = (value - self._mean) * torch.exp(-self.log_std)
-        along = self._scaled.mT @ standardised.unsqueeze(-1)  # (..., r, 1)
-        # With s standardised, U the scaled factor and a = C^-1 U' s, the square
-        # s' (I + U U')^-1 s is |s - U a|^2 + |a|^2, where nothing cancels.
-        along = torch.cholesky_solve(along, self._capacitance.expand(*along.shape[:-2], -1, -1))
-        rest = standardised - (self._scaled @ along).squeeze(-1)
+        # With s standardised and a = C^-1 U' s, the square s' (I + U U')^-1 s is |s - U a|^2 +
+        # |a|^2, where nothing cancels.
+        with full_precision(standardised):
+            along = self._scaled.mT @ standardised.unsqueeze(-1)  # (..., r, 1)
+            along = torch.linalg.solve_triangular(self._root.mT, along, upper=False)
+            along = torch.linalg.solve_triangular(self._root, along, upper=True)
+            rest = standardised - (self._scaled @ along).squeeze(-1)
         square: Tensor = rest.square().sum(-1) + along.square().sum((-2, -1))
         constant = 0.5 * self.event_shape[0] * math.log(2 * math.pi)
         return -0.5 * (square + self.log_det_excess) - self.log_std.sum(-1) - constant
@@ -114,10 +119,9 @@ class LowRankNormal(Distribution):
         shape = self._shape(sample_shape)
         noise = self._mean.new_empty(shape).normal_()
         along = self._mean.new_empty((*shape[:-1], self.factor.shape[-1], 1)).normal_()
-        draw: Tensor = (
-            self._mean + torch.exp(self.log_std) * noise + (self.factor @ along).squeeze(-1)
-        )
-        return draw
+        with full_precision(noise):
+            draw: Tensor = (self.factor @ along).squeeze(-1)
+        return self._mean + torch.exp(self.log_std) * noise + draw
 
 
 class Delta(Distribution):
@@ -136,6 +140,7 @@ class Delta(Distribution):
     """
 
     is_density = False
+    scored_by_weights = False
 
     def __init__(self, value: Tensor, event_ndim: int) -> None:
         self.value = value

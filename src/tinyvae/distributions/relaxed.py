@@ -65,7 +65,11 @@ class GumbelSoftmax(Distribution):
     Args:
         logits: :math:`\ell`, ``(*batch, C, *E)``.
         event_ndim: Number of dimensions of ``(C, *E)``.
-        temperature: :math:`\tau > 0`.
+        temperature: :math:`\tau > 0`. In float32 at least 0.3: below, coordinates vanish whose
+            logarithms the density needs.
+
+    Raises:
+        ValueError: If the temperature is too low for the precision.
 
     References:
         Maddison, Mnih, Teh (2017). The Concrete Distribution. arXiv:1611.00712, definition 1.
@@ -79,6 +83,11 @@ class GumbelSoftmax(Distribution):
     space = "the simplex"
 
     def __init__(self, logits: Tensor, event_ndim: int, temperature: float) -> None:
+        if temperature < 0.3 and logits.dtype != torch.float64:
+            raise ValueError(
+                f"GumbelSoftmax expects a temperature >= 0.3 in {logits.dtype}, got {temperature}: "
+                "lower ones need float64, or discrete latents (CategoricalEncoder)"
+            )
         self.logits = logits
         self.dim = -event_ndim
         self.temperature = temperature

@@ -7,14 +7,21 @@ Log densities of counts and proportions are small differences of large log-gamma
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
-__all__ = ["gamma_residual", "log_sinhc", "race"]
+__all__ = ["full_precision", "gamma_residual", "log_sinhc", "race"]
 
 # Stirling's series, B_2k / (2k (2k - 1)) for k = 1 to 7: at x >= 10 exact to float64.
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[None]:
+    """Products inside keep their digits: autocast is for networks, not for densities."""
+    context: AbstractContextManager[None] = torch.autocast(like.device.type, enabled=False)
+    return context
 
 
 def gamma_residual(x: Tensor, log_x: Tensor) -> Tensor:

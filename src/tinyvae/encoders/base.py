@@ -58,6 +58,8 @@ class NetworkEncoder(Encoder):
         super().__init__()
         self.latent_shape = torch.Size(latent_shape)
         name = type(self).__name__
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"{name} expects a network, got a {type(network).__name__}")
         if min(latent_shape, default=0) < 1:
             sizes = ", ".join(map(str, latent_shape))
             raise ValueError(f"{name} expects latent_dim >= 1, got {sizes}")
@@ -65,7 +67,7 @@ class NetworkEncoder(Encoder):
         self.network = network
         self.head = self._head(num_params)
 
-    def _head(self, num_params: int) -> nn.Module:
+    def _head(self, num_params: int) -> nn.Conv2d | nn.Linear:
         planes = self.latent_shape[1:].numel()
         out_shape = self.network.out_shape if isinstance(self.network, Network) else torch.Size()
         if len(self.latent_shape) == 3 and out_shape[1:] == self.latent_shape[1:]:
@@ -86,9 +88,8 @@ class NetworkEncoder(Encoder):
         if isinstance(self.head, nn.Linear):
             features = features.flatten(1)
         params: Tensor = self.head(features)
-        if params.dtype in (torch.float16, torch.bfloat16):  # of autocast: densities need digits
-            params = params.float()
-        return params.flatten(1)
+        # Under autocast the weights have more digits than what comes out, and densities need them.
+        return params.to(self.head.weight.dtype).flatten(1)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Distribution:
         """Return q(z given x)."""

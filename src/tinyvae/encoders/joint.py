@@ -1,6 +1,7 @@
 """Several encoders side by side."""
 
 from collections.abc import Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def by_name(
             f"{owner}({{name: {cls.__name__.lower()}, ...}})"
         )
     names = [name for name, _ in pairs]
-    reserved = set(dir(nn.ModuleDict))
+    reserved = set(dir(nn.ModuleDict()))
     if len(set(names)) < len(names) or any(
         not isinstance(name, str) or not name.isidentifier() or name in reserved for name in names
     ):
@@ -66,6 +67,8 @@ class JointEncoder(Encoder):
     ) -> None:
         super().__init__()
         named = by_name("JointEncoder", encoders, Encoder)
+        if not isinstance(network, (nn.Module, NoneType)):
+            raise TypeError(f"JointEncoder expects a network, got a {type(network).__name__}")
         self.network = network
         self.encoders = nn.ModuleDict(named)
         width = sum(encoder.latent_shape.numel() for encoder in named.values())

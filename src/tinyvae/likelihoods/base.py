@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tinyvae.distributions import Distribution, Independent
 from tinyvae.likelihoods.positive import Positive, one_line
 
-__all__ = ["Likelihood", "refuse"]
+__all__ = ["Likelihood", "refuse", "smoothed_mean"]
 
 
 class Likelihood(nn.Module, ABC):
@@ -107,6 +107,7 @@ class Likelihood(nn.Module, ABC):
             Of :meth:`param_shape`. Parameters behind the first one are zero.
         """
         location = self.location(torch.nanmean(x, 0))
+        location = torch.where(torch.isnan(location), 0.0, location)  # where nothing was observed
         if self.num_params == 1:
             return location
         rest = location.new_zeros(self.num_params - 1, *location.shape)
@@ -158,6 +159,11 @@ class Likelihood(nn.Module, ABC):
                 "tinyvae.datasets.DynamicBinarisation(max_value), which fit takes as transform=; "
                 "levels as they are suit CategoricalLikelihood and DiscretisedLogisticLikelihood"
             )
+
+
+def smoothed_mean(x: Tensor) -> Tensor:
+    """Mean of zeros, ones and what lies between, half a one and half a zero added."""
+    return (torch.nansum(x, 0) + 0.5) / ((~torch.isnan(x)).sum(0) + 1)
 
 
 def refuse(name: str, x: Tensor, bad: Tensor, support: str, remedy: str) -> None:

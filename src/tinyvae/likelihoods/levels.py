@@ -14,7 +14,7 @@ from tinyvae.distributions import (
     Distribution,
     OneHotCategorical,
 )
-from tinyvae.likelihoods.base import Likelihood
+from tinyvae.likelihoods.base import Likelihood, smoothed_mean
 from tinyvae.likelihoods.positive import PositiveLike, positive
 
 __all__ = [
@@ -55,8 +55,7 @@ class BernoulliLikelihood(Likelihood):
 
     def params_at_mean(self, x: Tensor) -> Tensor:
         """Log odds of a one, half a one and half a zero added to those observed."""
-        seen = (~torch.isnan(x)).sum(0)
-        return torch.logit((torch.nansum(x, 0) + 0.5) / (seen + 1))
+        return torch.logit(smoothed_mean(x))
 
     def in_support(self, x: Tensor) -> Tensor:
         """Whether each entry lies in [0, 1]."""

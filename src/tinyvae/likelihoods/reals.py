@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tinyvae.distributions import Beta, ContinuousBernoulli, Laplace, LogNormal, Normal, StudentT
-from tinyvae.likelihoods.base import Likelihood
+from tinyvae.likelihoods.base import Likelihood, smoothed_mean
 from tinyvae.likelihoods.positive import PositiveLike, positive, require_broadcast
 
 __all__ = [
@@ -342,8 +342,9 @@ class ContinuousBernoulliLikelihood(Likelihood):
         (logits,) = params
         return ContinuousBernoulli(logits)
 
-    def location(self, mean: Tensor) -> Tensor:
-        """Logits of the mean, by bisection."""
+    def params_at_mean(self, x: Tensor) -> Tensor:
+        """Logits of the mean, by bisection, half a one and half a zero added to those observed."""
+        mean = smoothed_mean(x)
         low, high = torch.full_like(mean, -1000.0), torch.full_like(mean, 1000.0)
         for _ in range(50):
             middle = (low + high) / 2

@@ -33,6 +33,9 @@ from tinyvae.networks.base import (
 
 __all__ = ["ResNet", "ResidualBlock", "TransposedResNet"]
 
+# After each halving: what a file may make a reader build.
+MOST_BLOCKS = 100
+
 
 class ResidualBlock(nn.Module):
     """``x + f(x)`` on maps of one shape, the identity until it is trained.
@@ -219,6 +222,8 @@ def _convolution(n_in: int, n_out: int, *, stride: int = 1) -> nn.Conv2d:
 
 
 def _at_least_one(blocks: int, name: str, plain: str) -> int:
-    if blocks < 1:
-        raise ValueError(f"{name} expects blocks >= 1, got {blocks}: {plain} has none")
+    if not 1 <= blocks <= MOST_BLOCKS:
+        raise ValueError(
+            f"{name} expects 1 to {MOST_BLOCKS} blocks, got {blocks}: {plain} has none"
+        )
     return blocks

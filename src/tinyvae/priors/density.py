@@ -45,6 +45,8 @@ class LatentDensity(Prior):
 
     def __init__(self, density: Prior) -> None:
         super().__init__()
+        if not isinstance(density, Prior):
+            raise TypeError(f"LatentDensity expects a prior, got a {type(density).__name__}")
         self.density = density
         self.latent_shape = density.latent_shape
         self.register_buffer("shift", torch.zeros(self.latent_shape))
@@ -89,7 +91,8 @@ class LatentDensity(Prior):
         elif isinstance(density, MixturePrior):
             _fit_mixture(density, y, steps)
         else:
-            _fit_by_gradient(density, y, context, steps, learning_rate)
+            with torch.enable_grad():
+                _fit_by_gradient(density, y, context, steps, learning_rate)
         return fitted.requires_grad_(False)
 
     def forward(

@@ -26,8 +26,9 @@ class VampPrior(Prior):
         latent_shape: Shape of one latent.
         input_shape: Shape of what the encoder is fed for one datum.
         num_components: Number of pseudo-inputs.
-        context_shape: Shape of one row of context, where the encoder reads one, ``()`` for the
-            index of a class: each pseudo-input has a row of its own.
+        context_shape: Shape of one row of context, where the encoder reads one: each pseudo-input
+            has a row of its own.
+        class_context: Whether rows of context are indices of classes.
         learned_weights: Whether the weights :math:`\pi_k` are learned instead of equal.
 
     References:
@@ -50,6 +51,7 @@ class VampPrior(Prior):
         num_components: int = 500,
         *,
         context_shape: Sequence[int] | None = None,
+        class_context: bool = False,
         learned_weights: bool = False,
     ) -> None:
         super().__init__()
@@ -58,6 +60,7 @@ class VampPrior(Prior):
         self.latent_shape = latent_size(latent_shape)
         self.input_shape = latent_size(input_shape)
         self.context_shape = None if context_shape is None else torch.Size(context_shape)
+        self.class_context = class_context
         self.learned_weights = learned_weights
         self.inputs = nn.Parameter(0.1 * torch.randn(num_components, *self.input_shape))
         self.register_buffer("contexts", self._no_contexts(num_components))
@@ -67,7 +70,7 @@ class VampPrior(Prior):
     def _no_contexts(self, num_components: int) -> Tensor | None:
         if self.context_shape is None:
             return None
-        dtype = None if self.context_shape else torch.int64
+        dtype = torch.int64 if self.class_context else None
         return torch.zeros(num_components, *self.context_shape, dtype=dtype)
 
     @classmethod
@@ -94,11 +97,17 @@ class VampPrior(Prior):
                 f"VampPrior expects at least num_components = {num_components} examples to start "
                 f"from, got {len(x)}: give more, or num_components={len(x)}"
             )
+        if not torch.isfinite(x).all():
+            raise ValueError(
+                "VampPrior expects finite inputs to start from, got NaN or infinity: give what the "
+                "encoder is fed, likelihood.encoder_input(data)"
+            )
         prior = cls(
             encoder.latent_shape,
             x.shape[1:],
             num_components,
             context_shape=None if context is None else context.shape[1:],
+            class_context=context is not None and not context.is_floating_point(),
             learned_weights=learned_weights,
         )
         chosen = torch.randperm(len(x))[:num_components].to(x.device)
@@ -125,5 +134,6 @@ class VampPrior(Prior):
             "input_shape": self.input_shape,
             "num_components": len(self.inputs),
             "context_shape": self.context_shape,
+            "class_context": self.class_context,
             "learned_weights": self.learned_weights,
         }
