@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae.distributions import Distribution, Independent, Normal
-from tinyvae.distributions.base import state_of
+from tinyvae.distributions.base import Latest
 from tinyvae.distributions.special import full_precision
 from tinyvae.encoders import Encoder, NetworkEncoder
 from tinyvae.priors import PosteriorOf, Prior
@@ -153,7 +153,7 @@ class Transformed(Distribution):
         self.batch_shape, self.event_shape = base.batch_shape, base.event_shape
         self.has_rsample, self.is_density = base.has_rsample, base.is_density
         self.is_discrete, self.space = base.is_discrete, base.space
-        self._latest: tuple[Tensor, Tensor, tuple[int, bool]] | None = None
+        self._latest = Latest[Tensor]()
 
     @property
     def mean(self) -> Tensor:
@@ -168,10 +168,8 @@ class Transformed(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, nats."""
-        if self._latest is not None:
-            latest, log_latest, state = self._latest
-            if value is latest and state == state_of(value):
-                return log_latest
+        if (known := self._latest.of(value)) is not None:
+            return known
         with full_precision(value):
             y, log_det = self.transform.inv.call_and_ladj(value)
         log_prob: Tensor = self.base.log_prob(y) + log_det
@@ -183,7 +181,7 @@ class Transformed(Distribution):
         value: Tensor
         with full_precision(y):
             value, log_det = self.transform.call_and_ladj(y)
-        self._latest = (value, self.base.log_prob(y) - log_det, state_of(value))
+        self._latest.keep(value, self.base.log_prob(y) - log_det)
         return value
 
 

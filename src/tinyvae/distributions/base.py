@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,14 +11,17 @@ from torch import Tensor
 __all__ = [
     "Distribution",
     "Independent",
+    "Latest",
     "TorchDistribution",
     "Wrapper",
     "joint_shape",
     "pooled",
-    "state_of",
     "sum_last",
     "unsqueeze_last",
 ]
+
+
+Known = TypeVar("Known")
 
 
 class Distribution(ABC):
@@ -198,7 +202,25 @@ class TorchDistribution(Distribution):
         return draw(torch.Size(sample_shape))
 
 
-def state_of(value: Tensor) -> tuple[int, bool]:
+class Latest(Generic[Known]):
+    """What is known of the latest draw, for as long as the draw is what it was."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Tensor, tuple[int, bool], Known] | None = None
+
+    def keep(self, draw: Tensor, known: Known) -> None:
+        """Remember what is known of a draw."""
+        self._kept = (draw, _state(draw), known)
+
+    def of(self, value: Tensor) -> Known | None:
+        """What is known of ``value``, None if it is another one, or was changed."""
+        if self._kept is None:
+            return None
+        draw, state, known = self._kept
+        return known if value is draw and state == _state(value) else None
+
+
+def _state(value: Tensor) -> tuple[int, bool]:
     """What changes when a tensor does, or when gradients are wanted that were not."""
     return (0 if value.is_inference() else value._version), torch.is_grad_enabled()
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinyvae.distributions.base import Distribution, Wrapper, pooled, state_of, unsqueeze_last
+from tinyvae.distributions.base import Distribution, Latest, Wrapper, pooled, unsqueeze_last
 from tinyvae.distributions.special import race
 
 __all__ = [
@@ -238,7 +238,7 @@ class Joint(Distribution):
         named = ", ".join(f"{name}: {part.space}" for name, part in self.parts.items())
         self.space = "reals" if spaces == {"reals"} else named
         self.scored_by_weights = any(part.scored_by_weights for part in self.parts.values())
-        self._latest: tuple[Tensor, dict[str, Tensor], tuple[int, bool]] | None = None
+        self._latest = Latest[dict[str, Tensor]]()
         self.losses = self._named({name: part.losses for name, part in self.parts.items()})
         self.metrics = self._named({name: part.metrics for name, part in self.parts.items()})
 
@@ -260,10 +260,8 @@ class Joint(Distribution):
 
         Of the latest draw, these are the parts' own draws, whose log densities they may know.
         """
-        if self._latest is not None:
-            latest, draws, state = self._latest
-            if value is latest and state == state_of(value):
-                return draws
+        if (draws := self._latest.of(value)) is not None:
+            return draws
         pieces = zip(self.parts.items(), value.split(self.widths, -1), strict=True)
         return {name: piece.unflatten(-1, part.event_shape) for (name, part), piece in pieces}
 
@@ -280,7 +278,7 @@ class Joint(Distribution):
             draw = part.sample((*sample_shape, *missing))
             draws[name] = draw if self.has_rsample else draw.detach()
         value = self._joined(list(draws.values()))
-        self._latest = (value, draws, state_of(value))
+        self._latest.keep(value, draws)
         return value
 
     def _joined(self, values: list[Tensor]) -> Tensor:
@@ -312,7 +310,7 @@ class Unflattened(Wrapper):
     def __init__(self, base: Distribution, shape: Sequence[int]) -> None:
         super().__init__(base)
         self.batch_shape = torch.Size(shape)
-        self._latest: tuple[Tensor, Tensor, tuple[int, bool]] | None = None
+        self._latest = Latest[Tensor]()
         self.losses = {name: v.unflatten(0, self.batch_shape) for name, v in base.losses.items()}
 
     @property
@@ -328,22 +326,19 @@ class Unflattened(Wrapper):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density or mass of ``(*S, K, B, *event)``, nats."""
-        if self._latest is not None:
-            latest, rows, state = self._latest
-            if value is latest and state == state_of(value):
-                known: Tensor = self.base.log_prob(rows).unflatten(-1, self.batch_shape)
-                return known
-        first = value.dim() - len(self.event_shape) - 2
-        value = value.expand(*value.shape[:first], *self.batch_shape, *self.event_shape)
-        rows = self.base.log_prob(value.flatten(first, first + 1))
-        log_prob: Tensor = rows.unflatten(-1, self.batch_shape)
+        rows = self._latest.of(value)
+        if rows is None:
+            first = value.dim() - len(self.event_shape) - 2
+            value = value.expand(*value.shape[:first], *self.batch_shape, *self.event_shape)
+            rows = value.flatten(first, first + 1)
+        log_prob: Tensor = self.base.log_prob(rows).unflatten(-1, self.batch_shape)
         return log_prob
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw of each, ``(*S, K, B, *event)``."""
         rows = self.base.sample(sample_shape)
         draws: Tensor = rows.unflatten(len(sample_shape), self.batch_shape)
-        self._latest = (draws, rows, state_of(draws))
+        self._latest.keep(draws, rows)
         return draws
 
 
