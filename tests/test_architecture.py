@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "model": "scopes distributions encoders likelihoods record compositions misfits",
     "vae": "distributions encoders likelihoods priors record misfits model",
     "hierarchy": "distributions encoders likelihoods priors record misfits model",
+    "two_level": "distributions encoders likelihoods priors record misfits model",
     "objectives": "scopes distributions schedules record objective",
     "evaluation": "scopes distributions record objective",
     "summary": "scopes networks model",

@@ -107,6 +107,7 @@ from tinyvae.training import (
     Optimization,
     Trainer,
 )
+from tinyvae.two_level import TwoLevelVAE
 from tinyvae.vae import VAE
 
 __all__ = [
@@ -196,6 +197,7 @@ __all__ = [
     "Trainer",
     "TransposedConvNet",
     "TransposedResNet",
+    "TwoLevelVAE",
     "VAEOutput",
     "VampPrior",
     "VectorQuantizedEncoder",
