@@ -90,7 +90,7 @@ class _HierarchicalVAE(DecoderModel):
 
     @property
     def is_density(self) -> bool:
-        """Whether posteriors and likelihood are densities."""
+        """Whether posteriors, generators and likelihood are densities."""
         parts = (*self.encoders, *self.generators)
         return self.likelihood.is_density and all(part.is_density for part in parts)
 

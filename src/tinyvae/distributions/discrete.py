@@ -121,7 +121,7 @@ class Categorical(Distribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw class indices, without gradients."""
-        return race(self.logits, sample_shape).argmin(self.dim).to(self.logits.dtype)
+        return race(self.logits.detach(), sample_shape).argmin(self.dim).to(self.logits.dtype)
 
 
 class OneHotCategorical(Distribution):
@@ -167,7 +167,7 @@ class OneHotCategorical(Distribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw one-hot values, without gradients."""
-        arrivals = race(self.logits, sample_shape)
+        arrivals = race(self.logits.detach(), sample_shape)
         winner = arrivals.argmin(self.dim, keepdim=True)
         return torch.zeros_like(arrivals).scatter_(self.dim, winner, 1.0)
 

@@ -8,14 +8,9 @@ from torch import Tensor
 
 from tinyvae.distributions.base import Distribution, pooled
 from tinyvae.distributions.discrete import OneHotCategorical
+from tinyvae.distributions.special import race
 
 __all__ = ["GumbelSoftmax", "StraightThrough"]
-
-
-def _perturbed(logits: Tensor, sample_shape: Sequence[int]) -> Tensor:
-    """Logits plus Gumbel noise: which class is largest is a draw."""
-    noise = torch.empty((*sample_shape, *logits.shape), dtype=logits.dtype, device=logits.device)
-    return logits - noise.exponential_().log()
 
 
 class StraightThrough(OneHotCategorical):
@@ -48,7 +43,7 @@ class StraightThrough(OneHotCategorical):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw one-hot values, with the gradient of relaxed ones."""
-        scores = _perturbed(self.logits, sample_shape)
+        scores = -race(self.logits, sample_shape)  # logits plus Gumbel noise
         soft = (scores / self.temperature).softmax(self.dim)
         winner = scores.argmax(self.dim, keepdim=True)
         hard = torch.zeros_like(soft).scatter_(self.dim, winner, 1.0)
@@ -118,7 +113,7 @@ class GumbelSoftmax(Distribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw by reparameterisation; no coordinate is zero, where there is no density."""
-        return self._inside(_perturbed(self.logits, sample_shape))
+        return self._inside(-race(self.logits, sample_shape))
 
     def _inside(self, scores: Tensor) -> Tensor:
         smallest = torch.finfo(scores.dtype).tiny

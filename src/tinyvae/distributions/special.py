@@ -59,6 +59,6 @@ def race(logits: Tensor, sample_shape: Sequence[int]) -> Tensor:
 
     Which comes first is a draw of the classes that the logits weigh.
     """
-    logits = logits.detach().expand(*sample_shape, *logits.shape)
+    logits = logits.expand(*sample_shape, *logits.shape)
     times = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device).exponential_()
     return times.log() - logits

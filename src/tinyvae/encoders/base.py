@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tinyvae.distributions import Distribution
 from tinyvae.networks import Network
 
-__all__ = ["Encoder", "NetworkEncoder", "latent_size"]
+__all__ = ["Encoder", "NetworkEncoder", "as_given", "latent_size"]
 
 
 class Encoder(nn.Module, ABC):
@@ -97,14 +97,18 @@ class NetworkEncoder(Encoder):
 
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal encoder."""
-        is_vector = len(self.latent_shape) == 1
-        latent_dim = self.latent_shape[0] if is_vector else tuple(self.latent_shape)
+        latent_dim = as_given(self.latent_shape)
         return {"network": self.network, "latent_dim": latent_dim, "features": self.features}
 
 
 def latent_size(latent_dim: int | Sequence[int]) -> torch.Size:
     """Shape of a latent, of which a number is the only size."""
     return torch.Size((latent_dim,) if isinstance(latent_dim, int) else latent_dim)
+
+
+def as_given(shape: Sequence[int]) -> int | tuple[int, ...]:
+    """What :func:`latent_size` makes the shape of."""
+    return shape[0] if len(shape) == 1 else tuple(shape)
 
 
 def _features(network: nn.Module, name: str) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tinyvae.distributions import GumbelSoftmax, StraightThrough
-from tinyvae.encoders.base import NetworkEncoder, latent_size
+from tinyvae.encoders.base import NetworkEncoder, as_given, latent_size
 
 __all__ = ["CategoricalEncoder", "GumbelSoftmaxEncoder"]
 
@@ -44,7 +44,7 @@ class _ClassEncoder(NetworkEncoder):
         return {
             "network": self.network,
             "num_classes": num_classes,
-            "num_variables": variables[0] if len(variables) == 1 else tuple(variables),
+            "num_variables": as_given(variables),
             "temperature": self.temperature,
             "features": self.features,
         }

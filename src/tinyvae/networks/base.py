@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 __all__ = [
     "Activation",
+    "MapNetwork",
     "Network",
+    "SeededNetwork",
     "activation_class",
     "channel_sizes",
     "group_norm",
@@ -18,7 +20,6 @@ __all__ = [
     "layer_norm",
     "output_shape",
     "positive_shape",
-    "seed_input",
     "seed_layers",
 ]
 
@@ -58,6 +59,31 @@ class Network(nn.Module, ABC):
     def extra_repr(self) -> str:
         """Shapes, for ``repr``."""
         return f"{tuple(self.in_shape)} -> {tuple(self.out_shape)}"
+
+
+class MapNetwork(Network):
+    """Layers that take maps as they are."""
+
+    layers: nn.Sequential
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)`` to ``(N, *out_shape)``."""
+        self.check_input(x)
+        output: Tensor = self.layers(x)
+        return output
+
+
+class SeededNetwork(Network):
+    """Layers of which the first are :func:`seed_layers`, and the last give ``(P, C, H, W)``."""
+
+    layers: nn.Sequential
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map ``(N, *in_shape)`` to ``(N, *out_shape)``."""
+        self.check_input(z)
+        takes_maps = isinstance(self.layers[0], nn.Conv2d)
+        output: Tensor = self.layers(z if takes_maps else z.flatten(1))
+        return output.view(-1, *self.out_shape)
 
 
 # Checks of arguments ------------------------------------------------------------------------------
@@ -140,8 +166,3 @@ def seed_layers(in_shape: torch.Size, seed_shape: tuple[int, int, int]) -> list[
         return [nn.Conv2d(in_shape[0], seed_shape[0], 1)]
     width = torch.Size(seed_shape).numel()
     return [nn.Linear(in_shape.numel(), width), nn.Unflatten(1, seed_shape)]
-
-
-def seed_input(layers: nn.Sequential, z: Tensor) -> Tensor:
-    """Inputs as the first of :func:`seed_layers` takes them."""
-    return z if isinstance(layers[0], nn.Conv2d) else z.flatten(1)

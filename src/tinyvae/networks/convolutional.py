@@ -5,11 +5,12 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tinyvae.networks.base import (
     Activation,
-    Network,
+    MapNetwork,
+    SeededNetwork,
     activation_class,
     channel_sizes,
     group_norm,
@@ -17,14 +18,13 @@ from tinyvae.networks.base import (
     image_shape,
     output_shape,
     positive_shape,
-    seed_input,
     seed_layers,
 )
 
 __all__ = ["ConvNet", "TransposedConvNet"]
 
 
-class ConvNet(Network):
+class ConvNet(MapNetwork):
     """Convolutions of stride 2, each of which halves height and width (rounded up).
 
     Args:
@@ -68,12 +68,6 @@ class ConvNet(Network):
         self.layers = nn.Sequential(*layers)
         self.out_shape = torch.Size((self.channels[-1], *sizes[-1]))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(N, C, H, W)`` to ``(N, *out_shape)``."""
-        self.check_input(x)
-        output: Tensor = self.layers(x)
-        return output
-
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal network."""
         return {
@@ -85,7 +79,7 @@ class ConvNet(Network):
         }
 
 
-class TransposedConvNet(Network):
+class TransposedConvNet(SeededNetwork):
     """A linear layer, then transposed convolutions of stride 2 up to an image of any size.
 
     The mirror image of :class:`ConvNet` with the channels in reverse: heights and widths are those
@@ -154,12 +148,6 @@ class TransposedConvNet(Network):
                 ),
             ]
         self.layers = nn.Sequential(*layers)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Map ``(N, *in_shape)`` to ``(N, *out_shape)``."""
-        self.check_input(z)
-        output: Tensor = self.layers(seed_input(self.layers, z))
-        return output.view(-1, *self.out_shape)
 
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal network."""

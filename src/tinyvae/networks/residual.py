@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from tinyvae.networks.base import (
     Activation,
-    Network,
+    MapNetwork,
+    SeededNetwork,
     activation_class,
     channel_sizes,
     group_norm,
@@ -27,7 +28,6 @@ from tinyvae.networks.base import (
     image_shape,
     output_shape,
     positive_shape,
-    seed_input,
     seed_layers,
 )
 
@@ -73,7 +73,7 @@ class ResidualBlock(nn.Module):
         return x + change
 
 
-class ResNet(Network):
+class ResNet(MapNetwork):
     """Convolutions of stride 2, each followed by residual blocks: an encoder's network.
 
     Each step halves height and width (rounded up), as in :class:`ConvNet`. GroupNorm and an
@@ -122,12 +122,6 @@ class ResNet(Network):
         self.layers = nn.Sequential(*layers)
         self.out_shape = torch.Size((self.channels[-1], *sizes[-1]))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(N, C, H, W)`` to ``(N, *out_shape)``."""
-        self.check_input(x)
-        output: Tensor = self.layers(x)
-        return output
-
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal network."""
         return {
@@ -138,7 +132,7 @@ class ResNet(Network):
         }
 
 
-class TransposedResNet(Network):
+class TransposedResNet(SeededNetwork):
     """Residual blocks, each step followed by a doubling, up to an image of any size.
 
     The mirror image of :class:`ResNet` with the channels in reverse: heights and widths are those
@@ -199,12 +193,6 @@ class TransposedResNet(Network):
             _convolution(self.channels[-1], self.out_shape[:-2].numel()),
         ]
         self.layers = nn.Sequential(*layers)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Map ``(N, *in_shape)`` to ``(N, *out_shape)``."""
-        self.check_input(z)
-        output: Tensor = self.layers(seed_input(self.layers, z))
-        return output.view(-1, *self.out_shape)
 
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal network."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tinyvae.distributions import Distribution, Independent, Joint, Laplace, Normal, SphereUniform
 from tinyvae.encoders import Encoder, JointEncoder
+from tinyvae.encoders.base import latent_size
 from tinyvae.encoders.joint import by_name
 
 __all__ = [
@@ -57,8 +58,7 @@ class _ConstantPrior(Prior):
 
     def __init__(self, latent_shape: int | Sequence[int]) -> None:
         super().__init__()
-        shape = (latent_shape,) if isinstance(latent_shape, int) else latent_shape
-        self.latent_shape = torch.Size(shape)
+        self.latent_shape = latent_size(latent_shape)
         # A buffer follows the module's device and dtype; it needs no place in a file.
         self.register_buffer("zero", torch.zeros(()), persistent=False)
 

@@ -15,7 +15,7 @@ from tinyvae.distributions import (
     Normal,
     OneHotCategorical,
 )
-from tinyvae.encoders.base import latent_size
+from tinyvae.encoders.base import as_given, latent_size
 from tinyvae.priors.base import PosteriorOf, Prior
 
 __all__ = [
@@ -142,7 +142,7 @@ class _ClassPrior(Prior):
         num_classes, *variables = self.latent_shape
         return {
             "num_classes": num_classes,
-            "num_variables": variables[0] if len(variables) == 1 else tuple(variables),
+            "num_variables": as_given(variables),
             "learned": self.learned,
         }
 
