@@ -1082,9 +1082,9 @@ def state():
             torch.are_deterministic_algorithms_enabled())
 found, noise = state(), torch.get_rng_state()
 import sys
-import tinyvae, tinyvae.flows
+import tinyvae, tinyvae.flows.autoregressive
 assert "zuko" not in sys.modules
-tinyvae.flows._zuko()
+tinyvae.flows.autoregressive._zuko()
 assert "zuko" in sys.modules
 assert torch.equal(noise, torch.get_rng_state()), "RNG"
 tinyvae.Flow(2)()

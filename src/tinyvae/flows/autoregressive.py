@@ -1,0 +1,113 @@
+"""Autoregressive flows, of zuko: the extra ``flows``, ``pip install 'tinyvae[flows]'``."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tinyvae.flows.base import Bijection, NormalizingFlow, check_sizes, check_weights
+
+__all__ = ["Flow"]
+
+
+def _zuko() -> Any:
+    """Import zuko, which switches torch's validation off process-wide, and put that back."""
+    found = torch.distributions.Distribution._validate_args
+    try:
+        import zuko
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "flows are those of zuko, which is not installed: pip install 'tinyvae[flows]'"
+        ) from error
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(found)
+    return zuko
+
+
+class Flow(NormalizingFlow):
+    r"""Autoregressive bijections of vectors, one after another, the identity at first.
+
+    Each maps dimension i by a monotonic function whose parameters are computed from the dimensions
+    before it and from the context; every second one takes the dimensions in reverse.
+
+    Args:
+        dim: Number of dimensions :math:`D`.
+        context_dim: Number of values that it is conditioned on.
+        transforms: Number of bijections.
+        hidden: Widths of the hidden layers of each.
+        kind: ``"spline"``, rational-quadratic ones on [-5, 5], the identity outside; ``"affine"``.
+        coupling: Whether only the second half of the dimensions is changed by each, given the first
+            half: less flexible, but as fast backwards, where otherwise D passes are needed.
+
+    References:
+        Kingma et al. (2016). Improving Variational Inference with Inverse Autoregressive Flow.
+        arXiv:1606.04934. Durkan, Bekasov, Murray, Papamakarios (2019). Neural Spline Flows.
+        arXiv:1906.04032. Rozet et al., zuko, doi:10.5281/zenodo.7625672.
+
+    Example:
+        >>> bijection = Flow(2, transforms=2)()
+        >>> bool(torch.allclose(bijection(torch.ones(5, 2)), torch.ones(5, 2)))
+        True
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        context_dim: int = 0,
+        transforms: int = 3,
+        hidden: Sequence[int] = (64, 64),
+        kind: Literal["spline", "affine"] = "spline",
+        coupling: bool = False,
+    ) -> None:
+        super().__init__()
+        check_sizes("Flow", dim, context_dim, transforms)
+        if min(hidden, default=1) < 1:
+            raise ValueError(f"Flow expects hidden widths >= 1, got {tuple(hidden)}")
+        if kind not in ("spline", "affine"):
+            raise ValueError(f"Flow expects kind 'spline' or 'affine', got {kind!r}")
+        self.dim, self.context_dim, self.kind = dim, context_dim, kind
+        self.hidden, self.coupling = tuple(hidden), coupling
+        widths = (dim + context_dim, *self.hidden, 23 * dim)  # 23 parameters of a spline of 8 bins
+        sizes = [a * b for a, b in pairwise(widths)] + [widths[0] * widths[-1]]  # and who sees whom
+        check_weights("Flow", transforms * sum(sizes))
+        zuko = _zuko()
+        make = zuko.flows.NSF if kind == "spline" else zuko.flows.MAF
+        with torch.device("cpu"):  # zuko computes with the masks, which a meta device cannot
+            flow = make(
+                dim,
+                context_dim,
+                transforms=transforms,
+                hidden_features=self.hidden,
+                passes=2 if coupling else None,
+            )
+        self.transforms = nn.ModuleList(flow.transform.transforms).to(torch.get_default_device())
+        self._compose = zuko.transforms.ComposedTransform
+        for transform in self.transforms:
+            _start_at_identity(transform)
+
+    def forward(self, context: Tensor | None = None) -> Bijection:
+        """Return the bijection given the context ``(*batch, context_dim)``."""
+        bijection: Bijection = self._compose(*(transform(context) for transform in self.transforms))
+        return bijection
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal flow."""
+        return {
+            "dim": self.dim,
+            "context_dim": self.context_dim,
+            "transforms": len(self.transforms),
+            "hidden": self.hidden,
+            "kind": self.kind,
+            "coupling": self.coupling,
+        }
+
+
+def _start_at_identity(transform: nn.Module) -> None:
+    """Zero what gives the parameters of the monotonic functions: all of them are the identity."""
+    linear = [module for module in transform.modules() if isinstance(module, nn.Linear)]
+    last = linear[-1] if linear else transform  # in one dimension there is no network
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)

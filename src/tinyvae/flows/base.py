@@ -1,0 +1,119 @@
+"""What a normalizing flow is, and the distribution that it makes of another one."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tinyvae.distributions import Distribution
+from tinyvae.distributions.base import Latest
+from tinyvae.distributions.special import full_precision
+
+__all__ = ["Bijection", "NormalizingFlow", "Transformed", "check_sizes", "check_weights"]
+
+
+# What a file may make a reader allocate before its weights have been compared.
+MOST_WEIGHTS = 100_000_000
+MOST_TRANSFORMS = 100
+
+
+class Bijection(Protocol):
+    """An invertible map of vectors ``(..., D)``, smooth almost everywhere."""
+
+    def __call__(self, value: Tensor, /) -> Tensor:
+        """Return where ``value`` is mapped to."""
+
+    def call_and_ladj(self, value: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Return where ``value`` is mapped to, and the log determinant there, ``(...)``."""
+
+    @property
+    def inv(self) -> "Bijection":
+        """The way back."""
+
+
+class NormalizingFlow(nn.Module, ABC):
+    """A module whose ``forward`` returns a :class:`~tinyvae.flows.Bijection` of vectors.
+
+    Attributes:
+        dim: Number of dimensions of the vectors.
+        context_dim: Number of values that the bijection is conditioned on, 0 for none.
+    """
+
+    dim: int
+    context_dim: int
+
+    @abstractmethod
+    def forward(self, context: Tensor | None = None) -> Bijection:
+        """Return the bijection given the context ``(*batch, context_dim)``."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal flow, for a model's file."""
+
+
+def check_sizes(owner: str, dim: int, context_dim: int, transforms: int) -> None:
+    """Raise unless a flow can be of these sizes."""
+    if dim < 1 or context_dim < 0 or not 1 <= transforms <= MOST_TRANSFORMS:
+        raise ValueError(
+            f"{owner} expects dim >= 1, context_dim >= 0 and 1 to {MOST_TRANSFORMS} transforms, "
+            f"got {dim}, {context_dim} and {transforms}"
+        )
+
+
+def check_weights(owner: str, count: int) -> None:
+    """Raise if a flow would have more weights than one may have."""
+    if count > MOST_WEIGHTS:
+        raise ValueError(f"{owner} expects at most {MOST_WEIGHTS:,} weights: make it smaller")
+
+
+class Transformed(Distribution):
+    """The distribution of T(y), where ``base`` is that of y.
+
+    The log density of its latest draw is known from the drawing, without the way back.
+
+    Args:
+        base: Distribution of vectors.
+        transform: Bijection of them, as a :class:`NormalizingFlow` returns, or the ``inv`` of one.
+
+    Example:
+        >>> base = Independent(Normal(torch.zeros(2), torch.zeros(2)), 1)
+        >>> Transformed(base, Flow(2)()).log_prob(torch.zeros(2)).detach()  # -log(2 pi)
+        tensor(-1.8379)
+    """
+
+    def __init__(self, base: Distribution, transform: Bijection) -> None:
+        self.base, self.transform = base, transform
+        self.batch_shape, self.event_shape = base.batch_shape, base.event_shape
+        self.has_rsample, self.is_density = base.has_rsample, base.is_density
+        self.is_discrete, self.space = base.is_discrete, base.space
+        self._latest = Latest[Tensor]()
+
+    @property
+    def mean(self) -> Tensor:
+        """NaN: the expected value has no closed form."""
+        return torch.full_like(self.base.mean, math.nan)
+
+    def center(self, weights: Tensor | None = None) -> Tensor:
+        """Where the center of the base is mapped to."""
+        with full_precision(self.base.mean):
+            return self.transform(self.base.center(weights))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density, nats."""
+        if (known := self._latest.of(value)) is not None:
+            return known
+        with full_precision(value):
+            y, log_det = self.transform.inv.call_and_ladj(value)
+        log_prob: Tensor = self.base.log_prob(y) + log_det
+        return log_prob
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw of the base, transformed."""
+        y = self.base.sample(sample_shape)
+        with full_precision(y):
+            value, log_det = self.transform.call_and_ladj(y)
+        self._latest.keep(value, self.base.log_prob(y) - log_det)
+        return value
