@@ -11,6 +11,7 @@ from torch.distributions import MultivariateNormal
 from tinyvae import (
     MLP,
     VAE,
+    Encoder,
     GaussianEncoder,
     GaussianLikelihood,
     Independent,
@@ -148,3 +149,58 @@ def _normal(precision: Tensor, linear: Tensor) -> Independent:
     """The normal density proportional to exp(linear z - precision z^2 / 2)."""
     mean = linear / precision
     return Independent(Normal(mean, (-0.5 * precision.log()).expand(mean.shape)), 1)
+
+
+class Rows(Encoder):
+    """q(z given x) = N(mean, exp(log_std)^2) of one latent, parameters of each example its own.
+
+    So the gradient of a batch of ``B`` equal data is that of ``B`` draws, one by one.
+    """
+
+    latent_shape = torch.Size((1,))
+
+    def __init__(self, num_rows: int, mean: float, log_std: float) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.full((num_rows, 1), mean))
+        self.log_std = nn.Parameter(torch.full((num_rows, 1), log_std))
+
+    def forward(self, x: Tensor, context: None = None) -> Independent:
+        return Independent(Normal(self.mean, self.log_std), 1)
+
+    def config(self) -> dict[str, object]:
+        return {}
+
+
+class Scale(nn.Module):
+    """Decoder z to weight z, its weight of each example its own."""
+
+    def __init__(self, num_rows: int, weight: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((num_rows, 1), weight))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return (z.reshape(-1, len(self.weight), 1) * self.weight).flatten(0, 1)
+
+
+def one_latent(num_rows: int, mean: float, log_std: float, weight: float = 1.0) -> VAE:
+    """z ~ N(0, 1), x given z ~ N(weight z, 1), q = N(mean, exp(log_std)^2)."""
+    encoder, decoder = Rows(num_rows, mean, log_std), Scale(num_rows, weight)
+    return VAE(encoder, decoder, GaussianLikelihood(1.0))
+
+
+def exact_iwae(
+    mean: Tensor, log_std: Tensor, weight: Tensor, num_samples: int, x: float = 1.0
+) -> Tensor:
+    """IWAE_K of :func:`one_latent` by quadrature, with gradients.
+
+    With S the sum of the weights, E log S is the integral over s of exp(-exp(s)) - M(exp(s))^K,
+    where M(t) = E exp(-t w): Frullani's integral.
+    """
+    nodes, log_mass = gauss_hermite(200)
+    z = mean + log_std.exp() * nodes[:, 0]
+    log_px = -0.5 * (x - weight * z) ** 2 - 0.5 * math.log(2 * math.pi)
+    log_w = log_px - 0.5 * z**2 + 0.5 * nodes[:, 0] ** 2 + log_std  # the normal constants cancel
+    s = torch.linspace(-60.0, 60.0, 24_001)
+    laplace = (log_mass + -(s[:, None] + log_w).exp()).exp().sum(1)  # M(exp(s))
+    integrand = (-s.exp()).exp() - laplace**num_samples
+    return integrand.sum() * (s[1] - s[0]) - math.log(num_samples)

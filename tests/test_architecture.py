@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "vae": "distributions encoders likelihoods priors record misfits model",
     "hierarchy": "distributions encoders likelihoods priors record misfits model",
     "two_level": "distributions encoders likelihoods priors record misfits model",
-    "objectives": "scopes distributions schedules record objective",
+    "objectives": "scopes distributions schedules record objective model",
     "evaluation": "scopes distributions record objective",
     "summary": "scopes networks model",
     "testing": "files scopes distributions encoders likelihoods priors parts",

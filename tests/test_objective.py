@@ -36,9 +36,13 @@ def test_numbers_are_constant():
     assert (objective.weight.item(), objective.other.item()) == (0.1, 3.0)  # 0.1 in float64
 
 
-def test_weights_are_no_state():
+def test_weights_are_state_and_no_parameters():
     objective = Scaled(Linear(0.0, 1.0, steps=10))
-    assert not objective.state_dict()
+    objective.at(4, total_steps=None)
+    assert {name: v.item() for name, v in objective.state_dict().items()} == {
+        "weight": 0.4,
+        "other": 1.0,
+    }
     assert not list(objective.parameters())
     assert objective.weight.shape == ()
 

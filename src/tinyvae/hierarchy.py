@@ -27,6 +27,7 @@ class _HierarchicalVAE(DecoderModel):
     """Layers of latents, generated from the top."""
 
     inference = "chain of encoders and generators"
+    posterior_parts = ("encoders",)
     layer_type: type[nn.Module] = Encoder
     encoders: nn.ModuleList
     generators: nn.ModuleList

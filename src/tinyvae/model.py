@@ -25,7 +25,7 @@ from tinyvae.misfits import (
     expect,
     shape_of,
 )
-from tinyvae.record import LatentTerm, LatentVariableModel, VAEOutput
+from tinyvae.record import LatentTerm, LatentVariableModel, VAEOutput, frozen_posteriors
 from tinyvae.scopes import evaluating, frozen
 
 __all__ = ["DecoderModel", "conditional", "drawn", "repeated"]
@@ -56,6 +56,7 @@ class DecoderModel(LatentVariableModel):
     likelihood: Likelihood
     latent_shape: torch.Size
     inference = "encoder"  # for errors
+    posterior_parts: tuple[str, ...] = ("encoder",)
 
     def __init__(self, parts: Mapping[str, nn.Module | Sequence[nn.Module]]) -> None:
         super().__init__()
@@ -125,7 +126,7 @@ class DecoderModel(LatentVariableModel):
             num_samples: Number of draws ``K``.
             frozen_posterior: Score the draws by posteriors that have gradients in the latents, but
                 none in the weights, as in "sticking the landing" (Roeder, Wu, Duvenaud 2017,
-                arXiv:1703.09194).
+                arXiv:1703.09194). Posteriors whose draws are not reparameterised stay as they are.
         """
         if num_samples < 1:
             raise ValueError(f"{type(self).__name__} expects num_samples >= 1, got {num_samples}")
@@ -138,40 +139,63 @@ class DecoderModel(LatentVariableModel):
             return draws[-1]
 
         terms, z = self.infer(inputs, context, draw)
-        if frozen_posterior:
-            terms = self._frozen(terms, draws, inputs, context)
-        return self._record(x, terms, z, context)
+        record = self._record(x, terms, z, context, draws)
+        if not frozen_posterior:
+            return record
+        again = self.rescored(record, x, context, decode=False)
+        return replaced(record, latents=frozen_posteriors(record.latents, again.latents))
 
-    def _frozen(
+    def rescored(
         self,
-        terms: tuple[LatentTerm, ...],
-        draws: list[Tensor],
-        inputs: Tensor,
-        context: Tensor | None,
-    ) -> tuple[LatentTerm, ...]:
-        """The same draws, scored by posteriors whose weights have no gradients."""
+        record: VAEOutput,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        decode: bool = True,
+    ) -> VAEOutput:
+        """Score a record's draws again, with gradients in the draws and in no weight.
+
+        Args:
+            record: What :meth:`forward` returned.
+            x: The same data.
+            context: The same context.
+            mask: The same mask.
+            decode: Whether to decode again; otherwise the likelihood stays as it was.
+        """
         if any(isinstance(m, DROPOUT) and m.training and m.p for m in self.modules()):
             raise ValueError(
                 "frozen_posterior scores the draws in a second pass, where dropout would leave out "
                 "others: put the dropout layers in evaluation mode"
             )
-        again = iter(draws)
+        x = self._observed(x, mask)
+        draws = iter(record.draws)
         with frozen(self):
-            scored, _ = self.infer(inputs, context, lambda *_: next(again))
-        pairs = zip(terms, scored, strict=True)
-        return tuple(
-            # What is not scored by weights need not be frozen, and a codebook may have moved since.
-            replaced(term, posterior=_Frozen(score.posterior, self))
-            if term.posterior.scored_by_weights
-            else term
-            for term, score in pairs
+            inputs = self.likelihood.encoder_input(x)
+            terms, z = self.infer(inputs, context, lambda *_: next(draws))
+            if decode:
+                record = self._record(x, terms, z, context, record.draws)
+        frozen_terms = (
+            replaced(t, posterior=_Frozen(t.posterior, self), prior=_Frozen(t.prior, self))
+            for t in terms
         )
+        return replaced(record, latents=tuple(frozen_terms))
+
+    def posterior_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the posterior, as against those of the generative model."""
+        parts = (self.get_submodule(name) for name in self.posterior_parts)
+        return [parameter for part in parts for parameter in part.parameters()]
 
     def _record(
-        self, x: Tensor, terms: tuple[LatentTerm, ...], z: Tensor, context: Tensor | None
+        self,
+        x: Tensor,
+        terms: tuple[LatentTerm, ...],
+        z: Tensor,
+        context: Tensor | None,
+        draws: Sequence[Tensor] = (),
     ) -> VAEOutput:
         likelihood = self.decode(z, context)
-        return VAEOutput(terms, likelihood, likelihood.log_prob(x))
+        return VAEOutput(terms, likelihood, likelihood.log_prob(x), tuple(draws))
 
     def _observed(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Data as floating-point numbers, NaN where the mask says that they are missing."""
@@ -340,7 +364,7 @@ class DecoderModel(LatentVariableModel):
 
 
 class _Frozen(Wrapper):
-    """A posterior that is scored without gradients in a model's weights.
+    """A posterior or prior that is scored without gradients in a model's weights.
 
     Some, such as those of flows, read their weights only then.
     """
@@ -353,6 +377,11 @@ class _Frozen(Wrapper):
         """Log density or mass, nats, with gradients in ``value`` alone."""
         with frozen(self.model):
             return self.base.log_prob(value)
+
+    def elementwise_log_prob(self, value: Tensor) -> Tensor:
+        """Log density of each element, nats, with gradients in ``value`` alone."""
+        with frozen(self.model):
+            return self.base.elementwise_log_prob(value)
 
 
 def conditional(encoder: Encoder, z: Tensor, context: Tensor | None) -> Unflattened:

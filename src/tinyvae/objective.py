@@ -2,10 +2,12 @@
 
 An :class:`Objective` computes one loss per group of parameters. The Trainer differentiates each
 with respect to its own group alone, so that several optimisers (a model against a discriminator)
-never leak into each other.
+never leak into each other. Weights may follow :mod:`schedules <tinyvae.schedules>`.
 """
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from tinyvae.schedules import Constant, Schedule
 
-__all__ = ["Batch", "Objective", "ObjectiveOutput"]
+__all__ = ["Batch", "Objective", "ObjectiveOutput", "Scheduled"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class Batch:
         """Return the number of examples ``B``."""
         return len(self.x)
 
+    def first(self, num: int) -> "Batch":
+        """Return the first ``num`` examples."""
+        rest = (self.context, self.mask, self.index)
+        return Batch(self.x[:num], *(None if part is None else part[:num] for part in rest))
+
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
@@ -51,7 +58,69 @@ class ObjectiveOutput:
     metrics: dict[str, Tensor]
 
 
-class Objective(nn.Module, ABC):
+class Scheduled(nn.Module):
+    """A module with weights that follow schedules, and so may those within it.
+
+    Weights are 0-d buffers, so that a new value never recompiles anything; they are part of the
+    module's state.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.schedules: dict[str, Schedule] = {}
+
+    def schedule(self, name: str, value: float | Schedule) -> None:
+        """Make ``name`` a weight: a 0-d buffer that :meth:`at` sets from a schedule."""
+        schedule = value if isinstance(value, Schedule) else Constant(value)
+        self.schedules[name] = schedule
+        # float64 keeps weights such as 0.1 exact enough for float64 models. It promotes no tensor
+        # with dimensions; a 0-d one, such as a loss, needs weight.to(loss.dtype).
+        start = torch.tensor(schedule.shape(0, 1), dtype=torch.float64)
+        self.register_buffer(name, start)
+
+    def constant(self, name: str, default: float = math.nan) -> float:
+        """Value of a weight that never changes, or the default."""
+        schedule = self.schedules[name]
+        return schedule.value if isinstance(schedule, Constant) else default
+
+    def scheduled(self) -> dict[str, Tensor]:
+        """Present values of the weights that change, by name."""
+        return {
+            name: self.get_buffer(name).clone()
+            for name, schedule in self.schedules.items()
+            if not isinstance(schedule, Constant)
+        }
+
+    def weight_repr(self, name: str) -> str:
+        """A weight in words: its number, or its schedule."""
+        value = self.constant(name)
+        return repr(self.schedules[name]) if math.isnan(value) else f"{value:g}"
+
+    def at(self, step: int, total_steps: int | None) -> None:
+        """Set every weight to its value at ``step`` of ``total_steps`` (None: not known)."""
+        for module in self._scheduled():
+            for name, schedule in module.schedules.items():
+                module.get_buffer(name).fill_(schedule(step, total_steps))
+
+    def unfinished(self, steps: int, total_steps: int | None) -> list[str]:
+        """Name the weights that a run of ``steps`` leaves before the end of their schedules."""
+        lengths = {
+            name if module is self else f"{type(module).__name__}'s {name}": s.length(total_steps)
+            for module in self._scheduled()
+            for name, s in module.schedules.items()
+        }
+        return [
+            f"{name} reaches its last value after {length} steps, the run ends after {steps}"
+            for name, length in lengths.items()
+            if length > steps
+        ]
+
+    def _scheduled(self) -> Iterator["Scheduled"]:
+        """This module, and those within it that have schedules."""
+        return (module for module in self.modules() if isinstance(module, Scheduled))
+
+
+class Objective(Scheduled, ABC):
     """A function of model and batch to be minimised.
 
     Attributes:
@@ -60,10 +129,6 @@ class Objective(nn.Module, ABC):
     """
 
     couples_batch: bool = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.schedules: dict[str, Schedule] = {}
 
     @abstractmethod
     def forward(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
@@ -84,26 +149,3 @@ class Objective(nn.Module, ABC):
     def is_bound(self, model: nn.Module) -> bool:
         """Whether the negative loss is, in expectation, a lower bound on log p(x)."""
         return False
-
-    def schedule(self, name: str, value: float | Schedule) -> None:
-        """Make ``name`` a weight: a 0-d buffer that :meth:`at` sets from a schedule."""
-        schedule = value if isinstance(value, Schedule) else Constant(value)
-        self.schedules[name] = schedule
-        # float64 keeps weights such as 0.1 exact enough for float64 models. It promotes no tensor
-        # with dimensions; a 0-d one, such as a loss, needs weight.to(loss.dtype).
-        start = torch.tensor(schedule.shape(0, 1), dtype=torch.float64)
-        self.register_buffer(name, start, persistent=False)
-
-    def at(self, step: int, total_steps: int | None) -> None:
-        """Set every weight to its value at ``step`` of ``total_steps`` (None: not known)."""
-        for name, schedule in self.schedules.items():
-            self.get_buffer(name).fill_(schedule(step, total_steps))
-
-    def unfinished(self, steps: int, total_steps: int | None) -> list[str]:
-        """Name the weights that a run of ``steps`` leaves before the end of their schedules."""
-        lengths = {name: s.length(total_steps) for name, s in self.schedules.items()}
-        return [
-            f"{name} reaches its last value after {length} steps, the run ends after {steps}"
-            for name, length in lengths.items()
-            if length > steps
-        ]

@@ -18,30 +18,31 @@ from torch import nn
 from tinyvae import encoders, flows, likelihoods, networks, priors, quantization
 from tinyvae.encoders import Encoder, NetworkEncoder
 from tinyvae.files import CheckpointError
-from tinyvae.flows import Flow
-from tinyvae.likelihoods import Likelihood, Positive
+from tinyvae.flows import NormalizingFlow
+from tinyvae.likelihoods import Distance, Likelihood, Positive
 from tinyvae.networks import Network
 from tinyvae.priors import Prior
 
 __all__ = ["PARTS", "build", "describe"]
 
-Part: TypeAlias = Encoder | Flow | Likelihood | Network | Positive | Prior
+Part: TypeAlias = Distance | Encoder | Likelihood | Network | NormalizingFlow | Positive | Prior
 BASES: tuple[type[nn.Module], ...] = (
+    Distance,
     Encoder,
     Likelihood,
     Network,
     NetworkEncoder,
+    NormalizingFlow,
     Positive,
     Prior,
 )
-CLASSES: tuple[type[nn.Module], ...] = (*BASES, Flow)
 
 
 def _public_parts(room: ModuleType) -> Iterator[type[nn.Module]]:
     """Classes that a room names in its ``__all__`` and that a model is made of."""
     for name in room.__all__:
         value = getattr(room, name)
-        if isinstance(value, type) and issubclass(value, CLASSES) and value not in BASES:
+        if isinstance(value, type) and issubclass(value, BASES) and value not in BASES:
             yield value
 
 

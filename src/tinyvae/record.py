@@ -4,14 +4,14 @@ r"""The record of one pass through a model, all that objectives and evaluations 
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
 
 from tinyvae.distributions import Distribution, NoClosedForm, has_closed_form, kl_divergence
 
-__all__ = ["KLEstimator", "LatentTerm", "LatentVariableModel", "VAEOutput"]
+__all__ = ["KLEstimator", "LatentTerm", "LatentVariableModel", "VAEOutput", "frozen_posteriors"]
 
 KLEstimator = Literal["auto", "analytic", "sample"]
 
@@ -55,21 +55,36 @@ class LatentTerm:
         Raises:
             NoClosedForm: If ``"analytic"`` is asked for and there is none.
         """
+        kl = self.kl_of_draws(estimator)
+        return kl.mean(0) if kl.dim() == 2 else kl
+
+    def kl_of_draws(self, estimator: KLEstimator = "auto", *, per_dim: bool = False) -> Tensor:
+        """Terms whose mean over draws is :meth:`kl`, ``(K, B)``, or ``(B,)`` where all are equal.
+
+        Args:
+            estimator: As of :meth:`kl`.
+            per_dim: Keep the dimensions of the latent, ``(..., *L)``, instead of summing over them.
+
+        Raises:
+            NoClosedForm: If ``"analytic"`` is asked for and there is none.
+            TypeError: If the latent's dimensions are not independent, with ``per_dim``.
+        """
         if estimator not in ("auto", "analytic", "sample"):
             raise ValueError(f"expected 'auto', 'analytic' or 'sample', got {estimator!r}")
         if estimator != "sample" and self.analytic:
             try:
-                kl = kl_divergence(self.posterior, self.prior)
+                return kl_divergence(self.posterior, self.prior, per_dim=per_dim)
             except NoClosedForm:
                 pass
-            else:
-                return kl.mean(0) if kl.dim() == 2 else kl
         if estimator == "analytic":
             raise NoClosedForm(
                 f"KL({self.posterior} || {self.prior}) of latent {self.name!r} has no closed form: "
                 "use kl='auto' or kl='sample'"
             )
-        return (self.log_q - self.log_p).mean(0)
+        if per_dim:
+            log_q = self.posterior.elementwise_log_prob(self.z)
+            return log_q - self.prior.elementwise_log_prob(self.z)
+        return self.log_q - self.log_p
 
     @property
     def is_density(self) -> bool:
@@ -94,11 +109,13 @@ class VAEOutput:
         latents: The latent terms, as many as there are stochastic layers.
         likelihood: p(x given z), ``batch_shape = (K, B)``.
         log_px: log p(x given z), ``(K, B)``, nats.
+        draws: What was drawn, posterior by posterior in the order of drawing, ``(K, B, *L)`` each.
     """
 
     latents: tuple[LatentTerm, ...]
     likelihood: Distribution
     log_px: Tensor
+    draws: tuple[Tensor, ...] = ()
 
     @property
     def is_density(self) -> bool:
@@ -123,6 +140,21 @@ class VAEOutput:
         return log_weight
 
 
+def frozen_posteriors(
+    terms: tuple[LatentTerm, ...], scored_again: tuple[LatentTerm, ...]
+) -> tuple[LatentTerm, ...]:
+    """Terms with the posteriors of others, without gradients in weights, in reparameterised draws.
+
+    What is not scored by weights need not be frozen, and a codebook may have moved since.
+    """
+    return tuple(
+        replace(term, posterior=other.posterior)
+        if term.posterior.scored_by_weights and term.posterior.has_rsample
+        else term
+        for term, other in zip(terms, scored_again, strict=True)
+    )
+
+
 class LatentVariableModel(nn.Module, ABC):
     """What objectives and evaluations ask of a model."""
 
@@ -141,6 +173,29 @@ class LatentVariableModel(nn.Module, ABC):
         What ``mask`` ``(B, *E)`` leaves out is missing, as is what is NaN. With
         ``frozen_posterior`` the draws are scored by posteriors without gradients in the weights.
         """
+
+    def rescored(
+        self,
+        record: VAEOutput,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        decode: bool = True,
+    ) -> VAEOutput:
+        """Score a record's draws again, with gradients in the draws and in no weight.
+
+        Without ``decode`` the likelihood stays as it was.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} does not score draws again: use estimator='pathwise'"
+        )
+
+    def posterior_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the posterior, as against those of the generative model."""
+        raise NotImplementedError(
+            f"{type(self).__name__} does not tell its posterior's parameters from the others"
+        )
 
     @abstractmethod
     def check(

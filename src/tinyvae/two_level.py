@@ -51,6 +51,7 @@ class TwoLevelVAE(DecoderModel):
     """
 
     inference = "chain of encoders and generators"
+    posterior_parts = ("top", "bottom")
     top: Encoder
     bottom: Encoder
     generator: Encoder

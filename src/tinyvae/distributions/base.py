@@ -64,6 +64,14 @@ class Distribution(ABC):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw ``(*sample_shape, *batch, *event)``, with gradients where ``has_rsample``."""
 
+    def elementwise_log_prob(self, value: Tensor) -> Tensor:
+        """Log density of each element of ``value``, ``(*S, *batch, *event)``, nats.
+
+        Raises:
+            TypeError: If the elements are not independent.
+        """
+        raise TypeError(f"{self} is no product over the elements of an event")
+
     def center(self, weights: Tensor | None = None) -> Tensor:
         """One value in place of the distribution: its mean, or its most probable class.
 
@@ -116,6 +124,10 @@ class Wrapper(Distribution):
         """Log density or mass, nats."""
         return self.base.log_prob(value)
 
+    def elementwise_log_prob(self, value: Tensor) -> Tensor:
+        """Log density of each element, nats."""
+        return self.base.elementwise_log_prob(value)
+
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw of the wrapped one."""
         return self.base.sample(sample_shape)
@@ -153,6 +165,12 @@ class Independent(Wrapper):
                 f"got {tuple(value.shape)}"
             )
         return sum_last(self.base.log_prob(value), self.event_ndim)
+
+    def elementwise_log_prob(self, value: Tensor) -> Tensor:
+        """Log density of each element, nats."""
+        if self.base.event_shape:
+            return self.base.elementwise_log_prob(value)
+        return self.base.log_prob(value)
 
     def center(self, weights: Tensor | None = None) -> Tensor:
         """Center of every element."""

@@ -271,12 +271,11 @@ class Joint(Distribution):
         return torch.stack([p.log_prob(values[name]) for name, p in self.parts.items()]).sum(0)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw every part, with gradients where all of them have some."""
+        """Draw every part, with gradients in those that have some."""
         draws = {}
         for name, part in self.parts.items():
             missing = self.batch_shape[: len(self.batch_shape) - len(part.batch_shape)]
-            draw = part.sample((*sample_shape, *missing))
-            draws[name] = draw if self.has_rsample else draw.detach()
+            draws[name] = part.sample((*sample_shape, *missing))
         value = self._joined(list(draws.values()))
         self._latest.keep(value, draws)
         return value
@@ -326,13 +325,22 @@ class Unflattened(Wrapper):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density or mass of ``(*S, K, B, *event)``, nats."""
-        rows = self._latest.of(value)
-        if rows is None:
-            first = value.dim() - len(self.event_shape) - 2
-            value = value.expand(*value.shape[:first], *self.batch_shape, *self.event_shape)
-            rows = value.flatten(first, first + 1)
-        log_prob: Tensor = self.base.log_prob(rows).unflatten(-1, self.batch_shape)
+        log_prob: Tensor = self.base.log_prob(self._rows(value)).unflatten(-1, self.batch_shape)
         return log_prob
+
+    def elementwise_log_prob(self, value: Tensor) -> Tensor:
+        """Log density of each element of ``(*S, K, B, *event)``, nats."""
+        log_prob = self.base.elementwise_log_prob(self._rows(value))
+        elements: Tensor = log_prob.unflatten(-len(self.event_shape) - 1, self.batch_shape)
+        return elements
+
+    def _rows(self, value: Tensor) -> Tensor:
+        rows = self._latest.of(value)
+        if rows is not None:
+            return rows
+        first = value.dim() - len(self.event_shape) - 2
+        value = value.expand(*value.shape[:first], *self.batch_shape, *self.event_shape)
+        return value.flatten(first, first + 1)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw of each, ``(*S, K, B, *event)``."""

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from tinyvae.distributions import GumbelSoftmax, StraightThrough
+from tinyvae.distributions import GumbelSoftmax, OneHotCategorical, StraightThrough
 from tinyvae.encoders.base import NetworkEncoder, as_given, latent_size
 
 __all__ = ["CategoricalEncoder", "GumbelSoftmaxEncoder"]
@@ -20,12 +20,12 @@ class _ClassEncoder(NetworkEncoder):
         network: nn.Module,
         num_classes: int,
         num_variables: int | Sequence[int],
-        temperature: float,
+        temperature: float | None,
         features: int | None,
     ) -> None:
         if num_classes < 2:
             raise ValueError(f"{type(self).__name__} expects num_classes >= 2, got {num_classes}")
-        if not 0 < temperature < math.inf:
+        if temperature is not None and not 0 < temperature < math.inf:
             raise ValueError(
                 f"{type(self).__name__} expects a finite temperature > 0, got {temperature}"
             )
@@ -51,18 +51,20 @@ class _ClassEncoder(NetworkEncoder):
 
 
 class CategoricalEncoder(_ClassEncoder):
-    r"""Categorical posterior of one-hot latents, trained by straight-through gradients.
+    r"""Categorical posterior of one-hot latents.
 
     Draws are exactly one-hot, the KL divergence to a categorical prior is the exact one, and so
-    what is reported is a bound on log p(x) of the model with discrete latents. Only the gradient
-    that passes through a draw is approximate: that of the relaxed draw with the same noise.
+    what is reported is a bound on log p(x) of the model with discrete latents. The gradient that
+    passes through a draw is approximate, straight through: that of the relaxed draw with the same
+    noise. With ``temperature=None`` none passes, and the objective estimates it without bias from
+    several draws, ``IWAE(num_samples=5)`` by VIMCO.
 
     Args:
         network: As of :class:`~tinyvae.GaussianEncoder`.
         num_classes: Number of classes :math:`C`.
         num_variables: Number of variables, or their shape ``S`` such as ``(H, W)``.
-        temperature: Of the relaxed draws whose gradients stand in; an attribute that may be changed
-            in the course of training.
+        temperature: Of the relaxed draws whose gradients stand in, None for draws without; an
+            attribute that may be changed in the course of training.
         features: As of :class:`~tinyvae.GaussianEncoder`.
 
     Shape:
@@ -83,14 +85,16 @@ class CategoricalEncoder(_ClassEncoder):
         num_classes: int,
         num_variables: int | Sequence[int] = 1,
         *,
-        temperature: float = 1.0,
+        temperature: float | None = 1.0,
         features: int | None = None,
     ) -> None:
         super().__init__(network, num_classes, num_variables, temperature, features)
 
-    def posterior(self, features: Tensor) -> StraightThrough:
+    def posterior(self, features: Tensor) -> OneHotCategorical:
         """Return q(z given the features)."""
         logits = self.logits(features)
+        if self.temperature is None:
+            return OneHotCategorical(logits, logits.dim() - 1)
         return StraightThrough(logits, logits.dim() - 1, self.temperature)
 
 
@@ -134,4 +138,4 @@ class GumbelSoftmaxEncoder(_ClassEncoder):
     def posterior(self, features: Tensor) -> GumbelSoftmax:
         """Return q(z given the features)."""
         logits = self.logits(features)
-        return GumbelSoftmax(logits, logits.dim() - 1, self.temperature)
+        return GumbelSoftmax(logits, logits.dim() - 1, cast("float", self.temperature))

@@ -30,6 +30,12 @@ from tinyvae.likelihoods.levels import (
     OneHotLikelihood,
 )
 from tinyvae.likelihoods.mixed import MixedLikelihood
+from tinyvae.likelihoods.perceptual import (
+    Distance,
+    FeatureDistance,
+    MultiScaleSSIM,
+    PerceptualLikelihood,
+)
 from tinyvae.likelihoods.positive import Fixed, Learned, Positive, Predicted
 from tinyvae.likelihoods.reals import (
     BetaLikelihood,
@@ -48,6 +54,8 @@ __all__ = [
     "Column",
     "ContinuousBernoulliLikelihood",
     "DiscretisedLogisticLikelihood",
+    "Distance",
+    "FeatureDistance",
     "Fixed",
     "GaussianLikelihood",
     "LaplaceLikelihood",
@@ -57,9 +65,11 @@ __all__ = [
     "Masked",
     "MixedLikelihood",
     "MixtureLikelihood",
+    "MultiScaleSSIM",
     "NegativeBinomialLikelihood",
     "OneHotLikelihood",
     "OptimalGaussianLikelihood",
+    "PerceptualLikelihood",
     "PoissonLikelihood",
     "Positive",
     "Predicted",

@@ -1,5 +1,39 @@
 """Objectives: what is optimised, and whether it is a bound."""
 
+from tinyvae.objectives.adversarial import (
+    AdversarialData,
+    AdversarialPrior,
+    AdversarialTotalCorrelation,
+)
+from tinyvae.objectives.bound import Bound, Regularised
 from tinyvae.objectives.elbo import ELBO
+from tinyvae.objectives.importance import CIWAE, IWAE, PIWAE, TVO, MultiplyIWAE, RenyiBound
+from tinyvae.objectives.moments import DIP, MMD, gaussian, inverse_multiquadratic
+from tinyvae.objectives.penalties import GradientPenalty, LatentL2, WeightL2
+from tinyvae.objectives.regulariser import Penalty, Regulariser
+from tinyvae.objectives.total_correlation import TotalCorrelation
 
-__all__ = ["ELBO"]
+__all__ = [
+    "CIWAE",
+    "DIP",
+    "ELBO",
+    "IWAE",
+    "MMD",
+    "PIWAE",
+    "TVO",
+    "AdversarialData",
+    "AdversarialPrior",
+    "AdversarialTotalCorrelation",
+    "Bound",
+    "GradientPenalty",
+    "LatentL2",
+    "MultiplyIWAE",
+    "Penalty",
+    "Regularised",
+    "Regulariser",
+    "RenyiBound",
+    "TotalCorrelation",
+    "WeightL2",
+    "gaussian",
+    "inverse_multiquadratic",
+]

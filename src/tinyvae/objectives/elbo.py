@@ -1,48 +1,83 @@
-r"""The evidence lower bound.
+r"""The evidence lower bound, and what is made of its two terms.
 
 .. math:: \log p(x) \ge \mathbb{E}_{q(z \mid x)} [\log p(x \mid z)]
     - \mathrm{KL}(q(z \mid x) \,\|\, p(z))
 """
 
+from collections.abc import Mapping, Sequence
 from functools import reduce
+from typing import Literal, TypeAlias, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tinyvae.objective import Batch, Objective, ObjectiveOutput
-from tinyvae.record import KLEstimator, LatentTerm, LatentVariableModel, VAEOutput
-from tinyvae.schedules import Constant, Schedule
+from tinyvae.distributions.base import sum_last
+from tinyvae.objective import Batch
+from tinyvae.objectives.bound import GRADIENTS, Bound
+from tinyvae.objectives.estimators import (
+    Baseline,
+    Estimator,
+    score_surrogate,
+    scored_again,
+    unreparameterised,
+)
+from tinyvae.record import (
+    KLEstimator,
+    LatentTerm,
+    LatentVariableModel,
+    VAEOutput,
+)
+from tinyvae.schedules import Schedule
 
 __all__ = ["ELBO"]
 
+Group: TypeAlias = Literal["dimension", "channel", "layer"] | int
+Weight: TypeAlias = float | Schedule
+PerLatent: TypeAlias = Weight | Mapping[str, Weight]
 
-class ELBO(Objective):
-    r"""Evidence lower bound, with a weight :math:`\beta` on the KL term.
 
-    .. math:: \mathcal{L}_\beta = \frac1K \sum_k \log p(x \mid z_k)
+class ELBO(Bound):
+    r"""Evidence lower bound, with a weight, a capacity or free bits for its KL term.
+
+    .. math:: \mathcal{L} = \frac1K \sum_k \log p(x \mid z_k)
         - \beta\, \mathrm{KL}(q(z \mid x) \,\|\, p(z)), \qquad z_k \sim q(z \mid x)
 
-    The loss is the mean of :math:`-\mathcal{L}_\beta` over the batch. Reported, whatever
-    :math:`\beta`: ``elbo_nats``, the bound with :math:`\beta = 1`, and its two terms
-    ``log_likelihood_nats`` and ``kl_nats``; with several latents, the KL of each. Losses that a
-    posterior brings along, such as those of a codebook, are added to the loss and reported beside.
+    The loss is the mean of :math:`-\mathcal{L}` over the batch. With a ``capacity`` C its KL term
+    is :math:`\beta\, |\mathrm{KL} - C|`, with ``free_bits`` :math:`\lambda` it is
+    :math:`\beta \sum_g \max(\lambda, \mathrm{KL}_g)` over groups of dimensions; both are of means
+    over the batch. Reported, whatever the weights: ``elbo_nats``, the bound with
+    :math:`\beta = 1`, and its two terms ``log_likelihood_nats`` and ``kl_nats``; with several
+    latents, the KL of each. Losses that a posterior brings along, such as those of a codebook, are
+    added to the loss and reported beside.
 
     Args:
-        beta: Weight of the KL term, a number or a :class:`~tinyvae.Schedule`. Only 1 is a bound on
-            log p(x) as reported.
+        beta: Weight of the KL term, a number or a :class:`~tinyvae.Schedule`, or one of each latent
+            by name. Only 1 is a bound on log p(x) as reported.
         num_samples: Number :math:`K \ge 1` of latents drawn per example.
         kl: ``"analytic"``, the closed form; ``"sample"``, log q - log p at the draws; ``"auto"``,
-            the closed form where there is one.
+            the closed form where there is one. STL and DReG sample.
+        capacity: Nats :math:`C` that the KL term is drawn to, or those of each latent by name.
+        free_bits: Nats :math:`\lambda` that each group may use at no cost.
+        free_bits_per: What is a group: a ``"dimension"``, a ``"channel"`` of latents ``(C, H, W)``,
+            a ``"layer"`` (a latent as a whole), or so many successive dimensions.
+        likelihood_weight: Weight of the first term.
+        estimator: ``"pathwise"``, or ``"stl"``, whose gradient vanishes where the posterior is
+            exact; ``"dreg"`` is the same here.
+        baseline: Of latents without reparameterised draws, whose gradient needs several draws:
+            ``"vimco"`` or ``"leave_one_out"``, which is the same here.
 
     Shape:
         x: ``(B, *E)``; loss and metrics: ``()``, nats per datum.
 
     Raises:
-        ValueError: If ``num_samples < 1`` or ``kl`` is none of the three.
+        ValueError: If an argument is none of these.
 
     References:
         Kingma, Welling (2014). Auto-Encoding Variational Bayes. arXiv:1312.6114, eq. 3 and 10.
         Higgins et al. (2017). beta-VAE. ICLR.
+        Burgess et al. (2018). Understanding disentangling in beta-VAE. arXiv:1804.03599, eq. 8.
+        Kingma et al. (2016). Improving Variational Inference with Inverse Autoregressive Flow.
+        arXiv:1606.04934, appendix C.8.
 
     Example:
         >>> output = ELBO()(vae, Batch(x))
@@ -50,33 +85,63 @@ class ELBO(Objective):
         ['elbo_nats', 'kl_nats', 'log_likelihood_nats']
         >>> bool(output.losses["model"] == -output.metrics["elbo_nats"])
         True
+        >>> per_example = ELBO(num_samples=3).terms(vae, Batch(x))
+        >>> {name: tuple(values.shape) for name, values in per_example.items()}
+        {'log_likelihood': (3, 8), 'kl': (8,), 'elbo': (3, 8)}
     """
-
-    beta: Tensor
 
     def __init__(
         self,
-        beta: float | Schedule = 1.0,
+        beta: PerLatent = 1.0,
         *,
         num_samples: int = 1,
         kl: KLEstimator = "auto",
+        capacity: PerLatent | None = None,
+        free_bits: Weight | None = None,
+        free_bits_per: Group = "dimension",
+        likelihood_weight: Weight = 1.0,
+        estimator: Estimator = "pathwise",
+        baseline: Baseline = "vimco",
     ) -> None:
-        super().__init__()
-        if num_samples < 1:
-            raise ValueError(f"ELBO expects num_samples >= 1, got {num_samples}")
-        if kl not in ("auto", "analytic", "sample"):
+        super().__init__(num_samples, estimator=estimator, baseline=baseline)
+        if kl not in get_args(KLEstimator):
             raise ValueError(f"ELBO expects kl 'auto', 'analytic' or 'sample', got {kl!r}")
-        self.schedule("beta", beta)
-        self.num_samples = num_samples
+        if kl == "analytic" and estimator != "pathwise":
+            raise ValueError(f"ELBO with estimator {estimator!r} samples the KL, got kl='analytic'")
+        if capacity is not None and free_bits is not None:
+            raise ValueError("ELBO expects capacity or free_bits, got both")
+        if isinstance(beta, Mapping) and capacity is not None and not isinstance(capacity, Mapping):
+            raise ValueError("ELBO with a beta of each latent expects a capacity of each, too")
+        _check_group(free_bits_per)
         self.kl = kl
+        self.free_bits_per = free_bits_per
+        self.has_capacity, self.has_free_bits = capacity is not None, free_bits is not None
+        self.couples_batch = self.has_capacity or self.has_free_bits
+        self._by_latent: dict[str, list[str]] = {}
+        optional = {"capacity": capacity, "free_bits": free_bits}
+        given = {name: weight for name, weight in optional.items() if weight is not None}
+        for name, weight in {"beta": beta, **given, "likelihood_weight": likelihood_weight}.items():
+            self._schedule_each(name, weight)
 
-    def forward(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
-        """Compute the loss and every term of one pass."""
-        output: VAEOutput = model(
-            batch.x, batch.context, mask=batch.mask, num_samples=self.num_samples
-        )
-        log_likelihood = output.log_px.mean()
-        kls = [term.kl(self.kl).mean() for term in output.latents]
+    def _schedule_each(self, name: str, weight: PerLatent) -> None:
+        if not isinstance(weight, Mapping):
+            self.schedule(name, weight)
+            return
+        self._by_latent[name] = list(weight)
+        for latent, own in weight.items():
+            self.schedule(f"{name}_{latent}", own)
+
+    def score(
+        self, model: LatentVariableModel, batch: Batch, record: VAEOutput
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Loss and metrics of a pass."""
+        if self._samples_kl and torch.is_grad_enabled():
+            record, _ = scored_again(model, batch, record)
+        log_likelihood = record.log_px.mean()
+        names = [term.name for term in record.latents]
+        draws = [self._kl_of_draws(term) for term in record.latents]
+        means = [self._mean(kl) for kl in draws]
+        kls = [mean.sum() for mean in means] if self.has_free_bits else means
         kl = reduce(torch.add, kls)
         metrics = {
             "elbo_nats": (log_likelihood - kl).detach(),
@@ -84,53 +149,156 @@ class ELBO(Objective):
             "kl_nats": kl.detach(),
         }
         if len(kls) > 1:
-            names = [f"kl_{term.name}_nats" for term in output.latents]
-            metrics |= {name: term.detach() for name, term in zip(names, kls, strict=True)}
-        if not isinstance(self.schedules["beta"], Constant):
-            metrics["beta"] = self.beta.clone()
-        loss = self.beta.to(kl.dtype) * kl - log_likelihood
-        for name, value in output.losses().items():
-            metrics[name] = value.mean().detach()
-            loss = loss + value.mean()
-        metrics |= output.metrics()
-        return ObjectiveOutput({"model": loss}, metrics)
+            metrics |= {f"kl_{n}_nats": kl.detach() for n, kl in zip(names, kls, strict=True)}
+        loss = self._rate(names, means) - self._weighted(log_likelihood)
+        if torch.is_grad_enabled() and (scored := unreparameterised(record)):
+            log_weight = self._linearised(record.log_px, names, draws, means)
+            log_q = reduce(torch.add, [term.log_q for term in scored])
+            surrogate = score_surrogate(_mean, log_weight, log_q, self.baseline).mean()
+            loss = loss + (surrogate.detach() - surrogate)
+        return {"model": loss}, metrics
 
-    def check(self, model: nn.Module, batch: Batch) -> str:
-        """Check shapes and support; say which KL is used and whether this is a bound."""
-        if not isinstance(model, LatentVariableModel):
-            raise TypeError(f"ELBO expects a VAE, got a {type(model).__name__}")
-        record = model.check(batch.x, batch.context, mask=batch.mask)
-        self._check_latents(record.latents)
-        analytic = [self.kl != "sample" and term.has_analytic_kl for term in record.latents]
-        used = "analytic" if all(analytic) else "mixed" if any(analytic) else "sampled"
-        is_bound = self.is_bound(model) and record.is_density
-        bound = "a lower bound on log p(x)" if is_bound else "not a bound on log p(x)"
-        draws = "1 draw" if self.num_samples == 1 else f"{self.num_samples} draws"
-        return f"ELBO, beta {self._beta()}, {draws}, {used} KL: {bound}"
+    @property
+    def _samples_kl(self) -> bool:
+        """Whether the estimator needs log q at the draws, scored by weights without gradients."""
+        return self.estimator != "pathwise"
 
-    def _check_latents(self, latents: tuple[LatentTerm, ...]) -> None:
-        names = [term.name for term in latents]
-        if len(set(names)) < len(names):
-            raise ValueError(f"expected latents of different names, got {names}")
-        for term in latents:
-            term.kl(self.kl)  # raises where the closed form that is asked for does not exist
-            if not term.posterior.has_rsample:
-                raise ValueError(
-                    f"ELBO follows the gradient through the draws, but {term.posterior} of latent "
-                    f"{term.name!r} has no reparameterised draws: use another posterior"
-                )
+    def _kl_of_draws(self, term: LatentTerm) -> Tensor:
+        """KL of each example and draw, ``(B,)`` or ``(K, B)``; of groups, ``(..., G)``."""
+        estimator = "sample" if self._samples_kl else self.kl
+        if not self.has_free_bits:
+            return term.kl_of_draws(estimator)
+        if self.free_bits_per == "layer":
+            return term.kl_of_draws(estimator).unsqueeze(-1)
+        kl = term.kl_of_draws(estimator, per_dim=True)
+        first = kl.dim() - len(term.posterior.event_shape)
+        if self.free_bits_per == "channel":
+            return sum_last(kl, kl.dim() - first - 1)
+        size = 1 if self.free_bits_per == "dimension" else self.free_bits_per
+        groups: Tensor = kl.flatten(first).unflatten(-1, (-1, size))
+        return groups.sum(-1)
 
-    def is_bound(self, model: nn.Module) -> bool:
-        """Whether the negative loss is, in expectation, a lower bound on log p(x)."""
-        beta = self.schedules["beta"]
-        unweighted = isinstance(beta, Constant) and beta.value == 1.0
-        if not isinstance(model, LatentVariableModel) or model.couples_batch:
+    def _mean(self, kl: Tensor) -> Tensor:
+        """Mean over batch and draws, 0-d; of groups, ``(G,)``."""
+        return kl.flatten(0, -2).mean(0) if self.has_free_bits else kl.mean()
+
+    def _rate(self, names: Sequence[str], means: Sequence[Tensor]) -> Tensor:
+        """What is charged for the KL of each latent."""
+        kls = [self._charged(groups) for groups in means] if self.has_free_bits else list(means)
+        if "capacity" in self._by_latent:
+            weights = [self._weight("capacity", name, kls[0]) for name in names]
+            kls = [(kl - capacity).abs() for kl, capacity in zip(kls, weights, strict=True)]
+        if "beta" in self._by_latent:
+            betas = [self._weight("beta", name, kls[0]) for name in names]
+            return reduce(torch.add, [beta * kl for beta, kl in zip(betas, kls, strict=True)])
+        kl = reduce(torch.add, kls)
+        if self.has_capacity and "capacity" not in self._by_latent:
+            kl = (kl - self.get_buffer("capacity").to(kl.dtype)).abs()
+        return self.get_buffer("beta").to(kl.dtype) * kl
+
+    def _charged(self, groups: Tensor) -> Tensor:
+        return torch.maximum(groups, self.get_buffer("free_bits").to(groups.dtype)).sum()
+
+    def _weight(self, name: str, latent: str, like: Tensor) -> Tensor:
+        return self.get_buffer(f"{name}_{latent}").to(like.dtype)
+
+    def _weighted(self, log_likelihood: Tensor) -> Tensor:
+        if self.constant("likelihood_weight") == 1.0:
+            return log_likelihood
+        return self.get_buffer("likelihood_weight").to(log_likelihood.dtype) * log_likelihood
+
+    def _linearised(
+        self,
+        log_px: Tensor,
+        names: Sequence[str],
+        draws: Sequence[Tensor],
+        means: Sequence[Tensor],
+    ) -> Tensor:
+        """What each draw adds to the objective, to first order in the mean KL terms, ``(K, B)``."""
+        at = [mean.detach().requires_grad_() for mean in means]
+        prices = torch.autograd.grad(self._rate(names, at), at)
+        log_weight = self._weighted(log_px)
+        for kl, price in zip(draws, prices, strict=True):
+            charge = kl.detach() * price
+            log_weight = log_weight - (charge.sum(-1) if self.has_free_bits else charge)
+        return log_weight
+
+    def per_example(self, record: VAEOutput) -> dict[str, Tensor]:
+        """Both terms, the KL of each of several latents, and the bound with beta = 1."""
+        kls = {term.name: term.kl_of_draws(self.kl) for term in record.latents}
+        kl = reduce(torch.add, kls.values())
+        terms = {"log_likelihood": record.log_px, "kl": kl}
+        if len(kls) > 1:
+            terms |= {f"kl_{name}": own for name, own in kls.items()}
+        return terms | {"elbo": record.log_px - kl}
+
+    def check_latents(self, record: VAEOutput) -> None:
+        """Raise unless gradients, KL terms and weights of every latent are at hand."""
+        super().check_latents(record)
+        names = [term.name for term in record.latents]
+        for weight, given in self._by_latent.items():
+            if sorted(given) != sorted(names):
+                raise ValueError(f"ELBO expects {weight} for the latents {names}, got {given}")
+        for term in record.latents:
+            if self.has_free_bits:
+                self._check_groups(term)
+            else:
+                self._kl_of_draws(term)  # raises where the closed form that is asked for is none
+
+    def _check_groups(self, term: LatentTerm) -> None:
+        try:
+            self._kl_of_draws(term)
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"free bits per {self.free_bits_per} do not suit latent {term.name!r} of shape "
+                f"{tuple(term.posterior.event_shape)} ({error}): free_bits_per='layer'"
+            ) from error
+
+    def is_plain(self) -> bool:
+        """Whether both terms are as they are."""
+        if "beta" in self._by_latent or self.couples_batch:
             return False
-        return unweighted and model.is_density
+        return self.constant("beta") == self.constant("likelihood_weight") == 1.0
 
-    def _beta(self) -> str:
-        beta = self.schedules["beta"]
-        return f"{beta.value:g}" if isinstance(beta, Constant) else repr(beta)
+    def words(self, record: VAEOutput) -> str:
+        """What is optimised, in a few words."""
+        sampled = self._samples_kl or self.kl == "sample"
+        analytic = [not sampled and term.has_analytic_kl for term in record.latents]
+        used = "analytic" if all(analytic) else "mixed" if any(analytic) else "sampled"
+        draws = "1 draw" if self.num_samples == 1 else f"{self.num_samples} draws"
+        options = "".join(f", {option}" for option in self._options())
+        words = f"ELBO, beta {self._words_of('beta')}{options}, {draws}, {used} KL"
+        return words + GRADIENTS[self.estimator]
+
+    def _options(self) -> list[str]:
+        options = []
+        if self.has_capacity:
+            options.append(f"capacity {self._words_of('capacity')}")
+        if self.has_free_bits:
+            options.append(f"{self._words_of('free_bits')} free nats per {self.free_bits_per}")
+        if self.constant("likelihood_weight") != 1.0:
+            options.append(f"likelihood weight {self._words_of('likelihood_weight')}")
+        return options
+
+    def _words_of(self, name: str) -> str:
+        if name not in self._by_latent:
+            return self.weight_repr(name)
+        latents = self._by_latent[name]
+        return " and ".join(f"{self.weight_repr(f'{name}_{n}')} of {n}" for n in latents)
 
     def __repr__(self) -> str:
-        return f"ELBO(beta={self._beta()}, num_samples={self.num_samples}, kl='{self.kl}')"
+        options = "".join(f", {option}" for option in self._options())
+        beta = self._words_of("beta")
+        return f"ELBO(beta={beta}, num_samples={self.num_samples}, kl='{self.kl}'{options})"
+
+
+def _mean(log_weight: Tensor) -> Tensor:
+    return log_weight.mean(0)
+
+
+def _check_group(per: Group) -> None:
+    if not (per in ("dimension", "channel", "layer") or (isinstance(per, int) and per >= 1)):
+        raise ValueError(
+            "ELBO expects free_bits_per 'dimension', 'channel', 'layer' or a number of dimensions, "
+            f"got {per!r}"
+        )

@@ -38,8 +38,10 @@ def check_likelihood(
     strided batches; gradients (``torch.autograd.gradcheck``) in the decoder's and the likelihood's
     own parameters; mass or density that sums or integrates to one; draws that agree with
     ``log_prob`` and ``mean``; a support that holds the draws and refuses NaN; missing entries that
-    count nothing under :class:`~tinyvae.Masked`; a description from which an equal likelihood is
-    built. Evaluated on a copy, in evaluation mode; global random state is left as found.
+    count nothing under :class:`~tinyvae.Masked`, which refuses one that is not ``separable``; a
+    description from which an equal likelihood is built. One that says that it is no density owes no
+    mass, and its draws owe ``log_prob`` nothing. Evaluated on a copy, in evaluation mode; global
+    random state is left as found.
 
     Args:
         likelihood: The likelihood.
@@ -116,6 +118,11 @@ def _check_shapes(case: _Case) -> None:
             (p.batch_shape, p.event_shape) == ((draws, batch), case.data_shape),
             f"expected batch_shape {(draws, batch)} and event_shape {tuple(case.data_shape)}, "
             f"got {p}",
+        )
+        require(
+            case.likelihood.is_density == p.is_density,
+            f"is_density: the likelihood's is {case.likelihood.is_density}, of what it returns "
+            f"{p.is_density}",
         )
         x = p.sample()[0]
         for name, value in (("sample()", p.sample()), ("mean", p.mean), ("center()", p.center())):
@@ -218,9 +225,7 @@ def _check_description(case: _Case) -> None:
 
 
 def _check_missing(case: _Case) -> None:
-    if case.values is not None or case.likelihood.couples_batch:
-        return
-    if isinstance(case.likelihood, Masked):
+    if case.values is not None or case.likelihood.couples_batch or not case.likelihood.separable:
         return
     params = case.params(1, BATCH).requires_grad_()
     masked = Masked(case.likelihood).double().eval()
@@ -238,6 +243,8 @@ def _check_missing(case: _Case) -> None:
 
 def _check_mass(case: _Case) -> None:
     """The product of the dimensions' total masses, or the sum over all values, is one."""
+    if not case.likelihood.is_density:
+        return
     p = case.single()
     if case.values is not None:
         log_total = torch.logsumexp(p.log_prob(case.values.double().unsqueeze(1)), 0).item()
@@ -250,6 +257,8 @@ def _check_mass(case: _Case) -> None:
 
 
 def _check_draws(case: _Case) -> None:
+    if not case.likelihood.is_density:
+        return
     p = case.single()
     if case.values is not None:
         _check_enumerated_draws(case, p)

@@ -1,0 +1,229 @@
+"""What bounds share: one pass, what is reported of it, and what is added to it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from tinyvae.objective import Batch, Objective, ObjectiveOutput
+from tinyvae.objectives.estimators import Baseline, Estimator, unreparameterised
+from tinyvae.objectives.regulariser import Regulariser
+from tinyvae.record import LatentVariableModel, VAEOutput
+from tinyvae.scopes import evaluating, forked_rng
+
+__all__ = ["Bound", "Regularised"]
+
+GRADIENTS = {"pathwise": "", "stl": ", STL gradient", "dreg": ", DReG gradient"}
+
+
+class Bound(Objective):
+    """A function of the terms of one pass, to which regularisers are added by ``+``.
+
+    Args:
+        num_samples: Draws :math:`K` per example.
+        estimator: Of the gradient in reparameterised draws: ``"pathwise"``, ``"stl"`` or
+            ``"dreg"``, see :mod:`~tinyvae.objectives.estimators`.
+        baseline: Of the gradient in other draws: ``"vimco"`` or ``"leave_one_out"``.
+    """
+
+    def __init__(self, num_samples: int, *, estimator: Estimator, baseline: Baseline) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if num_samples < 1:
+            raise ValueError(f"{name} expects num_samples >= 1, got {num_samples}")
+        if estimator not in get_args(Estimator):
+            raise ValueError(
+                f"{name} expects estimator 'pathwise', 'stl' or 'dreg', got {estimator!r}"
+            )
+        if baseline not in get_args(Baseline):
+            raise ValueError(
+                f"{name} expects baseline 'vimco' or 'leave_one_out', got {baseline!r}"
+            )
+        self.num_samples = num_samples
+        self.estimator = estimator
+        self.baseline = baseline
+
+    @property
+    def num_draws(self) -> int:
+        """Latents drawn per example."""
+        return self.num_samples
+
+    @abstractmethod
+    def score(
+        self, model: LatentVariableModel, batch: Batch, record: VAEOutput
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses by parameter group, and metrics, of a pass."""
+
+    @abstractmethod
+    def per_example(self, record: VAEOutput) -> dict[str, Tensor]:
+        """Every term of a pass, ``(K, B)`` or ``(B,)`` each, nats."""
+
+    @abstractmethod
+    def words(self, record: VAEOutput) -> str:
+        """What is optimised, in a few words."""
+
+    @abstractmethod
+    def is_plain(self) -> bool:
+        """Whether it has no weight and no constraint, and so of densities is a lower bound."""
+
+    def draw(self, model: nn.Module, batch: Batch) -> VAEOutput:
+        """Record of one pass."""
+        record: VAEOutput = model(
+            batch.x, batch.context, mask=batch.mask, num_samples=self.num_draws
+        )
+        return record
+
+    def run(self, model: nn.Module, batch: Batch) -> tuple[VAEOutput, ObjectiveOutput]:
+        """Return the record of one pass, and what the bound makes of it."""
+        record = self.draw(model, batch)
+        losses, metrics = self.score(cast("LatentVariableModel", model), batch, record)
+        metrics |= self.scheduled()
+        for name, value in record.losses().items():
+            metrics[name] = value.mean().detach()
+            losses = {group: loss + value.mean() for group, loss in losses.items()}
+        return record, ObjectiveOutput(losses, metrics | record.metrics())
+
+    def forward(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
+        """Compute losses and every term of one pass."""
+        return self.run(model, batch)[1]
+
+    def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Every term of one pass, of each example and draw, ``(K, B)`` or ``(B,)``, nats."""
+        with torch.no_grad():
+            return self.per_example(self.draw(model, batch))
+
+    def check(self, model: nn.Module, batch: Batch) -> str:
+        """Check shapes and support; say what is optimised and whether this is a bound."""
+        record = self.checked(model, batch)
+        return f"{self.words(record)}: {bound_or_not(self.is_bound(model) and record.is_density)}"
+
+    def checked(self, model: nn.Module, batch: Batch) -> VAEOutput:
+        """Record of the first two examples, if model and batch fit together."""
+        if not isinstance(model, LatentVariableModel):
+            raise TypeError(f"{type(self).__name__} expects a VAE, got a {type(model).__name__}")
+        record = model.check(batch.x, batch.context, mask=batch.mask)
+        self.check_latents(record)
+        return record
+
+    def check_latents(self, record: VAEOutput) -> None:
+        """Raise unless the gradient of every latent can be estimated."""
+        names = [term.name for term in record.latents]
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected latents of different names, got {names}")
+        if self.num_samples < 2 and (terms := unreparameterised(record)):
+            raise ValueError(
+                f"{terms[0].posterior} of latent {terms[0].name!r} has no reparameterised draws: "
+                f"its gradient compares draws of an example, {type(self).__name__} with "
+                "num_samples >= 2"
+            )
+        for term in record.latents:
+            q = term.posterior
+            if (
+                self.estimator != "pathwise"
+                and q.has_rsample
+                and (q.is_discrete or not q.is_density)
+            ):
+                raise ValueError(
+                    f"estimator {self.estimator!r} is for densities, got {q} of latent "
+                    f"{term.name!r}: use estimator='pathwise'"
+                )
+
+    def is_bound(self, model: nn.Module) -> bool:
+        """Whether the negative loss is, in expectation, a lower bound on log p(x)."""
+        if not isinstance(model, LatentVariableModel) or model.couples_batch:
+            return False
+        return self.is_plain() and model.is_density
+
+    def __add__(self, regulariser: Regulariser) -> Regularised:
+        return Regularised(self, (regulariser,))
+
+
+def bound_or_not(is_bound: bool) -> str:
+    """Whether the loss is a bound, in words."""
+    return "a lower bound on log p(x)" if is_bound else "not a bound on log p(x)"
+
+
+class Regularised(Objective):
+    """A bound and regularisers that read the same pass, as ``ELBO() + MMD(10.0)`` makes it.
+
+    Each regulariser adds to every loss of the bound; one with parameters of its own, such as a
+    discriminator, has a loss of its own beside, that of its parameter group.
+
+    Args:
+        bound: The bound.
+        regularisers: What is added to its loss.
+
+    Example:
+        >>> objective = ELBO() + LatentL2(0.1) + DIP(1.0)
+        >>> objective
+        ELBO(beta=1, num_samples=1, kl='auto') + LatentL2(0.1) + DIP(1)
+        >>> objective.is_bound(vae)
+        False
+        >>> sorted(objective(vae, Batch(x)).metrics)
+        ['dip', 'elbo_nats', 'kl_nats', 'latent_l2', 'log_likelihood_nats']
+    """
+
+    def __init__(self, bound: Bound, regularisers: tuple[Regulariser, ...]) -> None:
+        super().__init__()
+        for regulariser in regularisers:
+            if not isinstance(regulariser, Regulariser):
+                raise TypeError(
+                    f"expected a Regulariser such as MMD(10.0) to add to {bound}, got "
+                    f"{regulariser!r:.80}"
+                )
+        groups = [r.group for r in regularisers if r.group is not None]
+        if len(set(groups)) < len(groups):
+            raise ValueError(
+                f"expected parameter groups of different names, got {groups}: give group="
+            )
+        self.bound = bound
+        self.regularisers = nn.ModuleList(regularisers)
+
+    def _regularisers(self) -> list[Regulariser]:
+        return [r for r in self.regularisers if isinstance(r, Regulariser)]
+
+    @property
+    def couples_batch(self) -> bool:  # type: ignore[override]
+        """Whether the loss is something other than a mean over examples."""
+        return self.bound.couples_batch or any(r.couples_batch for r in self._regularisers())
+
+    def forward(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
+        """Compute the bound's losses and what the regularisers add, of one pass."""
+        record, output = self.bound.run(model, batch)
+        losses, metrics, adversaries = output.losses, output.metrics, {}
+        for regulariser in self._regularisers():
+            penalty = regulariser(model, batch, record)
+            losses = {group: loss + penalty.loss for group, loss in losses.items()}
+            metrics = metrics | penalty.metrics
+            if penalty.adversary is not None and regulariser.group is not None:
+                adversaries[regulariser.group] = penalty.adversary
+        return ObjectiveOutput(losses | adversaries, metrics)
+
+    def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
+        """The bound's groups, and one of every regulariser with parameters."""
+        groups = self.bound.parameter_groups(model)
+        own = {r.group: r.own_parameters() for r in self._regularisers() if r.group is not None}
+        return groups | own
+
+    def check(self, model: nn.Module, batch: Batch) -> str:
+        """Check bound and regularisers on the first two examples; say what is optimised."""
+        record = self.bound.checked(model, batch)
+        names: list[str] = []
+        with evaluating(self), torch.no_grad(), forked_rng(batch.x.device):
+            for regulariser in self._regularisers():
+                names += regulariser.checked(
+                    cast("LatentVariableModel", model), batch.first(2), record
+                )
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected regularisers with metrics of different names, got {names}")
+        added = " + ".join(repr(r) for r in self._regularisers())
+        return f"{self.bound.words(record)} + {added}: {bound_or_not(False)}"
+
+    def __add__(self, regulariser: Regulariser) -> Regularised:
+        return Regularised(self.bound, (*self._regularisers(), regulariser))
+
+    def __repr__(self) -> str:
+        return " + ".join(map(repr, (self.bound, *self._regularisers())))

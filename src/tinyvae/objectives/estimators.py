@@ -1,0 +1,123 @@
+r"""Gradient estimators: what is differentiated, where what is reported is a bound.
+
+A bound is a function :math:`F` of the log weights :math:`\ell_k = \log w_k` of one example's draws.
+With :math:`v_k = \partial F / \partial \ell_k` and
+:math:`c_k = \partial^2 F / \partial \ell_k^2`, where :math:`z_k` is reparameterised,
+
+.. math:: \nabla_\phi\, \mathbb{E} F
+    = \mathbb{E} \sum_k v_k \Big(\frac{\partial \ell_k}{\partial z_k} \nabla_\phi z_k
+        - \nabla_\phi \log q_\phi(z_k \mid x)\Big)
+    = \mathbb{E} \sum_k (v_k - c_k) \frac{\partial \ell_k}{\partial z_k} \nabla_\phi z_k,
+
+first pathwise, then doubly reparameterised (DReG): the score, in the second term, is
+reparameterised once more. "Sticking the landing" (STL) leaves the score out, which is unbiased
+where :math:`v_k` is constant, as for the ELBO. Of draws without a reparameterisation the gradient
+is
+
+.. math:: \mathbb{E} \sum_k (F - F_{-k}) \nabla_\phi \log q_\phi(z_k \mid x)
+    + v_k \nabla_\phi \ell_k,
+
+where the baseline :math:`F_{-k}` is known from the other draws: their bound, or the bound of all
+draws with :math:`\ell_k` replaced by the mean of the others (VIMCO).
+
+References:
+    Roeder, Wu, Duvenaud (2017). Sticking the Landing. arXiv:1703.09194.
+    Tucker, Lawson, Gu, Maddison (2019). Doubly Reparameterized Gradient Estimators for Monte Carlo
+    Objectives. arXiv:1810.04152, eq. 8.
+    Mnih, Rezende (2016). Variational Inference for Monte Carlo Objectives. arXiv:1602.06725,
+    section 2.6.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tinyvae.objective import Batch
+from tinyvae.record import LatentTerm, LatentVariableModel, VAEOutput, frozen_posteriors
+
+__all__ = [
+    "Baseline",
+    "Estimator",
+    "LogWeights",
+    "score_surrogate",
+    "scored_again",
+    "unreparameterised",
+]
+
+Estimator = Literal["pathwise", "stl", "dreg"]
+Baseline = Literal["vimco", "leave_one_out"]
+Value = Callable[[Tensor], Tensor]
+
+
+def unreparameterised(record: VAEOutput) -> list[LatentTerm]:
+    """Latents whose draws carry no gradients."""
+    return [term for term in record.latents if not term.posterior.has_rsample]
+
+
+def scored_again(
+    model: LatentVariableModel, batch: Batch, record: VAEOutput, *, decode: bool = False
+) -> tuple[VAEOutput, VAEOutput]:
+    """The record with reparameterised draws scored by frozen weights, and the record all frozen.
+
+    Args:
+        model: The model.
+        batch: The batch.
+        record: Record of a pass.
+        decode: Whether the second record's likelihood is frozen, too.
+    """
+    again = model.rescored(record, batch.x, batch.context, mask=batch.mask, decode=decode)
+    return replace(record, latents=frozen_posteriors(record.latents, again.latents)), again
+
+
+@dataclass(frozen=True)
+class LogWeights:
+    """Terms of the log weights of one pass, ``(K, B)`` each.
+
+    Attributes:
+        log_px: log p(x given z).
+        kl: log q - log p, summed over the latents.
+        log_q: log q of the latents that are not reparameterised, None where there are none.
+    """
+
+    log_px: Tensor
+    kl: Tensor
+    log_q: Tensor | None
+
+    @classmethod
+    def of(cls, record: VAEOutput) -> "LogWeights":
+        """Read them off a record."""
+        kl, log_q = torch.zeros_like(record.log_px), None
+        for term in record.latents:
+            own = term.log_q
+            kl = kl + (own - term.log_p)
+            if not term.posterior.has_rsample:
+                log_q = own if log_q is None else log_q + own
+        return cls(record.log_px, kl, log_q)
+
+
+def score_surrogate(value: Value, log_weight: Tensor, log_q: Tensor, baseline: Baseline) -> Tensor:
+    """What has the gradient of draws that are not reparameterised, ``(..., B)``.
+
+    Args:
+        value: The bound, a function of log weights ``(K, ..., B)``.
+        log_weight: Log weights.
+        log_q: Their draws' log mass, with gradients.
+        baseline: What the bound is compared with.
+    """
+    log_weight = log_weight.detach()
+    signal = value(log_weight) - value(_without_each(log_weight, baseline))  # (K, ..., B)
+    return (signal * log_q).sum(0)
+
+
+def _without_each(log_weight: Tensor, baseline: Baseline) -> Tensor:
+    """Log weights that do not know draw i, for each i, ``(K', K, ..., B)``."""
+    num = len(log_weight)
+    index = torch.arange(num, device=log_weight.device)
+    others = log_weight[(index + index[1:, None]) % num]  # (K - 1, K, ..., B)
+    if baseline == "leave_one_out":
+        return others
+    own = (index == index.unsqueeze(1)).reshape(num, num, *[1] * (log_weight.dim() - 1))
+    return torch.where(own, others.mean(0), log_weight.unsqueeze(1))

@@ -1,0 +1,127 @@
+"""What a regulariser is: a term of a training's loss that is read off the record of a pass."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from tinyvae.distributions import Distribution
+from tinyvae.model import DecoderModel
+from tinyvae.objective import Batch, Scheduled
+from tinyvae.record import LatentTerm, LatentVariableModel, VAEOutput
+from tinyvae.schedules import Schedule
+
+__all__ = ["Penalty", "Regulariser", "decoder_term", "given_data_alone", "prior_draws"]
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """What a regulariser makes of a pass.
+
+    Attributes:
+        loss: What is added to the model's loss, 0-d.
+        metrics: Scalars to report, detached.
+        adversary: Loss of the regulariser's own parameters, where it has some.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    adversary: Tensor | None = None
+
+
+class Regulariser(Scheduled, ABC):
+    """A term that is added to any bound: ``ELBO() + MMD(10.0)``.
+
+    Args:
+        weight: Its weight, a number or a :class:`~tinyvae.Schedule`.
+        latent: Name of the latent that it is about; None where there is only one.
+
+    Attributes:
+        name: Name of what it reports.
+        group: Name of the parameter group of its own parameters, None where it has none.
+        couples_batch: Whether it is something other than a mean over examples.
+    """
+
+    name: str
+    group: str | None = None
+    couples_batch: bool = True
+    weight: Tensor
+
+    def __init__(self, weight: float | Schedule, *, latent: str | None = None) -> None:
+        super().__init__()
+        self.schedule("weight", weight)
+        self.latent = latent
+
+    @abstractmethod
+    def forward(self, model: LatentVariableModel, batch: Batch, record: VAEOutput) -> Penalty:
+        """Compute the penalty of one pass."""
+
+    def term(self, record: VAEOutput) -> LatentTerm:
+        """The latent that it is about."""
+        terms = {term.name: term for term in record.latents}
+        if self.latent is None and len(terms) == 1:
+            return record.latents[0]
+        if self.latent not in terms:
+            raise ValueError(
+                f"{type(self).__name__} got a model with the latents {list(terms)}: expected "
+                f"latent= one of them, got {self.latent!r}"
+            )
+        return terms[self.latent]
+
+    def weighted(self, value: Tensor) -> Tensor:
+        """A 0-d value times the weight."""
+        return self.weight.to(value.dtype) * value
+
+    def reported(self, **values: Tensor) -> dict[str, Tensor]:
+        """Metrics, detached, with the latent's name before theirs where one was chosen."""
+        prefix = "" if self.latent is None else f"{self.latent}_"
+        return {f"{prefix}{name}": value.detach() for name, value in values.items()}
+
+    def checked(self, model: LatentVariableModel, batch: Batch, record: VAEOutput) -> list[str]:
+        """Names of the metrics; raises, with the remedy, if it cannot be computed.
+
+        Args:
+            model: The model.
+            batch: The first two examples.
+            record: Their record, of the posteriors' centers instead of draws.
+        """
+        return list(self(model, batch, record).metrics)
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the group of its own."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.weight_repr('weight')})"
+
+
+def given_data_alone(owner: str, term: LatentTerm) -> Distribution:
+    """The posterior q(z given x) of a latent, refused where it hangs on other latents."""
+    if len(term.posterior.batch_shape) != 1:
+        raise ValueError(
+            f"{owner} needs posteriors given the data alone, that of latent {term.name!r} is given "
+            "other latents too: choose the layer that is drawn first"
+        )
+    return term.posterior
+
+
+def prior_draws(term: LatentTerm) -> Tensor:
+    """As many draws of the prior as there are of the posterior, ``(K, B, *L)``."""
+    missing = 2 - len(term.prior.batch_shape)
+    return term.prior.sample(term.z.shape[:missing])
+
+
+def decoder_term(
+    owner: Regulariser, model: LatentVariableModel, record: VAEOutput
+) -> tuple[DecoderModel, LatentTerm]:
+    """The model and the latent that its decoder reads."""
+    term, name = owner.term(record), type(owner).__name__
+    if not isinstance(model, DecoderModel):
+        raise TypeError(f"{name} expects a model with a decoder, got a {type(model).__name__}")
+    if term.z.shape[2:] != model.latent_shape:
+        raise ValueError(
+            f"{name} is about what the decoder reads, of shape {tuple(model.latent_shape)}, got "
+            f"latent {term.name!r} of shape {tuple(term.z.shape[2:])}"
+        )
+    return model, term

@@ -1,0 +1,130 @@
+r"""The KL term taken apart, by the aggregate posterior :math:`q(z) = \frac1N \sum_n q(z \mid x_n)`.
+
+.. math:: \mathbb{E}\, \mathrm{KL}(q(z \mid x) \,\|\, p(z))
+    = \underbrace{\mathbb{E} \log \frac{q(z \mid x)}{q(z)}}_{\text{mutual information}}
+    + \underbrace{\mathbb{E} \log \frac{q(z)}{\prod_j q(z_j)}}_{\text{total correlation}}
+    + \underbrace{\mathbb{E} \log \frac{\prod_j q(z_j)}{p(z)}}_{\text{dimension-wise KL}}
+"""
+
+import math
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from tinyvae.objective import Batch
+from tinyvae.objectives.regulariser import Penalty, Regulariser, given_data_alone
+from tinyvae.record import LatentVariableModel, VAEOutput
+from tinyvae.schedules import Schedule
+
+__all__ = ["TotalCorrelation", "aggregate_log_weights"]
+
+Sampling: TypeAlias = Literal["stratified", "weighted"]
+
+
+class TotalCorrelation(Regulariser):
+    r"""Weights on mutual information, total correlation and dimension-wise KL, of a minibatch.
+
+    The aggregate posterior is estimated by the batch's own posteriors. Of the three terms any one
+    estimate is used in all, so that with the weights (1, 1, 1) they are log q(z given x) - log p(z)
+    of the draws, and ``ELBO(beta=0) + TotalCorrelation(1.0, ...)`` with these is the ELBO.
+
+    Args:
+        weight: Weight that is added on the total correlation. :math:`\beta` of the beta-TC-VAE is
+            one more beside ``ELBO()``.
+        dataset_size: Number :math:`N` of the training data.
+        mutual_information: Weight that is added on the mutual information.
+        dimension_kl: Weight that is added on the dimension-wise KL.
+        sampling: ``"stratified"``, without bias in q(z); ``"weighted"``, which overrates the
+            example's own posterior.
+        latent: As of :class:`Regulariser`.
+
+    References:
+        Chen, Li, Grosse, Duvenaud (2018). Isolating Sources of Disentanglement in VAEs.
+        arXiv:1802.04942, section 4 and appendix C.
+
+    Example:
+        >>> objective = ELBO() + TotalCorrelation(5.0, dataset_size=1397)  # beta-TC-VAE, beta 6
+        >>> names = set(objective(vae, Batch(x)).metrics)
+        >>> names >= {"mutual_information_nats", "total_correlation_nats", "dimension_kl_nats"}
+        True
+    """
+
+    mutual_information: Tensor
+    dimension_kl: Tensor
+
+    def __init__(
+        self,
+        weight: float | Schedule,
+        dataset_size: int,
+        *,
+        mutual_information: float | Schedule = 0.0,
+        dimension_kl: float | Schedule = 0.0,
+        sampling: Sampling = "stratified",
+        latent: str | None = None,
+    ) -> None:
+        super().__init__(weight, latent=latent)
+        if sampling not in get_args(Sampling):
+            raise ValueError(
+                f"TotalCorrelation expects sampling 'stratified' or 'weighted', got {sampling!r}"
+            )
+        if dataset_size < 1:
+            raise ValueError(f"TotalCorrelation expects dataset_size >= 1, got {dataset_size}")
+        self.schedule("mutual_information", mutual_information)
+        self.schedule("dimension_kl", dimension_kl)
+        self.dataset_size, self.sampling = dataset_size, sampling
+
+    def forward(self, model: LatentVariableModel, batch: Batch, record: VAEOutput) -> Penalty:
+        """Compute the three terms of one pass."""
+        term = self.term(record)
+        posterior = given_data_alone("TotalCorrelation", term)
+        # log q(z_i given x_j) of each dimension, (K, B, B, D)
+        each = posterior.elementwise_log_prob(term.z.unsqueeze(2)).flatten(3)
+        weights = aggregate_log_weights(len(batch), self.dataset_size, self.sampling).to(each)
+        joint = each.sum(-1)
+        log_q_given_x = joint.diagonal(dim1=1, dim2=2)  # (K, B)
+        log_q = torch.logsumexp(joint + weights, 2)
+        log_marginals = torch.logsumexp(each + weights.unsqueeze(-1), 2).sum(-1)
+        terms = {
+            "mutual_information": (log_q_given_x - log_q).mean(),
+            "total_correlation": (log_q - log_marginals).mean(),
+            "dimension_kl": (log_marginals - term.log_p).mean(),
+        }
+        factors = (self.mutual_information, self.weight, self.dimension_kl)
+        pairs = zip(factors, terms.values(), strict=True)
+        loss = torch.stack([factor.to(value.dtype) * value for factor, value in pairs]).sum()
+        return Penalty(loss, self.reported(**{f"{n}_nats": value for n, value in terms.items()}))
+
+    def checked(self, model: LatentVariableModel, batch: Batch, record: VAEOutput) -> list[str]:
+        """Names of the metrics; raises where the latent's dimensions are not independent."""
+        try:
+            return super().checked(model, batch, record)
+        except TypeError as error:
+            raise ValueError(
+                f"TotalCorrelation needs posteriors of independent dimensions: {error}"
+            ) from error
+
+
+def aggregate_log_weights(batch_size: int, dataset_size: int, sampling: Sampling) -> Tensor:
+    r"""Log weights of the posteriors of a batch in the estimate of q(z), ``(B, B)``, float64.
+
+    ``"weighted"`` gives each 1 / (N B). ``"stratified"`` gives the example that z was drawn for its
+    true weight 1 / N, and the B - 1 others, a sample of the N - 1 remaining ones, (N - 1) / N in
+    equal parts: the mean over all batches is :math:`q(z)`.
+
+    Args:
+        batch_size: Number :math:`B` of examples.
+        dataset_size: Number :math:`N` of data.
+        sampling: One of the two.
+    """
+    if sampling == "weighted":
+        each = -math.log(batch_size * dataset_size)
+        return torch.full((batch_size, batch_size), each, dtype=torch.float64)
+    if batch_size > dataset_size:
+        raise ValueError(
+            f"TotalCorrelation got a batch of {batch_size} of dataset_size={dataset_size} data: "
+            "give the number of the training data"
+        )
+    others = (dataset_size - 1) / (dataset_size * max(batch_size - 1, 1))
+    weights = torch.full((batch_size, batch_size), others, dtype=torch.float64)
+    return weights.fill_diagonal_(1 / dataset_size).log()
