@@ -24,11 +24,15 @@ from tinyvae import (
     Constant,
     Cosine,
     Encoder,
+    FullGaussianEncoder,
     GaussianEncoder,
     GaussianLikelihood,
     Independent,
+    JointEncoder,
+    JointPrior,
     Linear,
     NoClosedForm,
+    StandardNormal,
     TorchDistribution,
     evaluate,
 )
@@ -458,3 +462,158 @@ def test_grey_pixels_make_no_bound_under_a_bernoulli():
     assert ELBO().check(vae, Batch(grey)).endswith("not a bound on log p(x)")
     assert not evaluate(vae, grey, elbo_samples=2, importance_samples=2).is_bound
     assert ELBO().check(vae, Batch(grey.round())).endswith("a lower bound on log p(x)")
+
+
+# What is charged for the KL -----------------------------------------------------------------------
+
+
+def spatial_vae(shape=(3, 2, 2)):
+    encoder = GaussianEncoder(MLP(5, hidden=(6,)), shape)
+    return VAE(encoder, MLP(shape, hidden=(6,), out_shape=5), GaussianLikelihood(0.4))
+
+
+def mean_kl(term):
+    """KL to N(0, I) of each dimension, a mean over the batch."""
+    q = term.posterior.base
+    return 0.5 * ((2 * q.log_std).exp() + q.mean**2 - 1 - 2 * q.log_std).mean(0)
+
+
+@pytest.mark.parametrize(
+    ("per", "groups"),
+    [
+        ("dimension", lambda kl: kl),
+        ("channel", lambda kl: kl.sum((1, 2))),
+        ("layer", lambda kl: kl.sum()),
+        (6, lambda kl: kl.reshape(2, 6).sum(1)),
+        (1, lambda kl: kl),
+    ],
+)
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_free_bits_of_groups(per, groups, num_samples):
+    vae, x = spatial_vae(), torch.randn(7, 5)
+    each = groups(mean_kl(vae(x).latents[0])).detach()
+    free = each.median().item() if each.dim() else each.item() / 2
+    objective = ELBO(2.0, num_samples=num_samples, free_bits=free, free_bits_per=per)
+    output = seeded(objective, vae, x)
+    torch.manual_seed(3)
+    log_px = vae(x, num_samples=num_samples).log_px.mean()
+    torch.testing.assert_close(output.losses["model"], 2 * each.clamp(min=free).sum() - log_px)
+    # The bound is reported as it is.
+    torch.testing.assert_close(
+        output.metrics["elbo_nats"], log_px - mean_kl(vae(x).latents[0]).sum()
+    )
+
+
+def test_free_bits_of_sampled_terms_add_up():
+    vae, x = spatial_vae(), torch.randn(7, 5)
+    free = ELBO(kl="sample", num_samples=3, free_bits=-1e9, free_bits_per="dimension")
+    got, plain = seeded(free, vae, x), seeded(ELBO(kl="sample", num_samples=3), vae, x)
+    torch.testing.assert_close(got.losses["model"], plain.losses["model"])
+    stl = ELBO(num_samples=3, free_bits=-1e9, estimator="stl")
+    losses = [
+        seeded(o, vae, x).losses["model"] for o in (stl, ELBO(num_samples=3, estimator="stl"))
+    ]
+    gradients = [torch.autograd.grad(loss, list(vae.parameters())) for loss in losses]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_free_dimensions_feel_no_pull():
+    """Below its free nats a dimension has the gradient of the likelihood alone."""
+    vae, x = spatial_vae((2,)), torch.randn(7, 5)
+    head = vae.encoder.head.bias
+    free = seeded(ELBO(free_bits=1e3), vae, x).losses["model"]
+    none = seeded(ELBO(0.0), vae, x).losses["model"]
+    pulled = seeded(ELBO(), vae, x).losses["model"]
+    grads = [torch.autograd.grad(loss, head)[0] for loss in (free, none, pulled)]
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-12, atol=1e-12)
+    assert (grads[0] - grads[2]).abs().max() > 1e-3
+
+
+def two_latents():
+    encoder = JointEncoder(
+        {name: GaussianEncoder(MLP(5, hidden=(6,)), width) for name, width in (("a", 2), ("b", 3))}
+    )
+    prior = JointPrior({"a": StandardNormal(2), "b": StandardNormal(3)})
+    return VAE(encoder, MLP(5, out_shape=5), GaussianLikelihood(0.4), prior)
+
+
+@pytest.mark.parametrize(
+    ("options", "rate"),
+    [
+        ({"capacity": 3.0}, lambda a, b: (a + b - 3).abs()),
+        ({"beta": 5.0, "capacity": 30.0}, lambda a, b: 5 * (a + b - 30).abs()),
+        ({"beta": {"a": 2.0, "b": 0.5}}, lambda a, b: 2 * a + 0.5 * b),
+        (
+            {"beta": {"b": 2.0, "a": 0.5}, "capacity": {"a": 1.0, "b": 9.0}},
+            lambda a, b: 0.5 * (a - 1).abs() + 2 * (b - 9).abs(),
+        ),
+        (
+            {"beta": 3.0, "capacity": {"a": 1.0, "b": 9.0}},
+            lambda a, b: 3 * ((a - 1).abs() + (b - 9).abs()),
+        ),
+        (
+            {"free_bits": 0.7, "free_bits_per": "layer"},
+            lambda a, b: a.clamp(min=0.7) + b.clamp(min=0.7),
+        ),
+        ({"likelihood_weight": 0.25}, lambda a, b: a + b),
+    ],
+    ids=repr,
+)
+def test_rates_of_several_latents(options, rate):
+    vae, x = two_latents(), torch.randn(7, 5)
+    output = seeded(ELBO(**options), vae, x)
+    metrics = output.metrics
+    kls = metrics["kl_a_nats"], metrics["kl_b_nats"]
+    weight = options.get("likelihood_weight", 1.0)
+    expected = rate(*kls) - weight * metrics["log_likelihood_nats"]
+    torch.testing.assert_close(output.losses["model"], expected, rtol=1e-12, atol=1e-12)
+    elbo = metrics["log_likelihood_nats"] - sum(kls)
+    torch.testing.assert_close(metrics["elbo_nats"], elbo, rtol=1e-12, atol=1e-12)
+
+
+def test_every_weight_follows_its_schedule_and_is_reported():
+    vae, x = two_latents(), torch.randn(7, 5)
+    ramp = Linear(0.0, 2.0, steps=10)
+    objective = ELBO({"a": ramp, "b": 1.0}, capacity={"a": 1.0, "b": ramp}, likelihood_weight=ramp)
+    objective.at(5, None)
+    metrics = seeded(objective, vae, x).metrics
+    scheduled = {"beta_a": 1.0, "capacity_b": 1.0, "likelihood_weight": 1.0}
+    assert {n: metrics[n].item() for n in scheduled} == scheduled
+    assert "beta_b" not in metrics
+    names = objective.unfinished(4, None)
+    assert [name.split()[0] for name in names] == list(scheduled)
+
+
+def test_constraints_couple_the_batch():
+    assert not ELBO(3.0).couples_batch
+    assert ELBO(capacity=1.0).couples_batch
+    assert ELBO(free_bits=1.0).couples_batch
+
+
+def test_what_the_latents_do_not_allow_is_told():
+    x = torch.randn(7, 5)
+    with pytest.raises(ValueError, match=r"beta for the latents \['a', 'b'\], got \['a', 'c'\]"):
+        ELBO({"a": 1.0, "c": 1.0}).check(two_latents(), Batch(x))
+    with pytest.raises(ValueError, match=r"capacity for the latents \['z'\], got \['a'\]"):
+        ELBO(capacity={"a": 1.0}).check(spatial_vae(), Batch(x))
+    with pytest.raises(ValueError, match=r"per 5 do not suit latent 'z' .*free_bits_per='layer'"):
+        ELBO(free_bits=1.0, free_bits_per=5).check(spatial_vae(), Batch(x))
+    full = VAE(FullGaussianEncoder(MLP(5), 2), MLP(2, out_shape=5), GaussianLikelihood())
+    with pytest.raises(ValueError, match=r"per dimension do not suit latent 'z'"):
+        ELBO(free_bits=1.0).check(full, Batch(x))
+    assert "free nats per layer" in ELBO(free_bits=1.0, free_bits_per="layer").check(full, Batch(x))
+
+
+def test_terms_of_several_latents():
+    vae, x = two_latents(), torch.randn(7, 5)
+    terms = ELBO(num_samples=3, kl="sample").terms(vae, Batch(x))
+    assert {name: tuple(term.shape) for name, term in terms.items()} == {
+        "log_likelihood": (3, 7),
+        "kl": (3, 7),
+        "kl_a": (3, 7),
+        "kl_b": (3, 7),
+        "elbo": (3, 7),
+    }
+    torch.testing.assert_close(terms["kl"], terms["kl_a"] + terms["kl_b"])
+    torch.testing.assert_close(terms["elbo"], terms["log_likelihood"] - terms["kl"])

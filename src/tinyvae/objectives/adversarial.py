@@ -67,7 +67,7 @@ class AdversarialRegulariser(Regulariser):
                 f"{type(self).__name__} expects a discriminator that returns one number per "
                 f"example, (N, 1), got {tuple(log_odds.shape)} for {len(values)}"
             )
-        return log_odds.flatten()
+        return _with_digits(log_odds.flatten())
 
     def seen_by_model(self, values: Tensor) -> Tensor:
         """Log odds with gradients in ``values`` alone."""
@@ -80,6 +80,16 @@ class AdversarialRegulariser(Regulariser):
         loss = 0.5 * (F.softplus(-one).mean() + F.softplus(zero).mean())
         hits = 0.5 * ((one > 0).to(one.dtype).mean() + (zero < 0).to(zero.dtype).mean())
         return loss, hits
+
+    def checked(self, model: LatentVariableModel, batch: Batch, record: VAEOutput) -> list[str]:
+        """Names of the metrics; raises, with the remedy, if it cannot be computed."""
+        try:
+            return super().checked(model, batch, record)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{type(self).__name__}'s discriminator does not take what it is to tell apart: "
+                f"{error}"
+            ) from error
 
     def hits(self, share: Tensor) -> dict[str, Tensor]:
         """Share of what the discriminator tells apart, to report."""
@@ -110,7 +120,7 @@ class AdversarialTotalCorrelation(AdversarialRegulariser):
 
     def forward(self, model: LatentVariableModel, batch: Batch, record: VAEOutput) -> Penalty:
         """Compute the estimate, and the discriminator's loss."""
-        z = self.term(record).z
+        z = self.drawn(record).z
         value = self.seen_by_model(z.flatten(0, 1)).mean()
         adversary, hits = self.told_apart(z.flatten(0, 1), permuted(z.detach()).flatten(0, 1))
         metrics = self.reported(adversarial_total_correlation_nats=value)
@@ -147,7 +157,7 @@ class AdversarialPrior(AdversarialRegulariser):
 
     def forward(self, model: LatentVariableModel, batch: Batch, record: VAEOutput) -> Penalty:
         """Compute the model's loss, and the discriminator's."""
-        term = self.term(record)
+        term = self.drawn(record)
         z = term.z.flatten(0, 1)
         value = F.softplus(-self.seen_by_model(z)).mean()
         adversary, hits = self.told_apart(prior_draws(term).flatten(0, 1), z)
@@ -201,12 +211,13 @@ class AdversarialData(AdversarialRegulariser):
 
     def forward(self, model: LatentVariableModel, batch: Batch, record: VAEOutput) -> Penalty:
         """Compute the model's losses, and the discriminator's."""
+        if batch.mask is not None:
+            raise ValueError("AdversarialData expects data that are complete, got a mask")
         decoder, term = decoder_term(self, model, record)
         z, context = term.z.detach(), batch.context
         num = z.shape[:2].numel() if context is None else len(z)
         generated = decoder.generate(num, context).reshape(z.shape)
-        decoded = [decoder.decode(each, context).mean.flatten(0, 1) for each in (z, generated)]
-        fakes = torch.cat(decoded)  # (2 K B, *E)
+        fakes = decoder.decode(torch.cat([z, generated]), context).mean.flatten(0, 1)  # (2 K B, *E)
         fooled = F.softplus(-self.seen_by_model(fakes)).mean()
         data = batch.x.to(fakes.dtype)
         distance = self._distance(data, record.likelihood.mean)
@@ -221,5 +232,10 @@ class AdversarialData(AdversarialRegulariser):
         with frozen(self.discriminator):
             true = features(x)
             made = features(reconstructed.flatten(0, 1)).unflatten(0, reconstructed.shape[:2])
-        distance: Tensor = 0.5 * (made - true).square().sum(-1)
+        distance: Tensor = 0.5 * (_with_digits(made) - _with_digits(true)).square().sum(-1)
         return distance.mean()
+
+
+def _with_digits(values: Tensor) -> Tensor:
+    """What a network gives under autocast, for losses, which need more digits."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

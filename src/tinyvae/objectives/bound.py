@@ -206,13 +206,17 @@ class Regularised(Objective):
         """The bound's groups, and one of every regulariser with parameters."""
         groups = self.bound.parameter_groups(model)
         own = {r.group: r.own_parameters() for r in self._regularisers() if r.group is not None}
+        if taken := groups.keys() & own.keys():
+            raise ValueError(
+                f"{self} has two parameter groups {sorted(taken)}: give another group="
+            )
         return groups | own
 
     def check(self, model: nn.Module, batch: Batch) -> str:
         """Check bound and regularisers on the first two examples; say what is optimised."""
         record = self.bound.checked(model, batch)
         names: list[str] = []
-        with evaluating(self), torch.no_grad(), forked_rng(batch.x.device):
+        with evaluating(self, model), torch.no_grad(), forked_rng(batch.x.device):
             for regulariser in self._regularisers():
                 names += regulariser.checked(
                     cast("LatentVariableModel", model), batch.first(2), record

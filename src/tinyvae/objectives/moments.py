@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tinyvae.distributions import Distribution, FullNormal, Independent, LowRankNormal, Normal
+from tinyvae.distributions.special import full_precision
 from tinyvae.objective import Batch
 from tinyvae.objectives.regulariser import Penalty, Regulariser, given_data_alone, prior_draws
 from tinyvae.record import LatentVariableModel, VAEOutput
@@ -65,9 +66,10 @@ class DIP(Regulariser):
         posterior = given_data_alone("DIP", self.term(record))
         means = posterior.mean.flatten(1)
         centred = means - means.mean(0)
-        covariance = centred.T @ centred / max(len(means) - 1, 1)
-        if self.covariance == "total":
-            covariance = covariance + _mean_covariance(posterior)
+        with full_precision(means):
+            covariance = centred.T @ centred / max(len(means) - 1, 1)
+            if self.covariance == "total":
+                covariance = covariance + _mean_covariance(posterior)
         diagonal = covariance.diagonal()
         off_diagonal = (covariance - diagonal.diag()).square().sum()
         value = off_diagonal + self.diagonal * (diagonal - 1).square().sum()
@@ -141,7 +143,7 @@ class MMD(Regulariser):
 
     def forward(self, model: LatentVariableModel, batch: Batch, record: VAEOutput) -> Penalty:
         """Compute the penalty of one pass; a batch of one example has none."""
-        term = self.term(record)
+        term = self.drawn(record)
         z, prior = term.z.flatten(2), prior_draws(term).flatten(2)  # (K, B, D)
         size = z.shape[1]
         cross = self._similarity(z, prior).mean((1, 2))

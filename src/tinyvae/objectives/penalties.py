@@ -37,7 +37,7 @@ class LatentL2(Regulariser):
 
     def forward(self, model: LatentVariableModel, batch: Batch, record: VAEOutput) -> Penalty:
         """Compute the penalty of one pass."""
-        z = self.term(record).z
+        z = self.drawn(record).z
         value = 0.5 * z.flatten(2).square().sum(-1).mean()
         return Penalty(self.weighted(value), self.reported(latent_l2=value))
 

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from tinyvae.distributions import Distribution
@@ -69,6 +70,17 @@ class Regulariser(Scheduled, ABC):
             )
         return terms[self.latent]
 
+    def drawn(self, record: VAEOutput) -> LatentTerm:
+        """The latent, refused where its draws carry no gradients."""
+        term = self.term(record)
+        if not term.posterior.has_rsample:
+            raise ValueError(
+                f"{type(self).__name__} trains a posterior by its draws, and those of "
+                f"{term.posterior} of latent {term.name!r} carry no gradients: use a "
+                "reparameterised one"
+            )
+        return term
+
     def weighted(self, value: Tensor) -> Tensor:
         """A 0-d value times the weight."""
         return self.weight.to(value.dtype) * value
@@ -86,7 +98,15 @@ class Regulariser(Scheduled, ABC):
             batch: The first two examples.
             record: Their record, of the posteriors' centers instead of draws.
         """
-        return list(self(model, batch, record).metrics)
+        penalty: Penalty = self(model, batch, record)
+        for loss in (penalty.loss, penalty.adversary):
+            if loss is not None and not torch.isfinite(loss):
+                raise ValueError(
+                    f"{self} of the first two examples is {loss.item()}: the latent "
+                    f"{[term.posterior for term in record.latents]}, the data or the mean of "
+                    f"{record.likelihood} do not suit it"
+                )
+        return list(penalty.metrics)
 
     def own_parameters(self) -> list[nn.Parameter]:
         """Parameters of the group of its own."""
@@ -119,9 +139,10 @@ def decoder_term(
     term, name = owner.term(record), type(owner).__name__
     if not isinstance(model, DecoderModel):
         raise TypeError(f"{name} expects a model with a decoder, got a {type(model).__name__}")
-    if term.z.shape[2:] != model.latent_shape:
+    if term is not record.latents[0] or term.z.shape[2:] != model.latent_shape:
         raise ValueError(
-            f"{name} is about what the decoder reads, of shape {tuple(model.latent_shape)}, got "
-            f"latent {term.name!r} of shape {tuple(term.z.shape[2:])}"
+            f"{name} is about what the decoder reads, the first of the latents "
+            f"{[each.name for each in record.latents]} in the shape {tuple(model.latent_shape)}, "
+            f"got {term.name!r} of shape {tuple(term.z.shape[2:])}"
         )
     return model, term

@@ -35,8 +35,8 @@ class TotalCorrelation(Regulariser):
         dataset_size: Number :math:`N` of the training data.
         mutual_information: Weight that is added on the mutual information.
         dimension_kl: Weight that is added on the dimension-wise KL.
-        sampling: ``"stratified"``, without bias in q(z); ``"weighted"``, which overrates the
-            example's own posterior.
+        sampling: ``"stratified"``, without bias in q(z); ``"weighted"``, the paper's, which weighs
+            the example's own posterior as any other and lacks a factor of about N in q(z).
         latent: As of :class:`Regulariser`.
 
     References:
@@ -76,11 +76,11 @@ class TotalCorrelation(Regulariser):
 
     def forward(self, model: LatentVariableModel, batch: Batch, record: VAEOutput) -> Penalty:
         """Compute the three terms of one pass."""
-        term = self.term(record)
+        term = self.drawn(record)
         posterior = given_data_alone("TotalCorrelation", term)
         # log q(z_i given x_j) of each dimension, (K, B, B, D)
         each = posterior.elementwise_log_prob(term.z.unsqueeze(2)).flatten(3)
-        weights = aggregate_log_weights(len(batch), self.dataset_size, self.sampling).to(each)
+        weights = aggregate_log_weights(self.dataset_size, self.sampling, each[0, :, :, 0])
         joint = each.sum(-1)
         log_q_given_x = joint.diagonal(dim1=1, dim2=2)  # (K, B)
         log_q = torch.logsumexp(joint + weights, 2)
@@ -105,26 +105,25 @@ class TotalCorrelation(Regulariser):
             ) from error
 
 
-def aggregate_log_weights(batch_size: int, dataset_size: int, sampling: Sampling) -> Tensor:
-    r"""Log weights of the posteriors of a batch in the estimate of q(z), ``(B, B)``, float64.
+def aggregate_log_weights(dataset_size: int, sampling: Sampling, like: Tensor) -> Tensor:
+    r"""Log weights of the posteriors of a batch in the estimate of q(z), ``(B, B)``.
 
     ``"weighted"`` gives each 1 / (N B). ``"stratified"`` gives the example that z was drawn for its
     true weight 1 / N, and the B - 1 others, a sample of the N - 1 remaining ones, (N - 1) / N in
     equal parts: the mean over all batches is :math:`q(z)`.
 
     Args:
-        batch_size: Number :math:`B` of examples.
         dataset_size: Number :math:`N` of data.
         sampling: One of the two.
+        like: Of the shape, type and device of the weights, ``(B, B)``.
     """
+    num = len(like)
     if sampling == "weighted":
-        each = -math.log(batch_size * dataset_size)
-        return torch.full((batch_size, batch_size), each, dtype=torch.float64)
-    if batch_size > dataset_size:
+        return torch.full_like(like, -math.log(num * dataset_size))
+    if num > dataset_size:
         raise ValueError(
-            f"TotalCorrelation got a batch of {batch_size} of dataset_size={dataset_size} data: "
+            f"TotalCorrelation got a batch of {num} of dataset_size={dataset_size} data: "
             "give the number of the training data"
         )
-    others = (dataset_size - 1) / (dataset_size * max(batch_size - 1, 1))
-    weights = torch.full((batch_size, batch_size), others, dtype=torch.float64)
-    return weights.fill_diagonal_(1 / dataset_size).log()
+    others = math.log((dataset_size - 1) / (num - 1) / dataset_size) if num > 1 else 0.0
+    return torch.full_like(like, others).fill_diagonal_(-math.log(dataset_size))
