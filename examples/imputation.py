@@ -9,7 +9,6 @@ nothing is fitted to complete rows. The VAE's settings were chosen with removals
 """
 
 import argparse
-import math
 from functools import partial
 from pathlib import Path
 
@@ -24,15 +23,13 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from tinyvae import (
+    IWAE,
     MLP,
     VAE,
-    Batch,
     GaussianEncoder,
     GaussianLikelihood,
     Learned,
     Masked,
-    Objective,
-    ObjectiveOutput,
     Optimization,
     StandardisedLikelihood,
     Trainer,
@@ -43,20 +40,6 @@ from tinyvae.plotting import save_figure
 TABLES = {"breast_cancer": load_breast_cancer, "wine": load_wine, "diabetes": load_diabetes}
 ITERATIVE, OURS = "IterativeImputer\n(BayesianRidge)", "VAE"
 LEVELS = np.linspace(0.1, 0.9, 9)
-
-
-class ImportanceWeightedBound(Objective):
-    """log of the mean of K importance weights of what was observed: the bound of MIWAE."""
-
-    def __init__(self, num_samples: int) -> None:
-        super().__init__()
-        self.num_samples = num_samples
-
-    def forward(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
-        """Compute the bound of a batch."""
-        log_weight = model(batch.x, num_samples=self.num_samples).log_weight()  # (K, B)
-        bound = (log_weight.logsumexp(0) - math.log(self.num_samples)).mean()
-        return ObjectiveOutput({"model": -bound}, {"bound_nats": bound.detach()})
 
 
 def fit(x: Tensor, seed: int) -> VAE:
@@ -75,7 +58,7 @@ def fit(x: Tensor, seed: int) -> VAE:
         scheduler=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
         scheduler_interval="step",
     )
-    trainer = Trainer(vae, ImportanceWeightedBound(5), optimization, seed=seed, progress=False)
+    trainer = Trainer(vae, IWAE(5), optimization, seed=seed, progress=False)
     trainer.fit(x, epochs=300, batch_size=64)
     return vae.cpu()
 

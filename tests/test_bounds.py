@@ -225,8 +225,6 @@ def test_gradcheck_of_the_loss(name):
             return torch.func.functional_call(vae, named, (x, context), options)
 
         class Stand(nn.Module):
-            rescored = None
-
             def forward(self, *args, **options):
                 return run(*args, **options)
 

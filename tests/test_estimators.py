@@ -266,7 +266,7 @@ def replicates(vae, objective, x, count):
 def test_validation_needs_no_second_pass(estimator):
     vae = random_linear_gaussian().vae
     calls = []
-    vae.rescored = lambda *_, **__: calls.append(1)
+    vae.freeze_posterior = lambda *_, **__: calls.append(1)
     with torch.no_grad():
         IWAE(2, estimator=estimator)(vae, Batch(torch.randn(3, 5)))
     assert not calls
@@ -404,7 +404,7 @@ def test_a_baseline_makes_it_quieter():
         return (20_000 * vae.encoder.logits.grad).std(0).sum()
 
     class Without(IWAE):
-        def loss(self, weights, frozen, num_bounds):
+        def loss(self, weights, record, num_bounds):
             signal = self.value(weights.log_px - weights.kl)
             extra = (signal.detach() * weights.log_q).sum(0)
             return -(signal + extra - extra.detach()).mean()

@@ -10,7 +10,12 @@ from tinyvae.testing import check_likelihood
 
 ROOT = Path(__file__).parents[1]
 # Pages of code, and files that it writes.
-PAGES = {"quickstart": {"elbo.png", "vae.safetensors"}, "likelihoods": set(), "latents": set()}
+PAGES = {
+    "quickstart": {"elbo.png", "vae.safetensors"},
+    "likelihoods": set(),
+    "latents": set(),
+    "objectives": set(),
+}
 README = (ROOT / "README.md").read_text()
 
 

@@ -25,7 +25,7 @@ from tinyvae.misfits import (
     expect,
     shape_of,
 )
-from tinyvae.record import LatentTerm, LatentVariableModel, VAEOutput, frozen_posteriors
+from tinyvae.record import LatentTerm, LatentVariableModel, VAEOutput
 from tinyvae.scopes import evaluating, frozen
 
 __all__ = ["DecoderModel", "conditional", "drawn", "repeated"]
@@ -140,46 +140,41 @@ class DecoderModel(LatentVariableModel):
 
         terms, z = self.infer(inputs, context, draw)
         record = self._record(x, terms, z, context, draws)
-        if not frozen_posterior:
-            return record
-        again = self.rescored(record, x, context, decode=False)
-        return replaced(record, latents=frozen_posteriors(record.latents, again.latents))
+        return self.freeze_posterior(record, x, context) if frozen_posterior else record
 
-    def rescored(
+    def freeze_posterior(
         self,
         record: VAEOutput,
         x: Tensor,
         context: Tensor | None = None,
         *,
         mask: Tensor | None = None,
-        decode: bool = True,
     ) -> VAEOutput:
-        """Score a record's draws again, with gradients in the draws and in no weight.
+        """Score a record's draws by posteriors without gradients in the weights.
 
         Args:
-            record: What :meth:`forward` returned.
-            x: The same data.
-            context: The same context.
-            mask: The same mask.
-            decode: Whether to decode again; otherwise the likelihood stays as it was.
+            record: What :meth:`forward` returned for the arguments that follow.
+            x: Data.
+            context: What the model is conditioned on.
+            mask: Which entries were observed.
         """
         if any(isinstance(m, DROPOUT) and m.training and m.p for m in self.modules()):
             raise ValueError(
                 "frozen_posterior scores the draws in a second pass, where dropout would leave out "
                 "others: put the dropout layers in evaluation mode"
             )
-        x = self._observed(x, mask)
+        inputs = self.likelihood.encoder_input(self._observed(x, mask))
         draws = iter(record.draws)
         with frozen(self):
-            inputs = self.likelihood.encoder_input(x)
-            terms, z = self.infer(inputs, context, lambda *_: next(draws))
-            if decode:
-                record = self._record(x, terms, z, context, record.draws)
-        frozen_terms = (
-            replaced(t, posterior=_Frozen(t.posterior, self), prior=_Frozen(t.prior, self))
-            for t in terms
+            scored, _ = self.infer(inputs, context, lambda *_: next(draws))
+        latents = (
+            # What is not scored by weights need not be frozen, and a codebook may have moved since.
+            replaced(term, posterior=_Frozen(again.posterior, self))
+            if term.posterior.scored_by_weights and term.posterior.has_rsample
+            else term
+            for term, again in zip(record.latents, scored, strict=True)
         )
-        return replaced(record, latents=tuple(frozen_terms))
+        return replaced(record, latents=tuple(latents))
 
     def posterior_parameters(self) -> list[nn.Parameter]:
         """Parameters of the posterior, as against those of the generative model."""
@@ -364,7 +359,7 @@ class DecoderModel(LatentVariableModel):
 
 
 class _Frozen(Wrapper):
-    """A posterior or prior that is scored without gradients in a model's weights.
+    """A posterior that is scored without gradients in a model's weights.
 
     Some, such as those of flows, read their weights only then.
     """

@@ -4,14 +4,14 @@ r"""The record of one pass through a model, all that objectives and evaluations 
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
 
 from tinyvae.distributions import Distribution, NoClosedForm, has_closed_form, kl_divergence
 
-__all__ = ["KLEstimator", "LatentTerm", "LatentVariableModel", "VAEOutput", "frozen_posteriors"]
+__all__ = ["KLEstimator", "LatentTerm", "LatentVariableModel", "VAEOutput"]
 
 KLEstimator = Literal["auto", "analytic", "sample"]
 
@@ -140,21 +140,6 @@ class VAEOutput:
         return log_weight
 
 
-def frozen_posteriors(
-    terms: tuple[LatentTerm, ...], scored_again: tuple[LatentTerm, ...]
-) -> tuple[LatentTerm, ...]:
-    """Terms with the posteriors of others, without gradients in weights, in reparameterised draws.
-
-    What is not scored by weights need not be frozen, and a codebook may have moved since.
-    """
-    return tuple(
-        replace(term, posterior=other.posterior)
-        if term.posterior.scored_by_weights and term.posterior.has_rsample
-        else term
-        for term, other in zip(terms, scored_again, strict=True)
-    )
-
-
 class LatentVariableModel(nn.Module, ABC):
     """What objectives and evaluations ask of a model."""
 
@@ -174,19 +159,15 @@ class LatentVariableModel(nn.Module, ABC):
         ``frozen_posterior`` the draws are scored by posteriors without gradients in the weights.
         """
 
-    def rescored(
+    def freeze_posterior(
         self,
         record: VAEOutput,
         x: Tensor,
         context: Tensor | None = None,
         *,
         mask: Tensor | None = None,
-        decode: bool = True,
     ) -> VAEOutput:
-        """Score a record's draws again, with gradients in the draws and in no weight.
-
-        Without ``decode`` the likelihood stays as it was.
-        """
+        """Score a record's draws by posteriors without gradients in the weights."""
         raise NotImplementedError(
             f"{type(self).__name__} does not score draws again: use estimator='pathwise'"
         )

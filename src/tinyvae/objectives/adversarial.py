@@ -155,6 +155,8 @@ class AdversarialPrior(AdversarialRegulariser):
         ['discriminator', 'model']
     """
 
+    couples_batch = False
+
     def forward(self, model: LatentVariableModel, batch: Batch, record: VAEOutput) -> Penalty:
         """Compute the model's loss, and the discriminator's."""
         term = self.drawn(record)
@@ -192,6 +194,7 @@ class AdversarialData(AdversarialRegulariser):
         ['discriminator', 'model']
     """
 
+    couples_batch = False
     similarity: Tensor
     discriminator: nn.Sequential
 

@@ -76,6 +76,12 @@ class Bound(Objective):
         )
         return record
 
+    def scored(self, model: LatentVariableModel, batch: Batch, record: VAEOutput) -> VAEOutput:
+        """Record of a pass, its draws scored as the estimator has it."""
+        if self.estimator == "pathwise" or not torch.is_grad_enabled():
+            return record
+        return model.freeze_posterior(record, batch.x, batch.context, mask=batch.mask)
+
     def run(self, model: nn.Module, batch: Batch) -> tuple[VAEOutput, ObjectiveOutput]:
         """Return the record of one pass, and what the bound makes of it."""
         record = self.draw(model, batch)

@@ -18,7 +18,6 @@ from tinyvae.objectives.estimators import (
     Baseline,
     Estimator,
     score_surrogate,
-    scored_again,
     unreparameterised,
 )
 from tinyvae.record import (
@@ -135,8 +134,7 @@ class ELBO(Bound):
         self, model: LatentVariableModel, batch: Batch, record: VAEOutput
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Loss and metrics of a pass."""
-        if self._samples_kl and torch.is_grad_enabled():
-            record, _ = scored_again(model, batch, record)
+        record = self.scored(model, batch, record)
         log_likelihood = record.log_px.mean()
         names = [term.name for term in record.latents]
         draws = [self._kl_of_draws(term) for term in record.latents]

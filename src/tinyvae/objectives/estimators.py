@@ -29,21 +29,20 @@ References:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tinyvae.objective import Batch
-from tinyvae.record import LatentTerm, LatentVariableModel, VAEOutput, frozen_posteriors
+from tinyvae.record import LatentTerm, VAEOutput
 
 __all__ = [
     "Baseline",
     "Estimator",
     "LogWeights",
+    "path_surrogate",
     "score_surrogate",
-    "scored_again",
     "unreparameterised",
 ]
 
@@ -55,21 +54,6 @@ Value = Callable[[Tensor], Tensor]
 def unreparameterised(record: VAEOutput) -> list[LatentTerm]:
     """Latents whose draws carry no gradients."""
     return [term for term in record.latents if not term.posterior.has_rsample]
-
-
-def scored_again(
-    model: LatentVariableModel, batch: Batch, record: VAEOutput, *, decode: bool = False
-) -> tuple[VAEOutput, VAEOutput]:
-    """The record with reparameterised draws scored by frozen weights, and the record all frozen.
-
-    Args:
-        model: The model.
-        batch: The batch.
-        record: Record of a pass.
-        decode: Whether the second record's likelihood is frozen, too.
-    """
-    again = model.rescored(record, batch.x, batch.context, mask=batch.mask, decode=decode)
-    return replace(record, latents=frozen_posteriors(record.latents, again.latents)), again
 
 
 @dataclass(frozen=True)
@@ -121,3 +105,25 @@ def _without_each(log_weight: Tensor, baseline: Baseline) -> Tensor:
         return others
     own = (index == index.unsqueeze(1)).reshape(num, num, *[1] * (log_weight.dim() - 1))
     return torch.where(own, others.mean(0), log_weight.unsqueeze(1))
+
+
+def path_surrogate(value: Tensor, record: VAEOutput) -> Tensor:
+    r"""What has the gradient of ``value``, 0-d, that passes through reparameterised draws alone.
+
+    Where a draw hangs on others, what passes through these is told from what passes through it:
+    with :math:`d z_m / d z_l` the total derivative of a later draw, the part of its own is
+    :math:`p_l = d v / d z_l - \sum_{m > l} (d z_m / d z_l)^\top p_m`.
+    """
+    place = {id(draw): place for place, draw in enumerate(record.draws)}
+    terms = sorted(record.latents, key=lambda term: place.get(id(term.z), 0))
+    draws = [term.z for term in terms if term.posterior.has_rsample and term.z.requires_grad]
+    if not draws:
+        return value.new_zeros(())
+    parts = list(torch.autograd.grad(value, draws, retain_graph=True))
+    for at in reversed(range(len(draws) - 1)):
+        (through,) = torch.autograd.grad(
+            draws[at + 1 :], draws[at], parts[at + 1 :], retain_graph=True, allow_unused=True
+        )
+        parts[at] = parts[at] if through is None else parts[at] - through
+    surrogates = [(part * draw).sum() for part, draw in zip(parts, draws, strict=True)]
+    return torch.stack(surrogates).sum()

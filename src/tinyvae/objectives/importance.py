@@ -19,8 +19,8 @@ from tinyvae.objectives.estimators import (
     Baseline,
     Estimator,
     LogWeights,
+    path_surrogate,
     score_surrogate,
-    scored_again,
 )
 from tinyvae.record import LatentVariableModel, VAEOutput
 from tinyvae.schedules import Schedule
@@ -77,16 +77,12 @@ class LogWeightBound(Bound):
         self, model: LatentVariableModel, batch: Batch, record: VAEOutput
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses by parameter group, and metrics, of a pass."""
-        frozen = None
-        if self.estimator != "pathwise" and torch.is_grad_enabled():
-            is_double = self.estimator == "dreg"
-            record, again = scored_again(model, batch, record, decode=is_double)
-            frozen = LogWeights.of(again) if is_double else None
+        record = self.scored(model, batch, record)
         weights = LogWeights.of(record)
         terms = {name: term.mean().detach() for name, term in self._terms(weights).items()}
         terms["elbo"] = terms.pop("log_weight")
         metrics = {f"{name}_nats": term for name, term in terms.items()}
-        return self.losses(weights, frozen), metrics
+        return self.losses(weights, record), metrics
 
     def per_example(self, record: VAEOutput) -> dict[str, Tensor]:
         """Log weights and their terms, ``(K, B)``, and the bounds, ``(B,)``."""
@@ -105,43 +101,40 @@ class LogWeightBound(Bound):
         """Mean ``(B,)`` of so many bounds."""
         return self.value(_grouped(log_weight, num_bounds)).mean(0)
 
-    def losses(self, weights: LogWeights, frozen: LogWeights | None) -> dict[str, Tensor]:
+    def losses(self, weights: LogWeights, record: VAEOutput) -> dict[str, Tensor]:
         """Losses by parameter group."""
-        return {"model": self.loss(weights, frozen, self.num_bounds)}
+        return {"model": self.loss(weights, record, self.num_bounds)}
 
-    def loss(self, weights: LogWeights, frozen: LogWeights | None, num_bounds: int) -> Tensor:
+    def loss(self, weights: LogWeights, record: VAEOutput, num_bounds: int) -> Tensor:
         """Minus the mean of so many bounds, with the estimator's gradient.
 
         Args:
-            weights: Of the pass.
-            frozen: Of the same draws, without gradients in weights, for DReG.
+            weights: Log weights of the pass.
+            record: The pass.
             num_bounds: How many bounds the draws are shared out to.
         """
-        log_weight = _grouped(self._weighted(weights), num_bounds)  # (K, M, B)
+        beta = self.beta.to(weights.kl.dtype)
+        log_weight = _grouped(weights.log_px - beta * weights.kl, num_bounds)  # (K, M, B)
+        log_q = None if weights.log_q is None else _grouped(weights.log_q, num_bounds)
         loss = -self.value(log_weight).mean()
         if not torch.is_grad_enabled():
             return loss
-        surrogates = []
-        if weights.log_q is not None:
-            log_q = _grouped(weights.log_q, num_bounds)
-            surrogates.append(score_surrogate(self.value, log_weight, log_q, self.baseline))
-        if frozen is not None:
-            surrogates.append(self._reparameterised_score(log_weight.detach(), frozen))
-        for surrogate in surrogates:
-            loss = loss - (surrogate - surrogate.detach()).mean()
-        return loss
+        surrogate = torch.zeros_like(loss)
+        if log_q is not None:
+            scored = score_surrogate(self.value, log_weight, log_q, self.baseline)
+            surrogate = surrogate + scored.mean()
+        if self.estimator == "dreg":
+            score = self._reparameterised_score(log_weight, log_q)
+            surrogate = surrogate + path_surrogate(beta * score.mean(), record)
+        return loss + (surrogate.detach() - surrogate)
 
-    def _weighted(self, weights: LogWeights) -> Tensor:
-        return weights.log_px - self.beta.to(weights.kl.dtype) * weights.kl
-
-    def _reparameterised_score(self, log_weight: Tensor, frozen: LogWeights) -> Tensor:
-        """What takes the place of the score of reparameterised draws, ``(M, B)``."""
-        beta = self.beta.to(log_weight.dtype)
-        slope, curvature = self.derivatives(log_weight)
-        surrogate = -beta * curvature * self._weighted(frozen).reshape(log_weight.shape)
-        if frozen.log_q is not None:  # these draws may hang on reparameterised ones
-            surrogate = surrogate - beta * slope * frozen.log_q.reshape(log_weight.shape)
-        return surrogate.sum(0)
+    def _reparameterised_score(self, log_weight: Tensor, log_q: Tensor | None) -> Tensor:
+        """What, along the draws, has the gradient of minus the score, ``(M, B)``."""
+        slope, curvature = self.derivatives(log_weight.detach())
+        score = -curvature * log_weight
+        if log_q is not None:  # these draws may hang on reparameterised ones
+            score = score - slope * log_q
+        return score.sum(0)
 
     def is_plain(self) -> bool:
         """Whether log weights have no factor."""
@@ -198,7 +191,7 @@ class IWAE(_ImportanceWeighted):
         num_samples: Number of draws :math:`K`; 1 is the ELBO with a sampled KL.
         beta: Weight of log q - log p in the log weights; only 1 gives a bound.
         estimator: ``"pathwise"``, ``"stl"`` (biased for K > 1) or ``"dreg"`` (unbiased, whose
-            signal grows with K; decodes twice).
+            signal grows with K).
         baseline: Of latents without reparameterised draws, ``"vimco"`` or ``"leave_one_out"``.
 
     Shape:
@@ -281,11 +274,11 @@ class PIWAE(_ImportanceWeighted):
         posterior = self.mean_value(log_weight, self.num_bounds)
         return {"iwae": self.mean_value(log_weight, 1), "multiply_iwae": posterior}
 
-    def losses(self, weights: LogWeights, frozen: LogWeights | None) -> dict[str, Tensor]:
+    def losses(self, weights: LogWeights, record: VAEOutput) -> dict[str, Tensor]:
         """Losses of both groups."""
         return {
-            "posterior": self.loss(weights, frozen, self.num_bounds),
-            "generative": self.loss(weights, frozen, 1),
+            "posterior": self.loss(weights, record, self.num_bounds),
+            "generative": self.loss(weights, record, 1),
         }
 
     def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
