@@ -368,6 +368,20 @@ def test_classes_without_bias(name, baseline):
     assert gradient[:CLASSES].abs().max() > 20 * bias_without.abs().max()
 
 
+@pytest.mark.parametrize("name", BOUNDS)
+def test_exact_posterior_of_classes_attains_the_evidence(name):
+    """q(z given x) = p(z given x): every weight is p(x)."""
+    vae = classes_vae(5)
+    log_px = -0.5 * (1 - vae.decoder.values[0]) ** 2 - 0.5 * math.log(2 * math.pi)
+    with torch.no_grad():
+        vae.encoder.logits.copy_(log_px)
+    evidence = (log_px.logsumexp(0) - math.log(CLASSES)).detach()
+    output = BOUNDS[name][0]("vimco")(vae, Batch(torch.ones(5, 1)))
+    if name != "elbo analytic":  # of which the draws' likelihood alone is random
+        torch.testing.assert_close(-output.losses["model"], evidence, rtol=0, atol=1e-12)
+        torch.testing.assert_close(output.metrics["elbo_nats"], evidence, rtol=0, atol=1e-12)
+
+
 def test_baselines_are_those_of_the_paper():
     """VIMCO: the others' geometric mean in the place of a draw's weight; or their bound."""
     torch.manual_seed(0)
