@@ -190,7 +190,7 @@ class DecoderModel(LatentVariableModel):
         draws: Sequence[Tensor] = (),
     ) -> VAEOutput:
         likelihood = self.decode(z, context)
-        return VAEOutput(terms, likelihood, likelihood.log_prob(x), tuple(draws))
+        return VAEOutput(terms, likelihood, likelihood.log_prob(x), tuple(draws), z)
 
     def _observed(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Data as floating-point numbers, NaN where the mask says that they are missing."""

@@ -104,15 +104,15 @@ class Scheduled(nn.Module):
 
     def unfinished(self, steps: int, total_steps: int | None) -> list[str]:
         """Name the weights that a run of ``steps`` leaves before the end of their schedules."""
-        lengths = {
-            name if module is self else f"{type(module).__name__}'s {name}": s.length(total_steps)
+        lengths = [
+            (name if module is self else f"{type(module).__name__}'s {name}", length)
             for module in self._scheduled()
-            for name, s in module.schedules.items()
-        }
+            for name, schedule in module.schedules.items()
+            if (length := schedule.length(total_steps)) > steps
+        ]
         return [
             f"{name} reaches its last value after {length} steps, the run ends after {steps}"
-            for name, length in lengths.items()
-            if length > steps
+            for name, length in lengths
         ]
 
     def _scheduled(self) -> Iterator["Scheduled"]:

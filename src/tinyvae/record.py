@@ -110,12 +110,14 @@ class VAEOutput:
         likelihood: p(x given z), ``batch_shape = (K, B)``.
         log_px: log p(x given z), ``(K, B)``, nats.
         draws: What was drawn, posterior by posterior in the order of drawing, ``(K, B, *L)`` each.
+        z: What the decoder read, ``(K, B, *L)``, None of a model without one.
     """
 
     latents: tuple[LatentTerm, ...]
     likelihood: Distribution
     log_px: Tensor
     draws: tuple[Tensor, ...] = ()
+    z: Tensor | None = None
 
     @property
     def is_density(self) -> bool:

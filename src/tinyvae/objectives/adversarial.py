@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyvae.objective import Batch
-from tinyvae.objectives.regulariser import Penalty, Regulariser, decoder_term, prior_draws
+from tinyvae.objectives.regulariser import Penalty, Regulariser, decoder_and_latent, prior_draws
 from tinyvae.record import LatentVariableModel, VAEOutput
 from tinyvae.schedules import Schedule
 from tinyvae.scopes import frozen
@@ -162,7 +162,7 @@ class AdversarialPrior(AdversarialRegulariser):
         term = self.drawn(record)
         z = term.z.flatten(0, 1)
         value = F.softplus(-self.seen_by_model(z)).mean()
-        adversary, hits = self.told_apart(prior_draws(term).flatten(0, 1), z)
+        adversary, hits = self.told_apart(prior_draws("AdversarialPrior", term).flatten(0, 1), z)
         metrics = self.reported(adversarial_prior=value)
         return Penalty(self.weighted(value), metrics | self.hits(hits), adversary)
 
@@ -181,7 +181,6 @@ class AdversarialData(AdversarialRegulariser):
         num_features: Number :math:`F`.
         weight: Weight of the decoder's adversarial loss.
         similarity: Weight of the squared distance of features.
-        latent: As of :class:`Regulariser`; of several, the one that the decoder reads.
         group: Name of the discriminator's parameter group.
 
     References:
@@ -205,19 +204,18 @@ class AdversarialData(AdversarialRegulariser):
         weight: float | Schedule = 1.0,
         *,
         similarity: float | Schedule = 1.0,
-        latent: str | None = None,
         group: str = "discriminator",
     ) -> None:
         discriminator = nn.Sequential(features, nn.Flatten(), nn.Linear(num_features, 1))
-        super().__init__(discriminator, weight, latent=latent, group=group)
+        super().__init__(discriminator, weight, group=group)
         self.schedule("similarity", similarity)
 
     def forward(self, model: LatentVariableModel, batch: Batch, record: VAEOutput) -> Penalty:
         """Compute the model's losses, and the discriminator's."""
         if batch.mask is not None:
             raise ValueError("AdversarialData expects data that are complete, got a mask")
-        decoder, term = decoder_term(self, model, record)
-        z, context = term.z.detach(), batch.context
+        decoder, z = decoder_and_latent(self, model, record)
+        z, context = z.detach(), batch.context
         num = z.shape[:2].numel() if context is None else len(z)
         generated = decoder.generate(num, context).reshape(z.shape)
         fakes = decoder.decode(torch.cat([z, generated]), context).mean.flatten(0, 1)  # (2 K B, *E)

@@ -203,7 +203,10 @@ class Regularised(Objective):
         for regulariser in self._regularisers():
             penalty = regulariser(model, batch, record)
             losses = {group: loss + penalty.loss for group, loss in losses.items()}
-            metrics = metrics | penalty.metrics
+            scheduled = {
+                f"{type(regulariser).__name__}_{n}": v for n, v in regulariser.scheduled().items()
+            }
+            metrics = metrics | penalty.metrics | regulariser.reported(**scheduled)
             if penalty.adversary is not None and regulariser.group is not None:
                 adversaries[regulariser.group] = penalty.adversary
         return ObjectiveOutput(losses | adversaries, metrics)

@@ -110,7 +110,8 @@ class MMD(Regulariser):
         - \frac{2}{B^2} \sum_{i, j} k(z_i, y_j), \qquad z_i \sim q(z \mid x_i), \; y_i \sim p(z)
 
     without bias, so that it may be negative. The kernel is a sum over scales s of a function of
-    :math:`\|a - b\|^2 / (2 D s)`, where 2 D is the mean squared distance of draws of N(0, I).
+    :math:`\|a - b\|^2 / (2 D s)`, where 2 D is the mean squared distance of draws of N(0, I). A
+    learned prior is drawn to the posterior, too.
 
     Args:
         weight: As of :class:`Regulariser`.
@@ -144,7 +145,7 @@ class MMD(Regulariser):
     def forward(self, model: LatentVariableModel, batch: Batch, record: VAEOutput) -> Penalty:
         """Compute the penalty of one pass; a batch of one example has none."""
         term = self.drawn(record)
-        z, prior = term.z.flatten(2), prior_draws(term).flatten(2)  # (K, B, D)
+        z, prior = term.z.flatten(2), prior_draws("MMD", term).flatten(2)  # (K, B, D)
         size = z.shape[1]
         cross = self._similarity(z, prior).mean((1, 2))
         within = [self._similarity(rows, rows) for rows in (z, prior)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tinyvae.objective import Batch
-from tinyvae.objectives.regulariser import Penalty, Regulariser, decoder_term
+from tinyvae.objectives.regulariser import Penalty, Regulariser, decoder_and_latent
 from tinyvae.record import LatentVariableModel, VAEOutput
 from tinyvae.schedules import Schedule
 
@@ -88,7 +88,6 @@ class GradientPenalty(Regulariser):
 
     Args:
         weight: As of :class:`Regulariser`.
-        latent: As of :class:`Regulariser`; of several, the one that the decoder reads.
 
     References:
         Ghosh et al. (2020). From Variational to Deterministic Autoencoders. arXiv:1903.12436,
@@ -99,6 +98,9 @@ class GradientPenalty(Regulariser):
     """
 
     couples_batch = False
+
+    def __init__(self, weight: float | Schedule) -> None:
+        super().__init__(weight)
 
     def forward(self, model: LatentVariableModel, batch: Batch, record: VAEOutput) -> Penalty:
         """Compute the penalty of one pass."""
@@ -114,9 +116,9 @@ class GradientPenalty(Regulariser):
         self, model: LatentVariableModel, batch: Batch, record: VAEOutput
     ) -> tuple[Tensor, Tensor]:
         """Latent, and mean of the data given it: of the pass, or decoded again without a graph."""
-        decoder, term = decoder_term(self, model, record)
-        if torch.is_grad_enabled() and term.z.requires_grad:
-            return term.z, record.likelihood.mean
+        decoder, z = decoder_and_latent(self, model, record)
+        if torch.is_grad_enabled() and z.requires_grad:
+            return z, record.likelihood.mean
         with torch.enable_grad():
-            z = term.z.detach().requires_grad_()
+            z = z.detach().requires_grad_()
             return z, decoder.decode(z, batch.context).mean

@@ -13,7 +13,7 @@ from tinyvae.objective import Batch, Scheduled
 from tinyvae.record import LatentTerm, LatentVariableModel, VAEOutput
 from tinyvae.schedules import Schedule
 
-__all__ = ["Penalty", "Regulariser", "decoder_term", "given_data_alone", "prior_draws"]
+__all__ = ["Penalty", "Regulariser", "decoder_and_latent", "given_data_alone", "prior_draws"]
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,10 @@ class Regulariser(Scheduled, ABC):
         latent: Name of the latent that it is about; None where there is only one.
 
     Attributes:
-        name: Name of what it reports.
         group: Name of the parameter group of its own parameters, None where it has none.
         couples_batch: Whether it is something other than a mean over examples.
     """
 
-    name: str
     group: str | None = None
     couples_batch: bool = True
     weight: Tensor
@@ -113,7 +111,9 @@ class Regulariser(Scheduled, ABC):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.weight_repr('weight')})"
+        first, *others = self.schedules
+        named = "".join(f", {name}={self.weight_repr(name)}" for name in others)
+        return f"{type(self).__name__}({self.weight_repr(first)}{named})"
 
 
 def given_data_alone(owner: str, term: LatentTerm) -> Distribution:
@@ -126,23 +126,22 @@ def given_data_alone(owner: str, term: LatentTerm) -> Distribution:
     return term.posterior
 
 
-def prior_draws(term: LatentTerm) -> Tensor:
+def prior_draws(owner: str, term: LatentTerm) -> Tensor:
     """As many draws of the prior as there are of the posterior, ``(K, B, *L)``."""
-    missing = 2 - len(term.prior.batch_shape)
-    return term.prior.sample(term.z.shape[:missing])
-
-
-def decoder_term(
-    owner: Regulariser, model: LatentVariableModel, record: VAEOutput
-) -> tuple[DecoderModel, LatentTerm]:
-    """The model and the latent that its decoder reads."""
-    term, name = owner.term(record), type(owner).__name__
-    if not isinstance(model, DecoderModel):
-        raise TypeError(f"{name} expects a model with a decoder, got a {type(model).__name__}")
-    if term is not record.latents[0] or term.z.shape[2:] != model.latent_shape:
+    given = len(term.prior.batch_shape)
+    if given > 1:
         raise ValueError(
-            f"{name} is about what the decoder reads, the first of the latents "
-            f"{[each.name for each in record.latents]} in the shape {tuple(model.latent_shape)}, "
-            f"got {term.name!r} of shape {tuple(term.z.shape[2:])}"
+            f"{owner} draws from the prior, and that of latent {term.name!r} is given the draws of "
+            "the layers above: choose the top layer"
         )
-    return model, term
+    return term.prior.sample(term.z.shape[: 2 - given])
+
+
+def decoder_and_latent(
+    owner: Regulariser, model: LatentVariableModel, record: VAEOutput
+) -> tuple[DecoderModel, Tensor]:
+    """The model, and what its decoder read."""
+    if not isinstance(model, DecoderModel) or record.z is None:
+        name = type(owner).__name__
+        raise TypeError(f"{name} expects a model with a decoder, got a {type(model).__name__}")
+    return model, record.z
