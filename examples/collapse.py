@@ -58,7 +58,7 @@ def main() -> None:
         active = " / ".join(map(str, counts))
         print(f"{name:<21} active {active} of {LATENTS}; KL {kl:.2f}; log p(x) {each}", end=", ")
         print(f"mean {mean:.2f} nats", flush=True)
-        variance = activity.variance.sort(descending=True).values.clamp(min=1e-6)
+        variance = activity.variance.sort(descending=True).values.clamp(min=1e-6).numpy()
         colors = [BLUE if value > activity.threshold else ORANGE for value in variance]
         panel.bar(range(1, LATENTS + 1), variance, color=colors)
         panel.axhline(activity.threshold, color=INK, linewidth=1, linestyle="--")

@@ -26,17 +26,25 @@ from tinyvae import (
     VAE,
     Batch,
     BernoulliLikelihood,
+    BottomUpVAE,
     CategoricalEncoder,
     CategoricalPrior,
+    ConcatContext,
     DeterministicEncoder,
     GaussianEncoder,
     GaussianLikelihood,
+    GradientPenalty,
+    JointEncoder,
+    JointPrior,
     Linear,
     Masked,
     MultiplyIWAE,
     Optimization,
     RenyiBound,
+    Schedule,
+    StandardNormal,
     Trainer,
+    TwoLevelVAE,
     VampPrior,
 )
 
@@ -168,7 +176,7 @@ def test_partial_groups_are_trained_on_their_own_bounds():
 def test_groups_share_no_parameter_whatever_the_prior_borrows():
     encoder = GaussianEncoder(MLP(5, hidden=(6,)), 2)
     vae = VAE(encoder, MLP(2, out_shape=5), GaussianLikelihood(), VampPrior(2, 5, 3))
-    groups = PIWAE(2).parameter_groups(vae)
+    groups = PIWAE(2, num_bounds=2).parameter_groups(vae)
     ids = [{id(p) for p in group} for group in groups.values()]
     assert ids[0] == {id(p) for p in encoder.parameters()}
     assert not ids[0] & ids[1]
@@ -393,6 +401,16 @@ def test_missing_values_are_left_out():
 # Is it a bound? -----------------------------------------------------------------------------------
 
 
+class Odd(Schedule):
+    """A schedule of one's own, of which nothing is known."""
+
+    def __init__(self):
+        super().__init__(steps=5, fraction=None)
+
+    def shape(self, step, length):
+        return -3.0 + step
+
+
 @pytest.mark.parametrize(
     ("objective", "expected"),
     [
@@ -405,13 +423,20 @@ def test_missing_values_are_left_out():
         (RenyiBound(0.0, 5), True),
         (RenyiBound(7.0, 5), True),
         (RenyiBound(-0.1, 5), False),
-        (RenyiBound(Linear(1.0, 0.0, steps=5), 5), False),
+        (RenyiBound(Linear(1.0, 0.0, steps=5), 5), True),
+        (RenyiBound(Linear(1.0, -0.5, steps=5), 5), False),
+        (RenyiBound(Odd(), 5), False),
+        (CIWAE(5, Linear(1.0, 0.0, steps=5)), True),
+        (CIWAE(5, Odd()), False),
+        (TVO(5, 3, Linear(0.1, 0.3, steps=5)), True),
+        (TVO(5, 3, Odd()), False),
         (IWAE(5, beta=0.5), False),
         (IWAE(5, beta=Linear(0.0, 1.0, steps=5)), False),
         (ELBO(capacity=3.0), False),
         (ELBO(free_bits=0.1), False),
         (ELBO(likelihood_weight=0.5), False),
-        (ELBO({"z": 1.0}), False),
+        (ELBO({"z": 1.0}), True),
+        (ELBO({"z": 1.5}), False),
         (ELBO(estimator="stl"), True),
     ],
     ids=repr,
@@ -434,9 +459,9 @@ def test_words():
     words = {
         IWAE(5, estimator="dreg"): "IWAE, 5 draws, DReG gradient: a lower bound on log p(x)",
         MultiplyIWAE(5, num_bounds=2): "MultiplyIWAE, 2 bounds of 5 draws: a lower",
-        CIWAE(5, 0.1, beta=0.5): "CIWAE, ELBO weight 0.1, 5 draws, beta 0.5: not a",
-        RenyiBound(0.5, 5): "Renyi bound of order 0.5, 5 draws: a lower",
-        TVO(1, 3): "TVO of 3 partitions, 1 draw: a lower",
+        CIWAE(5, 0.1, beta=0.5): "CIWAE, elbo_weight 0.1, 5 draws, beta 0.5: not a",
+        RenyiBound(0.5, 5): "RenyiBound, alpha 0.5, 5 draws: a lower",
+        TVO(1, 3): "TVO, num_partitions 3, smallest 0.1, 1 draw: a lower",
         ELBO(2.0, capacity=3.0): "ELBO, beta 2, capacity 3, 1 draw, analytic KL: not a bound",
         ELBO(free_bits=0.5): "ELBO, beta 1, 0.5 free nats per dimension, 1 draw, analytic KL: not",
         ELBO(estimator="stl"): "ELBO, beta 1, 1 draw, sampled KL, STL gradient: a lower bound",
@@ -456,10 +481,20 @@ def test_words():
         (lambda: MultiplyIWAE(3, num_bounds=0), "num_bounds >= 1, got 0"),
         (lambda: IWAE(3, estimator="reinforce"), "'stl' or 'dreg', got 'reinforce'"),
         (lambda: IWAE(3, baseline="mean"), "'vimco' or 'leave_one_out', got 'mean'"),
-        (lambda: CIWAE(3, 1.5), "0 <= elbo_weight <= 1, got 1.5"),
-        (lambda: RenyiBound(math.inf, 3), "finite alpha, got inf"),
-        (lambda: TVO(3, 0), "num_partitions >= 1"),
-        (lambda: TVO(3, smallest=1.0), "0 < smallest < 1"),
+        (lambda: CIWAE(3, 1.5), r"elbo_weight in \[0, 1\], got 1.5"),
+        (lambda: RenyiBound(math.inf, 3), "a finite weight, got inf"),
+        (lambda: TVO(3, 0), "num_partitions >= 1, got 0"),
+        (lambda: TVO(3, smallest=1.5), r"smallest in \[0, 1\], got 1.5"),
+        (lambda: TVO(3, smallest=Linear(-0.5, 0.5, steps=3)), r"in \[0, 1\], got Linear"),
+        (lambda: CIWAE(3, Linear(-3.0, 0.0, steps=3)), r"elbo_weight in \[0, 1\], got Linear"),
+        (lambda: IWAE(2.5), "num_samples >= 1, got 2.5"),
+        (lambda: IWAE("5"), "num_samples >= 1, got '5'"),
+        (lambda: ELBO(math.nan), "a finite weight, got nan"),
+        (lambda: ELBO(free_bits=-1.0), "free_bits >= 0, got -1"),
+        (lambda: ELBO(capacity=Linear(-1.0, 1.0, steps=3)), "capacity >= 0, got Linear"),
+        (lambda: ELBO(free_bits=1.0, free_bits_per=True), "got True"),
+        (lambda: ELBO(free_bits=1.0, estimator="stl"), "not so with a capacity or free bits"),
+        (lambda: ELBO(capacity=1.0, estimator="dreg"), "not so with a capacity or free bits"),
         (lambda: ELBO(kl="analytic", estimator="stl"), "samples the KL, got kl='analytic'"),
         (lambda: ELBO(capacity=1.0, free_bits=1.0), "capacity or free_bits, got both"),
         (lambda: ELBO({"z": 1.0}, capacity=1.0), "a capacity of each, too"),
@@ -500,4 +535,140 @@ def test_models_that_do_not_score_again_say_so():
     with pytest.raises(NotImplementedError, match="use estimator='pathwise'"):
         IWAE(2, estimator="dreg")(model, Batch(torch.randn(3, 4)))
     with pytest.raises(NotImplementedError, match="posterior's parameters"):
-        PIWAE(2).parameter_groups(model)
+        PIWAE(2, num_bounds=2).parameter_groups(model)
+
+
+def test_repr_builds_an_equal_bound():
+    for objective in (
+        IWAE(num_samples=5, beta=2, estimator="dreg"),
+        PIWAE(num_samples=3, num_bounds=2, baseline="leave_one_out"),
+        CIWAE(num_samples=3, elbo_weight=0.1),
+        RenyiBound(num_samples=3, alpha=0.5),
+        TVO(num_samples=4, num_partitions=5, smallest=0.1),
+        ELBO(beta=2, num_samples=1, kl="auto", estimator="stl"),
+    ):
+        assert repr(eval(repr(objective))) == repr(objective)
+    assert repr(IWAE(5, beta=2.0, estimator="dreg")) == (
+        "IWAE(num_samples=5, beta=2, estimator='dreg')"
+    )
+
+
+def test_impossible_draws_count_for_nothing():
+    log_weight = torch.tensor([[0.0], [-math.inf], [-1.0]])
+    kept = torch.tensor([[0.0], [-1.0]])
+    for alpha in (0.0, 0.5):
+        value = RenyiBound(alpha, 3).value(log_weight)
+        p = 1 - alpha
+        expected = (torch.exp(p * kept).sum() / 3).log() / p
+        torch.testing.assert_close(value.squeeze(), expected)
+    assert IWAE(3).value(log_weight).isfinite().all()
+
+
+def test_no_draws_to_compare_with_is_told_at_the_step_too():
+    for objective in (ELBO(), IWAE(1)):
+        with pytest.raises(ValueError, match="num_samples >= 2"):
+            objective(categorical_vae(), Batch(torch.randn(3, 5)))
+
+
+def mixed(features, width=2):
+    return JointEncoder(
+        {
+            "a": GaussianEncoder(MLP(features), 1),
+            "b": CategoricalEncoder(MLP(features), width, temperature=None),
+        }
+    )
+
+
+def test_a_layer_that_is_half_reparameterised_is_refused_among_others():
+    batch = Batch(torch.randn(7, 5))
+    encoders = [mixed(5), GaussianEncoder(MLP(3), 2)]
+    lower = BottomUpVAE(encoders, [mixed(2)], MLP(3, out_shape=5), GaussianLikelihood())
+    encoders = [GaussianEncoder(MLP(5), 2), mixed(2)]
+    prior = JointPrior({"a": StandardNormal(1), "b": CategoricalPrior(2)})
+    generators = [GaussianEncoder(MLP(3), 2)]
+    upper = BottomUpVAE(encoders, generators, MLP(2, out_shape=5), GaussianLikelihood(), prior)
+    top = GaussianEncoder(MLP(5), 2)
+    network = ConcatContext(MLP(7), context_dim=2)
+    kinds = CategoricalEncoder(network, 2, temperature=None)
+    bottom = JointEncoder({"a": GaussianEncoder(network, 1), "b": kinds})
+    two = TwoLevelVAE(top, bottom, mixed(2), MLP(5, out_shape=5), GaussianLikelihood())
+    for vae in (lower, upper, two):
+        for objective in (ELBO(num_samples=2), IWAE(2)):
+            with pytest.raises(ValueError, match="reparameterised and a part is not"):
+                objective.check(vae, batch)
+            with pytest.raises(ValueError, match="reparameterised and a part is not"):
+                objective(vae, batch)
+
+
+def test_partial_training_of_a_frozen_part_is_refused():
+    vae = small_vae()
+    vae.encoder.requires_grad_(False)
+    with pytest.raises(ValueError, match="use MultiplyIWAE or IWAE"):
+        PIWAE(2, num_bounds=2).parameter_groups(vae)
+
+
+def test_each_latents_kl_is_reported():
+    encoder = JointEncoder({n: GaussianEncoder(MLP(5), 2) for n in ("a", "b")})
+    prior = JointPrior({n: StandardNormal(2) for n in ("a", "b")})
+    vae = VAE(encoder, MLP(4, out_shape=5), GaussianLikelihood(), prior)
+    metrics = IWAE(3)(vae, Batch(torch.randn(7, 5))).metrics
+    total = metrics["kl_a_nats"] + metrics["kl_b_nats"]
+    torch.testing.assert_close(metrics["kl_nats"], total)
+
+
+class Noisy(MLP):
+    """Features with noise of their own in training."""
+
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+
+@pytest.mark.parametrize("estimator", ["stl", "dreg"])
+def test_a_second_pass_that_differs_is_refused(estimator):
+    batch = Batch(torch.randn(7, 5))
+    noisy = VAE(GaussianEncoder(Noisy(5), 2), MLP(2, out_shape=5), GaussianLikelihood())
+    with pytest.raises(ValueError, match="in training gives latent 'z' another posterior"):
+        IWAE(2, estimator=estimator).check(noisy, batch)
+    assert "a lower bound" in IWAE(2).check(noisy, batch)
+    dropout = nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.5))
+    vae = VAE(GaussianEncoder(dropout, 2, features=6), MLP(2, out_shape=5), GaussianLikelihood())
+    with pytest.raises(ValueError, match="no dropout but in the decoder"):
+        IWAE(2, estimator=estimator).check(vae, batch)
+    decoder = nn.Sequential(nn.Linear(2, 6), nn.Dropout(0.5), nn.Linear(6, 5))
+    vae = VAE(GaussianEncoder(MLP(5), 2), decoder, GaussianLikelihood())
+    objective = IWAE(2, estimator=estimator)
+    objective.check(vae, batch)
+    assert objective(vae.train(), batch).losses["model"].isfinite()
+
+
+@pytest.mark.parametrize("estimator", ["stl", "dreg"])
+def test_batch_statistics_are_of_one_pass(estimator):
+    network = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6))
+    vae = VAE(GaussianEncoder(network, 2, features=6), MLP(2, out_shape=5), GaussianLikelihood())
+    objective, x = IWAE(2, estimator=estimator), torch.randn(7, 5)
+    objective.check(vae, Batch(x))
+    assert network[1].num_batches_tracked == 0
+    objective(vae, Batch(x)).losses["model"].backward()
+    assert network[1].num_batches_tracked == 1
+    expected = 0.1 * network[0](x).mean(0)
+    torch.testing.assert_close(network[1].running_mean, expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("penalty", [False, True])
+def test_what_differentiates_within_is_run_eagerly(penalty):
+    """A compiled graph would hide the way from the draws to the bound."""
+    vae, x = small_vae(), torch.randn(7, 5)
+    objective = IWAE(2, estimator="pathwise" if penalty else "dreg")
+    if penalty:
+        objective = objective + GradientPenalty(1.0)
+    gradients = []
+    for call in (objective, torch.compile(objective, backend="aot_eager")):
+        torch.manual_seed(0)
+        loss = call(vae, Batch(x)).losses["model"]
+        gradients.append(torch.autograd.grad(loss, list(vae.parameters())))
+    for eager, compiled in zip(*gradients, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-12, atol=1e-12)
+    vae.compile(backend="eager")
+    with pytest.raises(ValueError, match="compile its encoder and decoder"):
+        objective(vae, Batch(x))

@@ -26,7 +26,7 @@ from tinyvae.misfits import (
     shape_of,
 )
 from tinyvae.record import LatentTerm, LatentVariableModel, VAEOutput
-from tinyvae.scopes import evaluating, frozen
+from tinyvae.scopes import evaluating, frozen, resting_statistics
 
 __all__ = ["DecoderModel", "conditional", "drawn", "repeated"]
 
@@ -158,14 +158,16 @@ class DecoderModel(LatentVariableModel):
             context: What the model is conditioned on.
             mask: Which entries were observed.
         """
-        if any(isinstance(m, DROPOUT) and m.training and m.p for m in self.modules()):
+        again = (part for name, part in self.named_children() if name != "decoder")
+        layers = (layer for part in again for layer in part.modules())
+        if any(isinstance(m, DROPOUT) and m.training and m.p for m in layers):
             raise ValueError(
-                "frozen_posterior scores the draws in a second pass, where dropout would leave out "
-                "others: put the dropout layers in evaluation mode"
+                "draws are scored in a second pass, where dropout would leave out others: use "
+                "estimator='pathwise', or no dropout but in the decoder"
             )
         inputs = self.likelihood.encoder_input(self._observed(x, mask))
         draws = iter(record.draws)
-        with frozen(self):
+        with frozen(self), resting_statistics(self):
             scored, _ = self.infer(inputs, context, lambda *_: next(draws))
         latents = (
             # What is not scored by weights need not be frozen, and a codebook may have moved since.

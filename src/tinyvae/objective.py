@@ -69,19 +69,38 @@ class Scheduled(nn.Module):
         super().__init__()
         self.schedules: dict[str, Schedule] = {}
 
-    def schedule(self, name: str, value: float | Schedule) -> None:
-        """Make ``name`` a weight: a 0-d buffer that :meth:`at` sets from a schedule."""
+    def schedule(
+        self,
+        name: str,
+        value: float | Schedule,
+        *,
+        least: float = -math.inf,
+        most: float = math.inf,
+    ) -> None:
+        """Make ``name`` a weight: a 0-d buffer that :meth:`at` sets from a schedule.
+
+        Raises:
+            ValueError: If a value is known to be outside [``least``, ``most``].
+        """
         schedule = value if isinstance(value, Schedule) else Constant(value)
+        low, high = schedule.extent
+        if (low, high) != (-math.inf, math.inf) and not (least <= low and high <= most):
+            bounds = f"in [{least:g}, {most:g}]" if most < math.inf else f">= {least:g}"
+            raise ValueError(f"{type(self).__name__} expects {name} {bounds}, got {value!r}")
         self.schedules[name] = schedule
         # float64 keeps weights such as 0.1 exact enough for float64 models. It promotes no tensor
         # with dimensions; a 0-d one, such as a loss, needs weight.to(loss.dtype).
         start = torch.tensor(schedule.shape(0, 1), dtype=torch.float64)
         self.register_buffer(name, start)
 
-    def constant(self, name: str, default: float = math.nan) -> float:
-        """Value of a weight that never changes, or the default."""
+    def extent(self, name: str) -> tuple[float, float]:
+        """Least and largest value of a weight, as far as they are known."""
+        return self.schedules[name].extent
+
+    def is_always(self, name: str, value: float) -> bool:
+        """Whether a weight is a constant of that value."""
         schedule = self.schedules[name]
-        return schedule.value if isinstance(schedule, Constant) else default
+        return isinstance(schedule, Constant) and schedule.value == value
 
     def scheduled(self) -> dict[str, Tensor]:
         """Present values of the weights that change, by name."""
@@ -93,8 +112,8 @@ class Scheduled(nn.Module):
 
     def weight_repr(self, name: str) -> str:
         """A weight in words: its number, or its schedule."""
-        value = self.constant(name)
-        return repr(self.schedules[name]) if math.isnan(value) else f"{value:g}"
+        schedule = self.schedules[name]
+        return f"{schedule.value:g}" if isinstance(schedule, Constant) else repr(schedule)
 
     def at(self, step: int, total_steps: int | None) -> None:
         """Set every weight to its value at ``step`` of ``total_steps`` (None: not known)."""
@@ -147,5 +166,5 @@ class Objective(Scheduled, ABC):
         return type(self).__name__
 
     def is_bound(self, model: nn.Module) -> bool:
-        """Whether the negative loss is, in expectation, a lower bound on log p(x)."""
+        """Whether minus the loss is, as it stands and in expectation, a bound on log p(x)."""
         return False

@@ -177,7 +177,8 @@ class LatentVariableModel(nn.Module, ABC):
     def posterior_parameters(self) -> list[nn.Parameter]:
         """Parameters of the posterior, as against those of the generative model."""
         raise NotImplementedError(
-            f"{type(self).__name__} does not tell its posterior's parameters from the others"
+            f"{type(self).__name__} does not tell its posterior's parameters from the others: "
+            "train all on one bound, MultiplyIWAE or IWAE"
         )
 
     @abstractmethod

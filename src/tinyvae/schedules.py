@@ -29,6 +29,11 @@ class Schedule(ABC):
         self.steps = steps
         self.fraction = fraction
 
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Least and largest value, as far as they are known."""
+        return -math.inf, math.inf
+
     @abstractmethod
     def shape(self, step: int, length: int) -> float:
         """Value at ``step`` in 0..length of a schedule that ends at ``length``."""
@@ -51,6 +56,12 @@ class Schedule(ABC):
         return self.shape(min(step, length), length)
 
 
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"expected a finite weight, got {value}")
+    return float(value)
+
+
 class Constant(Schedule):
     """The same value at every step.
 
@@ -64,7 +75,12 @@ class Constant(Schedule):
 
     def __init__(self, value: float) -> None:
         super().__init__(steps=1, fraction=None)
-        self.value = float(value)
+        self.value = _finite(value)
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """The value, twice."""
+        return self.value, self.value
 
     def shape(self, step: int, length: int) -> float:
         """Value at any step."""
@@ -89,11 +105,16 @@ class Ramp(Schedule):
         self, start: float, end: float, *, steps: int | None = None, fraction: float | None = None
     ) -> None:
         super().__init__(steps=steps, fraction=fraction)
-        self.start, self.end = float(start), float(end)
+        self.start, self.end = _finite(start), _finite(end)
 
     def __repr__(self) -> str:
         length = f"steps={self.steps}" if self.fraction is None else f"fraction={self.fraction:.3g}"
         return f"{type(self).__name__}({self.start:g}, {self.end:g}, {length})"
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """The smaller and the larger of start and end."""
+        return min(self.start, self.end), max(self.start, self.end)
 
     def between(self, share: float) -> float:
         """Value at ``share`` in [0, 1] of the way from start to end."""

@@ -6,8 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["evaluating", "forked_rng", "frozen", "restored_modes", "seed_rng"]
+__all__ = [
+    "evaluating",
+    "forked_rng",
+    "frozen",
+    "kept_buffers",
+    "resting_statistics",
+    "restored_modes",
+    "seed_rng",
+]
 
 
 @contextmanager
@@ -42,6 +51,31 @@ def frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for held, own in owners:
             held.update(own)
+
+
+@contextmanager
+def kept_buffers(module: nn.Module) -> Iterator[None]:
+    """What a pass leaves in buffers, such as running statistics, undone after."""
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, kept in before:
+            buffer.copy_(kept)
+
+
+@contextmanager
+def resting_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch normalisation in training mode as it is, but without a trace in running statistics."""
+    layers = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    tracking = [layer for layer in layers if layer.training and layer.track_running_stats]
+    try:
+        for layer in tracking:
+            layer.track_running_stats = False
+        yield
+    finally:
+        for layer in tracking:
+            layer.track_running_stats = True
 
 
 def seed_rng(device: torch.device, seed: int) -> None:

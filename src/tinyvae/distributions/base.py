@@ -31,6 +31,7 @@ class Distribution(ABC):
         batch_shape: Shape of the batch of distributions.
         event_shape: Shape of one draw.
         has_rsample: Whether draws carry gradients to the parameters (reparameterisation).
+        is_mixed: Whether a part of each draw does, and a part does not.
         is_density: Whether ``log_prob`` is the logarithm of a normalised density or mass.
         is_discrete: Whether ``log_prob`` is a mass, which has no unit, and no density; None where
             it is a mass of some dimensions and a density of others.
@@ -44,6 +45,7 @@ class Distribution(ABC):
     batch_shape: torch.Size
     event_shape: torch.Size = torch.Size()
     has_rsample: bool = True
+    is_mixed: bool = False
     is_density: bool = True
     is_discrete: bool | None = False
     scored_by_weights: bool = True
@@ -104,7 +106,7 @@ class Wrapper(Distribution):
         self.base = base
         self.batch_shape = base.batch_shape
         self.event_shape = base.event_shape
-        self.has_rsample = base.has_rsample
+        self.has_rsample, self.is_mixed = base.has_rsample, base.is_mixed
         self.is_density = base.is_density
         self.is_discrete = base.is_discrete
         self.space = base.space

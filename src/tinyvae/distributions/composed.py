@@ -233,6 +233,9 @@ class Joint(Distribution):
         self.event_shape = torch.Size((sum(self.widths),))
         self.is_density = all(part.is_density for part in self.parts.values())
         self.has_rsample = all(part.has_rsample for part in self.parts.values())
+        self.is_mixed = not self.has_rsample and any(
+            part.has_rsample or part.is_mixed for part in self.parts.values()
+        )
         self.is_discrete = common_kind(self.parts.values())
         spaces = {part.space for part in self.parts.values()}
         named = ", ".join(f"{name}: {part.space}" for name, part in self.parts.items())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import cast, get_args
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +14,11 @@ from tinyvae.objective import Batch, Objective, ObjectiveOutput
 from tinyvae.objectives.estimators import Baseline, Estimator, unreparameterised
 from tinyvae.objectives.regulariser import Regulariser
 from tinyvae.record import LatentVariableModel, VAEOutput
-from tinyvae.scopes import evaluating, forked_rng
+from tinyvae.scopes import evaluating, forked_rng, kept_buffers, restored_modes
 
 __all__ = ["Bound", "Regularised"]
 
+Result = TypeVar("Result")
 GRADIENTS = {"pathwise": "", "stl": ", STL gradient", "dreg": ", DReG gradient"}
 
 
@@ -32,8 +35,6 @@ class Bound(Objective):
     def __init__(self, num_samples: int, *, estimator: Estimator, baseline: Baseline) -> None:
         super().__init__()
         name = type(self).__name__
-        if num_samples < 1:
-            raise ValueError(f"{name} expects num_samples >= 1, got {num_samples}")
         if estimator not in get_args(Estimator):
             raise ValueError(
                 f"{name} expects estimator 'pathwise', 'stl' or 'dreg', got {estimator!r}"
@@ -42,9 +43,25 @@ class Bound(Objective):
             raise ValueError(
                 f"{name} expects baseline 'vimco' or 'leave_one_out', got {baseline!r}"
             )
-        self.num_samples = num_samples
+        self.num_samples = self.count("num_samples", num_samples)
         self.estimator = estimator
         self.baseline = baseline
+
+    def count(self, name: str, value: int) -> int:
+        """Return a number of at least 1, or raise."""
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{type(self).__name__} expects {name} >= 1, got {value!r}")
+        return value
+
+    def estimation(self) -> str:
+        """Estimator and baseline where they are not the default ones, for ``repr``."""
+        chosen = {"estimator": (self.estimator, "pathwise"), "baseline": (self.baseline, "vimco")}
+        return "".join(f", {n}={own!r}" for n, (own, usual) in chosen.items() if own != usual)
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether a pass asks for gradients by itself."""
+        return False
 
     @property
     def num_draws(self) -> int:
@@ -94,7 +111,10 @@ class Bound(Objective):
 
     def forward(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
         """Compute losses and every term of one pass."""
-        return self.run(model, batch)[1]
+        _, output = (
+            eagerly(self.run, model, batch) if self.differentiates else self.run(model, batch)
+        )
+        return output
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Every term of one pass, of each example and draw, ``(K, B)`` or ``(B,)``, nats."""
@@ -112,14 +132,35 @@ class Bound(Objective):
             raise TypeError(f"{type(self).__name__} expects a VAE, got a {type(model).__name__}")
         record = model.check(batch.x, batch.context, mask=batch.mask)
         self.check_latents(record)
+        if self.estimator != "pathwise":
+            self._check_second_pass(model, batch.first(2))
         return record
+
+    def _check_second_pass(self, model: LatentVariableModel, batch: Batch) -> None:
+        """Raise unless draws are scored as they were drawn, in training mode too."""
+        scopes = (restored_modes(model), kept_buffers(model), forked_rng(batch.x.device))
+        with ExitStack() as stack, torch.no_grad():
+            for scope in scopes:
+                stack.enter_context(scope)
+            model.train()
+            record = self.draw(model, batch)
+            again = model.freeze_posterior(record, batch.x, batch.context, mask=batch.mask)
+            pairs = zip(record.latents, again.latents, strict=True)
+            scores = [(term.name, term.log_q, other.log_q) for term, other in pairs]
+        for name, first, second in scores:
+            if not torch.allclose(first, second, rtol=0.01, atol=0.01):
+                raise ValueError(
+                    f"estimator {self.estimator!r} scores draws in a second pass of the encoder, "
+                    f"which in training gives latent {name!r} another posterior, as dropout does: "
+                    "use estimator='pathwise'"
+                )
 
     def check_latents(self, record: VAEOutput) -> None:
         """Raise unless the gradient of every latent can be estimated."""
         names = [term.name for term in record.latents]
         if len(set(names)) < len(names):
             raise ValueError(f"expected latents of different names, got {names}")
-        if self.num_samples < 2 and (terms := unreparameterised(record)):
+        if (terms := unreparameterised(record)) and self.num_samples < 2:
             raise ValueError(
                 f"{terms[0].posterior} of latent {terms[0].name!r} has no reparameterised draws: "
                 f"its gradient compares draws of an example, {type(self).__name__} with "
@@ -138,13 +179,27 @@ class Bound(Objective):
                 )
 
     def is_bound(self, model: nn.Module) -> bool:
-        """Whether the negative loss is, in expectation, a lower bound on log p(x)."""
+        """Whether minus the loss is, as it stands and in expectation, a bound on log p(x)."""
         if not isinstance(model, LatentVariableModel) or model.couples_batch:
             return False
         return self.is_plain() and model.is_density
 
     def __add__(self, regulariser: Regulariser) -> Regularised:
         return Regularised(self, (regulariser,))
+
+
+def eagerly(run: Callable[[nn.Module, Batch], Result], model: nn.Module, batch: Batch) -> Result:
+    """Run outside of ``torch.compile``, whose graphs hide a part of the way to the draws."""
+    if model._compiled_call_impl is not None:
+        raise ValueError(
+            "an objective that differentiates within a pass, as estimator='dreg' and "
+            "GradientPenalty do, cannot look into a compiled model: compile its encoder and decoder"
+        )
+    return (
+        torch.compiler.disable(run)(model, batch)
+        if torch.compiler.is_compiling()
+        else run(model, batch)
+    )
 
 
 def bound_or_not(is_bound: bool) -> str:
@@ -196,8 +251,17 @@ class Regularised(Objective):
         """Whether the loss is something other than a mean over examples."""
         return self.bound.couples_batch or any(r.couples_batch for r in self._regularisers())
 
+    @property
+    def differentiates(self) -> bool:
+        """Whether a pass asks for gradients by itself."""
+        return self.bound.differentiates or any(r.differentiates for r in self._regularisers())
+
     def forward(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
         """Compute the bound's losses and what the regularisers add, of one pass."""
+        return eagerly(self.run, model, batch) if self.differentiates else self.run(model, batch)
+
+    def run(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
+        """Compute it as it stands, within ``torch.compile`` too."""
         record, output = self.bound.run(model, batch)
         losses, metrics, adversaries = output.losses, output.metrics, {}
         for regulariser in self._regularisers():

@@ -4,6 +4,7 @@ r"""The evidence lower bound, and what is made of its two terms.
     - \mathrm{KL}(q(z \mid x) \,\|\, p(z))
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Literal, TypeAlias, get_args
@@ -54,7 +55,7 @@ class ELBO(Bound):
             by name. Only 1 is a bound on log p(x) as reported.
         num_samples: Number :math:`K \ge 1` of latents drawn per example.
         kl: ``"analytic"``, the closed form; ``"sample"``, log q - log p at the draws; ``"auto"``,
-            the closed form where there is one. STL and DReG sample.
+            the closed form where there is one. In training STL and DReG sample.
         capacity: Nats :math:`C` that the KL term is drawn to, or those of each latent by name.
         free_bits: Nats :math:`\lambda` that each group may use at no cost.
         free_bits_per: What is a group: a ``"dimension"``, a ``"channel"`` of latents ``(C, H, W)``,
@@ -107,6 +108,11 @@ class ELBO(Bound):
             raise ValueError(f"ELBO expects kl 'auto', 'analytic' or 'sample', got {kl!r}")
         if kl == "analytic" and estimator != "pathwise":
             raise ValueError(f"ELBO with estimator {estimator!r} samples the KL, got kl='analytic'")
+        if estimator != "pathwise" and (capacity, free_bits) != (None, None):
+            raise ValueError(
+                f"ELBO with estimator {estimator!r} leaves out a score of mean zero, which is not "
+                "so with a capacity or free bits: use estimator='pathwise'"
+            )
         if capacity is not None and free_bits is not None:
             raise ValueError("ELBO expects capacity or free_bits, got both")
         if isinstance(beta, Mapping) and capacity is not None and not isinstance(capacity, Mapping):
@@ -120,15 +126,17 @@ class ELBO(Bound):
         optional = {"capacity": capacity, "free_bits": free_bits}
         given = {name: weight for name, weight in optional.items() if weight is not None}
         for name, weight in {"beta": beta, **given, "likelihood_weight": likelihood_weight}.items():
-            self._schedule_each(name, weight)
+            self._schedule_each(name, weight, least=-math.inf if name == "beta" else 0.0)
 
-    def _schedule_each(self, name: str, weight: PerLatent) -> None:
+    def _schedule_each(self, name: str, weight: PerLatent, least: float) -> None:
         if not isinstance(weight, Mapping):
-            self.schedule(name, weight)
+            self.schedule(name, weight, least=least)
             return
+        if name not in ("beta", "capacity"):
+            raise TypeError(f"ELBO expects {name} as a number or a Schedule, got {weight!r:.80}")
         self._by_latent[name] = list(weight)
         for latent, own in weight.items():
-            self.schedule(f"{name}_{latent}", own)
+            self.schedule(f"{name}_{latent}", own, least=least)
 
     def score(
         self, model: LatentVariableModel, batch: Batch, record: VAEOutput
@@ -156,14 +164,15 @@ class ELBO(Bound):
             loss = loss + (surrogate.detach() - surrogate)
         return {"model": loss}, metrics
 
-    @property
-    def _samples_kl(self) -> bool:
-        """Whether the estimator needs log q at the draws, scored by weights without gradients."""
-        return self.estimator != "pathwise"
+    def _kl_estimator(self, term: LatentTerm) -> KLEstimator:
+        """Draws where the estimator needs log q at them, scored by weights without gradients."""
+        posterior = term.posterior
+        is_scored = posterior.has_rsample and posterior.scored_by_weights
+        return "sample" if self.estimator != "pathwise" and is_scored else self.kl
 
     def _kl_of_draws(self, term: LatentTerm) -> Tensor:
         """KL of each example and draw, ``(B,)`` or ``(K, B)``; of groups, ``(..., G)``."""
-        estimator = "sample" if self._samples_kl else self.kl
+        estimator = self._kl_estimator(term) if torch.is_grad_enabled() else self.kl
         if not self.has_free_bits:
             return term.kl_of_draws(estimator)
         if self.free_bits_per == "layer":
@@ -201,7 +210,7 @@ class ELBO(Bound):
         return self.get_buffer(f"{name}_{latent}").to(like.dtype)
 
     def _weighted(self, log_likelihood: Tensor) -> Tensor:
-        if self.constant("likelihood_weight") == 1.0:
+        if self.is_always("likelihood_weight", 1.0):
             return log_likelihood
         return self.get_buffer("likelihood_weight").to(log_likelihood.dtype) * log_likelihood
 
@@ -254,14 +263,15 @@ class ELBO(Bound):
 
     def is_plain(self) -> bool:
         """Whether both terms are as they are."""
-        if "beta" in self._by_latent or self.couples_batch:
-            return False
-        return self.constant("beta") == self.constant("likelihood_weight") == 1.0
+        betas = [f"beta_{name}" for name in self._by_latent.get("beta", [])] or ["beta"]
+        plain = all(self.is_always(name, 1.0) for name in (*betas, "likelihood_weight"))
+        return plain and not self.couples_batch
 
     def words(self, record: VAEOutput) -> str:
         """What is optimised, in a few words."""
-        sampled = self._samples_kl or self.kl == "sample"
-        analytic = [not sampled and term.has_analytic_kl for term in record.latents]
+        analytic = [
+            self._kl_estimator(term) != "sample" and term.has_analytic_kl for term in record.latents
+        ]
         used = "analytic" if all(analytic) else "mixed" if any(analytic) else "sampled"
         draws = "1 draw" if self.num_samples == 1 else f"{self.num_samples} draws"
         options = "".join(f", {option}" for option in self._options())
@@ -274,7 +284,7 @@ class ELBO(Bound):
             options.append(f"capacity {self._words_of('capacity')}")
         if self.has_free_bits:
             options.append(f"{self._words_of('free_bits')} free nats per {self.free_bits_per}")
-        if self.constant("likelihood_weight") != 1.0:
+        if not self.is_always("likelihood_weight", 1.0):
             options.append(f"likelihood weight {self._words_of('likelihood_weight')}")
         return options
 
@@ -287,7 +297,8 @@ class ELBO(Bound):
     def __repr__(self) -> str:
         options = "".join(f", {option}" for option in self._options())
         beta = self._words_of("beta")
-        return f"ELBO(beta={beta}, num_samples={self.num_samples}, kl='{self.kl}'{options})"
+        head = f"ELBO(beta={beta}, num_samples={self.num_samples}, kl='{self.kl}'{options}"
+        return f"{head}{self.estimation()})"
 
 
 def _mean(log_weight: Tensor) -> Tensor:
@@ -295,7 +306,8 @@ def _mean(log_weight: Tensor) -> Tensor:
 
 
 def _check_group(per: Group) -> None:
-    if not (per in ("dimension", "channel", "layer") or (isinstance(per, int) and per >= 1)):
+    is_size = isinstance(per, int) and not isinstance(per, bool) and per >= 1
+    if not (is_size or per in ("dimension", "channel", "layer")):
         raise ValueError(
             "ELBO expects free_bits_per 'dimension', 'channel', 'layer' or a number of dimensions, "
             f"got {per!r}"

@@ -30,6 +30,7 @@ References:
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -52,8 +53,19 @@ Value = Callable[[Tensor], Tensor]
 
 
 def unreparameterised(record: VAEOutput) -> list[LatentTerm]:
-    """Latents whose draws carry no gradients."""
-    return [term for term in record.latents if not term.posterior.has_rsample]
+    """Latents whose draws carry no gradients.
+
+    Raises:
+        ValueError: If a latent's draws carry some in a part of them.
+    """
+    terms = [term for term in record.latents if not term.posterior.has_rsample]
+    for term in terms:
+        if term.posterior.is_mixed:
+            raise ValueError(
+                f"a part of latent {term.name!r} is reparameterised and a part is not, in one "
+                "layer of several: give these layers of their own, or one VAE with a JointEncoder"
+            )
+    return terms
 
 
 @dataclass(frozen=True)
@@ -62,24 +74,28 @@ class LogWeights:
 
     Attributes:
         log_px: log p(x given z).
-        kl: log q - log p, summed over the latents.
+        kls: log q - log p of each latent.
         log_q: log q of the latents that are not reparameterised, None where there are none.
     """
 
     log_px: Tensor
-    kl: Tensor
+    kls: list[Tensor]
     log_q: Tensor | None
 
     @classmethod
     def of(cls, record: VAEOutput) -> "LogWeights":
         """Read them off a record."""
-        kl, log_q = torch.zeros_like(record.log_px), None
-        for term in record.latents:
-            own = term.log_q
-            kl = kl + (own - term.log_p)
-            if not term.posterior.has_rsample:
-                log_q = own if log_q is None else log_q + own
-        return cls(record.log_px, kl, log_q)
+        log_qs = [term.log_q for term in record.latents]
+        terms = list(zip(record.latents, log_qs, strict=True))
+        kls = [log_q - term.log_p for term, log_q in terms]
+        scored = unreparameterised(record)
+        own = [log_q for term, log_q in terms if any(term is other for other in scored)]
+        return cls(record.log_px, kls, reduce(torch.add, own) if own else None)
+
+    @property
+    def kl(self) -> Tensor:
+        """Log q - log p, summed over the latents."""
+        return reduce(torch.add, self.kls)
 
 
 def score_surrogate(value: Value, log_weight: Tensor, log_q: Tensor, baseline: Baseline) -> Tensor:
@@ -91,20 +107,22 @@ def score_surrogate(value: Value, log_weight: Tensor, log_q: Tensor, baseline: B
         log_q: Their draws' log mass, with gradients.
         baseline: What the bound is compared with.
     """
-    log_weight = log_weight.detach()
-    signal = value(log_weight) - value(_without_each(log_weight, baseline))  # (K, ..., B)
+    log_weight, num = log_weight.detach(), len(log_weight)
+    if num < 2:
+        raise ValueError(
+            "draws that are not reparameterised are compared with each other: num_samples >= 2"
+        )
+    baselines = [value(_without(log_weight, k, baseline)) for k in range(num)]
+    signal = value(log_weight) - torch.stack(baselines)  # (K, ..., B)
     return (signal * log_q).sum(0)
 
 
-def _without_each(log_weight: Tensor, baseline: Baseline) -> Tensor:
-    """Log weights that do not know draw i, for each i, ``(K', K, ..., B)``."""
-    num = len(log_weight)
-    index = torch.arange(num, device=log_weight.device)
-    others = log_weight[(index + index[1:, None]) % num]  # (K - 1, K, ..., B)
+def _without(log_weight: Tensor, k: int, baseline: Baseline) -> Tensor:
+    """Log weights that do not know draw ``k``."""
+    others = torch.cat([log_weight[:k], log_weight[k + 1 :]])
     if baseline == "leave_one_out":
         return others
-    own = (index == index.unsqueeze(1)).reshape(num, num, *[1] * (log_weight.dim() - 1))
-    return torch.where(own, others.mean(0), log_weight.unsqueeze(1))
+    return torch.cat([others, others.mean(0, keepdim=True)])
 
 
 def path_surrogate(value: Tensor, record: VAEOutput) -> Tensor:

@@ -49,16 +49,19 @@ class LogWeightBound(Bound):
         self,
         num_samples: int,
         *,
-        num_bounds: int = 1,
+        num_bounds: int,
         beta: float | Schedule = 1.0,
         estimator: Estimator = "pathwise",
         baseline: Baseline = "vimco",
     ) -> None:
         super().__init__(num_samples, estimator=estimator, baseline=baseline)
-        if num_bounds < 1:
-            raise ValueError(f"{type(self).__name__} expects num_bounds >= 1, got {num_bounds}")
-        self.num_bounds = num_bounds
+        self.num_bounds = self.count("num_bounds", num_bounds)
         self.schedule("beta", beta)
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether a pass asks for gradients by itself."""
+        return self.estimator == "dreg"
 
     @property
     def num_draws(self) -> int:
@@ -79,18 +82,22 @@ class LogWeightBound(Bound):
         """Losses by parameter group, and metrics, of a pass."""
         record = self.scored(model, batch, record)
         weights = LogWeights.of(record)
-        terms = {name: term.mean().detach() for name, term in self._terms(weights).items()}
+        terms = {name: t.mean().detach() for name, t in self._terms(record, weights).items()}
         terms["elbo"] = terms.pop("log_weight")
         metrics = {f"{name}_nats": term for name, term in terms.items()}
         return self.losses(weights, record), metrics
 
     def per_example(self, record: VAEOutput) -> dict[str, Tensor]:
         """Log weights and their terms, ``(K, B)``, and the bounds, ``(B,)``."""
-        return self._terms(LogWeights.of(record))
+        return self._terms(record, LogWeights.of(record))
 
-    def _terms(self, weights: LogWeights) -> dict[str, Tensor]:
-        log_weight = weights.log_px - weights.kl
-        terms = {"log_likelihood": weights.log_px, "kl": weights.kl, "log_weight": log_weight}
+    def _terms(self, record: VAEOutput, weights: LogWeights) -> dict[str, Tensor]:
+        kl = weights.kl
+        log_weight = weights.log_px - kl
+        terms = {"log_likelihood": weights.log_px, "kl": kl, "log_weight": log_weight}
+        if len(weights.kls) > 1:
+            names = (f"kl_{term.name}" for term in record.latents)
+            terms |= dict(zip(names, weights.kls, strict=True))
         return terms | self.bounds(log_weight.detach())
 
     def bounds(self, log_weight: Tensor) -> dict[str, Tensor]:
@@ -113,7 +120,7 @@ class LogWeightBound(Bound):
             record: The pass.
             num_bounds: How many bounds the draws are shared out to.
         """
-        beta = self.beta.to(weights.kl.dtype)
+        beta = self.beta.to(weights.log_px.dtype)
         log_weight = _grouped(weights.log_px - beta * weights.kl, num_bounds)  # (K, M, B)
         log_q = None if weights.log_q is None else _grouped(weights.log_q, num_bounds)
         loss = -self.value(log_weight).mean()
@@ -138,21 +145,29 @@ class LogWeightBound(Bound):
 
     def is_plain(self) -> bool:
         """Whether log weights have no factor."""
-        return self.constant("beta") == 1.0
+        return self.is_always("beta", 1.0)
 
     def words(self, record: VAEOutput) -> str:
         """What is optimised, in a few words."""
         bounds = "" if self.num_bounds == 1 else f"{self.num_bounds} bounds of "
-        beta = "" if self.constant("beta") == 1.0 else f", beta {self.weight_repr('beta')}"
+        beta = "" if self.is_always("beta", 1.0) else f", beta {self.weight_repr('beta')}"
         draws = "draw" if self.num_samples == 1 else "draws"
-        head = f"{self._head()}, {bounds}{self.num_samples} {draws}{beta}"
+        own = "".join(f", {name} {value}" for name, value in self.own_arguments().items())
+        head = f"{type(self).__name__}{own}, {bounds}{self.num_samples} {draws}{beta}"
         return head + GRADIENTS[self.estimator]
 
-    def _head(self) -> str:
-        return type(self).__name__
+    def own_arguments(self) -> dict[str, str]:
+        """Arguments that this bound alone has, in words."""
+        return {}
 
     def __repr__(self) -> str:
-        return f"{self._head()}({self.num_samples})"
+        options = self.own_arguments()
+        if self.num_bounds > 1:
+            options["num_bounds"] = str(self.num_bounds)
+        if not self.is_always("beta", 1.0):
+            options["beta"] = self.weight_repr("beta")
+        named = "".join(f", {name}={value}" for name, value in options.items())
+        return f"{type(self).__name__}(num_samples={self.num_samples}{named}{self.estimation()})"
 
 
 def _grouped(values: Tensor, num_bounds: int) -> Tensor:
@@ -191,7 +206,7 @@ class IWAE(_ImportanceWeighted):
         num_samples: Number of draws :math:`K`; 1 is the ELBO with a sampled KL.
         beta: Weight of log q - log p in the log weights; only 1 gives a bound.
         estimator: ``"pathwise"``, ``"stl"`` (biased for K > 1) or ``"dreg"`` (unbiased, whose
-            signal grows with K).
+            ratio of signal to noise grows with K).
         baseline: Of latents without reparameterised draws, ``"vimco"`` or ``"leave_one_out"``.
 
     Shape:
@@ -218,14 +233,16 @@ class IWAE(_ImportanceWeighted):
         estimator: Estimator = "pathwise",
         baseline: Baseline = "vimco",
     ) -> None:
-        super().__init__(num_samples, beta=beta, estimator=estimator, baseline=baseline)
+        super().__init__(
+            num_samples, num_bounds=1, beta=beta, estimator=estimator, baseline=baseline
+        )
 
 
 class MultiplyIWAE(_ImportanceWeighted):
     r"""Mean of :math:`M` importance-weighted bounds of :math:`K` draws each.
 
-    Rainforth's "MIWAE", which is not that of missing data. A gradient between those of
-    :math:`\mathcal{L}_K` and :math:`\mathcal{L}_{MK}`, of smaller variance.
+    Rainforth's "MIWAE", which is not that of missing data. In expectation it is
+    :math:`\mathcal{L}_K`, with a gradient of 1 / M of its variance.
 
     Args:
         num_samples: Draws :math:`K` of one bound.
@@ -265,7 +282,13 @@ class PIWAE(_ImportanceWeighted):
         arXiv:1802.04537, section 4.
 
     Example:
-        >>> sorted(PIWAE(num_samples=8, num_bounds=8)(vae, Batch(x)).losses)
+        >>> objective = PIWAE(num_samples=8, num_bounds=8)
+        >>> losses, groups = objective(vae, Batch(x)).losses, objective.parameter_groups(vae)
+        >>> gradients = {  # as the Trainer does it: never ``losses[name].backward()``
+        ...     name: torch.autograd.grad(losses[name], group, retain_graph=True)
+        ...     for name, group in groups.items()
+        ... }
+        >>> sorted(gradients)
         ['generative', 'posterior']
     """
 
@@ -288,6 +311,11 @@ class PIWAE(_ImportanceWeighted):
         posterior = [p for p in model.posterior_parameters() if p.requires_grad]
         own = set(posterior)
         others = [p for p in model.parameters() if p.requires_grad and p not in own]
+        if not posterior or not others:
+            raise ValueError(
+                "PIWAE trains the posterior on one bound and the rest on another, and one of them "
+                "is frozen: use MultiplyIWAE or IWAE"
+            )
         return {"posterior": posterior, "generative": others}
 
 
@@ -325,15 +353,20 @@ class CIWAE(_ImportanceWeighted):
         estimator: Estimator = "pathwise",
         baseline: Baseline = "vimco",
     ) -> None:
-        super().__init__(num_samples, beta=beta, estimator=estimator, baseline=baseline)
-        self.schedule("elbo_weight", elbo_weight)
-        if not 0 <= self.constant("elbo_weight", default=0.5) <= 1:
-            raise ValueError(f"CIWAE expects 0 <= elbo_weight <= 1, got {elbo_weight}")
+        super().__init__(
+            num_samples, num_bounds=1, beta=beta, estimator=estimator, baseline=baseline
+        )
+        self.schedule("elbo_weight", elbo_weight, least=0.0, most=1.0)
 
     def value(self, log_weight: Tensor) -> Tensor:
         """Both bounds, mixed."""
         share = self.elbo_weight.to(log_weight.dtype)
         return share * log_weight.mean(0) + (1 - share) * super().value(log_weight)
+
+    def is_plain(self) -> bool:
+        """Whether log weights have no factor, and the mixture is one."""
+        low, high = self.extent("elbo_weight")
+        return super().is_plain() and low >= 0 and high <= 1
 
     def derivatives(self, log_weight: Tensor) -> tuple[Tensor, Tensor]:
         """Those of both bounds, mixed."""
@@ -341,8 +374,9 @@ class CIWAE(_ImportanceWeighted):
         slope, curvature = super().derivatives(log_weight)
         return share / len(log_weight) + (1 - share) * slope, (1 - share) * curvature
 
-    def _head(self) -> str:
-        return f"CIWAE, ELBO weight {self.weight_repr('elbo_weight')}"
+    def own_arguments(self) -> dict[str, str]:
+        """Weight of the ELBO."""
+        return {"elbo_weight": self.weight_repr("elbo_weight")}
 
 
 class RenyiBound(LogWeightBound):
@@ -381,10 +415,10 @@ class RenyiBound(LogWeightBound):
         estimator: Estimator = "pathwise",
         baseline: Baseline = "vimco",
     ) -> None:
-        super().__init__(num_samples, beta=beta, estimator=estimator, baseline=baseline)
+        super().__init__(
+            num_samples, num_bounds=1, beta=beta, estimator=estimator, baseline=baseline
+        )
         self.schedule("alpha", alpha)
-        if not math.isfinite(self.constant("alpha", default=0.0)):
-            raise ValueError(f"RenyiBound expects a finite alpha, got {alpha}")
 
     def value(self, log_weight: Tensor) -> Tensor:
         """Log of the power mean."""
@@ -393,9 +427,9 @@ class RenyiBound(LogWeightBound):
         tilted = power * (log_weight - mean)
         # Near power zero the logarithm is as small as the power that it is divided by.
         near = tilted.abs().amax(0) < 0.5
-        close = torch.log1p(torch.expm1(tilted.where(near, 0.0)).mean(0))
-        excess = torch.where(near, close, _log_mean_exp(tilted))
-        return mean + torch.where(power == 0, 0.0, excess / power.where(power != 0, 1.0))
+        divisor = power.where(power != 0, 1.0)
+        close = mean + torch.log1p(torch.expm1(tilted.where(near, 0.0)).mean(0)) / divisor
+        return torch.where(near, close, _log_mean_exp(power * log_weight) / divisor)
 
     def derivatives(self, log_weight: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised powers v of the weights, and (1 - alpha) v (1 - v)."""
@@ -405,10 +439,11 @@ class RenyiBound(LogWeightBound):
 
     def is_plain(self) -> bool:
         """Whether log weights have no factor, and the order is at least 0."""
-        return super().is_plain() and self.constant("alpha", default=-1.0) >= 0
+        return super().is_plain() and self.extent("alpha")[0] >= 0
 
-    def _head(self) -> str:
-        return f"Renyi bound of order {self.weight_repr('alpha')}"
+    def own_arguments(self) -> dict[str, str]:
+        """Order."""
+        return {"alpha": self.weight_repr("alpha")}
 
 
 class TVO(LogWeightBound):
@@ -426,7 +461,7 @@ class TVO(LogWeightBound):
     Args:
         num_samples: Number of draws :math:`K`.
         num_partitions: Number of rectangles :math:`J`.
-        smallest: :math:`\beta_1` in (0, 1), a number or a :class:`~tinyvae.Schedule`; the points
+        smallest: :math:`\beta_1` in [0, 1], a number or a :class:`~tinyvae.Schedule`; the points
             from there to 1 are evenly spaced in their logarithms.
         beta: As of :class:`IWAE`.
         estimator: As of :class:`IWAE`.
@@ -454,14 +489,16 @@ class TVO(LogWeightBound):
         estimator: Estimator = "pathwise",
         baseline: Baseline = "vimco",
     ) -> None:
-        super().__init__(num_samples, beta=beta, estimator=estimator, baseline=baseline)
-        self.schedule("smallest", smallest)
-        if num_partitions < 1 or not 0 < self.constant("smallest", default=0.5) < 1:
-            raise ValueError(
-                "TVO expects num_partitions >= 1 and 0 < smallest < 1, got "
-                f"{num_partitions=}, {smallest=}"
-            )
-        self.num_partitions = num_partitions
+        super().__init__(
+            num_samples, num_bounds=1, beta=beta, estimator=estimator, baseline=baseline
+        )
+        self.num_partitions = self.count("num_partitions", num_partitions)
+        self.schedule("smallest", smallest, least=0.0, most=1.0)
+
+    def is_plain(self) -> bool:
+        """Whether log weights have no factor, and the points are of [0, 1]."""
+        low, high = self.extent("smallest")
+        return super().is_plain() and low >= 0 and high <= 1
 
     def value(self, log_weight: Tensor) -> Tensor:
         """Left Riemann sum."""
@@ -486,5 +523,9 @@ class TVO(LogWeightBound):
         )
         return widths, points, (points * log_weight).softmax(1)
 
-    def _head(self) -> str:
-        return f"TVO of {self.num_partitions} partitions"
+    def own_arguments(self) -> dict[str, str]:
+        """Partition."""
+        return {
+            "num_partitions": str(self.num_partitions),
+            "smallest": self.weight_repr("smallest"),
+        }

@@ -98,6 +98,7 @@ class GradientPenalty(Regulariser):
     """
 
     couples_batch = False
+    differentiates = True
 
     def __init__(self, weight: float | Schedule) -> None:
         super().__init__(weight)

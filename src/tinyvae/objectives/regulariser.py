@@ -41,10 +41,12 @@ class Regulariser(Scheduled, ABC):
     Attributes:
         group: Name of the parameter group of its own parameters, None where it has none.
         couples_batch: Whether it is something other than a mean over examples.
+        differentiates: Whether it asks for gradients by itself.
     """
 
     group: str | None = None
     couples_batch: bool = True
+    differentiates: bool = False
     weight: Tensor
 
     def __init__(self, weight: float | Schedule, *, latent: str | None = None) -> None:

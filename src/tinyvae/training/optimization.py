@@ -116,16 +116,22 @@ class Optimization:
             total = epochs * (steps_per_epoch or 1) if per_step else epochs
             schedulers[group] = _make_scheduler(factory, optimizer, total)
             if isinstance(schedulers[group], ReduceLROnPlateau):
-                self._check_plateau(has_validation)
+                self._check_plateau(has_validation, list(optimizers))
         return schedulers
 
-    def _check_plateau(self, has_validation: bool) -> None:
+    def _check_plateau(self, has_validation: bool, groups: list[str]) -> None:
         if self.scheduler_interval == "step":
             raise ValueError("ReduceLROnPlateau watches epochs: use scheduler_interval='epoch'")
         if self.monitor.startswith("validation/") and not has_validation:
             raise ValueError(
                 f"ReduceLROnPlateau watches '{self.monitor}', but fit was given no validation "
                 "data: give them, or watch a column such as monitor='train/loss'"
+            )
+        part, _, column = self.monitor.partition("/")
+        if column == "loss" and len(groups) > 1:
+            raise ValueError(
+                f"ReduceLROnPlateau watches '{self.monitor}', but there is a loss of each group: "
+                f"give monitor=, of {[f'{part}/loss_{group}' for group in groups]}"
             )
 
     def _adam(self, parameters: list[dict[str, Any]]) -> Optimizer:
