@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from tinyvae.scopes import evaluating, forked_rng, restored_modes, seed_rng
+from tinyvae.scopes import (
+    evaluating,
+    forked_rng,
+    kept_buffers,
+    resting_statistics,
+    restored_modes,
+    seed_rng,
+)
 
 CPU = torch.device("cpu")
 
@@ -97,3 +104,28 @@ def test_the_generator_of_a_gpu_is_restored():
     assert torch.equal(torch.rand(3), expected[1])
     own = torch.Generator(device).manual_seed(7)
     assert torch.equal(inside, torch.rand(3, device=device, generator=own))
+
+
+def test_buffers_are_what_they_were():
+    layer = nn.BatchNorm1d(3)
+    layer.running_mean.fill_(2.0)
+    before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+    with kept_buffers(layer):
+        layer(torch.randn(5, 3))
+        assert not torch.equal(layer.running_mean, before["running_mean"])
+    for name, buffer in layer.named_buffers():
+        assert torch.equal(buffer, before[name])
+
+
+def test_statistics_rest_and_the_output_stays():
+    layers = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False))
+    evaluated = nn.BatchNorm1d(3).eval()
+    layers.append(evaluated)
+    x = torch.randn(5, 3)
+    before = [buffer.clone() for buffer in layers.buffers()]
+    with resting_statistics(layers):
+        resting = layers(x)
+    assert all(torch.equal(a, b) for a, b in zip(layers.buffers(), before, strict=True))
+    assert [layer.track_running_stats for layer in layers] == [True, False, True]
+    assert torch.equal(layers(x), resting)
+    assert layers[0].num_batches_tracked == 1

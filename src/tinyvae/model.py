@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tinyvae import compositions
 from tinyvae.distributions import Distribution, Unflattened, Wrapper
+from tinyvae.distributions.special import with_digits
 from tinyvae.encoders import Encoder
 from tinyvae.likelihoods import Likelihood
 from tinyvae.misfits import (
@@ -203,9 +204,7 @@ class DecoderModel(LatentVariableModel):
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Distribution:
         """Return p(x given z) for ``z`` ``(*S, *L)``; with a context ``(B, ...)``, S ends in B."""
-        params = self._decoder_output(z, context)
-        if params.dtype in (torch.float16, torch.bfloat16):  # of autocast: densities need digits
-            params = params.float()
+        params = with_digits(self._decoder_output(z, context))
         event_ndim = params.dim() - 1 - (self.likelihood.num_params > 1)
         batch_shape = z.shape[: z.dim() - len(self.latent_shape)]
         params = params.reshape(*batch_shape, *params.shape[1:])

@@ -12,10 +12,15 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-__all__ = ["full_precision", "gamma_residual", "log_sinhc", "race"]
+__all__ = ["full_precision", "gamma_residual", "log_sinhc", "race", "with_digits"]
 
 # Stirling's series, B_2k / (2k (2k - 1)) for k = 1 to 7: at x >= 10 exact to float64.
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
+
+
+def with_digits(values: Tensor) -> Tensor:
+    """Values in float32 at least: what a network gives under autocast has too few digits."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def full_precision(like: Tensor) -> AbstractContextManager[None]:

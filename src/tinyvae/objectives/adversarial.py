@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinyvae.distributions.special import with_digits
 from tinyvae.objective import Batch
 from tinyvae.objectives.regulariser import Penalty, Regulariser, decoder_and_latent, prior_draws
 from tinyvae.record import LatentVariableModel, VAEOutput
@@ -67,7 +68,7 @@ class AdversarialRegulariser(Regulariser):
                 f"{type(self).__name__} expects a discriminator that returns one number per "
                 f"example, (N, 1), got {tuple(log_odds.shape)} for {len(values)}"
             )
-        return _with_digits(log_odds.flatten())
+        return with_digits(log_odds.flatten())
 
     def seen_by_model(self, values: Tensor) -> Tensor:
         """Log odds with gradients in ``values`` alone."""
@@ -233,10 +234,5 @@ class AdversarialData(AdversarialRegulariser):
         with frozen(self.discriminator):
             true = features(x)
             made = features(reconstructed.flatten(0, 1)).unflatten(0, reconstructed.shape[:2])
-        distance: Tensor = 0.5 * (_with_digits(made) - _with_digits(true)).square().sum(-1)
+        distance: Tensor = 0.5 * (with_digits(made) - with_digits(true)).square().sum(-1)
         return distance.mean()
-
-
-def _with_digits(values: Tensor) -> Tensor:
-    """What a network gives under autocast, for losses, which need more digits."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
