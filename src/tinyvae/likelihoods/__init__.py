@@ -23,6 +23,7 @@ from tinyvae.likelihoods.composed import (
     ZeroInflatedLikelihood,
 )
 from tinyvae.likelihoods.counts import NegativeBinomialLikelihood, PoissonLikelihood
+from tinyvae.likelihoods.distances import Distance, FeatureDistance, MultiScaleSSIM
 from tinyvae.likelihoods.levels import (
     BernoulliLikelihood,
     CategoricalLikelihood,
@@ -30,12 +31,7 @@ from tinyvae.likelihoods.levels import (
     OneHotLikelihood,
 )
 from tinyvae.likelihoods.mixed import MixedLikelihood
-from tinyvae.likelihoods.perceptual import (
-    Distance,
-    FeatureDistance,
-    MultiScaleSSIM,
-    PerceptualLikelihood,
-)
+from tinyvae.likelihoods.perceptual import PerceptualLikelihood
 from tinyvae.likelihoods.positive import Fixed, Learned, Positive, Predicted
 from tinyvae.likelihoods.reals import (
     BetaLikelihood,

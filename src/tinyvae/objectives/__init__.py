@@ -7,10 +7,11 @@ from tinyvae.objectives.adversarial import (
 )
 from tinyvae.objectives.bound import Bound, Regularised
 from tinyvae.objectives.elbo import ELBO
-from tinyvae.objectives.importance import CIWAE, IWAE, PIWAE, TVO, MultiplyIWAE, RenyiBound
+from tinyvae.objectives.importance import CIWAE, IWAE, PIWAE, MultiplyIWAE
 from tinyvae.objectives.moments import DIP, MMD, gaussian, inverse_multiquadratic
 from tinyvae.objectives.penalties import GradientPenalty, LatentL2, WeightL2
 from tinyvae.objectives.regulariser import Penalty, Regulariser
+from tinyvae.objectives.tempered import TVO, RenyiBound
 from tinyvae.objectives.total_correlation import TotalCorrelation
 
 __all__ = [

@@ -85,11 +85,13 @@ class LogWeights:
     @classmethod
     def of(cls, record: VAEOutput) -> "LogWeights":
         """Read them off a record."""
-        log_qs = [term.log_q for term in record.latents]
-        terms = list(zip(record.latents, log_qs, strict=True))
-        kls = [log_q - term.log_p for term, log_q in terms]
-        scored = unreparameterised(record)
-        own = [log_q for term, log_q in terms if any(term is other for other in scored)]
+        names = [term.name for term in unreparameterised(record)]
+        kls, own = [], []
+        for term in record.latents:
+            log_q = term.log_q
+            kls.append(log_q - term.log_p)
+            if term.name in names:
+                own.append(log_q)
         return cls(record.log_px, kls, reduce(torch.add, own) if own else None)
 
     @property

@@ -1,0 +1,265 @@
+r"""Distances of images, and of what a fixed network makes of them.
+
+.. math:: d(x, y) = 1 - \operatorname{MS-SSIM}(x, y), \qquad
+    d(x, y) = \tfrac12 \|f(x) - f(y)\|^2
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinyvae.likelihoods.positive import one_line
+
+__all__ = ["Distance", "FeatureDistance", "MultiScaleSSIM", "check_positive"]
+
+# Wang, Simoncelli, Bovik (2003), section 3.2: exponents from the finest to the coarsest scale.
+EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+# Wang et al. (2004), section III-B: constants of luminance and of contrast, of a range of one.
+K1, K2 = 0.01, 0.03
+LEAST = 0.01
+
+
+class Distance(nn.Module, ABC):
+    """How far two batches of data lie apart, one number per pair."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distance of each pair of ``x`` and ``y``, both ``(N, *E)``, as ``(N,)``."""
+
+    def check(self, data_shape: Sequence[int]) -> None:
+        """Raise, with the remedy, unless it takes data of ``data_shape``."""
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal one, for a model's file."""
+        return {}
+
+    def __repr__(self) -> str:
+        return one_line(self)
+
+
+class MultiScaleSSIM(Distance):
+    r"""One minus the structural similarity of images, over several scales.
+
+    Of means :math:`\mu`, variances and covariance :math:`\sigma` within a Gaussian window,
+
+    .. math::
+        l = \frac{2 \mu_x \mu_y + C_1}{\mu_x^2 + \mu_y^2 + C_1}, \qquad
+        c = \frac{2 \sigma_{xy} + C_2}{\sigma_x^2 + \sigma_y^2 + C_2}, \qquad
+        d = 1 - \overline{l_M c_M}^{\,\alpha_M} \prod_{j < M} \overline{c_j}^{\,\alpha_j}
+
+    with :math:`C_1 = (0.01 L)^2`, :math:`C_2 = (0.03 L)^2` and bars for means over all windows that
+    lie within the image (no padding). From scale to scale images are halved by means of 2 by 2
+    pixels; an odd last row or column is left out. The exponents are the first ``scales`` of the
+    paper's five, divided by their sum. Channels are compared one by one, and their distances
+    averaged. With one scale this is 1 - SSIM, in [0, 2]; with more it is in [0, 1].
+
+    A mean contrast of opposite images is negative and has no power. In the place of a mean m below
+    0.01 stands :math:`0.01^2 / (0.02 - m)`, of the same value and slope at 0.01: it stays positive
+    and keeps a gradient. The distance of equal images is exactly zero, and so is its gradient.
+
+    Args:
+        channels: Channels ``C`` of the images.
+        window: Side of the window, pixels.
+        sigma: Standard deviation of the Gaussian in it, pixels.
+        scales: Number of scales ``M``, 1 to 5. The coarsest image must still hold a window: five
+            scales of 11 pixels take images of 176, two of them 22, one of 7 pixels takes 7.
+        max_value: Range ``L`` of the values.
+
+    Shape:
+        x, y: ``(N, C, H, W)``; distance: ``(N,)``.
+
+    References:
+        Wang, Bovik, Sheikh, Simoncelli (2004). Image quality assessment: from error visibility to
+        structural similarity. IEEE Transactions on Image Processing 13(4), eq. 6 to 16.
+        Wang, Simoncelli, Bovik (2003). Multi-scale structural similarity for image quality
+        assessment. Asilomar, eq. 7.
+
+    Example:
+        >>> x = torch.rand(5, 3, 28, 28)
+        >>> distance = MultiScaleSSIM(channels=3, scales=2)
+        >>> distance(x, x) == 0, distance(x, 1 - x).shape
+        (tensor([True, True, True, True, True]), torch.Size([5]))
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        window: int = 11,
+        sigma: float = 1.5,
+        scales: int = 5,
+        max_value: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if channels < 1:
+            raise ValueError(f"MultiScaleSSIM expects channels >= 1, got {channels}")
+        if window < 2:
+            raise ValueError(f"MultiScaleSSIM expects a window of 2 pixels or more, got {window}")
+        if not 1 <= scales <= len(EXPONENTS):
+            raise ValueError(f"MultiScaleSSIM expects 1 to {len(EXPONENTS)} scales, got {scales}")
+        for name, value in (("sigma", sigma), ("max_value", max_value)):
+            check_positive("MultiScaleSSIM", name, value)
+        self.channels = channels
+        self.window = window
+        self.sigma = sigma
+        self.scales = scales
+        self.max_value = max_value
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distance of each pair of images."""
+        self.check(x.shape[1:])
+        total, difference = x + y, x - y
+        exponents = EXPONENTS[: self.scales]
+        log_similarity = x.new_zeros(())
+        for scale, exponent in enumerate(exponents):
+            if scale:
+                total, difference = F.avg_pool2d(total, 2), F.avg_pool2d(difference, 2)
+            luminance, contrast = self._lost(total, difference)  # (N, C, H', W')
+            if scale == self.scales - 1:
+                contrast = luminance + contrast - luminance * contrast  # 1 - l c
+            lost = contrast.mean((-2, -1))  # (N, C)
+            if self.scales == 1:
+                return lost.mean(1)
+            log_similarity = log_similarity + exponent / sum(exponents) * _log_of_rest(lost)
+        return -torch.expm1(log_similarity).mean(1)
+
+    def _lost(self, total: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:
+        r"""What luminance and contrast lack to 1 in each window.
+
+        By the sum and the difference of two images, :math:`1 - c = \sigma_{x - y}^2 /
+        (\sigma_x^2 + \sigma_y^2 + C_2)`: exactly zero for equal images, accurate for similar ones.
+        """
+        c1, c2 = (K1 * self.max_value) ** 2, (K2 * self.max_value) ** 2
+        maps = torch.stack([total, difference, total.square(), difference.square()])
+        mean_total, mean_difference, *squares = self._blurred(maps)
+        square_total, square_difference = mean_total.square(), mean_difference.square()
+        total_variance = (squares[0] - square_total).clamp(min=0)  # rounding may take it below
+        variance = (squares[1] - square_difference).clamp(min=0)
+        luminance = square_difference / ((square_total + square_difference) / 2 + c1)
+        contrast = variance / ((total_variance + variance) / 2 + c2)
+        return luminance, contrast
+
+    def _blurred(self, maps: Tensor) -> Tensor:
+        """Gaussian means over all windows, ``(..., H, W)`` to ``(..., H - w + 1, W - w + 1)``."""
+        # Sums of shifted images. A convolution is rounded to 10 bits on a GPU (TF32, cudnn's
+        # default) or under autocast, which is more than the variances are large.
+        weights = self._weights()
+        for dim in (-2, -1):
+            size = maps.shape[dim] - self.window + 1
+            blurred = weights[0] * maps.narrow(dim, 0, size)
+            for place, weight in enumerate(weights[1:], start=1):
+                blurred = torch.add(blurred, maps.narrow(dim, place, size), alpha=weight)
+            maps = blurred
+        return maps
+
+    def _weights(self) -> list[float]:
+        center = (self.window - 1) / 2
+        steps = [(place - center) / self.sigma for place in range(self.window)]
+        weights = [math.exp(-0.5 * step**2) for step in steps]
+        total = sum(weights)
+        return [weight / total for weight in weights]
+
+    def check(self, data_shape: Sequence[int]) -> None:
+        """Raise unless images have the channels, and the coarsest holds a window."""
+        shape = tuple(data_shape)
+        if len(shape) != 3 or shape[0] != self.channels:
+            raise ValueError(
+                f"{self} expects images of shape (C, H, W) with C = {self.channels}, got {shape}: "
+                "give it channels=C"
+            )
+        side = min(shape[1:])
+        coarsest = side >> (self.scales - 1)
+        if coarsest >= self.window:
+            return
+        least = self.window << (self.scales - 1)
+        remedies = [
+            f"scales={scales}, window={min(self.window, side >> (scales - 1))}"
+            for scales in range(self.scales, 0, -1)
+            if side >> (scales - 1) >= 2
+        ]
+        raise ValueError(
+            f"MultiScaleSSIM of {self.scales} scales and a window of {self.window} expects images "
+            f"of at least {least} x {least}, got {shape[1]} x {shape[2]}: "
+            + (f"take {' or '.join(remedies)}" if remedies else "take another distance")
+        )
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal one."""
+        return {
+            "channels": self.channels,
+            "window": self.window,
+            "sigma": self.sigma,
+            "scales": self.scales,
+            "max_value": self.max_value,
+        }
+
+
+class FeatureDistance(Distance):
+    r"""Half the squared distance of what a given network makes of two images.
+
+    .. math:: d(x, y) = \tfrac12 \textstyle\sum_i \big(\phi_i(x) - \phi_i(y)\big)^2
+
+    The network is fixed: taken over with ``requires_grad`` off, and kept in evaluation mode
+    whatever mode the model is in, so that neither its weights nor its running means change.
+
+    Args:
+        network: Module :math:`\phi` from ``(N, *E)`` to features ``(N, ...)``, or to a sequence of
+            them, such as those of several layers; all are summed over. Features that are to count
+            by their mean, as in the paper, are divided by the square root of their number in it.
+
+    Shape:
+        x, y: ``(N, *E)``; distance: ``(N,)``.
+
+    References:
+        Hou, Shen, Sun, Qiu (2017). Deep feature consistent variational autoencoder.
+        arXiv:1610.00291, eq. 3.
+
+    Example:
+        >>> x = torch.zeros(2, 3)
+        >>> FeatureDistance(torch.nn.Identity())(x, x + 1)  # 3 / 2
+        tensor([1.5000, 1.5000])
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"FeatureDistance expects a module, got a {type(network).__name__}")
+        self.network = network.requires_grad_(False).eval()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distance of each pair."""
+        pairs = zip(self._features(x), self._features(y), strict=True)
+        each = [(a - b).square().flatten(1).sum(1) for a, b in pairs]
+        return torch.stack(each).sum(0) / 2
+
+    def _features(self, x: Tensor) -> list[Tensor]:
+        output = self.network(x)
+        features = [output] if isinstance(output, Tensor) else output
+        # Of autocast: squares need digits.
+        return [f.to(torch.promote_types(f.dtype, torch.float32)) for f in features]
+
+    def train(self, mode: bool = True) -> "FeatureDistance":
+        """Set the mode; the network stays in evaluation mode."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal one."""
+        return {"network": self.network}
+
+
+def _log_of_rest(lost: Tensor) -> Tensor:
+    """Logarithm of m = 1 - lost; below e = ``LEAST``, of e^2 / (2 e - m)."""
+    kept = lost.clamp(max=1 - LEAST)
+    return torch.log1p(-kept) - torch.log1p((lost - kept) / LEAST)
+
+
+def check_positive(owner: str, name: str, value: float) -> None:
+    """Raise unless a number is finite and positive."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{owner} expects a finite {name} > 0, got {value}")
