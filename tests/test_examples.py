@@ -125,6 +125,7 @@ def test_the_published_data_are_the_first_thousand_of_each_class(monkeypatch: py
 @pytest.mark.parametrize(
     ("name", "figures"),
     [
+        ("bounds", ["gallery_bounds.png"]),
         ("collapse", ["gallery_collapse.png", "gallery_collapse_images.png"]),
         ("conditional_digits", ["gallery_conditional.png"]),
         ("discrete_latents", ["gallery_discrete.png"]),
