@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from codebooks import binary, drawn, outputs, same, state
 from torch import nn
 
 from tinyvae import (
@@ -56,34 +57,9 @@ def spatial():
     return VAE(vq, decoder, BernoulliLikelihood(), CodePrior(CODES, (3, 2, 2)))
 
 
-def binary(*shape):
-    return (torch.rand(shape) > 0.5).to(torch.get_default_dtype())
-
-
 def all_images():
     bits = torch.arange(2**DATA)[:, None] >> torch.arange(DATA)
     return (bits & 1).to(torch.get_default_dtype())
-
-
-def state(module):
-    return copy.deepcopy(module.state_dict())
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(t, b[name]) for name, t in a.items())
-
-
-def outputs(vq, x):
-    """What the network says, ``(B, *S, C)``."""
-    with torch.no_grad():
-        return vq.params(vq.encode(x)).unflatten(1, vq.latent_shape).movedim(1, -1)
-
-
-def drawn(vq, x):
-    """The posterior, after a draw: what a codebook learns from."""
-    posterior = vq(x)
-    posterior.sample()
-    return posterior
 
 
 # The code -----------------------------------------------------------------------------------------

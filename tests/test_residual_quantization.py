@@ -1,6 +1,5 @@
 """Several codebooks, each of which quantizes what the ones before it left."""
 
-import copy
 import itertools
 import math
 import re
@@ -8,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from codebooks import binary, drawn, outputs, same, state
 from torch import nn
 
 from tinyvae import (
@@ -64,24 +64,6 @@ def spatial(levels=2):
     return VAE(vq, decoder, BernoulliLikelihood(), prior)
 
 
-def binary(*shape):
-    return (torch.rand(shape) > 0.5).to(torch.get_default_dtype())
-
-
-def state(module):
-    return copy.deepcopy(module.state_dict())
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(t, b[name]) for name, t in a.items())
-
-
-def outputs(vq, x):
-    """What the network says, ``(B, *S, C)``."""
-    with torch.no_grad():
-        return vq.params(vq.encode(x)).unflatten(1, vq.latent_shape).movedim(1, -1)
-
-
 def by_hand(rows, codebooks):
     """Codes ``(Q, ...)`` and what they leave ``(Q + 1, ..., C)``, in numpy."""
     left, codes = [rows], []
@@ -90,13 +72,6 @@ def by_hand(rows, codebooks):
         codes.append(distances.argmin(-1))
         left.append(left[-1] - codebook[codes[-1]])
     return np.stack(codes), np.stack(left)
-
-
-def drawn(vq, x):
-    """The posterior, after a draw: what the codebooks learn from."""
-    posterior = vq(x)
-    posterior.sample()
-    return posterior
 
 
 def every_choice(levels, codes, positions):
