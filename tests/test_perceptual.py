@@ -322,10 +322,15 @@ def ssim(weight=64.0):
     return PerceptualLikelihood(MultiScaleSSIM(1, window=4, scales=2), weight)
 
 
+def smooth():
+    """Features without kinks, which differences may straddle."""
+    return MLP((2, 3), hidden=(8,), out_shape=4, activation=nn.Tanh)
+
+
 LIKELIHOODS = [
     (ssim(), (1, 8, 8)),
     (PerceptualLikelihood(MultiScaleSSIM(3, window=3, scales=1), 2.0, (0.0, 255.0)), (3, 5, 4)),
-    (PerceptualLikelihood(FeatureDistance(MLP((2, 3), out_shape=4)), 0.5, None), (2, 3)),
+    (PerceptualLikelihood(FeatureDistance(smooth()), 0.5, None), (2, 3)),
 ]
 
 
