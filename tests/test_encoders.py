@@ -612,3 +612,8 @@ def test_what_is_refused(case):
 def test_encoder_is_abstract():
     with pytest.raises(TypeError, match="abstract"):
         Encoder()
+
+
+def test_relaxed_draws_need_a_temperature():
+    with pytest.raises(TypeError, match="expects a temperature > 0, got None"):
+        GumbelSoftmaxEncoder(mlp(), 3, temperature=None)

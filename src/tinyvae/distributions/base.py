@@ -14,6 +14,7 @@ __all__ = [
     "Latest",
     "TorchDistribution",
     "Wrapper",
+    "check_event",
     "joint_shape",
     "pooled",
     "sum_last",
@@ -161,11 +162,7 @@ class Independent(Wrapper):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Sum of the elements' log densities, nats."""
-        if value.shape[value.dim() - len(self.event_shape) :] != self.event_shape:
-            raise ValueError(
-                f"log_prob expects values that end in the event shape {tuple(self.event_shape)}, "
-                f"got {tuple(value.shape)}"
-            )
+        check_event(value, self.event_shape)
         return sum_last(self.base.log_prob(value), self.event_ndim)
 
     def elementwise_log_prob(self, value: Tensor) -> Tensor:
@@ -243,6 +240,15 @@ class Latest(Generic[Known]):
 def _state(value: Tensor) -> tuple[int, bool]:
     """What changes when a tensor does, or when gradients are wanted that were not."""
     return (0 if value.is_inference() else value._version), torch.is_grad_enabled()
+
+
+def check_event(value: Tensor, event_shape: torch.Size) -> None:
+    """Raise unless values end in the event's shape."""
+    if value.shape[value.dim() - len(event_shape) :] != event_shape:
+        raise ValueError(
+            f"log_prob expects values that end in the event shape {tuple(event_shape)}, "
+            f"got {tuple(value.shape)}"
+        )
 
 
 def joint_shape(*tensors: Tensor) -> torch.Size:

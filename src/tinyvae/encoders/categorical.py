@@ -133,6 +133,8 @@ class GumbelSoftmaxEncoder(_ClassEncoder):
         temperature: float = 2 / 3,
         features: int | None = None,
     ) -> None:
+        if temperature is None:
+            raise TypeError("GumbelSoftmaxEncoder expects a temperature > 0, got None")
         super().__init__(network, num_classes, num_variables, temperature, features)
 
     def posterior(self, features: Tensor) -> GumbelSoftmax:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinyvae.distributions.special import with_digits
 from tinyvae.likelihoods.positive import one_line
 
 __all__ = ["Distance", "FeatureDistance", "MultiScaleSSIM", "check_positive"]
@@ -239,8 +240,7 @@ class FeatureDistance(Distance):
     def _features(self, x: Tensor) -> list[Tensor]:
         output = self.network(x)
         features = [output] if isinstance(output, Tensor) else output
-        # Of autocast: squares need digits.
-        return [f.to(torch.promote_types(f.dtype, torch.float32)) for f in features]
+        return [with_digits(f) for f in features]
 
     def train(self, mode: bool = True) -> "FeatureDistance":
         """Set the mode; the network stays in evaluation mode."""

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinyvae.distributions import Distribution
+from tinyvae.distributions import Delta, Distribution
+from tinyvae.distributions.base import check_event
 from tinyvae.likelihoods.base import Likelihood, smoothed_mean
 from tinyvae.likelihoods.distances import Distance, check_positive
 
@@ -132,38 +133,26 @@ class PerceptualLikelihood(Likelihood):
         return {"distance": self.distance, "weight": self.weight, "bounds": self.bounds}
 
 
-class _Decoded(Distribution):
+class _Decoded(Delta):
     """An image that is always drawn, and scores others by their distance from it."""
 
-    is_density = False
+    scored_by_weights = True
 
     def __init__(self, image: Tensor, event_ndim: int, likelihood: PerceptualLikelihood) -> None:
-        split = image.dim() - event_ndim
-        self.batch_shape, self.event_shape = image.shape[:split], image.shape[split:]
-        self.image = image
+        super().__init__(image, event_ndim)
         self.likelihood = likelihood
-
-    @property
-    def mean(self) -> Tensor:
-        """The image, ``(*batch, *event)``."""
-        return self.image
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Minus the weighted distance, ``(*S, *batch)``."""
-        ndim = len(self.event_shape)
-        if value.shape[value.dim() - ndim :] != self.event_shape:
-            raise ValueError(
-                f"log_prob expects values that end in the event shape {tuple(self.event_shape)}, "
-                f"got {tuple(value.shape)}"
-            )
-        x, image = torch.broadcast_tensors(value, self.image)
-        batch = x.shape[: x.dim() - ndim]
+        check_event(value, self.event_shape)
+        x, image = torch.broadcast_tensors(value, self.value)
+        batch = x.shape[: x.dim() - len(self.event_shape)]
         rows = [t.reshape(-1, *self.event_shape) for t in (x, image)]
         return self.likelihood.score(*rows).reshape(batch)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """The image, again and again, with gradients."""
-        return self.image.expand(self._shape(sample_shape)).clone()  # no view that others write to
+        return super().sample(sample_shape).clone()  # no view that others write to
 
 
 def _checked(bounds: tuple[float, float]) -> tuple[float, float]:
