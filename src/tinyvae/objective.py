@@ -110,6 +110,14 @@ class Scheduled(nn.Module):
             if not isinstance(schedule, Constant)
         }
 
+    def varies(self) -> bool:
+        """Whether any weight, of this module or within it, changes with the step."""
+        return any(
+            not isinstance(schedule, Constant)
+            for module in self._scheduled()
+            for schedule in module.schedules.values()
+        )
+
     def weight_repr(self, name: str) -> str:
         """A weight in words: its number, or its schedule."""
         schedule = self.schedules[name]

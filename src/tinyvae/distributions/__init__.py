@@ -32,6 +32,7 @@ from tinyvae.distributions.continuous import (
     LogNormal,
     Normal,
     StudentT,
+    UnitNormal,
 )
 from tinyvae.distributions.discrete import (
     Bernoulli,
@@ -79,6 +80,7 @@ __all__ = [
     "StudentT",
     "TorchDistribution",
     "Unflattened",
+    "UnitNormal",
     "Wrapper",
     "ZeroInflated",
     "has_closed_form",

@@ -262,7 +262,7 @@ def joint_shape(*tensors: Tensor) -> torch.Size:
 
 def sum_last(values: Tensor, ndim: int) -> Tensor:
     """Sum over the last ``ndim`` dimensions; ``ndim = 0`` changes nothing."""
-    return values.flatten(-ndim).sum(-1) if ndim else values
+    return values.sum(tuple(range(-ndim, 0))) if ndim else values
 
 
 def unsqueeze_last(values: Tensor, ndim: int) -> Tensor:

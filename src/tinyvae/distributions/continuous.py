@@ -10,7 +10,15 @@ from torch import Tensor
 from tinyvae.distributions.base import Distribution, joint_shape, pooled
 from tinyvae.distributions.special import gamma_residual, log_sinhc
 
-__all__ = ["Beta", "ContinuousBernoulli", "Laplace", "LogNormal", "Normal", "StudentT"]
+__all__ = [
+    "Beta",
+    "ContinuousBernoulli",
+    "Laplace",
+    "LogNormal",
+    "Normal",
+    "StudentT",
+    "UnitNormal",
+]
 
 # Where the mean of a continuous Bernoulli turns from a series in its logits to the closed form: the
 # first term left out, l^9 / 47,900,160, is 1e-14 there.
@@ -40,7 +48,8 @@ class Normal(Distribution):
     @property
     def mean(self) -> Tensor:
         """Expected value, ``(*batch)``."""
-        return self._mean.expand(self.batch_shape)
+        same = self._mean.shape == self.batch_shape
+        return self._mean if same else self._mean.expand(self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of each element, nats."""
@@ -51,7 +60,31 @@ class Normal(Distribution):
         """Draw by reparameterisation, mean + std * noise."""
         shape = self._shape(sample_shape)
         noise = torch.randn(shape, dtype=self._mean.dtype, device=self._mean.device)
-        return self._mean + torch.exp(self.log_std) * noise
+        return torch.addcmul(self._mean, torch.exp(self.log_std), noise)
+
+
+class UnitNormal(Normal):
+    """Normal distribution of each element with mean 0 and scale 1, without a step too many.
+
+    Args:
+        zero: A zero, of the shape of the batch.
+
+    Example:
+        >>> UnitNormal(torch.zeros(3)).log_prob(torch.zeros(3))
+        tensor([-0.9189, -0.9189, -0.9189])
+    """
+
+    def __init__(self, zero: Tensor) -> None:
+        super().__init__(zero, zero)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of each element, nats."""
+        return -0.5 * value.square() - 0.5 * math.log(2 * math.pi)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw."""
+        shape = self._shape(sample_shape)
+        return torch.randn(shape, dtype=self._mean.dtype, device=self._mean.device)
 
 
 class Laplace(Distribution):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tinyvae.distributions.base import Distribution, Independent, sum_last
 from tinyvae.distributions.composed import Joint, Unflattened
-from tinyvae.distributions.continuous import Laplace, Normal
+from tinyvae.distributions.continuous import Laplace, Normal, UnitNormal
 from tinyvae.distributions.discrete import OneHotCategorical
 from tinyvae.distributions.multivariate import FullNormal, LowRankNormal
 from tinyvae.distributions.quantized import Codes, Quantized
@@ -27,6 +27,8 @@ def _excess(log_ratio: Tensor) -> Tensor:
 
 
 def _kl_normal_normal(q: Normal, p: Normal) -> Tensor:
+    if isinstance(p, UnitNormal):
+        return 0.5 * torch.addcmul(_excess(2 * q.log_std), q.mean, q.mean)
     distance = (q.mean - p.mean) * torch.exp(-p.log_std)
     return 0.5 * (_excess(2 * (q.log_std - p.log_std)) + distance.square())
 
@@ -114,8 +116,8 @@ def _family(distribution: Distribution) -> type:
     if isinstance(distribution, OneHotCategorical):
         return OneHotCategorical  # however it is drawn from
     if isinstance(distribution, Independent) and not distribution.base.event_shape:
-        return type(distribution.base)
-    return type(distribution)
+        distribution = distribution.base
+    return Normal if isinstance(distribution, UnitNormal) else type(distribution)
 
 
 def _look_up(q: Distribution, p: Distribution) -> tuple[Form | None, bool]:

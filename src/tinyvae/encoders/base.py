@@ -85,11 +85,12 @@ class NetworkEncoder(Encoder):
 
     def params(self, features: Tensor) -> Tensor:
         """What the head gives, ``(B, num_params)`` in the order parameter first."""
-        if isinstance(self.head, nn.Linear):
+        if features.dim() > 2 and isinstance(self.head, nn.Linear):
             features = features.flatten(1)
         params: Tensor = self.head(features)
         # Under autocast the weights have more digits than what comes out, and densities need them.
-        return params.to(self.head.weight.dtype).flatten(1)
+        params = params.to(self.head.weight.dtype)
+        return params.flatten(1) if params.dim() > 2 else params
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Distribution:
         """Return q(z given x)."""

@@ -50,6 +50,8 @@ class _LocationScaleEncoder(_ElementwiseEncoder):
     def location_and_scale(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Location and logarithm of the scale, ``(B, *L)`` each."""
         location, log_scale = self.params(features).chunk(2, dim=1)
+        if len(self.latent_shape) == 1:
+            return location, log_scale
         return location.unflatten(1, self.latent_shape), log_scale.unflatten(1, self.latent_shape)
 
 

@@ -42,6 +42,7 @@ class BernoulliLikelihood(Likelihood):
         tensor(-2.7726)
     """
 
+    takes_integers = True
     support = "values in [0, 1]"
     remedy = (
         "binarise, as with tinyvae.datasets.threshold(x, level), divide by the maximum and use "

@@ -72,7 +72,7 @@ class MLP(Network):
         """Map ``(N, *in_shape)`` to ``(N, *out_shape)``."""
         self.check_input(x)
         output: Tensor = self.layers(x.flatten(1))
-        return output.view(-1, *self.out_shape)
+        return output if len(self.out_shape) == 1 else output.view(-1, *self.out_shape)
 
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal network."""

@@ -201,7 +201,7 @@ class ELBO(Bound):
         kl = reduce(torch.add, kls)
         if self.has_capacity and "capacity" not in self._by_latent:
             kl = (kl - self.get_buffer("capacity").to(kl.dtype)).abs()
-        return self.get_buffer("beta").to(kl.dtype) * kl
+        return kl if self.is_always("beta", 1.0) else self.get_buffer("beta").to(kl.dtype) * kl
 
     def _charged(self, groups: Tensor) -> Tensor:
         return torch.maximum(groups, self.get_buffer("free_bits").to(groups.dtype)).sum()

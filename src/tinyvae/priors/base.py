@@ -7,7 +7,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from tinyvae.distributions import Distribution, Independent, Joint, Laplace, Normal, SphereUniform
+from tinyvae.distributions import (
+    Distribution,
+    Independent,
+    Joint,
+    Laplace,
+    SphereUniform,
+    UnitNormal,
+)
 from tinyvae.encoders import Encoder, JointEncoder
 from tinyvae.encoders.base import latent_size
 from tinyvae.encoders.joint import by_name
@@ -83,7 +90,7 @@ class StandardNormal(_ConstantPrior):
     ) -> Independent:
         """Return N(0, I) over one latent, whatever the context."""
         zero = self.zero.expand(self.latent_shape)
-        return Independent(Normal(zero, zero), len(self.latent_shape))
+        return Independent(UnitNormal(zero), len(self.latent_shape))
 
 
 class StandardLaplace(_ConstantPrior):

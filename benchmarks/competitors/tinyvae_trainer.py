@@ -1,0 +1,81 @@
+"""tinyvae's Trainer: grey levels stay bytes, drawn per batch; zeros and ones are floats."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+from workloads import Workload
+
+from tinyvae import (
+    ELBO,
+    IWAE,
+    MLP,
+    VAE,
+    BernoulliLikelihood,
+    Callback,
+    ConvNet,
+    GaussianEncoder,
+    Trainer,
+    TransposedConvNet,
+)
+from tinyvae.datasets import DynamicBinarisation
+from tinyvae.training.history import Row
+
+__all__ = ["build", "run", "run_compiled"]
+
+
+def build(workload: Workload) -> VAE:
+    """Model of the workload."""
+    shape, hidden, latent_dim = workload.data_shape, workload.hidden, workload.latent_dim
+    activation = nn.Tanh if workload.activation == "tanh" else nn.ReLU
+    if workload.convolutional:
+        network = ConvNet(shape, hidden, activation=activation)
+        decoder = TransposedConvNet(latent_dim, shape, hidden[::-1], activation=activation)
+    else:
+        network = MLP(shape, hidden, activation=activation)
+        decoder = MLP(latent_dim, hidden[::-1], shape, activation=activation)
+    return VAE(GaussianEncoder(network, latent_dim), decoder, BernoulliLikelihood())
+
+
+class EndOfRound(Callback):
+    """Ends a round at every epoch's end."""
+
+    def __init__(self, round_done: Callable[[], bool]) -> None:
+        self.round_done = round_done
+
+    def on_epoch_end(self, trainer: Trainer, row: Row) -> None:
+        """End a round."""
+        if not self.round_done():
+            trainer.stop("told to")
+
+
+def run(
+    workload: Workload,
+    images: np.ndarray,
+    round_done: Callable[[], bool],
+    *,
+    compile: bool = False,  # noqa: A002
+) -> None:
+    """Train."""
+    options = {}
+    if compile:
+        from tinyvae import Speed
+
+        options["speed"] = Speed(compile=True)
+    objective = ELBO() if workload.num_samples == 1 else IWAE(workload.num_samples)
+    callbacks = [EndOfRound(round_done)]
+    trainer = Trainer(
+        build(workload), objective, callbacks=callbacks, device="cpu", progress=False, **options
+    )
+    data = torch.from_numpy(images)
+    trainer.fit(
+        data if workload.grey else data.float(),
+        epochs=10**9,
+        batch_size=workload.batch_size,
+        transform=DynamicBinarisation(255) if workload.grey else None,
+    )
+
+
+run_compiled = partial(run, compile=True)

@@ -1,0 +1,180 @@
+"""The pass forwards and backwards of an update as one compiled graph.
+
+Python runs once, while every tensor operation of the pass, of autograd too, is written down; the
+record is compiled. Noise is drawn by torch's own generators, in the same order as without.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tinyvae.objective import Batch, ObjectiveOutput
+from tinyvae.scopes import forked_rng, kept_buffers
+from tinyvae.training.gradients import Gradients
+
+__all__ = ["CompiledGradients", "compiled"]
+
+OPTIONS = {"fallback_random": True, "cpp_wrapper": True, "compile_threads": 1}
+# Of a gradient's norm: ten thousand roundings of float32, and far less than any mistake makes.
+TOLERANCE = 1e-3
+
+Pass = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | None]], tuple[Any, ...]]
+
+
+class CompiledGradients:
+    """:class:`Gradients` of batches of one shape as one graph; others are computed as ever.
+
+    Args:
+        gradients: What is compiled, in training mode.
+        example: A batch of the shape.
+
+    Raises:
+        Exception: Of any kind, where the pass cannot be written down or compiled.
+        ArithmeticError: If the graph gives other gradients than the pass itself.
+    """
+
+    def __init__(self, gradients: Gradients, example: Batch) -> None:
+        self.gradients = gradients
+        step = _Step(gradients)
+        names = [name for name, _ in (*step.named_parameters(), *step.named_buffers())]
+        self._parameters, self._buffers = list(step.parameters()), list(step.buffers())
+        self._signature = _signature(example)
+        self._losses: list[str] = []
+        self._metrics: list[str] = []
+        self._run = self._compile(self._written(step, names), example)
+        self._verify(example)
+
+    def __call__(self, batch: Batch) -> ObjectiveOutput:
+        """Return losses and metrics, and leave gradients in the parameters."""
+        if _signature(batch) != self._signature:
+            return self.gradients(batch)
+        with torch.no_grad():
+            losses, metrics, gradients = self._run(self._parameters, self._buffers, _parts(batch))
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return ObjectiveOutput(
+            dict(zip(self._losses, losses, strict=True)),
+            dict(zip(self._metrics, metrics, strict=True)),
+        )
+
+    def _written(self, step: "_Step", names: list[str]) -> Pass:
+        """The pass as a function of all tensors that it reads."""
+        position = {id(p): place for place, p in enumerate(self._parameters)}
+        groups = {n: [position[id(p)] for p in g] for n, g in self.gradients.groups.items()}
+        trained = [p.requires_grad for p in self._parameters]
+
+        def run(
+            parameters: Sequence[Tensor],
+            buffers: Sequence[Tensor],
+            batch: Sequence[Tensor | None],
+        ) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
+            leaves = [
+                p.detach().requires_grad_(own) for p, own in zip(parameters, trained, strict=True)
+            ]
+            tensors = dict(zip(names, (*leaves, *buffers), strict=True))
+            with torch.enable_grad():
+                output: ObjectiveOutput = functional_call(step, tensors, (Batch(*batch),))
+                found: list[Tensor | None] = [None] * len(leaves)
+                for name, loss in output.losses.items():
+                    own = [leaves[place] for place in groups[name]]
+                    gradients = torch.autograd.grad(loss, own, retain_graph=True, allow_unused=True)
+                    for place, gradient in zip(groups[name], gradients, strict=True):
+                        found[place] = _laid_out(gradient, leaves[place])
+            self._losses, self._metrics = list(output.losses), list(output.metrics)
+            losses = [loss.detach() for loss in output.losses.values()]
+            return losses, list(output.metrics.values()), found
+
+        return run
+
+    def _compile(self, run: Pass, example: Batch) -> Pass:
+        # Imported late: it takes seconds, and only this needs it.
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        with self._scratch(example), _restored_validation():
+            inputs = (self._parameters, self._buffers, _parts(example))
+            graph = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+            options: dict[str, Any] = OPTIONS
+            result: Pass = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
+            with torch.no_grad():
+                result(*inputs)
+        return result
+
+    def _verify(self, example: Batch) -> None:
+        """Compare with the pass itself, on noise that the graph was not written with."""
+        seen = []
+        for differentiate in (self.gradients, self):
+            with self._scratch(example):
+                torch.rand(8, device=example.x.device)
+                output = differentiate(example)
+                grads = [torch.zeros(1) if p.grad is None else p.grad for p in self._parameters]
+                seen.append([*(loss.detach() for loss in output.losses.values()), *grads])
+        for plain, own in zip(*seen, strict=True):
+            if not torch.linalg.vector_norm(own - plain) <= TOLERANCE * torch.linalg.vector_norm(plain) + 1e-12:
+                raise ArithmeticError("the graph gives other gradients than the pass itself")
+
+    @contextmanager
+    def _scratch(self, example: Batch) -> Iterator[None]:
+        """Random state, buffers and gradients as they were, after."""
+        with ExitStack() as stack:
+            stack.enter_context(forked_rng(example.x.device))
+            for module in (self.gradients.model, self.gradients.objective):
+                stack.enter_context(kept_buffers(module))
+            try:
+                yield
+            finally:
+                for parameter in self._parameters:
+                    parameter.grad = None
+
+
+class _Step(nn.Module):
+    """Model and objective as one module, so that all their tensors are its own."""
+
+    def __init__(self, gradients: Gradients) -> None:
+        super().__init__()
+        self.model, self.objective = gradients.model, gradients.objective
+        self._gradients = gradients
+
+    def forward(self, batch: Batch) -> ObjectiveOutput:
+        return self._gradients.losses(batch)
+
+
+def compiled(gradients: Gradients, example: Batch) -> Gradients | CompiledGradients:
+    """Compile; or warn, and return what was given."""
+    try:
+        return CompiledGradients(gradients, example)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]:.200}"
+        warnings.warn(
+            f"Speed(compile=True): this run is not compiled, {reason}", stacklevel=2
+        )
+        return gradients
+
+
+def _parts(batch: Batch) -> list[Tensor | None]:
+    return [batch.x, batch.context, batch.mask, batch.index]
+
+
+def _signature(batch: Batch) -> list[tuple[Any, ...] | None]:
+    return [None if t is None else (t.shape, t.dtype, t.stride()) for t in _parts(batch)]
+
+
+def _laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
+    """A gradient with the parameter's strides, which fused optimisers take for granted."""
+    if gradient is None or gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
+
+
+@contextmanager
+def _restored_validation() -> Iterator[None]:
+    """Torch's compiler switches off the validation of distributions for the whole process."""
+    validates = torch.distributions.Distribution._validate_args
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(validates)

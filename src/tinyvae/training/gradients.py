@@ -1,0 +1,55 @@
+"""Losses of a batch and their gradients: the pass forwards and backwards of one update."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tinyvae.objective import Batch, Objective, ObjectiveOutput
+
+__all__ = ["Gradients"]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Computes losses, and leaves their gradients in the parameters' ``grad``.
+
+    Each loss is differentiated with respect to its own group alone.
+
+    Attributes:
+        model: The model.
+        objective: The objective.
+        groups: Parameters by the name of their loss.
+        precision: Of products in networks; below float32 by autocast.
+    """
+
+    model: nn.Module
+    objective: Objective
+    groups: Mapping[str, list[nn.Parameter]]
+    precision: torch.dtype = torch.float32
+
+    def __call__(self, batch: Batch) -> ObjectiveOutput:
+        """Return losses and metrics."""
+        output = self.losses(batch)
+        # The graph is kept until the last loss: they share the model's forward pass.
+        last = len(output.losses) - 1
+        for position, (name, loss) in enumerate(output.losses.items()):
+            loss.backward(inputs=self.groups[name], retain_graph=position < last)
+        return output
+
+    def losses(self, batch: Batch) -> ObjectiveOutput:
+        """Return losses and metrics, without their gradients."""
+        with torch.autocast(batch.x.device.type, self.precision, enabled=self.is_mixed):
+            output: ObjectiveOutput = self.objective(self.model, batch)
+        if output.losses.keys() != self.groups.keys():
+            raise ValueError(
+                f"{type(self.objective).__name__} has parameter groups {list(self.groups)}, "
+                f"expected a loss for each, got {list(output.losses)}"
+            )
+        return output
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether networks compute in fewer digits than the rest."""
+        return self.precision != torch.float32
