@@ -15,14 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyvae.datasets import (
-    DynamicBinarisation,
     LabelledImages,
     digits,
     frey_faces,
     mnist,
     read_idx,
     split,
-    threshold,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -631,92 +629,3 @@ def test_split_puts_every_item_anywhere_alike():
 def test_split_refuses_sizes_that_cannot_be(sizes, error, message):
     with pytest.raises(error, match=message):
         split(torch.arange(10), sizes)
-
-
-# --- Binarisation ---------------------------------------------------------------------------------
-
-
-def test_threshold_is_strict_on_every_scale():
-    x = torch.tensor([0, 127, 128, 255], dtype=torch.uint8)
-    for level, expected in ((127, [0, 0, 1, 1]), (127.5, [0, 0, 1, 1]), (128, [0, 0, 0, 1])):
-        assert threshold(x, level).tolist() == expected
-        assert threshold(x / 255, level / 255).tolist() == expected
-    # beyond the range of uint8, where torch itself would compare with the level modulo 256
-    assert threshold(x, 300).tolist() == [0, 0, 0, 0]
-    assert threshold(x, -1).tolist() == [1, 1, 1, 1]
-    assert threshold(x, 0).dtype == torch.float32
-
-
-def check_frequencies(binary: torch.Tensor, p: torch.Tensor) -> None:
-    """Each column of zeros and ones has frequency p, and so have all of them together."""
-    draws = len(binary)
-    assert binary.dtype == torch.float32
-    assert ((binary == 0) | (binary == 1)).all()
-    errors, variances = binary.double().mean(0) - p, p * (1 - p) / draws
-    assert (errors.abs() <= 4 * variances.sqrt()).all()  # where p is 0 or 1: without exception
-    assert errors.sum().abs() <= 4 * variances.sum().sqrt()
-
-
-@pytest.mark.parametrize(
-    ("max_value", "dtype"),
-    [
-        (1, torch.bool),
-        (1, torch.uint8),
-        (16, torch.uint8),
-        (255, torch.uint8),
-        (255, torch.int16),
-        (255, torch.int64),
-        (256, torch.int64),
-        (257, torch.int32),
-        (1000, torch.int16),
-    ],
-)
-def test_grey_levels_are_exact_probabilities(max_value, dtype):
-    levels = torch.arange(max_value + 1)
-    x = levels.to(dtype).expand(2_000 if max_value > 256 else 10_000, -1)
-    binary = DynamicBinarisation(max_value)(x, generator())
-    check_frequencies(binary, levels.double() / max_value)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_floats_are_probabilities(dtype):
-    p = torch.tensor([0, 2**-12, 0.1, 0.5, 0.9, 1 - 2**-8, 1]).to(dtype)
-    check_frequencies(DynamicBinarisation()(p.expand(100_000, -1), generator()), p.double())
-
-
-@pytest.mark.parametrize("max_value", [None, 255])
-def test_draws_follow_the_generator_alone(max_value):
-    x = torch.full((4, 1, 8, 8), 100, dtype=torch.uint8) if max_value else torch.full((4, 64), 0.4)
-    transform = DynamicBinarisation(max_value)
-    one, two = generator(3), generator(3)
-    first, second = transform(x, one), transform(x, one)
-    assert first.shape == x.shape
-    assert not torch.equal(first, second)  # drawn anew
-    assert torch.equal(first, transform(x, two))
-    with torch.random.fork_rng():
-        torch.manual_seed(99)
-        assert torch.equal(second, DynamicBinarisation(max_value)(x, two))
-    assert torch.equal(one.get_state(), two.get_state())
-    assert not torch.equal(first, transform(x, generator(4)))
-
-
-def test_layout_does_not_change_the_draw():
-    x = digits().images[:32]
-    transposed = x.transpose(2, 3).contiguous().transpose(2, 3)
-    assert torch.equal(
-        DynamicBinarisation(16)(x, generator()), DynamicBinarisation(16)(transposed, generator())
-    )
-
-
-def test_an_empty_batch_stays_empty():
-    x = torch.zeros(0, 1, 8, 8, dtype=torch.uint8)
-    assert DynamicBinarisation(16)(x, generator()).shape == (0, 1, 8, 8)
-
-
-def test_binarisation_refuses_a_scale_that_does_not_fit():
-    with pytest.raises(ValueError, match="max_value >= 1, got 0"):
-        DynamicBinarisation(0)
-    with pytest.raises(ValueError, match=r"got torch\.uint8: .*max_value=255"):
-        DynamicBinarisation()(torch.zeros(2, dtype=torch.uint8), generator())
-    with pytest.raises(ValueError, match=r"integers in 0\.\.255, got torch\.float32"):
-        DynamicBinarisation(255)(torch.zeros(2), generator())

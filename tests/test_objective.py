@@ -39,10 +39,11 @@ def test_numbers_are_constant():
 def test_weights_are_state_and_no_parameters():
     objective = Scaled(Linear(0.0, 1.0, steps=10))
     objective.at(4, total_steps=None)
-    assert {name: v.item() for name, v in objective.state_dict().items()} == {
+    assert {name: v.item() for name, v in objective.named_buffers()} == {
         "weight": 0.4,
         "other": 1.0,
     }
+    assert {name: v.item() for name, v in objective.state_dict().items()} == {"weight": 0.4}
     assert not list(objective.parameters())
     assert objective.weight.shape == ()
 

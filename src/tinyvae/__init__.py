@@ -141,6 +141,7 @@ from tinyvae.training import (
     History,
     NonFiniteError,
     Optimization,
+    Speed,
     Trainer,
 )
 from tinyvae.two_level import TwoLevelVAE
@@ -249,6 +250,7 @@ __all__ = [
     "Report",
     "ResNet",
     "Schedule",
+    "Speed",
     "SphereUniformPrior",
     "StandardLaplace",
     "StandardNormal",

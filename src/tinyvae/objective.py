@@ -61,13 +61,14 @@ class ObjectiveOutput:
 class Scheduled(nn.Module):
     """A module with weights that follow schedules, and so may those within it.
 
-    Weights are 0-d buffers, so that a new value never recompiles anything; they are part of the
-    module's state.
+    Weights are 0-d buffers, so that a new value never recompiles anything; those that change are
+    part of the module's state.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.schedules: dict[str, Schedule] = {}
+        self._changing: list[tuple[Scheduled, str, Schedule]] | None = None
 
     def schedule(
         self,
@@ -91,7 +92,7 @@ class Scheduled(nn.Module):
         # float64 keeps weights such as 0.1 exact enough for float64 models. It promotes no tensor
         # with dimensions; a 0-d one, such as a loss, needs weight.to(loss.dtype).
         start = torch.tensor(schedule.shape(0, 1), dtype=torch.float64)
-        self.register_buffer(name, start)
+        self.register_buffer(name, start, persistent=not isinstance(schedule, Constant))
 
     def extent(self, name: str) -> tuple[float, float]:
         """Least and largest value of a weight, as far as they are known."""
@@ -110,24 +111,22 @@ class Scheduled(nn.Module):
             if not isinstance(schedule, Constant)
         }
 
-    def varies(self) -> bool:
-        """Whether any weight, of this module or within it, changes with the step."""
-        return any(
-            not isinstance(schedule, Constant)
-            for module in self._scheduled()
-            for schedule in module.schedules.values()
-        )
-
     def weight_repr(self, name: str) -> str:
         """A weight in words: its number, or its schedule."""
         schedule = self.schedules[name]
         return f"{schedule.value:g}" if isinstance(schedule, Constant) else repr(schedule)
 
     def at(self, step: int, total_steps: int | None) -> None:
-        """Set every weight to its value at ``step`` of ``total_steps`` (None: not known)."""
-        for module in self._scheduled():
-            for name, schedule in module.schedules.items():
-                module.get_buffer(name).fill_(schedule(step, total_steps))
+        """Set the weights that change to their values at ``step`` of ``total_steps``, if known."""
+        if self._changing is None:
+            self._changing = [
+                (module, name, schedule)
+                for module in self._scheduled()
+                for name, schedule in module.schedules.items()
+                if not isinstance(schedule, Constant)
+            ]
+        for module, name, schedule in self._changing:
+            module.get_buffer(name).fill_(schedule(step, total_steps))
 
     def unfinished(self, steps: int, total_steps: int | None) -> list[str]:
         """Name the weights that a run of ``steps`` leaves before the end of their schedules."""

@@ -74,6 +74,14 @@ class CheckedFeed:
             )
         return chain([first], batches)
 
+    def first(self, epoch: int) -> Batch:
+        """First batch of an epoch that has not been opened, to be looked at and not used up."""
+        if self._begun is None:
+            return next(self.feed.batches(epoch))
+        first = next(self._begun)
+        self._begun = chain([first], self._begun)
+        return first
+
     def _checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         start = 0
         try:

@@ -1,14 +1,16 @@
 """Losses of a batch and their gradients: the pass forwards and backwards of one update."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from tinyvae.objective import Batch, Objective, ObjectiveOutput
+from tinyvae.scopes import forked_rng, kept_buffers
 
-__all__ = ["Gradients"]
+__all__ = ["Gradients", "scratch"]
 
 
 @dataclass(frozen=True)
@@ -53,3 +55,15 @@ class Gradients:
     def is_mixed(self) -> bool:
         """Whether networks compute in fewer digits than the rest."""
         return self.precision != torch.float32
+
+
+@contextmanager
+def scratch(gradients: Gradients, device: torch.device) -> Iterator[None]:
+    """Random state, buffers and gradients as they were, after."""
+    with forked_rng(device), kept_buffers(gradients.model), kept_buffers(gradients.objective):
+        try:
+            yield
+        finally:
+            for group in gradients.groups.values():
+                for parameter in group:
+                    parameter.grad = None

@@ -123,28 +123,44 @@ def _require_scalars(named: dict[str, Tensor]) -> None:
 
 
 class RunningMean:
-    """Mean of an epoch's losses and metrics, weighted by examples, kept on the device."""
+    """Mean of an epoch's losses and metrics, weighted by examples, kept on the device.
+
+    Values are put aside, and summed up many at a time: small operations cost more than big ones.
+    """
+
+    ASIDE = 64
 
     def __init__(self) -> None:
         self._names: tuple[str, ...] = ()
+        self._aside: list[Tensor] = []
+        self._weights: list[int] = []
         self._total: Tensor | None = None
         self._weight = 0
 
     def add(self, output: ObjectiveOutput, weight: int) -> None:
         """Add a batch of ``weight`` examples."""
         named = named_values(output)
-        if self._total is None:
+        if not self._names:
             self._names = tuple(named)
             _require_scalars(named)
-        values = torch.stack([named[name] for name in self._names])
-        if self._total is None:
-            dtype = torch.float32 if values.device.type == "mps" else torch.float64
-            self._total = torch.zeros_like(values, dtype=dtype)
-        self._total.add_(values, alpha=weight)
-        self._weight += weight
+        self._aside.append(torch.stack([named[name] for name in self._names]))
+        self._weights.append(weight)
+        if len(self._weights) == self.ASIDE:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        values = torch.stack(self._aside)  # (steps, names)
+        dtype = torch.float32 if values.device.type == "mps" else torch.float64
+        weights = torch.tensor(self._weights, dtype=dtype, device=values.device)
+        total = weights @ values.to(dtype)
+        self._total = total if self._total is None else self._total + total
+        self._weight += sum(self._weights)
+        self._aside, self._weights = [], []
 
     def row(self, part: str) -> Row:
         """Means so far, with ``part`` before the names."""
+        if self._weights:
+            self._sum_up()
         if self._total is None:
             return {}
         means = (self._total / self._weight).tolist()

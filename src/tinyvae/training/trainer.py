@@ -1,6 +1,5 @@
 """The Trainer: batches in, updates out. It knows objectives and no particular model."""
 
-import math
 import time
 import warnings
 from collections.abc import Sequence
@@ -20,17 +19,23 @@ from tinyvae.scopes import evaluating, forked_rng, restored_modes, seed_rng
 from tinyvae.training.callbacks import Callback
 from tinyvae.training.checking import CheckedFeed
 from tinyvae.training.feed import PickBatch, Preparation, Transform, make_feed
-from tinyvae.training.history import History, Row, RunningMean, named_values
+from tinyvae.training.finite import require_finite_losses, require_finite_weights
+from tinyvae.training.gradients import Gradients
+from tinyvae.training.history import History, Row, RunningMean
 from tinyvae.training.interrupt import stop_on_interrupt
 from tinyvae.training.optimization import Optimization, clip
 from tinyvae.training.progress import Progress
 from tinyvae.training.seeds import Stream, derive_seed
+from tinyvae.training.speed import (
+    Differentiate,
+    Route,
+    Speed,
+    choose_route,
+    fast_path,
+    matmul_route,
+)
 
-__all__ = ["NonFiniteError", "Plan", "Trainer"]
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss was NaN or infinite, and its step not taken; or weights had become so."""
+__all__ = ["Plan", "Trainer"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class Trainer:
         objective: What is minimised.
         optimization: Optimiser, learning rates, scheduler, clipping.
         callbacks: Called in this order, at the end of ``fit`` in reverse.
+        speed: Fast paths beyond the default one: compilation, matrix products, mixed precision.
         seed: Seed of order, noise and transforms.
         device: ``"auto"`` takes cuda, else mps, else the CPU.
         record_every: Record every so many updates in ``history.updates``; None records none.
@@ -79,6 +85,7 @@ class Trainer:
         step: Updates done.
         plan: Length of the current call of :meth:`fit`.
         optimizers: Optimisers by parameter group.
+        route: What the probes of ``speed`` chose, at the first call of :meth:`fit`.
 
     Example:
         >>> trainer = Trainer(vae, ELBO(), Optimization(learning_rate=2e-3), progress=False)
@@ -88,6 +95,7 @@ class Trainer:
     """
 
     plan: Plan
+    route: Route
 
     def __init__(
         self,
@@ -96,6 +104,7 @@ class Trainer:
         optimization: Optimization | None = None,
         *,
         callbacks: Sequence[Callback] = (),
+        speed: Speed | None = None,
         seed: int = 0,
         device: str | torch.device = "auto",
         record_every: int | None = None,
@@ -108,6 +117,8 @@ class Trainer:
                 "expected an Optimization(learning_rate=..., optimizer=...), "
                 f"got {optimization!r:.80}"
             )
+        if speed is not None and not isinstance(speed, Speed):
+            raise TypeError(f"expected a Speed(compile=..., matmul=...), got {speed!r:.80}")
         if isinstance(callbacks, Callback):
             raise TypeError(f"expected a sequence of callbacks, got one: [{callbacks!r:.80}]")
         if not isinstance(seed, int) or seed < 0:
@@ -118,12 +129,14 @@ class Trainer:
         self.objective = objective
         self.optimization = Optimization() if optimization is None else optimization
         self.callbacks = [*([Progress()] if progress else []), *callbacks]
+        self.speed = Speed() if speed is None else speed
         self.seed = seed
         self.device = _choose_device(device)
         self.record_every = record_every
         self.history = History()
         self.epoch = 0
         self.step = 0
+        self.route = Route()
         self.groups: dict[str, list[nn.Parameter]] = {}
         self.optimizers: dict[str, Optimizer] = {}
         self._schedulers: dict[str, LRScheduler] = {}
@@ -177,7 +190,8 @@ class Trainer:
         self.history.stop_reason = None
         with forked_rng(self.device), stop_on_interrupt(self.stop), torch.enable_grad():
             self._start(train_feed, validation_feed, epochs)
-            self._run(train_feed, validation_feed)
+            with matmul_route(self.route.matmul):
+                self._run(train_feed, validation_feed)
         return self.history
 
     def _feed(
@@ -208,6 +222,7 @@ class Trainer:
             steps_per_epoch=num_batches,
             has_validation=validation is not None,
         )
+        self._choose_paths(train)
         self.plan = Plan(
             first_epoch=self.epoch,
             epochs=epochs,
@@ -242,6 +257,20 @@ class Trainer:
         self.groups = groups
         self.optimizers = self.optimization.make_optimizers(groups, names)
 
+    def _choose_paths(self, train: CheckedFeed) -> None:
+        """Make the pass of an update, by the fast paths that were asked for."""
+        gradients = Gradients(self.model, self.objective, self.groups)
+        self._differentiate: Differentiate = gradients
+        if self.speed == Speed():
+            return
+        with restored_modes(self.model, self.objective):
+            self.model.train()
+            self.objective.train()
+            example = train.first(self.epoch)
+            if not self.step:
+                self.route = choose_route(gradients, example, self.speed)
+            self._differentiate = fast_path(gradients, example, self.speed, self.route)
+
     def _headline(self, train: CheckedFeed, epochs: int) -> str:
         size = sum(p.numel() for group in self.groups.values() for p in group)
         counts = (train.feed.num_examples, train.feed.num_batches)
@@ -249,7 +278,20 @@ class Trainer:
         return (
             f"tinyvae {__version__} on {self.device}, seed {self.seed}: {size:,} parameters, "
             f"{examples} examples, {epochs} epochs of {steps} steps; {train.description}"
+            + "".join(f"; {word}" for word in self._path_words())
         )
+
+    def _path_words(self) -> list[str]:
+        """What came of the fast paths that were asked for."""
+        words = []
+        if self.speed.compile:
+            is_compiled = not isinstance(self._differentiate, Gradients)
+            words.append("compiled" if is_compiled else "not compiled")
+        if self.speed.matmul != "default":
+            words.append(f"matrix products by {self.route.matmul_words}")
+        if self.speed.precision != "float32":
+            words.append(f"networks in {self.route.precision}")
+        return words
 
     def _warn_of_unfinished_schedules(self, steps: int) -> None:
         for message in self.objective.unfinished(steps, self.plan.schedule_steps):
@@ -311,65 +353,23 @@ class Trainer:
                 callback.on_step_end(self, output)
             if self.history.stop_reason is not None:
                 break
-        self._require_finite_weights()
+        require_finite_weights(self.groups, f"step {self.step} (epoch {self.epoch + 1})")
         return mean.row("train")
 
     def _update(self, batch: Batch) -> ObjectiveOutput:
         """One update: the only place where weights change."""
         self.objective.at(self.step, self.plan.schedule_steps)
-        output: ObjectiveOutput = self.objective(self.model, batch)
-        self._require_finite(output)
-        self._backward(output)
+        output = self._differentiate(batch)
+        require_finite_losses(output, f"step {self.step + 1} (epoch {self.epoch + 1})")
         for name, optimizer in self.optimizers.items():
             clip(self.groups[name], self.optimization.clip_norm)
             optimizer.step()
-            optimizer.zero_grad()
+            for parameter in self.groups[name]:
+                parameter.grad = None
         if self.optimization.scheduler_interval == "step":
             self._step_schedulers({})
         self.step += 1
         return output
-
-    def _require_finite(self, output: ObjectiveOutput) -> None:
-        if all(math.isfinite(loss.item()) for loss in output.losses.values()):
-            return
-        values = {name: value.item() for name, value in named_values(output).items()}
-        bad = ", ".join(f"{name} = {v}" for name, v in values.items() if not math.isfinite(v))
-        raise NonFiniteError(
-            f"step {self.step + 1} (epoch {self.epoch + 1}): {bad}. The step was not taken, the "
-            "history is in trainer.history. Lower the learning rate, or clip gradients: "
-            "Optimization(clip_norm=1.0)"
-        )
-
-    def _require_finite_weights(self) -> None:
-        """Find, once per epoch, what a finite loss with a gradient that is not has left behind."""
-        for name, group in self.groups.items():
-            if not all(torch.isfinite(parameter).all() for parameter in group):
-                raise NonFiniteError(
-                    f"step {self.step} (epoch {self.epoch + 1}): weights of group '{name}' are not "
-                    "finite after a finite loss: its gradient was not. Clip gradients, or look for "
-                    "a function whose slope is infinite, such as sqrt at 0"
-                )
-
-    def _backward(self, output: ObjectiveOutput) -> None:
-        """Differentiate each loss with respect to its own group alone."""
-        if output.losses.keys() != self.groups.keys():
-            raise ValueError(
-                f"{type(self.objective).__name__} has parameter groups {list(self.groups)}, "
-                f"expected a loss for each, got {list(output.losses)}"
-            )
-        if len(self.groups) == 1:
-            ((name, loss),) = output.losses.items()
-            loss.backward(inputs=self.groups[name])
-            return
-        last = list(output.losses)[-1]
-        for name, loss in output.losses.items():
-            parameters = self.groups[name]
-            # The graph is kept until the last loss: they share the model's forward pass.
-            gradients = torch.autograd.grad(
-                loss, parameters, retain_graph=name != last, allow_unused=True
-            )
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
 
     def _step_schedulers(self, row: Row) -> None:
         for scheduler in self._schedulers.values():
