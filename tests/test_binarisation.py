@@ -163,6 +163,28 @@ def test_examples_have_fine_digits_of_their_own(spy, max_value):
     assert chisquare(torch.bincount(v.long(), minlength=steps)).pvalue > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("dtype", "max_value", "fine_dtype", "steps"),
+    [
+        (torch.float16, None, torch.float32, 2**8),
+        (torch.float32, None, torch.float32, 2**8),
+        (torch.float64, None, torch.float64, 2**37),
+        (torch.uint8, 255, torch.float32, 255),
+        (torch.int16, 256, torch.float32, 256),
+        (torch.int16, 257, torch.float64, 257),
+        (torch.int64, 2**33, torch.float64, 2**33),
+    ],
+)
+def test_digits_fit_their_type(spy, dtype, max_value, fine_dtype, steps):
+    DynamicBinarisation(max_value)(torch.zeros(20_000, 1, dtype=dtype), generator())
+    assert spy.fine.dtype == fine_dtype
+    v = spy.fine.double() * 2**16 * steps / (max_value or 1)
+    assert torch.equal(v, v.round())
+    assert (v % 2 == 1).any()  # down to the last digit
+    assert 0 <= v.min() < 0.01 * steps
+    assert 0.99 * steps < v.max() + 1 <= steps
+
+
 # --- Draws ----------------------------------------------------------------------------------------
 
 

@@ -67,6 +67,10 @@ class Distribution(ABC):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw ``(*sample_shape, *batch, *event)``, with gradients where ``has_rsample``."""
 
+    def summed_log_prob(self, value: Tensor, ndim: int) -> Tensor:
+        """Log density or mass, summed over the last ``ndim`` batch dimensions, nats."""
+        return sum_last(self.log_prob(value), ndim)
+
     def elementwise_log_prob(self, value: Tensor) -> Tensor:
         """Log density of each element of ``value``, ``(*S, *batch, *event)``, nats.
 
@@ -163,7 +167,7 @@ class Independent(Wrapper):
     def log_prob(self, value: Tensor) -> Tensor:
         """Sum of the elements' log densities, nats."""
         check_event(value, self.event_shape)
-        return sum_last(self.base.log_prob(value), self.event_ndim)
+        return self.base.summed_log_prob(value, self.event_ndim)
 
     def elementwise_log_prob(self, value: Tensor) -> Tensor:
         """Log density of each element, nats."""
