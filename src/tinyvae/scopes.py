@@ -56,10 +56,13 @@ def frozen(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def kept_buffers(module: nn.Module) -> Iterator[None]:
     """What a pass leaves in buffers, such as running statistics, undone after."""
+    owners = [(m._buffers, dict(m._buffers)) for m in module.modules()]
     before = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
         yield
     finally:
+        for held, own in owners:
+            held.update(own)
         for buffer, kept in before:
             buffer.copy_(kept)
 

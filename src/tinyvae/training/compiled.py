@@ -19,7 +19,8 @@ from tinyvae.training.gradients import Gradients, scratch
 
 __all__ = ["CompiledGradients", "compiled"]
 
-OPTIONS = {"fallback_random": True, "cpp_wrapper": True, "compile_threads": 1}
+OPTIONS = {"fallback_random": True, "compile_threads": 1}
+OPTIONS_OF = {"cpu": {"cpp_wrapper": True}, "cuda": {"triton.cudagraphs": True}}
 # Of a gradient's norm: ten thousand roundings of float32, and far less than any mistake makes.
 TOLERANCE, ROUNDING = 1e-3, 1e-6
 
@@ -35,12 +36,12 @@ class CompiledGradients:
 
     Raises:
         Exception: Of any kind, where the pass cannot be written down or compiled.
-        ArithmeticError: If the graph gives other gradients than the pass itself.
+        ArithmeticError: If the graph gives other losses, gradients or buffers than the pass itself.
     """
 
     def __init__(self, gradients: Gradients, example: Batch) -> None:
         self.gradients = gradients
-        step = _Step(gradients)
+        self._step = step = _Step(gradients)
         names = [name for name, _ in (*step.named_parameters(), *step.named_buffers())]
         self._parameters, self._buffers = list(step.parameters()), list(step.buffers())
         self._signature = _signature(example)
@@ -100,7 +101,11 @@ class CompiledGradients:
             warnings.simplefilter("ignore")  # of torch, about itself
             inputs = (self._parameters, self._buffers, _parts(example))
             graph = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
-            options: dict[str, Any] = OPTIONS
+            device = example.x.device.type
+            if device == "cuda":
+                for tensor in (*self._parameters, *self._buffers):
+                    torch._dynamo.mark_static_address(tensor)
+            options: dict[str, Any] = {**OPTIONS, **OPTIONS_OF.get(device, {})}
             result: Pass = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
             with torch.no_grad():
                 result(*inputs)
@@ -109,18 +114,21 @@ class CompiledGradients:
     def _verify(self, example: Batch) -> None:
         """Compare with the pass itself, on noise that the graph was not written with."""
         seen = []
-        for differentiate in (self.gradients, self):
+        for differentiate in (self, self.gradients):
             with scratch(self.gradients, example.x.device):
                 torch.rand(8, device=example.x.device)
                 output = differentiate(example)
                 grads = [torch.zeros(1) if p.grad is None else p.grad for p in self._parameters]
-                seen.append([*(loss.detach() for loss in output.losses.values()), *grads])
+                values = [*grads, *output.losses.values(), *self._step.buffers()]
+                seen.append([value.detach().double() for value in values])
         norm = torch.linalg.vector_norm
         # A gradient that is zero but for rounding, as of a bias before a normalisation, is no size.
-        floor = ROUNDING * max(norm(plain) for plain in seen[0])
-        for plain, own in zip(*seen, strict=True):
+        floor = ROUNDING * max(norm(plain) for plain in seen[1][: len(self._parameters)])
+        for own, plain in zip(*seen, strict=True):
             if not norm(own - plain) <= TOLERANCE * norm(plain) + floor:
-                raise ArithmeticError("the graph gives other gradients than the pass itself")
+                raise ArithmeticError(
+                    "the graph gives other losses, gradients or buffers than the pass"
+                )
 
 
 class _Step(nn.Module):

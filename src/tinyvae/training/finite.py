@@ -4,25 +4,72 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tinyvae.objective import ObjectiveOutput
 from tinyvae.training.history import named_values
 
-__all__ = ["NonFiniteError", "require_finite_losses", "require_finite_weights"]
+__all__ = ["FiniteLosses", "NonFiniteError", "require_finite_weights"]
 
 
 class NonFiniteError(ArithmeticError):
     """A loss was NaN or infinite, and its step not taken; or weights had become so."""
 
 
-def require_finite_losses(output: ObjectiveOutput, where: str) -> None:
-    """Raise, with every value that is not finite, unless all losses are."""
-    if all(math.isfinite(loss.item()) for loss in output.losses.values()):
-        return
-    values = {name: value.item() for name, value in named_values(output).items()}
-    bad = ", ".join(f"{name} = {v}" for name, v in values.items() if not math.isfinite(v))
-    raise NonFiniteError(
+class FiniteLosses:
+    """Raises at the first step with a loss that is NaN or infinite; its update is not made.
+
+    A GPU is not waited for at each step, where its optimisers' kernels heed a flag on the device:
+    from the bad step on they do nothing, until it is found out some steps later.
+
+    Args:
+        optimizers: The optimisers.
+        waits: Whether the losses are looked at in every step. None, where that costs nothing or
+            has to be.
+    """
+
+    INTERVAL = 64
+
+    def __init__(self, optimizers: Mapping[str, Optimizer], *, waits: bool | None = None) -> None:
+        groups = [g for optimizer in optimizers.values() for g in optimizer.param_groups]
+        on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
+        heeds_flag = all(group.get("fused") for group in groups)
+        self.waits = on_cpu or not heeds_flag if waits is None else waits
+        self.optimizers = optimizers
+        self._flag: Tensor | None = None
+        self._seen: list[tuple[str, dict[str, Tensor]]] = []
+
+    def check(self, output: ObjectiveOutput, where: str) -> None:
+        """Look at the losses of a step, or see to it that they will be."""
+        if self.waits:
+            if not all(math.isfinite(loss.item()) for loss in output.losses.values()):
+                raise _error(where, named_values(output))
+            return
+        losses = torch.stack([loss.detach() for loss in output.losses.values()])
+        bad = (~torch.isfinite(losses).all()).float()
+        self._flag = bad if self._flag is None else torch.maximum(self._flag, bad)
+        for optimizer in self.optimizers.values():
+            optimizer.found_inf = self._flag  # type: ignore[attr-defined]
+        self._seen.append((where, {n: v.clone() for n, v in named_values(output).items()}))
+        if len(self._seen) == self.INTERVAL:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait for the device, and raise if a loss since the last time was not finite."""
+        seen, self._seen = self._seen, []
+        if self._flag is None or not self._flag.item():
+            return
+        for where, values in seen:
+            losses = [v.item() for name, v in values.items() if name.startswith("loss")]
+            if not all(map(math.isfinite, losses)):
+                raise _error(where, values)
+
+
+def _error(where: str, values: Mapping[str, Tensor]) -> NonFiniteError:
+    numbers = {name: value.item() for name, value in values.items()}
+    bad = ", ".join(f"{name} = {v}" for name, v in numbers.items() if not math.isfinite(v))
+    return NonFiniteError(
         f"{where}: {bad}. The step was not taken, the history is in trainer.history. Lower the "
         "learning rate, or clip gradients: Optimization(clip_norm=1.0)"
     )

@@ -19,7 +19,7 @@ from tinyvae.scopes import evaluating, forked_rng, restored_modes, seed_rng
 from tinyvae.training.callbacks import Callback
 from tinyvae.training.checking import CheckedFeed
 from tinyvae.training.feed import PickBatch, Preparation, Transform, make_feed
-from tinyvae.training.finite import require_finite_losses, require_finite_weights
+from tinyvae.training.finite import FiniteLosses, require_finite_weights
 from tinyvae.training.gradients import Gradients
 from tinyvae.training.history import History, Row, RunningMean
 from tinyvae.training.interrupt import stop_on_interrupt
@@ -222,6 +222,7 @@ class Trainer:
             steps_per_epoch=num_batches,
             has_validation=validation is not None,
         )
+        self._finite = FiniteLosses(self.optimizers)
         self._choose_paths(train)
         self.plan = Plan(
             first_epoch=self.epoch,
@@ -353,6 +354,7 @@ class Trainer:
                 callback.on_step_end(self, output)
             if self.history.stop_reason is not None:
                 break
+        self._finite.settle()
         require_finite_weights(self.groups, f"step {self.step} (epoch {self.epoch + 1})")
         return mean.row("train")
 
@@ -360,7 +362,7 @@ class Trainer:
         """One update: the only place where weights change."""
         self.objective.at(self.step, self.plan.schedule_steps)
         output = self._differentiate(batch)
-        require_finite_losses(output, f"step {self.step + 1} (epoch {self.epoch + 1})")
+        self._finite.check(output, f"step {self.step + 1} (epoch {self.epoch + 1})")
         for name, optimizer in self.optimizers.items():
             clip(self.groups[name], self.optimization.clip_norm)
             optimizer.step()
