@@ -17,20 +17,18 @@ matrix products and convolutions of a step.
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import sys
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from competitors import COMPETITORS
 from competitors.process import Worker
+from reporting import head, spread
 from workloads import WORKLOADS, Workload, flops
 
 PAUSE = 0.3  # seconds; OpenMP's threads spin for 0.2
@@ -111,8 +109,8 @@ def table(workload: Workload, results: Results, peak: float | None) -> str:
     quotients = ratios(results)
     for name, result in _measured(results).items():
         quartiles = np.quantile(step_times(result, workload), (0.25, 0.5, 0.75))
-        row = [COMPETITORS[name].title, *_spread(quartiles, _duration)]
-        row += _spread(quotients[name], "{:.2f}".format) if quotients else ["", ""]
+        row = [COMPETITORS[name].title, *spread(quartiles, _duration)]
+        row += spread(quotients[name], "{:.2f}".format) if quotients else ["", ""]
         if peak:
             row.append(f"{flops(workload) / quartiles[1] / peak / 1e9:.1%}")
         rows.append(row)
@@ -125,25 +123,8 @@ def table(workload: Workload, results: Results, peak: float | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _spread(quartiles: np.ndarray, form: Any) -> list[str]:
-    low, middle, high = map(form, quartiles)
-    return [middle, f"{low} to {high}"]
-
-
 def _duration(seconds: float) -> str:
     return f"{1e6 * seconds:.0f} µs" if seconds < 1e-3 else f"{1e3 * seconds:.2f} ms"
-
-
-def machine() -> dict[str, Any]:
-    """The processor and the system."""
-    cpu_info = Path("/proc/cpuinfo")
-    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": next(iter(models), platform.processor()),
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-    }
 
 
 def figure(measured: dict[str, Results], subtitle: str) -> Any:
@@ -240,9 +221,7 @@ def main() -> None:
     args = parse()
     peak = read_peak(args.peak or args.output / "limits.json")
     record = {
-        "machine": machine(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "threads": args.threads,
+        **head(args.threads),
         "allocator": args.allocator,
         "warm_up": WARM_UP,
         "steps": {name: WORKLOADS[name].steps for name in args.workloads},

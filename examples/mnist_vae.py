@@ -31,6 +31,7 @@ from tinyvae import (
     History,
     Optimization,
     Trainer,
+    keep_freed_memory,
     summary,
 )
 from tinyvae.files import write_json
@@ -102,6 +103,7 @@ def main() -> None:
     args = parser.parse_args()
 
     start = time.perf_counter()
+    keep_freed_memory()
     data = load_images("mnist" if args.reference else args.data, args.data_root)
     print(data.headline, flush=True)
     torch.manual_seed(args.seed)  # initial weights come from torch's default generator

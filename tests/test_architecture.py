@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "networks": "",
     "schedules": "",
     "scopes": "",
+    "allocator": "",
     "datasets": "",
     "plotting": "",
     "files": "_version",

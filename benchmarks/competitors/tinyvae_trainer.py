@@ -1,4 +1,4 @@
-"""tinyvae's Trainer: grey levels stay bytes, drawn per batch; zeros and ones are floats."""
+"""tinyvae's Trainer: images stay bytes, and grey levels are drawn per batch."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +17,7 @@ from tinyvae import (
     Callback,
     ConvNet,
     GaussianEncoder,
+    Speed,
     Trainer,
     TransposedConvNet,
 )
@@ -59,19 +60,18 @@ def run(
     compile: bool = False,  # noqa: A002
 ) -> None:
     """Train."""
-    options = {}
-    if compile:
-        from tinyvae import Speed
-
-        options["speed"] = Speed(compile=True)
     objective = ELBO() if workload.num_samples == 1 else IWAE(workload.num_samples)
     callbacks = [EndOfRound(round_done)]
     trainer = Trainer(
-        build(workload), objective, callbacks=callbacks, device="cpu", progress=False, **options
+        build(workload),
+        objective,
+        callbacks=callbacks,
+        speed=Speed(compile=compile),
+        device="cpu",
+        progress=False,
     )
-    data = torch.from_numpy(images)
     trainer.fit(
-        data if workload.grey else data.float(),
+        torch.from_numpy(images),
         epochs=10**9,
         batch_size=workload.batch_size,
         transform=DynamicBinarisation(255) if workload.grey else None,

@@ -7,6 +7,7 @@ the :class:`Trainer`, which knows neither, optimises it.
 
 from tinyvae import datasets
 from tinyvae._version import __version__
+from tinyvae.allocator import keep_freed_memory
 from tinyvae.distributions import (
     Bernoulli,
     Distribution,
@@ -272,6 +273,7 @@ __all__ = [
     "datasets",
     "evaluate",
     "impute",
+    "keep_freed_memory",
     "kl_divergence",
     "log_marginal",
     "summary",

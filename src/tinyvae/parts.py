@@ -42,7 +42,8 @@ def _public_parts(room: ModuleType) -> Iterator[type[nn.Module]]:
     """Classes that a room names in its ``__all__`` and that a model is made of."""
     for name in room.__all__:
         value = getattr(room, name)
-        if isinstance(value, type) and issubclass(value, BASES) and value not in BASES:
+        # By the order of resolution: issubclass of abstract classes takes 0.1 s for all of them.
+        if isinstance(value, type) and value not in BASES and set(BASES) & set(value.__mro__):
             yield value
 
 
