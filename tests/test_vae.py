@@ -436,7 +436,13 @@ MISFITS = {
         "values in [0, 1], got 0..255, such as 255, in 1 of 1 examples",
     ),
     "NaN": (plain, lambda: grey() * math.nan, ValueError, "got NaN in 1 of 1 examples"),
-    "integers": (plain, lambda: grey().long(), TypeError, "floating-point data, got torch.int64"),
+    "levels": (plain, lambda: grey().long(), ValueError, "values in [0, 1], got 0..255"),
+    "integers": (
+        lambda: mlp_vae(GaussianLikelihood(), (4,)),
+        lambda: grey().long(),
+        TypeError,
+        "floating-point data, got torch.int64",
+    ),
     "no examples": (
         plain,
         lambda: torch.zeros(0, 4),

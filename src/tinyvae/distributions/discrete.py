@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinyvae.distributions.base import Distribution, joint_shape, pooled
+from tinyvae.distributions.bits import summed_log_mass
 from tinyvae.distributions.special import gamma_residual, race
 
 __all__ = [
@@ -52,31 +53,16 @@ class Bernoulli(Distribution):
         return value * self.logits - F.softplus(self.logits, threshold=40)
 
     def summed_log_prob(self, value: Tensor, ndim: int) -> Tensor:
-        """Sum of log masses; of zeros and ones without gradients, by fewer logarithms."""
-        if ndim and not torch.is_grad_enabled() and self.logits.device.type == "cpu":
-            signed = torch.mul(2 * value - 1, self.logits)
-            if bool(((value == 0) | (value == 1)).all()) and bool(signed.amin() > -_FAR):
-                return _sum_log_sigmoid_(signed.flatten(-ndim))
-        return super().summed_log_prob(value, ndim)
+        """Sum of log masses over the last ``ndim`` batch dimensions, nats."""
+        total = None
+        if ndim and value.dim() >= ndim and self.logits.dim() > ndim:
+            total = summed_log_mass(self.logits.flatten(-ndim), value.flatten(-ndim))
+        return super().summed_log_prob(value, ndim) if total is None else total
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw zeros and ones, without gradients."""
         shape = self._shape(sample_shape)
         return torch.bernoulli(self.mean.detach().expand(shape))
-
-
-# The product of four sigmoids of what is above -20 is no denormal number, of 1e-35 at least.
-_FAR = 20.0
-
-
-def _sum_log_sigmoid_(values: Tensor) -> Tensor:
-    """Sum of log sigmoid over the last dimension, by products of four; overwrites ``values``."""
-    half, rest = values.shape[-1] // 4 * 2, values.shape[-1] % 4
-    values.sigmoid_()
-    pairs = values[..., :half].mul_(values[..., half : 2 * half])
-    fours = pairs[..., : half // 2].mul_(pairs[..., half // 2 :])
-    total: Tensor = fours.log_().sum(-1)
-    return total + values[..., 2 * half :].log_().sum(-1) if rest else total
 
 
 # Where exp of a parameter is as good as infinite, and its square still a float32.
