@@ -152,7 +152,6 @@ def global_state():
 @pytest.fixture(scope="module")
 def warmed_up():
     """A compiled run with a warm-up and falling rates, the plain one, and all that was seen."""
-    importlib.import_module("tinyvae.training.compiled")  # sympy, in torch, filters its warnings
     graphs = []
 
     def trained(speed):
@@ -165,6 +164,8 @@ def warmed_up():
         trainer = run(model, objective, callbacks=[Recorder()], **options)
         return trainer, before, global_state()
 
+    plain, *_ = trained(Speed())
+    importlib.import_module("tinyvae.training.compiled")  # sympy, in torch, filters its warnings
     with pytest.MonkeyPatch.context() as monkeypatch:
         compile_ = torch.compile
 
@@ -174,7 +175,6 @@ def warmed_up():
 
         monkeypatch.setattr(torch, "compile", count)
         compiled, *state = trained(COMPILED)
-    plain, *_ = trained(Speed())
     return {"compiled": compiled, "plain": plain, "graphs": graphs, "state": state}
 
 
