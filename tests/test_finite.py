@@ -181,6 +181,16 @@ def test_a_step_of_a_later_interval_is_named(deferred):
     assert objective.calls == 148  # of the epoch
 
 
+def test_of_many_bad_steps_the_first_is_named(deferred):
+    class BreaksForGood(Breaks):
+        def forward(self, model, batch):
+            self.step = max(self.step, self.calls + 1)
+            return super().forward(model, batch)
+
+    with pytest.raises(NonFiniteError, match=r"^step 3 \(epoch 1\)"):
+        run(make_linear(), BreaksForGood(3))
+
+
 def test_what_came_before_stays_in_the_history(deferred):
     trainer = Trainer(make_linear(), Breaks(STEPS + 2), device="cpu", progress=False)
     with pytest.raises(NonFiniteError, match=rf"^step {STEPS + 2} \(epoch 2\)"):

@@ -44,7 +44,7 @@ from tinyvae import (
 )
 from tinyvae.training import speed as module
 from tinyvae.training.feed import Preparation, make_feed
-from tinyvae.training.gradients import Gradients
+from tinyvae.training.gradients import Gradients, scratch
 from tinyvae.training.speed import Route, matmul_route
 
 FAST = Speed(matmul="fast")
@@ -363,6 +363,22 @@ def test_declined_paths_are_the_plain_run_bitwise(declining, speed):
     assert rows(fast.history) == rows(plain.history)
     batches = fast.model.encoder.network[2].num_batches_tracked
     assert batches == 2 * STEPS
+
+
+def test_a_scratch_pass_is_undone():
+    model = make_normalised()
+    gradients = Gradients(model, ELBO(), {"model": list(model.parameters())})
+    drawn = []
+    for _ in range(2):
+        with scratch(gradients, CPU):
+            drawn.append(torch.rand(3))
+            gradients(Batch(DATA))
+            assert not same(model, make_normalised())
+        assert same(model, make_normalised())
+        torch.manual_seed(0)
+    assert torch.equal(*drawn)
+    assert torch.equal(torch.rand(3), drawn[0])
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_probing_takes_place_in_training_mode(declining, monkeypatch):

@@ -89,7 +89,7 @@ class _SummedLogMass(torch.autograd.Function):
         return _by_terms(logits, value)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], _: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod

@@ -4,11 +4,13 @@ Python runs once, while every tensor operation of the pass, of autograd too, is 
 record is compiled. Noise is drawn by torch's own generators, in the same order as without.
 """
 
+import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -35,8 +37,8 @@ class CompiledGradients:
         example: A batch of the shape.
 
     Raises:
-        Exception: Of any kind, where the pass cannot be written down or compiled.
-        ArithmeticError: If the graph gives other losses, gradients or buffers than the pass itself.
+        Exception: Of any kind, where the pass cannot be compiled.
+        ValueError: If it does what a graph does not.
     """
 
     def __init__(self, gradients: Gradients, example: Batch) -> None:
@@ -47,6 +49,7 @@ class CompiledGradients:
         self._signature = _signature(example)
         self._losses: list[str] = []
         self._metrics: list[str] = []
+        self._require_operations_alone(example)
         self._run = self._compile(self._written(step, names), example)
         self._verify(example)
 
@@ -111,6 +114,22 @@ class CompiledGradients:
                 result(*inputs)
         return result
 
+    def _require_operations_alone(self, example: Batch) -> None:
+        """Raise if the pass does more than operations on its tensors; make what it makes once."""
+        if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self._parameters):
+            raise ValueError("parameters have hooks, which a graph does not call")
+        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+        before = _drawn()
+        with scratch(self.gradients, example.x.device):
+            self.gradients(example)
+            if [id(b) for b in self._step.buffers()] != [id(b) for b in self._buffers]:
+                raise ValueError("a buffer is replaced in the pass: change it in place, copy_(...)")
+        after = _drawn()
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        if after != before:
+            raise ValueError("the pass draws numbers of Python or numpy: draw them by torch")
+
     def _verify(self, example: Batch) -> None:
         """Compare with the pass itself, on noise that the graph was not written with."""
         seen = []
@@ -125,10 +144,9 @@ class CompiledGradients:
         # A gradient that is zero but for rounding, as of a bias before a normalisation, is no size.
         floor = ROUNDING * max(norm(plain) for plain in seen[1][: len(self._parameters)])
         for own, plain in zip(*seen, strict=True):
-            if not norm(own - plain) <= TOLERANCE * norm(plain) + floor:
-                raise ArithmeticError(
-                    "the graph gives other losses, gradients or buffers than the pass"
-                )
+            near = norm(own - plain) <= TOLERANCE * norm(plain) + floor
+            if not (near or torch.equal(own, plain)):
+                raise ValueError("the graph gives other losses, gradients or buffers than the pass")
 
 
 class _Step(nn.Module):
@@ -148,9 +166,16 @@ def compiled(gradients: Gradients, example: Batch) -> Gradients | CompiledGradie
     try:
         return CompiledGradients(gradients, example)
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]:.200}"
-        warnings.warn(f"Speed(compile=True): this run is not compiled, {reason}", stacklevel=2)
+        lines = str(error).strip().splitlines() or ["without a word"]
+        reason = f"{type(error).__name__}: {lines[0]:.200}"
+        warnings.warn(f"Speed(compile=True): this run is not compiled, {reason}", stacklevel=6)
         return gradients
+
+
+def _drawn() -> tuple[Any, ...]:
+    """What changes when Python's or numpy's default generator is drawn from."""
+    _, keys, position, *rest = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), bytes(keys), position, *rest
 
 
 def _parts(batch: Batch) -> list[Tensor | None]:

@@ -38,7 +38,7 @@ class FiniteLosses:
         self.waits = on_cpu or not heeds_flag if waits is None else waits
         self.optimizers = optimizers
         self._flag: Tensor | None = None
-        self._seen: list[tuple[str, dict[str, Tensor]]] = []
+        self._seen: list[tuple[str, Tensor, dict[str, Tensor]]] = []
 
     def check(self, output: ObjectiveOutput, where: str) -> None:
         """Look at the losses of a step, or see to it that they will be."""
@@ -46,23 +46,25 @@ class FiniteLosses:
             if not all(math.isfinite(loss.item()) for loss in output.losses.values()):
                 raise _error(where, named_values(output))
             return
-        losses = torch.stack([loss.detach() for loss in output.losses.values()])
-        bad = (~torch.isfinite(losses).all()).float()
+        values = {name: torch.as_tensor(v).detach() for name, v in named_values(output).items()}
+        bad = (~torch.isfinite(torch.stack(list(output.losses.values()))).all()).float()
         self._flag = bad if self._flag is None else torch.maximum(self._flag, bad)
         for optimizer in self.optimizers.values():
             optimizer.found_inf = self._flag  # type: ignore[attr-defined]
-        self._seen.append((where, {n: v.clone() for n, v in named_values(output).items()}))
+        self._seen.append((where, bad, {name: value.clone() for name, value in values.items()}))
         if len(self._seen) == self.INTERVAL:
             self.settle()
 
     def settle(self) -> None:
         """Wait for the device, and raise if a loss since the last time was not finite."""
         seen, self._seen = self._seen, []
-        if self._flag is None or not self._flag.item():
+        flag, self._flag = self._flag, None
+        for optimizer in self.optimizers.values():
+            vars(optimizer).pop("found_inf", None)
+        if flag is None or not flag.item():
             return
-        for where, values in seen:
-            losses = [v.item() for name, v in values.items() if name.startswith("loss")]
-            if not all(map(math.isfinite, losses)):
+        for where, bad, values in seen:
+            if bad.item():
                 raise _error(where, values)
 
 

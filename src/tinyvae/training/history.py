@@ -143,7 +143,7 @@ class RunningMean:
         if not self._names:
             self._names = tuple(named)
             _require_scalars(named)
-        self._aside.append(torch.stack([named[name] for name in self._names]))
+        self._aside.append(torch.stack([named[name].detach() for name in self._names]))
         self._weights.append(weight)
         if len(self._weights) == self.ASIDE:
             self._sum_up()
