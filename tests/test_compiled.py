@@ -296,6 +296,12 @@ def renormalised():
     return make(lambda: nn.Sequential(MLP(2, (4,), 2), layer))
 
 
+def with_an_unused_parameter():
+    model = make_vae()
+    model.decoder.unused = nn.Parameter(torch.ones(3))
+    return model
+
+
 class Masked(nn.Module):
     """A decoder with a buffer of zeros and minus infinity."""
 
@@ -315,6 +321,7 @@ MODELS = {
     "float64": lambda: make_vae().double(),
     "frozen": frozen_encoder,
     "tied": tied,
+    "unused": with_an_unused_parameter,
     "normalised": lambda: make(None, nn.BatchNorm1d(4)),
     "spectral": renormalised,
     "infinite buffer": lambda: make(Masked),
@@ -547,6 +554,20 @@ def test_a_graph_that_gives_other_numbers_falls_back(monkeypatch, fault):
             losses, metrics, gradients = (list(part) for part in graph(*inputs))
             fault(losses, metrics, gradients)
             return losses, metrics, gradients
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    fallen_back(make_vae, "other losses, gradients or buffers")
+
+
+def test_a_graph_with_the_noise_of_its_making_falls_back(monkeypatch):
+    def compiled(graph, **options):
+        state = torch.get_rng_state()
+
+        def run(*inputs):
+            torch.set_rng_state(state)
+            return graph(*inputs)
 
         return run
 

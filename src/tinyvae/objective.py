@@ -89,6 +89,7 @@ class Scheduled(nn.Module):
             bounds = f"in [{least:g}, {most:g}]" if most < math.inf else f">= {least:g}"
             raise ValueError(f"{type(self).__name__} expects {name} {bounds}, got {value!r}")
         self.schedules[name] = schedule
+        self.refresh()
         # float64 keeps weights such as 0.1 exact enough for float64 models. It promotes no tensor
         # with dimensions; a 0-d one, such as a loss, needs weight.to(loss.dtype).
         start = torch.tensor(schedule.shape(0, 1), dtype=torch.float64)
@@ -117,16 +118,21 @@ class Scheduled(nn.Module):
         return f"{schedule.value:g}" if isinstance(schedule, Constant) else repr(schedule)
 
     def at(self, step: int, total_steps: int | None) -> None:
-        """Set the weights that change to their values at ``step`` of ``total_steps``, if known."""
-        if self._changing is None:
-            self._changing = [
+        """Set every weight to its value at ``step`` of ``total_steps`` (None: not known)."""
+        weights = self._changing
+        if weights is None:
+            weights = [
                 (module, name, schedule)
                 for module in self._scheduled()
                 for name, schedule in module.schedules.items()
-                if not isinstance(schedule, Constant)
             ]
-        for module, name, schedule in self._changing:
+            self._changing = [w for w in weights if not isinstance(w[2], Constant)]
+        for module, name, schedule in weights:
             module.get_buffer(name).fill_(schedule(step, total_steps))
+
+    def refresh(self) -> None:
+        """Have :meth:`at` look anew for weights, and set those that never change, too."""
+        self._changing = None
 
     def unfinished(self, steps: int, total_steps: int | None) -> list[str]:
         """Name the weights that a run of ``steps`` leaves before the end of their schedules."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 __all__ = ["summed_log_mass"]
@@ -23,6 +24,8 @@ FAR = 20.0
 def summed_log_mass(logits: Tensor, value: Tensor) -> Tensor | None:
     """Sum over the last dimension; None where it is better done by the operations themselves.
 
+    Without gradients, of zeros and ones, each element adds an error below 2^-24 nats in float32.
+
     Args:
         logits: ``(K, *batch, N)``.
         value: ``(*batch, N)``, broadcast to the logits.
@@ -30,14 +33,13 @@ def summed_log_mass(logits: Tensor, value: Tensor) -> Tensor | None:
     Returns:
         ``(K, *batch)``, nats.
     """
-    is_traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
     if (
         logits.device.type != "cpu"
         or logits.numel() <= PIECE
-        or is_traced
         or value.requires_grad
         or value.dtype != logits.dtype
-        or value.dim() > logits.dim()
+        or not _is_broadcast(value, logits)
+        or _is_transformed()
     ):
         return None
     if torch.is_grad_enabled() and logits.requires_grad:
@@ -46,6 +48,21 @@ def summed_log_mass(logits: Tensor, value: Tensor) -> Tensor | None:
     if _is_tame(logits, value):
         return _by_products(logits, (2 * value - 1).expand_as(logits))
     return _by_terms(logits, value.expand_as(logits))
+
+
+def _is_broadcast(value: Tensor, logits: Tensor) -> bool:
+    pairs = zip(reversed(value.shape), reversed(logits.shape), strict=False)
+    return value.dim() <= logits.dim() and all(own in (1, size) for own, size in pairs)
+
+
+def _is_transformed() -> bool:
+    """Whether operations are recorded or transformed, for which they must be torch's plain ones."""
+    return (
+        torch.compiler.is_compiling()
+        or is_in_torch_dispatch_mode()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
 
 
 def _is_tame(logits: Tensor, value: Tensor) -> bool:
@@ -95,7 +112,7 @@ class _SummedLogMass(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         logits, value = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted
+        if torch.is_grad_enabled() or _is_transformed():  # a second derivative is wanted, or many
             return (value - torch.sigmoid(logits)) * grad.unsqueeze(-1), None
         slope = torch.empty_like(logits)
         for part, x, own, out in _pieces(logits, value, grad, slope):

@@ -79,7 +79,14 @@ class UnitNormal(Normal):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of each element, nats."""
+        if not self.agrees_with(value):
+            return super().log_prob(value)
         return -0.5 * value.square() - 0.5 * math.log(2 * math.pi)
+
+    def agrees_with(self, value: Tensor) -> bool:
+        """Whether a tensor needs neither a shape nor digits of this batch."""
+        trailing = value.shape[max(0, value.dim() - len(self.batch_shape)) :]
+        return trailing == self.batch_shape and value.dtype == self._mean.dtype
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw."""

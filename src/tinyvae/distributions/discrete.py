@@ -55,7 +55,8 @@ class Bernoulli(Distribution):
     def summed_log_prob(self, value: Tensor, ndim: int) -> Tensor:
         """Sum of log masses over the last ``ndim`` batch dimensions, nats."""
         total = None
-        if ndim and value.dim() >= ndim and self.logits.dim() > ndim:
+        is_own = type(self).log_prob is Bernoulli.log_prob
+        if is_own and ndim and value.dim() >= ndim and self.logits.dim() > ndim:
             total = summed_log_mass(self.logits.flatten(-ndim), value.flatten(-ndim))
         return super().summed_log_prob(value, ndim) if total is None else total
 

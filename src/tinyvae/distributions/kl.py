@@ -27,7 +27,7 @@ def _excess(log_ratio: Tensor) -> Tensor:
 
 
 def _kl_normal_normal(q: Normal, p: Normal) -> Tensor:
-    if isinstance(p, UnitNormal):
+    if isinstance(p, UnitNormal) and p.agrees_with(q.mean) and p.agrees_with(q.log_std):
         return 0.5 * torch.addcmul(_excess(2 * q.log_std), q.mean, q.mean)
     distance = (q.mean - p.mean) * torch.exp(-p.log_std)
     return 0.5 * (_excess(2 * (q.log_std - p.log_std)) + distance.square())

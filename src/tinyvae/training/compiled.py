@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tinyvae.objective import Batch, ObjectiveOutput
-from tinyvae.training.gradients import Gradients, scratch
+from tinyvae.training.gradients import Gradients, plain_numbers, scratch
 
 __all__ = ["CompiledGradients", "compiled"]
 
@@ -47,6 +47,7 @@ class CompiledGradients:
         names = [name for name, _ in (*step.named_parameters(), *step.named_buffers())]
         self._parameters, self._buffers = list(step.parameters()), list(step.buffers())
         self._signature = _signature(example)
+        self._trained = [p.requires_grad for p in self._parameters]
         self._losses: list[str] = []
         self._metrics: list[str] = []
         self._require_operations_alone(example)
@@ -55,7 +56,7 @@ class CompiledGradients:
 
     def __call__(self, batch: Batch) -> ObjectiveOutput:
         """Return losses and metrics, and leave gradients in the parameters."""
-        if _signature(batch) != self._signature:
+        if _signature(batch) != self._signature or not self._is_as_written():
             return self.gradients(batch)
         with torch.no_grad():
             losses, metrics, gradients = self._run(self._parameters, self._buffers, _parts(batch))
@@ -70,7 +71,7 @@ class CompiledGradients:
         """The pass as a function of all tensors that it reads."""
         position = {id(p): place for place, p in enumerate(self._parameters)}
         groups = {n: [position[id(p)] for p in g] for n, g in self.gradients.groups.items()}
-        trained = [p.requires_grad for p in self._parameters]
+        trained = self._trained
 
         def run(
             parameters: Sequence[Tensor],
@@ -116,19 +117,26 @@ class CompiledGradients:
 
     def _require_operations_alone(self, example: Batch) -> None:
         """Raise if the pass does more than operations on its tensors; make what it makes once."""
-        if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self._parameters):
+        if not self._is_as_written():
             raise ValueError("parameters have hooks, which a graph does not call")
-        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-        before = _drawn()
         with scratch(self.gradients, example.x.device):
+            drawn, numbers = _drawn(), plain_numbers(self.gradients)
             self.gradients(example)
             if [id(b) for b in self._step.buffers()] != [id(b) for b in self._buffers]:
                 raise ValueError("a buffer is replaced in the pass: change it in place, copy_(...)")
-        after = _drawn()
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-        if after != before:
-            raise ValueError("the pass draws numbers of Python or numpy: draw them by torch")
+            if _drawn() != drawn:
+                raise ValueError("the pass draws numbers of Python or numpy: draw them by torch")
+            if plain_numbers(self.gradients) != numbers:
+                raise ValueError("the pass changes a number of a module: make it a buffer")
+
+    def _is_as_written(self) -> bool:
+        """Whether the same parameters are trained, and nothing else is to be done with them."""
+        return all(
+            p.requires_grad is trained
+            and not p._backward_hooks
+            and not p._post_accumulate_grad_hooks
+            for p, trained in zip(self._parameters, self._trained, strict=True)
+        )
 
     def _verify(self, example: Batch) -> None:
         """Compare with the pass itself, on noise that the graph was not written with."""
@@ -138,7 +146,8 @@ class CompiledGradients:
                 torch.rand(8, device=example.x.device)
                 output = differentiate(example)
                 grads = [torch.zeros(1) if p.grad is None else p.grad for p in self._parameters]
-                values = [*grads, *output.losses.values(), *self._step.buffers()]
+                named = (*output.losses.values(), *output.metrics.values())
+                values = [*grads, *named, *self._step.buffers()]
                 seen.append([value.detach().double() for value in values])
         norm = torch.linalg.vector_norm
         # A gradient that is zero but for rounding, as of a bias before a normalisation, is no size.
@@ -174,8 +183,9 @@ def compiled(gradients: Gradients, example: Batch) -> Gradients | CompiledGradie
 
 def _drawn() -> tuple[Any, ...]:
     """What changes when Python's or numpy's default generator is drawn from."""
-    _, keys, position, *rest = np.random.get_state()  # noqa: NPY002
-    return random.getstate(), bytes(keys), position, *rest
+    numpy: Any = np.random.get_state()  # noqa: NPY002
+    _, keys, *rest = numpy
+    return random.getstate(), bytes(keys), *rest
 
 
 def _parts(batch: Batch) -> list[Tensor | None]:

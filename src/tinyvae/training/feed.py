@@ -7,7 +7,7 @@ through a DataLoader in the same order; a DataLoader is taken as it is.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,11 +59,13 @@ class Preparation:
     def prepare(self, item: Any, generator: torch.Generator, index: Tensor | None = None) -> Batch:
         """Pick and transform one placed batch."""
         batch = _as_batch(item if self.batch is None else self.batch(item))
-        x = batch.x if self.transform is None else self._transformed(batch.x, generator)
+        x = self._transformed(batch.x, generator)
         return Batch(x, batch.context, batch.mask, batch.index if index is None else index)
 
     def _transformed(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        transformed = cast("Transform", self.transform)(x, generator)
+        if self.transform is None:
+            return x
+        transformed = self.transform(x, generator)
         if not isinstance(transformed, Tensor):
             raise TypeError(f"transform= must return a tensor, got a {type(transformed).__name__}")
         result: Tensor = self.place(transformed)

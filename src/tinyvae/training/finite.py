@@ -58,14 +58,19 @@ class FiniteLosses:
     def settle(self) -> None:
         """Wait for the device, and raise if a loss since the last time was not finite."""
         seen, self._seen = self._seen, []
-        flag, self._flag = self._flag, None
-        for optimizer in self.optimizers.values():
-            vars(optimizer).pop("found_inf", None)
+        flag = self._flag
+        self.release()
         if flag is None or not flag.item():
             return
         for where, bad, values in seen:
             if bad.item():
                 raise _error(where, values)
+
+    def release(self) -> None:
+        """Leave the optimisers without a flag."""
+        self._flag = None
+        for optimizer in self.optimizers.values():
+            vars(optimizer).pop("found_inf", None)
 
 
 def _error(where: str, values: Mapping[str, Tensor]) -> NonFiniteError:

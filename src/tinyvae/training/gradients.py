@@ -1,17 +1,20 @@
 """Losses of a batch and their gradients: the pass forwards and backwards of one update."""
 
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from tinyvae.objective import Batch, Objective, ObjectiveOutput
 from tinyvae.scopes import forked_rng, kept_buffers
 
-__all__ = ["Gradients", "scratch"]
+__all__ = ["Gradients", "plain_numbers", "scratch"]
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,26 @@ class Gradients:
 
 @contextmanager
 def scratch(gradients: Gradients, device: torch.device) -> Iterator[None]:
-    """Random state, buffers and gradients as they were, after."""
+    """Random state, numbers, buffers and gradients as they were, after."""
+    numbers = plain_numbers(gradients)
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     with forked_rng(device), kept_buffers(gradients.model), kept_buffers(gradients.objective):
         try:
             yield
         finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+            for module, own in numbers:
+                vars(module).update(own)
             for group in gradients.groups.values():
                 for parameter in group:
                     parameter.grad = None
+
+
+def plain_numbers(gradients: Gradients) -> list[tuple[nn.Module, dict[str, Any]]]:
+    """Numbers and words that modules have as attributes, such as a count of their calls."""
+    return [
+        (module, {n: v for n, v in vars(module).items() if isinstance(v, (int, float, str))})
+        for part in (gradients.model, gradients.objective)
+        for module in part.modules()
+    ]

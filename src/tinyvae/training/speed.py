@@ -82,17 +82,17 @@ class Route:
 def choose_route(gradients: Gradients, example: Batch, speed: Speed) -> Route:
     """Probe what was asked for; in training mode, and without a trace."""
     device = example.x.device
+    half = speed.precision == "bfloat16" and half_precision_pays(device)
+    precision: Literal["bfloat16", "float32"] = "bfloat16" if half else "float32"
+    differentiate = replace(gradients, precision=getattr(torch, precision))
 
     def step() -> None:
         with scratch(gradients, device):
-            gradients(example)
+            differentiate(example)
 
-    half = speed.precision == "bfloat16" and half_precision_pays(device)
     fast = speed.matmul == "fast" and device.type == "cpu"
-    return Route(
-        "onednn" if fast and onednn_pays(gradients.model, len(example), step) else "default",
-        "bfloat16" if half else "float32",
-    )
+    pays = fast and onednn_pays(gradients.model, len(example), step)
+    return Route("onednn" if pays else "default", precision)
 
 
 def fast_path(gradients: Gradients, example: Batch, speed: Speed, route: Route) -> Differentiate:

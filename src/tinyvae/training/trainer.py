@@ -65,8 +65,8 @@ class Trainer:
     """Minimises an objective.
 
     Randomness is a function of the seed: from the same weights, the same seed gives bitwise the
-    same run on one machine (device, torch, number of threads; on a GPU as far as its kernels are
-    deterministic). Global random state is left as it was found.
+    same run on one machine (device, torch, number of threads, fast paths; on a GPU as far as its
+    kernels are deterministic). Global random state is left as it was found.
 
     Args:
         model: Module that the objective understands; moved to the device.
@@ -171,8 +171,8 @@ class Trainer:
 
         Raises:
             TypeError, ValueError: If data, model and objective do not fit, before the first step.
-            NonFiniteError: If a loss is NaN or infinite, at that step; if weights are, at the end
-                of the epoch.
+            NonFiniteError: If a loss is NaN or infinite, at that step (on a GPU some steps later,
+                none of which changes weights); if weights are, at the end of the epoch.
         """
         for name, count in (("epochs", epochs), ("batch_size", batch_size)):
             if not isinstance(count, int) or count < 1:
@@ -223,17 +223,19 @@ class Trainer:
             has_validation=validation is not None,
         )
         self._finite = FiniteLosses(self.optimizers)
+        schedule_steps = self.plan.schedule_steps if self.step else run_steps
+        self.objective.refresh()
+        self.objective.at(self.step, schedule_steps)
         self._choose_paths(train)
         self.plan = Plan(
             first_epoch=self.epoch,
             epochs=epochs,
             run_steps=run_steps,
             total_steps=None if run_steps is None else self.step + run_steps,
-            schedule_steps=self.plan.schedule_steps if self.step else run_steps,
+            schedule_steps=schedule_steps,
             has_validation=validation is not None,
             headline=self._headline(train, epochs),
         )
-        self.objective.at(self.step, self.plan.schedule_steps)
         if self.plan.total_steps is not None:
             self._warn_of_unfinished_schedules(self.plan.total_steps)
 
@@ -304,6 +306,7 @@ class Trainer:
         started = time.monotonic() - elapsed
         with ExitStack() as stack:
             stack.enter_context(restored_modes(self.model, self.objective))
+            stack.callback(self._finite.release)
             for callback in self.callbacks:
                 callback.on_fit_start(self)
                 stack.callback(callback.on_fit_end, self)
