@@ -20,6 +20,7 @@ Differentiate: TypeAlias = Callable[[Batch], ObjectiveOutput]
 # these instead, which the probe of its error finds out.
 ONEDNN = "bf16"
 FLOAT32_EXACT = 1e-6
+MANY_ROWS = 4096  # of several draws; kernels for large products are others than for small ones
 ROUNDS, GAIN = 7, 0.95
 
 
@@ -82,7 +83,8 @@ class Route:
 def choose_route(gradients: Gradients, example: Batch, speed: Speed) -> Route:
     """Probe what was asked for; in training mode, and without a trace."""
     device = example.x.device
-    half = speed.precision == "bfloat16" and half_precision_pays(device)
+    has_float32 = any(p.dtype == torch.float32 for p in gradients.model.parameters())
+    half = speed.precision == "bfloat16" and has_float32 and half_precision_pays(device)
     precision: Literal["bfloat16", "float32"] = "bfloat16" if half else "float32"
     differentiate = replace(gradients, precision=getattr(torch, precision))
 
@@ -135,7 +137,8 @@ def onednn_pays(model: nn.Module, rows: int, step: Callable[[], object]) -> bool
     if not shapes or not torch.backends.mkldnn.is_available():
         return False
     with matmul_route("onednn"):
-        if any(_error(rows, *shape) > FLOAT32_EXACT for shape in shapes):
+        sizes = (rows, MANY_ROWS)
+        if any(_error(n, *shape) > FLOAT32_EXACT for n in sizes for shape in shapes):
             return False
 
     def fast() -> None:
