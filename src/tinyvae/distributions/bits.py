@@ -112,7 +112,8 @@ class _SummedLogMass(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         logits, value = ctx.saved_tensors
-        if torch.is_grad_enabled() or _is_transformed():  # a second derivative is wanted, or many
+        is_batched = torch._C._functorch.is_legacy_batchedtensor(grad)
+        if torch.is_grad_enabled() or is_batched or _is_transformed():
             return (value - torch.sigmoid(logits)) * grad.unsqueeze(-1), None
         slope = torch.empty_like(logits)
         for part, x, own, out in _pieces(logits, value, grad, slope):
