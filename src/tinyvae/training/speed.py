@@ -32,7 +32,8 @@ class Speed:
         compile: Compile the pass forwards and backwards to one graph, which takes seconds at the
             start, needs a C++ compiler, and agrees with the pass itself to rounding. Batches of
             another shape, such as a short last one, are computed as ever, and all are where the
-            pass cannot be compiled, after a warning.
+            pass cannot be compiled, after a warning. The model's Python code runs once: what a
+            callback changes in its attributes during the run is not seen.
         matmul: ``"fast"`` takes, on a CPU, oneDNN's matrix products instead of the default ones, if
             a probe at the start finds the step faster by them and each product of a layer within
             1e-6 of the exact one. The global setting is put back after the run.

@@ -23,6 +23,7 @@ from tinyvae.training.finite import FiniteLosses, require_finite_weights
 from tinyvae.training.gradients import Gradients
 from tinyvae.training.history import History, Row, RunningMean
 from tinyvae.training.interrupt import stop_on_interrupt
+from tinyvae.training.lean import step_of
 from tinyvae.training.optimization import Optimization, clip
 from tinyvae.training.progress import Progress
 from tinyvae.training.seeds import Stream, derive_seed
@@ -222,6 +223,7 @@ class Trainer:
             steps_per_epoch=num_batches,
             has_validation=validation is not None,
         )
+        self._steps = {name: step_of(optimizer) for name, optimizer in self.optimizers.items()}
         self._finite = FiniteLosses(self.optimizers)
         schedule_steps = self.plan.schedule_steps if self.step else run_steps
         self.objective.refresh()
@@ -366,9 +368,9 @@ class Trainer:
         self.objective.at(self.step, self.plan.schedule_steps)
         output = self._differentiate(batch)
         self._finite.check(output, f"step {self.step + 1} (epoch {self.epoch + 1})")
-        for name, optimizer in self.optimizers.items():
+        for name in self.optimizers:
             clip(self.groups[name], self.optimization.clip_norm)
-            optimizer.step()
+            self._steps[name]()
             for parameter in self.groups[name]:
                 parameter.grad = None
         if self.optimization.scheduler_interval == "step":
