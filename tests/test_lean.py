@@ -78,7 +78,10 @@ def test_schedulers_are_followed(scheduler):
     schedulers = {}
 
     def between(_step, made):
-        schedulers.setdefault(id(made[1]), scheduler(made[1])).step()
+        if made[1] in schedulers:
+            schedulers[made[1]].step()
+        else:
+            schedulers[made[1]] = scheduler(made[1])
 
     both(partial(Adam, fused=True), between)
 
