@@ -276,8 +276,8 @@ BAD = {
         f"data, counted from example {PROBE_SIZE}: .* in 1 of 40 examples, first in example 17",
     ),
     "0..255": (DATA * 255, ValueError, r"expects values in \[0, 1\], got 0\.\.255"),
-    "uint8": (GREY, TypeError, r"expects floating-point data, got torch.uint8: .* transform="),
-    "integers": (DATA.long().numpy(), TypeError, "floating-point data, got torch.int64"),
+    "uint8": (GREY, ValueError, r"expects values in \[0, 1\], got 0\.\.255.* transform="),
+    "integers": (2 * DATA.long().numpy(), ValueError, r"in \[0, 1\], got 0\.\.2"),
     "shape": (DATA[:, :3], ValueError, r"encoder does not accept a batch of shape \(2, 3\)"),
 }
 

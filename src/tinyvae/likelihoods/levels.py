@@ -45,7 +45,8 @@ class BernoulliLikelihood(Likelihood):
     takes_integers = True
     support = "values in [0, 1]"
     remedy = (
-        "binarise, as with tinyvae.datasets.threshold(x, level), divide by the maximum and use "
+        "binarise, as with tinyvae.datasets.threshold(x, level) or by fit's "
+        "transform=tinyvae.datasets.DynamicBinarisation(max_value), divide by the maximum and use "
         "ContinuousBernoulliLikelihood, or take levels as they are by CategoricalLikelihood(levels)"
     )
 
