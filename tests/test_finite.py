@@ -1,6 +1,6 @@
 """What is not finite, found at once or some steps later; means of an epoch; what a step leaves.
 
-The CPU's fused optimisers heed the flag of :class:`FiniteLosses` as those of a GPU do.
+The CPU's fused optimisers heed the flag of :class:`FiniteSteps` as those of a GPU do.
 """
 
 import gc
@@ -14,6 +14,7 @@ import torch
 from test_trainer import (
     DATA,
     STEPS,
+    Corner,
     LeastSquares,
     Recorder,
     make_linear,
@@ -37,7 +38,7 @@ from tinyvae import (
     Optimization,
     Trainer,
 )
-from tinyvae.training.finite import FiniteLosses
+from tinyvae.training.finite import FiniteSteps
 from tinyvae.training.history import RunningMean
 
 IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
@@ -45,14 +46,14 @@ IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 
 @pytest.fixture
 def deferred(monkeypatch):
-    """The Trainer's losses are looked at later, as on a GPU; the FiniteLosses that it made."""
+    """The Trainer's losses are looked at later, as on a GPU; the FiniteSteps that it made."""
     made = []
 
-    def later(optimizers):
-        made.append(FiniteLosses(optimizers, waits=False))
+    def later(*arguments):
+        made.append(FiniteSteps(*arguments, waits=False))
         return made[-1]
 
-    monkeypatch.setattr(tinyvae.training.trainer, "FiniteLosses", later)
+    monkeypatch.setattr(tinyvae.training.trainer, "FiniteSteps", later)
     return made
 
 
@@ -140,6 +141,17 @@ def test_no_update_from_the_bad_step_on(deferred, step, value):
     assert not equal(plain.seen[-1], moments.seen[-1])
 
 
+@pytest.mark.parametrize("step", [1, STEPS + 2])
+def test_a_gradient_is_named_later(deferred, step):
+    plain = Moments()
+    model = make_linear()
+    with pytest.raises(NonFiniteError, match=rf"^step {step} .*: gradient of weight = nan"):
+        run(model, Corner(step))
+    run(make_linear(), LeastSquares(), callbacks=[plain])
+    expected = plain.seen[step - 2][:2] if step > 1 else list(make_linear().parameters())
+    assert equal(list(model.parameters()), expected)
+
+
 @pytest.mark.parametrize("optimizer", [Adam, AdamW, SGD])
 def test_fused_optimisers_heed_the_flag(deferred, optimizer):
     def factory(parameters):
@@ -170,12 +182,12 @@ def test_it_is_found_at_the_latest_after_an_interval(deferred):
     trainer = Trainer(model, objective, device="cpu", progress=False)
     with pytest.raises(NonFiniteError, match=r"^step 3 \(epoch 1\)"):
         trainer.fit(DATA.repeat(8, 1), epochs=1, batch_size=2)
-    assert objective.calls == FiniteLosses.INTERVAL
+    assert objective.calls == FiniteSteps.INTERVAL
     assert deferred[0].INTERVAL < 37 * 4
 
 
 def test_a_step_of_a_later_interval_is_named(deferred):
-    step = 2 * FiniteLosses.INTERVAL + 5
+    step = 2 * FiniteSteps.INTERVAL + 5
     objective = Breaks(step)
     with pytest.raises(NonFiniteError, match=rf"^step {step} \(epoch 1\)"):
         run(make_linear(), objective, DATA.repeat(8, 1), fit={"batch_size": 2})
@@ -235,7 +247,7 @@ def test_a_finite_run_is_the_plain_one(deferred):
         options = {"validation": DATA, "epochs": 3}
         later = run(make_vae(), objective(), callbacks=callbacks[:1], **options)
         with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(tinyvae.training.trainer, "FiniteLosses", FiniteLosses)
+            monkeypatch.setattr(tinyvae.training.trainer, "FiniteSteps", FiniteSteps)
             plain = run(make_vae(), objective(), callbacks=callbacks[1:], **options)
         assert all(map(same, callbacks[0].weights, callbacks[1].weights))
         assert rows(later.history) == rows(plain.history)
@@ -287,9 +299,9 @@ def optimizers(factory=lambda p: Adam(p, fused=True)):
 
 
 def test_a_cpu_waits():
-    assert FiniteLosses(optimizers()).waits
-    assert FiniteLosses(optimizers(), waits=True).waits
-    assert not FiniteLosses(optimizers(), waits=False).waits
+    assert FiniteSteps(optimizers()).waits
+    assert FiniteSteps(optimizers(), waits=True).waits
+    assert not FiniteSteps(optimizers(), waits=False).waits
 
 
 @pytest.mark.parametrize(
@@ -302,7 +314,7 @@ def test_a_device_waits_where_an_optimiser_does_not_heed_the_flag(on_device, fus
     for position, (parameter, flag) in enumerate(zip(parameters, fused, strict=True)):
         made[str(position)] = SGD([parameter], lr=0.1)
         made[str(position)].param_groups[0]["fused"] = flag
-    assert FiniteLosses(made).waits is waits
+    assert FiniteSteps(made).waits is waits
 
 
 def test_at_once_the_bad_step_is_not_taken():
@@ -393,9 +405,9 @@ class Residue(Callback):
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_step_leaves_nothing(monkeypatch, waits):
     monkeypatch.setattr(
-        tinyvae.training.trainer, "FiniteLosses", lambda made: FiniteLosses(made, waits=waits)
+        tinyvae.training.trainer, "FiniteSteps", lambda *made: FiniteSteps(*made, waits=waits)
     )
-    # Whole intervals of FiniteLosses and of RunningMean; what leaks does so in each of them.
+    # Whole intervals of FiniteSteps and of RunningMean; what leaks does so in each of them.
     length = 10_240 if IS_SOAK else 320
     steps = [128 + length * n for n in range(4)]
     residue = Residue(*steps)

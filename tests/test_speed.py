@@ -43,7 +43,8 @@ from tinyvae import (
     Trainer,
 )
 from tinyvae.training import speed as module
-from tinyvae.training.feed import Preparation, make_feed
+from tinyvae.training.data import make_feed
+from tinyvae.training.feed import Preparation
 from tinyvae.training.gradients import Gradients, scratch
 from tinyvae.training.speed import Route, matmul_route
 

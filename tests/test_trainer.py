@@ -152,7 +152,7 @@ def test_the_seed_decides_the_run():
 
 def test_every_use_of_a_seed_has_a_seed_of_its_own():
     uses = [(seed, stream, epoch) for seed in range(3) for stream in Stream for epoch in range(3)]
-    assert len({derive_seed(*use) for use in uses}) == len(uses) == 36
+    assert len({derive_seed(*use) for use in uses}) == len(uses) == 45
     # Another value would silently change every published run.
     assert derive_seed(0, Stream.NOISE, 0) == 15793235383387715774
 
@@ -168,8 +168,9 @@ def test_a_run_is_this_loop(transform):
     optimizer = Adam(vae.parameters(), lr=1e-3, fused=True)
     for epoch in range(3):
         torch.manual_seed(derive_seed(seed, Stream.NOISE, epoch))
-        generator = torch.Generator().manual_seed(derive_seed(seed, Stream.TRANSFORM, epoch))
-        for index in epoch_order(len(DATA), seed, epoch).split(BATCH_SIZE):
+        generator = torch.Generator()
+        for place, index in enumerate(epoch_order(len(DATA), seed, epoch).split(BATCH_SIZE)):
+            generator.manual_seed(derive_seed(seed, Stream.TRANSFORM, epoch, place))
             x = DATA[index] if transform is None else transform(DATA[index], generator)
             loss = objective(vae, Batch(x)).losses["model"]
             optimizer.zero_grad()
@@ -618,15 +619,43 @@ def test_only_the_groups_get_gradients():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_weights_that_a_gradient_spoilt_are_found():
-    class Corner(LeastSquares):
-        """A finite loss with an infinite slope."""
+class Corner(LeastSquares):
+    """A finite loss, whose slope is infinite in one step."""
 
+    def __init__(self, step):
+        super().__init__()
+        self.step, self.calls = step, 0
+
+    def forward(self, model, batch):
+        self.calls += 1
+        output = super().forward(model, batch)
+        corner = (0 * model.weight).sum().abs().sqrt() if self.calls == self.step else 0.0
+        return ObjectiveOutput({"model": output.losses["model"] + corner}, output.metrics)
+
+
+@pytest.mark.parametrize("step", [1, STEPS + 2])
+def test_a_gradient_that_is_not_finite_is_named_and_its_step_not_taken(step):
+    recorder, plain = Recorder(), Recorder()
+    model = make_linear()
+    with pytest.raises(NonFiniteError, match=rf"^step {step} .*: gradient of weight = nan\. The"):
+        run(model, Corner(step), callbacks=[recorder])
+    run(make_linear(), LeastSquares(), callbacks=[plain])
+    assert same(model, plain.weights[step - 1])
+
+
+def test_gradients_may_be_large():
+    class Steep(LeastSquares):
         def forward(self, model, batch):
-            return ObjectiveOutput({"model": (0 * model.weight).sum().abs().sqrt()}, {})
+            return ObjectiveOutput({"model": (3e38 / 32) * model.weight.tanh().sum()}, {})
 
-    with pytest.raises(NonFiniteError, match=r"step 1 .*group 'model' are not finite"):
-        run(make_linear(), Corner(), fit={"batch_size": len(DATA)})
+    still = Optimization(optimizer=lambda p: SGD(p, lr=0.0))
+    assert run(make_linear(), Steep(), optimization=still).step == 2 * STEPS
+
+
+def test_weights_that_an_update_spoilt_are_found():
+    far = Optimization(optimizer=lambda p: SGD(p, lr=3e38))
+    with pytest.raises(NonFiniteError, match=r"step 1 .*group 'model' are not finite, after"):
+        run(make_linear(), LeastSquares(), optimization=far, fit={"batch_size": len(DATA)})
 
 
 @pytest.mark.parametrize("metric", [1.0, torch.ones(3)])

@@ -44,6 +44,12 @@ COMPETITORS = {
     "tinyvae-compiled": Competitor(
         "tinyvae Trainer, compiled", "tinyvae_trainer:run_compiled", "tinyvae"
     ),
+    "tinyvae-kept": Competitor(
+        "tinyvae Trainer, memory kept", "tinyvae_trainer:run_kept", "tinyvae"
+    ),
+    "tinyvae-both": Competitor(
+        "tinyvae Trainer, compiled, memory kept", "tinyvae_trainer:run_both", "tinyvae"
+    ),
     "tuned": Competitor("tuned loop", "tuned_loop:run"),
     "tuned-compiled": Competitor("tuned loop, compiled", "tuned_loop:run_compiled"),
     "jax": Competitor("JAX, jit of a scan", "jax_scan:run", "jax==0.10.2"),

@@ -20,11 +20,12 @@ from tinyvae import (
     Speed,
     Trainer,
     TransposedConvNet,
+    keep_freed_memory,
 )
 from tinyvae.datasets import DynamicBinarisation
 from tinyvae.training.history import Row
 
-__all__ = ["build", "run", "run_compiled"]
+__all__ = ["build", "run", "run_both", "run_compiled", "run_kept"]
 
 
 def build(workload: Workload) -> VAE:
@@ -58,8 +59,11 @@ def run(
     round_done: Callable[[], bool],
     *,
     compile: bool = False,  # noqa: A002
+    keep: bool = False,
 ) -> None:
-    """Train."""
+    """Train, with freed memory kept where asked for."""
+    if keep:
+        keep_freed_memory()
     objective = ELBO() if workload.num_samples == 1 else IWAE(workload.num_samples)
     callbacks = [EndOfRound(round_done)]
     trainer = Trainer(
@@ -79,3 +83,5 @@ def run(
 
 
 run_compiled = partial(run, compile=True)
+run_kept = partial(run, keep=True)
+run_both = partial(run, compile=True, keep=True)

@@ -138,6 +138,7 @@ from tinyvae.schedules import Constant, Cosine, Cyclical, Linear, Schedule
 from tinyvae.summary import summary
 from tinyvae.training import (
     Callback,
+    Checkpoint,
     EarlyStopping,
     History,
     NonFiniteError,
@@ -172,6 +173,7 @@ __all__ = [
     "CategoricalEncoder",
     "CategoricalLikelihood",
     "CategoricalPrior",
+    "Checkpoint",
     "CheckpointError",
     "CodePrior",
     "Column",

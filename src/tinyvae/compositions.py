@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tinyvae import files, parts
 from tinyvae.scopes import forked_rng
 
-__all__ = ["load", "save"]
+__all__ = ["describe", "load", "save"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -23,10 +23,22 @@ def save(model: nn.Module, config: Mapping[str, Any], path: str | os.PathLike[st
         config: Arguments that build an equal one.
         path: The file.
     """
+    files.save_tensors(path, model.state_dict(), describe(model, config))
+
+
+def describe(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of a model besides its weights.
+
+    Args:
+        model: The model.
+        config: Arguments that build an equal one.
+
+    Raises:
+        TypeError: If a file could not say how the parts hang together.
+    """
     _check_savable(model, config)
     composition = {name: parts.describe(part) for name, part in config.items()}
-    info: dict[str, Any] = {"model": type(model).__name__, "parts": composition}
-    files.save_tensors(path, model.state_dict(), info)
+    return {"model": type(model).__name__, "parts": composition}
 
 
 def _check_savable(model: nn.Module, config: Mapping[str, Any]) -> None:
@@ -52,12 +64,18 @@ def load(
     own_parts: tuple[type[nn.Module], ...],
     replace: Mapping[str, nn.Module] | None,
 ) -> Model:
-    """Read a model that :func:`save` wrote, on the CPU, in evaluation mode."""
+    """Read a model that :func:`save` or a checkpoint wrote, on the CPU, in evaluation mode."""
     tensors, info = files.load_tensors(path)
+    if "state" in info:
+        tensors = _within(tensors, "model.")
     try:
         return _from_file(cls, tensors, info, own_parts, replace).eval()
     except (files.CheckpointError, RecursionError) as error:
         raise files.CheckpointError(f"{os.fspath(path)}: {error}") from error
+
+
+def _within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _from_file(

@@ -332,6 +332,14 @@ class DecoderModel(LatentVariableModel):
         """Write weights and composition to one file (safetensors, no pickle), atomically."""
         compositions.save(self, self.config(), path)
 
+    def description(self) -> dict[str, Any]:
+        """What a file says of the model besides its weights.
+
+        Raises:
+            TypeError: If a file could not say how the parts hang together.
+        """
+        return compositions.describe(self, self.config())
+
     @classmethod
     def load(
         cls: type[Model],
@@ -340,7 +348,7 @@ class DecoderModel(LatentVariableModel):
         parts: Iterable[type[nn.Module]] = (),
         replace: Mapping[str, nn.Module] | None = None,
     ) -> Model:
-        """Read a model that :meth:`save` wrote, on the CPU, in evaluation mode.
+        """Read a model that :meth:`save` or a checkpoint wrote, on the CPU, in evaluation mode.
 
         Args:
             path: The file.

@@ -1,6 +1,6 @@
 """Temporary states: what is set inside is put back as it was found."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,9 @@ __all__ = [
     "kept_buffers",
     "resting_statistics",
     "restored_modes",
+    "rng_state",
     "seed_rng",
+    "set_rng_state",
 ]
 
 
@@ -94,20 +96,29 @@ def seed_rng(device: torch.device, seed: int) -> None:
 @contextmanager
 def forked_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
     """Default generators of the CPU and of ``device``, seeded if asked for, restored after."""
-    cpu_state, device_state = torch.get_rng_state(), _device_rng_state(device)
+    state = rng_state(device)
     try:
         if seed is not None:
             seed_rng(device, seed)
         yield
     finally:
-        torch.set_rng_state(cpu_state)
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(device_state, device)
-        elif device.type == "mps":
-            torch.mps.set_rng_state(device_state)
+        set_rng_state(device, state)
 
 
-def _device_rng_state(device: torch.device) -> Tensor:
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """States of the default generators of the CPU and of ``device``."""
+    states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
-        return torch.cuda.get_rng_state(device)
-    return torch.mps.get_rng_state() if device.type == "mps" else torch.empty(0)
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_rng_state(device: torch.device, states: Mapping[str, Tensor]) -> None:
+    """Put default generators where :func:`rng_state` found them."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif "mps" in states and device.type == "mps":
+        torch.mps.set_rng_state(states["mps"])

@@ -1,6 +1,7 @@
 """Training: a loop that knows objectives and batches, and no particular model."""
 
 from tinyvae.training.callbacks import Callback, EarlyStopping
+from tinyvae.training.checkpoint import Checkpoint
 from tinyvae.training.finite import NonFiniteError
 from tinyvae.training.history import History
 from tinyvae.training.optimization import Optimization
@@ -10,6 +11,7 @@ from tinyvae.training.trainer import Trainer
 
 __all__ = [
     "Callback",
+    "Checkpoint",
     "EarlyStopping",
     "History",
     "NonFiniteError",

@@ -1,7 +1,7 @@
 """Callbacks: what happens between the steps."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -18,7 +18,8 @@ class Callback:
     """Called by the Trainer at the points that the methods name; each does nothing by default.
 
     ``trainer`` gives ``model``, ``objective``, ``optimizers``, ``history``, ``epoch``, ``step``,
-    ``plan`` (the length of the run) and ``stop(reason)``.
+    ``plan`` (the length of the run) and ``stop(reason)``. A callback with a memory gives it by
+    ``state_dict``, so that a run that is resumed goes on with it.
     """
 
     def on_fit_start(self, trainer: "Trainer") -> None:
@@ -30,8 +31,23 @@ class Callback:
     def on_epoch_end(self, trainer: "Trainer", row: Row) -> None:
         """Run after every epoch; what is added to ``row`` becomes part of the history."""
 
+    def on_rest(self, trainer: "Trainer", *, ending: bool) -> None:
+        """Run where the run's state is whole, after all that belongs to a step or to an epoch.
+
+        Args:
+            trainer: The Trainer.
+            ending: Whether nothing follows in this call of ``fit``.
+        """
+
     def on_fit_end(self, trainer: "Trainer") -> None:
         """Run at the end of ``fit``, also after an error."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs: tensors, numbers, strings, lists, dictionaries."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over :meth:`state_dict`; called after ``on_fit_start`` of a resumed run."""
 
 
 class EarlyStopping(Callback):
@@ -110,6 +126,19 @@ class EarlyStopping(Callback):
             return reason
         restored = ", whose weights are restored" if self.restore_best else ""
         return f"{reason} since {self.best:.6g} at epoch {self.best_epoch}{restored}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Best value, its epoch and its weights."""
+        return {
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "best_weights": self._best_weights,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over :meth:`state_dict`."""
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self._best_weights = state["best_weights"]
 
     def on_fit_end(self, trainer: "Trainer") -> None:
         """Give the model its best weights back."""

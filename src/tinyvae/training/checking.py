@@ -48,25 +48,27 @@ class CheckedFeed:
         self._unchecked = not feed.at_hand
         self._begun: Iterator[Batch] | None = None
 
-    def begin(self, epoch: int) -> None:
-        """Check all that can be looked at before the first step of ``epoch``."""
+    def begin(self, epoch: int, start: int = 0) -> None:
+        """Check all that can be looked at before the batch ``start`` of ``epoch``."""
         if self.feed.at_hand:
             for _ in self._checked(self.feed.probe()):
                 pass
         else:
-            self._begun = self.batches(epoch)
+            self._begun = self.batches(epoch, start)
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """Open an epoch: default generators are left where a loader's start leaves them."""
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Open an epoch at a batch; default generators stay where a loader's start leaves them."""
         if self._begun is not None:
             begun, self._begun = self._begun, None
             return begun
         # A DataLoader draws its order from the default generator, at its first batch.
         seed_rng(self.device, derive_seed(self.seed, Stream.ORDER, epoch))
-        batches = self.feed.batches(epoch)
+        batches = self.feed.batches(epoch, start)
         if self._unchecked:
             batches, self._unchecked = self._checked(batches), False
         first = next(batches, None)
+        if first is None and start:
+            return batches
         if first is None:
             raise ValueError(
                 f"the {self.role} data yielded no batch: they must hold an example (a whole batch, "
@@ -76,10 +78,10 @@ class CheckedFeed:
 
     def first(self, epoch: int) -> Batch:
         """First batch of an epoch that has not been opened, to be looked at and not used up."""
-        if self._begun is None:
+        first = None if self._begun is None else next(self._begun, None)
+        if first is None:
             return next(self.feed.batches(epoch))
-        first = next(self._begun)
-        self._begun = chain([first], self._begun)
+        self._begun = chain([first], self._begun or ())
         return first
 
     def _checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:

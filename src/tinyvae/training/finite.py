@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -10,50 +11,79 @@ from torch.optim import Optimizer
 from tinyvae.objective import ObjectiveOutput
 from tinyvae.training.history import named_values
 
-__all__ = ["FiniteLosses", "NonFiniteError", "require_finite_weights"]
+__all__ = ["FiniteSteps", "NonFiniteError", "require_finite_weights"]
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss was NaN or infinite, and its step not taken; or weights had become so."""
+    """A loss or gradient was NaN or infinite, and its step not taken; or weights had become so."""
 
 
-class FiniteLosses:
-    """Raises at the first step with a loss that is NaN or infinite; its update is not made.
+class FiniteSteps:
+    """Raises at the first step whose losses or gradients are not finite; its update is not made.
 
     A GPU is not waited for at each step, where its optimisers' kernels heed a flag on the device:
     from the bad step on they do nothing, until it is found out some steps later.
 
     Args:
         optimizers: The optimisers.
-        waits: Whether the losses are looked at in every step. None, where that costs nothing or
-            has to be.
+        parameters: Whose gradients are looked at, by name.
+        waits: Whether each step is looked at by itself. None, where that costs nothing or has to
+            be.
     """
 
     INTERVAL = 64
 
-    def __init__(self, optimizers: Mapping[str, Optimizer], *, waits: bool | None = None) -> None:
+    def __init__(
+        self,
+        optimizers: Mapping[str, Optimizer],
+        parameters: Mapping[str, nn.Parameter] | None = None,
+        *,
+        waits: bool | None = None,
+    ) -> None:
         groups = [g for optimizer in optimizers.values() for g in optimizer.param_groups]
         on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
         heeds_flag = all(group.get("fused") for group in groups)
         self.waits = on_cpu or not heeds_flag if waits is None else waits
         self.optimizers = optimizers
+        self.parameters = parameters or {}
         self._flag: Tensor | None = None
         self._seen: list[tuple[str, Tensor, dict[str, Tensor]]] = []
 
     def check(self, output: ObjectiveOutput, where: str) -> None:
-        """Look at the losses of a step, or see to it that they will be."""
+        """Look at losses and gradients of a step, or see to it that they will be."""
+        losses = output.losses.values()
         if self.waits:
-            if not all(math.isfinite(loss.item()) for loss in output.losses.values()):
-                raise _error(where, named_values(output))
+            # A sum is the cheapest look at all: it may also overflow, which is no error yet.
+            sums = chain(losses, (gradient.sum() for gradient in self._gradients().values()))
+            if not all(math.isfinite(number.item()) for number in sums):
+                self._raise_if_bad(output, where)
             return
-        values = {name: torch.as_tensor(v).detach() for name, v in named_values(output).items()}
-        bad = (~torch.isfinite(torch.stack(list(output.losses.values()))).all()).float()
+        bad = (~torch.isfinite(torch.stack([*losses, *self._sizes().values()])).all()).float()
         self._flag = bad if self._flag is None else torch.maximum(self._flag, bad)
         for optimizer in self.optimizers.values():
             optimizer.found_inf = self._flag  # type: ignore[attr-defined]
-        self._seen.append((where, bad, {name: value.clone() for name, value in values.items()}))
+        named = named_values(output) | self._sizes()
+        values = {name: torch.as_tensor(v).detach().clone() for name, v in named.items()}
+        self._seen.append((where, bad, values))
         if len(self._seen) == self.INTERVAL:
             self.settle()
+
+    def _raise_if_bad(self, output: ObjectiveOutput, where: str) -> None:
+        sizes = self._sizes()
+        if not all(torch.isfinite(number) for number in (*output.losses.values(), *sizes.values())):
+            raise _error(where, named_values(output) | sizes)
+
+    def _gradients(self) -> dict[str, Tensor]:
+        return {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+
+    def _sizes(self) -> dict[str, Tensor]:
+        """Largest absolute value of each gradient, NaN where it has one."""
+        dense = {
+            f"gradient of {name}": g if g.layout is torch.strided else g.coalesce().values()
+            for name, g in self._gradients().items()
+        }
+        sizes = torch._foreach_norm(list(dense.values()), math.inf) if dense else ()
+        return dict(zip(dense, sizes, strict=True))
 
     def settle(self) -> None:
         """Wait for the device, and raise if a loss since the last time was not finite."""
@@ -75,19 +105,22 @@ class FiniteLosses:
 
 def _error(where: str, values: Mapping[str, Tensor]) -> NonFiniteError:
     numbers = {name: value.item() for name, value in values.items()}
-    bad = ", ".join(f"{name} = {v}" for name, v in numbers.items() if not math.isfinite(v))
+    bad = [f"{name} = {v}" for name, v in numbers.items() if not math.isfinite(v)]
+    # Behind a bad loss all gradients are bad, too: the first is enough.
+    gradients = [term for term in bad if term.startswith("gradient of")]
+    terms = ", ".join([term for term in bad if term not in gradients] or gradients[:1])
     return NonFiniteError(
-        f"{where}: {bad}. The step was not taken, the history is in trainer.history. Lower the "
-        "learning rate, or clip gradients: Optimization(clip_norm=1.0)"
+        f"{where}: {terms}. The step was not taken, the history is in trainer.history. Lower the "
+        "learning rate, clip gradients by Optimization(clip_norm=1.0), or look for a function "
+        "whose slope is infinite, such as sqrt at 0"
     )
 
 
 def require_finite_weights(groups: Mapping[str, list[nn.Parameter]], where: str) -> None:
-    """Find, once per epoch, what a finite loss with a gradient that is not has left behind."""
+    """Find, once per epoch, what an update of finite size has made too large."""
     for name, group in groups.items():
         if not all(torch.isfinite(parameter).all() for parameter in group):
             raise NonFiniteError(
-                f"{where}: weights of group '{name}' are not finite after a finite loss: its "
-                "gradient was not. Clip gradients, or look for a function whose slope is infinite, "
-                "such as sqrt at 0"
+                f"{where}: weights of group '{name}' are not finite, after finite losses and "
+                "gradients: an update was too large. Lower the learning rate"
             )

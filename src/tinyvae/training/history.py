@@ -1,5 +1,6 @@
 """What a run was like: rows per epoch and, on request, per update."""
 
+import json
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,18 @@ class History:
         """Add an update's losses and metrics."""
         values = {name: value.item() for name, value in named_values(output).items()}
         self.updates.append({"step": step, **values})
+
+    def state_dict(self) -> dict[str, Any]:
+        """All rows, as bytes of JSON, and the reason of an early end."""
+        rows = json.dumps({"epochs": self.epochs, "updates": self.updates}).encode()
+        data = torch.frombuffer(bytearray(rows), dtype=torch.uint8)
+        return {"rows": data, "stop_reason": self.stop_reason}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over :meth:`state_dict`."""
+        rows = json.loads(state["rows"].numpy().tobytes())
+        self.epochs, self.updates = rows["epochs"], rows["updates"]
+        self.stop_reason = state["stop_reason"]
 
     def to_dict(self) -> dict[str, Any]:
         """Columns of epochs and updates, and the reason of an early end."""
@@ -156,6 +169,23 @@ class RunningMean:
         self._total = total if self._total is None else self._total + total
         self._weight += sum(self._weights)
         self._aside, self._weights = [], []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums, and what has been put aside."""
+        return {
+            "names": list(self._names),
+            "aside": list(self._aside),
+            "weights": list(self._weights),
+            "total": self._total,
+            "weight": self._weight,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take over :meth:`state_dict`."""
+        self._names, self._weights = tuple(state["names"]), state["weights"]
+        self._aside = [values.to(device) for values in state["aside"]]
+        self._total = None if state["total"] is None else state["total"].to(device)
+        self._weight = state["weight"]
 
     def row(self, part: str) -> Row:
         """Means so far, with ``part`` before the names."""

@@ -1,33 +1,58 @@
-"""Ctrl-C: the first ends a run after its step, the second at once."""
+"""Signals: the first ends a run after its step, the second acts at once."""
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-__all__ = ["stop_on_interrupt"]
+__all__ = ["ANNOUNCED", "stop_on_signals"]
+
+# By which schedulers announce that they will kill.
+ANNOUNCED = tuple(getattr(signal, n) for n in ("SIGTERM", "SIGUSR1") if hasattr(signal, n))
 
 
 @contextmanager
-def stop_on_interrupt(stop: Callable[[str], None]) -> Iterator[None]:
-    """Call ``stop`` at the first SIGINT; the handler found is back for the second and after.
+def stop_on_signals(stop: Callable[[str], None], *, announced: bool) -> Iterator[None]:
+    """Call ``stop`` with a reason at the first signal; the handler found is back for the second.
 
-    Off the main thread, and where SIGINT is ignored, nothing is installed.
+    Ctrl-C is over with the run. Other signals are handed on to the handler found when all inside
+    has ended; where that would end the process, SystemExit does. Off the main thread, and where a
+    signal is ignored, nothing is installed.
+
+    Args:
+        stop: What to call.
+        announced: Whether SIGTERM and SIGUSR1 are heeded besides SIGINT.
     """
-    found = signal.getsignal(signal.SIGINT)
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    if not on_main_thread or found is None or found == signal.SIG_IGN:
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
+    found: dict[int, Any] = {}
+    received: list[int] = []
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        del signum, frame
-        signal.signal(signal.SIGINT, found)
-        stop("interrupted")
+        del frame
+        signal.signal(signum, found[signum])
+        received.append(signum)
+        stop("interrupted" if signum == signal.SIGINT else signal.Signals(signum).name)
 
-    signal.signal(signal.SIGINT, handle)
+    for signum in (signal.SIGINT, *(ANNOUNCED if announced else ())):
+        handler = signal.getsignal(signum)
+        if handler is not None and handler != signal.SIG_IGN:
+            found[signum] = handler
+            signal.signal(signum, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, found)
+        for signum, handler in found.items():
+            signal.signal(signum, handler)
+    for signum in received:
+        if signum != signal.SIGINT:
+            _hand_on(signum, found[signum])
+
+
+def _hand_on(signum: int, handler: Any) -> None:
+    if handler == signal.SIG_DFL:
+        raise SystemExit(128 + signum)
+    signal.raise_signal(signum)

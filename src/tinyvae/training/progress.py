@@ -34,6 +34,7 @@ class Progress(Callback):
     def on_fit_start(self, trainer: "Trainer") -> None:
         """Say what is about to run."""
         self._start = self._refreshed = time.monotonic()
+        self._first_epoch = trainer.epoch
         self._validation: Row = {}
         _write(trainer.plan.headline)
         self._bar: Bar | None = None
@@ -63,10 +64,11 @@ class Progress(Callback):
             self._bar.set_description_str(epoch, refresh=False)
             self._bar.set_postfix_str(terms)
             return
-        done, epochs = trainer.epoch - trainer.plan.first_epoch, trainer.plan.epochs
-        if done % max(1, epochs // PLAIN_LINES) and done != epochs:
+        plan = trainer.plan
+        to_do, every = plan.last_epoch - trainer.epoch, max(1, plan.epochs // PLAIN_LINES)
+        if (trainer.epoch - plan.first_epoch) % every and to_do:
             return
-        left = (time.monotonic() - self._start) / done * (epochs - done)
+        left = (time.monotonic() - self._start) / (trainer.epoch - self._first_epoch) * to_do
         _write(f"{epoch}: {terms} | {Bar.format_interval(left)} left")
 
     def on_fit_end(self, trainer: "Trainer") -> None:
@@ -78,7 +80,7 @@ class Progress(Callback):
 
 
 def _epoch_of(trainer: "Trainer", epoch: int) -> str:
-    return f"epoch {epoch}/{trainer.plan.first_epoch + trainer.plan.epochs}"
+    return f"epoch {epoch}/{trainer.plan.last_epoch}"
 
 
 def _part(row: Row, part: str) -> Row:

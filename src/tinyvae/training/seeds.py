@@ -16,21 +16,23 @@ class Stream(IntEnum):
     ORDER = 1
     TRANSFORM = 2
     VALIDATION = 3
+    ITEMS = 4
 
 
-def derive_seed(seed: int, stream: Stream, epoch: int = 0) -> int:
-    """Seed of a stream in an epoch.
+def derive_seed(seed: int, stream: Stream, epoch: int = 0, *place: int) -> int:
+    """Seed of a stream in an epoch, or of one place within it.
 
     Args:
         seed: The run's seed, at least 0.
         stream: What the random numbers are for.
         epoch: Epoch, from 0.
+        place: Such as the position of a batch.
 
     Example:
         >>> derive_seed(0, Stream.NOISE) == derive_seed(0, Stream.ORDER)
         False
     """
-    sequence = np.random.SeedSequence((seed, stream, epoch))
+    sequence = np.random.SeedSequence((seed, stream, epoch, *place))
     return int(sequence.generate_state(1, np.uint64)[0])
 
 

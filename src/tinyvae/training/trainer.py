@@ -1,11 +1,12 @@
 """The Trainer: batches in, updates out. It knows objectives and no particular model."""
 
+import os
 import time
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,16 +16,20 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from tinyvae._version import __version__
 from tinyvae.objective import Batch, Objective, ObjectiveOutput
-from tinyvae.scopes import evaluating, forked_rng, restored_modes, seed_rng
+from tinyvae.scopes import evaluating, forked_rng, restored_modes, seed_rng, set_rng_state
 from tinyvae.training.callbacks import Callback
 from tinyvae.training.checking import CheckedFeed
-from tinyvae.training.feed import PickBatch, Preparation, Transform, make_feed
-from tinyvae.training.finite import FiniteLosses, require_finite_weights
+from tinyvae.training.checkpoint import Checkpoint
+from tinyvae.training.data import make_feed
+from tinyvae.training.feed import PickBatch, Preparation, Transform
+from tinyvae.training.finite import FiniteSteps, NonFiniteError, require_finite_weights
+from tinyvae.training.folder import RunFolder
 from tinyvae.training.gradients import Gradients
 from tinyvae.training.history import History, Row, RunningMean
-from tinyvae.training.interrupt import stop_on_interrupt
+from tinyvae.training.interrupt import stop_on_signals
 from tinyvae.training.lean import step_of
 from tinyvae.training.optimization import Optimization, clip
+from tinyvae.training.plan import Plan
 from tinyvae.training.progress import Progress
 from tinyvae.training.seeds import Stream, derive_seed
 from tinyvae.training.speed import (
@@ -35,31 +40,9 @@ from tinyvae.training.speed import (
     fast_path,
     matmul_route,
 )
+from tinyvae.training.state import callback_names, check_same_run, restore
 
-__all__ = ["Plan", "Trainer"]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The length of one call of ``fit``.
-
-    Attributes:
-        first_epoch: Epochs done before it.
-        epochs: Epochs to do.
-        run_steps: Updates to do, None where the data do not tell.
-        total_steps: Updates done before it, and those to do.
-        schedule_steps: Updates of the first call, of which schedules are fractions.
-        has_validation: Whether there are validation data.
-        headline: What runs, in a line.
-    """
-
-    first_epoch: int
-    epochs: int
-    run_steps: int | None
-    total_steps: int | None
-    schedule_steps: int | None
-    has_validation: bool
-    headline: str
+__all__ = ["Trainer"]
 
 
 class Trainer:
@@ -84,9 +67,15 @@ class Trainer:
         history: Record of all calls of :meth:`fit`.
         epoch: Epochs done.
         step: Updates done.
+        batch: Batches of the present epoch that are done.
+        means: Running means of the present epoch.
         plan: Length of the current call of :meth:`fit`.
         optimizers: Optimisers by parameter group.
+        schedulers: Schedulers by parameter group.
         route: What the probes of ``speed`` chose, at the first call of :meth:`fit`.
+        interrupted: Whether a signal or an error ended the last call of :meth:`fit`.
+        started: When the run would have begun on the monotonic clock, had it not been interrupted.
+        identity: What has to be equal for a run to be the same one.
 
     Example:
         >>> trainer = Trainer(vae, ELBO(), Optimization(learning_rate=2e-3), progress=False)
@@ -97,6 +86,7 @@ class Trainer:
 
     plan: Plan
     route: Route
+    identity: dict[str, Any]
 
     def __init__(
         self,
@@ -129,7 +119,7 @@ class Trainer:
         self.model = model
         self.objective = objective
         self.optimization = Optimization() if optimization is None else optimization
-        self.callbacks = [*([Progress()] if progress else []), *callbacks]
+        self.checkpoint, self.callbacks = _in_order(callbacks, progress=progress)
         self.speed = Speed() if speed is None else speed
         self.seed = seed
         self.device = _choose_device(device)
@@ -137,10 +127,14 @@ class Trainer:
         self.history = History()
         self.epoch = 0
         self.step = 0
+        self.batch = 0
+        self.means = RunningMean()
+        self.started = 0.0
+        self.interrupted = False
         self.route = Route()
         self.groups: dict[str, list[nn.Parameter]] = {}
         self.optimizers: dict[str, Optimizer] = {}
-        self._schedulers: dict[str, LRScheduler] = {}
+        self.schedulers: dict[str, LRScheduler] = {}
 
     def fit(
         self,
@@ -151,12 +145,20 @@ class Trainer:
         batch_size: int = 128,
         batch: PickBatch | None = None,
         transform: Transform | None = None,
+        workers: int = 0,
+        resume: str | os.PathLike[str] | None = None,
     ) -> History:
         """Train for ``epochs`` more epochs; called again, it continues.
 
         Weights, moments, epochs, steps and history go on, and so do scheduled weights of the
         objective, whose fractions are of the first call. Schedulers start afresh over the new
         epochs; moments do, if other parameters are trained than before.
+
+        With ``resume`` it goes on from a checkpoint, at the very step, bitwise as if nothing had
+        happened: then ``epochs`` are those of the whole run, and a run that is complete returns
+        its history. Bitwise holds within one mode (device, torch, number of threads, fast paths,
+        optimiser); another is warned of. Random numbers that come from other generators than
+        torch's and, of a Dataset's items, Python's and numpy's, are not part of a checkpoint.
 
         Args:
             train: Tensor or numpy array ``(N, *E)``, a tuple of these, a Dataset or a DataLoader.
@@ -166,78 +168,148 @@ class Trainer:
             batch_size: Examples per update; a DataLoader has its own.
             batch: Picks x, or a :class:`~tinyvae.Batch`, out of what the data yield.
             transform: Maps (x, generator) to x, for every batch of training and validation.
+            workers: Processes that read a Dataset ahead.
+            resume: ``"auto"`` goes on from the newest whole checkpoint in the folder of the
+                :class:`Checkpoint` among the callbacks, and begins where there is none; or the path
+                of a checkpoint or of a folder of them.
 
         Returns:
             The history, also of earlier calls; ``history.stop_reason`` tells of an early end.
 
         Raises:
             TypeError, ValueError: If data, model and objective do not fit, before the first step.
-            NonFiniteError: If a loss is NaN or infinite, at that step (on a GPU some steps later,
-                none of which changes weights); if weights are, at the end of the epoch.
+            NonFiniteError: If a loss or a gradient is NaN or infinite, at that step, which is not
+                taken (on a GPU it is found out some steps later, none of which changes weights).
+            CheckpointError: If no checkpoint can be read, or it is of another model.
+            FileExistsError: If the folder of the :class:`Checkpoint` holds a run, without
+                ``resume``.
+            BlockingIOError: If another run is using it.
         """
-        for name, count in (("epochs", epochs), ("batch_size", batch_size)):
-            if not isinstance(count, int) or count < 1:
-                raise ValueError(f"expected {name} as an integer >= 1, got {count!r}")
+        for name, count, least in (
+            ("epochs", epochs, 1),
+            ("batch_size", batch_size, 1),
+            ("workers", workers, 0),
+        ):
+            if not isinstance(count, int) or count < least:
+                raise ValueError(f"expected {name} as an integer >= {least}, got {count!r}")
         dtype = next((p.dtype for p in self.model.parameters()), torch.get_default_dtype())
         self.model.to(self.device)
         self.objective.to(self.device, dtype)
         preparation = Preparation(self.device, dtype, batch, transform)
-        train_feed = self._feed(train, "training", preparation, batch_size, shuffle=True)
+        options = {"batch_size": batch_size, "workers": workers}
+        train_feed = self._feed(train, "training", preparation, shuffle=True, **options)
         validation_feed = (
             None
             if validation is None
-            else self._feed(validation, "validation", preparation, batch_size, shuffle=False)
+            else self._feed(validation, "validation", preparation, shuffle=False, **options)
         )
-        self.history.stop_reason = None
-        with forked_rng(self.device), stop_on_interrupt(self.stop), torch.enable_grad():
-            self._start(train_feed, validation_feed, epochs)
+        self.history.stop_reason, self.interrupted = None, False
+        with (
+            stop_on_signals(self._interrupt, announced=self.checkpoint is not None),
+            nullcontext() if self.checkpoint is None else self.checkpoint.held(),
+            forked_rng(self.device),
+            torch.enable_grad(),
+        ):
+            state = self._found(resume)
+            self._start(train_feed, validation_feed, epochs, state, in_total=resume is not None)
             with matmul_route(self.route.matmul):
-                self._run(train_feed, validation_feed)
+                self._run(train_feed, validation_feed, {} if state is None else state["callbacks"])
         return self.history
 
-    def _feed(
-        self, data: Any, role: str, preparation: Preparation, batch_size: int, *, shuffle: bool
-    ) -> CheckedFeed:
+    def _feed(self, data: Any, role: str, preparation: Preparation, **options: Any) -> CheckedFeed:
         try:
-            feed = make_feed(
-                data, preparation, batch_size=batch_size, seed=self.seed, shuffle=shuffle
-            )
+            feed = make_feed(data, preparation, seed=self.seed, **options)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{role} data: {error}") from error
         check = partial(self.objective.check, self.model)
         return CheckedFeed(feed, role, check, seed=self.seed, device=self.device)
 
-    def _start(self, train: CheckedFeed, validation: CheckedFeed | None, epochs: int) -> None:
-        """Check everything, and plan the run."""
-        train.begin(self.epoch)
+    def _found(self, resume: str | os.PathLike[str] | None) -> dict[str, Any] | None:
+        """State to go on from, None to begin."""
+        if self.checkpoint is not None:
+            self.checkpoint.claim(self, resumes=resume is not None)
+        if resume is None:
+            return None
+        if resume != "auto":
+            return RunFolder.read(Path(resume))
+        if self.checkpoint is None:
+            raise ValueError(
+                'resume="auto" looks into the folder of a Checkpoint, got none: give it, '
+                "callbacks=[Checkpoint(folder)], or the path of a checkpoint"
+            )
+        return self.checkpoint.newest()
+
+    def _start(
+        self,
+        train: CheckedFeed,
+        validation: CheckedFeed | None,
+        epochs: int,
+        state: dict[str, Any] | None,
+        *,
+        in_total: bool,
+    ) -> None:
+        """Check everything, go to where the run is, and plan the rest."""
+        self._data, num_batches = train.feed, train.feed.num_batches
+        self.identity = {
+            "seed": self.seed,
+            "number of examples": train.feed.num_examples,
+            "batches per epoch": num_batches,
+        }
+        epoch, batch = self.epoch, 0
+        if state is not None:
+            check_same_run(self, state)
+            epoch, batch = state["position"]["epoch"], state["position"]["batch"]
+            train.feed.load_state_dict(state["position"]["loader"])
+        train.begin(epoch, batch)
         if validation is not None:
             validation.begin(0)
-        num_batches = train.feed.num_batches
-        run_steps = None if num_batches is None else num_batches * epochs
+        first_epoch = epoch if state is None else state["plan"]["first_epoch"]
+        length = max(epochs - first_epoch, 0) if in_total else epochs
+        begun = length if state is None else state["plan"]["epochs"]
         self._make_optimizers()
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()  # gradients found, or left by an error, are none of this run's
-        self._schedulers = self.optimization.make_schedulers(
+        self.schedulers = self.optimization.make_schedulers(
             self.optimizers,
-            epochs=epochs,
+            epochs=max(begun, 1),
             steps_per_epoch=num_batches,
             has_validation=validation is not None,
         )
-        self._steps = {name: step_of(optimizer) for name, optimizer in self.optimizers.items()}
-        self._finite = FiniteLosses(self.optimizers)
+        run_steps = None
+        if num_batches is not None:
+            run_steps = max(num_batches * (first_epoch + length - epoch) - batch, 0)
         schedule_steps = self.plan.schedule_steps if self.step else run_steps
+        self.batch, self.means, self.started = 0, RunningMean(), time.monotonic()
+        if self.history.epochs:
+            self.started -= self.history.epochs[-1]["time_seconds"]
         self.objective.refresh()
-        self.objective.at(self.step, schedule_steps)
-        self._choose_paths(train)
+        if state is None:
+            self.objective.at(self.step, schedule_steps)
+        else:
+            restore(self, state)
+            self._rng = state["position"]["rng"]
+            schedule_steps = state["plan"]["schedule_steps"]
+        names = self._names()
+        self._steps = {name: step_of(optimizer) for name, optimizer in self.optimizers.items()}
+        self._finite = FiniteSteps(
+            self.optimizers, {names[p]: p for group in self.groups.values() for p in group}
+        )
+        self._choose_paths(train, is_chosen=state is not None or self.step > 0)
         self.plan = Plan(
-            first_epoch=self.epoch,
-            epochs=epochs,
+            first_epoch=first_epoch,
+            epochs=length,
             run_steps=run_steps,
             total_steps=None if run_steps is None else self.step + run_steps,
             schedule_steps=schedule_steps,
             has_validation=validation is not None,
-            headline=self._headline(train, epochs),
+            headline=self._headline(train, length),
         )
+        if length != begun:
+            warnings.warn(
+                f"the run was begun for {first_epoch + begun} epochs, and goes on to "
+                f"{first_epoch + length}: schedules and schedulers keep the length they have",
+                stacklevel=3,
+            )
         if self.plan.total_steps is not None:
             self._warn_of_unfinished_schedules(self.plan.total_steps)
 
@@ -257,12 +329,14 @@ class Trainer:
                 for options in optimizer.param_groups:
                     options["lr"] = options["initial_lr"]
             return
-        names = {p: name for name, p in self.model.named_parameters()}
-        names |= {p: f"objective.{name}" for name, p in self.objective.named_parameters()}
         self.groups = groups
-        self.optimizers = self.optimization.make_optimizers(groups, names)
+        self.optimizers = self.optimization.make_optimizers(groups, self._names())
 
-    def _choose_paths(self, train: CheckedFeed) -> None:
+    def _names(self) -> dict[nn.Parameter, str]:
+        names = {p: name for name, p in self.model.named_parameters()}
+        return names | {p: f"objective.{name}" for name, p in self.objective.named_parameters()}
+
+    def _choose_paths(self, train: CheckedFeed, *, is_chosen: bool) -> None:
         """Make the pass of an update, by the fast paths that were asked for."""
         gradients = Gradients(self.model, self.objective, self.groups)
         self._differentiate: Differentiate = gradients
@@ -272,7 +346,7 @@ class Trainer:
             self.model.train()
             self.objective.train()
             example = train.first(self.epoch)
-            if not self.step:
+            if not is_chosen:
                 self.route = choose_route(gradients, example, self.speed)
             self._differentiate = fast_path(gradients, example, self.speed, self.route)
 
@@ -280,9 +354,10 @@ class Trainer:
         size = sum(p.numel() for group in self.groups.values() for p in group)
         counts = (train.feed.num_examples, train.feed.num_batches)
         examples, steps = ("?" if count is None else f"{count:,}" for count in counts)
+        going_on = f", going on after step {self.step:,}" if self.step else ""
         return (
             f"tinyvae {__version__} on {self.device}, seed {self.seed}: {size:,} parameters, "
-            f"{examples} examples, {epochs} epochs of {steps} steps; {train.description}"
+            f"{examples} examples, {epochs} epochs of {steps} steps{going_on}; {train.description}"
             + "".join(f"; {word}" for word in self._path_words())
         )
 
@@ -303,24 +378,28 @@ class Trainer:
             # The level is that of the call of fit.
             warnings.warn(f"a schedule does not end: {message}", stacklevel=4)
 
-    def _run(self, train: CheckedFeed, validation: CheckedFeed | None) -> None:
-        elapsed = self.history.epochs[-1]["time_seconds"] if self.history.epochs else 0.0
-        started = time.monotonic() - elapsed
+    def _run(
+        self, train: CheckedFeed, validation: CheckedFeed | None, states: dict[str, Any]
+    ) -> None:
         with ExitStack() as stack:
             stack.enter_context(restored_modes(self.model, self.objective))
             stack.callback(self._finite.release)
-            for callback in self.callbacks:
+            for name, callback in zip(callback_names(self.callbacks), self.callbacks, strict=True):
                 callback.on_fit_start(self)
                 stack.callback(callback.on_fit_end, self)
-            for _ in range(self.plan.epochs):
+                if name in states:
+                    callback.load_state_dict(states[name])
+            goes_on = self.epoch < self.plan.last_epoch and self.history.stop_reason is None
+            self._rest(ending=not goes_on)
+            while goes_on:
                 try:
-                    self._run_epoch(train, validation, started)
+                    goes_on = self._run_epoch(train, validation)
                 except BaseException as error:
+                    self._keep_what_is_whole(error)
                     self.stop(f"{type(error).__name__}: {error}")
                     raise
-                if self.history.stop_reason is not None:
-                    break
-            if self.history.stop_reason is not None or self.plan.total_steps is None:
+            is_over = self.checkpoint is None or not self.interrupted
+            if is_over and (self.history.stop_reason or self.plan.total_steps is None):
                 self._warn_of_unfinished_schedules(self.step)
 
     def stop(self, reason: str) -> None:
@@ -328,40 +407,75 @@ class Trainer:
         if self.history.stop_reason is None:
             self.history.stop_reason = reason
 
-    def _run_epoch(
-        self, train: CheckedFeed, validation: CheckedFeed | None, started: float
-    ) -> None:
-        means = self._train_epoch(train)
-        completed = self.history.stop_reason is None
+    def _interrupt(self, reason: str) -> None:
+        """Stop, where that is no decision of the run's: resumed, it goes on."""
+        self.interrupted |= self.history.stop_reason is None
+        self.stop(reason)
+
+    def settle(self) -> None:
+        """Wait until it is known that all steps so far were finite."""
+        self._finite.settle()
+
+    def loader_state(self) -> dict[str, Any]:
+        """What the training data remember."""
+        return self._data.state_dict(self.batch)
+
+    def _rest(self, *, ending: bool) -> None:
+        self._is_whole = True
+        for callback in self.callbacks:
+            callback.on_rest(self, ending=ending)
+
+    def _keep_what_is_whole(self, error: BaseException) -> None:
+        """After an error between two steps, such as of the data, the last step need not be lost."""
+        if self._is_whole and not isinstance(error, NonFiniteError):
+            self.interrupted |= self.history.stop_reason is None
+            with suppress(Exception):  # the first error is the one to tell
+                self._rest(ending=True)
+
+    def _run_epoch(self, train: CheckedFeed, validation: CheckedFeed | None) -> bool:
+        """Train, validate, report; return whether the run goes on."""
+        completed = self._train_epoch(train)
+        self.settle()
+        require_finite_weights(self.groups, f"step {self.step} (epoch {self.epoch + 1})")
+        means = self.means.row("train")
         row = {"epoch": self.epoch + 1, "step": self.step, **self._learning_rates(), **means}
         if validation is not None and completed:
             row |= self._validate(validation)
-        row["time_seconds"] = time.monotonic() - started
-        self.epoch += 1
+        self._is_whole = False
+        row["time_seconds"] = time.monotonic() - self.started
+        self.epoch, self.batch = self.epoch + 1, 0
         self.history.epochs.append(row)
         for callback in self.callbacks:
             callback.on_epoch_end(self, row)
         if completed and self.optimization.scheduler_interval == "epoch":
             self._step_schedulers(row)
+        goes_on = self.epoch < self.plan.last_epoch and self.history.stop_reason is None
+        if completed or not self.interrupted:
+            self._rest(ending=not goes_on)
+        return goes_on
 
-    def _train_epoch(self, train: CheckedFeed) -> Row:
-        batches = train.batches(self.epoch)
-        seed_rng(self.device, derive_seed(self.seed, Stream.NOISE, self.epoch))
+    def _train_epoch(self, train: CheckedFeed) -> bool:
+        """Use the epoch's batches; return whether these were all."""
+        batches = train.batches(self.epoch, self.batch)
+        if self.batch:
+            set_rng_state(self.device, self._rng)
+        else:
+            seed_rng(self.device, derive_seed(self.seed, Stream.NOISE, self.epoch))
+            self.means = RunningMean()
         self.model.train()
         self.objective.train()
-        mean = RunningMean()
         for batch in batches:
+            self._is_whole = False
             output = self._update(batch)
-            mean.add(output, len(batch))
             if self.record_every is not None and self.step % self.record_every == 0:
                 self.history.record_update(self.step, output)
             for callback in self.callbacks:
                 callback.on_step_end(self, output)
-            if self.history.stop_reason is not None:
-                break
-        self._finite.settle()
-        require_finite_weights(self.groups, f"step {self.step} (epoch {self.epoch + 1})")
-        return mean.row("train")
+            is_stopped = self.history.stop_reason is not None
+            self._rest(ending=is_stopped and self.interrupted)
+            if is_stopped:
+                return False
+        return True
 
     def _update(self, batch: Batch) -> ObjectiveOutput:
         """One update: the only place where weights change."""
@@ -375,11 +489,12 @@ class Trainer:
                 parameter.grad = None
         if self.optimization.scheduler_interval == "step":
             self._step_schedulers({})
-        self.step += 1
+        self.means.add(output, len(batch))
+        self.step, self.batch = self.step + 1, self.batch + 1
         return output
 
     def _step_schedulers(self, row: Row) -> None:
-        for scheduler in self._schedulers.values():
+        for scheduler in self.schedulers.values():
             if isinstance(scheduler, ReduceLROnPlateau):
                 monitor = self.optimization.monitor
                 if monitor not in row:
@@ -405,6 +520,18 @@ class Trainer:
             for batch in batches:
                 mean.add(self.objective(self.model, batch), len(batch))
         return mean.row("validation")
+
+
+def _in_order(
+    callbacks: Sequence[Callback], *, progress: bool
+) -> tuple[Checkpoint | None, list[Callback]]:
+    """The Checkpoint, and all callbacks with it in front: it begins first, and so ends last."""
+    checkpoints = [c for c in callbacks if isinstance(c, Checkpoint)]
+    if len(checkpoints) > 1:
+        raise ValueError(f"expected at most one Checkpoint, got {len(checkpoints)}")
+    others = [c for c in callbacks if not isinstance(c, Checkpoint)]
+    reporting = [Progress()] if progress else []
+    return next(iter(checkpoints), None), [*checkpoints, *reporting, *others]
 
 
 def _choose_device(device: str | torch.device) -> torch.device:

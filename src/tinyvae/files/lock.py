@@ -1,0 +1,64 @@
+"""A lock on a folder, which the operating system lets go of when its process dies."""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import BinaryIO, ClassVar
+
+__all__ = ["FolderLock"]
+
+NAME = "lock"
+
+
+class FolderLock:
+    """Holds a folder for one owner at a time, over all processes that see it.
+
+    The lock is one of the system's on a file ``lock``: it ends with the process, however that ends,
+    and no child has it.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        BlockingIOError: If somebody holds it.
+    """
+
+    # The system's lock is the process's: a second owner within it would be let in.
+    _held: ClassVar[set[Path]] = set()
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder.resolve() / NAME
+        if self.path in self._held:
+            raise BlockingIOError(f"{folder} is in use by another run of this process")
+        self._file = self.path.open("a+b")
+        try:
+            _lock(self._file)
+        except OSError as error:
+            self._file.seek(0)
+            owner = self._file.read(100).decode(errors="replace").strip()
+            self._file.close()
+            raise BlockingIOError(f"{folder} is in use by {owner or 'another run'}") from error
+        self._held.add(self.path)
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()}".encode())
+        self._file.flush()
+
+    def release(self) -> None:
+        """Let go; the file stays, for others may be waiting at it."""
+        self._held.discard(self.path)
+        with contextlib.suppress(OSError):
+            self._file.truncate(0)
+        self._file.close()
+
+
+def _lock(file: BinaryIO) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,206 @@
+"""Feeds that read: a Dataset in the run's own order, or a DataLoader as it is."""
+
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from tinyvae.objective import Batch
+from tinyvae.scopes import forked_rng, seed_rng
+from tinyvae.training.feed import Feed, Preparation, visiting_order
+from tinyvae.training.seeds import Stream, derive_seed
+
+__all__ = ["DatasetFeed", "LoaderFeed"]
+
+CPU = torch.device("cpu")
+
+
+class DatasetFeed(Feed):
+    """A Dataset, whose items may draw: each batch has its own seed, whoever reads it.
+
+    Args:
+        data: The Dataset.
+        preparation: What becomes of its batches.
+        batch_size: Examples of a batch.
+        seed: The run's seed.
+        shuffle: Whether every epoch has an order of its own.
+        workers: Processes that read ahead.
+    """
+
+    at_hand = False
+
+    def __init__(
+        self,
+        data: "Dataset[Any]",
+        preparation: Preparation,
+        *,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        workers: int,
+    ) -> None:
+        self.data, self.preparation = data, preparation
+        self.batch_size, self.seed, self.shuffle, self.workers = batch_size, seed, shuffle, workers
+        self.num_examples = _length(data)
+        self.num_batches = _length(self._loader(0, 0))
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch; those of a stream before ``start`` are passed over."""
+        is_stream = isinstance(self.data, IterableDataset)
+        items: Iterator[Any] = iter(self._loader(epoch, 0 if is_stream else start))
+        if is_stream and start:
+            items = _passed_over(items, start)
+        return _prepared(items, self.preparation, self.seed, epoch, start)
+
+    def probe(self) -> Iterator[Batch]:
+        """Yield nothing: to look at all items is to read them all."""
+        return iter(())
+
+    def _loader(self, epoch: int, start: int) -> "DataLoader[Any]":
+        if isinstance(self.data, IterableDataset):
+            return DataLoader(self.data, self.batch_size, num_workers=self.workers)
+        size: int = len(self.data)  # type: ignore[arg-type]
+        order = visiting_order(size, self.seed, epoch, self.shuffle)[start * self.batch_size :]
+        # A generator of its own: a DataLoader draws from the default one at every start.
+        return DataLoader(
+            SeededItems(self.data, self.seed, epoch),
+            self.batch_size,
+            sampler=order.tolist(),
+            num_workers=self.workers,
+            generator=torch.Generator(),
+        )
+
+
+class SeededItems(Dataset[Any]):
+    """Items whose random numbers are a function of the seed, the epoch and the batch's first index.
+
+    Args:
+        data: Whose items these are.
+        seed: The run's seed.
+        epoch: The epoch.
+    """
+
+    def __init__(self, data: "Dataset[Any]", seed: int, epoch: int) -> None:
+        self.data, self.seed, self.epoch = data, seed, epoch
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return len(self.data)  # type: ignore[arg-type]
+
+    def __getitems__(self, indices: list[int]) -> Sequence[Any]:
+        """Return the items of a batch."""
+        read: Callable[[list[int]], Sequence[Any]] | None = getattr(self.data, "__getitems__", None)
+        with _seeded(derive_seed(self.seed, Stream.ITEMS, self.epoch, indices[0])):
+            return [self.data[i] for i in indices] if read is None else read(indices)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Generators of torch, numpy and Python seeded inside; in the main process restored after."""
+    with ExitStack() as stack:
+        if get_worker_info() is None:
+            stack.enter_context(forked_rng(CPU))
+            stack.callback(random.setstate, random.getstate())
+            stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
+        seed_rng(CPU, seed)
+        random.seed(seed)
+        np.random.set_state(np.random.RandomState(seed % 2**32).get_state())  # noqa: NPY002
+        yield
+
+
+class LoaderFeed(Feed):
+    """A DataLoader.
+
+    To go on amid an epoch it is asked for its ``state_dict``, as torchdata's StatefulDataLoader has
+    one; of any other the batches that were used are read again and passed over.
+
+    Args:
+        loader: The DataLoader.
+        preparation: What becomes of its batches.
+        seed: The run's seed.
+    """
+
+    at_hand = False
+
+    def __init__(self, loader: "DataLoader[Any]", preparation: Preparation, *, seed: int) -> None:
+        self.loader, self.preparation, self.seed = loader, preparation, seed
+        self.num_batches = _length(loader)
+        self.num_examples = _length(loader.dataset)
+        samplers = (loader, loader.sampler)
+        generators = (getattr(owner, "generator", None) for owner in samplers)
+        self._generators = list(dict.fromkeys(g for g in generators if g is not None))
+        self._is_stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+        self._opened: dict[str, Any] | None = None
+        self._resumes = False
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the loader's batches."""
+        resumes, self._resumes = self._resumes, False
+        self._opened = self._state()
+        items: Iterator[Any] = iter(self.loader)
+        if start and not (resumes and self._is_stateful):
+            items = _passed_over(items, start)
+        try:
+            yield from _prepared(items, self.preparation, self.seed, epoch, start)
+        finally:
+            self._opened = None
+
+    def probe(self) -> Iterator[Batch]:
+        """Yield nothing: to look at a loader's batches is to use them up."""
+        return iter(())
+
+    def state_dict(self, batch: int) -> dict[str, Any]:
+        """Where the loader was at the epoch's start; one that can tell, where it is."""
+        if batch and self._is_stateful:
+            return self._state()
+        return self._state() if self._opened is None else self._opened
+
+    def _state(self) -> dict[str, Any]:
+        own = getattr(self.loader, "state_dict", lambda: None)()
+        return {"generators": [g.get_state() for g in self._generators], "loader": own}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put generators and loader where they were."""
+        for generator, own in zip(self._generators, state["generators"], strict=True):
+            generator.set_state(own)
+        if self._is_stateful:
+            self.loader.load_state_dict(state["loader"])  # type: ignore[attr-defined]
+            self._resumes = True
+
+
+def _passed_over(items: Iterator[Any], start: int) -> Iterator[Any]:
+    warnings.warn(
+        f"the data cannot say where they were: {start:,} batches that were used in this epoch are "
+        "read again and passed over. A Dataset, or a DataLoader with state_dict, saves that",
+        stacklevel=2,
+    )
+    return islice(items, start, None)
+
+
+def _prepared(
+    items: Iterator[Any], preparation: Preparation, seed: int, epoch: int, start: int
+) -> Iterator[Batch]:
+    try:
+        for position, item in enumerate(items, start):
+            yield preparation.prepare(preparation.place(item), (seed, epoch, position))
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise RuntimeError(
+            f"{str(error).strip()} A process that reads data has died, for want of memory perhaps: "
+            "fewer workers take less. With callbacks=[Checkpoint(folder)] the last step is kept, "
+            'and fit(..., resume="auto") goes on after it'
+        ) from error
+
+
+def _length(sized: Any) -> int | None:
+    try:
+        return len(sized)
+    except (TypeError, NotImplementedError):
+        return None
