@@ -1,18 +1,21 @@
-"""A run that may be killed as often as one likes.
+"""A run that one may kill as often as one likes.
 
     python examples/preemptible.py
 
-trains on the embedded digits in a folder, ``runs/preemptible`` or ``--output``. Kill it in any way
-(Ctrl-C, ``kill``, ``kill -9``, a crash of the machine) and start it again by the same line: it goes
-on at the step of its last checkpoint, and ends with bitwise the weights of a run that nobody has
-touched. ``--show`` does this to itself: it kills a run at random instants, SIGKILL and SIGTERM in
-turn, until it gets through, trains another in peace, compares the two, and draws what happened.
+trains on the embedded digits, in the folder ``runs/preemptible``. Kill it in any way (Ctrl-C,
+``kill``, ``kill -9``, the plug) and start it again by the same line: it goes on after the step of
+its last checkpoint, and ends with the very bytes of a run that nobody has touched.
+
+    python examples/preemptible.py --show
+
+sees to that itself, and draws it: one run is left in peace, another is killed ``--kills`` times at
+random instants, by SIGKILL and SIGTERM in turn, and started again each time.
 """
 
 import argparse
-import hashlib
-import json
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,46 +23,144 @@ import time
 from pathlib import Path
 
 import torch
+from charts import BLUE, INK, ORANGE, figure, heading
+from matplotlib.figure import Figure
 
 from tinyvae import (
     ELBO,
     MLP,
     VAE,
     BernoulliLikelihood,
+    Callback,
     Checkpoint,
     EarlyStopping,
     GaussianEncoder,
     Linear,
+    ObjectiveOutput,
     Trainer,
 )
 from tinyvae.datasets import DynamicBinarisation, digits
+from tinyvae.plotting import save_figure
 
-EPOCHS = 60
+EVERY = 200  # steps from a checkpoint to the next
+SIGNALS = {signal.SIGKILL: ORANGE, signal.SIGTERM: INK}
 
 
-def train(folder: Path) -> None:
-    """Train, or go on with it."""
+class Log(Callback):
+    """Adds each step to a file, after the number of the process, for the figure."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_step_end(self, trainer: Trainer, output: ObjectiveOutput) -> None:
+        """Add a line."""
+        with self.path.open("a") as file:
+            file.write(f"{os.getpid()} {trainer.step}\n")
+
+
+def train(folder: Path, epochs: int) -> None:
+    """Train from where the folder's last checkpoint is, or from the start."""
     data = digits()
-    images = data.images
     torch.manual_seed(0)
     vae = VAE(
         GaussianEncoder(MLP((1, 8, 8), hidden=(128,)), latent_dim=8),
         MLP(8, hidden=(128,), out_shape=(1, 8, 8)),
         BernoulliLikelihood(),
     )
-    checkpoint = Checkpoint(folder, every_steps=10, keep=3, monitor="validation/elbo_nats")
-    trainer = Trainer(
-        vae,
-        ELBO(beta=Linear(0.0, 1.0, fraction=0.5)),
-        callbacks=[checkpoint, EarlyStopping(patience=40)],
-    )
+    callbacks = [
+        Checkpoint(folder, every_steps=EVERY),
+        EarlyStopping(patience=epochs),
+        Log(folder.with_suffix(".steps")),
+    ]
+    trainer = Trainer(vae, ELBO(beta=Linear(0.0, 1.0, fraction=0.5)), callbacks=callbacks)
     history = trainer.fit(
-        images[:1400],
-        images[1400:],
-        epochs=EPOCHS,
+        data.images[:1400],
+        data.images[1400:],
+        epochs=epochs,
+        batch_size=32,
         transform=DynamicBinarisation(data.max_value),
         resume="auto",
     )
-    print(
-        f"validation ELBO {history['validation/elbo_nats'][-1]:.2f} nats after {trainer.step} steps"
+    best = max(history["validation/elbo_nats"])
+    print(f"{trainer.step} steps, best validation ELBO {best:.2f} nats")
+
+
+def steps_of(log: Path) -> dict[str, list[int]]:
+    """Steps that each process has made, in the order of the processes."""
+    made: dict[str, list[int]] = {}
+    for line in log.read_text().splitlines():
+        pid, step = line.split()
+        made.setdefault(pid, []).append(int(step))
+    return made
+
+
+def live(folder: Path, epochs: int, signum: int | None, steps: int) -> None:
+    """One process, killed when it has made so many steps, if at all."""
+    log = folder.with_suffix(".steps")
+    log.touch()
+    before = len(log.read_text().splitlines())
+    command = [sys.executable, __file__, "--output", folder, "--epochs", str(epochs)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while signum is not None and process.poll() is None:
+        if len(log.read_text().splitlines()) >= before + steps:
+            process.send_signal(signum)
+            break
+        time.sleep(0.001)
+    process.wait()
+
+
+def show(output: Path, epochs: int, kills: int) -> None:
+    """Train in peace and under fire, compare, draw."""
+    peaceful, killed = output / "in_peace", output / "killed"
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    live(peaceful, epochs, None, 0)
+    chance = random.Random(0)
+    sent = [list(SIGNALS)[place % len(SIGNALS)] for place in range(kills)]
+    for signum in (*sent, None):
+        live(killed, epochs, signum, chance.randrange(50, 500))
+    models = [(folder / "model.safetensors").read_bytes() for folder in (peaceful, killed)]
+    verdict = "the same bytes" if models[0] == models[1] else "NOT THE SAME BYTES"
+    print(f"killed {kills} times: {verdict} in model.safetensors")
+    chart = draw(list(steps_of(killed.with_suffix(".steps")).values()), sent)
+    save_figure(chart, output / "gallery_preemptible.png")
+
+
+def draw(made: list[list[int]], sent: list[int]) -> Figure:
+    """Steps of the run against steps that were computed, and what ended each process."""
+    chart, (axes,) = figure(10, 4.5)
+    computed = 0
+    for place, steps in enumerate(made):
+        axes.plot(range(computed, computed + len(steps)), steps, color=BLUE, linewidth=2.5)
+        computed += len(steps)
+        if place < len(sent):
+            axes.plot(
+                computed - 1, steps[-1], "X", color=SIGNALS[sent[place]], markersize=11, zorder=3
+            )
+    for signum, color in SIGNALS.items():
+        axes.plot([], [], "X", color=color, markersize=11, label=signal.Signals(signum).name)
+    axes.legend(frameon=False, fontsize=12, loc="upper left")
+    lost = computed - made[-1][-1]
+    title = f"{len(made)} processes, one run: {lost} steps were computed twice"
+    heading(axes, title, "steps computed", "step of the run")
+    return chart
+
+
+def main() -> None:
+    """Train, or show."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--output", type=Path, default=Path("runs/preemptible"))
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--show", action="store_true", help="kill a run, and draw what happens")
+    parser.add_argument("--kills", type=int, default=8)
+    args = parser.parse_args()
+    if args.show:
+        show(args.output, args.epochs, args.kills)
+    else:
+        train(args.output, args.epochs)
+
+
+if __name__ == "__main__":
+    main()

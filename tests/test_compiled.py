@@ -199,7 +199,7 @@ def test_new_rates_and_weights_compile_nothing_again(warmed_up):
     example = Batch(DATA[:BATCH_SIZE], index=torch.arange(BATCH_SIZE))
     for beta in (0.25, 0.5):
         trainer.objective.beta.fill_(beta)
-        output = trainer._differentiate(example)
+        output = trainer.differentiate(example)
         kl = output.metrics["kl_nats"]
         expected = beta * kl - output.metrics["log_likelihood_nats"]
         torch.testing.assert_close(output.losses["model"], expected)

@@ -4,7 +4,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from tinyvae.training.writer import Writer
 if TYPE_CHECKING:
     from tinyvae.training.trainer import Trainer
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "checkpoint_first"]
 
 
 class Checkpoint(Callback):
@@ -202,6 +202,17 @@ class Checkpoint(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over :meth:`state_dict`."""
         self.best, self.best_step = state["best"], state["best_step"]
+
+
+def checkpoint_first(
+    callbacks: Sequence[Callback],
+) -> tuple[Checkpoint | None, list[Callback]]:
+    """The Checkpoint, and callbacks with it in front: it begins first, and so ends last."""
+    ordered = sorted(callbacks, key=lambda callback: not isinstance(callback, Checkpoint))
+    checkpoints = [callback for callback in ordered if isinstance(callback, Checkpoint)]
+    if len(checkpoints) > 1:
+        raise ValueError(f"expected at most one Checkpoint, got {len(checkpoints)}")
+    return (checkpoints[0] if checkpoints else None), ordered
 
 
 def _description(trainer: "Trainer") -> dict[str, Any]:

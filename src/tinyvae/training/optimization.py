@@ -10,7 +10,9 @@ from torch import nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-__all__ = ["Optimization"]
+from tinyvae.training.history import Row
+
+__all__ = ["Optimization", "clip", "learning_rates"]
 
 OptimizerFactory: TypeAlias = Callable[[list[dict[str, Any]]], Optimizer]
 SchedulerFactory: TypeAlias = Callable[..., LRScheduler]
@@ -119,6 +121,18 @@ class Optimization:
                 self._check_plateau(has_validation, list(optimizers))
         return schedulers
 
+    def step_schedulers(self, schedulers: Mapping[str, LRScheduler], row: Row) -> None:
+        """Let schedulers make their step; ``row`` is the epoch's of the history."""
+        for scheduler in schedulers.values():
+            if isinstance(scheduler, ReduceLROnPlateau):
+                if self.monitor not in row:
+                    raise ValueError(
+                        f"ReduceLROnPlateau watches '{self.monitor}', expected one of {list(row)}"
+                    )
+                scheduler.step(row[self.monitor])
+            else:
+                scheduler.step()
+
     def _check_plateau(self, has_validation: bool, groups: list[str]) -> None:
         if self.scheduler_interval == "step":
             raise ValueError("ReduceLROnPlateau watches epochs: use scheduler_interval='epoch'")
@@ -153,6 +167,14 @@ class Optimization:
             for part, params in by_part.items()
             if params
         ]
+
+
+def learning_rates(optimizers: Mapping[str, Optimizer]) -> Row:
+    """First learning rate of each optimiser, as a row of the history has it."""
+    rates = {name: o.param_groups[0]["lr"] for name, o in optimizers.items()}
+    if len(rates) == 1:
+        return {"learning_rate": float(*rates.values())}
+    return {f"learning_rate/{name}": float(rate) for name, rate in rates.items()}
 
 
 def _make_scheduler(factory: SchedulerFactory, optimizer: Optimizer, total: int) -> LRScheduler:

@@ -49,7 +49,7 @@ def capture(trainer: "Trainer") -> dict[str, Any]:
         },
         "plan": {
             "first_epoch": trainer.plan.first_epoch,
-            "epochs": trainer.plan.epochs,
+            "begun": trainer.plan.length.begun,
             "schedule_steps": trainer.plan.schedule_steps,
         },
     }

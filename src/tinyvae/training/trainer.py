@@ -12,24 +12,25 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
-from tinyvae._version import __version__
 from tinyvae.objective import Batch, Objective, ObjectiveOutput
 from tinyvae.scopes import evaluating, forked_rng, restored_modes, seed_rng, set_rng_state
 from tinyvae.training.callbacks import Callback
 from tinyvae.training.checking import CheckedFeed
-from tinyvae.training.checkpoint import Checkpoint
+from tinyvae.training.checkpoint import checkpoint_first
 from tinyvae.training.data import make_feed
-from tinyvae.training.feed import PickBatch, Preparation, Transform
+from tinyvae.training.feed import Feed, PickBatch, Preparation, Transform
 from tinyvae.training.finite import FiniteSteps, NonFiniteError, require_finite_weights
 from tinyvae.training.folder import RunFolder
 from tinyvae.training.gradients import Gradients
+from tinyvae.training.groups import named_parameters, parameter_groups, same_groups
+from tinyvae.training.headline import headline
 from tinyvae.training.history import History, Row, RunningMean
 from tinyvae.training.interrupt import stop_on_signals
 from tinyvae.training.lean import step_of
-from tinyvae.training.optimization import Optimization, clip
-from tinyvae.training.plan import Plan
+from tinyvae.training.optimization import Optimization, clip, learning_rates
+from tinyvae.training.plan import Length, Plan
 from tinyvae.training.progress import Progress
 from tinyvae.training.seeds import Stream, derive_seed
 from tinyvae.training.speed import (
@@ -119,7 +120,8 @@ class Trainer:
         self.model = model
         self.objective = objective
         self.optimization = Optimization() if optimization is None else optimization
-        self.checkpoint, self.callbacks = _in_order(callbacks, progress=progress)
+        reporting = [Progress()] if progress else []
+        self.checkpoint, self.callbacks = checkpoint_first([*reporting, *callbacks])
         self.speed = Speed() if speed is None else speed
         self.seed = seed
         self.device = _choose_device(device)
@@ -197,13 +199,14 @@ class Trainer:
         self.objective.to(self.device, dtype)
         preparation = Preparation(self.device, dtype, batch, transform)
         options = {"batch_size": batch_size, "workers": workers}
-        train_feed = self._feed(train, "training", preparation, shuffle=True, **options)
+        train_feed = self._checked(train, "training", preparation, shuffle=True, **options)
         validation_feed = (
             None
             if validation is None
-            else self._feed(validation, "validation", preparation, shuffle=False, **options)
+            else self._checked(validation, "validation", preparation, shuffle=False, **options)
         )
         self.history.stop_reason, self.interrupted = None, False
+        self._feed, self.identity = train_feed.feed, _identity(self.seed, train_feed.feed)
         with (
             stop_on_signals(self._interrupt, announced=self.checkpoint is not None),
             nullcontext() if self.checkpoint is None else self.checkpoint.held(),
@@ -211,12 +214,18 @@ class Trainer:
             torch.enable_grad(),
         ):
             state = self._found(resume)
-            self._start(train_feed, validation_feed, epochs, state, in_total=resume is not None)
+            if state is None:
+                length = Length.of_new(self.epoch, epochs, in_total=resume is not None)
+            else:
+                length = Length.of_resumed(state, epochs)
+            self._start(train_feed, validation_feed, length, state)
             with matmul_route(self.route.matmul):
                 self._run(train_feed, validation_feed, {} if state is None else state["callbacks"])
         return self.history
 
-    def _feed(self, data: Any, role: str, preparation: Preparation, **options: Any) -> CheckedFeed:
+    def _checked(
+        self, data: Any, role: str, preparation: Preparation, **options: Any
+    ) -> CheckedFeed:
         try:
             feed = make_feed(data, preparation, seed=self.seed, **options)
         except (TypeError, ValueError) as error:
@@ -243,41 +252,24 @@ class Trainer:
         self,
         train: CheckedFeed,
         validation: CheckedFeed | None,
-        epochs: int,
+        length: Length,
         state: dict[str, Any] | None,
-        *,
-        in_total: bool,
     ) -> None:
         """Check everything, go to where the run is, and plan the rest."""
-        self._data, num_batches = train.feed, train.feed.num_batches
-        self.identity = {
-            "seed": self.seed,
-            "number of examples": train.feed.num_examples,
-            "batches per epoch": num_batches,
-        }
-        epoch, batch = self.epoch, 0
         if state is not None:
             check_same_run(self, state)
-            epoch, batch = state["position"]["epoch"], state["position"]["batch"]
             train.feed.load_state_dict(state["position"]["loader"])
-        train.begin(epoch, batch)
+        train.begin(length.epoch, length.batch)
         if validation is not None:
             validation.begin(0)
-        first_epoch = epoch if state is None else state["plan"]["first_epoch"]
-        length = max(epochs - first_epoch, 0) if in_total else epochs
-        begun = length if state is None else state["plan"]["epochs"]
         self._make_optimizers()
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad()  # gradients found, or left by an error, are none of this run's
         self.schedulers = self.optimization.make_schedulers(
             self.optimizers,
-            epochs=max(begun, 1),
-            steps_per_epoch=num_batches,
+            epochs=length.begun,
+            steps_per_epoch=train.feed.num_batches,
             has_validation=validation is not None,
         )
-        run_steps = None
-        if num_batches is not None:
-            run_steps = max(num_batches * (first_epoch + length - epoch) - batch, 0)
+        run_steps = length.steps(train.feed.num_batches)
         schedule_steps = self.plan.schedule_steps if self.step else run_steps
         self.batch, self.means, self.started = 0, RunningMean(), time.monotonic()
         if self.history.epochs:
@@ -287,59 +279,51 @@ class Trainer:
             self.objective.at(self.step, schedule_steps)
         else:
             restore(self, state)
-            self._rng = state["position"]["rng"]
-            schedule_steps = state["plan"]["schedule_steps"]
-        names = self._names()
+            self._rng, schedule_steps = state["position"]["rng"], state["plan"]["schedule_steps"]
         self._steps = {name: step_of(optimizer) for name, optimizer in self.optimizers.items()}
-        self._finite = FiniteSteps(
-            self.optimizers, {names[p]: p for group in self.groups.values() for p in group}
-        )
+        self._finite = FiniteSteps(self.optimizers, self._trained())
         self._choose_paths(train, is_chosen=state is not None or self.step > 0)
         self.plan = Plan(
-            first_epoch=first_epoch,
-            epochs=length,
+            length,
             run_steps=run_steps,
             total_steps=None if run_steps is None else self.step + run_steps,
             schedule_steps=schedule_steps,
             has_validation=validation is not None,
-            headline=self._headline(train, length),
+            headline=headline(self, train, length.epochs),
         )
-        if length != begun:
+        if state is not None and length.epochs != length.begun:
             warnings.warn(
-                f"the run was begun for {first_epoch + begun} epochs, and goes on to "
-                f"{first_epoch + length}: schedules and schedulers keep the length they have",
+                f"the run was begun for {length.first_epoch + length.begun} epochs, and goes on to "
+                f"{self.plan.last_epoch}: schedules and schedulers keep the length they have",
                 stacklevel=3,
             )
         if self.plan.total_steps is not None:
             self._warn_of_unfinished_schedules(self.plan.total_steps)
 
     def _make_optimizers(self) -> None:
-        groups = {n: list(g) for n, g in self.objective.parameter_groups(self.model).items()}
-        every = [p for group in groups.values() for p in group]
-        if len(set(every)) < len(every):
-            raise ValueError(
-                f"expected parameter groups without a common parameter, got {list(groups)} with "
-                f"{len(every) - len(set(every))} of them twice"
-            )
-        unchanged = groups.keys() == self.groups.keys() and all(
-            [id(p) for p in groups[name]] == [id(p) for p in self.groups[name]] for name in groups
-        )
-        if unchanged:
+        """Make optimisers, or go on with those of the same parameters at their first rates."""
+        groups = parameter_groups(self.objective, self.model)
+        if same_groups(groups, self.groups):
             for optimizer in self.optimizers.values():
                 for options in optimizer.param_groups:
                     options["lr"] = options["initial_lr"]
-            return
-        self.groups = groups
-        self.optimizers = self.optimization.make_optimizers(groups, self._names())
+        else:
+            self.groups = groups
+            named = named_parameters(self.objective, self.model)
+            names = {parameter: name for name, parameter in named.items()}
+            self.optimizers = self.optimization.make_optimizers(groups, names)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()  # gradients found, or left by an error, are none of this run's
 
-    def _names(self) -> dict[nn.Parameter, str]:
-        names = {p: name for name, p in self.model.named_parameters()}
-        return names | {p: f"objective.{name}" for name, p in self.objective.named_parameters()}
+    def _trained(self) -> dict[str, nn.Parameter]:
+        own = {id(p) for group in self.groups.values() for p in group}
+        named = named_parameters(self.objective, self.model)
+        return {name: p for name, p in named.items() if id(p) in own}
 
     def _choose_paths(self, train: CheckedFeed, *, is_chosen: bool) -> None:
         """Make the pass of an update, by the fast paths that were asked for."""
         gradients = Gradients(self.model, self.objective, self.groups)
-        self._differentiate: Differentiate = gradients
+        self.differentiate: Differentiate = gradients
         if self.speed == Speed():
             return
         with restored_modes(self.model, self.objective):
@@ -348,30 +332,7 @@ class Trainer:
             example = train.first(self.epoch)
             if not is_chosen:
                 self.route = choose_route(gradients, example, self.speed)
-            self._differentiate = fast_path(gradients, example, self.speed, self.route)
-
-    def _headline(self, train: CheckedFeed, epochs: int) -> str:
-        size = sum(p.numel() for group in self.groups.values() for p in group)
-        counts = (train.feed.num_examples, train.feed.num_batches)
-        examples, steps = ("?" if count is None else f"{count:,}" for count in counts)
-        going_on = f", going on after step {self.step:,}" if self.step else ""
-        return (
-            f"tinyvae {__version__} on {self.device}, seed {self.seed}: {size:,} parameters, "
-            f"{examples} examples, {epochs} epochs of {steps} steps{going_on}; {train.description}"
-            + "".join(f"; {word}" for word in self._path_words())
-        )
-
-    def _path_words(self) -> list[str]:
-        """What came of the fast paths that were asked for."""
-        words = []
-        if self.speed.compile:
-            is_compiled = not isinstance(self._differentiate, Gradients)
-            words.append("compiled" if is_compiled else "not compiled")
-        if self.speed.matmul != "default":
-            words.append(f"matrix products by {self.route.matmul_words}")
-        if self.speed.precision != "float32":
-            words.append(f"networks in {self.route.precision}")
-        return words
+            self.differentiate = fast_path(gradients, example, self.speed, self.route)
 
     def _warn_of_unfinished_schedules(self, steps: int) -> None:
         for message in self.objective.unfinished(steps, self.plan.schedule_steps):
@@ -418,7 +379,7 @@ class Trainer:
 
     def loader_state(self) -> dict[str, Any]:
         """What the training data remember."""
-        return self._data.state_dict(self.batch)
+        return self._feed.state_dict(self.batch)
 
     def _rest(self, *, ending: bool) -> None:
         self._is_whole = True
@@ -438,7 +399,12 @@ class Trainer:
         self.settle()
         require_finite_weights(self.groups, f"step {self.step} (epoch {self.epoch + 1})")
         means = self.means.row("train")
-        row = {"epoch": self.epoch + 1, "step": self.step, **self._learning_rates(), **means}
+        row = {
+            "epoch": self.epoch + 1,
+            "step": self.step,
+            **learning_rates(self.optimizers),
+            **means,
+        }
         if validation is not None and completed:
             row |= self._validate(validation)
         self._is_whole = False
@@ -448,7 +414,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_epoch_end(self, row)
         if completed and self.optimization.scheduler_interval == "epoch":
-            self._step_schedulers(row)
+            self.optimization.step_schedulers(self.schedulers, row)
         goes_on = self.epoch < self.plan.last_epoch and self.history.stop_reason is None
         if completed or not self.interrupted:
             self._rest(ending=not goes_on)
@@ -480,7 +446,7 @@ class Trainer:
     def _update(self, batch: Batch) -> ObjectiveOutput:
         """One update: the only place where weights change."""
         self.objective.at(self.step, self.plan.schedule_steps)
-        output = self._differentiate(batch)
+        output = self.differentiate(batch)
         self._finite.check(output, f"step {self.step + 1} (epoch {self.epoch + 1})")
         for name in self.optimizers:
             clip(self.groups[name], self.optimization.clip_norm)
@@ -488,28 +454,10 @@ class Trainer:
             for parameter in self.groups[name]:
                 parameter.grad = None
         if self.optimization.scheduler_interval == "step":
-            self._step_schedulers({})
+            self.optimization.step_schedulers(self.schedulers, {})
         self.means.add(output, len(batch))
         self.step, self.batch = self.step + 1, self.batch + 1
         return output
-
-    def _step_schedulers(self, row: Row) -> None:
-        for scheduler in self.schedulers.values():
-            if isinstance(scheduler, ReduceLROnPlateau):
-                monitor = self.optimization.monitor
-                if monitor not in row:
-                    raise ValueError(
-                        f"ReduceLROnPlateau watches '{monitor}', expected one of {list(row)}"
-                    )
-                scheduler.step(row[monitor])
-            else:
-                scheduler.step()
-
-    def _learning_rates(self) -> Row:
-        rates = {name: o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
-        if len(rates) == 1:
-            return {"learning_rate": float(*rates.values())}
-        return {f"learning_rate/{name}": float(rate) for name, rate in rates.items()}
 
     def _validate(self, validation: CheckedFeed) -> Row:
         """Evaluate on the same noise at every call, leaving the run's noise untouched."""
@@ -522,16 +470,12 @@ class Trainer:
         return mean.row("validation")
 
 
-def _in_order(
-    callbacks: Sequence[Callback], *, progress: bool
-) -> tuple[Checkpoint | None, list[Callback]]:
-    """The Checkpoint, and all callbacks with it in front: it begins first, and so ends last."""
-    checkpoints = [c for c in callbacks if isinstance(c, Checkpoint)]
-    if len(checkpoints) > 1:
-        raise ValueError(f"expected at most one Checkpoint, got {len(checkpoints)}")
-    others = [c for c in callbacks if not isinstance(c, Checkpoint)]
-    reporting = [Progress()] if progress else []
-    return next(iter(checkpoints), None), [*checkpoints, *reporting, *others]
+def _identity(seed: int, feed: Feed) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "number of examples": feed.num_examples,
+        "batches per epoch": feed.num_batches,
+    }
 
 
 def _choose_device(device: str | torch.device) -> torch.device:
