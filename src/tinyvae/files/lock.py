@@ -1,6 +1,7 @@
 """A lock on a folder, which the operating system lets go of when its process dies."""
 
 import contextlib
+import errno
 import os
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ class FolderLock:
     """Holds a folder for one owner at a time, over all processes that see it.
 
     The lock is one of the system's on a file ``lock``: it ends with the process, however that ends,
-    and no child has it.
+    no child has it, and it also ends when the process itself opens and closes that file once more.
 
     Args:
         folder: The folder.
@@ -33,13 +34,22 @@ class FolderLock:
             raise BlockingIOError(f"{folder} is in use by another run of this process")
         self._file = self.path.open("a+b")
         try:
+            self._take(folder)
+        except BaseException:
+            self._file.close()
+            raise
+        self._held.add(self.path)
+
+    def _take(self, folder: Path) -> None:
+        try:
             _lock(self._file)
         except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                reason = f"the folder cannot be locked: {error.strerror}"
+                raise OSError(error.errno, reason, str(folder)) from error
             self._file.seek(0)
             owner = self._file.read(100).decode(errors="replace").strip()
-            self._file.close()
             raise BlockingIOError(f"{folder} is in use by {owner or 'another run'}") from error
-        self._held.add(self.path)
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()}".encode())
         self._file.flush()
@@ -56,7 +66,7 @@ def _lock(file: BinaryIO) -> None:
     if sys.platform == "win32":
         import msvcrt
 
-        file.seek(0)
+        file.seek(2**30)  # far behind the text, which others read
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     else:
         import fcntl

@@ -10,19 +10,25 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tinyvae.files.errors import CheckpointError
 
 __all__ = ["decode_state", "encode_state"]
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-def encode_state(state: Any, name: str) -> tuple[Any, dict[str, Tensor]]:
+
+def encode_state(state: Any, name: str, *, finite: bool = True) -> tuple[Any, dict[str, Tensor]]:
     """Take a state apart.
 
     Args:
         state: The state.
         name: Its name, which the names of its tensors begin with.
+        finite: Whether tensors are to be finite, as a file's have to be; otherwise those that are
+            not are kept as the whole numbers of their bits.
 
     Returns:
         JSON, and the tensors that it names.
@@ -36,24 +42,27 @@ def encode_state(state: Any, name: str) -> tuple[Any, dict[str, Tensor]]:
          {'early.0': tensor([0., 0.])})
     """
     tensors: dict[str, Tensor] = {}
-    return _encoded(state, name, tensors), tensors
+    return _encoded(state, name, tensors, finite), tensors
 
 
-def _encoded(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+def _encoded(value: Any, name: str, tensors: dict[str, Tensor], finite: bool) -> Any:
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, Tensor):
         while name in tensors:  # the keys "a.b" of a, and "b" of a's "a"
             name += "'"
-        tensors[name] = value
-        return {"tensor": name}
+        if finite or not value.is_floating_point() or bool(torch.isfinite(value).all()):
+            tensors[name] = value
+            return {"tensor": name}
+        tensors[name] = value.contiguous().view(BITS[value.element_size()])
+        return {"bits": name, "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, Integral):  # numpy's too
         return int(value)
     if isinstance(value, Real):
         number = float(value)
         return number if math.isfinite(number) else {"float": str(number)}
     if isinstance(value, (list, tuple)):
-        items = [_encoded(item, f"{name}.{i}", tensors) for i, item in enumerate(value)]
+        items = [_encoded(item, f"{name}.{i}", tensors, finite) for i, item in enumerate(value)]
         return items if isinstance(value, list) else {"tuple": items}
     if isinstance(value, Mapping):
         if wrong := [key for key in value if isinstance(key, bool) or not _is_key(key)]:
@@ -61,8 +70,11 @@ def _encoded(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
                 f"'{name}' has the key {wrong[0]!r:.80}, expected strings and whole numbers: a "
                 "file can hold no other"
             )
-        pairs = [[key, _encoded(own, f"{name}.{key}", tensors)] for key, own in value.items()]
-        return {"dict": pairs}
+        return {
+            "dict": [
+                [key, _encoded(own, f"{name}.{key}", tensors, finite)] for key, own in value.items()
+            ]
+        }
     raise TypeError(
         f"'{name}' is {value!r:.80}, a {type(value).__name__}: expected tensors, numbers, strings, "
         "None, and lists, tuples and dictionaries of these, which is what a file can hold"
@@ -94,6 +106,8 @@ def decode_state(form: Any, tensors: Mapping[str, Tensor]) -> Any:
             return [decode_state(item, tensors) for item in items]
         case {"tensor": str(name), **rest} if not rest and name in tensors:
             return tensors[name]
+        case {"bits": str(name), "dtype": str(dtype), **rest} if not rest and name in tensors:
+            return _of_bits(tensors[name], dtype)
         case {"float": "inf" | "-inf" | "nan" as word, **rest} if not rest:
             return float(word)
         case {"tuple": list(items), **rest} if not rest:
@@ -101,6 +115,13 @@ def decode_state(form: Any, tensors: Mapping[str, Tensor]) -> Any:
         case {"dict": list(pairs), **rest} if not rest and all(map(_is_pair, pairs)):
             return {key: decode_state(own, tensors) for key, own in pairs}
     raise CheckpointError(f"expected a state as tinyvae writes it, got {form!r:.80}")
+
+
+def _of_bits(bits: Tensor, dtype: str) -> Tensor:
+    kinds = {str(own).removeprefix("torch."): own for own in FLOATS}
+    if dtype not in kinds or bits.dtype != BITS[kinds[dtype].itemsize]:
+        raise CheckpointError(f"{bits.dtype} holds no bits of '{dtype:.20}'")
+    return bits.view(kinds[dtype])
 
 
 def _is_pair(pair: Any) -> bool:

@@ -1,6 +1,8 @@
 """Callbacks: what happens between the steps."""
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -11,7 +13,7 @@ from tinyvae.training.history import Row
 if TYPE_CHECKING:
     from tinyvae.training.trainer import Trainer
 
-__all__ = ["Callback", "EarlyStopping"]
+__all__ = ["Callback", "EarlyStopping", "callback_names"]
 
 
 class Callback:
@@ -48,6 +50,17 @@ class Callback:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over :meth:`state_dict`; called after ``on_fit_start`` of a resumed run."""
+
+
+def callback_names(callbacks: Sequence[Callback]) -> list[str]:
+    """Names of callbacks, of their classes, numbered where there are several of one."""
+    seen: Counter[str] = Counter()
+    names = []
+    for callback in callbacks:
+        name = type(callback).__name__
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name} {seen[name]}")
+    return names
 
 
 class EarlyStopping(Callback):
@@ -137,8 +150,12 @@ class EarlyStopping(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over :meth:`state_dict`."""
-        self.best, self.best_epoch = state["best"], state["best_epoch"]
-        self._best_weights = state["best_weights"]
+        best, epoch, weights = float(state["best"]), state["best_epoch"], state["best_weights"]
+        if not (epoch is None or isinstance(epoch, int)):
+            raise TypeError(f"expected the best epoch as an integer or None, got {epoch!r}")
+        if not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+            raise TypeError("expected the best weights as tensors")
+        self.best, self.best_epoch, self._best_weights = best, epoch, weights
 
     def on_fit_end(self, trainer: "Trainer") -> None:
         """Give the model its best weights back."""

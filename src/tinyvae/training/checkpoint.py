@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint", "checkpoint_first"]
 
+FINITE = ("model", "objective", "optimizers")
+
 
 class Checkpoint(Callback):
     """Keeps a run in a folder, from which ``fit(..., resume="auto")`` goes on bitwise.
@@ -74,16 +76,18 @@ class Checkpoint(Callback):
     ) -> None:
         for name, least, value in (
             ("every_steps", 1, every_steps),
-            ("every_minutes", 0, every_minutes),
             ("keep", 1, keep),
         ):
-            if value is not None and not value >= least:
-                raise ValueError(f"Checkpoint expects {name} >= {least}, got {value!r}")
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise ValueError(f"Checkpoint expects {name} as an integer >= {least}, got {value}")
+        if every_minutes is not None and not every_minutes >= 0:
+            raise ValueError(f"Checkpoint expects every_minutes >= 0, got {every_minutes}")
         self.folder = Path(folder)
         self.every_steps, self.every_minutes = every_steps, every_minutes
         self.keep, self.monitor, self.maximize = keep, monitor, maximize
         self._files = RunFolder(self.folder)
         self._owner: ref[Trainer] | None = None
+        self._loaded: tuple[int, int] | None = None  # where the run was begun from a file
         self._forget()
 
     def _forget(self) -> None:
@@ -106,17 +110,25 @@ class Checkpoint(Callback):
         else:
             self._writer.close()
         finally:
+            del self._writer
             lock.release()
 
     def newest(self) -> dict[str, Any] | None:
         """State of the newest whole checkpoint of the folder, None where there is none."""
-        return self._files.newest()
+        state = self._files.newest()
+        if state is not None:
+            self._loaded = state["position"]["step"], state["position"]["batch"]
+        return state
 
-    def claim(self, trainer: "Trainer", *, resumes: bool) -> None:
+    def claim(self, trainer: "Trainer", resume: str | os.PathLike[str] | None) -> None:
         """Refuse to write into the folder of another run."""
+        self._loaded = None
         is_own = self._owner is not None and self._owner() is trainer
+        goes_on = resume == "auto" or (
+            resume is not None and Path(resume).resolve().is_relative_to(self.folder.resolve())
+        )
         steps = self._files.steps()
-        if steps and not (resumes or is_own):
+        if steps and not (goes_on or is_own):
             raise FileExistsError(
                 f"{self.folder} holds a run that was at step {steps[0]:,}: continue it by "
                 'fit(..., resume="auto"), or give another folder'
@@ -125,13 +137,18 @@ class Checkpoint(Callback):
 
     def on_fit_start(self, trainer: "Trainer") -> None:
         """Begin the folder's history anew: with the epochs that are done."""
+        if (self.monitor or "").startswith("validation/") and not trainer.plan.has_validation:
+            raise ValueError(
+                f"Checkpoint watches '{self.monitor}', but fit was given no validation data: give "
+                "them, or watch a column such as monitor='train/elbo_nats'"
+            )
         self._forget()
         self._description = _description(trainer)
         self._files.put_aside(trainer.step)
         self._files.begin_history(trainer.history.epochs)
         self._epochs = len(trainer.history.epochs)
-        if self._files.checkpoint(trainer.step).exists():
-            self._saved, self._saved_at = (trainer.step, trainer.batch), time.monotonic()
+        if self._loaded == (trainer.step, trainer.batch):
+            self._saved, self._saved_at = self._loaded, time.monotonic()
 
     def on_rest(self, trainer: "Trainer", *, ending: bool) -> None:
         """Write a checkpoint, where one is due."""
@@ -176,7 +193,7 @@ class Checkpoint(Callback):
         tensors: dict[str, Any] = {}
         form = []
         for name, part in capture(trainer).items():
-            encoded, own = encode_state(part, name)
+            encoded, own = encode_state(part, name, finite=name in FINITE)
             form.append([name, encoded])
             tensors |= {n: t.detach().to("cpu", copy=True) for n, t in own.items()}
         info = {**self._description, "state": {"dict": form}}
@@ -201,7 +218,10 @@ class Checkpoint(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over :meth:`state_dict`."""
-        self.best, self.best_step = state["best"], state["best_step"]
+        best, step = float(state["best"]), state["best_step"]
+        if not (step is None or isinstance(step, int)):
+            raise TypeError(f"expected the best step as an integer or None, got {step!r}")
+        self.best, self.best_step = best, step
 
 
 def checkpoint_first(

@@ -51,7 +51,9 @@ def _dispatch(data: Any, preparation: Preparation, options: dict[str, Any], work
         case TensorDataset():
             return ResidentFeed(data.tensors, preparation, **options)
         case DataLoader():
-            return LoaderFeed(data, preparation, seed=options["seed"])
+            return LoaderFeed(
+                data, preparation, seed=options["seed"], repeats=not options["shuffle"]
+            )
         case Dataset():
             return DatasetFeed(data, preparation, workers=workers, **options)
     raise TypeError(

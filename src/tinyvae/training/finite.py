@@ -1,5 +1,6 @@
 """What is not finite is caught at its step, and named."""
 
+import cmath
 import math
 from collections.abc import Mapping
 from itertools import chain
@@ -55,14 +56,15 @@ class FiniteSteps:
         if self.waits:
             # A sum is the cheapest look at all: it may also overflow, which is no error yet.
             sums = chain(losses, (gradient.sum() for gradient in self._gradients().values()))
-            if not all(math.isfinite(number.item()) for number in sums):
+            if not all(cmath.isfinite(number.item()) for number in sums):
                 self._raise_if_bad(output, where)
             return
-        bad = (~torch.isfinite(torch.stack([*losses, *self._sizes().values()])).all()).float()
+        sizes = self._sizes()
+        bad = (~torch.isfinite(torch.stack([*losses, *sizes.values()])).all()).float()
         self._flag = bad if self._flag is None else torch.maximum(self._flag, bad)
         for optimizer in self.optimizers.values():
             optimizer.found_inf = self._flag  # type: ignore[attr-defined]
-        named = named_values(output) | self._sizes()
+        named = named_values(output) | sizes
         values = {name: torch.as_tensor(v).detach().clone() for name, v in named.items()}
         self._seen.append((where, bad, values))
         if len(self._seen) == self.INTERVAL:
@@ -86,7 +88,7 @@ class FiniteSteps:
         return dict(zip(dense, sizes, strict=True))
 
     def settle(self) -> None:
-        """Wait for the device, and raise if a loss since the last time was not finite."""
+        """Wait for the device, and raise if a step since the last time was not finite."""
         seen, self._seen = self._seen, []
         flag = self._flag
         self.release()

@@ -20,6 +20,7 @@ from tinyvae.files import (
     write_atomically,
 )
 from tinyvae.training.history import Row
+from tinyvae.training.verify import require_sound
 
 __all__ = ["RunFolder", "load_checkpoint"]
 
@@ -58,7 +59,7 @@ class RunFolder:
     def newest(self) -> dict[str, Any] | None:
         """State of the newest checkpoint that is whole, None where there is none.
 
-        Damaged ones are put aside under another name, with a warning.
+        Damaged ones are passed over, with a warning.
 
         Raises:
             CheckpointError: If all are damaged; the message names each.
@@ -69,16 +70,14 @@ class RunFolder:
             try:
                 state = load_checkpoint(file)
             except CheckpointError as error:
-                errors.append((file, error))
+                errors.append(str(error))
                 continue
-            for damaged, reason in errors:
-                warnings.warn(f"{reason}. Continuing from {file.name} instead", stacklevel=4)
-                damaged.replace(damaged.with_suffix(".damaged"))
+            for reason in errors:
+                warnings.warn(f"{reason}. Continuing from {file.name} instead", stacklevel=5)
             return state
         if errors:
             raise CheckpointError(
-                "no checkpoint can be read, and nothing was begun anew:\n"
-                + "\n".join(str(error) for _, error in errors)
+                "no checkpoint can be read, and nothing was begun anew:\n" + "\n".join(errors)
             )
         return None
 
@@ -136,10 +135,14 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
         CheckpointError: If the file is damaged, or no checkpoint.
     """
     tensors, info = load_tensors(file)
-    state = decode_state(info.get("state"), tensors)
-    if not isinstance(state, dict):
+    if "state" not in info:
         raise CheckpointError(
             f"{file}: expected a checkpoint of a run, got the file of a {info.get('model')!r:.80}: "
             "its load() reads it"
         )
+    try:
+        state: dict[str, Any] = decode_state(info["state"], tensors)
+        require_sound(state)
+    except (CheckpointError, RecursionError) as error:
+        raise CheckpointError(f"{file}: {error}") from error
     return state

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,7 @@ from tinyvae.objective import ObjectiveOutput
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["History", "Row", "RunningMean"]
+__all__ = ["History", "Row", "RunningMean", "plain"]
 
 Row = dict[str, float]
 
@@ -100,6 +100,21 @@ class History:
         return f"History({len(self.epochs)} epochs, columns {list(_columns(self.epochs))})"
 
 
+def plain(row: Mapping[str, Any]) -> Row:
+    """A row as numbers of Python.
+
+    Raises:
+        TypeError: If a column is no number.
+    """
+    numbers = {name: v.item() if hasattr(v, "item") else v for name, v in row.items()}
+    for name, value in numbers.items():
+        if not isinstance(value, (int, float)):
+            raise TypeError(
+                f"expected a number in the history's column '{name}', got {value!r:.80}"
+            )
+    return numbers
+
+
 def _columns(rows: list[Row]) -> dict[str, list[float | None]]:
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
@@ -135,6 +150,11 @@ def _require_scalars(named: dict[str, Tensor]) -> None:
             raise TypeError(f"losses and metrics must be 0-d tensors, got {got} for '{name}'")
 
 
+def _sums_on(device: torch.device) -> dict[str, Any]:
+    """Where sums are kept, and with how many digits: Apple's devices have no float64."""
+    return {"device": device, "dtype": torch.float32 if device.type == "mps" else torch.float64}
+
+
 class RunningMean:
     """Mean of an epoch's losses and metrics, weighted by examples, kept on the device.
 
@@ -163,28 +183,30 @@ class RunningMean:
 
     def _sum_up(self) -> None:
         values = torch.stack(self._aside)  # (steps, names)
-        dtype = torch.float32 if values.device.type == "mps" else torch.float64
-        weights = torch.tensor(self._weights, dtype=dtype, device=values.device)
-        total = weights @ values.to(dtype)
+        weights = torch.tensor(self._weights, **_sums_on(values.device))
+        total = weights @ values.to(weights.dtype)
         self._total = total if self._total is None else self._total + total
         self._weight += sum(self._weights)
         self._aside, self._weights = [], []
 
     def state_dict(self) -> dict[str, Any]:
         """Sums, and what has been put aside."""
+        dtype = self._aside[0].dtype if self._aside else torch.float32
         return {
             "names": list(self._names),
-            "aside": list(self._aside),
+            "aside": [values.tolist() for values in self._aside],
+            "dtype": str(dtype).removeprefix("torch."),
             "weights": list(self._weights),
-            "total": self._total,
+            "total": None if self._total is None else self._total.tolist(),
             "weight": self._weight,
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Take over :meth:`state_dict`."""
         self._names, self._weights = tuple(state["names"]), state["weights"]
-        self._aside = [values.to(device) for values in state["aside"]]
-        self._total = None if state["total"] is None else state["total"].to(device)
+        dtype, total = getattr(torch, state["dtype"]), state["total"]
+        self._aside = [torch.tensor(v, dtype=dtype, device=device) for v in state["aside"]]
+        self._total = None if total is None else torch.tensor(total, **_sums_on(device))
         self._weight = state["weight"]
 
     def row(self, part: str) -> Row:

@@ -4,13 +4,15 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from tinyvae.files import CheckpointError
 from tinyvae.objective import Batch
 from tinyvae.scopes import forked_rng, seed_rng
 from tinyvae.training.feed import Feed, Preparation, visiting_order
@@ -19,6 +21,7 @@ from tinyvae.training.seeds import Stream, derive_seed
 __all__ = ["DatasetFeed", "LoaderFeed"]
 
 CPU = torch.device("cpu")
+END = object()
 
 
 class DatasetFeed(Feed):
@@ -54,8 +57,8 @@ class DatasetFeed(Feed):
         """Yield the batches of an epoch; those of a stream before ``start`` are passed over."""
         is_stream = isinstance(self.data, IterableDataset)
         items: Iterator[Any] = iter(self._loader(epoch, 0 if is_stream else start))
-        if is_stream and start:
-            items = _passed_over(items, start)
+        if is_stream:
+            items = _from(start, _seeded_items(items, self.seed, epoch))
         return _prepared(items, self.preparation, self.seed, epoch, start)
 
     def probe(self) -> Iterator[Batch]:
@@ -124,29 +127,42 @@ class LoaderFeed(Feed):
         loader: The DataLoader.
         preparation: What becomes of its batches.
         seed: The run's seed.
+        repeats: Whether every epoch is to be the first one again.
     """
 
     at_hand = False
 
-    def __init__(self, loader: "DataLoader[Any]", preparation: Preparation, *, seed: int) -> None:
+    def __init__(
+        self,
+        loader: "DataLoader[Any]",
+        preparation: Preparation,
+        *,
+        seed: int,
+        repeats: bool = False,
+    ) -> None:
         self.loader, self.preparation, self.seed = loader, preparation, seed
         self.num_batches = _length(loader)
         self.num_examples = _length(loader.dataset)
-        samplers = (loader, loader.sampler)
+        sampler = getattr(loader.batch_sampler, "sampler", None)
+        samplers = (loader, loader.sampler, loader.batch_sampler, sampler)
         generators = (getattr(owner, "generator", None) for owner in samplers)
         self._generators = list(dict.fromkeys(g for g in generators if g is not None))
         self._is_stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
         self._opened: dict[str, Any] | None = None
-        self._resumes = False
+        self._start = 0
+        self._loaded: dict[str, Any] | None = None
+        self._first = self._generator_states() if repeats else None
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the loader's batches."""
-        resumes, self._resumes = self._resumes, False
-        self._opened = self._state()
-        items: Iterator[Any] = iter(self.loader)
-        if start and not (resumes and self._is_stateful):
-            items = _passed_over(items, start)
+        if self._first is not None:
+            self._set_generators(self._first)
+        loaded, self._loaded = self._loaded, None
+        self._opened, self._start = loaded or self._state(), start
+        is_there = loaded is not None and self._is_stateful
+        items = _seeded_items(iter(self.loader), self.seed, epoch, start if is_there else 0)
         try:
+            items = items if is_there else _from(start, items)
             yield from _prepared(items, self.preparation, self.seed, epoch, start)
         finally:
             self._opened = None
@@ -157,24 +173,48 @@ class LoaderFeed(Feed):
 
     def state_dict(self, batch: int) -> dict[str, Any]:
         """Where the loader was at the epoch's start; one that can tell, where it is."""
-        if batch and self._is_stateful:
-            return self._state()
-        return self._state() if self._opened is None else self._opened
+        has_moved = batch > self._start and self._is_stateful
+        return self._state() if has_moved or self._opened is None else self._opened
 
     def _state(self) -> dict[str, Any]:
         own = getattr(self.loader, "state_dict", lambda: None)()
-        return {"generators": [g.get_state() for g in self._generators], "loader": own}
+        return {"generators": self._generator_states(), "loader": own}
+
+    def _generator_states(self) -> list[Tensor]:
+        return [generator.get_state() for generator in self._generators]
+
+    def _set_generators(self, states: list[Tensor]) -> None:
+        for generator, state in zip(self._generators, states, strict=True):
+            generator.set_state(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put generators and loader where they were."""
-        for generator, own in zip(self._generators, state["generators"], strict=True):
-            generator.set_state(own)
-        if self._is_stateful:
-            self.loader.load_state_dict(state["loader"])  # type: ignore[attr-defined]
-            self._resumes = True
+        try:
+            self._set_generators(state["generators"])
+            if self._is_stateful:
+                self.loader.load_state_dict(state["loader"])  # type: ignore[attr-defined]
+        except Exception as error:
+            raise CheckpointError(
+                f"the DataLoader cannot take the checkpoint's state: {error!r:.200}"
+            ) from error
+        self._loaded = state
 
 
-def _passed_over(items: Iterator[Any], start: int) -> Iterator[Any]:
+def _seeded_items(items: Iterator[Any], seed: int, epoch: int, start: int = 0) -> Iterator[Any]:
+    """What is read in this process draws by its batch's seed; the first by that of the order."""
+    for position in count(start):
+        place = (Stream.ITEMS, epoch, position) if position else (Stream.ORDER, epoch)
+        with _seeded(derive_seed(seed, *place)):
+            item = next(items, END)
+        if item is END:
+            return
+        yield item
+
+
+def _from(start: int, items: Iterator[Any]) -> Iterator[Any]:
+    """The items from position ``start``; those before are read, too."""
+    if start == 0:
+        return items
     warnings.warn(
         f"the data cannot say where they were: {start:,} batches that were used in this epoch are "
         "read again and passed over. A Dataset, or a DataLoader with state_dict, saves that",

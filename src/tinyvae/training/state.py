@@ -2,23 +2,19 @@
 
 import time
 import warnings
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from tinyvae.files import CheckpointError
 from tinyvae.scopes import rng_state
-from tinyvae.training.callbacks import Callback
-from tinyvae.training.speed import Route
+from tinyvae.training.callbacks import callback_names
 
 if TYPE_CHECKING:
     from tinyvae.training.trainer import Trainer
 
-__all__ = ["callback_names", "capture", "check_same_run", "restore"]
+__all__ = ["capture", "restore", "warn_of_changes"]
 
 
 def capture(trainer: "Trainer") -> dict[str, Any]:
@@ -55,67 +51,19 @@ def capture(trainer: "Trainer") -> dict[str, Any]:
     }
 
 
-def callback_names(callbacks: Sequence[Callback]) -> list[str]:
-    """Names of callbacks, of their classes, numbered where there are several of one."""
-    seen: Counter[str] = Counter()
-    names = []
-    for callback in callbacks:
-        name = type(callback).__name__
-        seen[name] += 1
-        names.append(name if seen[name] == 1 else f"{name} {seen[name]}")
-    return names
-
-
 def _mode(trainer: "Trainer") -> dict[str, Any]:
     """What has to be equal for a run to go on bitwise."""
     return {
         "device": trainer.device.type,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "compile": trainer.speed.compile,
+        "speed": asdict(trainer.speed),
         "route": asdict(trainer.route),
-        "optimizers": {name: type(o).__name__ for name, o in trainer.optimizers.items()},
     }
 
 
-def check_same_run(trainer: "Trainer", state: Mapping[str, Any]) -> None:
-    """Raise, before anything is changed, if a checkpoint is none of this run.
-
-    Raises:
-        ValueError: If data, batch size or seed are others.
-        CheckpointError: If model or objective are.
-    """
-    for name, own in trainer.identity.items():
-        found = state["run"].get(name)
-        if found != own:
-            raise ValueError(
-                f"the checkpoint's run had {name} = {found!r}, got {own!r}: give the same to "
-                "continue it, or start anew in another folder"
-            )
-    for name, module in (("model", trainer.model), ("objective", trainer.objective)):
-        _check_fits(name, module.state_dict(), state[name])
-
-
-def _check_fits(name: str, own: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    differing = [
-        key for key in sorted(own.keys() | found.keys()) if _shape(own, key) != _shape(found, key)
-    ]
-    if differing:
-        key = differing[0]
-        raise CheckpointError(
-            f"the checkpoint is of another {name}: {len(differing)} of its tensors differ, first "
-            f"'{key}', expected {_shape(own, key)}, got {_shape(found, key)}"
-        )
-
-
-def _shape(state: Mapping[str, Any], key: str) -> tuple[int, ...] | str:
-    value = state.get(key, "none")
-    return tuple(value.shape) if isinstance(value, Tensor) else "none" if value == "none" else "set"
-
-
 def restore(trainer: "Trainer", state: Mapping[str, Any]) -> None:
-    """Put a run where a checkpoint was; its optimisers and schedulers have been made."""
-    trainer.route = Route(**state["mode"]["route"])
+    """Put a run where a checkpoint of it was; its optimisers and schedulers have been made."""
     for name, module in (("model", trainer.model), ("objective", trainer.objective)):
         module.load_state_dict(state[name])
     for name, optimizer in trainer.optimizers.items():
@@ -123,19 +71,35 @@ def restore(trainer: "Trainer", state: Mapping[str, Any]) -> None:
         optimizer._opt_called = True  # type: ignore[attr-defined]  # torch's schedulers ask
     for name, scheduler in trainer.schedulers.items():
         scheduler.load_state_dict(state["schedulers"][name])
+    own_reason = trainer.history.stop_reason  # of a signal in the meantime
     trainer.history.load_state_dict(state["history"])
+    trainer.history.stop_reason = own_reason or trainer.history.stop_reason
     position = state["position"]
     trainer.epoch, trainer.step, trainer.batch = (position[n] for n in ("epoch", "step", "batch"))
     trainer.means.load_state_dict(position["means"], trainer.device)
     trainer.started = time.monotonic() - position["seconds"]
-    _warn_of_another_mode(state["mode"], _mode(trainer))
 
 
-def _warn_of_another_mode(found: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    changed = (name for name in own if found.get(name) != own[name])
-    differing = [f"{name} ({found.get(name)} before, now {own[name]})" for name in changed]
-    if differing:
-        warnings.warn(
-            f"the run goes on, but not bitwise: it has another {', '.join(differing)}",
-            stacklevel=5,
-        )
+def warn_of_changes(trainer: "Trainer", state: Mapping[str, Any]) -> None:
+    """Say what will not be as it was, or not as it is asked for now."""
+    found, own = state["mode"], _mode(trainer)
+    if found["speed"] == own["speed"]:
+        own["route"] = found["route"]  # which is taken over
+    changed = [name for name in own if found[name] != own[name]]
+    if changed:
+        differing = [f"{name} ({found[name]} before, now {own[name]})" for name in changed]
+        _warn(f"the run goes on, but not bitwise: it has another {', '.join(differing)}")
+    for name, optimizer in trainer.optimizers.items():
+        pairs = zip(optimizer.param_groups, state["optimizers"][name]["param_groups"], strict=True)
+        for asked, kept in pairs:
+            options = [k for k in asked if k not in ("params", "lr") and asked[k] != kept[k]]
+            if options:
+                words = ", ".join(f"{k} = {kept[k]}, not {asked[k]}" for k in options)
+                _warn(f"the run goes on with the optimiser that it was begun with: {words}")
+    lost = sorted(state["callbacks"].keys() - set(callback_names(trainer.callbacks)))
+    if lost:
+        _warn(f"the checkpoint has the memory of {lost}, which are no callbacks of this run")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=5)  # the call of fit

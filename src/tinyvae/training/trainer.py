@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from tinyvae.objective import Batch, Objective, ObjectiveOutput
-from tinyvae.scopes import evaluating, forked_rng, restored_modes, seed_rng, set_rng_state
-from tinyvae.training.callbacks import Callback
+from tinyvae.scopes import (
+    evaluating,
+    forked_rng,
+    restored_modes,
+    rng_state,
+    seed_rng,
+    set_rng_state,
+)
+from tinyvae.training.callbacks import Callback, callback_names
 from tinyvae.training.checking import CheckedFeed
 from tinyvae.training.checkpoint import checkpoint_first
 from tinyvae.training.data import make_feed
@@ -26,7 +34,7 @@ from tinyvae.training.folder import RunFolder
 from tinyvae.training.gradients import Gradients
 from tinyvae.training.groups import named_parameters, parameter_groups, same_groups
 from tinyvae.training.headline import headline
-from tinyvae.training.history import History, Row, RunningMean
+from tinyvae.training.history import History, Row, RunningMean, plain
 from tinyvae.training.interrupt import stop_on_signals
 from tinyvae.training.lean import step_of
 from tinyvae.training.optimization import Optimization, clip, learning_rates
@@ -41,7 +49,8 @@ from tinyvae.training.speed import (
     fast_path,
     matmul_route,
 )
-from tinyvae.training.state import callback_names, check_same_run, restore
+from tinyvae.training.state import restore, warn_of_changes
+from tinyvae.training.verify import require_same_run
 
 __all__ = ["Trainer"]
 
@@ -134,6 +143,7 @@ class Trainer:
         self.started = 0.0
         self.interrupted = False
         self.route = Route()
+        self._schedule_steps: int | None = None
         self.groups: dict[str, list[nn.Parameter]] = {}
         self.optimizers: dict[str, Optimizer] = {}
         self.schedulers: dict[str, LRScheduler] = {}
@@ -220,7 +230,7 @@ class Trainer:
                 length = Length.of_resumed(state, epochs)
             self._start(train_feed, validation_feed, length, state)
             with matmul_route(self.route.matmul):
-                self._run(train_feed, validation_feed, {} if state is None else state["callbacks"])
+                self._run(train_feed, validation_feed, state)
         return self.history
 
     def _checked(
@@ -236,7 +246,7 @@ class Trainer:
     def _found(self, resume: str | os.PathLike[str] | None) -> dict[str, Any] | None:
         """State to go on from, None to begin."""
         if self.checkpoint is not None:
-            self.checkpoint.claim(self, resumes=resume is not None)
+            self.checkpoint.claim(self, resume)
         if resume is None:
             return None
         if resume != "auto":
@@ -256,12 +266,6 @@ class Trainer:
         state: dict[str, Any] | None,
     ) -> None:
         """Check everything, go to where the run is, and plan the rest."""
-        if state is not None:
-            check_same_run(self, state)
-            train.feed.load_state_dict(state["position"]["loader"])
-        train.begin(length.epoch, length.batch)
-        if validation is not None:
-            validation.begin(0)
         self._make_optimizers()
         self.schedulers = self.optimization.make_schedulers(
             self.optimizers,
@@ -269,8 +273,15 @@ class Trainer:
             steps_per_epoch=train.feed.num_batches,
             has_validation=validation is not None,
         )
+        if state is not None:
+            require_same_run(self, state)
+            warn_of_changes(self, state)
+            train.feed.load_state_dict(state["position"]["loader"])
+        train.begin(length.epoch, length.batch)
+        if validation is not None:
+            validation.begin(0)
         run_steps = length.steps(train.feed.num_batches)
-        schedule_steps = self.plan.schedule_steps if self.step else run_steps
+        schedule_steps = self._schedule_steps if self.step else run_steps
         self.batch, self.means, self.started = 0, RunningMean(), time.monotonic()
         if self.history.epochs:
             self.started -= self.history.epochs[-1]["time_seconds"]
@@ -279,10 +290,11 @@ class Trainer:
             self.objective.at(self.step, schedule_steps)
         else:
             restore(self, state)
-            self._rng, schedule_steps = state["position"]["rng"], state["plan"]["schedule_steps"]
+            schedule_steps = state["plan"]["schedule_steps"]
+        self._schedule_steps = schedule_steps
         self._steps = {name: step_of(optimizer) for name, optimizer in self.optimizers.items()}
         self._finite = FiniteSteps(self.optimizers, self._trained())
-        self._choose_paths(train, is_chosen=state is not None or self.step > 0)
+        self._choose_paths(train, state)
         self.plan = Plan(
             length,
             run_steps=run_steps,
@@ -320,7 +332,7 @@ class Trainer:
         named = named_parameters(self.objective, self.model)
         return {name: p for name, p in named.items() if id(p) in own}
 
-    def _choose_paths(self, train: CheckedFeed, *, is_chosen: bool) -> None:
+    def _choose_paths(self, train: CheckedFeed, state: dict[str, Any] | None) -> None:
         """Make the pass of an update, by the fast paths that were asked for."""
         gradients = Gradients(self.model, self.objective, self.groups)
         self.differentiate: Differentiate = gradients
@@ -330,7 +342,10 @@ class Trainer:
             self.model.train()
             self.objective.train()
             example = train.first(self.epoch)
-            if not is_chosen:
+            mode = {} if state is None else state["mode"]
+            if mode.get("speed") == asdict(self.speed):
+                self.route = Route(**mode["route"])
+            elif self.step == 0 or state is not None:
                 self.route = choose_route(gradients, example, self.speed)
             self.differentiate = fast_path(gradients, example, self.speed, self.route)
 
@@ -340,8 +355,9 @@ class Trainer:
             warnings.warn(f"a schedule does not end: {message}", stacklevel=4)
 
     def _run(
-        self, train: CheckedFeed, validation: CheckedFeed | None, states: dict[str, Any]
+        self, train: CheckedFeed, validation: CheckedFeed | None, state: dict[str, Any] | None
     ) -> None:
+        states = {} if state is None else state["callbacks"]
         with ExitStack() as stack:
             stack.enter_context(restored_modes(self.model, self.objective))
             stack.callback(self._finite.release)
@@ -350,6 +366,8 @@ class Trainer:
                 stack.callback(callback.on_fit_end, self)
                 if name in states:
                     callback.load_state_dict(states[name])
+            if state is not None:
+                set_rng_state(self.device, state["position"]["rng"])
             goes_on = self.epoch < self.plan.last_epoch and self.history.stop_reason is None
             self._rest(ending=not goes_on)
             while goes_on:
@@ -413,6 +431,7 @@ class Trainer:
         self.history.epochs.append(row)
         for callback in self.callbacks:
             callback.on_epoch_end(self, row)
+        row.update(plain(row))
         if completed and self.optimization.scheduler_interval == "epoch":
             self.optimization.step_schedulers(self.schedulers, row)
         goes_on = self.epoch < self.plan.last_epoch and self.history.stop_reason is None
@@ -422,9 +441,10 @@ class Trainer:
 
     def _train_epoch(self, train: CheckedFeed) -> bool:
         """Use the epoch's batches; return whether these were all."""
+        noise = rng_state(self.device)
         batches = train.batches(self.epoch, self.batch)
         if self.batch:
-            set_rng_state(self.device, self._rng)
+            set_rng_state(self.device, noise)
         else:
             seed_rng(self.device, derive_seed(self.seed, Stream.NOISE, self.epoch))
             self.means = RunningMean()
@@ -438,7 +458,8 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_step_end(self, output)
             is_stopped = self.history.stop_reason is not None
-            self._rest(ending=is_stopped and self.interrupted)
+            if self.interrupted or not is_stopped:
+                self._rest(ending=is_stopped)
             if is_stopped:
                 return False
         return True

@@ -1,0 +1,255 @@
+"""A checkpoint is looked at from end to end before anything of it is used."""
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from numbers import Real
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from tinyvae.files import CheckpointError
+from tinyvae.training.callbacks import callback_names
+
+if TYPE_CHECKING:
+    from tinyvae.training.trainer import Trainer
+
+__all__ = ["require_same_run", "require_sound"]
+
+Check: TypeAlias = Callable[[Any], bool]
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real)
+
+
+def _is_bytes(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.uint8 and value.dim() == 1
+
+
+def _is_optional(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _is_list(check: Check) -> Check:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def _is_dict(check: Check) -> Check:
+    return lambda value: (
+        isinstance(value, dict)
+        and all(isinstance(key, str) and check(own) for key, own in value.items())
+    )
+
+
+def _is_one_of(*words: str) -> Check:
+    return lambda value: isinstance(value, str) and value in words
+
+
+def _is_rows(value: Any) -> bool:
+    """Whether bytes are the JSON of a history."""
+    try:
+        rows = json.loads(value.numpy().tobytes())
+    except (AttributeError, ValueError, RecursionError):
+        return False
+    is_row = _is_dict(_is_number)
+    return (
+        _is_bytes(value)
+        and isinstance(rows, dict)
+        and rows.keys() == {"epochs", "updates"}
+        and all(_is_list(is_row)(own) for own in rows.values())
+        and all({"epoch", "step", "time_seconds"} <= row.keys() for row in rows["epochs"])
+        and all("step" in row for row in rows["updates"])
+    )
+
+
+def _is_generator_state(value: Any) -> bool:
+    try:
+        torch.Generator().set_state(value)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+ANYTHING: Check = lambda _: True  # noqa: E731
+IS_DICT = _is_dict(ANYTHING)
+MEANS: dict[str, Any] = {
+    "names": _is_list(lambda name: isinstance(name, str)),
+    "aside": _is_list(_is_list(_is_number)),
+    "weights": _is_list(_is_count),
+    "total": _is_optional(_is_list(_is_number)),
+    "weight": _is_count,
+    "dtype": _is_one_of("float16", "bfloat16", "float32", "float64"),
+}
+SHAPE: dict[str, Any] = {
+    "run": IS_DICT,
+    "mode": {
+        "device": lambda value: isinstance(value, str),
+        "torch": lambda value: isinstance(value, str),
+        "threads": _is_count,
+        "speed": IS_DICT,
+        "route": {
+            "matmul": _is_one_of("default", "onednn"),
+            "precision": _is_one_of("float32", "bfloat16"),
+        },
+    },
+    "model": IS_DICT,
+    "objective": IS_DICT,
+    "optimizers": IS_DICT,
+    "schedulers": IS_DICT,
+    "callbacks": _is_dict(IS_DICT),
+    "history": {"rows": _is_rows, "stop_reason": _is_optional(lambda v: isinstance(v, str))},
+    "position": {
+        "epoch": _is_count,
+        "step": _is_count,
+        "batch": _is_count,
+        "means": MEANS,
+        "rng": _is_dict(_is_bytes),
+        "loader": IS_DICT,
+        "seconds": _is_number,
+    },
+    "plan": {
+        "first_epoch": _is_count,
+        "begun": _is_count,
+        "schedule_steps": _is_optional(_is_count),
+    },
+}
+
+
+def require_sound(state: Any, shape: Mapping[str, Any] = SHAPE, name: str = "") -> None:
+    """Raise unless a state is made as a checkpoint of this version is.
+
+    Raises:
+        CheckpointError: The message names the part.
+    """
+    if not isinstance(state, dict) or state.keys() != shape.keys():
+        got = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
+        raise CheckpointError(
+            f"expected '{name or 'state'}' with {sorted(shape)}, got {got!r:.200}"
+        )
+    for key, check in shape.items():
+        place = f"{name}.{key}".lstrip(".")
+        if isinstance(check, Mapping):
+            require_sound(state[key], check, place)
+        elif not check(state[key]):
+            raise CheckpointError(f"'{place}' is none that a run has: {state[key]!r:.200}")
+
+
+def require_same_run(trainer: "Trainer", state: Mapping[str, Any]) -> None:
+    """Raise if a sound checkpoint is none of this run, whose optimisers have been made.
+
+    Raises:
+        ValueError: If data or seed are others.
+        CheckpointError: If model, objective, optimisers, schedulers or callbacks are.
+    """
+    for name, own in trainer.identity.items():
+        found = state["run"].get(name)
+        if found != own:
+            raise ValueError(
+                f"the checkpoint's run had {name} = {found!r}, got {own!r}: give the same to "
+                "continue it, or start anew in another folder"
+            )
+    for name, module in (("model", trainer.model), ("objective", trainer.objective)):
+        _require_alike(name, module.state_dict(), state[name])
+    optimizers = {name: _after_a_step(optimizer) for name, optimizer in trainer.optimizers.items()}
+    _require_names("optimisers", optimizers, state["optimizers"])
+    for name, own in optimizers.items():
+        _require_same_optimizer(f"optimizers.{name}", own, state["optimizers"][name])
+    schedulers = {name: own.state_dict() for name, own in trainer.schedulers.items()}
+    _require_alike("schedulers", schedulers, state["schedulers"])
+    position, num_batches = state["position"], trainer.identity["batches per epoch"]
+    if num_batches is not None and position["batch"] > num_batches:
+        raise CheckpointError(f"batch {position['batch']} of {num_batches} is none")
+    if not _is_generator_state(position["rng"].get("cpu")):
+        raise CheckpointError("the random state is none of torch's")
+    _require_callbacks(trainer, state["callbacks"])
+
+
+def _after_a_step(optimizer: Optimizer) -> dict[str, Any]:
+    """State of a copy that has made one step: the make of all its later ones."""
+    twin = copy.deepcopy(optimizer)
+    twin._optimizer_step_pre_hooks.clear()
+    twin._optimizer_step_post_hooks.clear()
+    for group in twin.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    type(twin).step(twin)
+    return twin.state_dict()
+
+
+def _require_same_optimizer(name: str, own: Mapping[str, Any], found: Any) -> None:
+    if not isinstance(found, dict) or found.keys() != own.keys():
+        raise CheckpointError(f"'{name}' is no state of an optimiser: {found!r:.200}")
+    groups, states = found["param_groups"], found["state"]
+    if not isinstance(groups, list) or len(groups) != len(own["param_groups"]):
+        raise CheckpointError(f"'{name}' has other parameter groups")
+    for place, (ours, theirs) in enumerate(zip(own["param_groups"], groups, strict=True)):
+        where = f"{name}.param_groups.{place}"
+        if not isinstance(theirs, dict) or not ours.keys() <= theirs.keys():
+            raise CheckpointError(f"'{where}' lacks options of the optimiser")
+        _require_alike(where, ours, {key: theirs[key] for key in ours})
+        fixed = [k for k, v in ours.items() if isinstance(v, bool) or k == "params"]
+        if differing := [key for key in fixed if ours[key] != theirs[key]]:
+            raise CheckpointError(f"'{where}' is of another optimiser: it differs in {differing}")
+    if not isinstance(states, dict) or not states.keys() <= own["state"].keys():
+        raise CheckpointError(f"'{name}' remembers other parameters")
+    for key, theirs in states.items():
+        _require_alike(f"{name}.state.{key}", own["state"][key], theirs)
+
+
+def _require_callbacks(trainer: "Trainer", states: Mapping[str, Any]) -> None:
+    """Let callbacks take their states, which ``on_fit_start`` will make them forget."""
+    names = callback_names(trainer.callbacks)
+    for name, callback in zip(names, trainer.callbacks, strict=True):
+        if name not in states:
+            continue
+        try:
+            callback.load_state_dict(states[name])
+        except Exception as error:
+            raise CheckpointError(f"{name} cannot take its state: {error!r:.200}") from error
+
+
+def _require_names(what: str, own: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    if own.keys() != found.keys():
+        raise CheckpointError(
+            f"the checkpoint has other {what}: expected {sorted(own)}, got {sorted(found)}"
+        )
+
+
+def _require_alike(name: str, own: Any, found: Any) -> None:
+    """Raise unless two trees have the same keys, shapes and kinds of values."""
+    if isinstance(own, Tensor) and isinstance(found, Tensor):
+        if (own.shape, own.dtype) != (found.shape, found.dtype):
+            raise CheckpointError(
+                f"'{name}' differs: expected {tuple(own.shape)} of {own.dtype}, got "
+                f"{tuple(found.shape)} of {found.dtype}"
+            )
+    elif isinstance(own, Mapping) and isinstance(found, Mapping):
+        if own.keys() != found.keys():
+            differing = sorted(map(str, own.keys() ^ found.keys()))
+            raise CheckpointError(
+                f"the checkpoint is of another {name}: {len(differing)} names differ, first "
+                f"'{differing[0]}'"
+            )
+        for key in own:
+            _require_alike(f"{name}.{key}", own[key], found[key])
+    elif isinstance(own, (list, tuple)) and isinstance(found, (list, tuple)):
+        if len(own) != len(found):
+            raise CheckpointError(f"'{name}' has {len(found)} entries, expected {len(own)}")
+        for place, (ours, theirs) in enumerate(zip(own, found, strict=True)):
+            _require_alike(f"{name}.{place}", ours, theirs)
+    elif not _is_like(own, found):
+        raise CheckpointError(f"'{name}' is {found!r:.80}, expected one like {own!r:.80}")
+
+
+def _is_like(own: Any, found: Any) -> bool:
+    """Whether a plain value may stand in another's place; None is what is not known yet."""
+    if own is None or (found is None and _is_number(own)):
+        return True
+    return (_is_number(own) and _is_number(found)) or type(own) is type(found)
