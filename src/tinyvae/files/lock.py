@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
@@ -26,19 +27,22 @@ class FolderLock:
     """
 
     # The system's lock is the process's: a second owner within it would be let in.
-    _held: ClassVar[set[Path]] = set()
+    _held: ClassVar[set[tuple[int, Path]]] = set()
+    _guard: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, folder: Path) -> None:
         self.path = folder.resolve() / NAME
-        if self.path in self._held:
-            raise BlockingIOError(f"{folder} is in use by another run of this process")
-        self._file = self.path.open("a+b")
-        try:
-            self._take(folder)
-        except BaseException:
-            self._file.close()
-            raise
-        self._held.add(self.path)
+        self._owner = (os.getpid(), self.path)
+        with self._guard:
+            if self._owner in self._held:
+                raise BlockingIOError(f"{folder} is in use by another run of this process")
+            self._file = self.path.open("a+b")
+            try:
+                self._take(folder)
+            except BaseException:
+                self._file.close()
+                raise
+            self._held.add(self._owner)
 
     def _take(self, folder: Path) -> None:
         try:
@@ -55,10 +59,11 @@ class FolderLock:
         self._file.flush()
 
     def release(self) -> None:
-        """Let go; the file stays, for others may be waiting at it."""
-        self._held.discard(self.path)
-        with contextlib.suppress(OSError):
-            self._file.truncate(0)
+        """Let go; the file stays, for others may be waiting at it. A forked child holds nothing."""
+        if self._owner[0] == os.getpid():
+            with contextlib.suppress(OSError):
+                self._file.truncate(0)
+            self._held.discard(self._owner)
         self._file.close()
 
 

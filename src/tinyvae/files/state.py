@@ -51,7 +51,7 @@ def _encoded(value: Any, name: str, tensors: dict[str, Tensor], finite: bool) ->
     if isinstance(value, Tensor):
         while name in tensors:  # the keys "a.b" of a, and "b" of a's "a"
             name += "'"
-        if finite or not value.is_floating_point() or bool(torch.isfinite(value).all()):
+        if finite or not _has_bits(value) or bool(torch.isfinite(value).all()):
             tensors[name] = value
             return {"tensor": name}
         tensors[name] = value.contiguous().view(BITS[value.element_size()])
@@ -65,7 +65,7 @@ def _encoded(value: Any, name: str, tensors: dict[str, Tensor], finite: bool) ->
         items = [_encoded(item, f"{name}.{i}", tensors, finite) for i, item in enumerate(value)]
         return items if isinstance(value, list) else {"tuple": items}
     if isinstance(value, Mapping):
-        if wrong := [key for key in value if isinstance(key, bool) or not _is_key(key)]:
+        if wrong := [key for key in value if not _is_key(key)]:
             raise TypeError(
                 f"'{name}' has the key {wrong[0]!r:.80}, expected strings and whole numbers: a "
                 "file can hold no other"
@@ -81,8 +81,12 @@ def _encoded(value: Any, name: str, tensors: dict[str, Tensor], finite: bool) ->
     )
 
 
+def _has_bits(value: Tensor) -> bool:
+    return value.layout is torch.strided and value.dtype in FLOATS
+
+
 def _is_key(key: Any) -> bool:
-    return isinstance(key, (str, int))
+    return isinstance(key, (str, int)) and not isinstance(key, bool)
 
 
 def decode_state(form: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -113,7 +117,9 @@ def decode_state(form: Any, tensors: Mapping[str, Tensor]) -> Any:
         case {"tuple": list(items), **rest} if not rest:
             return tuple(decode_state(item, tensors) for item in items)
         case {"dict": list(pairs), **rest} if not rest and all(map(_is_pair, pairs)):
-            return {key: decode_state(own, tensors) for key, own in pairs}
+            state = {key: decode_state(own, tensors) for key, own in pairs}
+            if len(state) == len(pairs):
+                return state
     raise CheckpointError(f"expected a state as tinyvae writes it, got {form!r:.80}")
 
 

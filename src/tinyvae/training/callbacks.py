@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from tinyvae.training.history import Row
 if TYPE_CHECKING:
     from tinyvae.training.trainer import Trainer
 
-__all__ = ["Callback", "EarlyStopping", "callback_names"]
+__all__ = ["Callback", "EarlyStopping", "callback_names", "require_keys"]
 
 
 class Callback:
@@ -48,6 +48,9 @@ class Callback:
         """Return what a resumed run needs: tensors, numbers, strings, lists, dictionaries."""
         return {}
 
+    def check_state(self, trainer: "Trainer", state: dict[str, Any]) -> None:
+        """Raise if this is no :meth:`state_dict`; called before anything is changed."""
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over :meth:`state_dict`; called after ``on_fit_start`` of a resumed run."""
 
@@ -61,6 +64,12 @@ def callback_names(callbacks: Sequence[Callback]) -> list[str]:
         seen[name] += 1
         names.append(name if seen[name] == 1 else f"{name} {seen[name]}")
     return names
+
+
+def require_keys(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise unless a state has the keys of one's own."""
+    if state.keys() != own.keys():
+        raise KeyError(f"expected {sorted(own)}, got {sorted(state)}")
 
 
 class EarlyStopping(Callback):
@@ -148,14 +157,21 @@ class EarlyStopping(Callback):
             "best_weights": self._best_weights,
         }
 
+    def check_state(self, trainer: "Trainer", state: dict[str, Any]) -> None:
+        """Raise if this is no :meth:`state_dict`, or has weights of another model."""
+        require_keys(state, self.state_dict())
+        own, weights, epoch = trainer.model.state_dict(), state["best_weights"], state["best_epoch"]
+        shapes = {name: tensor.shape for name, tensor in weights.items()}
+        if weights and shapes != {name: tensor.shape for name, tensor in own.items()}:
+            raise ValueError("the best weights are of another model")
+        if not isinstance(state["best"], (int, float)) or not isinstance(epoch, int | None):
+            raise TypeError(f"expected numbers, got {state['best']!r:.80} at epoch {epoch!r:.80}")
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over :meth:`state_dict`."""
-        best, epoch, weights = float(state["best"]), state["best_epoch"], state["best_weights"]
-        if not (epoch is None or isinstance(epoch, int)):
-            raise TypeError(f"expected the best epoch as an integer or None, got {epoch!r}")
-        if not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-            raise TypeError("expected the best weights as tensors")
-        self.best, self.best_epoch, self._best_weights = best, epoch, weights
+        self.best, self.best_epoch, self._best_weights = (
+            state[name] for name in ("best", "best_epoch", "best_weights")
+        )
 
     def on_fit_end(self, trainer: "Trainer") -> None:
         """Give the model its best weights back."""

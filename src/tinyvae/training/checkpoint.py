@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from tinyvae.files import encode_state
-from tinyvae.training.callbacks import Callback
+from tinyvae.training.callbacks import Callback, require_keys
 from tinyvae.training.folder import RunFolder
 from tinyvae.training.state import capture
 from tinyvae.training.writer import Writer
@@ -74,12 +74,12 @@ class Checkpoint(Callback):
         monitor: str | None = None,
         maximize: bool = True,
     ) -> None:
-        for name, least, value in (
-            ("every_steps", 1, every_steps),
-            ("keep", 1, keep),
+        for name, value in (
+            ("every_steps", 1 if every_steps is None else every_steps),
+            ("keep", keep),
         ):
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise ValueError(f"Checkpoint expects {name} as an integer >= {least}, got {value}")
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"Checkpoint expects {name} as an integer >= 1, got {value}")
         if every_minutes is not None and not every_minutes >= 0:
             raise ValueError(f"Checkpoint expects every_minutes >= 0, got {every_minutes}")
         self.folder = Path(folder)
@@ -87,14 +87,11 @@ class Checkpoint(Callback):
         self.keep, self.monitor, self.maximize = keep, monitor, maximize
         self._files = RunFolder(self.folder)
         self._owner: ref[Trainer] | None = None
-        self._loaded: tuple[int, int] | None = None  # where the run was begun from a file
         self._forget()
 
     def _forget(self) -> None:
         self.best = -math.inf if self.maximize else math.inf
         self.best_step: int | None = None
-        self._saved: tuple[int, int] | None = None  # step, and its place in the epoch
-        self._ended = False
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -115,14 +112,10 @@ class Checkpoint(Callback):
 
     def newest(self) -> dict[str, Any] | None:
         """State of the newest whole checkpoint of the folder, None where there is none."""
-        state = self._files.newest()
-        if state is not None:
-            self._loaded = state["position"]["step"], state["position"]["batch"]
-        return state
+        return self._files.newest()
 
     def claim(self, trainer: "Trainer", resume: str | os.PathLike[str] | None) -> None:
         """Refuse to write into the folder of another run."""
-        self._loaded = None
         is_own = self._owner is not None and self._owner() is trainer
         goes_on = resume == "auto" or (
             resume is not None and Path(resume).resolve().is_relative_to(self.folder.resolve())
@@ -133,32 +126,38 @@ class Checkpoint(Callback):
                 f"{self.folder} holds a run that was at step {steps[0]:,}: continue it by "
                 'fit(..., resume="auto"), or give another folder'
             )
-        self._owner = ref(trainer)
+        if not is_own:
+            self._forget()
 
     def on_fit_start(self, trainer: "Trainer") -> None:
-        """Begin the folder's history anew: with the epochs that are done."""
+        """Refuse to watch validation without validation data."""
         if (self.monitor or "").startswith("validation/") and not trainer.plan.has_validation:
             raise ValueError(
                 f"Checkpoint watches '{self.monitor}', but fit was given no validation data: give "
                 "them, or watch a column such as monitor='train/elbo_nats'"
             )
-        self._forget()
         self._description = _description(trainer)
-        self._files.put_aside(trainer.step)
-        self._files.begin_history(trainer.history.epochs)
-        self._epochs = len(trainer.history.epochs)
-        if self._loaded == (trainer.step, trainer.batch):
-            self._saved, self._saved_at = self._loaded, time.monotonic()
+        self._saved: tuple[int, int] | None = None  # step, and its place in the epoch
+        self._ended = False
 
     def on_rest(self, trainer: "Trainer", *, ending: bool) -> None:
         """Write a checkpoint, where one is due."""
-        is_first = self._saved is None
-        is_best = self._ends_epoch(trainer) and self._improves(trainer)
         self._ended = ending and not trainer.interrupted
-        if is_first or ending or is_best or self._is_due(trainer):
+        if self._saved is None:
+            self._begin(trainer, ending=ending)
+            return
+        is_best = self._ends_epoch(trainer) and self._improves(trainer)
+        if ending or is_best or self._is_due(trainer):
             self._save(trainer)
-        if is_first:  # what cannot be written is to be known before the first step
-            self._writer.wait()
+
+    def _begin(self, trainer: "Trainer", *, ending: bool) -> None:
+        """Make the folder that of the run, and see that it can be written before the first step."""
+        self._owner = ref(trainer)
+        self._files.put_aside(trainer.step, with_model=not ending)
+        self._files.begin_history(trainer.history.epochs)
+        self._epochs = len(trainer.history.epochs)
+        self._save(trainer)
+        self._writer.wait()
 
     def _ends_epoch(self, trainer: "Trainer") -> bool:
         rows = trainer.history.epochs
@@ -213,15 +212,21 @@ class Checkpoint(Callback):
             trainer.model.save(self._files.model)  # type: ignore[operator]
 
     def state_dict(self) -> dict[str, Any]:
-        """Best value, and its step."""
-        return {"best": self.best, "best_step": self.best_step}
+        """Best value, its step, and of what."""
+        watched = [self.monitor, self.maximize]
+        return {"best": self.best, "best_step": self.best_step, "watched": watched}
+
+    def check_state(self, trainer: "Trainer", state: dict[str, Any]) -> None:
+        """Raise if this is no :meth:`state_dict`."""
+        require_keys(state, self.state_dict())
+        best, step = state["best"], state["best_step"]
+        if not isinstance(best, (int, float)) or not isinstance(step, int | None):
+            raise TypeError(f"expected numbers, got {best!r:.80} at step {step!r:.80}")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over :meth:`state_dict`."""
-        best, step = float(state["best"]), state["best_step"]
-        if not (step is None or isinstance(step, int)):
-            raise TypeError(f"expected the best step as an integer or None, got {step!r}")
-        self.best, self.best_step = best, step
+        """Take over :meth:`state_dict`, if it is of the same column."""
+        if state["watched"] == [self.monitor, self.maximize]:
+            self.best, self.best_step = state["best"], state["best_step"]
 
 
 def checkpoint_first(
@@ -245,7 +250,7 @@ def _description(trainer: "Trainer") -> dict[str, Any]:
     except TypeError as error:
         warnings.warn(
             f"checkpoints will hold the weights, but no file the model by itself: {error}",
-            stacklevel=6,
+            stacklevel=5,
         )
         return {}
     return described

@@ -43,7 +43,10 @@ class RunFolder:
     def lock(self) -> FolderLock:
         """Hold the folder, so that no other run writes there."""
         self.path.mkdir(parents=True, exist_ok=True)
-        return FolderLock(self.path)
+        lock = FolderLock(self.path)
+        for file in self.path.glob(".*.safetensors.*.tmp"):  # of runs that have died here
+            file.unlink(missing_ok=True)
+        return lock
 
     def checkpoint(self, step: int) -> Path:
         """File of the checkpoint of ``step``."""
@@ -94,11 +97,11 @@ class RunFolder:
             raise FileNotFoundError(f"{path} holds no checkpoint step-*.safetensors")
         return state
 
-    def put_aside(self, step: int) -> None:
-        """Rename checkpoints after ``step``: of a future that will not be."""
-        for later in self.steps():
-            if later > step:
-                file = self.checkpoint(later)
+    def put_aside(self, step: int, *, with_model: bool) -> None:
+        """Rename what is of a future that will not be: checkpoints after ``step``, the model."""
+        files = [self.checkpoint(later) for later in self.steps() if later > step]
+        for file in [*files, self.model] if with_model else files:
+            if file.exists():
                 file.replace(file.with_suffix(".replaced"))
 
     def write(self, step: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["ANNOUNCED", "stop_on_signals"]
+__all__ = ["ANNOUNCED", "children_later", "stop_on_signals"]
 
 # By which schedulers announce that they will kill.
 ANNOUNCED = tuple(getattr(signal, n) for n in ("SIGTERM", "SIGUSR1") if hasattr(signal, n))
@@ -50,6 +50,24 @@ def stop_on_signals(stop: Callable[[str], None], *, announced: bool) -> Iterator
     for signum in received:
         if signum != signal.SIGINT:
             _hand_on(signum, found[signum])
+
+
+@contextmanager
+def children_later() -> Iterator[None]:
+    """Keep the news of a child's death until the end, where its handler may raise as it likes."""
+    child: int = getattr(signal, "SIGCHLD", 0)  # Windows has none
+    found = signal.getsignal(child) if child else None
+    if not callable(found) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    news: list[tuple[int, FrameType | None]] = []
+    signal.signal(child, lambda *event: news.append(event))
+    try:
+        yield
+    finally:
+        signal.signal(child, found)
+    if news:
+        found(*news[0])
 
 
 def _hand_on(signum: int, handler: Any) -> None:

@@ -16,12 +16,17 @@ from tinyvae.files import CheckpointError
 from tinyvae.objective import Batch
 from tinyvae.scopes import forked_rng, seed_rng
 from tinyvae.training.feed import Feed, Preparation, visiting_order
+from tinyvae.training.interrupt import children_later
 from tinyvae.training.seeds import Stream, derive_seed
 
-__all__ = ["DatasetFeed", "LoaderFeed"]
+__all__ = ["DatasetFeed", "LoaderFeed", "ReaderDied"]
 
 CPU = torch.device("cpu")
 END = object()
+
+
+class ReaderDied(RuntimeError):
+    """A process that reads data has died."""
 
 
 class DatasetFeed(Feed):
@@ -164,8 +169,10 @@ class LoaderFeed(Feed):
         try:
             items = items if is_there else _from(start, items)
             yield from _prepared(items, self.preparation, self.seed, epoch, start)
-        finally:
+        except GeneratorExit:  # after any other error the epoch is still to be gone on with
             self._opened = None
+            raise
+        self._opened = None
 
     def probe(self) -> Iterator[Batch]:
         """Yield nothing: to look at a loader's batches is to use them up."""
@@ -228,11 +235,15 @@ def _prepared(
 ) -> Iterator[Batch]:
     try:
         for position, item in enumerate(items, start):
-            yield preparation.prepare(preparation.place(item), (seed, epoch, position))
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
+            batch = preparation.prepare(preparation.place(item), (seed, epoch, position))
+            with children_later():
+                yield batch
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        is_of_item = "Caught" in str(error)  # what a Dataset has raised
+        is_of_worker = str(error).startswith("DataLoader worker (pid")
+        if is_of_item or (isinstance(error, RuntimeError) and not is_of_worker):
             raise
-        raise RuntimeError(
+        raise ReaderDied(
             f"{str(error).strip()} A process that reads data has died, for want of memory perhaps: "
             "fewer workers take less. With callbacks=[Checkpoint(folder)] the last step is kept, "
             'and fit(..., resume="auto") goes on after it'

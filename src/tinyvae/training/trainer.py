@@ -37,6 +37,7 @@ from tinyvae.training.headline import headline
 from tinyvae.training.history import History, Row, RunningMean, plain
 from tinyvae.training.interrupt import stop_on_signals
 from tinyvae.training.lean import step_of
+from tinyvae.training.loaders import ReaderDied
 from tinyvae.training.optimization import Optimization, clip, learning_rates
 from tinyvae.training.plan import Length, Plan
 from tinyvae.training.progress import Progress
@@ -374,7 +375,10 @@ class Trainer:
                 try:
                     goes_on = self._run_epoch(train, validation)
                 except BaseException as error:
+                    is_told = self.interrupted
                     self._keep_what_is_whole(error)
+                    if is_told and isinstance(error, ReaderDied):
+                        break  # the signal was for all processes of the job
                     self.stop(f"{type(error).__name__}: {error}")
                     raise
             is_over = self.checkpoint is None or not self.interrupted

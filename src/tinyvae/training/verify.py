@@ -26,7 +26,11 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real)
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_duration(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < 2**62
 
 
 def _is_bytes(value: Any) -> bool:
@@ -112,7 +116,7 @@ SHAPE: dict[str, Any] = {
         "means": MEANS,
         "rng": _is_dict(_is_bytes),
         "loader": IS_DICT,
-        "seconds": _is_number,
+        "seconds": _is_duration,
     },
     "plan": {
         "first_epoch": _is_count,
@@ -148,8 +152,11 @@ def require_same_run(trainer: "Trainer", state: Mapping[str, Any]) -> None:
         ValueError: If data or seed are others.
         CheckpointError: If model, objective, optimisers, schedulers or callbacks are.
     """
+    _require_names("properties of its data", trainer.identity, state["run"])
     for name, own in trainer.identity.items():
-        found = state["run"].get(name)
+        found = state["run"][name]
+        if not _is_optional(_is_count)(found):
+            raise CheckpointError(f"'run.{name}' is no count: {found!r:.80}")
         if found != own:
             raise ValueError(
                 f"the checkpoint's run had {name} = {found!r}, got {own!r}: give the same to "
@@ -166,9 +173,18 @@ def require_same_run(trainer: "Trainer", state: Mapping[str, Any]) -> None:
     position, num_batches = state["position"], trainer.identity["batches per epoch"]
     if num_batches is not None and position["batch"] > num_batches:
         raise CheckpointError(f"batch {position['batch']} of {num_batches} is none")
+    if state["plan"]["first_epoch"] > position["epoch"]:
+        raise CheckpointError("the run is at an epoch before its first")
+    _require_means(position["means"])
     if not _is_generator_state(position["rng"].get("cpu")):
         raise CheckpointError("the random state is none of torch's")
     _require_callbacks(trainer, state["callbacks"])
+
+
+def _require_means(means: Mapping[str, Any]) -> None:
+    widths = {len(values) for values in means["aside"]} | {len(means["total"] or means["names"])}
+    if widths != {len(means["names"])} or len(means["aside"]) != len(means["weights"]):
+        raise CheckpointError("the running means do not fit together")
 
 
 def _after_a_step(optimizer: Optimizer) -> dict[str, Any]:
@@ -191,26 +207,24 @@ def _require_same_optimizer(name: str, own: Mapping[str, Any], found: Any) -> No
         raise CheckpointError(f"'{name}' has other parameter groups")
     for place, (ours, theirs) in enumerate(zip(own["param_groups"], groups, strict=True)):
         where = f"{name}.param_groups.{place}"
-        if not isinstance(theirs, dict) or not ours.keys() <= theirs.keys():
-            raise CheckpointError(f"'{where}' lacks options of the optimiser")
-        _require_alike(where, ours, {key: theirs[key] for key in ours})
+        _require_alike(where, ours, theirs)
         fixed = [k for k, v in ours.items() if isinstance(v, bool) or k == "params"]
         if differing := [key for key in fixed if ours[key] != theirs[key]]:
             raise CheckpointError(f"'{where}' is of another optimiser: it differs in {differing}")
-    if not isinstance(states, dict) or not states.keys() <= own["state"].keys():
+    if not isinstance(states, dict) or states.keys() not in (own["state"].keys(), {}.keys()):
         raise CheckpointError(f"'{name}' remembers other parameters")
     for key, theirs in states.items():
         _require_alike(f"{name}.state.{key}", own["state"][key], theirs)
 
 
 def _require_callbacks(trainer: "Trainer", states: Mapping[str, Any]) -> None:
-    """Let callbacks take their states, which ``on_fit_start`` will make them forget."""
+    """Ask callbacks whether the states are theirs."""
     names = callback_names(trainer.callbacks)
     for name, callback in zip(names, trainer.callbacks, strict=True):
         if name not in states:
             continue
         try:
-            callback.load_state_dict(states[name])
+            callback.check_state(trainer, states[name])
         except Exception as error:
             raise CheckpointError(f"{name} cannot take its state: {error!r:.200}") from error
 
@@ -250,6 +264,5 @@ def _require_alike(name: str, own: Any, found: Any) -> None:
 
 def _is_like(own: Any, found: Any) -> bool:
     """Whether a plain value may stand in another's place; None is what is not known yet."""
-    if own is None or (found is None and _is_number(own)):
-        return True
-    return (_is_number(own) and _is_number(found)) or type(own) is type(found)
+    numbers = _is_number(own) and _is_number(found)
+    return own is None or numbers or type(own) is type(found)
