@@ -1,8 +1,12 @@
 import os
+import socket
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+# Nothing is written to a home, that of a child's neither.
+os.environ["HOME"] = os.devnull
 
 # The fixtures below need no renewal between the examples of one test.
 settings.register_profile(
@@ -17,6 +21,18 @@ settings.register_profile(
     "soak", settings.get_profile("tinyvae"), max_examples=5000, derandomize=False
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tinyvae"))
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    connect = socket.socket.connect
+
+    def refuse(self, address):
+        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"a test asks the network for {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
 @pytest.fixture(autouse=True)

@@ -140,3 +140,12 @@ def test_latents_of_the_gallery_run(name, figures, tmp_path, monkeypatch, capsys
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert sorted(path.name for path in tmp_path.iterdir()) == figures
     assert "nan" not in capsys.readouterr().out.split()
+
+
+def test_a_run_that_is_killed_ends_with_the_same_bytes(tmp_path, monkeypatch, capsys):
+    arguments = ["--show", "--kills", "2", "--epochs", "15", "--output", str(tmp_path / "show")]
+    monkeypatch.setattr(sys, "argv", ["preemptible", *arguments])
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    runpy.run_path(str(EXAMPLES / "preemptible.py"), run_name="__main__")
+    assert "killed 2 times: the same bytes in model.safetensors" in capsys.readouterr().out
+    assert (tmp_path / "show" / "gallery_preemptible.png").exists()

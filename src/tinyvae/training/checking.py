@@ -78,10 +78,11 @@ class CheckedFeed:
 
     def first(self, epoch: int) -> Batch:
         """First batch of an epoch that has not been opened, to be looked at and not used up."""
-        first = None if self._begun is None else next(self._begun, None)
+        begun = iter(()) if self.feed.rereads or self._begun is None else self._begun
+        first = next(begun, None)
         if first is None:
-            return next(self.feed.batches(epoch))
-        self._begun = chain([first], self._begun or ())
+            return self.feed.peek(epoch)
+        self._begun = chain([first], begun)
         return first
 
     def _checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -98,15 +98,21 @@ class Feed(ABC):
         num_examples: Number of examples, None where the data do not tell.
         num_batches: Number of batches in an epoch, None where the data do not tell.
         at_hand: Whether all data can be looked at before the first step.
+        rereads: Whether to open an epoch uses nothing up.
     """
 
     at_hand: bool
+    rereads: bool
     num_examples: int | None
     num_batches: int | None
 
     @abstractmethod
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from position ``start``."""
+
+    def peek(self, epoch: int) -> Batch:
+        """First batch of an epoch, to be looked at and not used up."""
+        return next(self.batches(epoch))
 
     def state_dict(self, batch: int) -> dict[str, Any]:
         """What has to be known, besides the position ``batch``, to go on; nothing by default."""
@@ -124,6 +130,7 @@ class ResidentFeed(Feed):
     """A tensor or a tuple of tensors on the device, batched by index."""
 
     at_hand = True
+    rereads = True
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from tinyvae.files import (
     write_atomically,
 )
 from tinyvae.training.history import Row
-from tinyvae.training.verify import require_sound
+from tinyvae.training.make import require_sound
 
 __all__ = ["RunFolder", "load_checkpoint"]
 

@@ -55,14 +55,14 @@ class DatasetFeed(Feed):
     ) -> None:
         self.data, self.preparation = data, preparation
         self.batch_size, self.seed, self.shuffle, self.workers = batch_size, seed, shuffle, workers
+        self.rereads = not isinstance(data, IterableDataset)
         self.num_examples = _length(data)
         self.num_batches = _length(self._loader(0, 0))
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch; those of a stream before ``start`` are passed over."""
-        is_stream = isinstance(self.data, IterableDataset)
-        items: Iterator[Any] = iter(self._loader(epoch, 0 if is_stream else start))
-        if is_stream:
+        items: Iterator[Any] = iter(self._loader(epoch, start if self.rereads else 0))
+        if not self.rereads:
             items = _from(start, _seeded_items(items, self.seed, epoch))
         return _prepared(items, self.preparation, self.seed, epoch, start)
 
@@ -136,6 +136,7 @@ class LoaderFeed(Feed):
     """
 
     at_hand = False
+    rereads = False
 
     def __init__(
         self,
@@ -177,6 +178,13 @@ class LoaderFeed(Feed):
     def probe(self) -> Iterator[Batch]:
         """Yield nothing: to look at a loader's batches is to use them up."""
         return iter(())
+
+    def peek(self, epoch: int) -> Batch:
+        """First batch of an epoch; the loader's generators are put back."""
+        states = self._generator_states()
+        batch = super().peek(epoch)
+        self._set_generators(states)
+        return batch
 
     def state_dict(self, batch: int) -> dict[str, Any]:
         """Where the loader was at the epoch's start; one that can tell, where it is."""

@@ -67,7 +67,8 @@ class Trainer:
         model: Module that the objective understands; moved to the device.
         objective: What is minimised.
         optimization: Optimiser, learning rates, scheduler, clipping.
-        callbacks: Called in this order, at the end of ``fit`` in reverse.
+        callbacks: Called in this order, a :class:`~tinyvae.Checkpoint` first, at the end of
+            ``fit`` in reverse.
         speed: Fast paths beyond the default one: compilation, matrix products, mixed precision.
         seed: Seed of order, noise and transforms.
         device: ``"auto"`` takes cuda, else mps, else the CPU.
@@ -171,7 +172,8 @@ class Trainer:
         happened: then ``epochs`` are those of the whole run, and a run that is complete returns
         its history. Bitwise holds within one mode (device, torch, number of threads, fast paths,
         optimiser); another is warned of. Random numbers that come from other generators than
-        torch's and, of a Dataset's items, Python's and numpy's, are not part of a checkpoint.
+        torch's default ones are not part of a checkpoint (what items of a Dataset draw by Python's
+        and numpy's is a function of the seed).
 
         Args:
             train: Tensor or numpy array ``(N, *E)``, a tuple of these, a Dataset or a DataLoader.

@@ -1,10 +1,8 @@
-"""A checkpoint is looked at from end to end before anything of it is used."""
+"""A checkpoint is held against the run that is to go on with it, before anything is changed."""
 
 import copy
-import json
-from collections.abc import Callable, Mapping
-from numbers import Real
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,137 +10,12 @@ from torch.optim import Optimizer
 
 from tinyvae.files import CheckpointError
 from tinyvae.training.callbacks import callback_names
+from tinyvae.training.make import is_count, is_generator_state, is_number, is_optional
 
 if TYPE_CHECKING:
     from tinyvae.training.trainer import Trainer
 
-__all__ = ["require_same_run", "require_sound"]
-
-Check: TypeAlias = Callable[[Any], bool]
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _is_duration(value: Any) -> bool:
-    return _is_number(value) and 0 <= value < 2**62
-
-
-def _is_bytes(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype == torch.uint8 and value.dim() == 1
-
-
-def _is_optional(check: Check) -> Check:
-    return lambda value: value is None or check(value)
-
-
-def _is_list(check: Check) -> Check:
-    return lambda value: isinstance(value, list) and all(map(check, value))
-
-
-def _is_dict(check: Check) -> Check:
-    return lambda value: (
-        isinstance(value, dict)
-        and all(isinstance(key, str) and check(own) for key, own in value.items())
-    )
-
-
-def _is_one_of(*words: str) -> Check:
-    return lambda value: isinstance(value, str) and value in words
-
-
-def _is_rows(value: Any) -> bool:
-    """Whether bytes are the JSON of a history."""
-    try:
-        rows = json.loads(value.numpy().tobytes())
-    except (AttributeError, ValueError, RecursionError):
-        return False
-    is_row = _is_dict(_is_number)
-    return (
-        _is_bytes(value)
-        and isinstance(rows, dict)
-        and rows.keys() == {"epochs", "updates"}
-        and all(_is_list(is_row)(own) for own in rows.values())
-        and all({"epoch", "step", "time_seconds"} <= row.keys() for row in rows["epochs"])
-        and all("step" in row for row in rows["updates"])
-    )
-
-
-def _is_generator_state(value: Any) -> bool:
-    try:
-        torch.Generator().set_state(value)
-    except (TypeError, RuntimeError):
-        return False
-    return True
-
-
-ANYTHING: Check = lambda _: True  # noqa: E731
-IS_DICT = _is_dict(ANYTHING)
-MEANS: dict[str, Any] = {
-    "names": _is_list(lambda name: isinstance(name, str)),
-    "aside": _is_list(_is_list(_is_number)),
-    "weights": _is_list(_is_count),
-    "total": _is_optional(_is_list(_is_number)),
-    "weight": _is_count,
-    "dtype": _is_one_of("float16", "bfloat16", "float32", "float64"),
-}
-SHAPE: dict[str, Any] = {
-    "run": IS_DICT,
-    "mode": {
-        "device": lambda value: isinstance(value, str),
-        "torch": lambda value: isinstance(value, str),
-        "threads": _is_count,
-        "speed": IS_DICT,
-        "route": {
-            "matmul": _is_one_of("default", "onednn"),
-            "precision": _is_one_of("float32", "bfloat16"),
-        },
-    },
-    "model": IS_DICT,
-    "objective": IS_DICT,
-    "optimizers": IS_DICT,
-    "schedulers": IS_DICT,
-    "callbacks": _is_dict(IS_DICT),
-    "history": {"rows": _is_rows, "stop_reason": _is_optional(lambda v: isinstance(v, str))},
-    "position": {
-        "epoch": _is_count,
-        "step": _is_count,
-        "batch": _is_count,
-        "means": MEANS,
-        "rng": _is_dict(_is_bytes),
-        "loader": IS_DICT,
-        "seconds": _is_duration,
-    },
-    "plan": {
-        "first_epoch": _is_count,
-        "begun": _is_count,
-        "schedule_steps": _is_optional(_is_count),
-    },
-}
-
-
-def require_sound(state: Any, shape: Mapping[str, Any] = SHAPE, name: str = "") -> None:
-    """Raise unless a state is made as a checkpoint of this version is.
-
-    Raises:
-        CheckpointError: The message names the part.
-    """
-    if not isinstance(state, dict) or state.keys() != shape.keys():
-        got = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
-        raise CheckpointError(
-            f"expected '{name or 'state'}' with {sorted(shape)}, got {got!r:.200}"
-        )
-    for key, check in shape.items():
-        place = f"{name}.{key}".lstrip(".")
-        if isinstance(check, Mapping):
-            require_sound(state[key], check, place)
-        elif not check(state[key]):
-            raise CheckpointError(f"'{place}' is none that a run has: {state[key]!r:.200}")
+__all__ = ["require_same_run"]
 
 
 def require_same_run(trainer: "Trainer", state: Mapping[str, Any]) -> None:
@@ -155,7 +28,7 @@ def require_same_run(trainer: "Trainer", state: Mapping[str, Any]) -> None:
     _require_names("properties of its data", trainer.identity, state["run"])
     for name, own in trainer.identity.items():
         found = state["run"][name]
-        if not _is_optional(_is_count)(found):
+        if not is_optional(is_count)(found):
             raise CheckpointError(f"'run.{name}' is no count: {found!r:.80}")
         if found != own:
             raise ValueError(
@@ -176,7 +49,7 @@ def require_same_run(trainer: "Trainer", state: Mapping[str, Any]) -> None:
     if state["plan"]["first_epoch"] > position["epoch"]:
         raise CheckpointError("the run is at an epoch before its first")
     _require_means(position["means"])
-    if not _is_generator_state(position["rng"].get("cpu")):
+    if not is_generator_state(position["rng"].get("cpu")):
         raise CheckpointError("the random state is none of torch's")
     _require_callbacks(trainer, state["callbacks"])
 
@@ -264,5 +137,5 @@ def _require_alike(name: str, own: Any, found: Any) -> None:
 
 def _is_like(own: Any, found: Any) -> bool:
     """Whether a plain value may stand in another's place; None is what is not known yet."""
-    numbers = _is_number(own) and _is_number(found)
+    numbers = is_number(own) and is_number(found)
     return own is None or numbers or type(own) is type(found)
