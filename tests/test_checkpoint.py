@@ -46,6 +46,7 @@ from tinyvae import (
     GaussianEncoder,
     NonFiniteError,
     ObjectiveOutput,
+    Optimization,
     Trainer,
 )
 from tinyvae.files import FolderLock
@@ -1168,3 +1169,23 @@ def test_many_runs_leave_nothing(tmp_path):
     assert len(set(files)) == 1
     assert len(set(threads)) == 1
     assert sizes[-1] - sizes[runs // 3] <= 2 * 2**20
+
+
+def test_an_optimiser_whose_state_no_file_can_hold_is_refused_before_the_first_step(tmp_path):
+    class Hoards(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    self.state[parameter]["seen"] = {parameter}
+
+    optimization = Optimization(optimizer=lambda p: Hoards(p, lr=0.1))
+    callbacks = [Checkpoint(tmp_path)]
+    trainer = Trainer(
+        make_vae(), ELBO(), optimization, callbacks=callbacks, device="cpu", progress=False
+    )
+    with pytest.raises(
+        TypeError, match=r"(?s)'optimizers.model.state.0.seen' is .* a set: expected"
+    ):
+        trainer.fit(DATA, epochs=1)
+    assert trainer.step == 0

@@ -13,13 +13,14 @@ from weakref import ref
 from tinyvae.files import encode_state
 from tinyvae.training.callbacks import Callback, require_keys
 from tinyvae.training.folder import RunFolder
+from tinyvae.training.optimization import after_a_step
 from tinyvae.training.state import capture
 from tinyvae.training.writer import Writer
 
 if TYPE_CHECKING:
     from tinyvae.training.trainer import Trainer
 
-__all__ = ["Checkpoint", "checkpoint_first"]
+__all__ = ["Checkpoint", "checkpoint_first", "state_to_resume"]
 
 FINITE = ("model", "objective", "optimizers")
 
@@ -152,6 +153,8 @@ class Checkpoint(Callback):
 
     def _begin(self, trainer: "Trainer", *, ending: bool) -> None:
         """Make the folder that of the run, and see that it can be written before the first step."""
+        for name, optimizer in trainer.optimizers.items():
+            encode_state(after_a_step(optimizer), f"optimizers.{name}")
         self._owner = ref(trainer)
         self._files.put_aside(trainer.step, with_model=not ending)
         self._files.begin_history(trainer.history.epochs)
@@ -238,6 +241,24 @@ def checkpoint_first(
     if len(checkpoints) > 1:
         raise ValueError(f"expected at most one Checkpoint, got {len(checkpoints)}")
     return (checkpoints[0] if checkpoints else None), ordered
+
+
+def state_to_resume(
+    trainer: "Trainer", resume: str | os.PathLike[str] | None
+) -> dict[str, Any] | None:
+    """State that a run is to go on from, None where it is to begin."""
+    if trainer.checkpoint is not None:
+        trainer.checkpoint.claim(trainer, resume)
+    if resume is None:
+        return None
+    if resume != "auto":
+        return RunFolder.read(Path(resume))
+    if trainer.checkpoint is None:
+        raise ValueError(
+            'resume="auto" looks into the folder of a Checkpoint, got none: give it, '
+            "callbacks=[Checkpoint(folder)], or the path of a checkpoint"
+        )
+    return trainer.checkpoint.newest()
 
 
 def _description(trainer: "Trainer") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tinyvae.files import CheckpointError
 
-__all__ = ["is_count", "is_generator_state", "is_number", "is_optional", "require_sound"]
+__all__ = ["is_generator_state", "is_number", "require_sound"]
 
 Check: TypeAlias = Callable[[Any], bool]
 

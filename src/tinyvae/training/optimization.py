@@ -1,5 +1,6 @@
 """How losses become updates: optimisers, learning rates, schedulers, clipping."""
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from tinyvae.training.history import Row
 
-__all__ = ["Optimization", "clip", "learning_rates"]
+__all__ = ["Optimization", "after_a_step", "clip", "learning_rates"]
 
 OptimizerFactory: TypeAlias = Callable[[list[dict[str, Any]]], Optimizer]
 SchedulerFactory: TypeAlias = Callable[..., LRScheduler]
@@ -167,6 +168,18 @@ class Optimization:
             for part, params in by_part.items()
             if params
         ]
+
+
+def after_a_step(optimizer: Optimizer) -> dict[str, Any]:
+    """State of a copy that has made one step: the make of all its later ones."""
+    twin = copy.deepcopy(optimizer)
+    twin._optimizer_step_pre_hooks.clear()
+    twin._optimizer_step_post_hooks.clear()
+    for group in twin.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    type(twin).step(twin)
+    return twin.state_dict()
 
 
 def learning_rates(optimizers: Mapping[str, Optimizer]) -> Row:

@@ -10,11 +10,12 @@ import torch
 
 from tinyvae.scopes import rng_state
 from tinyvae.training.callbacks import callback_names
+from tinyvae.training.feed import Feed
 
 if TYPE_CHECKING:
     from tinyvae.training.trainer import Trainer
 
-__all__ = ["capture", "restore", "warn_of_changes"]
+__all__ = ["capture", "identity", "restore", "warn_of_changes"]
 
 
 def capture(trainer: "Trainer") -> dict[str, Any]:
@@ -48,6 +49,15 @@ def capture(trainer: "Trainer") -> dict[str, Any]:
             "begun": trainer.plan.length.begun,
             "schedule_steps": trainer.plan.schedule_steps,
         },
+    }
+
+
+def identity(seed: int, feed: Feed) -> dict[str, int | None]:
+    """What has to be equal for a run to be the same one."""
+    return {
+        "seed": seed,
+        "number of examples": feed.num_examples,
+        "batches per epoch": feed.num_batches,
     }
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,11 +25,11 @@ from tinyvae.scopes import (
 )
 from tinyvae.training.callbacks import Callback, callback_names
 from tinyvae.training.checking import CheckedFeed
-from tinyvae.training.checkpoint import checkpoint_first
+from tinyvae.training.checkpoint import checkpoint_first, state_to_resume
 from tinyvae.training.data import make_feed
-from tinyvae.training.feed import Feed, PickBatch, Preparation, Transform
+from tinyvae.training.devices import choose_device
+from tinyvae.training.feed import PickBatch, Preparation, Transform
 from tinyvae.training.finite import FiniteSteps, NonFiniteError, require_finite_weights
-from tinyvae.training.folder import RunFolder
 from tinyvae.training.gradients import Gradients
 from tinyvae.training.groups import named_parameters, parameter_groups, same_groups
 from tinyvae.training.headline import headline
@@ -50,7 +49,7 @@ from tinyvae.training.speed import (
     fast_path,
     matmul_route,
 )
-from tinyvae.training.state import restore, warn_of_changes
+from tinyvae.training.state import identity, restore, warn_of_changes
 from tinyvae.training.verify import require_same_run
 
 __all__ = ["Trainer"]
@@ -135,7 +134,7 @@ class Trainer:
         self.checkpoint, self.callbacks = checkpoint_first([*reporting, *callbacks])
         self.speed = Speed() if speed is None else speed
         self.seed = seed
-        self.device = _choose_device(device)
+        self.device = choose_device(device)
         self.record_every = record_every
         self.history = History()
         self.epoch = 0
@@ -219,14 +218,14 @@ class Trainer:
             else self._checked(validation, "validation", preparation, shuffle=False, **options)
         )
         self.history.stop_reason, self.interrupted = None, False
-        self._feed, self.identity = train_feed.feed, _identity(self.seed, train_feed.feed)
+        self._feed, self.identity = train_feed.feed, identity(self.seed, train_feed.feed)
         with (
             stop_on_signals(self._interrupt, announced=self.checkpoint is not None),
             nullcontext() if self.checkpoint is None else self.checkpoint.held(),
             forked_rng(self.device),
             torch.enable_grad(),
         ):
-            state = self._found(resume)
+            state = state_to_resume(self, resume)
             if state is None:
                 length = Length.of_new(self.epoch, epochs, in_total=resume is not None)
             else:
@@ -245,21 +244,6 @@ class Trainer:
             raise type(error)(f"{role} data: {error}") from error
         check = partial(self.objective.check, self.model)
         return CheckedFeed(feed, role, check, seed=self.seed, device=self.device)
-
-    def _found(self, resume: str | os.PathLike[str] | None) -> dict[str, Any] | None:
-        """State to go on from, None to begin."""
-        if self.checkpoint is not None:
-            self.checkpoint.claim(self, resume)
-        if resume is None:
-            return None
-        if resume != "auto":
-            return RunFolder.read(Path(resume))
-        if self.checkpoint is None:
-            raise ValueError(
-                'resume="auto" looks into the folder of a Checkpoint, got none: give it, '
-                "callbacks=[Checkpoint(folder)], or the path of a checkpoint"
-            )
-        return self.checkpoint.newest()
 
     def _start(
         self,
@@ -495,19 +479,3 @@ class Trainer:
             for batch in batches:
                 mean.add(self.objective(self.model, batch), len(batch))
         return mean.row("validation")
-
-
-def _identity(seed: int, feed: Feed) -> dict[str, Any]:
-    return {
-        "seed": seed,
-        "number of examples": feed.num_examples,
-        "batches per epoch": feed.num_batches,
-    }
-
-
-def _choose_device(device: str | torch.device) -> torch.device:
-    if device != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,16 +1,14 @@
 """A checkpoint is held against the run that is to go on with it, before anything is changed."""
 
-import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from tinyvae.files import CheckpointError
 from tinyvae.training.callbacks import callback_names
-from tinyvae.training.make import is_count, is_generator_state, is_number, is_optional
+from tinyvae.training.make import is_generator_state, is_number
+from tinyvae.training.optimization import after_a_step
 
 if TYPE_CHECKING:
     from tinyvae.training.trainer import Trainer
@@ -28,7 +26,7 @@ def require_same_run(trainer: "Trainer", state: Mapping[str, Any]) -> None:
     _require_names("properties of its data", trainer.identity, state["run"])
     for name, own in trainer.identity.items():
         found = state["run"][name]
-        if not is_optional(is_count)(found):
+        if not (found is None or (isinstance(found, int) and is_number(found))):
             raise CheckpointError(f"'run.{name}' is no count: {found!r:.80}")
         if found != own:
             raise ValueError(
@@ -37,7 +35,7 @@ def require_same_run(trainer: "Trainer", state: Mapping[str, Any]) -> None:
             )
     for name, module in (("model", trainer.model), ("objective", trainer.objective)):
         _require_alike(name, module.state_dict(), state[name])
-    optimizers = {name: _after_a_step(optimizer) for name, optimizer in trainer.optimizers.items()}
+    optimizers = {name: after_a_step(optimizer) for name, optimizer in trainer.optimizers.items()}
     _require_names("optimisers", optimizers, state["optimizers"])
     for name, own in optimizers.items():
         _require_same_optimizer(f"optimizers.{name}", own, state["optimizers"][name])
@@ -58,18 +56,6 @@ def _require_means(means: Mapping[str, Any]) -> None:
     widths = {len(values) for values in means["aside"]} | {len(means["total"] or means["names"])}
     if widths != {len(means["names"])} or len(means["aside"]) != len(means["weights"]):
         raise CheckpointError("the running means do not fit together")
-
-
-def _after_a_step(optimizer: Optimizer) -> dict[str, Any]:
-    """State of a copy that has made one step: the make of all its later ones."""
-    twin = copy.deepcopy(optimizer)
-    twin._optimizer_step_pre_hooks.clear()
-    twin._optimizer_step_post_hooks.clear()
-    for group in twin.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    type(twin).step(twin)
-    return twin.state_dict()
 
 
 def _require_same_optimizer(name: str, own: Mapping[str, Any], found: Any) -> None:
