@@ -99,10 +99,12 @@ class Feed(ABC):
         num_batches: Number of batches in an epoch, None where the data do not tell.
         at_hand: Whether all data can be looked at before the first step.
         rereads: Whether to open an epoch uses nothing up.
+        workers: Processes that read.
     """
 
     at_hand: bool
     rereads: bool
+    workers: int = 0
     num_examples: int | None
     num_batches: int | None
 

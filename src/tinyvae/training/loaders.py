@@ -16,10 +16,9 @@ from tinyvae.files import CheckpointError
 from tinyvae.objective import Batch
 from tinyvae.scopes import forked_rng, seed_rng
 from tinyvae.training.feed import Feed, Preparation, visiting_order
-from tinyvae.training.interrupt import children_later
 from tinyvae.training.seeds import Stream, derive_seed
 
-__all__ = ["DatasetFeed", "LoaderFeed", "ReaderDied"]
+__all__ = ["DatasetFeed", "LoaderFeed", "ReaderDied", "reader_death"]
 
 CPU = torch.device("cpu")
 END = object()
@@ -147,6 +146,7 @@ class LoaderFeed(Feed):
         repeats: bool = False,
     ) -> None:
         self.loader, self.preparation, self.seed = loader, preparation, seed
+        self.workers = loader.num_workers
         self.num_batches = _length(loader)
         self.num_examples = _length(loader.dataset)
         sampler = getattr(loader.batch_sampler, "sampler", None)
@@ -241,21 +241,22 @@ def _from(start: int, items: Iterator[Any]) -> Iterator[Any]:
 def _prepared(
     items: Iterator[Any], preparation: Preparation, seed: int, epoch: int, start: int
 ) -> Iterator[Batch]:
-    try:
-        for position, item in enumerate(items, start):
-            batch = preparation.prepare(preparation.place(item), (seed, epoch, position))
-            with children_later():
-                yield batch
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        is_of_item = "Caught" in str(error)  # what a Dataset has raised
-        is_of_worker = str(error).startswith("DataLoader worker (pid")
-        if is_of_item or (isinstance(error, RuntimeError) and not is_of_worker):
-            raise
-        raise ReaderDied(
-            f"{str(error).strip()} A process that reads data has died, for want of memory perhaps: "
-            "fewer workers take less. With callbacks=[Checkpoint(folder)] the last step is kept, "
-            'and fit(..., resume="auto") goes on after it'
-        ) from error
+    for position, item in enumerate(items, start):
+        yield preparation.prepare(preparation.place(item), (seed, epoch, position))
+
+
+def reader_death(error: BaseException, workers: int) -> ReaderDied | None:
+    """The death of a process that reads, in plain words, if that is what an error tells."""
+    is_of_item = "Caught" in str(error)  # what a Dataset has raised
+    is_of_worker = str(error).startswith("DataLoader worker (pid")
+    is_of_pipe = isinstance(error, (ConnectionError, EOFError))
+    if not workers or is_of_item or not (is_of_worker or is_of_pipe):
+        return None
+    return ReaderDied(
+        f"{str(error).strip()} A process that reads data has died, for want of memory perhaps: "
+        "fewer workers take less. With callbacks=[Checkpoint(folder)] the last step is kept, and "
+        'fit(..., resume="auto") goes on after it'
+    )
 
 
 def _length(sized: Any) -> int | None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["capture", "identity", "restore", "warn_of_changes"]
 
+SETTINGS = ("initial_lr", "weight_decay")  # others may be a scheduler's to change
+
 
 def capture(trainer: "Trainer") -> dict[str, Any]:
     """State of a run, of tensors, numbers, strings, lists and dictionaries; nothing is copied."""
@@ -102,7 +104,7 @@ def warn_of_changes(trainer: "Trainer", state: Mapping[str, Any]) -> None:
     for name, optimizer in trainer.optimizers.items():
         pairs = zip(optimizer.param_groups, state["optimizers"][name]["param_groups"], strict=True)
         for asked, kept in pairs:
-            options = [k for k in asked if k not in ("params", "lr") and asked[k] != kept[k]]
+            options = [k for k in SETTINGS if k in asked and asked[k] != kept[k]]
             if options:
                 words = ", ".join(f"{k} = {kept[k]}, not {asked[k]}" for k in options)
                 _warn(f"the run goes on with the optimiser that it was begun with: {words}")

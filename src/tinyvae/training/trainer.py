@@ -34,9 +34,9 @@ from tinyvae.training.gradients import Gradients
 from tinyvae.training.groups import named_parameters, parameter_groups, same_groups
 from tinyvae.training.headline import headline
 from tinyvae.training.history import History, Row, RunningMean, plain
-from tinyvae.training.interrupt import stop_on_signals
+from tinyvae.training.interrupt import children_later, stop_on_signals
 from tinyvae.training.lean import step_of
-from tinyvae.training.loaders import ReaderDied
+from tinyvae.training.loaders import reader_death
 from tinyvae.training.optimization import Optimization, clip, learning_rates
 from tinyvae.training.plan import Length, Plan
 from tinyvae.training.progress import Progress
@@ -357,15 +357,17 @@ class Trainer:
                 set_rng_state(self.device, state["position"]["rng"])
             goes_on = self.epoch < self.plan.last_epoch and self.history.stop_reason is None
             self._rest(ending=not goes_on)
-            while goes_on:
+            while goes_on and not self.interrupted:
                 try:
                     goes_on = self._run_epoch(train, validation)
                 except BaseException as error:
-                    is_told = self.interrupted
+                    is_told, death = self.interrupted, reader_death(error, self._feed.workers)
                     self._keep_what_is_whole(error)
-                    if is_told and isinstance(error, ReaderDied):
+                    if is_told and death is not None:
                         break  # the signal was for all processes of the job
                     self.stop(f"{type(error).__name__}: {error}")
+                    if death is not None:
+                        raise death from error
                     raise
             is_over = self.checkpoint is None or not self.interrupted
             if is_over and (self.history.stop_reason or self.plan.total_steps is None):
@@ -398,7 +400,7 @@ class Trainer:
         """After an error between two steps, such as of the data, the last step need not be lost."""
         if self._is_whole and not isinstance(error, NonFiniteError):
             self.interrupted |= self.history.stop_reason is None
-            with suppress(Exception):  # the first error is the one to tell
+            with suppress(Exception), children_later():  # the first error is the one to tell
                 self._rest(ending=True)
 
     def _run_epoch(self, train: CheckedFeed, validation: CheckedFeed | None) -> bool:
@@ -441,18 +443,24 @@ class Trainer:
         self.model.train()
         self.objective.train()
         for batch in batches:
-            self._is_whole = False
-            output = self._update(batch)
-            if self.record_every is not None and self.step % self.record_every == 0:
-                self.history.record_update(self.step, output)
-            for callback in self.callbacks:
-                callback.on_step_end(self, output)
-            is_stopped = self.history.stop_reason is not None
-            if self.interrupted or not is_stopped:
-                self._rest(ending=is_stopped)
+            with children_later():
+                is_stopped = self._step(batch)
             if is_stopped:
                 return False
         return True
+
+    def _step(self, batch: Batch) -> bool:
+        """Update, and tell of it; return whether the run is to stop."""
+        self._is_whole = False
+        output = self._update(batch)
+        if self.record_every is not None and self.step % self.record_every == 0:
+            self.history.record_update(self.step, output)
+        for callback in self.callbacks:
+            callback.on_step_end(self, output)
+        is_stopped = self.history.stop_reason is not None
+        if self.interrupted or not is_stopped:
+            self._rest(ending=is_stopped)
+        return is_stopped
 
     def _update(self, batch: Batch) -> ObjectiveOutput:
         """One update: the only place where weights change."""
