@@ -1,4 +1,5 @@
 import os
+import signal
 import socket
 
 import pytest
@@ -33,6 +34,14 @@ def _no_network(monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """Start from Python's own handler, which a shell's background has not, and end with it."""
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, found)
 
 
 @pytest.fixture(autouse=True)

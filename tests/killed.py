@@ -281,6 +281,7 @@ def serve():
         pid = os.fork()
         if pid == 0:
             os.setpgid(0, 0)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a background ignores it
             signal.alarm(LIMIT)
             end_as(live, folder, **request)
         tell(pid=pid)

@@ -21,14 +21,6 @@ from tinyvae.training.interrupt import stop_on_signals
 REASON = "interrupted"
 
 
-@pytest.fixture(autouse=True)
-def _handler():
-    """Start from Python's own handler, and end with what was found."""
-    found = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, found)
-
-
 def interrupt(_trainer=None):
     os.kill(os.getpid(), signal.SIGINT)
 

@@ -47,9 +47,11 @@ class CheckedFeed:
         self.description = ""
         self._unchecked = not feed.at_hand
         self._begun: Iterator[Batch] | None = None
+        self._start = 0
 
     def begin(self, epoch: int, start: int = 0) -> None:
         """Check all that can be looked at before the batch ``start`` of ``epoch``."""
+        self._start = start
         if self.feed.at_hand:
             for _ in self._checked(self.feed.probe()):
                 pass
@@ -78,11 +80,12 @@ class CheckedFeed:
 
     def first(self, epoch: int) -> Batch:
         """First batch of an epoch that has not been opened, to be looked at and not used up."""
-        begun = iter(()) if self.feed.rereads or self._begun is None else self._begun
-        first = next(begun, None)
+        if self._begun is None or (self.feed.rereads and self._start):
+            return self.feed.peek(epoch)  # the next one may be the epoch's last, and short
+        first = next(self._begun, None)
         if first is None:
             return self.feed.peek(epoch)
-        self._begun = chain([first], begun)
+        self._begun = chain([first], self._begun)
         return first
 
     def _checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -60,7 +60,9 @@ class History:
     def state_dict(self) -> dict[str, Any]:
         """All rows, as bytes of JSON, and the reason of an early end."""
         rows = json.dumps({"epochs": self.epochs, "updates": self.updates}).encode()
-        data = torch.frombuffer(bytearray(rows), dtype=torch.uint8)
+        # Of few lengths: ctypes, by which safetensors writes, keeps a type of each there ever was.
+        padded = rows.ljust(1 << max(10, (len(rows) - 1).bit_length()))
+        data = torch.frombuffer(bytearray(padded), dtype=torch.uint8)
         return {"rows": data, "stop_reason": self.stop_reason}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -44,6 +44,8 @@ def require_same_run(trainer: "Trainer", state: Mapping[str, Any]) -> None:
     position, num_batches = state["position"], trainer.identity["batches per epoch"]
     if num_batches is not None and position["batch"] > num_batches:
         raise CheckpointError(f"batch {position['batch']} of {num_batches} is none")
+    if num_batches is not None and state["plan"]["schedule_steps"] is None:
+        raise CheckpointError("schedules without the length of the run, which its data tell")
     if state["plan"]["first_epoch"] > position["epoch"]:
         raise CheckpointError("the run is at an epoch before its first")
     _require_means(position["means"])
