@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tinyvae.objective import ObjectiveOutput
 from tinyvae.training.history import Row
+from tinyvae.training.watching import require_validation, watched
 
 if TYPE_CHECKING:
     from tinyvae.training.trainer import Trainer
@@ -119,20 +120,19 @@ class EarlyStopping(Callback):
 
     def on_fit_start(self, trainer: "Trainer") -> None:
         """Refuse to watch validation without validation data; start afresh."""
-        if self.monitor.startswith("validation/") and not trainer.plan.has_validation:
-            raise ValueError(
-                f"EarlyStopping watches '{self.monitor}', but fit was given no validation data: "
-                "give them, or watch a column such as monitor='train/elbo_nats'"
-            )
+        require_validation(
+            "EarlyStopping",
+            self.monitor,
+            has_validation=trainer.plan.has_validation,
+            else_watch="train/elbo_nats",
+        )
         self._forget()
 
     def on_epoch_end(self, trainer: "Trainer", row: Row) -> None:
         """Keep the best weights; stop when patience ends."""
         if self.monitor not in row and trainer.history.stop_reason is not None:
             return  # an epoch cut short has no validation
-        if self.monitor not in row:
-            raise ValueError(f"EarlyStopping watches '{self.monitor}', expected one of {list(row)}")
-        value, epoch = row[self.monitor], int(row["epoch"])
+        value, epoch = watched("EarlyStopping", self.monitor, row), int(row["epoch"])
         gain = value - self.best if self.maximize else self.best - value
         if gain > self.min_delta:
             self.best, self.best_epoch = value, epoch

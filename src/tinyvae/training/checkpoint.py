@@ -15,6 +15,7 @@ from tinyvae.training.callbacks import Callback, require_keys
 from tinyvae.training.folder import RunFolder
 from tinyvae.training.optimization import after_a_step
 from tinyvae.training.state import capture
+from tinyvae.training.watching import require_validation, watched
 from tinyvae.training.writer import Writer
 
 if TYPE_CHECKING:
@@ -132,11 +133,12 @@ class Checkpoint(Callback):
 
     def on_fit_start(self, trainer: "Trainer") -> None:
         """Refuse to watch validation without validation data."""
-        if (self.monitor or "").startswith("validation/") and not trainer.plan.has_validation:
-            raise ValueError(
-                f"Checkpoint watches '{self.monitor}', but fit was given no validation data: give "
-                "them, or watch a column such as monitor='train/elbo_nats'"
-            )
+        require_validation(
+            "Checkpoint",
+            self.monitor or "",
+            has_validation=trainer.plan.has_validation,
+            else_watch="train/elbo_nats",
+        )
         self._description = _description(trainer)
         self._saved: tuple[int, int] | None = None  # step, and its place in the epoch
         self._ended = False
@@ -174,9 +176,7 @@ class Checkpoint(Callback):
         row = trainer.history.epochs[-1]
         if self.monitor is None or (trainer.history.stop_reason and self.monitor not in row):
             return False
-        if self.monitor not in row:
-            raise ValueError(f"Checkpoint watches '{self.monitor}', expected one of {list(row)}")
-        value = row[self.monitor]
+        value = watched("Checkpoint", self.monitor, row)
         if not (value > self.best if self.maximize else value < self.best):
             return False
         self.best, self.best_step = value, trainer.step

@@ -12,6 +12,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from tinyvae.training.history import Row
+from tinyvae.training.watching import require_validation, watched
 
 __all__ = ["Optimization", "after_a_step", "clip", "learning_rates"]
 
@@ -126,22 +127,19 @@ class Optimization:
         """Let schedulers make their step; ``row`` is the epoch's of the history."""
         for scheduler in schedulers.values():
             if isinstance(scheduler, ReduceLROnPlateau):
-                if self.monitor not in row:
-                    raise ValueError(
-                        f"ReduceLROnPlateau watches '{self.monitor}', expected one of {list(row)}"
-                    )
-                scheduler.step(row[self.monitor])
+                scheduler.step(watched("ReduceLROnPlateau", self.monitor, row))
             else:
                 scheduler.step()
 
     def _check_plateau(self, has_validation: bool, groups: list[str]) -> None:
         if self.scheduler_interval == "step":
             raise ValueError("ReduceLROnPlateau watches epochs: use scheduler_interval='epoch'")
-        if self.monitor.startswith("validation/") and not has_validation:
-            raise ValueError(
-                f"ReduceLROnPlateau watches '{self.monitor}', but fit was given no validation "
-                "data: give them, or watch a column such as monitor='train/loss'"
-            )
+        require_validation(
+            "ReduceLROnPlateau",
+            self.monitor,
+            has_validation=has_validation,
+            else_watch="train/loss",
+        )
         part, _, column = self.monitor.partition("/")
         if column == "loss" and len(groups) > 1:
             raise ValueError(
@@ -172,9 +170,7 @@ class Optimization:
 
 def after_a_step(optimizer: Optimizer) -> dict[str, Any]:
     """State of a copy that has made one step: the make of all its later ones."""
-    twin = copy.deepcopy(optimizer)
-    twin._optimizer_step_pre_hooks.clear()
-    twin._optimizer_step_post_hooks.clear()
+    twin = copy.deepcopy(optimizer)  # without its hooks
     for group in twin.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
