@@ -23,7 +23,9 @@ from reporting import head
 from torch import Tensor, nn
 from workloads import WORKLOADS, images
 
-from tinyvae import VAE, Distribution, keep_freed_memory, log_marginal
+from tinyvae import VAE, log_marginal
+from tinyvae.distributions import Distribution
+from tinyvae.training import tune_malloc
 
 DRAWS, COPIES, IMAGES = 5000, 100, 4
 
@@ -79,7 +81,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.allocator == "tuned":
-        keep_freed_memory()
+        tune_malloc()
     torch.manual_seed(0)
     workload = WORKLOADS["w3-50"]
     vae = build(workload).eval()

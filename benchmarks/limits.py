@@ -34,7 +34,7 @@ from reporting import head, spread
 from torch import Tensor
 from workloads import WORKLOADS, Workload
 
-from tinyvae.training.speed import matmul_route
+from tinyvae.training.acceleration.options import matmul_route
 
 ROUNDS = 9
 SHORTEST = 2e-3  # seconds of a repetition, at least

@@ -46,9 +46,9 @@ def loss_and_terms(model: Model, x: Tensor, num_samples: int) -> tuple[Tensor, T
     return -bound, torch.stack(terms)
 
 
-def bits(pixels: Tensor, grey: bool) -> Tensor:
-    """Bytes as zeros and ones: as they are, or drawn with a grey level's probability."""
-    return torch.rand(pixels.shape).lt_(pixels / 255) if grey else pixels.float()
+def bits(pixels: Tensor, gray: bool) -> Tensor:
+    """Bytes as zeros and ones: as they are, or drawn with a gray level's probability."""
+    return torch.rand(pixels.shape).lt_(pixels / 255) if gray else pixels.float()
 
 
 def train(
@@ -70,7 +70,7 @@ def train(
     while proceed:
         total = torch.zeros(3)
         for index in torch.randperm(len(data)).split(workload.batch_size):
-            x = bits(data.index_select(0, index), workload.grey)
+            x = bits(data.index_select(0, index), workload.gray)
             loss, terms = score(model, x, workload.num_samples)
             optimizer.zero_grad()
             loss.backward()

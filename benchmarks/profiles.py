@@ -16,12 +16,12 @@ from torch.profiler import ProfilerActivity, profile
 from workloads import WORKLOADS, Workload, images
 
 from tinyvae import ELBO, IWAE, Trainer
-from tinyvae.datasets import DynamicBinarisation
+from tinyvae.datasets import DynamicBinarization
 
 KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "addmv", "mv"),
     "convolutions": ("mkldnn_convolution", "convolution_backward", "_slow_conv2d_forward"),
-    "optimiser": ("_fused_adam_",),
+    "optimizer": ("_fused_adam_",),
     "activations": ("tanh", "tanh_backward", "relu", "clamp_min", "threshold_backward", "relu_"),
     "likelihood": ("softplus", "softplus_backward", "sigmoid", "mul", "sub", "sub_", "mul_"),
     "noise": ("normal_", "random_", "randint", "bernoulli_", "uniform_"),
@@ -33,7 +33,7 @@ def shares(workload: Workload) -> dict[str, float]:
     objective = ELBO() if workload.num_samples == 1 else IWAE(workload.num_samples)
     trainer = Trainer(build(workload), objective, progress=False, device="cpu")
     data = torch.from_numpy(images(workload))
-    transform = DynamicBinarisation(255) if workload.grey else None
+    transform = DynamicBinarization(255) if workload.gray else None
     options = {"epochs": 1, "batch_size": workload.batch_size, "transform": transform}
     trainer.fit(data, **options)
     with profile(activities=[ProfilerActivity.CPU]) as record:

@@ -23,9 +23,10 @@ from competitors.tinyvae_trainer import build
 from reporting import head
 from workloads import WORKLOADS, Workload, images
 
-from tinyvae import ELBO, IWAE, Callback, Objective, Trainer, keep_freed_memory
-from tinyvae.datasets import DynamicBinarisation
-from tinyvae.objective import ObjectiveOutput
+from tinyvae import ELBO, IWAE, Callback, Objective, Trainer
+from tinyvae.core.objective import ObjectiveOutput
+from tinyvae.datasets import DynamicBinarization
+from tinyvae.training import tune_malloc
 
 STEPS = 100
 CLOCK = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
@@ -52,7 +53,7 @@ def step_seconds(workload: Workload, data: torch.Tensor, objective: Objective, s
     """Time of a training step."""
     stop = Stop(steps)
     trainer = Trainer(build(workload), objective, callbacks=[stop], progress=False, device="cpu")
-    transform = DynamicBinarisation(255) if workload.grey else None
+    transform = DynamicBinarization(255) if workload.gray else None
     trainer.fit(data, epochs=100, batch_size=workload.batch_size, transform=transform)
     return stop.seconds
 
@@ -73,7 +74,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.allocator == "tuned":
-        keep_freed_memory()
+        tune_malloc()
     wide, many = WORKLOADS["w2"], replace(WORKLOADS["w3-50"], steps=10)
     large = torch.from_numpy(np.concatenate([images(wide, 60_000)] * 10))
     some = torch.from_numpy(images(many))

@@ -27,7 +27,7 @@ class Workload:
         batch_size: Examples per step.
         num_samples: Draws per example; the objective is IWAE where there are several.
         steps: Steps of a round, which is an epoch.
-        grey: Whether images are grey levels 0..255, drawn as zeros and ones anew at every use;
+        gray: Whether images are gray levels 0..255, drawn as zeros and ones anew at every use;
             otherwise they are zeros and ones.
         convolutional: Whether ``hidden`` are channels.
     """
@@ -41,7 +41,7 @@ class Workload:
     batch_size: int
     num_samples: int
     steps: int
-    grey: bool = False
+    gray: bool = False
     convolutional: bool = False
 
     @property
@@ -69,8 +69,8 @@ WORKLOADS = {
         Workload("w1-32", "196-128-8, batch 32", *_REFERENCE, 32, 1, 300),
         Workload("w1-128", "196-128-8, batch 128", *_REFERENCE, 128, 1, 200),
         Workload("w2", "784-400-20, batch 128", (1, 28, 28), (400,), 20, "relu", 128, 1, 60),
-        Workload("w3-1", "784-200-200-50, batch 100", *_TWO_LAYERS, 1, 80, grey=True),
-        Workload("w3-50", "784-200-200-50, batch 100, 50 draws", *_TWO_LAYERS, 50, 5, grey=True),
+        Workload("w3-1", "784-200-200-50, batch 100", *_TWO_LAYERS, 1, 80, gray=True),
+        Workload("w3-50", "784-200-200-50, batch 100, 50 draws", *_TWO_LAYERS, 50, 5, gray=True),
         Workload(
             "w4",
             "three stride-2 convolutions, batch 128",
@@ -120,7 +120,7 @@ def _hidden_multiplications(workload: Workload) -> list[int]:
 
 
 def images(workload: Workload, num_examples: int | None = None) -> np.ndarray:
-    """Images of a workload, uint8 ``(N, *data_shape)``: blobs, zeros and ones or grey levels."""
+    """Images of a workload, uint8 ``(N, *data_shape)``: blobs, zeros and ones or gray levels."""
     generator = np.random.default_rng(0)
     num = workload.num_examples if num_examples is None else num_examples
     height, width = workload.data_shape[-2:]
@@ -128,8 +128,8 @@ def images(workload: Workload, num_examples: int | None = None) -> np.ndarray:
     centers = generator.uniform(0.25, 0.75, (num, 2, 1, 1)) * height
     distance = (rows - centers[:, 0]) ** 2 + (columns - centers[:, 1]) ** 2
     brightness = np.exp(-distance / (2 * (0.15 * height) ** 2))
-    grey = (255 * brightness).round().astype(np.uint8)
+    gray = (255 * brightness).round().astype(np.uint8)
     pixels = (
-        grey if workload.grey else (grey > generator.integers(0, 255, grey.shape)).astype(np.uint8)
+        gray if workload.gray else (gray > generator.integers(0, 255, gray.shape)).astype(np.uint8)
     )
     return pixels.reshape(num, *workload.data_shape)

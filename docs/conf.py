@@ -3,7 +3,7 @@ import tinyvae
 project = "tinyvae"
 author = "The tinyvae developers"
 copyright = "2026, The tinyvae developers"
-version = release = tinyvae.__version__
+version = release = tinyvae._version.__version__
 
 extensions = [
     "sphinx.ext.autodoc",

@@ -7,7 +7,7 @@ sampling. Then the ratio of signal to noise, |mean| / std over passes, of the gr
 the encoder's and in the decoder's last weights, against the number of draws K, at the end of
 training by the ELBO. For large K that of the encoder falls as 1 / sqrt(K) with the pathwise
 gradient (Rainforth et al. 2018, arXiv:1802.04537), and rises as sqrt(K) with the doubly
-reparameterised one (Tucker et al. 2019, arXiv:1810.04152); here K is not large yet.
+reparameterized one (Tucker et al. 2019, arXiv:1810.04152); here K is not large yet.
 """
 
 import torch
@@ -15,19 +15,8 @@ from charts import BLUE, GREEN, INK, ORANGE, dots, figure, heading
 from fitting import arguments, binary, fit, images
 from torch import Tensor, nn
 
-from tinyvae import (
-    ELBO,
-    IWAE,
-    MLP,
-    TVO,
-    VAE,
-    Batch,
-    BernoulliLikelihood,
-    GaussianEncoder,
-    MultiplyIWAE,
-    RenyiBound,
-    evaluate,
-)
+from tinyvae import ELBO, IWAE, MLP, VAE, Batch, BernoulliLikelihood, GaussianEncoder, evaluate
+from tinyvae.objectives import TVO, MultiplyIWAE, RenyiBound
 from tinyvae.plotting import save_figure
 
 OBJECTIVES = {

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 __all__ = ["BLUE", "GREEN", "INK", "ORANGE", "against", "compare", "dots", "figure", "heading"]
 
-# Okabe and Ito (2008), colours that stay apart under colour-vision deficiency.
+# Okabe and Ito (2008), colors that stay apart under color-vision deficiency.
 BLUE, ORANGE, GREEN, INK, RULE = "#0072B2", "#D55E00", "#009E73", "#222222", "#E5E5E5"
 
 

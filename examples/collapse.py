@@ -11,15 +11,8 @@ import torch
 from charts import BLUE, INK, ORANGE, figure, heading
 from fitting import arguments, binary, fit, images
 
-from tinyvae import (
-    ELBO,
-    MLP,
-    VAE,
-    BernoulliLikelihood,
-    GaussianEncoder,
-    active_units,
-    evaluate,
-)
+from tinyvae import ELBO, MLP, VAE, BernoulliLikelihood, GaussianEncoder, evaluate
+from tinyvae.evaluation import active_units
 from tinyvae.plotting import image_rows, save_figure
 
 LATENTS = 16

@@ -13,17 +13,10 @@ from fitting import arguments, binary, fit, images
 from sklearn.svm import SVC
 from torch import Tensor
 
-from tinyvae import (
-    MLP,
-    VAE,
-    BernoulliLikelihood,
-    ConcatContext,
-    ConditionalPrior,
-    GaussianEncoder,
-    evaluate,
-    log_marginal,
-)
+from tinyvae import MLP, VAE, BernoulliLikelihood, GaussianEncoder, evaluate, log_marginal
+from tinyvae.networks import ConcatContext
 from tinyvae.plotting import image_rows, save_figure
+from tinyvae.priors import ConditionalPrior
 
 CLASSES, LATENTS = 10, 8
 

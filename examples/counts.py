@@ -21,19 +21,12 @@ from charts import GREEN, dots, figure, heading
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from tinyvae import (
-    ELBO,
-    MLP,
-    VAE,
-    GaussianEncoder,
+from tinyvae import ELBO, MLP, VAE, GaussianEncoder, Likelihood, Optimization, Trainer, evaluate
+from tinyvae.likelihoods import (
     Learned,
-    Likelihood,
     NegativeBinomialLikelihood,
-    Optimization,
     PoissonLikelihood,
-    Trainer,
     ZeroInflatedLikelihood,
-    evaluate,
 )
 from tinyvae.plotting import save_figure
 
@@ -68,7 +61,7 @@ def build(likelihood: Likelihood) -> VAE:
 
 
 def fit(vae: VAE, x: Tensor, seed: int, epochs: int) -> VAE:
-    """Maximise the ELBO."""
+    """Maximize the ELBO."""
     optimization = Optimization(
         2e-2,
         scheduler=lambda optimizer, total: CosineAnnealingLR(optimizer, total),

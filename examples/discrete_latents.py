@@ -12,19 +12,10 @@ import torch
 from fitting import arguments, binary, fit, images
 from torch import Tensor
 
-from tinyvae import (
-    MLP,
-    VAE,
-    BernoulliLikelihood,
-    CategoricalEncoder,
-    CategoricalPrior,
-    GaussianEncoder,
-    JointEncoder,
-    JointPrior,
-    StandardNormal,
-    evaluate,
-)
+from tinyvae import MLP, VAE, BernoulliLikelihood, GaussianEncoder, StandardNormal, evaluate
+from tinyvae.encoders import CategoricalEncoder, JointEncoder
 from tinyvae.plotting import image_rows, save_figure
+from tinyvae.priors import CategoricalPrior, JointPrior
 
 CLASSES, STYLES = 10, 1
 

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from tinyvae import ELBO, Batch, History, LatentVariableModel, Objective, Optimization, Trainer
-from tinyvae.datasets import LabelledImages, digits, mnist, split, threshold
+from tinyvae import ELBO, Batch, History, Objective, Optimization, Trainer
+from tinyvae.datasets import LabeledImages, digits, mnist, split, threshold
+from tinyvae.models import LatentVariableModel
 
 __all__ = ["arguments", "binary", "fit", "images"]
 
@@ -26,7 +27,7 @@ def arguments(description: str, *, epochs: int, seeds: int = 3) -> argparse.Name
     return parser.parse_args()
 
 
-def images(root: Path | None) -> tuple[LabelledImages, LabelledImages]:
+def images(root: Path | None) -> tuple[LabeledImages, LabeledImages]:
     """Images to train on and to test on: the embedded digits, or MNIST."""
     if root is None:
         train, test = split(digits(), (1397, 400))
@@ -34,7 +35,7 @@ def images(root: Path | None) -> tuple[LabelledImages, LabelledImages]:
     return mnist(root), mnist(root, train=False)
 
 
-def binary(data: LabelledImages) -> Tensor:
+def binary(data: LabeledImages) -> Tensor:
     """Zeros and ones: brighter than half of white, or not."""
     return threshold(data.images, data.max_value / 2)
 
@@ -51,7 +52,7 @@ def fit(
     batch_size: int = 64,
     validation: Any = None,
 ) -> tuple[Model, History]:
-    """Maximise a bound by Adam, annealed to zero along a cosine."""
+    """Maximize a bound by Adam, annealed to zero along a cosine."""
     optimization = Optimization(
         learning_rate,
         scheduler=lambda optimizer, total: CosineAnnealingLR(optimizer, total),

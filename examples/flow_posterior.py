@@ -13,17 +13,9 @@ from charts import INK, figure
 from fitting import arguments, fit
 from torch import Tensor, nn
 
-from tinyvae import (
-    MLP,
-    VAE,
-    Encoder,
-    Flow,
-    FlowEncoder,
-    FullGaussianEncoder,
-    GaussianEncoder,
-    GaussianLikelihood,
-    evaluate,
-)
+from tinyvae import MLP, VAE, Encoder, GaussianEncoder, GaussianLikelihood, evaluate
+from tinyvae.encoders import FlowEncoder, FullGaussianEncoder
+from tinyvae.flows import Flow
 from tinyvae.plotting import save_figure
 
 NOISE = 0.2
@@ -45,7 +37,7 @@ def grid(steps: int) -> tuple[Tensor, float]:
 
 
 def log_joint(vae: VAE, x: Tensor, points: Tensor) -> Tensor:
-    """Joint log density of each x at each point, ``(N, B)``."""
+    """JointDistribution log density of each x at each point, ``(N, B)``."""
     rows = points.reshape(-1, 1, 2)
     return vae.prior().log_prob(rows) + vae.decode(rows).log_prob(x)
 

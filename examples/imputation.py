@@ -2,7 +2,7 @@
 
     python examples/imputation.py
 
-The table has 569 tumours by 30 measurements (UCI breast cancer, as in scikit-learn). Values are
+The table has 569 tumors by 30 measurements (UCI breast cancer, as in scikit-learn). Values are
 removed completely at random, as many as Mattei and Frellsen (2019, arXiv:1812.02633) remove, and
 nothing is fitted to complete rows. The VAE's settings were chosen with removals of seeds 100 to
 102; seeds 0 to 4 are reported.
@@ -28,13 +28,11 @@ from tinyvae import (
     VAE,
     GaussianEncoder,
     GaussianLikelihood,
-    Learned,
-    Masked,
     Optimization,
-    StandardisedLikelihood,
     Trainer,
     impute,
 )
+from tinyvae.likelihoods import Learned, MaskedLikelihood, StandardizedLikelihood
 from tinyvae.plotting import save_figure
 
 TABLES = {"breast_cancer": load_breast_cancer, "wine": load_wine, "diabetes": load_diabetes}
@@ -47,7 +45,7 @@ def fit(x: Tensor, seed: int) -> VAE:
     columns = x.shape[1:]
     mean, std = np.nanmean(x, 0), np.nanstd(x, 0)
     noise = GaussianLikelihood(Learned(columns, initial=0.5))
-    likelihood = Masked(StandardisedLikelihood(noise, mean, std), show_mask=True)
+    likelihood = MaskedLikelihood(StandardizedLikelihood(noise, mean, std), show_mask=True)
     torch.manual_seed(seed)
     network = MLP(likelihood.input_shape(columns), hidden=(128,), activation=nn.Tanh)
     decoder = MLP(10, hidden=(128,), out_shape=columns, activation=nn.Tanh)

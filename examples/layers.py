@@ -24,24 +24,24 @@ from tinyvae import (
     BottomUpVAE,
     GaussianEncoder,
     LadderVAE,
-    LatentVariableModel,
-    Linear,
     evaluate,
 )
+from tinyvae.models import LatentVariableModel
 from tinyvae.plotting import image_rows, save_figure
+from tinyvae.schedules import Linear
 
 Z1, Z2 = 16, 8
 
 
 def gaussian(inputs: int | torch.Size, latents: int) -> GaussianEncoder:
     """A conditional Gaussian by two hidden layers."""
-    network = MLP(inputs, hidden=(200, 200), activation=nn.LeakyReLU, normalise=True)
+    network = MLP(inputs, hidden=(200, 200), activation=nn.LeakyReLU, normalize=True)
     return GaussianEncoder(network, latents)
 
 
 def build(name: str, shape: torch.Size) -> LatentVariableModel:
     """The model of that name."""
-    decoder = MLP(Z1, hidden=(200, 200), out_shape=shape, activation=nn.LeakyReLU, normalise=True)
+    decoder = MLP(Z1, hidden=(200, 200), out_shape=shape, activation=nn.LeakyReLU, normalize=True)
     if name == "one layer":
         return VAE(gaussian(shape, Z1), decoder, BernoulliLikelihood())
     generators = [gaussian(Z2, Z1)]

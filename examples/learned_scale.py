@@ -20,19 +20,19 @@ from tinyvae import (
     VAE,
     GaussianEncoder,
     GaussianLikelihood,
-    Learned,
     Optimization,
     Trainer,
     evaluate,
 )
 from tinyvae.datasets import digits, frey_faces, split
+from tinyvae.likelihoods import Learned
 from tinyvae.plotting import image_rows, save_figure
 
 FIXED = (1.0, 0.5, 0.25, 0.15, 0.1, 0.05)
 
 
 def load(path: Path | None) -> tuple[Tensor, Tensor]:
-    """Grey images in [0, 1], to train on and to test on."""
+    """Gray images in [0, 1], to train on and to test on."""
     if path is not None:
         faces = frey_faces(path).float() / 255
         return faces[:1572], faces[1572:]
@@ -41,7 +41,7 @@ def load(path: Path | None) -> tuple[Tensor, Tensor]:
 
 
 def fit(std: float | Learned, train: Tensor, epochs: int, seed: int = 0) -> VAE:
-    """Maximise the ELBO with a scale that is fixed, or learned at a rate of its own."""
+    """Maximize the ELBO with a scale that is fixed, or learned at a rate of its own."""
     torch.manual_seed(seed)
     shape = train.shape[1:]
     encoder = GaussianEncoder(MLP(shape, hidden=(200,)), latent_dim=8)

@@ -6,7 +6,7 @@
 With a linear decoder, Gaussian noise and q latents, the best log-likelihood of data is known
 (probabilistic PCA, Tipping and Bishop 1999): with eigenvalues l of the 1/N covariance, the noise is
 the mean of those behind the first q. A VAE at these weights, and one that was trained, are held
-against it. All images are used, as the question is the optimisation's.
+against it. All images are used, as the question is the optimization's.
 """
 
 import argparse
@@ -17,12 +17,13 @@ import torch
 from fitting import fit
 from torch import Tensor, nn
 
-from tinyvae import MLP, VAE, GaussianEncoder, GaussianLikelihood, Learned, evaluate
+from tinyvae import MLP, VAE, GaussianEncoder, GaussianLikelihood, evaluate
 from tinyvae.datasets import digits, frey_faces
+from tinyvae.likelihoods import Learned
 
 
 def load(path: Path | None) -> Tensor:
-    """Centred rows, ``(N, D)``, of grey levels in [0, 1]."""
+    """Centered rows, ``(N, D)``, of gray levels in [0, 1]."""
     x = digits().images.double() / 16 if path is None else frey_faces(path).double() / 255
     x = x.flatten(1)
     return x - x.mean(0)

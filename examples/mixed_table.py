@@ -16,17 +16,8 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, LogNormal, Normal, Poisson
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from tinyvae import (
-    ELBO,
-    MLP,
-    VAE,
-    GaussianEncoder,
-    Masked,
-    MixedLikelihood,
-    Optimization,
-    Trainer,
-    impute,
-)
+from tinyvae import ELBO, MLP, VAE, GaussianEncoder, Optimization, Trainer, impute
+from tinyvae.likelihoods import MaskedLikelihood, MixedLikelihood
 from tinyvae.plotting import save_figure
 
 KINDS = {"distance": "positive", "spent": "positive", "visits": "count", "rooms": "count"}
@@ -79,7 +70,7 @@ def fit(table: dict[str, list], seed: int = 0, epochs: int = 100) -> tuple[VAE, 
     columns = MixedLikelihood.from_table(table, kinds=KINDS)
     x = columns.to_tensor(table)
     torch.manual_seed(seed)
-    likelihood = Masked(columns)
+    likelihood = MaskedLikelihood(columns)
     encoder = GaussianEncoder(MLP(likelihood.input_shape(x.shape[1:]), hidden=(64,)), latent_dim=4)
     decoder = MLP(4, hidden=(64,), out_shape=likelihood.param_shape(x.shape[1:]))
     vae = VAE(encoder, decoder, likelihood)

@@ -31,11 +31,11 @@ from tinyvae import (
     History,
     Optimization,
     Trainer,
-    keep_freed_memory,
-    summary,
 )
-from tinyvae.files import write_json
+from tinyvae.io import write_json
+from tinyvae.models import summary
 from tinyvae.plotting import curves, image_grid, image_rows, latent_scatter, save_figure
+from tinyvae.training import tune_malloc
 
 
 def build(data_shape: torch.Size, latent_dim: int = 8) -> VAE:
@@ -46,7 +46,7 @@ def build(data_shape: torch.Size, latent_dim: int = 8) -> VAE:
 
 
 def train(vae: VAE, data: SmallImages, args: argparse.Namespace) -> History:
-    """Maximise the ELBO; the defaults were chosen on the validation images of MNIST."""
+    """Maximize the ELBO; the defaults were chosen on the validation images of MNIST."""
     optimization = Optimization(
         args.learning_rate,
         optimizer=partial(AdamW, fused=True),
@@ -103,7 +103,7 @@ def main() -> None:
     args = parser.parse_args()
 
     start = time.perf_counter()
-    keep_freed_memory()
+    tune_malloc()
     data = load_images("mnist" if args.reference else args.data, args.data_root)
     print(data.headline, flush=True)
     torch.manual_seed(args.seed)  # initial weights come from torch's default generator

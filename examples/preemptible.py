@@ -35,12 +35,12 @@ from tinyvae import (
     Checkpoint,
     EarlyStopping,
     GaussianEncoder,
-    Linear,
-    ObjectiveOutput,
     Trainer,
 )
-from tinyvae.datasets import DynamicBinarisation, digits
+from tinyvae.core import ObjectiveOutput
+from tinyvae.datasets import DynamicBinarization, digits
 from tinyvae.plotting import save_figure
+from tinyvae.schedules import Linear
 
 EVERY = 200  # steps from a checkpoint to the next
 SIGNALS = {signal.SIGKILL: ORANGE, signal.SIGTERM: INK}
@@ -78,7 +78,7 @@ def train(folder: Path, epochs: int) -> None:
         data.images[1400:],
         epochs=epochs,
         batch_size=32,
-        transform=DynamicBinarisation(data.max_value),
+        transform=DynamicBinarization(data.max_value),
         resume="auto",
     )
     best = max(history["validation/elbo_nats"])

@@ -14,21 +14,10 @@ import torch
 from small_images import SmallImages, report_test_images
 from torch import Tensor, nn
 
-from tinyvae import (
-    MLP,
-    VAE,
-    Batch,
-    BernoulliLikelihood,
-    Encoder,
-    Estimate,
-    Independent,
-    Normal,
-    Objective,
-    ObjectiveOutput,
-    Optimization,
-    Trainer,
-    kl_divergence,
-)
+from tinyvae import MLP, VAE, Batch, BernoulliLikelihood, Encoder, Objective, Optimization, Trainer
+from tinyvae.core import ObjectiveOutput
+from tinyvae.distributions import Independent, Normal, kl_divergence
+from tinyvae.evaluation import Estimate
 
 PUBLISHED = -32.8346
 EPOCHS = 19
@@ -63,7 +52,7 @@ class PublishedObjective(Objective):
     """The published quantity, summed over the batch."""
 
     def forward(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
-        """Compute the quantity of each image, and minimise the negative sum."""
+        """Compute the quantity of each image, and minimize the negative sum."""
         reported = published_quantity(model, batch.x, num_samples=1)
         metrics = {"reported_nats": reported.mean().detach()}
         return ObjectiveOutput({"model": -reported.sum()}, metrics)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from tinyvae import VAE, evaluate
-from tinyvae.datasets import LabelledImages, digits, mnist, split, threshold
+from tinyvae.datasets import LabeledImages, digits, mnist, split, threshold
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def small_mnist(root: str) -> SmallImages:
     )
 
 
-def halved(images: LabelledImages) -> Tensor:
+def halved(images: LabeledImages) -> Tensor:
     """14 x 14 means of 2 x 2 pixels, not rounded, 1 where above 128 of 255."""
     return threshold(avg_pool2d(images.images.float(), kernel_size=2), level=128)
 

@@ -15,15 +15,14 @@ from tinyvae import (
     MLP,
     VAE,
     BernoulliLikelihood,
-    Flow,
-    FlowPrior,
     GaussianEncoder,
-    MixturePrior,
     StandardNormal,
     VampPrior,
     evaluate,
 )
+from tinyvae.flows import Flow
 from tinyvae.plotting import save_figure
+from tinyvae.priors import FlowPrior, MixturePrior
 
 COMPONENTS = 100
 NAMES = ("N(0, I)", "mixture", "flow", "VampPrior")
@@ -77,7 +76,7 @@ def draw(panel: object, name: str, vae: VAE, x: Tensor, value: float) -> None:
         log_density = prior.log_prob(points.reshape(-1, 2)).reshape(201, 201)
         torch.manual_seed(0)
         z = vae.encode(x[:1000]).sample()
-    panel.contourf(line, line, log_density.exp().sqrt(), levels=12, cmap="Greys")
+    panel.contourf(line, line, log_density.exp().sqrt(), levels=12, cmap="Grays")
     panel.plot(z[:, 0], z[:, 1], ".", color=BLUE, markersize=2, alpha=0.5)
     panel.set_title(f"{name}: {value:.2f} nats", loc="left", fontsize=13, color=INK, pad=10)
     panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[-5, 0, 5])

@@ -13,16 +13,10 @@ import torch
 from charts import BLUE, INK, figure, heading
 from fitting import arguments, binary, fit, images
 
-from tinyvae import (
-    VAE,
-    BernoulliLikelihood,
-    CodePrior,
-    ConvNet,
-    TransposedConvNet,
-    VectorQuantizedEncoder,
-    evaluate,
-)
+from tinyvae import VAE, BernoulliLikelihood, ConvNet, TransposedConvNet, evaluate
+from tinyvae.encoders import VectorQuantizedEncoder
 from tinyvae.plotting import image_rows, save_figure
+from tinyvae.priors import CodePrior
 
 CODES, SIZE = 64, 8
 

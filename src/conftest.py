@@ -1,5 +1,6 @@
 """Names that the examples in docstrings may use."""
 
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ import tinyvae
 @pytest.fixture(autouse=True)
 def _doctest_names(doctest_namespace: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    for module in (tinyvae.distributions, tinyvae):
-        doctest_namespace |= {name: getattr(module, name) for name in module.__all__}
+    submodules = [module for module in vars(tinyvae).values() if isinstance(module, ModuleType)]
+    for module in (*submodules, tinyvae):
+        doctest_namespace |= {n: v for n, v in vars(module).items() if not n.startswith("_")}
     network = tinyvae.MLP(4, hidden=(8,))
     doctest_namespace |= {
         "torch": torch,

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+from helpers.names import public_names
 
-import tinyvae
 from tinyvae.testing import check_likelihood
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ def test_the_likelihood_of_ones_own_works():
 
 
 def test_the_table_of_the_readme_is_filled(capsys: pytest.CaptureFixture[str]):
-    namespace = {name: getattr(tinyvae, name) for name in tinyvae.__all__}
+    namespace = public_names()
     exec(blocks("python")[2], namespace)
     capsys.readouterr()
     assert namespace["filled"]["age"][0] == 41.0

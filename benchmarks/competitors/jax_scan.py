@@ -152,7 +152,7 @@ def epoch(state: State, images: Array, key: Array, workload: Workload) -> tuple[
         index, key = inputs
         pixel_key, noise_key = jax.random.split(key)
         x = images[index].astype(jnp.float32)
-        if workload.grey:
+        if workload.gray:
             x = jax.random.bernoulli(pixel_key, x / 255).astype(jnp.float32)
         value, gradients = jax.value_and_grad(loss)(state.parameters, x, noise_key, workload)
         return adam(state, gradients), value

@@ -14,7 +14,7 @@ __all__ = ["decoder", "encoder", "pixels"]
 
 def pixels(images: Tensor, workload: Workload) -> Tensor:
     """Images as floats between 0 and 1."""
-    return images.to(torch.float32) / (255 if workload.grey else 1)
+    return images.to(torch.float32) / (255 if workload.gray else 1)
 
 
 def _activation(workload: Workload) -> nn.Module:

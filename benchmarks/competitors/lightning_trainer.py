@@ -25,12 +25,12 @@ class LightningVAE(lightning.LightningModule):
         super().__init__()
         self.encoder = encoder(workload)
         self.decoder = decoder(workload)
-        self.grey = workload.grey
+        self.gray = workload.gray
         self.num_samples = workload.num_samples
 
     def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
         """Loss of a batch, the mean over its images."""
-        x = torch.bernoulli(batch[0]) if self.grey else batch[0]
+        x = torch.bernoulli(batch[0]) if self.gray else batch[0]
         mean, log_std = self.encoder(x).chunk(2, dim=1)
         loss = (self.iwae if self.num_samples > 1 else self.elbo)(x, mean, log_std)
         self.log("loss", loss)

@@ -56,7 +56,7 @@ def run(workload: Workload, images: np.ndarray, round_done: Callable[[], bool]) 
     total, goes_on = 0.0, True
     while goes_on:
         for (batch,) in loader:
-            x = torch.bernoulli(batch) if workload.grey else batch
+            x = torch.bernoulli(batch) if workload.gray else batch
             loss = model(x)
             optimizer.zero_grad()
             loss.backward()

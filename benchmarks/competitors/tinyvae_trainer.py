@@ -1,4 +1,4 @@
-"""tinyvae's Trainer: images stay bytes, and grey levels are drawn per batch."""
+"""tinyvae's Trainer: images stay bytes, and gray levels are drawn per batch."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,9 +20,9 @@ from tinyvae import (
     Speed,
     Trainer,
     TransposedConvNet,
-    keep_freed_memory,
 )
-from tinyvae.datasets import DynamicBinarisation
+from tinyvae.datasets import DynamicBinarization
+from tinyvae.training import tune_malloc
 from tinyvae.training.history import Row
 
 __all__ = ["build", "run", "run_both", "run_compiled", "run_kept"]
@@ -63,7 +63,7 @@ def run(
 ) -> None:
     """Train, with freed memory kept where asked for."""
     if keep:
-        keep_freed_memory()
+        tune_malloc()
     objective = ELBO() if workload.num_samples == 1 else IWAE(workload.num_samples)
     callbacks = [EndOfRound(round_done)]
     trainer = Trainer(
@@ -78,7 +78,7 @@ def run(
         torch.from_numpy(images),
         epochs=10**9,
         batch_size=workload.batch_size,
-        transform=DynamicBinarisation(255) if workload.grey else None,
+        transform=DynamicBinarization(255) if workload.gray else None,
     )
 
 

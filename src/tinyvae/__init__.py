@@ -1,282 +1,58 @@
-"""Variational autoencoders that are exact, small and fast: four axes that compose.
+"""Variational autoencoders in PyTorch: exact, simple, useful, fast, reliable.
 
-Posterior, decoder with likelihood, prior, objective: each is a module of its own, and any goes with
-any. :class:`VAE` puts the first three together, an :class:`Objective` says what is optimised, and
-the :class:`Trainer`, which knows neither, optimises it.
+A model is composed along four axes, and any part of one goes with any part of another: the posterior
+(an encoder), the decoder with its likelihood, the prior, and the objective. :class:`VAE` combines
+the first three, an :class:`~tinyvae.core.Objective` says what is optimized, and the
+:class:`Trainer`, which knows neither, optimizes it.
+
+The names that most programs need are here. All others are in the submodules.
 """
 
-from tinyvae import datasets
-from tinyvae._version import __version__
-from tinyvae.allocator import keep_freed_memory
-from tinyvae.distributions import (
-    Bernoulli,
-    Distribution,
-    Independent,
-    NoClosedForm,
-    Normal,
-    TorchDistribution,
-    kl_divergence,
-)
-from tinyvae.encoders import (
-    CategoricalEncoder,
-    DeterministicEncoder,
-    Encoder,
-    FullGaussianEncoder,
-    GaussianEncoder,
-    GumbelSoftmaxEncoder,
-    JointEncoder,
-    LaplaceEncoder,
-    LowRankGaussianEncoder,
-    NetworkEncoder,
-    PowerSphericalEncoder,
-)
-from tinyvae.evaluation import (
-    Activity,
-    Estimate,
-    Report,
-    active_units,
-    evaluate,
-    impute,
-    log_marginal,
-)
-from tinyvae.files import CheckpointError
-from tinyvae.flows import (
-    Flow,
-    FlowEncoder,
-    FlowPrior,
-    NormalizingFlow,
-    PlanarFlow,
-    RadialFlow,
-)
-from tinyvae.hierarchy import (
-    BottomUpVAE,
-    LadderVAE,
-)
-from tinyvae.likelihoods import (
-    BernoulliLikelihood,
-    BetaLikelihood,
-    CategoricalLikelihood,
-    Column,
-    ContinuousBernoulliLikelihood,
-    DiscretisedLogisticLikelihood,
-    Distance,
-    FeatureDistance,
-    Fixed,
-    GaussianLikelihood,
-    LaplaceLikelihood,
-    Learned,
-    Likelihood,
-    LogNormalLikelihood,
-    Masked,
-    MixedLikelihood,
-    MixtureLikelihood,
-    MultiScaleSSIM,
-    NegativeBinomialLikelihood,
-    OneHotLikelihood,
-    OptimalGaussianLikelihood,
-    PerceptualLikelihood,
-    PoissonLikelihood,
-    Positive,
-    Predicted,
-    StandardisedLikelihood,
-    StudentTLikelihood,
-    ZeroInflatedLikelihood,
-)
-from tinyvae.networks import (
-    MLP,
-    ConcatContext,
-    ConvNet,
-    Network,
-    ResNet,
-    TransposedConvNet,
-    TransposedResNet,
-)
-from tinyvae.objective import Batch, Objective, ObjectiveOutput
-from tinyvae.objectives import (
-    CIWAE,
-    DIP,
-    ELBO,
-    IWAE,
-    MMD,
-    PIWAE,
-    TVO,
-    AdversarialData,
-    AdversarialPrior,
-    AdversarialTotalCorrelation,
-    Bound,
-    GradientPenalty,
-    LatentL2,
-    MultiplyIWAE,
-    Penalty,
-    Regularised,
-    Regulariser,
-    RenyiBound,
-    TotalCorrelation,
-    WeightL2,
-)
-from tinyvae.priors import (
-    CategoricalPrior,
-    ConditionalPrior,
-    FullGaussianPrior,
-    GaussianPrior,
-    GumbelSoftmaxPrior,
-    JointPrior,
-    LatentDensity,
-    MixturePrior,
-    Prior,
-    SphereUniformPrior,
-    StandardLaplace,
-    StandardNormal,
-    VampPrior,
-)
-from tinyvae.quantization import (
-    CodePrior,
-    VectorQuantizedEncoder,
-)
-from tinyvae.record import LatentTerm, LatentVariableModel, VAEOutput
-from tinyvae.schedules import Constant, Cosine, Cyclical, Linear, Schedule
-from tinyvae.summary import summary
-from tinyvae.training import (
-    Callback,
-    Checkpoint,
-    EarlyStopping,
-    History,
-    NonFiniteError,
-    Optimization,
-    Speed,
-    Trainer,
-)
-from tinyvae.two_level import TwoLevelVAE
-from tinyvae.vae import VAE
-
-__all__ = [
-    "CIWAE",
-    "DIP",
-    "ELBO",
-    "IWAE",
-    "MLP",
-    "MMD",
-    "PIWAE",
-    "TVO",
-    "VAE",
-    "Activity",
-    "AdversarialData",
-    "AdversarialPrior",
-    "AdversarialTotalCorrelation",
-    "Batch",
-    "Bernoulli",
-    "BernoulliLikelihood",
-    "BetaLikelihood",
-    "BottomUpVAE",
-    "Bound",
-    "Callback",
-    "CategoricalEncoder",
-    "CategoricalLikelihood",
-    "CategoricalPrior",
-    "Checkpoint",
-    "CheckpointError",
-    "CodePrior",
-    "Column",
-    "ConcatContext",
-    "ConditionalPrior",
-    "Constant",
-    "ContinuousBernoulliLikelihood",
-    "ConvNet",
-    "Cosine",
-    "Cyclical",
-    "DeterministicEncoder",
-    "DiscretisedLogisticLikelihood",
-    "Distance",
-    "Distribution",
-    "EarlyStopping",
-    "Encoder",
-    "Estimate",
-    "FeatureDistance",
-    "Fixed",
-    "Flow",
-    "FlowEncoder",
-    "FlowPrior",
-    "FullGaussianEncoder",
-    "FullGaussianPrior",
-    "GaussianEncoder",
-    "GaussianLikelihood",
-    "GaussianPrior",
-    "GradientPenalty",
-    "GumbelSoftmaxEncoder",
-    "GumbelSoftmaxPrior",
-    "History",
-    "Independent",
-    "JointEncoder",
-    "JointPrior",
-    "LadderVAE",
-    "LaplaceEncoder",
-    "LaplaceLikelihood",
-    "LatentDensity",
-    "LatentL2",
-    "LatentTerm",
-    "LatentVariableModel",
-    "Learned",
-    "Likelihood",
-    "Linear",
-    "LogNormalLikelihood",
-    "LowRankGaussianEncoder",
-    "Masked",
-    "MixedLikelihood",
-    "MixtureLikelihood",
-    "MixturePrior",
-    "MultiScaleSSIM",
-    "MultiplyIWAE",
-    "NegativeBinomialLikelihood",
-    "Network",
-    "NetworkEncoder",
-    "NoClosedForm",
-    "NonFiniteError",
-    "Normal",
-    "NormalizingFlow",
-    "Objective",
-    "ObjectiveOutput",
-    "OneHotLikelihood",
-    "OptimalGaussianLikelihood",
-    "Optimization",
-    "Penalty",
-    "PerceptualLikelihood",
-    "PlanarFlow",
-    "PoissonLikelihood",
-    "Positive",
-    "PowerSphericalEncoder",
-    "Predicted",
-    "Prior",
-    "RadialFlow",
-    "Regularised",
-    "Regulariser",
-    "RenyiBound",
-    "Report",
-    "ResNet",
-    "Schedule",
-    "Speed",
-    "SphereUniformPrior",
-    "StandardLaplace",
-    "StandardNormal",
-    "StandardisedLikelihood",
-    "StudentTLikelihood",
-    "TorchDistribution",
-    "TotalCorrelation",
-    "Trainer",
-    "TransposedConvNet",
-    "TransposedResNet",
-    "TwoLevelVAE",
-    "VAEOutput",
-    "VampPrior",
-    "VectorQuantizedEncoder",
-    "WeightL2",
-    "ZeroInflatedLikelihood",
-    "__version__",
-    "active_units",
-    "datasets",
-    "evaluate",
-    "impute",
-    "keep_freed_memory",
-    "kl_divergence",
-    "log_marginal",
-    "summary",
-]
+from tinyvae import datasets as datasets
+from tinyvae import distributions as distributions
+from tinyvae import encoders as encoders
+from tinyvae import errors as errors
+from tinyvae import evaluation as evaluation
+from tinyvae import flows as flows
+from tinyvae import likelihoods as likelihoods
+from tinyvae import models as models
+from tinyvae import networks as networks
+from tinyvae import objectives as objectives
+from tinyvae import priors as priors
+from tinyvae import schedules as schedules
+from tinyvae import training as training
+from tinyvae._version import __version__ as __version__
+from tinyvae.core import Batch as Batch
+from tinyvae.core import Objective as Objective
+from tinyvae.encoders import Encoder as Encoder
+from tinyvae.encoders import GaussianEncoder as GaussianEncoder
+from tinyvae.errors import TinyVAEError as TinyVAEError
+from tinyvae.evaluation import evaluate as evaluate
+from tinyvae.evaluation import impute as impute
+from tinyvae.evaluation import log_marginal as log_marginal
+from tinyvae.likelihoods import BernoulliLikelihood as BernoulliLikelihood
+from tinyvae.likelihoods import CategoricalLikelihood as CategoricalLikelihood
+from tinyvae.likelihoods import GaussianLikelihood as GaussianLikelihood
+from tinyvae.likelihoods import Likelihood as Likelihood
+from tinyvae.models import VAE as VAE
+from tinyvae.models import BottomUpVAE as BottomUpVAE
+from tinyvae.models import LadderVAE as LadderVAE
+from tinyvae.models import TwoLevelVAE as TwoLevelVAE
+from tinyvae.models import summary as summary
+from tinyvae.networks import MLP as MLP
+from tinyvae.networks import ConvNet as ConvNet
+from tinyvae.networks import ResNet as ResNet
+from tinyvae.networks import TransposedConvNet as TransposedConvNet
+from tinyvae.networks import TransposedResNet as TransposedResNet
+from tinyvae.objectives import ELBO as ELBO
+from tinyvae.objectives import IWAE as IWAE
+from tinyvae.priors import Prior as Prior
+from tinyvae.priors import StandardNormal as StandardNormal
+from tinyvae.priors import VampPrior as VampPrior
+from tinyvae.training import Callback as Callback
+from tinyvae.training import Checkpoint as Checkpoint
+from tinyvae.training import EarlyStopping as EarlyStopping
+from tinyvae.training import History as History
+from tinyvae.training import Optimization as Optimization
+from tinyvae.training import Speed as Speed
+from tinyvae.training import Trainer as Trainer

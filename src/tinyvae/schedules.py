@@ -7,14 +7,12 @@ is in steps, or a fraction of the run.
 import math
 from abc import ABC, abstractmethod
 
-__all__ = ["Constant", "Cosine", "Cyclical", "Linear", "Schedule"]
-
 
 class Schedule(ABC):
     """A weight as a function of the step.
 
     Args:
-        steps: Length in optimiser steps.
+        steps: Length in optimizer steps.
         fraction: Length as a fraction of the run's steps, in (0, 1].
     """
 
@@ -97,7 +95,7 @@ class Ramp(Schedule):
     Args:
         start: First value.
         end: Last value.
-        steps: Length in optimiser steps.
+        steps: Length in optimizer steps.
         fraction: Length as a fraction of the run.
     """
 
@@ -127,7 +125,7 @@ class Linear(Ramp):
     Args:
         start: First value.
         end: Last value.
-        steps: Length in optimiser steps.
+        steps: Length in optimizer steps.
         fraction: Length as a fraction of the run.
 
     Example:
@@ -147,7 +145,7 @@ class Cosine(Ramp):
     Args:
         start: First value.
         end: Last value.
-        steps: Length in optimiser steps.
+        steps: Length in optimizer steps.
         fraction: Length as a fraction of the run.
 
     Example:
@@ -168,7 +166,7 @@ class Cyclical(Ramp):
         end: Value at rest, and after the last cycle.
         cycles: Number of cycles.
         ramp: Share of a cycle that climbs.
-        steps: Length of all cycles in optimiser steps.
+        steps: Length of all cycles in optimizer steps.
         fraction: Length of all cycles as a fraction of the run.
 
     References:

@@ -1,4 +1,4 @@
-"""A set of labelled images, and disjoint parts of a set."""
+"""A set of labeled images, and disjoint parts of a set."""
 
 import math
 from collections.abc import Sequence
@@ -10,11 +10,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["LabelledImages", "split"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LabelledImages:
+class LabeledImages:
     """Images on the scale ``0..max_value``, with one label each.
 
     Args:
@@ -31,9 +29,9 @@ class LabelledImages:
 
     Example:
         >>> images = torch.zeros(5, 1, 2, 2, dtype=torch.uint8)
-        >>> data = LabelledImages(images, torch.arange(5), max_value=255, name="black")
+        >>> data = LabeledImages(images, torch.arange(5), max_value=255, name="black")
         >>> data
-        LabelledImages('black', images=(5, 1, 2, 2), max_value=255)
+        LabeledImages('black', images=(5, 1, 2, 2), max_value=255)
         >>> data[1:3].labels, data[data.labels == 4].labels
         (tensor([1, 2]), tensor([4]))
     """
@@ -50,35 +48,35 @@ class LabelledImages:
         ):
             if tensor.dtype != dtype:
                 raise TypeError(
-                    f"LabelledImages expects {field} of {dtype}, got {tensor.dtype}: "
+                    f"LabeledImages expects {field} of {dtype}, got {tensor.dtype}: "
                     f"convert by .to({dtype}), after a look at the scale"
                 )
         if self.images.ndim != 4:
             raise ValueError(
-                f"LabelledImages expects images of shape (N, C, H, W), got "
-                f"{tuple(self.images.shape)}: grey images have C = 1, as by .unsqueeze(1)"
+                f"LabeledImages expects images of shape (N, C, H, W), got "
+                f"{tuple(self.images.shape)}: gray images have C = 1, as by .unsqueeze(1)"
             )
         if self.labels.shape != self.images.shape[:1]:
             raise ValueError(
-                f"LabelledImages expects labels of shape ({len(self.images)},), one per image, got "
+                f"LabeledImages expects labels of shape ({len(self.images)},), one per image, got "
                 f"{tuple(self.labels.shape)}: check that both come from the same file"
             )
         if not 1 <= self.max_value <= 255:
             raise ValueError(
-                f"LabelledImages expects max_value in 1..255, got {self.max_value}: "
+                f"LabeledImages expects max_value in 1..255, got {self.max_value}: "
                 "pass the value of a white pixel"
             )
         brightest = int(self.images.max()) if self.images.numel() else 0
         if brightest > self.max_value:
             raise ValueError(
-                f"LabelledImages expects pixels in 0..{self.max_value}, got {brightest}: "
+                f"LabeledImages expects pixels in 0..{self.max_value}, got {brightest}: "
                 "pass the max_value of the scale that the pixels are on"
             )
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: Tensor | slice) -> "LabelledImages":
+    def __getitem__(self, index: Tensor | slice) -> "LabeledImages":
         """Returns the images at a slice, at positions or where a mask holds, as another such set.
 
         Args:
@@ -93,23 +91,23 @@ class LabelledImages:
             and index.dtype in (torch.int64, torch.bool)
         ):
             raise TypeError(
-                "LabelledImages expects a slice or a 1-d tensor of int64 or bool as an index, got "
+                "LabeledImages expects a slice or a 1-d tensor of int64 or bool as an index, got "
                 f"{index!r}: one image is .images[i]"
             )
-        return LabelledImages(self.images[index], self.labels[index], self.max_value, self.name)
+        return LabeledImages(self.images[index], self.labels[index], self.max_value, self.name)
 
     def __repr__(self) -> str:
         shape = tuple(self.images.shape)
-        return f"LabelledImages({self.name!r}, images={shape}, max_value={self.max_value})"
+        return f"LabeledImages({self.name!r}, images={shape}, max_value={self.max_value})"
 
 
-Data = TypeVar("Data", Tensor, LabelledImages)
+Data = TypeVar("Data", Tensor, LabeledImages)
 
 
 def split(data: Data, sizes: Sequence[float], *, seed: int = 0) -> tuple[Data, ...]:
     """Random disjoint parts, the same for the same seed, number of items and sizes.
 
-    The items are permuted by a generator of its own and cut in order; torch's default generator is
+    The items are permute_dims by a generator of its own and cut in order; torch's default generator is
     left alone. Sizes that do not add up to everything leave the rest out.
 
     Args:

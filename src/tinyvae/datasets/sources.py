@@ -12,16 +12,14 @@ import torch
 from torch import Tensor
 
 from tinyvae.datasets.idx import read_exactly, read_idx
-from tinyvae.datasets.images import LabelledImages
-
-__all__ = ["digits", "frey_faces", "mnist"]
+from tinyvae.datasets.images import LabeledImages
 
 
-def digits() -> LabelledImages:
+def digits() -> LabeledImages:
     """The 1,797 handwritten digits of 8 by 8 pixels that come with this package.
 
     Each pixel counts the ink in a block of 4 by 4 bits, so white is 16. The order is the original
-    one: images of a writer are neighbours, so a test part is taken by `split`. Source and licence
+    one: images of a writer are neighbors, so a test part is taken by `split`. Source and license
     (CC BY 4.0) are in the file NOTICE.
 
     Returns:
@@ -33,7 +31,7 @@ def digits() -> LabelledImages:
 
     Example:
         >>> digits()
-        LabelledImages('digits', images=(1797, 1, 8, 8), max_value=16)
+        LabeledImages('digits', images=(1797, 1, 8, 8), max_value=16)
         >>> digits().labels[:5]
         tensor([0, 1, 2, 3, 4])
     """
@@ -43,12 +41,12 @@ def digits() -> LabelledImages:
     ):
         images = torch.from_numpy(arrays["images"]).unsqueeze(1)  # (1797, 1, 8, 8)
         labels = torch.from_numpy(arrays["labels"]).to(torch.int64)
-    return LabelledImages(images, labels, max_value=16, name="digits")
+    return LabeledImages(images, labels, max_value=16, name="digits")
 
 
 def mnist(
     root: str | os.PathLike[str] = "data", *, train: bool = True, download: bool = False
-) -> LabelledImages:
+) -> LabeledImages:
     """MNIST from the files in ``root/MNIST/raw``, torchvision's layout; torchvision is not needed.
 
     The files are ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same with
@@ -111,7 +109,7 @@ def mnist(
             "put the file of that name from MNIST there"
         )
     name = f"mnist-{'train' if train else 'test'}"
-    return LabelledImages(images.unsqueeze(1), labels.to(torch.int64), max_value=255, name=name)
+    return LabeledImages(images.unsqueeze(1), labels.to(torch.int64), max_value=255, name=name)
 
 
 def frey_faces(path: str | os.PathLike[str]) -> Tensor:

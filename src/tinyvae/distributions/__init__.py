@@ -9,81 +9,39 @@ Log densities include their constants and are in nats. ``torch.distributions`` i
 through :class:`TorchDistribution`.
 """
 
-from tinyvae.distributions.base import (
-    Distribution,
-    Independent,
-    TorchDistribution,
-    Wrapper,
-    sum_last,
-)
-from tinyvae.distributions.composed import (
-    Affine,
-    Columns,
-    Joint,
-    Mixture,
-    Observed,
-    Unflattened,
-    ZeroInflated,
-)
-from tinyvae.distributions.continuous import (
-    Beta,
-    ContinuousBernoulli,
-    Laplace,
-    LogNormal,
-    Normal,
-    StudentT,
-    UnitNormal,
-)
-from tinyvae.distributions.discrete import (
-    Bernoulli,
-    Categorical,
-    DiscretisedLogistic,
-    NegativeBinomial,
-    OneHotCategorical,
-    Poisson,
-)
-from tinyvae.distributions.kl import NoClosedForm, has_closed_form, kl_divergence
-from tinyvae.distributions.multivariate import Delta, FullNormal, LowRankNormal
-from tinyvae.distributions.quantized import Codes, Quantized
-from tinyvae.distributions.relaxed import GumbelSoftmax, StraightThrough
-from tinyvae.distributions.spherical import PowerSpherical, SphereUniform
-
-__all__ = [
-    "Affine",
-    "Bernoulli",
-    "Beta",
-    "Categorical",
-    "Codes",
-    "Columns",
-    "ContinuousBernoulli",
-    "Delta",
-    "DiscretisedLogistic",
-    "Distribution",
-    "FullNormal",
-    "GumbelSoftmax",
-    "Independent",
-    "Joint",
-    "Laplace",
-    "LogNormal",
-    "LowRankNormal",
-    "Mixture",
-    "NegativeBinomial",
-    "NoClosedForm",
-    "Normal",
-    "Observed",
-    "OneHotCategorical",
-    "Poisson",
-    "PowerSpherical",
-    "Quantized",
-    "SphereUniform",
-    "StraightThrough",
-    "StudentT",
-    "TorchDistribution",
-    "Unflattened",
-    "UnitNormal",
-    "Wrapper",
-    "ZeroInflated",
-    "has_closed_form",
-    "kl_divergence",
-    "sum_last",
-]
+from tinyvae.distributions.base import Distribution as Distribution
+from tinyvae.distributions.base import Independent as Independent
+from tinyvae.distributions.base import TorchDistribution as TorchDistribution
+from tinyvae.distributions.base import Wrapper as Wrapper
+from tinyvae.distributions.base import sum_last as sum_last
+from tinyvae.distributions.continuous import Beta as Beta
+from tinyvae.distributions.continuous import ContinuousBernoulli as ContinuousBernoulli
+from tinyvae.distributions.continuous import Laplace as Laplace
+from tinyvae.distributions.continuous import LogNormal as LogNormal
+from tinyvae.distributions.continuous import Normal as Normal
+from tinyvae.distributions.continuous import StudentT as StudentT
+from tinyvae.distributions.continuous import UnitNormal as UnitNormal
+from tinyvae.distributions.counts import NegativeBinomial as NegativeBinomial
+from tinyvae.distributions.counts import Poisson as Poisson
+from tinyvae.distributions.discrete import Bernoulli as Bernoulli
+from tinyvae.distributions.discrete import Categorical as Categorical
+from tinyvae.distributions.discrete import DiscretizedLogistic as DiscretizedLogistic
+from tinyvae.distributions.discrete import OneHotCategorical as OneHotCategorical
+from tinyvae.distributions.joint import JointDistribution as JointDistribution
+from tinyvae.distributions.joint import TabularDistribution as TabularDistribution
+from tinyvae.distributions.kl import has_closed_form as has_closed_form
+from tinyvae.distributions.kl import kl_divergence as kl_divergence
+from tinyvae.distributions.mixtures import Mixture as Mixture
+from tinyvae.distributions.mixtures import ZeroInflated as ZeroInflated
+from tinyvae.distributions.multivariate import Delta as Delta
+from tinyvae.distributions.multivariate import FullNormal as FullNormal
+from tinyvae.distributions.multivariate import LowRankNormal as LowRankNormal
+from tinyvae.distributions.quantized import CodebookCategorical as CodebookCategorical
+from tinyvae.distributions.quantized import Quantized as Quantized
+from tinyvae.distributions.relaxed import GumbelSoftmax as GumbelSoftmax
+from tinyvae.distributions.relaxed import StraightThrough as StraightThrough
+from tinyvae.distributions.spherical import PowerSpherical as PowerSpherical
+from tinyvae.distributions.spherical import SphereUniform as SphereUniform
+from tinyvae.distributions.wrappers import Affine as Affine
+from tinyvae.distributions.wrappers import MaskedDistribution as MaskedDistribution
+from tinyvae.distributions.wrappers import ReshapedBatch as ReshapedBatch

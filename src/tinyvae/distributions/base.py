@@ -8,20 +8,6 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = [
-    "Distribution",
-    "Independent",
-    "Latest",
-    "TorchDistribution",
-    "Wrapper",
-    "check_event",
-    "joint_shape",
-    "pooled",
-    "sum_last",
-    "unsqueeze_last",
-]
-
-
 Known = TypeVar("Known")
 
 
@@ -31,12 +17,12 @@ class Distribution(ABC):
     Attributes:
         batch_shape: Shape of the batch of distributions.
         event_shape: Shape of one draw.
-        has_rsample: Whether draws carry gradients to the parameters (reparameterisation).
+        has_rsample: Whether draws carry gradients to the parameters (reparameterization).
         is_mixed: Whether a part of each draw does, and a part does not.
-        is_density: Whether ``log_prob`` is the logarithm of a normalised density or mass.
+        is_density: Whether ``log_prob`` is the logarithm of a normalized density or mass.
         is_discrete: Whether ``log_prob`` is a mass, which has no unit, and no density; None where
             it is a mass of some dimensions and a density of others.
-        scored_by_weights: Whether ``log_prob`` hangs on parameters at all.
+        depends_on_parameters: Whether ``log_prob`` hangs on parameters at all.
         space: What its values are. A log q - log p of different spaces means nothing.
         losses: What training has to add to its loss for parameters that no density depends on, by
             name, ``(*batch)``.
@@ -49,7 +35,7 @@ class Distribution(ABC):
     is_mixed: bool = False
     is_density: bool = True
     is_discrete: bool | None = False
-    scored_by_weights: bool = True
+    depends_on_parameters: bool = True
     space: str = "reals"
     losses: Mapping[str, Tensor] = MappingProxyType({})
     metrics: Mapping[str, Tensor] = MappingProxyType({})
@@ -115,7 +101,7 @@ class Wrapper(Distribution):
         self.is_density = base.is_density
         self.is_discrete = base.is_discrete
         self.space = base.space
-        self.scored_by_weights = base.scored_by_weights
+        self.depends_on_parameters = base.depends_on_parameters
         self.losses, self.metrics = base.losses, base.metrics
 
     @property
@@ -218,7 +204,7 @@ class TorchDistribution(Distribution):
         return log_prob
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw, with gradients where torch reparameterises."""
+        """Draw, with gradients where torch reparameterizes."""
         draw = self.base.rsample if self.has_rsample else self.base.sample
         return draw(torch.Size(sample_shape))
 

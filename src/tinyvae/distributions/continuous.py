@@ -10,16 +10,6 @@ from torch import Tensor
 from tinyvae.distributions.base import Distribution, joint_shape, pooled
 from tinyvae.distributions.special import gamma_residual, log_sinhc
 
-__all__ = [
-    "Beta",
-    "ContinuousBernoulli",
-    "Laplace",
-    "LogNormal",
-    "Normal",
-    "StudentT",
-    "UnitNormal",
-]
-
 # Where the mean of a continuous Bernoulli turns from a series in its logits to the closed form: the
 # first term left out, l^9 / 47,900,160, is 1e-14 there.
 _NEAR_UNIFORM = 0.2
@@ -53,11 +43,11 @@ class Normal(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of each element, nats."""
-        standardised = (value - self._mean) * torch.exp(-self.log_std)
-        return -0.5 * standardised.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        standardized = (value - self._mean) * torch.exp(-self.log_std)
+        return -0.5 * standardized.square() - self.log_std - 0.5 * math.log(2 * math.pi)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw by reparameterisation, mean + std * noise."""
+        """Draw by reparameterization, mean + std * noise."""
         shape = self._shape(sample_shape)
         noise = torch.randn(shape, dtype=self._mean.dtype, device=self._mean.device)
         return torch.addcmul(self._mean, torch.exp(self.log_std), noise)
@@ -123,7 +113,7 @@ class Laplace(Distribution):
         return -distance - self.log_scale - math.log(2)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw by reparameterisation: the difference of two exponential draws is Laplace."""
+        """Draw by reparameterization: the difference of two exponential draws is Laplace."""
         shape = torch.Size((2, *sample_shape, *self.batch_shape))
         noise: Tensor = torch.diff(self._mean.new_empty(shape).exponential_(), dim=0)[0]
         return self._mean + torch.exp(self.log_scale) * noise
@@ -167,8 +157,8 @@ class StudentT(Distribution):
         a, log_a = df / 2, self.log_df - math.log(2)
         growth = (a + 0.5) * torch.log1p(0.5 / a) - 0.5
         growth = growth + gamma_residual(a + 0.5, torch.log(a + 0.5)) - gamma_residual(a, log_a)
-        standardised = (value - self.loc) * torch.exp(-self.log_scale - 0.5 * self.log_df)
-        tail = (a + 0.5) * torch.log1p(standardised.square())
+        standardized = (value - self.loc) * torch.exp(-self.log_scale - 0.5 * self.log_df)
+        tail = (a + 0.5) * torch.log1p(standardized.square())
         return growth - 0.5 * math.log(2 * math.pi) - self.log_scale - tail
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -209,7 +199,7 @@ class LogNormal(Distribution):
         return self._log.log_prob(log_value) - log_value
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw by reparameterisation."""
+        """Draw by reparameterization."""
         return torch.exp(self._log.sample(sample_shape))
 
 

@@ -7,17 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinyvae.distributions.base import Distribution, joint_shape, pooled
-from tinyvae.distributions.bits import summed_log_mass
-from tinyvae.distributions.special import gamma_residual, race
-
-__all__ = [
-    "Bernoulli",
-    "Categorical",
-    "DiscretisedLogistic",
-    "NegativeBinomial",
-    "OneHotCategorical",
-    "Poisson",
-]
+from tinyvae.distributions.bernoulli_sum import summed_log_mass
+from tinyvae.distributions.special import gumbel_race
 
 
 class Bernoulli(Distribution):
@@ -130,7 +121,9 @@ class Categorical(Distribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw class indices, without gradients."""
-        return race(self.logits.detach(), sample_shape).argmin(self.dim).to(self.logits.dtype)
+        return (
+            gumbel_race(self.logits.detach(), sample_shape).argmin(self.dim).to(self.logits.dtype)
+        )
 
 
 class OneHotCategorical(Distribution):
@@ -176,133 +169,12 @@ class OneHotCategorical(Distribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw one-hot values, without gradients."""
-        arrivals = race(self.logits.detach(), sample_shape)
+        arrivals = gumbel_race(self.logits.detach(), sample_shape)
         winner = arrivals.argmin(self.dim, keepdim=True)
         return torch.zeros_like(arrivals).scatter_(self.dim, winner, 1.0)
 
 
-class Poisson(Distribution):
-    r"""Poisson distribution of each element, by the logarithm of its mean.
-
-    .. math:: \log p(k) = k \log\lambda - \lambda - \log k!
-
-    Computed as a deviance and a small residual (Loader 2000), so that counts of a million keep
-    their digits in float32.
-
-    Args:
-        log_mean: :math:`\log\lambda`, any shape.
-
-    Example:
-        >>> Poisson(torch.zeros(2)).log_prob(torch.tensor([0.0, 1.0]))
-        tensor([-1., -1.])
-    """
-
-    has_rsample = False
-    is_discrete = True
-
-    def __init__(self, log_mean: Tensor) -> None:
-        self.log_mean = log_mean
-        self.batch_shape = log_mean.shape
-
-    @property
-    def mean(self) -> Tensor:
-        """Expected count, ``(*batch)``."""
-        return torch.exp(self.log_mean)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log mass of each element, nats."""
-        count, log_count = _count(value, self.log_mean.dtype)
-        log_ratio = torch.where(value > 0, self.log_mean - log_count, 0.0)
-        positive = -_deviance(count, log_ratio) - log_count - gamma_residual(count, log_count)
-        return torch.where(value > 0, positive, -self.mean)
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw counts, without gradients."""
-        shape = self._shape(sample_shape)
-        return _poisson(self.mean.detach().expand(shape))
-
-
-class NegativeBinomial(Distribution):
-    r"""Negative binomial distribution of each element, by its mean and its concentration.
-
-    .. math:: p(k) = \frac{\Gamma(k + r)}{\Gamma(r)\, k!}
-        \Big(\frac{r}{r + \mu}\Big)^r \Big(\frac{\mu}{r + \mu}\Big)^k
-
-    The variance is :math:`\mu + \mu^2 / r`; with :math:`r \to \infty` it is Poisson.
-
-    Args:
-        log_mean: :math:`\log\mu`, any shape.
-        log_concentration: :math:`\log r`, broadcastable with ``log_mean``.
-
-    Example:
-        >>> NegativeBinomial(torch.zeros(2), torch.zeros(2)).log_prob(torch.tensor([0.0, 1.0]))
-        tensor([-0.6931, -1.3863])
-    """
-
-    has_rsample = False
-    is_discrete = True
-
-    def __init__(self, log_mean: Tensor, log_concentration: Tensor) -> None:
-        self.log_mean, self.log_concentration = log_mean, log_concentration
-        self.batch_shape = joint_shape(log_mean, log_concentration)
-
-    @property
-    def mean(self) -> Tensor:
-        """Expected count, ``(*batch)``."""
-        return torch.exp(self.log_mean).expand(self.batch_shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log mass of each element, nats."""
-        log_r = self.log_concentration.clamp(max=_LOG_HUGE)  # a Poisson distribution long before
-        zero = -torch.exp(log_r) * F.softplus(self.log_mean - log_r, threshold=40)
-        return torch.where(value > 0, self._log_prob_positive(value, log_r), zero)
-
-    def _log_prob_positive(self, value: Tensor, log_r: Tensor) -> Tensor:
-        count, log_count = _count(value, self.log_mean.dtype)
-        mean, r = torch.exp(self.log_mean.clamp(max=2 * _LOG_HUGE)), torch.exp(log_r)
-        log_total = torch.logaddexp(self.log_mean, log_r)
-        total, log_sum = count + r, torch.log(count + r)
-        # log (k + r) / (mu + r), by its excess over one where that is small.
-        excess = (count - mean) / (mean + r)
-        log_excess = torch.where(
-            excess.abs() < 0.5, torch.log1p(excess.clamp(-0.5, 0.5)), log_sum - log_total
-        )
-        fit = _deviance(count, log_excess + self.log_mean - log_count) + r * (excess - log_excess)
-        constant = (
-            gamma_residual(total, log_sum)
-            - gamma_residual(r, log_r)
-            - gamma_residual(count, log_count)
-        )
-        return constant - fit - log_count
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw counts, without gradients: Poisson at a gamma draw of the rate."""
-        shape = self._shape(sample_shape)
-        with torch.no_grad():
-            r = torch.exp(self.log_concentration).expand(shape)
-            return _poisson(torch._standard_gamma(r) / r * self.mean)
-
-
-def _poisson(rate: Tensor) -> Tensor:
-    """Poisson draws; normal ones where a float no longer holds every integer, nor torch's draw."""
-    most = 1 / torch.finfo(rate.dtype).eps
-    normal = torch.round(rate + rate.sqrt() * torch.randn_like(rate))
-    return torch.where(rate < most, torch.poisson(rate.clamp(max=most)), normal)
-
-
-def _count(value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Counts of at least one, and their logarithms."""
-    count = value.to(dtype).clamp(min=1)
-    return count, torch.log(count)
-
-
-def _deviance(count: Tensor, log_ratio: Tensor) -> Tensor:
-    """Half the deviance of a count at a mean of exp(log_ratio) times it."""
-    excess: Tensor = torch.expm1(log_ratio) - log_ratio
-    return count * excess
-
-
-class DiscretisedLogistic(Distribution):
+class DiscretizedLogistic(Distribution):
     r"""Logistic distribution of each element, rounded to levels, with open edges.
 
     .. math:: p(k) = F\Big(\frac{y_k + h - \mu}{s}\Big) - F\Big(\frac{y_k - h - \mu}{s}\Big),
@@ -321,7 +193,7 @@ class DiscretisedLogistic(Distribution):
         Salimans, Karpathy, Chen, Kingma (2017). PixelCNN++. arXiv:1701.05517.
 
     Example:
-        >>> p = DiscretisedLogistic(torch.zeros(1), torch.zeros(1), num_levels=2)
+        >>> p = DiscretizedLogistic(torch.zeros(1), torch.zeros(1), num_levels=2)
         >>> p.log_prob(torch.tensor([[0.0], [1.0]]))
         tensor([[-0.6931],
                 [-0.6931]])
@@ -341,18 +213,18 @@ class DiscretisedLogistic(Distribution):
         expected = self.location.new_zeros(self.batch_shape)
         for level in range(self.num_levels - 1):
             edge = (2 * level + 2 - self.num_levels) / (self.num_levels - 1)
-            expected = expected + torch.sigmoid(self._standardised(edge))
+            expected = expected + torch.sigmoid(self._standardized(edge))
         return expected
 
-    def _standardised(self, edge: Tensor | float) -> Tensor:
+    def _standardized(self, edge: Tensor | float) -> Tensor:
         return (self.location - edge) * torch.exp(-self.log_scale)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log mass of each element, nats."""
         last = self.num_levels - 1
         value = value.to(self.location.dtype)
-        above = F.logsigmoid(-self._standardised((2 * value + 1 - last) / last))
-        below = F.logsigmoid(self._standardised((2 * value - 1 - last) / last))
+        above = F.logsigmoid(-self._standardized((2 * value + 1 - last) / last))
+        below = F.logsigmoid(self._standardized((2 * value - 1 - last) / last))
         width = 2 / last * torch.exp(-self.log_scale)
         inner = torch.log(-torch.expm1(-width))
         edges = torch.where(value < last, above, 0.0) + torch.where(value > 0, below, 0.0)

@@ -7,18 +7,14 @@ import torch
 from torch import Tensor
 
 from tinyvae.distributions.base import Distribution, Independent, sum_last
-from tinyvae.distributions.composed import Joint, Unflattened
 from tinyvae.distributions.continuous import Laplace, Normal, UnitNormal
 from tinyvae.distributions.discrete import OneHotCategorical
+from tinyvae.distributions.joint import JointDistribution
 from tinyvae.distributions.multivariate import FullNormal, LowRankNormal
-from tinyvae.distributions.quantized import Codes, Quantized
+from tinyvae.distributions.quantized import CodebookCategorical, Quantized
 from tinyvae.distributions.spherical import PowerSpherical, SphereUniform, log_area
-
-__all__ = ["NoClosedForm", "has_closed_form", "kl_divergence"]
-
-
-class NoClosedForm(NotImplementedError):
-    """The Kullback-Leibler divergence of this pair has no closed form here: estimate it."""
+from tinyvae.distributions.wrappers import ReshapedBatch
+from tinyvae.errors import NoClosedFormError
 
 
 def _excess(log_ratio: Tensor) -> Tensor:
@@ -72,14 +68,14 @@ def _kl_categorical(q: OneHotCategorical, p: OneHotCategorical) -> Tensor:
     return torch.where(near, close, far).flatten(q.dim).sum(-1)
 
 
-def _kl_code(q: Quantized, p: Codes) -> Tensor:
+def _kl_code(q: Quantized, p: CodebookCategorical) -> Tensor:
     return -p.log_mass(q.codes)
 
 
 def _normal(distribution: Independent) -> Normal:
     base = distribution.base
     if not isinstance(base, Normal):
-        raise NoClosedForm(f"expected normal elements, got {distribution}")
+        raise NoClosedFormError(f"expected normal elements, got {distribution}")
     return base
 
 
@@ -93,7 +89,6 @@ def _full(distribution: Independent | FullNormal) -> FullNormal:
 
 
 Form = Callable[[Any, Any], Tensor]
-
 # Of scalar families, elementwise.
 _ELEMENTWISE: dict[tuple[type, type], Form] = {
     (Normal, Normal): _kl_normal_normal,
@@ -107,7 +102,7 @@ _WHOLE: dict[tuple[type, type], Form] = {
     (LowRankNormal, Normal): _kl_low_rank_diagonal,
     (PowerSpherical, SphereUniform): _kl_spherical_uniform,
     (OneHotCategorical, OneHotCategorical): _kl_categorical,
-    (Quantized, Codes): _kl_code,
+    (Quantized, CodebookCategorical): _kl_code,
 }
 
 
@@ -125,7 +120,7 @@ def _look_up(q: Distribution, p: Distribution) -> tuple[Form | None, bool]:
     pair = (_family(q), _family(p))
     if q.event_shape != p.event_shape:
         return None, False
-    if isinstance(q, Joint) and isinstance(p, Joint):
+    if isinstance(q, JointDistribution) and isinstance(p, JointDistribution):
         return (_kl_joint if _parts_have_closed_forms(q, p) else None), False
     if isinstance(q, Independent) == isinstance(p, Independent) and pair in _ELEMENTWISE:
         return _ELEMENTWISE[pair], True
@@ -133,12 +128,12 @@ def _look_up(q: Distribution, p: Distribution) -> tuple[Form | None, bool]:
     return (_WHOLE.get(pair) if is_vector else None), False
 
 
-def _parts_have_closed_forms(q: Joint, p: Joint) -> bool:
+def _parts_have_closed_forms(q: JointDistribution, p: JointDistribution) -> bool:
     same = list(q.parts) == list(p.parts)
     return same and all(has_closed_form(q.parts[name], p.parts[name]) for name in q.parts)
 
 
-def _kl_joint(q: Joint, p: Joint) -> Tensor:
+def _kl_joint(q: JointDistribution, p: JointDistribution) -> Tensor:
     kls = [kl_divergence(part, p.parts[name]) for name, part in q.parts.items()]
     return torch.stack(torch.broadcast_tensors(*kls)).sum(0)
 
@@ -151,9 +146,9 @@ def has_closed_form(q: Distribution, p: Distribution) -> bool:
 
 def _flat(q: Distribution, p: Distribution) -> tuple[Distribution, Distribution]:
     """Rows of a batch ``(K, B)``, where p is as many or one."""
-    if not isinstance(q, Unflattened):
+    if not isinstance(q, ReshapedBatch):
         return q, p
-    if isinstance(p, Unflattened) and p.batch_shape == q.batch_shape:
+    if isinstance(p, ReshapedBatch) and p.batch_shape == q.batch_shape:
         return q.base, p.base
     return (q.base, p) if p.batch_shape == () else (q, p)
 
@@ -172,7 +167,7 @@ def kl_divergence(q: Distribution, p: Distribution, *, per_dim: bool = False) ->
         ``(*batch)``, or ``(*batch, *event)`` with ``per_dim``, nats.
 
     Raises:
-        NoClosedForm: If the pair is not in the table, or has no terms per dimension.
+        NoClosedFormError: If the pair is not in the table, or has no terms per dimension.
 
     References:
         Kingma, Welling (2014). Auto-Encoding Variational Bayes. arXiv:1312.6114, appendix B.
@@ -184,16 +179,16 @@ def kl_divergence(q: Distribution, p: Distribution, *, per_dim: bool = False) ->
         >>> kl_divergence(q, p)
         tensor([1.5000, 1.5000])
     """
-    if isinstance(q, Unflattened) and (rows := _flat(q, p)) != (q, p):
+    if isinstance(q, ReshapedBatch) and (rows := _flat(q, p)) != (q, p):
         kl: Tensor = kl_divergence(*rows, per_dim=per_dim).unflatten(0, q.batch_shape)
         return kl
     form, elementwise = _look_up(q, p)
     if form is None:
-        raise NoClosedForm(
+        raise NoClosedFormError(
             f"no closed form of KL({q} || {p}): use a sampled estimate (kl='sample' or 'auto')"
         )
     if per_dim and not elementwise:
-        raise NoClosedForm(f"KL({q} || {p}) is no sum over dimensions")
+        raise NoClosedFormError(f"KL({q} || {p}) is no sum over dimensions")
     if isinstance(q, Independent) and isinstance(p, Independent) and elementwise:
         terms = form(q.base, p.base)
         return terms if per_dim else sum_last(terms, q.event_ndim)

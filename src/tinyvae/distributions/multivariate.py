@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from tinyvae.distributions.base import Distribution
-from tinyvae.distributions.special import full_precision
-
-__all__ = ["Delta", "FullNormal", "LowRankNormal"]
+from tinyvae.distributions.special import autocast_disabled
 
 
 class FullNormal(Distribution):
@@ -46,16 +44,16 @@ class FullNormal(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, nats."""
         difference = (value - self._mean).unsqueeze(-1)
-        standardised = torch.linalg.solve_triangular(self.scale_tril, difference, upper=False)
-        square: Tensor = standardised.squeeze(-1).square().sum(-1)
+        standardized = torch.linalg.solve_triangular(self.scale_tril, difference, upper=False)
+        square: Tensor = standardized.squeeze(-1).square().sum(-1)
         constant = 0.5 * self.event_shape[0] * math.log(2 * math.pi)
         return -0.5 * square - self.log_diagonal.sum(-1) - constant
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw by reparameterisation, mean + L noise."""
+        """Draw by reparameterization, mean + L noise."""
         shape = self._shape(sample_shape)
         noise = self._mean.new_empty(shape).normal_()
-        with full_precision(noise):
+        with autocast_disabled(noise):
             draw: Tensor = self._mean + (self.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
         return draw
 
@@ -102,24 +100,24 @@ class LowRankNormal(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, nats."""
-        standardised = (value - self._mean) * torch.exp(-self.log_std)
-        # With s standardised and a = C^-1 U' s, the square s' (I + U U')^-1 s is |s - U a|^2 +
+        standardized = (value - self._mean) * torch.exp(-self.log_std)
+        # With s standardized and a = C^-1 U' s, the square s' (I + U U')^-1 s is |s - U a|^2 +
         # |a|^2, where nothing cancels.
-        with full_precision(standardised):
-            along = self._scaled.mT @ standardised.unsqueeze(-1)  # (..., r, 1)
+        with autocast_disabled(standardized):
+            along = self._scaled.mT @ standardized.unsqueeze(-1)  # (..., r, 1)
             along = torch.linalg.solve_triangular(self._root.mT, along, upper=False)
             along = torch.linalg.solve_triangular(self._root, along, upper=True)
-            rest = standardised - (self._scaled @ along).squeeze(-1)
+            rest = standardized - (self._scaled @ along).squeeze(-1)
         square: Tensor = rest.square().sum(-1) + along.square().sum((-2, -1))
         constant = 0.5 * self.event_shape[0] * math.log(2 * math.pi)
         return -0.5 * (square + self.log_det_excess) - self.log_std.sum(-1) - constant
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw by reparameterisation, mean + W noise + std noise."""
+        """Draw by reparameterization, mean + W noise + std noise."""
         shape = self._shape(sample_shape)
         noise = self._mean.new_empty(shape).normal_()
         along = self._mean.new_empty((*shape[:-1], self.factor.shape[-1], 1)).normal_()
-        with full_precision(noise):
+        with autocast_disabled(noise):
             draw: Tensor = (self.factor @ along).squeeze(-1)
         return self._mean + torch.exp(self.log_std) * noise + draw
 
@@ -140,7 +138,7 @@ class Delta(Distribution):
     """
 
     is_density = False
-    scored_by_weights = False
+    depends_on_parameters = False
 
     def __init__(self, value: Tensor, event_ndim: int) -> None:
         self.value = value

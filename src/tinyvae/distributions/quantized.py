@@ -17,8 +17,6 @@ from torch import Tensor
 from tinyvae.distributions.base import Distribution, pooled
 from tinyvae.distributions.multivariate import Delta
 
-__all__ = ["Codes", "Quantized", "levels_of", "nearest", "partial_sums", "residual_codes"]
-
 # Partial sums of codes that are kept for a vector, and distances computed at once, in the search
 # for the codes that sum to it.
 MOST_SUMS = 1 << 14
@@ -30,7 +28,7 @@ def nearest(rows: Tensor, codebook: Tensor, *, exact: bool = False) -> Tensor:
 
     Args:
         rows: Vectors.
-        codebook: Codes ``(J, C)``.
+        codebook: CodebookCategorical ``(J, C)``.
         exact: Take differences, instead of the faster squares and products.
     """
     flat = rows.reshape(-1, rows.shape[-1])
@@ -51,7 +49,7 @@ def levels_of(codebook: Tensor) -> Tensor:
 def residual_codes(
     rows: Tensor, levels: Tensor, *, exact: bool = False
 ) -> tuple[Tensor, list[Tensor]]:
-    """Codes of each level, nearest to what those before left of ``rows`` ``(..., C)``.
+    """CodebookCategorical of each level, nearest to what those before left of ``rows`` ``(..., C)``.
 
     Args:
         rows: Vectors.
@@ -59,7 +57,7 @@ def residual_codes(
         exact: As of :func:`nearest`.
 
     Returns:
-        Codes ``(..., Q)``, and for each level what it quantized, ``(..., C)``.
+        CodebookCategorical ``(..., Q)``, and for each level what it quantized, ``(..., C)``.
     """
     codes: list[Tensor] = []
     left = [rows]
@@ -82,7 +80,7 @@ def _vectors(codes: Tensor, levels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _codes_of(rows: Tensor, levels: Tensor, width: int = 1) -> Tensor:
-    """Codes ``(N, Q)`` that sum to each of ``rows`` ``(N, C)``, any codes where none do.
+    """CodebookCategorical ``(N, Q)`` that sum to each of ``rows`` ``(N, C)``, any codes where none do.
 
     What greedy residuals do not find is searched for with eight times as many partial sums, until
     these are all that there are.
@@ -161,7 +159,7 @@ class Quantized(Delta):
         return super().sample(sample_shape)
 
 
-class Codes(Distribution):
+class CodebookCategorical(Distribution):
     """Independent codes at every position, and of every codebook, by logits.
 
     A value is scored by the codes that it is the sum of. These are searched for among the nearest
@@ -179,10 +177,10 @@ class Codes(Distribution):
         ValueError: By ``log_prob``, if there are more and the nearest are not a value's.
 
     Example:
-        >>> prior = Codes(torch.zeros(4, 7, 7), torch.randn(4, 2))
+        >>> prior = CodebookCategorical(torch.zeros(4, 7, 7), torch.randn(4, 2))
         >>> prior.log_prob(prior.sample((5,)))[0]  # -49 log(4)
         tensor(-67.9284)
-        >>> prior = Codes(torch.zeros(4, 3, 7, 7), torch.randn(3, 4, 2))
+        >>> prior = CodebookCategorical(torch.zeros(4, 3, 7, 7), torch.randn(3, 4, 2))
         >>> prior.log_prob(prior.sample((5,)))[0]  # -3 * 49 log(4)
         tensor(-203.7853)
     """

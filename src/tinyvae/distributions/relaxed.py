@@ -8,9 +8,7 @@ from torch import Tensor
 
 from tinyvae.distributions.base import Distribution, pooled
 from tinyvae.distributions.discrete import OneHotCategorical
-from tinyvae.distributions.special import race
-
-__all__ = ["GumbelSoftmax", "StraightThrough"]
+from tinyvae.distributions.special import gumbel_race
 
 
 class StraightThrough(OneHotCategorical):
@@ -43,7 +41,7 @@ class StraightThrough(OneHotCategorical):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw one-hot values, with the gradient of relaxed ones."""
-        scores = -race(self.logits, sample_shape)  # logits plus Gumbel noise
+        scores = -gumbel_race(self.logits, sample_shape)  # logits plus Gumbel noise
         soft = (scores / self.temperature).softmax(self.dim)
         winner = scores.argmax(self.dim, keepdim=True)
         hard = torch.zeros_like(soft).scatter_(self.dim, winner, 1.0)
@@ -112,8 +110,8 @@ class GumbelSoftmax(Distribution):
         return each.flatten(self.dim + 1).sum(-1) if self.dim < -1 else each
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw by reparameterisation; no coordinate is zero, where there is no density."""
-        return self._inside(-race(self.logits, sample_shape))
+        """Draw by reparameterization; no coordinate is zero, where there is no density."""
+        return self._inside(-gumbel_race(self.logits, sample_shape))
 
     def _inside(self, scores: Tensor) -> Tensor:
         smallest = torch.finfo(scores.dtype).tiny

@@ -12,18 +12,16 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-__all__ = ["full_precision", "gamma_residual", "log_sinhc", "race", "with_digits"]
-
 # Stirling's series, B_2k / (2k (2k - 1)) for k = 1 to 7: at x >= 10 exact to float64.
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
 
 
-def with_digits(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
     """Values in float32 at least: what a network gives under autocast has too few digits."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-def full_precision(like: Tensor) -> AbstractContextManager[None]:
+def autocast_disabled(like: Tensor) -> AbstractContextManager[None]:
     """Products inside keep their digits: autocast is for networks, not for densities."""
     context: AbstractContextManager[None] = torch.autocast(like.device.type, enabled=False)
     return context
@@ -59,7 +57,7 @@ def log_sinhc(y: Tensor) -> Tensor:
     return torch.where(square < 0.01, series, far)
 
 
-def race(logits: Tensor, sample_shape: Sequence[int]) -> Tensor:
+def gumbel_race(logits: Tensor, sample_shape: Sequence[int]) -> Tensor:
     """Log arrival times ``(*sample_shape, *logits.shape)`` at rates exp(logits).
 
     Which comes first is a draw of the classes that the logits weigh.

@@ -16,8 +16,6 @@ from torch import Tensor
 from tinyvae.distributions.base import Distribution
 from tinyvae.distributions.special import gamma_residual
 
-__all__ = ["PowerSpherical", "SphereUniform", "log_area"]
-
 
 def log_area(dim: int) -> float:
     """Log area of the unit sphere in ``dim`` dimensions."""
@@ -129,7 +127,7 @@ class PowerSpherical(Distribution):
         return self.concentration * torch.where(near, close, far) + self.log_peak
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw by reparameterisation: a Beta height, a uniform angle, a reflection."""
+        """Draw by reparameterization: a Beta height, a uniform angle, a reflection."""
         shape = self._shape(sample_shape)
         alpha = (self.beta + self.concentration).expand(shape[:-1])
         shapes = torch.stack([alpha, torch.full_like(alpha, self.beta)], -1)

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from tinyvae.distributions import Distribution
 from tinyvae.networks import Network
 
-__all__ = ["Encoder", "NetworkEncoder", "as_given", "latent_size"]
-
 
 class Encoder(nn.Module, ABC):
     """A module whose ``forward`` returns q(z given x), a :class:`Distribution` over the latent.
@@ -44,7 +42,7 @@ class NetworkEncoder(Encoder):
             context as second argument where there is one.
         latent_shape: Shape of one latent.
         num_params: Parameters that the head gives, of any order.
-        features: Number of features per example; read off a :class:`~tinyvae.Network`, needed for
+        features: Number of features per example; read off a :class:`~tinyvae.networks.Network`, needed for
             any other module.
     """
 

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from tinyvae.distributions import GumbelSoftmax, OneHotCategorical, StraightThrough
 from tinyvae.encoders.base import NetworkEncoder, as_given, latent_size
 
-__all__ = ["CategoricalEncoder", "GumbelSoftmaxEncoder"]
-
 
 class _ClassEncoder(NetworkEncoder):
     """Logits of classes, ``(B, C, *S)``."""
@@ -101,7 +99,7 @@ class CategoricalEncoder(_ClassEncoder):
 class GumbelSoftmaxEncoder(_ClassEncoder):
     r"""Gumbel-softmax posterior: relaxed classes, points on the inside of the simplex.
 
-    With a :class:`~tinyvae.GumbelSoftmaxPrior` the KL term is log q - log p of the two densities on
+    With a :class:`~tinyvae.priors.GumbelSoftmaxPrior` the KL term is log q - log p of the two densities on
     the simplex at the draws. That makes a bound on log p(x) of the model with relaxed latents; the
     divergence of the categorical distributions behind them would be none (Maddison et al. 2017,
     appendix C.3).

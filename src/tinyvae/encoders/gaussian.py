@@ -17,14 +17,6 @@ from tinyvae.distributions import (
 )
 from tinyvae.encoders.base import NetworkEncoder, latent_size
 
-__all__ = [
-    "DeterministicEncoder",
-    "FullGaussianEncoder",
-    "GaussianEncoder",
-    "LaplaceEncoder",
-    "LowRankGaussianEncoder",
-]
-
 
 class _ElementwiseEncoder(NetworkEncoder):
     """So many parameters for each element of the latent."""
@@ -68,7 +60,7 @@ class GaussianEncoder(_LocationScaleEncoder):
         latent_dim: Number of latent dimensions :math:`D`, or shape of a latent. Where that is
             ``(C, H, W)`` with the height and width of the network's output, the head is a 1 x 1
             convolution.
-        features: Number of features per example; read off a :class:`~tinyvae.Network`, needed for
+        features: Number of features per example; read off a :class:`~tinyvae.networks.Network`, needed for
             any other module.
 
     Shape:

@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinyvae.distributions import Joint
+from tinyvae.distributions import JointDistribution
 from tinyvae.encoders.base import Encoder
-
-__all__ = ["JointEncoder", "by_name"]
 
 
 def by_name(
@@ -42,7 +40,7 @@ class JointEncoder(Encoder):
     """Independent posteriors of several latents, such as a continuous and a discrete one.
 
     The latents, flattened side by side, are one vector for the decoder; each is a latent term of
-    its own in the record, with its own KL. The prior is a :class:`~tinyvae.JointPrior` of the same
+    its own in the record, with its own KL. The prior is a :class:`~tinyvae.priors.JointPrior` of the same
     names.
 
     Args:
@@ -57,7 +55,7 @@ class JointEncoder(Encoder):
         >>> kind = CategoricalEncoder(MLP(8, hidden=(8,)), num_classes=10)
         >>> encoder = JointEncoder({"style": style, "kind": kind}, network=MLP(4, hidden=(8,)))
         >>> encoder(torch.zeros(5, 4))
-        Joint(batch_shape=(5,), event_shape=(12,))
+        JointDistribution(batch_shape=(5,), event_shape=(12,))
     """
 
     def __init__(
@@ -75,11 +73,13 @@ class JointEncoder(Encoder):
         self.latent_shape = torch.Size((width,))
         self.is_density = all(encoder.is_density for encoder in named.values())
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Joint:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> JointDistribution:
         """Return q(z given x)."""
         if self.network is not None:
             x, context = self.network(x) if context is None else self.network(x, context), None
-        return Joint({name: encoder(x, context) for name, encoder in self.encoders.items()})
+        return JointDistribution(
+            {name: encoder(x, context) for name, encoder in self.encoders.items()}
+        )
 
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal encoder."""

@@ -6,8 +6,6 @@ from torch import Tensor, nn
 from tinyvae.distributions import PowerSpherical
 from tinyvae.encoders.base import NetworkEncoder
 
-__all__ = ["PowerSphericalEncoder"]
-
 
 class PowerSphericalEncoder(NetworkEncoder):
     r"""Power spherical posterior on the unit sphere, for a prior such as ``SphereUniform``.

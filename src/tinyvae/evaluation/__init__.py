@@ -1,16 +1,9 @@
 """Evaluation: what a model is worth, with the error of the estimate."""
 
-from tinyvae.evaluation.activity import Activity, active_units
-from tinyvae.evaluation.importance import log_marginal
-from tinyvae.evaluation.imputation import impute
-from tinyvae.evaluation.report import Estimate, Report, evaluate
-
-__all__ = [
-    "Activity",
-    "Estimate",
-    "Report",
-    "active_units",
-    "evaluate",
-    "impute",
-    "log_marginal",
-]
+from tinyvae.evaluation.activity import Activity as Activity
+from tinyvae.evaluation.activity import active_units as active_units
+from tinyvae.evaluation.importance import log_marginal as log_marginal
+from tinyvae.evaluation.imputation import impute as impute
+from tinyvae.evaluation.report import Estimate as Estimate
+from tinyvae.evaluation.report import Report as Report
+from tinyvae.evaluation.report import evaluate as evaluate

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tinyvae.core.module_state import evaluating
+from tinyvae.core.random import forked_rng
 from tinyvae.evaluation.importance import CHUNK_ELEMENTS, chunks, placed, run
-from tinyvae.record import LatentTerm, LatentVariableModel
-from tinyvae.scopes import evaluating, forked_rng
-
-__all__ = ["Activity", "active_units"]
+from tinyvae.models.output import LatentTerm, LatentVariableModel
 
 
 @dataclass(frozen=True)

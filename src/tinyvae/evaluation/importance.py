@@ -13,10 +13,9 @@ from typing import TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tinyvae.record import LatentVariableModel, VAEOutput
-from tinyvae.scopes import evaluating, forked_rng
-
-__all__ = ["log_marginal"]
+from tinyvae.core.module_state import evaluating
+from tinyvae.core.random import forked_rng
+from tinyvae.models.output import LatentVariableModel, VAEOutput
 
 Chunk: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # x, context, mask
 Data = TypeVar("Data", Tensor, Tensor | None)
@@ -37,7 +36,7 @@ def log_marginal(
 ) -> Tensor:
     """Estimate log p(x) of each example by importance sampling.
 
-    With missing entries, of a :class:`~tinyvae.Masked` likelihood, it is log p of what was
+    With missing entries, of a :class:`~tinyvae.likelihoods.MaskedLikelihood` likelihood, it is log p of what was
     observed.
 
     Args:

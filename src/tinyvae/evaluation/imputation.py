@@ -9,11 +9,10 @@ r"""Missing entries, filled by importance-weighted draws.
 import torch
 from torch import Tensor
 
+from tinyvae.core.module_state import evaluating
+from tinyvae.core.random import forked_rng
 from tinyvae.evaluation.importance import CHUNK_ELEMENTS, Chunk, chunks, placed, run
-from tinyvae.record import LatentVariableModel
-from tinyvae.scopes import evaluating, forked_rng
-
-__all__ = ["impute"]
+from tinyvae.models.output import LatentVariableModel
 
 
 def impute(
@@ -31,10 +30,10 @@ def impute(
     Without ``num_imputations`` an entry is filled by its conditional mean, which is best in squared
     error, or, of classes without an order, by the most probable one. With it, by so many draws from
     the conditional distribution (sampling importance resampling), whose spread tells how uncertain
-    the entries are: analyse each of the completed data sets, and pool what comes out.
+    the entries are: analyze each of the completed data sets, and pool what comes out.
 
     Args:
-        model: A model with a :class:`~tinyvae.Masked` likelihood; used in evaluation mode.
+        model: A model with a :class:`~tinyvae.likelihoods.MaskedLikelihood` likelihood; used in evaluation mode.
         x: Data ``(N, *E)``, moved to the model's device and dtype; NaN is missing.
         context: What the model is conditioned on, ``(N, ...)``.
         mask: Which entries were observed, ``(N, *E)``.
@@ -46,12 +45,12 @@ def impute(
         ``(N, *E)``, or ``(M, N, *E)`` with ``num_imputations``; observed entries as they were.
 
     References:
-        Mattei, Frellsen (2019). MIWAE: Deep Generative Modelling and Imputation of Incomplete Data
+        Mattei, Frellsen (2019). MIWAE: Deep Generative Modeling and Imputation of Incomplete Data
         Sets. arXiv:1812.02633, section 3. Rubin (1987). Multiple Imputation for Nonresponse in
         Surveys.
 
     Example:
-        >>> table = Masked(GaussianLikelihood())
+        >>> table = MaskedLikelihood(GaussianLikelihood())
         >>> vae = VAE(GaussianEncoder(MLP(3, (8,)), 2), MLP(2, (8,), out_shape=3), table)
         >>> impute(vae, torch.tensor([[1.0, torch.nan, 3.0]]), num_imputations=5).shape
         torch.Size([5, 1, 3])

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinyvae.core.module_state import evaluating
+from tinyvae.core.random import forked_rng
 from tinyvae.distributions import Distribution
 from tinyvae.evaluation.importance import CHUNK_ELEMENTS, chunks, log_marginal, placed, run
-from tinyvae.record import LatentVariableModel
-from tinyvae.scopes import evaluating, forked_rng
-
-__all__ = ["Estimate", "Report", "evaluate"]
+from tinyvae.models.output import LatentVariableModel
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Report:
         seed: Seed of the draws.
         is_discrete: Whether the likelihood is a mass; otherwise nats depend on the data's units.
             None where it is a mass of some dimensions and a density of others.
-        bin_width: Width of the bins that the data were dequantised in, None where they were not.
+        bin_width: Width of the bins that the data were dequantized in, None where they were not.
     """
 
     elbo: Estimate
@@ -93,7 +92,7 @@ class Report:
             return "exact masses"
         if self.bin_width is None:
             return "a density, in the units of the data"
-        return f"levels, dequantised uniformly in bins of {self.bin_width:g}"
+        return f"levels, dequantized uniformly in bins of {self.bin_width:g}"
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure, with its unit in its name."""
@@ -153,8 +152,8 @@ def evaluate(
         elbo_samples: Draws per example for the ELBO; the KL is in closed form where there is one.
         importance_samples: Draws per example for log p(x); None leaves it out.
         importance_examples: Use only so many first examples for log p(x); None uses all.
-        bin_width: Width of the bins in which ``x`` was dequantised
-            (:class:`~tinyvae.datasets.Dequantisation`), for bits per dimension of the levels.
+        bin_width: Width of the bins in which ``x`` was dequantized
+            (:class:`~tinyvae.datasets.Dequantization`), for bits per dimension of the levels.
         seed: Seed of the draws; global random state is left as found.
 
     Example:
@@ -202,7 +201,7 @@ def _check_bin_width(bin_width: float, x: Tensor, likelihood: Distribution) -> N
     if ((x / bin_width).frac().abs() < 1e-4).all():
         raise ValueError(
             f"with bin_width = {bin_width:g} expected data that were spread over their bins, got "
-            "their edges alone: give transform(x, generator) of a tinyvae.datasets.Dequantisation"
+            "their edges alone: give transform(x, generator) of a tinyvae.datasets.Dequantization"
         )
 
 
@@ -212,7 +211,7 @@ def _is_density(model: LatentVariableModel) -> bool:
 
 
 def _observed_dims(x: Tensor, mask: Tensor | None) -> float:
-    """Observed dimensions of a datum, on average."""
+    """MaskedDistribution dimensions of a datum, on average."""
     seen = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.bool()
     return int((seen & ~torch.isnan(x)).sum()) / len(x)
 

@@ -4,18 +4,9 @@ r"""Normalizing flows: bijections with a Jacobian whose determinant is known.
     \log p(z) = \log p(\epsilon) - \log |\det \partial T / \partial \epsilon|
 """
 
-from tinyvae.flows.autoregressive import Flow
-from tinyvae.flows.base import Bijection, NormalizingFlow, Transformed
-from tinyvae.flows.latents import FlowEncoder, FlowPrior
-from tinyvae.flows.planar import PlanarFlow, RadialFlow
-
-__all__ = [
-    "Bijection",
-    "Flow",
-    "FlowEncoder",
-    "FlowPrior",
-    "NormalizingFlow",
-    "PlanarFlow",
-    "RadialFlow",
-    "Transformed",
-]
+from tinyvae.flows.autoregressive import Flow as Flow
+from tinyvae.flows.base import Bijection as Bijection
+from tinyvae.flows.base import NormalizingFlow as NormalizingFlow
+from tinyvae.flows.base import Transformed as Transformed
+from tinyvae.flows.planar import PlanarFlow as PlanarFlow
+from tinyvae.flows.planar import RadialFlow as RadialFlow

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from tinyvae.flows.base import Bijection, NormalizingFlow, check_sizes, check_weights
 
-__all__ = ["Flow"]
-
 
 def _zuko() -> Any:
     """Import zuko, which switches torch's validation off process-wide, and put that back."""

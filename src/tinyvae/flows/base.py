@@ -10,10 +10,7 @@ from torch import Tensor, nn
 
 from tinyvae.distributions import Distribution
 from tinyvae.distributions.base import Latest
-from tinyvae.distributions.special import full_precision
-
-__all__ = ["Bijection", "NormalizingFlow", "Transformed", "check_sizes", "check_weights"]
-
+from tinyvae.distributions.special import autocast_disabled
 
 # What a file may make a reader allocate before its weights have been compared.
 MOST_WEIGHTS = 100_000_000
@@ -98,14 +95,14 @@ class Transformed(Distribution):
 
     def center(self, weights: Tensor | None = None) -> Tensor:
         """Where the center of the base is mapped to."""
-        with full_precision(self.base.mean):
+        with autocast_disabled(self.base.mean):
             return self.transform(self.base.center(weights))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, nats."""
         if (known := self._latest.of(value)) is not None:
             return known
-        with full_precision(value):
+        with autocast_disabled(value):
             y, log_det = self.transform.inv.call_and_ladj(value)
         log_prob: Tensor = self.base.log_prob(y) + log_det
         return log_prob
@@ -113,7 +110,7 @@ class Transformed(Distribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw of the base, transformed."""
         y = self.base.sample(sample_shape)
-        with full_precision(y):
+        with autocast_disabled(y):
             value, log_det = self.transform.call_and_ladj(y)
         self._latest.keep(value, self.base.log_prob(y) - log_det)
         return value

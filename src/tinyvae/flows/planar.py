@@ -18,10 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinyvae.distributions.special import full_precision
+from tinyvae.distributions.special import autocast_disabled
 from tinyvae.flows.base import Bijection, NormalizingFlow, check_sizes, check_weights
-
-__all__ = ["PlanarFlow", "RadialFlow"]
 
 # No direction is squeezed by more than this, in one transform: the way back keeps its digits.
 LEAST_STRETCH = 1e-3
@@ -90,9 +88,9 @@ class _LayeredFlow(NormalizingFlow):
                 f"{found} values: give it as many"
             )
         if context is None or self.of_context is None:
-            # A copy: the bijection stays what it is when an optimiser steps.
+            # A copy: the bijection stays what it is when an optimizer steps.
             return _Composed(self._layers(self.offset.clone()))
-        with full_precision(context):
+        with autocast_disabled(context):
             shifts = self.of_context(context).unflatten(-1, self.offset.shape)
         return _Composed(self._layers(self.offset + shifts))
 

@@ -14,62 +14,35 @@ It owns, too, what the encoder is fed of its data (:meth:`~tinyvae.Likelihood.en
 counts as logarithms, classes as one-hot rows, zeros in the place of missing entries.
 """
 
-from tinyvae.likelihoods.base import Likelihood
-from tinyvae.likelihoods.columns import Column
-from tinyvae.likelihoods.composed import (
-    Masked,
-    MixtureLikelihood,
-    StandardisedLikelihood,
-    ZeroInflatedLikelihood,
+from tinyvae.likelihoods.base import Likelihood as Likelihood
+from tinyvae.likelihoods.columns import Column as Column
+from tinyvae.likelihoods.continuous import BetaLikelihood as BetaLikelihood
+from tinyvae.likelihoods.continuous import (
+    ContinuousBernoulliLikelihood as ContinuousBernoulliLikelihood,
 )
-from tinyvae.likelihoods.counts import NegativeBinomialLikelihood, PoissonLikelihood
-from tinyvae.likelihoods.distances import Distance, FeatureDistance, MultiScaleSSIM
-from tinyvae.likelihoods.levels import (
-    BernoulliLikelihood,
-    CategoricalLikelihood,
-    DiscretisedLogisticLikelihood,
-    OneHotLikelihood,
+from tinyvae.likelihoods.continuous import LaplaceLikelihood as LaplaceLikelihood
+from tinyvae.likelihoods.continuous import LogNormalLikelihood as LogNormalLikelihood
+from tinyvae.likelihoods.continuous import StudentTLikelihood as StudentTLikelihood
+from tinyvae.likelihoods.counts import NegativeBinomialLikelihood as NegativeBinomialLikelihood
+from tinyvae.likelihoods.counts import PoissonLikelihood as PoissonLikelihood
+from tinyvae.likelihoods.discrete import BernoulliLikelihood as BernoulliLikelihood
+from tinyvae.likelihoods.discrete import CategoricalLikelihood as CategoricalLikelihood
+from tinyvae.likelihoods.discrete import (
+    DiscretizedLogisticLikelihood as DiscretizedLogisticLikelihood,
 )
-from tinyvae.likelihoods.mixed import MixedLikelihood
-from tinyvae.likelihoods.perceptual import PerceptualLikelihood
-from tinyvae.likelihoods.positive import Fixed, Learned, Positive, Predicted
-from tinyvae.likelihoods.reals import (
-    BetaLikelihood,
-    ContinuousBernoulliLikelihood,
-    GaussianLikelihood,
-    LaplaceLikelihood,
-    LogNormalLikelihood,
-    OptimalGaussianLikelihood,
-    StudentTLikelihood,
-)
-
-__all__ = [
-    "BernoulliLikelihood",
-    "BetaLikelihood",
-    "CategoricalLikelihood",
-    "Column",
-    "ContinuousBernoulliLikelihood",
-    "DiscretisedLogisticLikelihood",
-    "Distance",
-    "FeatureDistance",
-    "Fixed",
-    "GaussianLikelihood",
-    "LaplaceLikelihood",
-    "Learned",
-    "Likelihood",
-    "LogNormalLikelihood",
-    "Masked",
-    "MixedLikelihood",
-    "MixtureLikelihood",
-    "MultiScaleSSIM",
-    "NegativeBinomialLikelihood",
-    "OneHotLikelihood",
-    "OptimalGaussianLikelihood",
-    "PerceptualLikelihood",
-    "PoissonLikelihood",
-    "Positive",
-    "Predicted",
-    "StandardisedLikelihood",
-    "StudentTLikelihood",
-    "ZeroInflatedLikelihood",
-]
+from tinyvae.likelihoods.discrete import OneHotLikelihood as OneHotLikelihood
+from tinyvae.likelihoods.distances import Distance as Distance
+from tinyvae.likelihoods.distances import FeatureDistance as FeatureDistance
+from tinyvae.likelihoods.distances import MultiScaleSSIM as MultiScaleSSIM
+from tinyvae.likelihoods.gaussian import GaussianLikelihood as GaussianLikelihood
+from tinyvae.likelihoods.gaussian import OptimalGaussianLikelihood as OptimalGaussianLikelihood
+from tinyvae.likelihoods.parameters import Fixed as Fixed
+from tinyvae.likelihoods.parameters import Learned as Learned
+from tinyvae.likelihoods.parameters import Positive as Positive
+from tinyvae.likelihoods.parameters import Predicted as Predicted
+from tinyvae.likelihoods.perceptual import PerceptualLikelihood as PerceptualLikelihood
+from tinyvae.likelihoods.tabular import MixedLikelihood as MixedLikelihood
+from tinyvae.likelihoods.wrappers import MaskedLikelihood as MaskedLikelihood
+from tinyvae.likelihoods.wrappers import MixtureLikelihood as MixtureLikelihood
+from tinyvae.likelihoods.wrappers import StandardizedLikelihood as StandardizedLikelihood
+from tinyvae.likelihoods.wrappers import ZeroInflatedLikelihood as ZeroInflatedLikelihood

@@ -8,21 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae.distributions import Distribution, Independent
-from tinyvae.likelihoods.positive import Positive, one_line
-
-__all__ = ["Likelihood", "refuse", "smoothed_mean"]
+from tinyvae.likelihoods.parameters import Positive, one_line
 
 
 class Likelihood(nn.Module, ABC):
     """Makes p(x given z) of a decoder's output.
 
     A plain one is written by one hook, :meth:`elementwise`. Positive parameters
-    (:class:`~tinyvae.Learned`, :class:`~tinyvae.Predicted`) that it has as attributes come after
+    (:class:`~tinyvae.likelihoods.Learned`, :class:`~tinyvae.likelihoods.Predicted`) that it has as attributes come after
     the decoder's other parameters, by their logarithms.
 
     Attributes:
         num_params: Parameters ``P`` per data dimension that the decoder emits.
-        is_density: Whether it is a normalised density or mass, without which no bound holds.
+        is_density: Whether it is a normalized density or mass, without which no bound holds.
         couples_batch: Whether p(x given z) of one example depends on the others of its batch.
         separable: Whether it is a product over data dimensions of what :meth:`scalars` returns, so
             that entries may be left out and others be built on it.
@@ -97,7 +95,7 @@ class Likelihood(nn.Module, ABC):
         """Turn data ``(B, *E)`` into what the encoder is fed; an entry that is NaN stays so."""
         return x
 
-    def params_at_mean(self, x: Tensor) -> Tensor:
+    def params_for_mean(self, x: Tensor) -> Tensor:
         """What a decoder that knows no z should emit: its mean is about that of the data.
 
         Args:
@@ -118,10 +116,10 @@ class Likelihood(nn.Module, ABC):
         return mean
 
     def with_mask(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Mark what ``mask`` ``(B, *E)`` leaves out; refused but by :class:`~tinyvae.Masked`."""
+        """Mark what ``mask`` ``(B, *E)`` leaves out; refused but by :class:`~tinyvae.likelihoods.MaskedLikelihood`."""
         raise ValueError(
             f"{type(self).__name__} got a mask of observed entries, which it does not read: wrap "
-            f"it, Masked({type(self).__name__}(...)), or leave the mask out"
+            f"it, MaskedLikelihood({type(self).__name__}(...)), or leave the mask out"
         )
 
     def check_context(self, context: Tensor | None) -> None:
@@ -154,10 +152,10 @@ class Likelihood(nn.Module, ABC):
     def _check_dtype(self, x: Tensor) -> None:
         if not (x.is_floating_point() or self.takes_integers):
             raise TypeError(
-                f"{type(self).__name__} expects floating-point data, got {x.dtype}: divide grey "
-                "levels by their maximum, or binarise them with "
-                "tinyvae.datasets.DynamicBinarisation(max_value), which fit takes as transform=; "
-                "levels as they are suit CategoricalLikelihood and DiscretisedLogisticLikelihood"
+                f"{type(self).__name__} expects floating-point data, got {x.dtype}: divide gray "
+                "levels by their maximum, or binarize them with "
+                "tinyvae.datasets.DynamicBinarization(max_value), which fit takes as transform=; "
+                "levels as they are suit CategoricalLikelihood and DiscretizedLogisticLikelihood"
             )
 
 
@@ -173,7 +171,9 @@ def refuse(name: str, x: Tensor, bad: Tensor, support: str, remedy: str) -> None
     wrong = x[bad].double()
     if torch.isnan(wrong).any():
         got = "NaN"
-        remedy = "drop or impute what is missing, or count what is there: Masked(likelihood)"
+        remedy = (
+            "drop or impute what is missing, or count what is there: MaskedLikelihood(likelihood)"
+        )
     else:
         low, high = (bound.item() for bound in torch.aminmax(x.double()))
         got = f"{low:g}..{high:g}, such as {wrong[0].item():g},"

@@ -1,4 +1,4 @@
-"""Columns of a table: what they hold, and the way from a table to a tensor and back.
+"""TabularDistribution of a table: what they hold, and the way from a table to a tensor and back.
 
 A tensor ``(N, D)`` of a table has numbers as they are, the index of its level in the place of a
 category, and NaN where a value is missing.
@@ -11,8 +11,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
-
-__all__ = ["Column", "Kind", "infer_columns", "named_columns", "to_arrays", "to_tensor"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 Kind: TypeAlias = Literal["number", "positive", "count", "binary", "category"]
@@ -28,7 +26,7 @@ class Column:
         kind: ``"number"``, a real number; ``"positive"``, a positive one, such as an amount;
             ``"count"``; ``"binary"``, one of two levels; ``"category"``, one of several.
         levels: The values of a binary or categorical column, in the order of their indices.
-        shift: What is subtracted from a number to standardise it.
+        shift: What is subtracted from a number to standardize it.
         scale: By what a number or a positive number is divided then; of a count, its baseline.
     """
 
@@ -116,7 +114,7 @@ def infer_columns(table: Any, kinds: Mapping[str, Kind] | None = None) -> list[C
 
     A column of two levels is binary; of text or other objects, or of pandas' categorical dtype, a
     category; of integers, none of them negative, a count; of other numbers a number.
-    Standardisation is that of what is there.
+    Standardization is that of what is there.
 
     Args:
         table: DataFrame, dictionary of columns or matrix ``(N, D)``.
@@ -236,7 +234,7 @@ def _encode(column: Column, values: Array) -> Array:
 
 
 def to_arrays(x: Tensor, columns: Sequence[Column]) -> dict[str, Array]:
-    """Columns by name of a tensor ``(N, D)``, with levels in the place of their indices."""
+    """TabularDistribution by name of a tensor ``(N, D)``, with levels in the place of their indices."""
     if x.dim() != 2 or x.shape[1] != len(columns):
         raise ValueError(f"expected a tensor (N, {len(columns)}), got {tuple(x.shape)}")
     matrix = x.detach().cpu().double().numpy()

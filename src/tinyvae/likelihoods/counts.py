@@ -9,9 +9,7 @@ from torch import Tensor
 
 from tinyvae.distributions import NegativeBinomial, Poisson
 from tinyvae.likelihoods.base import Likelihood
-from tinyvae.likelihoods.positive import PositiveLike, positive, require_broadcast
-
-__all__ = ["CountLikelihood", "NegativeBinomialLikelihood", "PoissonLikelihood"]
+from tinyvae.likelihoods.parameters import PositiveLike, positive, require_broadcast
 
 
 class CountLikelihood(Likelihood):
@@ -97,7 +95,7 @@ class NegativeBinomialLikelihood(CountLikelihood):
     Args:
         concentration: :math:`r`, as ``std`` of :class:`~tinyvae.GaussianLikelihood`;
             ``Learned(shape=E)`` is one per dimension, ``num_classes`` one per class beside.
-        baseline: As of :class:`~tinyvae.PoissonLikelihood`.
+        baseline: As of :class:`~tinyvae.likelihoods.PoissonLikelihood`.
 
     Shape:
         params: ``(..., *E)``, or ``(..., 2, *E)`` with a predicted concentration; x: ``(..., *E)``.

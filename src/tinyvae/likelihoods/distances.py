@@ -13,10 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyvae.distributions.special import with_digits
-from tinyvae.likelihoods.positive import one_line
-
-__all__ = ["Distance", "FeatureDistance", "MultiScaleSSIM", "check_positive"]
+from tinyvae.distributions.special import at_least_float32
+from tinyvae.likelihoods.parameters import one_line
 
 # Wang, Simoncelli, Bovik (2003), section 3.2: exponents from the finest to the coarsest scale.
 EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -240,7 +238,7 @@ class FeatureDistance(Distance):
     def _features(self, x: Tensor) -> list[Tensor]:
         output = self.network(x)
         features = [output] if isinstance(output, Tensor) else output
-        return [with_digits(f) for f in features]
+        return [at_least_float32(f) for f in features]
 
     def train(self, mode: bool = True) -> "FeatureDistance":
         """Set the mode; the network stays in evaluation mode."""

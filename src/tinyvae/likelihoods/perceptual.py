@@ -2,7 +2,7 @@ r"""A distance of images in the place of log p(x given z).
 
 .. math:: \log p(x \mid z) \;\to\; -w\, d\big(x, \hat x(z)\big)
 
-:math:`e^{-w d}` has no known normaliser, so this is no density and no objective with it is a bound.
+:math:`e^{-w d}` has no known normalizer, so this is no density and no objective with it is a bound.
 """
 
 import math
@@ -17,8 +17,6 @@ from tinyvae.distributions.base import check_event
 from tinyvae.likelihoods.base import Likelihood, smoothed_mean
 from tinyvae.likelihoods.distances import Distance, check_positive
 
-__all__ = ["PerceptualLikelihood"]
-
 
 class PerceptualLikelihood(Likelihood):
     r"""A distance of the data from the decoded image, in the place of a log density.
@@ -31,8 +29,8 @@ class PerceptualLikelihood(Likelihood):
 
     Args:
         distance: Module that maps ``(N, *E)`` and ``(N, *E)`` to ``(N,)``:
-            :class:`~tinyvae.MultiScaleSSIM`, :class:`~tinyvae.FeatureDistance`, or your own. It is
-            fixed, as the network of a :class:`~tinyvae.FeatureDistance` is: a distance that the
+            :class:`~tinyvae.likelihoods.MultiScaleSSIM`, :class:`~tinyvae.likelihoods.FeatureDistance`, or your own. It is
+            fixed, as the network of a :class:`~tinyvae.likelihoods.FeatureDistance` is: a distance that the
             model could train would shrink to nothing.
         weight: What a distance of one costs, nats. The larger, the less the KL counts; of MS-SSIM,
             which is at most about 1, the number of pixels is a start.
@@ -48,7 +46,7 @@ class PerceptualLikelihood(Likelihood):
     Example:
         >>> ssim = MultiScaleSSIM(channels=1, window=5, scales=1)
         >>> p = PerceptualLikelihood(ssim, weight=64.0)(torch.zeros(5, 1, 8, 8), event_ndim=3)
-        >>> p.log_prob(torch.ones(5, 1, 8, 8))  # of the grey image of 0.5
+        >>> p.log_prob(torch.ones(5, 1, 8, 8))  # of the gray image of 0.5
         tensor([-12.7990, -12.7990, -12.7990, -12.7990, -12.7990])
         >>> p.is_density
         False
@@ -77,7 +75,7 @@ class PerceptualLikelihood(Likelihood):
         if self.bounds is not None:
             low, high = self.bounds
             self.support = f"numbers in [{low:g}, {high:g}]"
-            self.remedy = "divide grey levels by their maximum, or give it bounds=(low, high)"
+            self.remedy = "divide gray levels by their maximum, or give it bounds=(low, high)"
             self.inside = (low + high) / 2
 
     def forward(
@@ -109,10 +107,10 @@ class PerceptualLikelihood(Likelihood):
         self.distance.eval()
         return self
 
-    def params_at_mean(self, x: Tensor) -> Tensor:
+    def params_for_mean(self, x: Tensor) -> Tensor:
         """What decodes to the mean; with bounds, half a lower and half an upper one added."""
         if self.bounds is None:
-            return super().params_at_mean(x)
+            return super().params_for_mean(x)
         low, high = self.bounds
         return torch.logit(smoothed_mean((x - low) / (high - low)))
 
@@ -136,7 +134,7 @@ class PerceptualLikelihood(Likelihood):
 class _Decoded(Delta):
     """An image that is always drawn, and scores others by their distance from it."""
 
-    scored_by_weights = True
+    depends_on_parameters = True
 
     def __init__(self, image: Tensor, event_ndim: int, likelihood: PerceptualLikelihood) -> None:
         super().__init__(image, event_ndim)

@@ -7,22 +7,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "Activation",
-    "MapNetwork",
-    "Network",
-    "SeededNetwork",
-    "activation_class",
-    "channel_sizes",
-    "group_norm",
-    "halvings",
-    "image_shape",
-    "layer_norm",
-    "output_shape",
-    "positive_shape",
-    "seed_layers",
-]
-
 Activation: TypeAlias = Callable[[], nn.Module]
 
 MAX_GROUPS = 8
@@ -141,7 +125,7 @@ def halvings(size: Sequence[int], count: int) -> list[tuple[int, int]]:
 
 
 def group_norm(channels: int, size: tuple[int, int]) -> nn.Module:
-    """Normalise an example's channels in groups: at most eight, of four channels at least.
+    """Normalize an example's channels in groups: at most eight, of four channels at least.
 
     A channel by itself would lose its mean over the image: all that a constant plane, such as a
     context's, adds to it. A single value would become zero whatever it is, so it is left alone.
@@ -153,7 +137,7 @@ def group_norm(channels: int, size: tuple[int, int]) -> nn.Module:
 
 
 def layer_norm(width: int) -> nn.Module:
-    """Normalise an example's features; a single one, which would become zero, is left alone."""
+    """Normalize an example's features; a single one, which would become zero, is left alone."""
     return nn.Identity() if width == 1 else nn.LayerNorm(width)
 
 

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from tinyvae.networks.base import Network
 
-__all__ = ["ConcatContext"]
-
 
 class ConcatContext(Network):
     """Puts a context beside the input of a network, for a conditional encoder or decoder.
@@ -29,7 +27,7 @@ class ConcatContext(Network):
         ``(N,)``. Output: ``(N, *network.out_shape)``.
 
     Raises:
-        TypeError: If ``network`` is no :class:`~tinyvae.Network`, whose shapes are known, or the
+        TypeError: If ``network`` is no :class:`~tinyvae.networks.Network`, whose shapes are known, or the
             context's dtype is not the one asked for.
         ValueError: If there is no context, or it does not fit. Within ``torch.compile``, which
             cannot look at values, a class that does not exist makes its input NaN instead.

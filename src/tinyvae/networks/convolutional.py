@@ -21,8 +21,6 @@ from tinyvae.networks.base import (
     seed_layers,
 )
 
-__all__ = ["ConvNet", "TransposedConvNet"]
-
 
 class ConvNet(MapNetwork):
     """Convolutions of stride 2, each of which halves height and width (rounded up).
@@ -32,7 +30,7 @@ class ConvNet(MapNetwork):
         channels: Output channels of the convolutions.
         kernel_size: An odd kernel size.
         activation: Class of the activation after every convolution.
-        normalise: Whether GroupNorm comes before every activation. It acts alike in training and
+        normalize: Whether GroupNorm comes before every activation. It acts alike in training and
             evaluation mode, and on each example by itself. A map of one value goes without.
 
     Shape:
@@ -50,20 +48,20 @@ class ConvNet(MapNetwork):
         *,
         kernel_size: int = 3,
         activation: Activation = nn.ReLU,
-        normalise: bool = False,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
         self.in_shape = image_shape(in_shape, "ConvNet in_shape")
         self.channels = channel_sizes(channels, "ConvNet")
         self.kernel_size = _odd(kernel_size, "ConvNet")
         self.activation = activation_class(activation)
-        self.normalise = normalise
+        self.normalize = normalize
         sizes = halvings(self.in_shape[1:], len(self.channels))
         channel_steps = pairwise((self.in_shape[0], *self.channels))
         layers: list[nn.Module] = []
         for (n_in, n_out), size in zip(channel_steps, sizes[1:], strict=True):
             convolution = nn.Conv2d(n_in, n_out, kernel_size, stride=2, padding=kernel_size // 2)
-            norm = [group_norm(n_out, size)] if normalise else []
+            norm = [group_norm(n_out, size)] if normalize else []
             layers += [convolution, *norm, activation()]
         self.layers = nn.Sequential(*layers)
         self.out_shape = torch.Size((self.channels[-1], *sizes[-1]))
@@ -75,7 +73,7 @@ class ConvNet(MapNetwork):
             "channels": self.channels,
             "kernel_size": self.kernel_size,
             "activation": self.activation,
-            "normalise": self.normalise,
+            "normalize": self.normalize,
         }
 
 
@@ -95,7 +93,7 @@ class TransposedConvNet(SeededNetwork):
         channels: Input channels of the transposed convolutions.
         kernel_size: An odd kernel size.
         activation: Class of the activation before every transposed convolution.
-        normalise: Whether GroupNorm comes before every activation. It acts alike in training and
+        normalize: Whether GroupNorm comes before every activation. It acts alike in training and
             evaluation mode, and on each example by itself. A map of one value goes without.
 
     Shape:
@@ -117,7 +115,7 @@ class TransposedConvNet(SeededNetwork):
         *,
         kernel_size: int = 3,
         activation: Activation = nn.ReLU,
-        normalise: bool = False,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
         self.in_shape = positive_shape(in_shape, "TransposedConvNet in_shape")
@@ -125,7 +123,7 @@ class TransposedConvNet(SeededNetwork):
         self.channels = channel_sizes(channels, "TransposedConvNet")
         self.kernel_size = _odd(kernel_size, "TransposedConvNet")
         self.activation = activation_class(activation)
-        self.normalise = normalise
+        self.normalize = normalize
         sizes = halvings(self.out_shape[-2:], len(self.channels))[::-1]
         layers = seed_layers(self.in_shape, (self.channels[0], *sizes[0]))
         channel_steps = pairwise((*self.channels, self.out_shape[:-2].numel()))
@@ -136,7 +134,7 @@ class TransposedConvNet(SeededNetwork):
             # that halve to n is meant.
             output_padding = (next_h - 2 * h + 1, next_w - 2 * w + 1)
             layers += [
-                *([group_norm(n_in, (h, w))] if normalise else []),
+                *([group_norm(n_in, (h, w))] if normalize else []),
                 activation(),
                 nn.ConvTranspose2d(
                     n_in,
@@ -157,7 +155,7 @@ class TransposedConvNet(SeededNetwork):
             "channels": self.channels,
             "kernel_size": self.kernel_size,
             "activation": self.activation,
-            "normalise": self.normalise,
+            "normalize": self.normalize,
         }
 
 

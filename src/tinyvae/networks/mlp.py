@@ -6,15 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tinyvae.networks.base import (
-    Activation,
-    Network,
-    activation_class,
-    layer_norm,
-    positive_shape,
-)
-
-__all__ = ["MLP"]
+from tinyvae.networks.base import Activation, Network, activation_class, layer_norm, positive_shape
 
 
 class MLP(Network):
@@ -26,7 +18,7 @@ class MLP(Network):
         out_shape: Shape of one output, by a last linear layer without activation. Without it the
             output is the last hidden layer's: features for an encoder's head.
         activation: Class of the activation.
-        normalise: Whether LayerNorm comes before every activation. It acts alike in training and
+        normalize: Whether LayerNorm comes before every activation. It acts alike in training and
             evaluation mode, and on each example by itself. A layer of width 1 goes without.
 
     Shape:
@@ -46,19 +38,19 @@ class MLP(Network):
         out_shape: int | Sequence[int] | None = None,
         *,
         activation: Activation = nn.ReLU,
-        normalise: bool = False,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
         self.in_shape = positive_shape(in_shape, "MLP in_shape")
         self.hidden = positive_shape(hidden, "MLP hidden")
         self.activation = activation_class(activation)
-        self.normalise = normalise
+        self.normalize = normalize
         if out_shape is None and not self.hidden:
             raise ValueError("MLP without hidden layers expects an out_shape, got None")
         widths = (self.in_shape.numel(), *self.hidden)
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise(widths):
-            norm = [layer_norm(n_out)] if normalise else []
+            norm = [layer_norm(n_out)] if normalize else []
             layers += [nn.Linear(n_in, n_out), *norm, activation()]
         self._has_output = out_shape is not None
         self.out_shape = positive_shape(
@@ -81,5 +73,5 @@ class MLP(Network):
             "hidden": self.hidden,
             "out_shape": self.out_shape if self._has_output else None,
             "activation": self.activation,
-            "normalise": self.normalise,
+            "normalize": self.normalize,
         }

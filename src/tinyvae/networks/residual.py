@@ -2,12 +2,12 @@ r"""Residual networks of convolutions.
 
 .. math:: x \mapsto x + f(x)
 
-where f is normalisation, activation and convolution, twice (He and others, 2016, the
+where f is normalization, activation and convolution, twice (He and others, 2016, the
 "pre-activation" order). The last convolution of f starts at zero, so that a block starts as the
 identity and a deep network no harder to train than a shallow one.
 
-Normalisation is GroupNorm, which acts alike in training and in evaluation mode and on each example
-by itself; batch normalisation would do neither.
+Normalization is GroupNorm, which acts alike in training and in evaluation mode and on each example
+by itself; batch normalization would do neither.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,6 @@ from tinyvae.networks.base import (
     positive_shape,
     seed_layers,
 )
-
-__all__ = ["ResNet", "ResidualBlock", "TransposedResNet"]
 
 # After each halving: what a file may make a reader build.
 MOST_BLOCKS = 100
@@ -137,7 +135,7 @@ class TransposedResNet(SeededNetwork):
 
     The mirror image of :class:`ResNet` with the channels in reverse: heights and widths are those
     that halving (rounded up) passes through, so odd sizes come out exactly. A doubling repeats
-    pixels (nearest neighbour) and convolves them, which leaves no chequerboard. GroupNorm acts
+    pixels (nearest neighbor) and convolves them, which leaves no chequerboard. GroupNorm acts
     alike in training and evaluation mode, and on each example by itself.
 
     The first layer is linear; where the input is a map ``(C, h, w)`` of the height and width that

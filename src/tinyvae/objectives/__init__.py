@@ -1,40 +1,29 @@
-"""Objectives: what is optimised, and whether it is a bound."""
+"""Objectives: what is optimized, and whether it is a bound."""
 
-from tinyvae.objectives.adversarial import (
-    AdversarialData,
-    AdversarialPrior,
-    AdversarialTotalCorrelation,
+from tinyvae.objectives.base import RegularizedObjective as RegularizedObjective
+from tinyvae.objectives.base import VariationalBound as VariationalBound
+from tinyvae.objectives.elbo import ELBO as ELBO
+from tinyvae.objectives.importance import CIWAE as CIWAE
+from tinyvae.objectives.importance import IWAE as IWAE
+from tinyvae.objectives.importance import PIWAE as PIWAE
+from tinyvae.objectives.importance import MultiplyIWAE as MultiplyIWAE
+from tinyvae.objectives.log_weights import ImportanceBound as ImportanceBound
+from tinyvae.objectives.regularizers import (
+    AdversarialPriorRegularizer as AdversarialPriorRegularizer,
 )
-from tinyvae.objectives.bound import Bound, Regularised
-from tinyvae.objectives.elbo import ELBO
-from tinyvae.objectives.importance import CIWAE, IWAE, PIWAE, MultiplyIWAE
-from tinyvae.objectives.moments import DIP, MMD, gaussian, inverse_multiquadratic
-from tinyvae.objectives.penalties import GradientPenalty, LatentL2, WeightL2
-from tinyvae.objectives.regulariser import Penalty, Regulariser
-from tinyvae.objectives.tempered import TVO, RenyiBound
-from tinyvae.objectives.total_correlation import TotalCorrelation
-
-__all__ = [
-    "CIWAE",
-    "DIP",
-    "ELBO",
-    "IWAE",
-    "MMD",
-    "PIWAE",
-    "TVO",
-    "AdversarialData",
-    "AdversarialPrior",
-    "AdversarialTotalCorrelation",
-    "Bound",
-    "GradientPenalty",
-    "LatentL2",
-    "MultiplyIWAE",
-    "Penalty",
-    "Regularised",
-    "Regulariser",
-    "RenyiBound",
-    "TotalCorrelation",
-    "WeightL2",
-    "gaussian",
-    "inverse_multiquadratic",
-]
+from tinyvae.objectives.regularizers import (
+    AdversarialTotalCorrelationRegularizer as AdversarialTotalCorrelationRegularizer,
+)
+from tinyvae.objectives.regularizers import DIPRegularizer as DIPRegularizer
+from tinyvae.objectives.regularizers import GradientPenaltyRegularizer as GradientPenaltyRegularizer
+from tinyvae.objectives.regularizers import LatentL2Regularizer as LatentL2Regularizer
+from tinyvae.objectives.regularizers import MMDRegularizer as MMDRegularizer
+from tinyvae.objectives.regularizers import Regularizer as Regularizer
+from tinyvae.objectives.regularizers import RegularizerOutput as RegularizerOutput
+from tinyvae.objectives.regularizers import (
+    TotalCorrelationRegularizer as TotalCorrelationRegularizer,
+)
+from tinyvae.objectives.regularizers import VAEGANRegularizer as VAEGANRegularizer
+from tinyvae.objectives.regularizers import WeightL2Regularizer as WeightL2Regularizer
+from tinyvae.objectives.tempered import TVO as TVO
+from tinyvae.objectives.tempered import RenyiBound as RenyiBound

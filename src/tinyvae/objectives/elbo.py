@@ -12,31 +12,24 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from tinyvae.core.objective import Batch
 from tinyvae.distributions.base import sum_last
-from tinyvae.objective import Batch
-from tinyvae.objectives.bound import GRADIENTS, Bound
+from tinyvae.models.output import KLEstimator, LatentTerm, LatentVariableModel, VAEOutput
+from tinyvae.objectives.base import GRADIENTS, VariationalBound
 from tinyvae.objectives.estimators import (
     Baseline,
     Estimator,
     score_surrogate,
-    unreparameterised,
-)
-from tinyvae.record import (
-    KLEstimator,
-    LatentTerm,
-    LatentVariableModel,
-    VAEOutput,
+    terms_without_rsample,
 )
 from tinyvae.schedules import Schedule
-
-__all__ = ["ELBO"]
 
 Group: TypeAlias = Literal["dimension", "channel", "layer"] | int
 Weight: TypeAlias = float | Schedule
 PerLatent: TypeAlias = Weight | Mapping[str, Weight]
 
 
-class ELBO(Bound):
+class ELBO(VariationalBound):
     r"""Evidence lower bound, with a weight, a capacity or free bits for its KL term.
 
     .. math:: \mathcal{L} = \frac1K \sum_k \log p(x \mid z_k)
@@ -51,7 +44,7 @@ class ELBO(Bound):
     added to the loss and reported beside.
 
     Args:
-        beta: Weight of the KL term, a number or a :class:`~tinyvae.Schedule`, or one of each latent
+        beta: Weight of the KL term, a number or a :class:`~tinyvae.schedules.Schedule`, or one of each latent
             by name. Only 1 is a bound on log p(x) as reported.
         num_samples: Number :math:`K \ge 1` of latents drawn per example.
         kl: ``"analytic"``, the closed form; ``"sample"``, log q - log p at the draws; ``"auto"``,
@@ -63,7 +56,7 @@ class ELBO(Bound):
         likelihood_weight: Weight of the first term.
         estimator: ``"pathwise"``, or ``"stl"``, whose gradient vanishes where the posterior is
             exact; ``"dreg"`` is the same here.
-        baseline: Of latents without reparameterised draws, whose gradient needs several draws:
+        baseline: Of latents without reparameterized draws, whose gradient needs several draws:
             ``"vimco"`` or ``"leave_one_out"``, which is the same here.
 
     Shape:
@@ -157,8 +150,8 @@ class ELBO(Bound):
         if len(kls) > 1:
             metrics |= {f"kl_{n}_nats": kl.detach() for n, kl in zip(names, kls, strict=True)}
         loss = self._rate(names, means) - self._weighted(log_likelihood)
-        if torch.is_grad_enabled() and (scored := unreparameterised(record)):
-            log_weight = self._linearised(record.log_px, names, draws, means)
+        if torch.is_grad_enabled() and (scored := terms_without_rsample(record)):
+            log_weight = self._linearized(record.log_px, names, draws, means)
             log_q = reduce(torch.add, [term.log_q for term in scored])
             surrogate = score_surrogate(_mean, log_weight, log_q, self.baseline).mean()
             loss = loss + (surrogate.detach() - surrogate)
@@ -167,7 +160,7 @@ class ELBO(Bound):
     def _kl_estimator(self, term: LatentTerm) -> KLEstimator:
         """Draws where the estimator needs log q at them, scored by weights without gradients."""
         posterior = term.posterior
-        is_scored = posterior.has_rsample and posterior.scored_by_weights
+        is_scored = posterior.has_rsample and posterior.depends_on_parameters
         return "sample" if self.estimator != "pathwise" and is_scored else self.kl
 
     def _kl_of_draws(self, term: LatentTerm) -> Tensor:
@@ -201,7 +194,7 @@ class ELBO(Bound):
         kl = reduce(torch.add, kls)
         if self.has_capacity and "capacity" not in self._by_latent:
             kl = (kl - self.get_buffer("capacity").to(kl.dtype)).abs()
-        return kl if self.is_always("beta", 1.0) else self.get_buffer("beta").to(kl.dtype) * kl
+        return kl if self.is_constant("beta", 1.0) else self.get_buffer("beta").to(kl.dtype) * kl
 
     def _charged(self, groups: Tensor) -> Tensor:
         return torch.maximum(groups, self.get_buffer("free_bits").to(groups.dtype)).sum()
@@ -210,11 +203,11 @@ class ELBO(Bound):
         return self.get_buffer(f"{name}_{latent}").to(like.dtype)
 
     def _weighted(self, log_likelihood: Tensor) -> Tensor:
-        if self.is_always("likelihood_weight", 1.0):
+        if self.is_constant("likelihood_weight", 1.0):
             return log_likelihood
         return self.get_buffer("likelihood_weight").to(log_likelihood.dtype) * log_likelihood
 
-    def _linearised(
+    def _linearized(
         self,
         log_px: Tensor,
         names: Sequence[str],
@@ -264,11 +257,11 @@ class ELBO(Bound):
     def is_plain(self) -> bool:
         """Whether both terms are as they are."""
         betas = [f"beta_{name}" for name in self._by_latent.get("beta", [])] or ["beta"]
-        plain = all(self.is_always(name, 1.0) for name in (*betas, "likelihood_weight"))
+        plain = all(self.is_constant(name, 1.0) for name in (*betas, "likelihood_weight"))
         return plain and not self.couples_batch
 
     def words(self, record: VAEOutput) -> str:
-        """What is optimised, in a few words."""
+        """What is optimized, in a few words."""
         analytic = [
             self._kl_estimator(term) != "sample" and term.has_analytic_kl for term in record.latents
         ]
@@ -284,15 +277,15 @@ class ELBO(Bound):
             options.append(f"capacity {self._words_of('capacity')}")
         if self.has_free_bits:
             options.append(f"{self._words_of('free_bits')} free nats per {self.free_bits_per}")
-        if not self.is_always("likelihood_weight", 1.0):
+        if not self.is_constant("likelihood_weight", 1.0):
             options.append(f"likelihood weight {self._words_of('likelihood_weight')}")
         return options
 
     def _words_of(self, name: str) -> str:
         if name not in self._by_latent:
-            return self.weight_repr(name)
+            return self.format_weight(name)
         latents = self._by_latent[name]
-        return " and ".join(f"{self.weight_repr(f'{name}_{n}')} of {n}" for n in latents)
+        return " and ".join(f"{self.format_weight(f'{name}_{n}')} of {n}" for n in latents)
 
     def __repr__(self) -> str:
         options = "".join(f", {option}" for option in self._options())

@@ -2,16 +2,16 @@ r"""Gradient estimators: what is differentiated, where what is reported is a bou
 
 A bound is a function :math:`F` of the log weights :math:`\ell_k = \log w_k` of one example's draws.
 With :math:`v_k = \partial F / \partial \ell_k` and
-:math:`c_k = \partial^2 F / \partial \ell_k^2`, where :math:`z_k` is reparameterised,
+:math:`c_k = \partial^2 F / \partial \ell_k^2`, where :math:`z_k` is reparameterized,
 
 .. math:: \nabla_\phi\, \mathbb{E} F
     = \mathbb{E} \sum_k v_k \Big(\frac{\partial \ell_k}{\partial z_k} \nabla_\phi z_k
         - \nabla_\phi \log q_\phi(z_k \mid x)\Big)
     = \mathbb{E} \sum_k (v_k - c_k) \frac{\partial \ell_k}{\partial z_k} \nabla_\phi z_k,
 
-first pathwise, then doubly reparameterised (DReG): the score, in the second term, is
-reparameterised once more. "Sticking the landing" (STL) leaves the score out, which is unbiased
-where :math:`v_k` is constant, as for the ELBO. Of draws without a reparameterisation the gradient
+first pathwise, then doubly reparameterized (DReG): the score, in the second term, is
+reparameterized once more. "Sticking the landing" (STL) leaves the score out, which is unbiased
+where :math:`v_k` is constant, as for the ELBO. Of draws without a reparameterization the gradient
 is
 
 .. math:: \mathbb{E} \sum_k (F - F_{-k}) \nabla_\phi \log q_\phi(z_k \mid x)
@@ -36,23 +36,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tinyvae.record import LatentTerm, VAEOutput
-
-__all__ = [
-    "Baseline",
-    "Estimator",
-    "LogWeights",
-    "path_surrogate",
-    "score_surrogate",
-    "unreparameterised",
-]
+from tinyvae.models.output import LatentTerm, VAEOutput
 
 Estimator = Literal["pathwise", "stl", "dreg"]
 Baseline = Literal["vimco", "leave_one_out"]
 Value = Callable[[Tensor], Tensor]
 
 
-def unreparameterised(record: VAEOutput) -> list[LatentTerm]:
+def terms_without_rsample(record: VAEOutput) -> list[LatentTerm]:
     """Latents whose draws carry no gradients.
 
     Raises:
@@ -62,7 +53,7 @@ def unreparameterised(record: VAEOutput) -> list[LatentTerm]:
     for term in terms:
         if term.posterior.is_mixed:
             raise ValueError(
-                f"a part of latent {term.name!r} is reparameterised and a part is not, in one "
+                f"a part of latent {term.name!r} is reparameterized and a part is not, in one "
                 "layer of several: give these layers of their own, or one VAE with a JointEncoder"
             )
     return terms
@@ -75,7 +66,7 @@ class LogWeights:
     Attributes:
         log_px: log p(x given z).
         kls: log q - log p of each latent.
-        log_q: log q of the latents that are not reparameterised, None where there are none.
+        log_q: log q of the latents that are not reparameterized, None where there are none.
     """
 
     log_px: Tensor
@@ -85,7 +76,7 @@ class LogWeights:
     @classmethod
     def of(cls, record: VAEOutput) -> "LogWeights":
         """Read them off a record."""
-        names = [term.name for term in unreparameterised(record)]
+        names = [term.name for term in terms_without_rsample(record)]
         kls, own = [], []
         for term in record.latents:
             log_q = term.log_q
@@ -101,7 +92,7 @@ class LogWeights:
 
 
 def score_surrogate(value: Value, log_weight: Tensor, log_q: Tensor, baseline: Baseline) -> Tensor:
-    """What has the gradient of draws that are not reparameterised, ``(..., B)``.
+    """What has the gradient of draws that are not reparameterized, ``(..., B)``.
 
     Args:
         value: The bound, a function of log weights ``(K, ..., B)``.
@@ -112,7 +103,7 @@ def score_surrogate(value: Value, log_weight: Tensor, log_q: Tensor, baseline: B
     log_weight, num = log_weight.detach(), len(log_weight)
     if num < 2:
         raise ValueError(
-            "draws that are not reparameterised are compared with each other: num_samples >= 2"
+            "draws that are not reparameterized are compared with each other: num_samples >= 2"
         )
     baselines = [value(_without(log_weight, k, baseline)) for k in range(num)]
     signal = value(log_weight) - torch.stack(baselines)  # (K, ..., B)
@@ -128,7 +119,7 @@ def _without(log_weight: Tensor, k: int, baseline: Baseline) -> Tensor:
 
 
 def path_surrogate(value: Tensor, record: VAEOutput) -> Tensor:
-    r"""What has the gradient of ``value``, 0-d, that passes through reparameterised draws alone.
+    r"""What has the gradient of ``value``, 0-d, that passes through reparameterized draws alone.
 
     Where a draw hangs on others, what passes through these is told from what passes through it:
     with :math:`d z_m / d z_l` the total derivative of a later draw, the part of its own is

@@ -6,15 +6,13 @@ r"""Importance-weighted bounds.
 
 from torch import Tensor, nn
 
+from tinyvae.models.output import LatentVariableModel, VAEOutput
 from tinyvae.objectives.estimators import Baseline, Estimator, LogWeights
-from tinyvae.objectives.log_weights import LogWeightBound, log_mean_exp
-from tinyvae.record import LatentVariableModel, VAEOutput
+from tinyvae.objectives.log_weights import ImportanceBound, log_mean_exp
 from tinyvae.schedules import Schedule
 
-__all__ = ["CIWAE", "IWAE", "PIWAE", "MultiplyIWAE"]
 
-
-class _ImportanceWeighted(LogWeightBound):
+class _ImportanceWeighted(ImportanceBound):
     """Logarithm of the mean weight."""
 
     metric = "iwae"
@@ -24,7 +22,7 @@ class _ImportanceWeighted(LogWeightBound):
         return log_mean_exp(log_weight)
 
     def derivatives(self, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised weights w, and w (1 - w)."""
+        """Normalized weights w, and w (1 - w)."""
         weight = log_weight.softmax(0)
         return weight, weight * (1 - weight)
 
@@ -42,7 +40,7 @@ class IWAE(_ImportanceWeighted):
         beta: Weight of log q - log p in the log weights; only 1 gives a bound.
         estimator: ``"pathwise"``, ``"stl"`` (biased for K > 1) or ``"dreg"`` (unbiased, whose
             ratio of signal to noise grows with K).
-        baseline: Of latents without reparameterised draws, ``"vimco"`` or ``"leave_one_out"``.
+        baseline: Of latents without reparameterized draws, ``"vimco"`` or ``"leave_one_out"``.
 
     Shape:
         x: ``(B, *E)``; loss and metrics: ``()``, nats per datum.
@@ -161,7 +159,7 @@ class CIWAE(_ImportanceWeighted):
 
     Args:
         num_samples: Number of draws :math:`K`.
-        elbo_weight: :math:`\alpha` in [0, 1], a number or a :class:`~tinyvae.Schedule`.
+        elbo_weight: :math:`\alpha` in [0, 1], a number or a :class:`~tinyvae.schedules.Schedule`.
         beta: As of :class:`IWAE`.
         estimator: As of :class:`IWAE`.
         baseline: As of :class:`IWAE`.
@@ -211,4 +209,4 @@ class CIWAE(_ImportanceWeighted):
 
     def own_arguments(self) -> dict[str, str]:
         """Weight of the ELBO."""
-        return {"elbo_weight": self.weight_repr("elbo_weight")}
+        return {"elbo_weight": self.format_weight("elbo_weight")}

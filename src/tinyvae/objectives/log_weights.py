@@ -4,7 +4,7 @@ r"""What bounds that are functions of the log weights of several draws share.
     \mathcal{L} = \mathbb{E}\, F(\ell_1, \dots, \ell_K) \le \log p(x)
 
 Each gives :math:`F`, and :math:`\partial F / \partial \ell_k` and
-:math:`\partial^2 F / \partial \ell_k^2`, which doubly reparameterised gradients need.
+:math:`\partial^2 F / \partial \ell_k^2`, which doubly reparameterized gradients need.
 """
 
 import math
@@ -13,8 +13,9 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from tinyvae.objective import Batch
-from tinyvae.objectives.bound import GRADIENTS, Bound
+from tinyvae.core.objective import Batch
+from tinyvae.models.output import LatentVariableModel, VAEOutput
+from tinyvae.objectives.base import GRADIENTS, VariationalBound
 from tinyvae.objectives.estimators import (
     Baseline,
     Estimator,
@@ -22,21 +23,18 @@ from tinyvae.objectives.estimators import (
     path_surrogate,
     score_surrogate,
 )
-from tinyvae.record import LatentVariableModel, VAEOutput
 from tinyvae.schedules import Schedule
 
-__all__ = ["LogWeightBound", "log_mean_exp"]
 
-
-class LogWeightBound(Bound):
+class ImportanceBound(VariationalBound):
     """A bound on log p(x) that is a function of log weights alone.
 
     Args:
         num_samples: Draws :math:`K` per example and bound.
         num_bounds: Number :math:`M` of bounds that are averaged.
         beta: Weight of log q - log p in the log weights; only 1 gives a bound.
-        estimator: As of :class:`Bound`.
-        baseline: As of :class:`Bound`.
+        estimator: As of :class:`VariationalBound`.
+        baseline: As of :class:`VariationalBound`.
 
     Attributes:
         metric: Name of the bound in reports.
@@ -70,7 +68,7 @@ class LogWeightBound(Bound):
 
     @abstractmethod
     def value(self, log_weight: Tensor) -> Tensor:
-        """Bound ``(..., B)`` of log weights ``(K, ..., B)``, of any number ``K``."""
+        """VariationalBound ``(..., B)`` of log weights ``(K, ..., B)``, of any number ``K``."""
 
     @abstractmethod
     def derivatives(self, log_weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,26 +129,26 @@ class LogWeightBound(Bound):
             scored = score_surrogate(self.value, log_weight, log_q, self.baseline)
             surrogate = surrogate + scored.mean()
         if self.estimator == "dreg":
-            score = self._reparameterised_score(log_weight, log_q)
+            score = self._reparameterized_score(log_weight, log_q)
             surrogate = surrogate + path_surrogate(beta * score.mean(), record)
         return loss + (surrogate.detach() - surrogate)
 
-    def _reparameterised_score(self, log_weight: Tensor, log_q: Tensor | None) -> Tensor:
+    def _reparameterized_score(self, log_weight: Tensor, log_q: Tensor | None) -> Tensor:
         """What, along the draws, has the gradient of minus the score, ``(M, B)``."""
         slope, curvature = self.derivatives(log_weight.detach())
         score = -curvature * log_weight
-        if log_q is not None:  # these draws may hang on reparameterised ones
+        if log_q is not None:  # these draws may hang on reparameterized ones
             score = score - slope * log_q
         return score.sum(0)
 
     def is_plain(self) -> bool:
         """Whether log weights have no factor."""
-        return self.is_always("beta", 1.0)
+        return self.is_constant("beta", 1.0)
 
     def words(self, record: VAEOutput) -> str:
-        """What is optimised, in a few words."""
+        """What is optimized, in a few words."""
         bounds = "" if self.num_bounds == 1 else f"{self.num_bounds} bounds of "
-        beta = "" if self.is_always("beta", 1.0) else f", beta {self.weight_repr('beta')}"
+        beta = "" if self.is_constant("beta", 1.0) else f", beta {self.format_weight('beta')}"
         draws = "draw" if self.num_samples == 1 else "draws"
         own = "".join(f", {name} {value}" for name, value in self.own_arguments().items())
         head = f"{type(self).__name__}{own}, {bounds}{self.num_samples} {draws}{beta}"
@@ -164,8 +162,8 @@ class LogWeightBound(Bound):
         options = self.own_arguments()
         if self.num_bounds > 1:
             options["num_bounds"] = str(self.num_bounds)
-        if not self.is_always("beta", 1.0):
-            options["beta"] = self.weight_repr("beta")
+        if not self.is_constant("beta", 1.0):
+            options["beta"] = self.format_weight("beta")
         named = "".join(f", {name}={value}" for name, value in options.items())
         return f"{type(self).__name__}(num_samples={self.num_samples}{named}{self.estimation()})"
 

@@ -7,13 +7,11 @@ import torch
 from torch import Tensor
 
 from tinyvae.objectives.estimators import Baseline, Estimator
-from tinyvae.objectives.log_weights import LogWeightBound, log_mean_exp
+from tinyvae.objectives.log_weights import ImportanceBound, log_mean_exp
 from tinyvae.schedules import Schedule
 
-__all__ = ["TVO", "RenyiBound"]
 
-
-class RenyiBound(LogWeightBound):
+class RenyiBound(ImportanceBound):
     r"""Variational Renyi bound of order :math:`\alpha`.
 
     .. math:: \hat{\mathcal{L}}_\alpha = \frac{1}{1 - \alpha}
@@ -23,7 +21,7 @@ class RenyiBound(LogWeightBound):
     From 0 on it is a lower bound on log p(x) in expectation, whatever :math:`K`; below it is none.
 
     Args:
-        alpha: Order :math:`\alpha`, a number or a :class:`~tinyvae.Schedule`.
+        alpha: Order :math:`\alpha`, a number or a :class:`~tinyvae.schedules.Schedule`.
         num_samples: Number of draws :math:`K`.
         beta: As of :class:`IWAE`.
         estimator: As of :class:`IWAE`.
@@ -66,7 +64,7 @@ class RenyiBound(LogWeightBound):
         return torch.where(near, close, log_mean_exp(power * log_weight) / divisor)
 
     def derivatives(self, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised powers v of the weights, and (1 - alpha) v (1 - v)."""
+        """Normalized powers v of the weights, and (1 - alpha) v (1 - v)."""
         power = (1 - self.alpha).to(log_weight.dtype)
         weight = (power * log_weight).softmax(0)
         return weight, power * weight * (1 - weight)
@@ -77,17 +75,17 @@ class RenyiBound(LogWeightBound):
 
     def own_arguments(self) -> dict[str, str]:
         """Order."""
-        return {"alpha": self.weight_repr("alpha")}
+        return {"alpha": self.format_weight("alpha")}
 
 
-class TVO(LogWeightBound):
+class TVO(ImportanceBound):
     r"""Thermodynamic variational objective, a left Riemann sum.
 
     .. math:: \log p(x) = \int_0^1 \mathbb{E}_{\pi_\beta} [\ell] \, d\beta
         \ge \sum_{j=1}^{J} (\beta_j - \beta_{j-1})\, \mathbb{E}_{\pi_{\beta_{j-1}}} [\ell], \qquad
         \pi_\beta \propto p(x, z)^\beta q(z \mid x)^{1 - \beta}
 
-    with expectations by self-normalised importance sampling, weights :math:`w_k^\beta`. Of these
+    with expectations by self-normalized importance sampling, weights :math:`w_k^\beta`. Of these
     the integral is log of the mean weight, and the integrand rises, so that for every draw the sum
     is at most :class:`IWAE`'s: a bound, whatever :math:`K`. The gradient is that of this
     expectation. One partition is the ELBO.
@@ -95,7 +93,7 @@ class TVO(LogWeightBound):
     Args:
         num_samples: Number of draws :math:`K`.
         num_partitions: Number of rectangles :math:`J`.
-        smallest: :math:`\beta_1` in [0, 1], a number or a :class:`~tinyvae.Schedule`; the points
+        smallest: :math:`\beta_1` in [0, 1], a number or a :class:`~tinyvae.schedules.Schedule`; the points
             from there to 1 are evenly spaced in their logarithms.
         beta: As of :class:`IWAE`.
         estimator: As of :class:`IWAE`.
@@ -161,5 +159,5 @@ class TVO(LogWeightBound):
         """Partition."""
         return {
             "num_partitions": str(self.num_partitions),
-            "smallest": self.weight_repr("smallest"),
+            "smallest": self.format_weight("smallest"),
         }

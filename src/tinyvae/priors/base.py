@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tinyvae.distributions import (
     Distribution,
     Independent,
-    Joint,
+    JointDistribution,
     Laplace,
     SphereUniform,
     UnitNormal,
@@ -18,17 +18,6 @@ from tinyvae.distributions import (
 from tinyvae.encoders import Encoder, JointEncoder
 from tinyvae.encoders.base import latent_size
 from tinyvae.encoders.joint import by_name
-
-__all__ = [
-    "ConditionalPrior",
-    "JointPrior",
-    "PosteriorOf",
-    "Prior",
-    "SphereUniformPrior",
-    "StandardLaplace",
-    "StandardNormal",
-]
-
 
 # An encoder, or what stands for one: called as ``encoder(inputs, context)``.
 PosteriorOf: TypeAlias = Callable[..., Distribution]
@@ -178,7 +167,7 @@ class ConditionalPrior(Prior):
 
 
 class JointPrior(Prior):
-    """Independent priors of several latents, as :class:`~tinyvae.JointEncoder`.
+    """Independent priors of several latents, as :class:`~tinyvae.encoders.JointEncoder`.
 
     A prior that borrows the encoder is given the one of its name, whose inputs are the features of
     the encoders' common network where there is one.
@@ -188,7 +177,7 @@ class JointPrior(Prior):
 
     Example:
         >>> JointPrior({"style": StandardNormal(2), "kind": CategoricalPrior(10)})()
-        Joint(batch_shape=(), event_shape=(12,))
+        JointDistribution(batch_shape=(), event_shape=(12,))
     """
 
     def __init__(self, priors: Mapping[str, Prior] | Sequence[tuple[str, Prior]]) -> None:
@@ -200,10 +189,10 @@ class JointPrior(Prior):
 
     def forward(
         self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
-    ) -> Joint:
+    ) -> JointDistribution:
         """Return the priors side by side."""
         own = dict(encoder.encoders.items()) if isinstance(encoder, JointEncoder) else {}
-        return Joint(
+        return JointDistribution(
             {name: prior(context, encoder=own.get(name)) for name, prior in self.priors.items()}
         )
 

@@ -10,11 +10,9 @@ from tinyvae.distributions import Affine
 from tinyvae.priors.base import PosteriorOf, Prior
 from tinyvae.priors.learned import FullGaussianPrior, MixturePrior
 
-__all__ = ["LatentDensity"]
-
 # Of a component, in standard deviations of all latents: one on a single latent would have none.
 LEAST_STD = 1e-2
-# Of expectation maximisation, of which the best is taken.
+# Of expectation maximization, of which the best is taken.
 STARTS = 5
 
 
@@ -26,7 +24,7 @@ class LatentDensity(Prior):
     Put one in its place: ``vae.prior = LatentDensity.fit(vae.encode(x).sample(), prior)``.
 
     Args:
-        density: Density of the standardised latents. It is made for :meth:`fit`, which standardises
+        density: Density of the standardized latents. It is made for :meth:`fit`, which standardizes
             and fits.
 
     References:
@@ -65,7 +63,7 @@ class LatentDensity(Prior):
         """Fit by maximum likelihood.
 
         A :class:`FullGaussianPrior` in closed form, a :class:`MixturePrior` by expectation
-        maximisation from several starts, any other prior by Adam on mini-batches. Draws from
+        maximization from several starts, any other prior by Adam on mini-batches. Draws from
         torch's default generator.
 
         Args:
@@ -107,7 +105,7 @@ class LatentDensity(Prior):
 
 
 def _fit_gaussian(density: FullGaussianPrior, y: Tensor) -> None:
-    factor, failed = torch.linalg.cholesky_ex(y.T @ y / len(y))  # y is centred
+    factor, failed = torch.linalg.cholesky_ex(y.T @ y / len(y))  # y is centered
     if failed:
         raise ValueError(
             f"LatentDensity.fit got {len(y)} latents of {y.shape[1]} dimensions, which lie in a "
@@ -119,14 +117,14 @@ def _fit_gaussian(density: FullGaussianPrior, y: Tensor) -> None:
 
 
 def _fit_mixture(density: MixturePrior, y: Tensor, steps: int) -> None:
-    """Best of several fits by expectation maximisation."""
+    """Best of several fits by expectation maximization."""
     if len(y) < density.num_components:
         raise ValueError(
             f"LatentDensity.fit expects at least as many latents as the mixture has components, "
             f"{density.num_components}, got {len(y)}"
         )
     flat = y.flatten(1)
-    fits = [_maximise(flat, _spread(flat, density.num_components), steps) for _ in range(STARTS)]
+    fits = [_maximize(flat, _spread(flat, density.num_components), steps) for _ in range(STARTS)]
     _, weights, means, log_std = max(fits, key=lambda fit: fit[0])
     density.logits.data = weights.log()
     density.means.data = means.reshape(density.means.shape)
@@ -142,14 +140,14 @@ def _spread(rows: Tensor, count: int) -> Tensor:
     return chosen
 
 
-def _maximise(rows: Tensor, means: Tensor, steps: int) -> tuple[float, Tensor, Tensor, Tensor]:
-    """Expectation maximisation, until the mean log-likelihood no longer rises."""
+def _maximize(rows: Tensor, means: Tensor, steps: int) -> tuple[float, Tensor, Tensor, Tensor]:
+    """Expectation maximization, until the mean log-likelihood no longer rises."""
     log_std = torch.zeros_like(means)
     weights = rows.new_full((len(means),), 1 / len(means))
     latest = -math.inf
     for _ in range(steps):
-        standardised = (rows.unsqueeze(1) - means) * torch.exp(-log_std)  # (N, M, D)
-        joint = weights.log() - (0.5 * standardised.square() + log_std).sum(2)
+        standardized = (rows.unsqueeze(1) - means) * torch.exp(-log_std)  # (N, M, D)
+        joint = weights.log() - (0.5 * standardized.square() + log_std).sum(2)
         evidence = joint.logsumexp(1).mean().item()
         if evidence < latest + 1e-7:
             break

@@ -18,14 +18,6 @@ from tinyvae.distributions import (
 from tinyvae.encoders.base import as_given, latent_size
 from tinyvae.priors.base import PosteriorOf, Prior
 
-__all__ = [
-    "CategoricalPrior",
-    "FullGaussianPrior",
-    "GaussianPrior",
-    "GumbelSoftmaxPrior",
-    "MixturePrior",
-]
-
 
 class GaussianPrior(Prior):
     """Gaussian prior with a learned mean and diagonal covariance; at first N(0, I).

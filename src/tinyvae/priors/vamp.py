@@ -14,8 +14,6 @@ from tinyvae.encoders import Encoder
 from tinyvae.encoders.base import latent_size
 from tinyvae.priors.base import PosteriorOf, Prior
 
-__all__ = ["VampPrior"]
-
 
 class VampPrior(Prior):
     r"""Mixture of posteriors at learned pseudo-inputs :math:`u_k`; the encoder is the VAE's.

@@ -15,17 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinyvae.distributions import Distribution, Independent, Joint
+from tinyvae.distributions import Distribution, Independent, JointDistribution
 from tinyvae.testing.contract import require
 from tinyvae.testing.marginals import chi_squared
-
-__all__ = ["check_agreement", "check_moments"]
 
 LEAST_P_VALUE = 1e-4
 MOST_DIMS = 3
 NUM_BINS = 20
 NUM_KERNELS = 128
-NEIGHBOUR = 12  # whose distance is a kernel's width
+NEIGHBOR = 12  # whose distance is a kernel's width
 SHARES = {5: 0.8, 1: 0.2}  # of Student's t by degrees of freedom; one are Cauchy's tails
 NUM_POINTS = 40  # of each kernel
 SMALL_ERROR = 0.015  # larger ones, of few large weights, are uncertain themselves
@@ -60,7 +58,7 @@ def check_agreement(p: Distribution, num_draws: int) -> None:
 
 
 def _check(p: Distribution, draws: Tensor, of: str) -> None:
-    if isinstance(p, Joint):
+    if isinstance(p, JointDistribution):
         for name, values in p.split(draws).items():
             _check(p.parts[name], values, f" of latent {name!r}")
     elif p.is_density and p.is_discrete:
@@ -211,10 +209,10 @@ def _around(draws: Tensor, log_density: LogDensity) -> _Weighted:
 
 
 def _of_kernels(draws: Tensor, log_density: LogDensity, num_kernels: int) -> _Weighted:
-    """Points of kernels at draws, each as wide as its neighbours are far."""
+    """Points of kernels at draws, each as wide as its neighbors are far."""
     scale = (draws - draws.median(0).values).abs().median(0).values  # (D,)
     centers = draws[:num_kernels] / scale
-    width = torch.cdist(centers, centers).kthvalue(NEIGHBOUR + 1, dim=1).values
+    width = torch.cdist(centers, centers).kthvalue(NEIGHBOR + 1, dim=1).values
     groups = []
     for freedom, share in SHARES.items():
         noise = torch.randn(int(share * NUM_POINTS), *centers.shape, dtype=draws.dtype)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tinyvae.distributions import (
     Distribution,
     Independent,
-    Joint,
+    JointDistribution,
     Laplace,
     Normal,
     OneHotCategorical,
@@ -24,8 +24,6 @@ from tinyvae.priors import Prior
 from tinyvae.testing.agreement import check_agreement, check_moments
 from tinyvae.testing.contract import require, require_close
 from tinyvae.testing.modules import cast, require_gradients, require_slope, twin_of
-
-__all__ = ["BATCH", "CHECKS", "Case"]
 
 BATCH = 5
 
@@ -138,17 +136,17 @@ def _check_batches(case: Case) -> None:
     z, order = case.values(), torch.randperm(BATCH)
     parts = [slice(0, 2), slice(2, BATCH)]
     with torch.no_grad():
-        whole, permuted = case.make(), case.make(order)
+        whole, permute_dims = case.make(), case.make(order)
         chunks = [case.make(part) for part in parts]
         if whole.batch_shape:
-            moved, center = permuted.center(), whole.center()
-            require_close(moved, center[order], "center() of a permuted batch")
+            moved, center = permute_dims.center(), whole.center()
+            require_close(moved, center[order], "center() of a permute_dims batch")
             parted = torch.cat([chunk.center() for chunk in chunks])
             require_close(parted, center, "center() of a batch in two chunks")
         if whole.is_density:
             log_prob = whole.log_prob(z)
-            moved = permuted.log_prob(z[order])
-            require_close(moved, log_prob[order], "log_prob of a permuted batch", 1e-8)
+            moved = permute_dims.log_prob(z[order])
+            require_close(moved, log_prob[order], "log_prob of a permute_dims batch", 1e-8)
             pairs = zip(chunks, parts, strict=True)
             parted = torch.cat([chunk.log_prob(z[part]) for chunk, part in pairs])
             require_close(parted, log_prob, "log_prob of a batch in two chunks", 1e-8)
@@ -197,7 +195,7 @@ def _check_gradients(case: Case) -> None:
 def _losses(p: Distribution) -> Tensor:
     """Sum of what training has to add, also of the parts of a joint distribution."""
     own = [loss.sum() for loss in p.losses.values()]
-    if isinstance(p, Joint):
+    if isinstance(p, JointDistribution):
         own += [_losses(part) for part in p.parts.values()]
     return sum(own, torch.zeros(()))
 
@@ -247,9 +245,9 @@ def _standard(q: Distribution) -> list[Distribution]:
 
 
 def _check_kl(q: Distribution, priors: list[Distribution], num_draws: int) -> None:
-    if isinstance(q, Joint):
+    if isinstance(q, JointDistribution):
         for name, part in q.parts.items():
-            given = [p.parts[name] for p in priors if isinstance(p, Joint)]
+            given = [p.parts[name] for p in priors if isinstance(p, JointDistribution)]
             _check_kl(part, given or _standard(part), num_draws)
         return
     for p in priors:

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-__all__ = ["ContractError", "require", "require_close"]
+from tinyvae.errors import TinyVAEError
 
 
-class ContractError(AssertionError):
+class ContractError(TinyVAEError, AssertionError):
     """A part does not do what its interface promises."""
 
 

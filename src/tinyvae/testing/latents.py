@@ -3,13 +3,11 @@
 import torch
 from torch import Tensor
 
+from tinyvae.core.random import forked_rng
 from tinyvae.encoders import Encoder
 from tinyvae.priors import Prior
-from tinyvae.scopes import forked_rng
 from tinyvae.testing.cases import BATCH, CHECKS, Case
 from tinyvae.testing.modules import perturbed
-
-__all__ = ["check_encoder", "check_prior"]
 
 
 def check_encoder(
@@ -24,7 +22,7 @@ def check_encoder(
 ) -> None:
     """Hold an encoder against its contract.
 
-    Checked: shapes for batches of 1 and 5 and for 1 and 3 draws; float32 against float64; permuted
+    Checked: shapes for batches of 1 and 5 and for 1 and 3 draws; float32 against float64; permute_dims
     and chunked batches, and that two examples share no noise; gradients of ``log_prob`` in the
     value and in every parameter, against differences; draws that carry gradients into every
     parameter, or none, as ``has_rsample`` says; mean and center; a description from which an equal
@@ -34,7 +32,7 @@ def check_encoder(
 
     Total mass, and draws against ``log_prob``, are checked of the first example's posterior: by
     importance sampling for up to 3 dimensions, in R^D, in a simplex or on a sphere; of an
-    :class:`~tinyvae.Independent` element by element; of a :class:`~tinyvae.Joint` part by part; of
+    :class:`~tinyvae.distributions.Independent` element by element; of a :class:`~tinyvae.JointDistribution` part by part; of
     discrete latents by the values drawn.
 
     Not checked: density and draws against each other in more dimensions and on other surfaces, that

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tinyvae.core.random import forked_rng
 from tinyvae.distributions import Distribution
-from tinyvae.files import CheckpointError
-from tinyvae.likelihoods import Likelihood, Masked
-from tinyvae.parts import build, describe
-from tinyvae.scopes import forked_rng
+from tinyvae.errors import CheckpointError
+from tinyvae.likelihoods import Likelihood, MaskedLikelihood
+from tinyvae.models.serialization import build_part, describe_part
 from tinyvae.testing.contract import ContractError, require, require_close
 from tinyvae.testing.marginals import Marginal, Rows, chi_squared
-
-__all__ = ["check_likelihood"]
 
 BATCH = 5
 LEAST_P_VALUE = 1e-4
@@ -34,11 +32,11 @@ def check_likelihood(
 ) -> None:
     """Hold a likelihood against its contract.
 
-    Shapes for 1 and 3 draws and a batch of 1; float32 against float64; permuted, chunked and
+    Shapes for 1 and 3 draws and a batch of 1; float32 against float64; permute_dims, chunked and
     strided batches; gradients (``torch.autograd.gradcheck``) in the decoder's and the likelihood's
     own parameters; mass or density that sums or integrates to one; draws that agree with
     ``log_prob`` and ``mean``; a support that holds the draws and refuses NaN; missing entries that
-    count nothing under :class:`~tinyvae.Masked`, which refuses one that is not ``separable``; a
+    count nothing under :class:`~tinyvae.likelihoods.MaskedLikelihood`, which refuses one that is not ``separable``; a
     description from which an equal likelihood is built. One that says that it is no density owes no
     mass, and its draws owe ``log_prob`` nothing. Evaluated on a copy, in evaluation mode; global
     random state is left as found.
@@ -149,7 +147,9 @@ def _check_support(case: _Case) -> None:
         Likelihood.check_support(case.likelihood, x)
     except ValueError:
         return
-    require(isinstance(case.likelihood, Masked), "in_support: NaN has no density, got true")
+    require(
+        isinstance(case.likelihood, MaskedLikelihood), "in_support: NaN has no density, got true"
+    )
 
 
 def _check_encoder_input(case: _Case) -> None:
@@ -168,8 +168,8 @@ def _check_batches(case: _Case) -> None:
     x = case.make(params).sample()[0]
     whole = case.make(params).log_prob(x)
     order = torch.randperm(BATCH)
-    permuted = case.make(params[:, order], rows=order).log_prob(x[order])
-    require_close(permuted, whole[:, order], "log_prob of a permuted batch")
+    permute_dims = case.make(params[:, order], rows=order).log_prob(x[order])
+    require_close(permute_dims, whole[:, order], "log_prob of a permute_dims batch")
     parts = [slice(0, 2), slice(2, BATCH)]
     chunks = [case.make(params[:, part], rows=part).log_prob(x[part]) for part in parts]
     require_close(torch.cat(chunks, 1), whole, "log_prob of a batch in two chunks")
@@ -213,7 +213,7 @@ def _check_gradients(case: _Case) -> None:
 def _check_description(case: _Case) -> None:
     classes = {type(module) for module in case.likelihood.modules()}
     try:
-        twin = build(describe(case.likelihood), classes).double().eval()
+        twin = build_part(describe_part(case.likelihood), classes).double().eval()
     except (CheckpointError, TypeError) as error:
         raise ContractError(f"config(): a file cannot describe it: {error}") from error
     twin.load_state_dict(case.likelihood.state_dict())
@@ -228,7 +228,7 @@ def _check_missing(case: _Case) -> None:
     if case.values is not None or case.likelihood.couples_batch or not case.likelihood.separable:
         return
     params = case.params(1, BATCH).requires_grad_()
-    masked = Masked(case.likelihood).double().eval()
+    masked = MaskedLikelihood(case.likelihood).double().eval()
     x = case.make(params.detach()).sample()[0]
     flat = x.flatten(1)
     whole = case.make(params, masked).log_prob(x)
@@ -236,9 +236,14 @@ def _check_missing(case: _Case) -> None:
     seen = case.make(params, masked).log_prob(flat.reshape(x.shape))
     flat[:] = math.nan
     none = case.make(params, masked).log_prob(flat.reshape(x.shape))
-    require((none == 0).all(), "Masked: log_prob of nothing should be 0: is `inside` in support?")
+    require(
+        (none == 0).all(),
+        "MaskedLikelihood: log_prob of nothing should be 0: is `inside` in support?",
+    )
     (gradient,) = torch.autograd.grad((whole - seen).sum(), params)
-    require(torch.isfinite(gradient).all(), "Masked: a gradient is not finite: see `inside`")
+    require(
+        torch.isfinite(gradient).all(), "MaskedLikelihood: a gradient is not finite: see `inside`"
+    )
 
 
 def _check_mass(case: _Case) -> None:

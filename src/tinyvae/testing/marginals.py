@@ -9,8 +9,6 @@ from torch import Tensor
 from tinyvae.distributions import Distribution
 from tinyvae.likelihoods import Likelihood
 
-__all__ = ["Marginal", "Rows", "chi_squared"]
-
 
 @dataclass(frozen=True)
 class Rows:

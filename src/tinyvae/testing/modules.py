@@ -8,11 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tinyvae.files import CheckpointError
-from tinyvae.parts import PARTS, build, describe
+from tinyvae.errors import CheckpointError
+from tinyvae.models.serialization import PARTS, build_part, describe_part
 from tinyvae.testing.contract import ContractError, require
-
-__all__ = ["cast", "perturbed", "require_gradients", "require_slope", "twin_of"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -88,17 +86,17 @@ def twin_of(part: nn.Module) -> Any:
     Modules that a description knows by name only are copied.
     """
     try:
-        description = describe(part)
+        description = describe_part(part)
         found = list(_walk(part, ""))
-        foreign = {n: copy.deepcopy(v) for n, v in found if "foreign" in describe(v)}
+        foreign = {n: copy.deepcopy(v) for n, v in found if "foreign" in describe_part(v)}
         own = {v if isinstance(v, type) else type(v) for n, v in found if n not in foreign}
         classes = own - set(PARTS)
-        twin: nn.Module = build(description, classes, foreign)
+        twin: nn.Module = build_part(description, classes, foreign)
     except (CheckpointError, TypeError) as error:
         raise ContractError(f"config(): a file cannot describe it: {error}") from error
     require(
-        describe(twin) == description,
-        f"config(): {description} comes back as {describe(twin)}",
+        describe_part(twin) == description,
+        f"config(): {description} comes back as {describe_part(twin)}",
     )
     twin = twin.float().double().eval()
     try:
@@ -111,7 +109,7 @@ def twin_of(part: nn.Module) -> Any:
 
 def _walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     """All that a file describes or names, by the names that it gives them."""
-    match describe(value):
+    match describe_part(value):
         case {"part": str()}:
             yield name, value
             for key, argument in value.config().items():

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from tinyvae.objective import ObjectiveOutput
+from tinyvae.core.objective import ObjectiveOutput
 from tinyvae.training.history import Row
 from tinyvae.training.watching import require_validation, watched
 
 if TYPE_CHECKING:
     from tinyvae.training.trainer import Trainer
-
-__all__ = ["Callback", "EarlyStopping", "callback_names", "require_keys"]
 
 
 class Callback:
@@ -34,7 +32,7 @@ class Callback:
     def on_epoch_end(self, trainer: "Trainer", row: Row) -> None:
         """Run after every epoch; what is added to ``row`` becomes part of the history."""
 
-    def on_rest(self, trainer: "Trainer", *, ending: bool) -> None:
+    def on_safe_point(self, trainer: "Trainer", *, ending: bool) -> None:
         """Run where the run's state is whole, after all that belongs to a step or to an epoch.
 
         Args:

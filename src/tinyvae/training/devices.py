@@ -2,8 +2,6 @@
 
 import torch
 
-__all__ = ["choose_device"]
-
 
 def choose_device(device: str | torch.device) -> torch.device:
     """The device of a name; ``"auto"`` takes cuda, else mps, else the CPU."""

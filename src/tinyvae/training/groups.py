@@ -4,9 +4,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from tinyvae.objective import Objective
-
-__all__ = ["named_parameters", "parameter_groups", "same_groups"]
+from tinyvae.core.objective import Objective
 
 Groups = Mapping[str, list[nn.Parameter]]
 

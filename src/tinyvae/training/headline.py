@@ -3,16 +3,14 @@
 from typing import TYPE_CHECKING
 
 from tinyvae._version import __version__
-from tinyvae.training.checking import CheckedFeed
-from tinyvae.training.gradients import Gradients
+from tinyvae.training.data.validated import ValidatedSource
+from tinyvae.training.step import Gradients
 
 if TYPE_CHECKING:
     from tinyvae.training.trainer import Trainer
 
-__all__ = ["headline"]
 
-
-def headline(trainer: "Trainer", train: CheckedFeed, epochs: int) -> str:
+def headline(trainer: "Trainer", train: ValidatedSource, epochs: int) -> str:
     """Say what is about to run, for so many epochs."""
     size = sum(p.numel() for group in trainer.groups.values() for p in group)
     counts = (train.feed.num_examples, train.feed.num_batches)

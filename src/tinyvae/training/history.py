@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tinyvae import files, plotting
-from tinyvae.objective import ObjectiveOutput
+from tinyvae import io as files
+from tinyvae import plotting
+from tinyvae.core.objective import ObjectiveOutput
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["History", "Row", "RunningMean", "plain"]
 
 Row = dict[str, float]
 
@@ -22,7 +22,7 @@ Row = dict[str, float]
 class History:
     """Record of a run.
 
-    Columns of an epoch: ``epoch`` (from 1), ``step`` (updates so far), ``time_seconds``,
+    TabularDistribution of an epoch: ``epoch`` (from 1), ``step`` (updates so far), ``time_seconds``,
     ``learning_rate``, and every loss and metric as ``train/...`` (mean over the epoch's batches,
     at the weights of their time) and ``validation/...`` (at the weights of the epoch's end). Units
     are part of the names. A value that an epoch lacks is None.
@@ -72,7 +72,7 @@ class History:
         self.stop_reason = state["stop_reason"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Columns of epochs and updates, and the reason of an early end."""
+        """TabularDistribution of epochs and updates, and the reason of an early end."""
         return {
             "epochs": _columns(self.epochs),
             "updates": _columns(self.updates),

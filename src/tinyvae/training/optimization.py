@@ -1,4 +1,4 @@
-"""How losses become updates: optimisers, learning rates, schedulers, clipping."""
+"""How losses become updates: optimizers, learning rates, schedulers, clipping."""
 
 import copy
 import inspect
@@ -14,8 +14,6 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tinyvae.training.history import Row
 from tinyvae.training.watching import require_validation, watched
 
-__all__ = ["Optimization", "after_a_step", "clip", "learning_rates"]
-
 OptimizerFactory: TypeAlias = Callable[[list[dict[str, Any]]], Optimizer]
 SchedulerFactory: TypeAlias = Callable[..., LRScheduler]
 
@@ -25,12 +23,12 @@ FUSED = ("cpu", "cuda", "mps", "xpu")
 
 @dataclass(frozen=True)
 class Optimization:
-    """Settings of the optimisation.
+    """Settings of the optimization.
 
     Frozen parts need no setting: ``model.encoder.requires_grad_(False)`` before ``fit``.
 
     Attributes:
-        learning_rate: Learning rate; None leaves the optimiser its own (1e-3 for Adam).
+        learning_rate: Learning rate; None leaves the optimizer its own (1e-3 for Adam).
         optimizer: Factory ``parameters -> Optimizer`` in the place of Adam, such as ``AdamW`` or
             ``lambda p: SGD(p, lr=0.1, momentum=0.9)``; or one per parameter group of the
             objective, by name.
@@ -65,7 +63,7 @@ class Optimization:
                 )
         if isinstance(self.optimizer, Optimizer):
             raise TypeError(
-                f"expected a factory of optimisers, got a {type(self.optimizer).__name__} object: "
+                f"expected a factory of optimizers, got a {type(self.optimizer).__name__} object: "
                 f"optimizer=lambda parameters: {type(self.optimizer).__name__}(parameters, ...)"
             )
         if self.clip_norm is not None and not self.clip_norm > 0:
@@ -78,7 +76,7 @@ class Optimization:
     def make_optimizers(
         self, groups: Mapping[str, list[nn.Parameter]], names: Mapping[nn.Parameter, str]
     ) -> dict[str, Optimizer]:
-        """Make an optimiser per group; ``names`` are the parameters' names."""
+        """Make an optimizer per group; ``names`` are the parameters' names."""
         for part in self.learning_rates:
             if not any(_within(name, part) for name in names.values()):
                 raise ValueError(
@@ -105,7 +103,7 @@ class Optimization:
         steps_per_epoch: int | None,
         has_validation: bool,
     ) -> dict[str, LRScheduler]:
-        """Make a scheduler per optimiser that has one."""
+        """Make a scheduler per optimizer that has one."""
         schedulers = {}
         per_step = self.scheduler_interval == "step"
         for group, optimizer in optimizers.items():
@@ -179,7 +177,7 @@ def after_a_step(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def learning_rates(optimizers: Mapping[str, Optimizer]) -> Row:
-    """First learning rate of each optimiser, as a row of the history has it."""
+    """First learning rate of each optimizer, as a row of the history has it."""
     rates = {name: o.param_groups[0]["lr"] for name, o in optimizers.items()}
     if len(rates) == 1:
         return {"learning_rate": float(*rates.values())}

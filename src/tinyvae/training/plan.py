@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Length", "Plan"]
-
 
 @dataclass(frozen=True)
 class Length:

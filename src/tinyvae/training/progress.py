@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from tinyvae.objective import ObjectiveOutput
+from tinyvae.core.objective import ObjectiveOutput
 from tinyvae.training.callbacks import Callback
 from tinyvae.training.history import Row, label, named_values
 
 if TYPE_CHECKING:
     from tinyvae.training.trainer import Trainer
 
-__all__ = ["Progress"]
 
 REFRESH_SECONDS = 0.25
 PLAIN_LINES = 20

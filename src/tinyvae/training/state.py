@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tinyvae.scopes import rng_state
+from tinyvae.core.random import rng_state
 from tinyvae.training.callbacks import callback_names
-from tinyvae.training.feed import Feed
+from tinyvae.training.data.sources import DataSource
 
 if TYPE_CHECKING:
     from tinyvae.training.trainer import Trainer
 
-__all__ = ["capture", "identity", "restore", "warn_of_changes"]
 
 SETTINGS = ("initial_lr", "weight_decay")  # others may be a scheduler's to change
 
@@ -54,7 +53,7 @@ def capture(trainer: "Trainer") -> dict[str, Any]:
     }
 
 
-def identity(seed: int, feed: Feed) -> dict[str, int | None]:
+def identity(seed: int, feed: DataSource) -> dict[str, int | None]:
     """What has to be equal for a run to be the same one."""
     return {
         "seed": seed,
@@ -75,7 +74,7 @@ def _mode(trainer: "Trainer") -> dict[str, Any]:
 
 
 def restore(trainer: "Trainer", state: Mapping[str, Any]) -> None:
-    """Put a run where a checkpoint of it was; its optimisers and schedulers have been made."""
+    """Put a run where a checkpoint of it was; its optimizers and schedulers have been made."""
     for name, module in (("model", trainer.model), ("objective", trainer.objective)):
         module.load_state_dict(state[name])
     for name, optimizer in trainer.optimizers.items():
@@ -107,7 +106,7 @@ def warn_of_changes(trainer: "Trainer", state: Mapping[str, Any]) -> None:
             options = [k for k in SETTINGS if k in asked and asked[k] != kept[k]]
             if options:
                 words = ", ".join(f"{k} = {kept[k]}, not {asked[k]}" for k in options)
-                _warn(f"the run goes on with the optimiser that it was begun with: {words}")
+                _warn(f"the run goes on with the optimizer that it was begun with: {words}")
     lost = sorted(state["callbacks"].keys() - set(callback_names(trainer.callbacks)))
     if lost:
         _warn(f"the checkpoint has the memory of {lost}, which are no callbacks of this run")

@@ -14,49 +14,41 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from tinyvae.objective import Batch, Objective, ObjectiveOutput
-from tinyvae.scopes import (
-    evaluating,
-    forked_rng,
-    restored_modes,
-    rng_state,
-    seed_rng,
-    set_rng_state,
+from tinyvae.core.module_state import evaluating, preserved_modes
+from tinyvae.core.objective import Batch, Objective, ObjectiveOutput
+from tinyvae.core.random import Stream, derive_seed, forked_rng, rng_state, seed_rng, set_rng_state
+from tinyvae.errors import NonFiniteError
+from tinyvae.training.acceleration.fused_adam import make_step
+from tinyvae.training.acceleration.options import (
+    Differentiate,
+    ResolvedSpeed,
+    Speed,
+    accelerate,
+    matmul_route,
+    resolve_speed,
 )
 from tinyvae.training.callbacks import Callback, callback_names
-from tinyvae.training.checking import CheckedFeed
-from tinyvae.training.checkpoint import checkpoint_first, state_to_resume
-from tinyvae.training.data import make_feed
+from tinyvae.training.checkpoints.checkpoint import checkpoint_first, state_to_resume
+from tinyvae.training.checkpoints.compatibility import require_same_run
+from tinyvae.training.data.factory import open_data
+from tinyvae.training.data.loaders import reader_death
+from tinyvae.training.data.sources import BatchTransform, PickBatch, Transform
+from tinyvae.training.data.validated import ValidatedSource
 from tinyvae.training.devices import choose_device
-from tinyvae.training.feed import PickBatch, Preparation, Transform
-from tinyvae.training.finite import FiniteSteps, NonFiniteError, require_finite_weights
-from tinyvae.training.gradients import Gradients
 from tinyvae.training.groups import named_parameters, parameter_groups, same_groups
 from tinyvae.training.headline import headline
 from tinyvae.training.history import History, Row, RunningMean, plain
-from tinyvae.training.interrupt import children_later, stop_on_signals
-from tinyvae.training.lean import step_of
-from tinyvae.training.loaders import reader_death
+from tinyvae.training.nonfinite import NonFiniteGuard, require_finite_weights
 from tinyvae.training.optimization import Optimization, clip, learning_rates
 from tinyvae.training.plan import Length, Plan
 from tinyvae.training.progress import Progress
-from tinyvae.training.seeds import Stream, derive_seed
-from tinyvae.training.speed import (
-    Differentiate,
-    Route,
-    Speed,
-    choose_route,
-    fast_path,
-    matmul_route,
-)
+from tinyvae.training.signals import defer_sigchld, graceful_stop
 from tinyvae.training.state import identity, restore, warn_of_changes
-from tinyvae.training.verify import require_same_run
-
-__all__ = ["Trainer"]
+from tinyvae.training.step import Gradients
 
 
 class Trainer:
-    """Minimises an objective.
+    """Minimizes an objective.
 
     Randomness is a function of the seed: from the same weights, the same seed gives bitwise the
     same run on one machine (device, torch, number of threads, fast paths; on a GPU as far as its
@@ -64,8 +56,8 @@ class Trainer:
 
     Args:
         model: Module that the objective understands; moved to the device.
-        objective: What is minimised.
-        optimization: Optimiser, learning rates, scheduler, clipping.
+        objective: What is minimized.
+        optimization: Optimizer, learning rates, scheduler, clipping.
         callbacks: Called in this order, a :class:`~tinyvae.Checkpoint` first, at the end of
             ``fit`` in reverse.
         speed: Fast paths beyond the default one: compilation, matrix products, mixed precision.
@@ -81,7 +73,7 @@ class Trainer:
         batch: Batches of the present epoch that are done.
         means: Running means of the present epoch.
         plan: Length of the current call of :meth:`fit`.
-        optimizers: Optimisers by parameter group.
+        optimizers: Optimizers by parameter group.
         schedulers: Schedulers by parameter group.
         route: What the probes of ``speed`` chose, at the first call of :meth:`fit`.
         interrupted: Whether a signal or an error ended the last call of :meth:`fit`.
@@ -96,7 +88,7 @@ class Trainer:
     """
 
     plan: Plan
-    route: Route
+    route: ResolvedSpeed
     identity: dict[str, Any]
 
     def __init__(
@@ -143,7 +135,7 @@ class Trainer:
         self.means = RunningMean()
         self.started = 0.0
         self.interrupted = False
-        self.route = Route()
+        self.route = ResolvedSpeed()
         self._schedule_steps: int | None = None
         self.groups: dict[str, list[nn.Parameter]] = {}
         self.optimizers: dict[str, Optimizer] = {}
@@ -170,7 +162,7 @@ class Trainer:
         With ``resume`` it goes on from a checkpoint, at the very step, bitwise as if nothing had
         happened: then ``epochs`` are those of the whole run, and a run that is complete returns
         its history. Bitwise holds within one mode (device, torch, number of threads, fast paths,
-        optimiser); another is warned of. Random numbers that come from other generators than
+        optimizer); another is warned of. Random numbers that come from other generators than
         torch's default ones are not part of a checkpoint (what items of a Dataset draw by Python's
         and numpy's is a function of the seed).
 
@@ -209,7 +201,7 @@ class Trainer:
         dtype = next((p.dtype for p in self.model.parameters()), torch.get_default_dtype())
         self.model.to(self.device)
         self.objective.to(self.device, dtype)
-        preparation = Preparation(self.device, dtype, batch, transform)
+        preparation = BatchTransform(self.device, dtype, batch, transform)
         options = {"batch_size": batch_size, "workers": workers}
         train_feed = self._checked(train, "training", preparation, shuffle=True, **options)
         validation_feed = (
@@ -220,7 +212,7 @@ class Trainer:
         self.history.stop_reason, self.interrupted = None, False
         self._feed, self.identity = train_feed.feed, identity(self.seed, train_feed.feed)
         with (
-            stop_on_signals(self._interrupt, announced=self.checkpoint is not None),
+            graceful_stop(self._interrupt, announced=self.checkpoint is not None),
             nullcontext() if self.checkpoint is None else self.checkpoint.held(),
             forked_rng(self.device),
             torch.enable_grad(),
@@ -236,19 +228,19 @@ class Trainer:
         return self.history
 
     def _checked(
-        self, data: Any, role: str, preparation: Preparation, **options: Any
-    ) -> CheckedFeed:
+        self, data: Any, role: str, preparation: BatchTransform, **options: Any
+    ) -> ValidatedSource:
         try:
-            feed = make_feed(data, preparation, seed=self.seed, **options)
+            feed = open_data(data, preparation, seed=self.seed, **options)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{role} data: {error}") from error
         check = partial(self.objective.check, self.model)
-        return CheckedFeed(feed, role, check, seed=self.seed, device=self.device)
+        return ValidatedSource(feed, role, check, seed=self.seed, device=self.device)
 
     def _start(
         self,
-        train: CheckedFeed,
-        validation: CheckedFeed | None,
+        train: ValidatedSource,
+        validation: ValidatedSource | None,
         length: Length,
         state: dict[str, Any] | None,
     ) -> None:
@@ -279,8 +271,8 @@ class Trainer:
             restore(self, state)
             schedule_steps = state["plan"]["schedule_steps"]
         self._schedule_steps = schedule_steps
-        self._steps = {name: step_of(optimizer) for name, optimizer in self.optimizers.items()}
-        self._finite = FiniteSteps(self.optimizers, self._trained())
+        self._steps = {name: make_step(optimizer) for name, optimizer in self.optimizers.items()}
+        self._finite = NonFiniteGuard(self.optimizers, self._trained())
         self._choose_paths(train, state)
         self.plan = Plan(
             length,
@@ -300,7 +292,7 @@ class Trainer:
             self._warn_of_unfinished_schedules(self.plan.total_steps)
 
     def _make_optimizers(self) -> None:
-        """Make optimisers, or go on with those of the same parameters at their first rates."""
+        """Make optimizers, or go on with those of the same parameters at their first rates."""
         groups = parameter_groups(self.objective, self.model)
         if same_groups(groups, self.groups):
             for optimizer in self.optimizers.values():
@@ -319,22 +311,22 @@ class Trainer:
         named = named_parameters(self.objective, self.model)
         return {name: p for name, p in named.items() if id(p) in own}
 
-    def _choose_paths(self, train: CheckedFeed, state: dict[str, Any] | None) -> None:
+    def _choose_paths(self, train: ValidatedSource, state: dict[str, Any] | None) -> None:
         """Make the pass of an update, by the fast paths that were asked for."""
         gradients = Gradients(self.model, self.objective, self.groups)
         self.differentiate: Differentiate = gradients
         if self.speed == Speed():
             return
-        with restored_modes(self.model, self.objective):
+        with preserved_modes(self.model, self.objective):
             self.model.train()
             self.objective.train()
             example = train.first(self.epoch)
             mode = {} if state is None else state["mode"]
             if mode.get("speed") == asdict(self.speed):
-                self.route = Route(**mode["route"])
+                self.route = ResolvedSpeed(**mode["route"])
             elif self.step == 0 or state is not None:
-                self.route = choose_route(gradients, example, self.speed)
-            self.differentiate = fast_path(gradients, example, self.speed, self.route)
+                self.route = resolve_speed(gradients, example, self.speed)
+            self.differentiate = accelerate(gradients, example, self.speed, self.route)
 
     def _warn_of_unfinished_schedules(self, steps: int) -> None:
         for message in self.objective.unfinished(steps, self.plan.schedule_steps):
@@ -342,11 +334,14 @@ class Trainer:
             warnings.warn(f"a schedule does not end: {message}", stacklevel=4)
 
     def _run(
-        self, train: CheckedFeed, validation: CheckedFeed | None, state: dict[str, Any] | None
+        self,
+        train: ValidatedSource,
+        validation: ValidatedSource | None,
+        state: dict[str, Any] | None,
     ) -> None:
         states = {} if state is None else state["callbacks"]
         with ExitStack() as stack:
-            stack.enter_context(restored_modes(self.model, self.objective))
+            stack.enter_context(preserved_modes(self.model, self.objective))
             stack.callback(self._finite.release)
             for name, callback in zip(callback_names(self.callbacks), self.callbacks, strict=True):
                 callback.on_fit_start(self)
@@ -394,16 +389,16 @@ class Trainer:
     def _rest(self, *, ending: bool) -> None:
         self._is_whole = True
         for callback in self.callbacks:
-            callback.on_rest(self, ending=ending)
+            callback.on_safe_point(self, ending=ending)
 
     def _keep_what_is_whole(self, error: BaseException) -> None:
         """After an error between two steps, such as of the data, the last step need not be lost."""
         if self._is_whole and not isinstance(error, NonFiniteError):
             self.interrupted |= self.history.stop_reason is None
-            with suppress(Exception), children_later():  # the first error is the one to tell
+            with suppress(Exception), defer_sigchld():  # the first error is the one to tell
                 self._rest(ending=True)
 
-    def _run_epoch(self, train: CheckedFeed, validation: CheckedFeed | None) -> bool:
+    def _run_epoch(self, train: ValidatedSource, validation: ValidatedSource | None) -> bool:
         """Train, validate, report; return whether the run goes on."""
         completed = self._train_epoch(train)
         self.settle()
@@ -431,7 +426,7 @@ class Trainer:
             self._rest(ending=not goes_on)
         return goes_on
 
-    def _train_epoch(self, train: CheckedFeed) -> bool:
+    def _train_epoch(self, train: ValidatedSource) -> bool:
         """Use the epoch's batches; return whether these were all."""
         noise = rng_state(self.device)
         batches = train.batches(self.epoch, self.batch)
@@ -443,7 +438,7 @@ class Trainer:
         self.model.train()
         self.objective.train()
         for batch in batches:
-            with children_later():
+            with defer_sigchld():
                 is_stopped = self._step(batch)
             if is_stopped:
                 return False
@@ -478,7 +473,7 @@ class Trainer:
         self.step, self.batch = self.step + 1, self.batch + 1
         return output
 
-    def _validate(self, validation: CheckedFeed) -> Row:
+    def _validate(self, validation: ValidatedSource) -> Row:
         """Evaluate on the same noise at every call, leaving the run's noise untouched."""
         mean = RunningMean()
         with evaluating(self.model, self.objective), torch.no_grad(), forked_rng(self.device):

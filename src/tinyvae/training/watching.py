@@ -1,8 +1,6 @@
-"""Columns of the history that something watches."""
+"""TabularDistribution of the history that something watches."""
 
 from tinyvae.training.history import Row
-
-__all__ = ["require_validation", "watched"]
 
 
 def require_validation(who: str, monitor: str, *, has_validation: bool, else_watch: str) -> None:

@@ -1,0 +1,88 @@
+"""Random number generators: seeds of a run, and states that are put back."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def seed_rng(device: torch.device, seed: int) -> None:
+    """Seed the default generators of the CPU and of ``device``, and no other device's."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+@contextmanager
+def forked_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """Default generators of the CPU and of ``device``, seeded if asked for, restored after."""
+    state = rng_state(device)
+    try:
+        if seed is not None:
+            seed_rng(device, seed)
+        yield
+    finally:
+        set_rng_state(device, state)
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """States of the default generators of the CPU and of ``device``."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_rng_state(device: torch.device, states: Mapping[str, Tensor]) -> None:
+    """Put default generators where :func:`rng_state` found them."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif "mps" in states and device.type == "mps":
+        torch.mps.set_rng_state(states["mps"])
+
+
+class Stream(IntEnum):
+    """Independent uses of one seed."""
+
+    NOISE = 0
+    ORDER = 1
+    TRANSFORM = 2
+    VALIDATION = 3
+    ITEMS = 4
+
+
+def derive_seed(seed: int, stream: Stream, epoch: int = 0, *place: int) -> int:
+    """Seed of a stream in an epoch, or of one place within it.
+
+    Args:
+        seed: The run's seed, at least 0.
+        stream: What the random numbers are for.
+        epoch: Epoch, from 0.
+        place: Such as the position of a batch.
+
+    Example:
+        >>> derive_seed(0, Stream.NOISE) == derive_seed(0, Stream.ORDER)
+        False
+    """
+    sequence = np.random.SeedSequence((seed, stream, epoch, *place))
+    return int(sequence.generate_state(1, np.uint64)[0])
+
+
+def epoch_order(num_examples: int, seed: int, epoch: int) -> Tensor:
+    """Order in which an epoch visits the examples, ``(num_examples,)``.
+
+    Example:
+        >>> sorted(epoch_order(5, seed=0, epoch=3).tolist())
+        [0, 1, 2, 3, 4]
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, Stream.ORDER, epoch))
+    return torch.randperm(num_examples, generator=generator)

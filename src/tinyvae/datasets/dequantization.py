@@ -1,0 +1,61 @@
+r"""From levels to real numbers, so that a density may stand for masses.
+
+.. math:: y = (x + u) / L, \quad u \sim \mathrm{Uniform}[0, 1)
+    \quad\Rightarrow\quad \mathbb{E}_u \log p(y) - \log L \le \log P(x)
+
+where :math:`P(x)` is the mass that the density p gives to the bin of x.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Dequantization:
+    """Spreads levels 0 to L - 1 uniformly over their bins of [0, 1).
+
+    A transform ``(x, generator) -> real numbers``, for ``fit``; for ``evaluate`` say
+    ``bin_width=transform.bin_width``, and bits per dimension are those of the levels.
+
+    Args:
+        num_levels: ``L``.
+
+    Shape:
+        x: ``(*)``, levels of any dtype; result: ``(*)``, float32, or float64 where x is.
+
+    Raises:
+        ValueError: If ``num_levels < 2``.
+
+    References:
+        Theis, van den Oord, Bethge (2016). A note on the evaluation of generative models.
+        arXiv:1511.01844, section 3.1.
+
+    Example:
+        >>> dequantize = Dequantization(num_levels=16)
+        >>> y = dequantize(torch.tensor([0, 15]), torch.Generator().manual_seed(0))
+        >>> bool(y[0] < dequantize.bin_width), bool(y[1] >= 15 / 16)
+        (True, True)
+    """
+
+    num_levels: int
+
+    def __post_init__(self) -> None:
+        if self.num_levels < 2:
+            raise ValueError(f"Dequantization expects num_levels >= 2, got {self.num_levels}")
+
+    @property
+    def bin_width(self) -> float:
+        """Width of a level's bin, 1 / L."""
+        return 1 / self.num_levels
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw one dequantization of ``x`` from ``generator``, which lives on its device."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        levels = x.to(dtype)
+        noise = torch.rand(x.shape, generator=generator, dtype=dtype, device=x.device)
+        noise += 2**-25  # half a step of float32's uniform numbers, which hold zero
+        # A sum such as 255 + 0.99999999 is rounded up to the next level.
+        last = torch.nextafter(levels + 1, levels)
+        return torch.minimum(levels + noise, last) / self.num_levels

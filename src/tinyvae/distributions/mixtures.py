@@ -1,0 +1,109 @@
+"""Mixtures, and distributions with extra mass at zero."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinyvae.distributions.base import Distribution, pooled, unsqueeze_last
+from tinyvae.distributions.special import gumbel_race
+
+
+class Mixture(Distribution):
+    r"""Mixture along one batch dimension of ``components``.
+
+    .. math:: p(x) = \textstyle\sum_m \pi_m \, p_m(x)
+
+    Args:
+        logits: :math:`\log\pi` up to a constant, of the components' batch shape.
+        components: The components.
+        dim: Batch dimension of the components, negative.
+
+    Example:
+        >>> apart = Normal(torch.tensor([-9.0, 9.0]), torch.zeros(2))
+        >>> Mixture(torch.zeros(2), apart).log_prob(torch.tensor(9.0))  # -log(2 pi) / 2 - log 2
+        tensor(-1.6121)
+    """
+
+    has_rsample = False
+
+    def __init__(self, logits: Tensor, components: Distribution, dim: int = -1) -> None:
+        self.log_weights = logits.expand(components.batch_shape).log_softmax(dim)
+        self.components = components
+        self.dim = dim
+        self._value_dim = dim - len(components.event_shape)
+        self.batch_shape = self.log_weights.select(dim, 0).shape
+        self.event_shape = components.event_shape
+        self.is_density = components.is_density
+        self.is_discrete = components.is_discrete
+        self.space = components.space
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected value, ``(*batch, *event)``."""
+        return self._mixed(self.components.mean)
+
+    def center(self, weights: Tensor | None = None) -> Tensor:
+        """Weighted sum of the components' centers."""
+        return pooled(self._mixed(self.components.center()), weights)
+
+    def _mixed(self, values: Tensor) -> Tensor:
+        weights = unsqueeze_last(self.log_weights.exp(), len(self.event_shape))
+        return (weights * values).sum(self._value_dim)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density or mass, nats."""
+        each = self.components.log_prob(value.unsqueeze(self._value_dim))
+        return torch.logsumexp(self.log_weights + each, self.dim)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw without gradients: a component, then of it."""
+        with torch.no_grad():
+            draws = self.components.sample(sample_shape)
+            chosen = gumbel_race(self.log_weights, sample_shape).argmin(self.dim, keepdim=True)
+            index = unsqueeze_last(chosen, len(self.event_shape))
+            size = [*index.shape[: index.dim() - len(self.event_shape)], *self.event_shape]
+            return draws.gather(self._value_dim, index.expand(size)).squeeze(self._value_dim)
+
+
+class ZeroInflated(Distribution):
+    r"""Counts of ``base``, with more zeros.
+
+    .. math:: p(x) = \pi \, [x = 0] + (1 - \pi) \, p_{\text{base}}(x)
+
+    Args:
+        base: A scalar family of counts.
+        logits: Log odds of an extra zero, :math:`\log \tfrac{\pi}{1 - \pi}`, of its batch shape.
+
+    Example:
+        >>> ZeroInflated(Poisson(torch.zeros(1)), torch.zeros(1)).mean
+        tensor([0.5000])
+    """
+
+    has_rsample = False
+    is_discrete = True
+
+    def __init__(self, base: Distribution, logits: Tensor) -> None:
+        self.base, self.logits = base, logits
+        self.batch_shape = base.batch_shape
+        self.event_shape = base.event_shape
+        self.is_density = base.is_density
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected count, ``(*batch)``."""
+        return torch.sigmoid(-self.logits) * self.base.mean
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log mass of each element, nats."""
+        counted = F.logsigmoid(-self.logits) + self.base.log_prob(value)
+        zero = torch.logaddexp(F.logsigmoid(self.logits), counted)
+        return torch.where(value == 0, zero, counted)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw counts, without gradients."""
+        with torch.no_grad():
+            draws = self.base.sample(sample_shape)
+            kept = torch.bernoulli(torch.sigmoid(-self.logits).expand(draws.shape))
+            return draws * kept

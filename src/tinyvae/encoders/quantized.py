@@ -1,0 +1,205 @@
+r"""Vector quantization: latents out of a codebook.
+
+.. math:: z = e_k, \qquad k = \arg\min_j \|h(x) - e_j\|
+
+The posterior puts all its mass on one code, so that with a prior p(k) over codes
+:math:`\log p(x \mid e_k) + \log p(k)` is a lower bound on the log evidence of the model with
+discrete latents (van den Oord, Vinyals, Kavukcuoglu 2017, arXiv:1711.00937).
+
+With several codebooks, each quantizes what the ones before it left (residual quantization), and
+
+.. math:: z = \sum_q e^q_{k_q}, \qquad
+    \log p(x \mid z) + \sum_q \log p(k_q) \leq \log p(x)
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinyvae.distributions import Quantized
+from tinyvae.distributions.quantized import levels_of, partial_sums, residual_codes
+from tinyvae.encoders.base import NetworkEncoder, latent_size
+
+
+class VectorQuantizedEncoder(NetworkEncoder):
+    r"""Posterior on the code that is nearest to what the network says.
+
+    Gradients of the code's vector are handed on to the network as they are (straight through). Two
+    losses, per example and summed over the latent, are added to a training's: the commitment of the
+    network to its codes, :math:`c \|h - \bar e\|^2`, and, without ``decay``, that of the codes to
+    the network, :math:`\|\bar h - e\|^2` (bars: without gradients). With ``decay`` each code is the
+    average of the outputs that it stood for (of the first batches alike, then exponential). CodebookCategorical
+    that hardly stand for any output start anew from outputs of the batch. Both happen when the
+    posterior is drawn from in training mode, as every training pass does. The record's metric
+    ``perplexity`` is the exponential of the entropy of the codes in the batch.
+
+    With ``num_quantizers`` :math:`Q > 1`, each codebook quantizes what the ones before it left, and
+    the latent is the sum of their codes, :math:`z = \sum_q e^q`. Network and codes are committed to
+    each other at every level, by the sums so far and by what was left,
+
+    .. math:: c \sum_q \Big\| h - \sum_{i \leq q} \bar e^i \Big\|^2, \qquad
+        \sum_q \Big\| \bar h - \sum_{i < q} \bar e^i - e^q \Big\|^2,
+
+    and averages, restarts and metrics (``perplexity_1``, ...) are those of each level.
+
+    Args:
+        network: As of :class:`~tinyvae.GaussianEncoder`.
+        num_codes: Number of codes :math:`J`, of each codebook.
+        latent_dim: Number of coordinates :math:`C` of a code, or ``(C, *S)`` for a code at each of
+            the positions S, such as ``(C, H, W)``.
+        num_quantizers: Number of codebooks :math:`Q`.
+        commitment: Weight :math:`c`.
+        decay: Of the averages; None has codes trained by the loss.
+        restart_below: A code starts anew when the average number of outputs that it stands for
+            falls below this share of an equal one; 0 never.
+        features: As of :class:`~tinyvae.GaussianEncoder`.
+
+    Shape:
+        x: ``(B, *E)``; posterior: ``batch_shape (B,)``, ``event_shape (C, *S)``, codes
+        ``(B, *S)``, or ``(B, Q, *S)`` of several codebooks.
+
+    References:
+        van den Oord, Vinyals, Kavukcuoglu (2017). Neural Discrete Representation Learning.
+        arXiv:1711.00937, section 3.2 and appendix A.1.
+
+        Lee, Kim, Kim, Cho, Han (2022). Autoregressive Image Generation using Residual
+        Quantization. arXiv:2203.01941, section 3.1 (there one codebook serves every level).
+
+        Zeghidour, Luebs, Omran, Skoglund, Tagliasacchi (2021). SoundStream: An End-to-End Neural
+        Audio Codec. arXiv:2107.03312, section III-C.
+
+        Adiban, Siniscalchi, Stefanov, Salvi (2022). Hierarchical Residual Learning Based Vector
+        Quantized Variational Autoencoder for Image Reconstruction and Generation.
+        arXiv:2208.04554 (there each code has a codebook of its own on the next level).
+
+    Example:
+        >>> encoder = VectorQuantizedEncoder(ConvNet((1, 28, 28)), 64, latent_dim=(16, 7, 7))
+        >>> encoder(torch.zeros(5, 1, 28, 28)).codes.shape
+        torch.Size([5, 7, 7])
+        >>> encoder = VectorQuantizedEncoder(MLP(4, hidden=(8,)), 16, 2, num_quantizers=3)
+        >>> encoder(torch.zeros(5, 4)).codes.shape
+        torch.Size([5, 3])
+    """
+
+    usage: Tensor
+    num_batches: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_codes: int,
+        latent_dim: int | Sequence[int],
+        *,
+        num_quantizers: int = 1,
+        commitment: float = 0.25,
+        decay: float | None = 0.99,
+        restart_below: float = 0.05,
+        features: int | None = None,
+    ) -> None:
+        shape = latent_size(latent_dim)
+        super().__init__(network, shape, shape.numel(), features)
+        if num_codes < 2:
+            raise ValueError(f"VectorQuantizedEncoder expects num_codes >= 2, got {num_codes}")
+        if num_quantizers < 1:
+            raise ValueError(
+                f"VectorQuantizedEncoder expects num_quantizers >= 1, got {num_quantizers}"
+            )
+        if decay is not None and not 0 <= decay < 1:
+            raise ValueError(f"VectorQuantizedEncoder expects 0 <= decay < 1 or None, got {decay}")
+        if commitment < 0 or restart_below < 0:
+            raise ValueError("VectorQuantizedEncoder expects commitment and restart_below >= 0")
+        self.commitment, self.decay, self.restart_below = commitment, decay, restart_below
+        self.num_quantizers = num_quantizers
+        codes = (*_several(num_quantizers), num_codes)  # (J,) or (Q, J)
+        codebook = torch.randn(*codes, shape[0])
+        if decay is None:
+            self.codebook: Tensor = nn.Parameter(codebook)
+        else:
+            self.register_buffer("codebook", codebook)
+        # Outputs of a batch that each code stands for, on average.
+        self.register_buffer("usage", torch.zeros(codes))
+        self.register_buffer("num_batches", torch.zeros(()))
+
+    def posterior(self, features: Tensor) -> Quantized:
+        """Return q(z given the features)."""
+        outputs = self.params(features).unflatten(1, self.latent_shape)  # (B, C, *S)
+        rows, levels = outputs.detach().movedim(1, -1), levels_of(self.codebook)
+        codes, left = residual_codes(rows, levels.detach())  # (B, *S, Q), Q times (B, *S, C)
+        each = zip(codes.unbind(-1), levels, strict=True)
+        vectors = [F.embedding(index, codebook).movedim(-1, 1) for index, codebook in each]
+        sums = partial_sums(vector.detach() for vector in vectors)
+        value = sums[-1] + (outputs - outputs.detach())
+        losses = {"commitment": self.commitment * _distance([outputs] * len(sums), sums)}
+        if self.decay is None:
+            losses["codebook"] = _distance([before.movedim(-1, 1) for before in left], vectors)
+        counts = self._counts(codes)
+        learn = partial(self._learn, left, codes, counts)
+        learns = self.training and torch.is_grad_enabled()
+        codes = codes.movedim(-1, 1).reshape(len(rows), *self.usage.shape[:-1], *rows.shape[1:-1])
+        return Quantized(value, codes, losses, _perplexities(counts), learn if learns else None)
+
+    def _counts(self, codes: Tensor) -> Tensor:
+        """Outputs that each code stands for, ``(Q, J)``."""
+        num_codes = self.usage.shape[-1]
+        counts = [torch.bincount(c.flatten(), minlength=num_codes) for c in codes.unbind(-1)]
+        return torch.stack(counts).to(self.usage.dtype)
+
+    @torch.no_grad()
+    def _learn(self, left: list[Tensor], codes: Tensor, counts: Tensor) -> None:
+        """Have every level learn of what its codes stood for."""
+        self.num_batches += 1
+        levels, usage = levels_of(self.codebook), self.usage.view_as(counts)
+        for q, rows in enumerate(left):
+            index = codes[..., q].flatten()
+            self._learn_level(levels[q], usage[q], rows.flatten(0, -2), index, counts[q])
+
+    def _learn_level(
+        self, codebook: Tensor, old_usage: Tensor, rows: Tensor, codes: Tensor, counts: Tensor
+    ) -> None:
+        """Average in what the codes stood for, and start unused ones anew from it."""
+        weight = (1 / self.num_batches).clamp(min=1 - (0.99 if self.decay is None else self.decay))
+        usage = torch.lerp(old_usage, counts, weight)
+        if self.decay is not None:
+            sums = torch.zeros_like(codebook).index_add_(0, codes, rows)
+            mass = torch.lerp(old_usage.unsqueeze(1) * codebook, sums, weight)
+            means = mass / usage.unsqueeze(1)
+            codebook.copy_(torch.where(counts.unsqueeze(1) > 0, means, codebook))
+        equal = len(rows) / len(usage)
+        dead = usage < self.restart_below * equal
+        chosen = torch.randint(len(rows), (len(usage),), device=rows.device)
+        codebook.copy_(torch.where(dead.unsqueeze(1), rows[chosen], codebook))
+        old_usage.copy_(torch.where(dead, equal, usage))
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal encoder."""
+        return super().config() | {
+            "num_codes": self.usage.shape[-1],
+            "num_quantizers": self.num_quantizers,
+            "commitment": self.commitment,
+            "decay": self.decay,
+            "restart_below": self.restart_below,
+        }
+
+
+def _several(num_quantizers: int) -> tuple[int, ...]:
+    """Dimension of the codebooks, which a single one goes without."""
+    return (num_quantizers,) if num_quantizers > 1 else ()
+
+
+def _distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """Squared distance of each example, summed over levels, ``(B,)``."""
+    pairs = zip(a, b, strict=True)
+    return torch.stack([(x - y).square().flatten(1).sum(1) for x, y in pairs]).sum(0)
+
+
+def _perplexities(counts: Tensor) -> dict[str, Tensor]:
+    """Exponential of the entropy of each level's codes ``(Q, J)``, 0-d each."""
+    shares = counts / counts.sum(-1, keepdim=True)
+    perplexities = (-torch.special.xlogy(shares, shares).sum(-1)).exp()
+    if len(counts) == 1:
+        return {"perplexity": perplexities[0]}
+    return {f"perplexity_{q}": perplexity for q, perplexity in enumerate(perplexities, 1)}

@@ -1,0 +1,132 @@
+"""States as JSON and tensors: what optimizers, schedulers and callbacks remember.
+
+A state is made of tensors, numbers, strings, None, and lists, tuples and dictionaries of these. In
+JSON a tensor is its name, a dictionary a list of its pairs (keys may be numbers), and what is not
+finite a word.
+"""
+
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyvae.errors import CheckpointError
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def encode_state(state: Any, name: str, *, finite: bool = True) -> tuple[Any, dict[str, Tensor]]:
+    """Take a state apart.
+
+    Args:
+        state: The state.
+        name: Its name, which the names of its tensors begin with.
+        finite: Whether tensors are to be finite, as a file's have to be; otherwise those that are
+            not are kept as the whole numbers of their bits.
+
+    Returns:
+        JSON, and the tensors that it names.
+
+    Raises:
+        TypeError: If the state holds anything else; the message says where.
+
+    Example:
+        >>> encode_state({"best": -math.inf, 0: torch.zeros(2)}, "early")
+        ({'dict': [['best', {'float': '-inf'}], [0, {'tensor': 'early.0'}]]},
+         {'early.0': tensor([0., 0.])})
+    """
+    tensors: dict[str, Tensor] = {}
+    return _encoded(state, name, tensors, finite), tensors
+
+
+def _encoded(value: Any, name: str, tensors: dict[str, Tensor], finite: bool) -> Any:
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Tensor):
+        while name in tensors:  # the keys "a.b" of a, and "b" of a's "a"
+            name += "'"
+        if finite or not _has_bits(value) or bool(torch.isfinite(value).all()):
+            tensors[name] = value
+            return {"tensor": name}
+        tensors[name] = value.contiguous().view(BITS[value.element_size()])
+        return {"bits": name, "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, Integral):  # numpy's too
+        return int(value)
+    if isinstance(value, Real):
+        number = float(value)
+        return number if math.isfinite(number) else {"float": str(number)}
+    if isinstance(value, (list, tuple)):
+        items = [_encoded(item, f"{name}.{i}", tensors, finite) for i, item in enumerate(value)]
+        return items if isinstance(value, list) else {"tuple": items}
+    if isinstance(value, Mapping):
+        if wrong := [key for key in value if not _is_key(key)]:
+            raise TypeError(
+                f"'{name}' has the key {wrong[0]!r:.80}, expected strings and whole numbers: a "
+                "file can hold no other"
+            )
+        return {
+            "dict": [
+                [key, _encoded(own, f"{name}.{key}", tensors, finite)] for key, own in value.items()
+            ]
+        }
+    raise TypeError(
+        f"'{name}' is {value!r:.80}, a {type(value).__name__}: expected tensors, numbers, strings, "
+        "None, and lists, tuples and dictionaries of these, which is what a file can hold"
+    )
+
+
+def _has_bits(value: Tensor) -> bool:
+    return value.layout is torch.strided and value.dtype in FLOATS
+
+
+def _is_key(key: Any) -> bool:
+    return isinstance(key, (str, int)) and not isinstance(key, bool)
+
+
+def decode_state(form: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Put a state together again.
+
+    Args:
+        form: What :func:`encode_state` returned, read back from JSON.
+        tensors: The tensors.
+
+    Raises:
+        CheckpointError: If ``form`` is not of that make, or names a tensor that is not there.
+
+    Example:
+        >>> decode_state({"tuple": [0.9, {"float": "inf"}]}, {})
+        (0.9, inf)
+    """
+    match form:
+        case None | bool() | int() | float() | str():
+            return form
+        case list(items):
+            return [decode_state(item, tensors) for item in items]
+        case {"tensor": str(name), **rest} if not rest and name in tensors:
+            return tensors[name]
+        case {"bits": str(name), "dtype": str(dtype), **rest} if not rest and name in tensors:
+            return _of_bits(tensors[name], dtype)
+        case {"float": "inf" | "-inf" | "nan" as word, **rest} if not rest:
+            return float(word)
+        case {"tuple": list(items), **rest} if not rest:
+            return tuple(decode_state(item, tensors) for item in items)
+        case {"dict": list(pairs), **rest} if not rest and all(map(_is_pair, pairs)):
+            state = {key: decode_state(own, tensors) for key, own in pairs}
+            if len(state) == len(pairs):
+                return state
+    raise CheckpointError(f"expected a state as tinyvae writes it, got {form!r:.80}")
+
+
+def _of_bits(bits: Tensor, dtype: str) -> Tensor:
+    kinds = {str(own).removeprefix("torch."): own for own in FLOATS}
+    if dtype not in kinds or bits.dtype != BITS[kinds[dtype].itemsize]:
+        raise CheckpointError(f"{bits.dtype} holds no bits of '{dtype:.20}'")
+    return bits.view(kinds[dtype])
+
+
+def _is_pair(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and _is_key(pair[0])

@@ -1,0 +1,137 @@
+r"""Two stochastic layers that both reach the data, inferred from the top.
+
+.. math:: p(x, z_1, z_2) = p(x \mid z_1, z_2)\, p(z_1 \mid z_2)\, p(z_2), \qquad
+    q(z \mid x) = q(z_2 \mid x)\, q(z_1 \mid x, z_2)
+"""
+
+import torch
+from torch import Tensor, nn
+
+from tinyvae.distributions import Distribution, ReshapedBatch
+from tinyvae.encoders import Encoder
+from tinyvae.likelihoods import Likelihood
+from tinyvae.models.base import DecoderModel, conditional, drawn, repeated
+from tinyvae.models.checks import Draw, expect
+from tinyvae.models.output import LatentTerm
+from tinyvae.priors import Prior, StandardNormal
+
+
+class TwoLevelVAE(DecoderModel):
+    r"""Two layers, of which the decoder reads both: the model of the hierarchical VampPrior.
+
+    Args:
+        top: q(z_2 given x).
+        bottom: q(z_1 given x, z_2): an encoder whose network reads x and, as its context, z_2 (and
+            behind it the model's own context), such as one around :class:`~tinyvae.networks.ConcatContext`.
+        generator: p(z_1 given z_2): an encoder of z_2.
+        decoder: Module that maps z_1 and z_2, flattened side by side, to the likelihood's
+            parameters.
+        likelihood: Module that turns them into p(x given z_1, z_2).
+        prior: p(z_2), by default N(0, I); a :class:`~tinyvae.VampPrior` borrows ``top``.
+
+    Shape:
+        x: ``(B, *E)``; latents: ``(K, B, *L_l)``.
+
+    References:
+        Tomczak, Welling (2018). VAE with a VampPrior. arXiv:1705.07120, section 4.
+
+    Example:
+        >>> vae = TwoLevelVAE(
+        ...     top=GaussianEncoder(MLP(4, (8,)), 2),
+        ...     bottom=GaussianEncoder(ConcatContext(MLP(4 + 2, (8,)), context_dim=2), 3),
+        ...     generator=GaussianEncoder(MLP(2, (8,)), 3),
+        ...     decoder=MLP(3 + 2, (8,), out_shape=4),
+        ...     likelihood=BernoulliLikelihood(),
+        ...     prior=VampPrior(2, 4, num_components=5),
+        ... )
+        >>> [(term.name, tuple(term.z.shape)) for term in vae(x).latents]
+        [('z1', (1, 8, 3)), ('z2', (1, 8, 2))]
+    """
+
+    inference = "chain of encoders and generators"
+    posterior_parts = ("top", "bottom")
+    top: Encoder
+    bottom: Encoder
+    generator: Encoder
+    prior: Prior
+
+    def __init__(
+        self,
+        top: Encoder,
+        bottom: Encoder,
+        generator: Encoder,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        prior: Prior | None = None,
+    ) -> None:
+        remedy = "GaussianEncoder(network, latent_dim)"
+        for name, part in (("top", top), ("bottom", bottom), ("generator", generator)):
+            expect("TwoLevelVAE", part, Encoder, name, remedy)
+        prior = StandardNormal(top.latent_shape) if prior is None else prior
+        expect("TwoLevelVAE", prior, Prior, "prior", "such as StandardNormal(top.latent_shape)")
+        shapes = [(bottom.latent_shape, generator.latent_shape)]
+        shapes.append((top.latent_shape, prior.latent_shape))
+        for layer, (posterior, generated) in enumerate(shapes, 1):
+            if posterior != generated:
+                raise ValueError(
+                    f"TwoLevelVAE: z{layer} is {tuple(posterior)} of its encoder and "
+                    f"{tuple(generated)} of its prior"
+                )
+        super().__init__(
+            {
+                "top": top,
+                "bottom": bottom,
+                "generator": generator,
+                "decoder": decoder,
+                "likelihood": likelihood,
+                "prior": prior,
+            }
+        )
+
+    @property
+    def latent_shape(self) -> torch.Size:  # type: ignore[override]
+        """Shape of both latents, flattened side by side."""
+        return torch.Size((self.bottom.latent_shape.numel() + self.top.latent_shape.numel(),))
+
+    @property
+    def is_density(self) -> bool:
+        """Whether posteriors, the generator and the likelihood are densities."""
+        parts = (self.top, self.bottom, self.generator, self.likelihood)
+        return all(part.is_density for part in parts)
+
+    def infer(
+        self, inputs: Tensor, context: Tensor | None, draw: Draw
+    ) -> tuple[tuple[LatentTerm, ...], Tensor]:
+        """Draw z_2 given x, then z_1 given x and z_2."""
+        prior = self.prior_given(context)
+        upper: Distribution = self.top(inputs, context)
+        z2 = draw(self.top, upper)  # (K, B, *L_2)
+        rows = z2.flatten(0, 1)
+        given = (
+            rows
+            if context is None
+            else torch.cat([rows.flatten(1), repeated(context, len(rows)).flatten(1)], 1)
+        )
+        lower = ReshapedBatch(self.bottom(repeated(inputs, len(rows)), given), z2.shape[:2])
+        z1 = draw(self.bottom, lower)
+        terms = (
+            LatentTerm("z1", z1, lower, conditional(self.generator, z2, context)),
+            LatentTerm("z2", z2, upper, prior),
+        )
+        return terms, _side_by_side(z1, z2)
+
+    def generate(self, num_samples: int, context: Tensor | None) -> Tensor:
+        """Draw of p(z_2), then of p(z_1 given z_2)."""
+        z2 = drawn(self.prior_given(context), num_samples, context)
+        z2 = z2 if context is not None else z2.unsqueeze(1)
+        both = _side_by_side(conditional(self.generator, z2, context).sample(), z2)
+        return both if context is not None else both.squeeze(1)
+
+    def prior_given(self, context: Tensor | None) -> Distribution:
+        """p(z_2), or p(z_2 given context)."""
+        prior: Distribution = self.prior(context, encoder=self.top)
+        return prior
+
+
+def _side_by_side(z1: Tensor, z2: Tensor) -> Tensor:
+    return torch.cat([z1.flatten(2), z2.flatten(2)], 2)

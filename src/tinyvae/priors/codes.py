@@ -1,0 +1,98 @@
+"""Prior over the codes of a codebook."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyvae.distributions import CodebookCategorical
+from tinyvae.encoders.base import latent_size
+from tinyvae.encoders.quantized import VectorQuantizedEncoder, _several
+from tinyvae.priors.base import PosteriorOf, Prior
+
+
+class CodePrior(Prior):
+    """Categorical prior over the codes of a :class:`VectorQuantizedEncoder`, at each position.
+
+    Those of several codebooks are independent, as those of several positions are. Uniform in
+    training; :meth:`fit` puts it to the frequencies of the codes after. The codebooks are the VAE's
+    encoder's.
+
+    Args:
+        num_codes: Number of codes :math:`J`.
+        latent_shape: Number of coordinates :math:`C` of a code, or ``(C, *S)``.
+        num_quantizers: Number of codebooks :math:`Q`.
+
+    Example:
+        >>> encoder = VectorQuantizedEncoder(MLP(4, hidden=(8,)), 16, latent_dim=(2, 3))
+        >>> decoder, prior = MLP((2, 3), out_shape=4), CodePrior(16, (2, 3))
+        >>> vae = VAE(encoder, decoder, BernoulliLikelihood(), prior)
+        >>> vae.prior.fit(vae.encode(x).codes)
+        >>> vae.sample(5).shape
+        torch.Size([5, 4])
+    """
+
+    logits: Tensor
+
+    def __init__(
+        self, num_codes: int, latent_shape: int | Sequence[int], *, num_quantizers: int = 1
+    ) -> None:
+        super().__init__()
+        if num_codes < 2:
+            raise ValueError(f"CodePrior expects num_codes >= 2, got {num_codes}")
+        if num_quantizers < 1:
+            raise ValueError(f"CodePrior expects num_quantizers >= 1, got {num_quantizers}")
+        self.num_quantizers = num_quantizers
+        self.latent_shape = latent_size(latent_shape)
+        shape = (num_codes, *_several(num_quantizers), *self.latent_shape[1:])
+        self.register_buffer("logits", torch.zeros(shape))
+
+    def fit(self, codes: Tensor) -> None:
+        """Set the probabilities to frequencies, one of each code added.
+
+        Args:
+            codes: ``(N, *S)``, or ``(N, Q, *S)``, as ``vae.encode(x).codes`` of the training data.
+        """
+        if codes.shape[1:] != self.logits.shape[1:]:
+            raise ValueError(
+                f"CodePrior.fit expects codes (N, *{tuple(self.logits.shape[1:])}), got "
+                f"{tuple(codes.shape)}: give vae.encode(x).codes"
+            )
+        rows = codes.reshape(len(codes), -1)  # (N, S)
+        places = len(self.logits) * torch.arange(rows.shape[1], device=codes.device)
+        counts = torch.bincount((rows + places).flatten(), minlength=self.logits.numel())
+        counts = counts.reshape(rows.shape[1], -1).T  # (J, S)
+        self.logits.copy_((counts + 1).log().reshape(self.logits.shape))
+
+    def forward(
+        self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
+    ) -> CodebookCategorical:
+        """Return the prior, whatever the context."""
+        if not isinstance(encoder, VectorQuantizedEncoder):
+            raise ValueError(
+                "CodePrior needs the codebook of a VectorQuantizedEncoder, "
+                f"got {type(encoder).__name__}: prior(encoder=vae.encoder)"
+            )
+        num_codes = encoder.codebook.shape[-2]
+        if num_codes != len(self.logits):
+            raise ValueError(
+                f"CodePrior of {len(self.logits)} codes does not fit the encoder's "
+                f"{num_codes}: give both the same number"
+            )
+        if encoder.num_quantizers != self.num_quantizers:
+            raise ValueError(
+                f"CodePrior of num_quantizers={self.num_quantizers} does not fit the encoder's "
+                f"{encoder.num_quantizers}: give both the same number"
+            )
+        return CodebookCategorical(
+            self.logits, encoder.codebook.detach().clone()
+        )  # it moves in training
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build an equal prior."""
+        return {
+            "num_codes": len(self.logits),
+            "latent_shape": self.latent_shape,
+            "num_quantizers": self.num_quantizers,
+        }

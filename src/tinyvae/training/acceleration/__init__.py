@@ -1,0 +1,1 @@
+"""Fast paths: compilation, matrix products, fused updates, the allocator."""

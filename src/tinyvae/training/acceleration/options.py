@@ -1,0 +1,184 @@
+"""Fast paths that one asks for: compilation, the route of matrix products, mixed precision."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from tinyvae.core.objective import Batch, ObjectiveOutput
+from tinyvae.training.step import Gradients, scratch
+
+Differentiate: TypeAlias = Callable[[Batch], ObjectiveOutput]
+
+# The route that oneDNN's float32 kernels lie behind: where a CPU has units for bfloat16 it may use
+# these instead, which the probe of its error finds out.
+ONEDNN = "bf16"
+FLOAT32_EXACT = 1e-6
+MANY_ROWS = 4096  # of several draws; kernels for large products are others than for small ones
+ROUNDS, GAIN = 7, 0.95
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a run does to be fast, beyond what it always does.
+
+    Attributes:
+        compile: Compile the pass forwards and backwards to one graph, which takes seconds at the
+            start, needs a C++ compiler, and agrees with the pass itself to rounding. Batches of
+            another shape, such as a short last one, are computed as ever, and all are where the
+            pass cannot be compiled, after a warning. The model's Python code runs once: what a
+            callback changes in its attributes during the run is not seen.
+        matmul: ``"fast"`` takes, on a CPU, oneDNN's matrix products instead of the default ones, if
+            a probe at the start finds the step faster by them and each product of a layer within
+            1e-6 of the exact one. The global setting is put back after the run.
+        precision: ``"bfloat16"`` lets networks compute in it, by autocast, where a probe finds that
+            the device has units for it; densities and weights keep their digits, and validation is
+            in full precision.
+
+    Example:
+        >>> trainer = Trainer(vae, ELBO(), speed=Speed(matmul="fast"), progress=False)
+        >>> history = trainer.fit(x, epochs=1)
+        >>> trainer.route.matmul in ("default", "onednn")
+        True
+    """
+
+    compile: bool = False
+    matmul: Literal["default", "fast"] = "default"
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.compile, bool):
+            raise TypeError(f"Speed expects compile as True or False, got {self.compile!r}")
+        for name, value, known in (
+            ("matmul", self.matmul, ("default", "fast")),
+            ("precision", self.precision, ("float32", "bfloat16")),
+        ):
+            if value not in known:
+                raise ValueError(f"Speed expects {name} of {known}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class ResolvedSpeed:
+    """What the probes at a run's start have chosen.
+
+    Attributes:
+        matmul: ``"default"`` or ``"onednn"``.
+        precision: ``"float32"`` or ``"bfloat16"``.
+    """
+
+    matmul: Literal["default", "onednn"] = "default"
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def matmul_words(self) -> str:
+        """The route, to be read."""
+        return "oneDNN" if self.matmul == "onednn" else "the default route, oneDNN's does not pay"
+
+
+def resolve_speed(gradients: Gradients, example: Batch, speed: Speed) -> ResolvedSpeed:
+    """Probe what was asked for; in training mode, and without a trace."""
+    device = example.x.device
+    has_float32 = any(p.dtype == torch.float32 for p in gradients.model.parameters())
+    half = speed.precision == "bfloat16" and has_float32 and bfloat16_is_faster(device)
+    precision: Literal["bfloat16", "float32"] = "bfloat16" if half else "float32"
+    differentiate = replace(gradients, precision=getattr(torch, precision))
+
+    def step() -> None:
+        with scratch(gradients, device):
+            differentiate(example)
+
+    fast = speed.matmul == "fast" and device.type == "cpu"
+    pays = fast and onednn_is_faster(gradients.model, len(example), step)
+    return ResolvedSpeed("onednn" if pays else "default", precision)
+
+
+def accelerate(
+    gradients: Gradients, example: Batch, speed: Speed, route: ResolvedSpeed
+) -> Differentiate:
+    """The pass of an update as it was asked for, as far as it can be."""
+    gradients = replace(gradients, precision=getattr(torch, route.precision))
+    if not speed.compile:
+        return gradients
+    # Imported late: torch's compiler takes seconds, and only this needs it.
+    from tinyvae.training.acceleration.compiled import compiled
+
+    with matmul_route(route.matmul):
+        return compiled(gradients, example)
+
+
+@contextmanager
+def matmul_route(route: str) -> Iterator[None]:
+    """Matrix products on CPUs by a route inside, as they were after."""
+    if route == "default":
+        yield
+        return
+    setting: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009
+    found = setting.fp32_precision
+    setting.fp32_precision = ONEDNN
+    try:
+        yield
+    finally:
+        setting.fp32_precision = found
+
+
+def onednn_is_faster(model: nn.Module, rows: int, step: Callable[[], object]) -> bool:
+    """Whether oneDNN's products are exact to float32's last digits, and a step faster by them.
+
+    Args:
+        model: Its linear layers are what is probed.
+        rows: Rows of a batch.
+        step: One step, without a trace.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    shapes = {(layer.in_features, layer.out_features) for layer in layers}
+    if not shapes or not torch.backends.mkldnn.is_available():
+        return False
+    with matmul_route("onednn"):
+        sizes = (rows, MANY_ROWS)
+        if any(_error(n, *shape) > FLOAT32_EXACT for n in sizes for shape in shapes):
+            return False
+
+    def fast() -> None:
+        with matmul_route("onednn"):
+            step()
+
+    return _faster(fast, step)
+
+
+def bfloat16_is_faster(device: torch.device) -> bool:
+    """Whether a device multiplies matrices faster in bfloat16 than in float32."""
+    if device.type != "cpu":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    wide = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
+    half = wide.to(torch.bfloat16)
+    return _faster(lambda: half @ half, lambda: wide @ wide)
+
+
+def _error(rows: int, n_in: int, n_out: int) -> float:
+    """Relative error of a layer's products forwards and backwards."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, slope = (
+        torch.randn(shape, generator=generator)
+        for shape in ((rows, n_in), (n_in, n_out), (rows, n_out))
+    )
+    pairs = ((x, weight), (slope, weight.T), (x.T, slope))
+    return max(_distance(a @ b, a.double() @ b.double()) for a, b in pairs)
+
+
+def _distance(product: Tensor, exact: Tensor) -> float:
+    return float(torch.linalg.norm(product - exact) / torch.linalg.norm(exact))
+
+
+def _faster(fast: Callable[[], object], plain: Callable[[], object]) -> bool:
+    """Whether ``fast`` takes less time than ``plain``, by rounds of both in turn."""
+    seconds: dict[Callable[[], object], list[float]] = {fast: [], plain: []}
+    for _ in range(ROUNDS):
+        for run, times in seconds.items():
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+    return min(seconds[fast]) < GAIN * min(seconds[plain])

@@ -1,0 +1,1 @@
+"""Sources of batches: tensors, Datasets and DataLoaders."""

@@ -1,0 +1,109 @@
+"""Every fast path against the plain one, on every workload of the benchmarks."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tinyvae import ELBO, IWAE, Batch, log_marginal
+from tinyvae.distributions import bernoulli_sum as bits
+from tinyvae.training.acceleration.compiled import CompiledGradients
+from tinyvae.training.step import Gradients
+
+ROOT = Path(__file__).parents[2]
+NEVER = 1 << 62
+
+
+@pytest.fixture(scope="module")
+def benchmarks():
+    """Modules of the folder, which is no package."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import workloads
+        from competitors import layers, tinyvae_trainer
+
+        yield workloads, tinyvae_trainer, layers
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+NAMES = ["w1-32", "w1-128", "w2", "w3-1", "w3-50", "w4"]
+
+
+def make(benchmarks, name):
+    """Pass and batch of a workload."""
+    workloads, trainer, _ = benchmarks
+    workload = workloads.WORKLOADS[name]
+    torch.manual_seed(0)
+    vae = trainer.build(workload)
+    objective = ELBO() if workload.num_samples == 1 else IWAE(workload.num_samples)
+    images = torch.from_numpy(workloads.images(workload, workload.batch_size))
+    x = (images > 127).float() if workload.gray else images
+    return Gradients(vae, objective, objective.parameter_groups(vae)), Batch(x)
+
+
+def taken(differentiate, gradients, batch):
+    """Loss and gradients on noise that is always the same."""
+    torch.manual_seed(1)
+    output = differentiate(batch)
+    parameters = gradients.groups["model"]
+    found = [p.grad.clone() for p in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    return [output.losses["model"].detach(), *output.metrics.values(), *found]
+
+
+def assert_near(left, right, bound):
+    for a, b in zip(left, right, strict=True):
+        assert torch.linalg.vector_norm(a - b) <= bound * torch.linalg.vector_norm(b)
+
+
+def test_the_table_names_every_workload(benchmarks):
+    workloads, _, _ = benchmarks
+    assert list(workloads.WORKLOADS) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_models_have_the_layers_of_the_others(benchmarks, name):
+    workloads, trainer, layers = benchmarks
+    workload = workloads.WORKLOADS[name]
+    vae = trainer.build(workload)
+    for own, plain in ((vae.encoder, layers.encoder), (vae.decoder, layers.decoder)):
+        shapes = [p.shape for p in own.parameters()]
+        assert shapes == [p.shape for p in plain(workload).parameters()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sums_by_pieces_are_the_sums(benchmarks, name, monkeypatch):
+    gradients, batch = make(benchmarks, name)
+    monkeypatch.setattr(bits, "PIECE", NEVER)
+    plain = taken(gradients, gradients, batch)
+    monkeypatch.setattr(bits, "PIECE", 10_000)
+    assert_near(taken(gradients, gradients, batch), plain, 2e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evidence_by_products_of_masses_is_the_evidence(benchmarks, name, monkeypatch):
+    gradients, batch = make(benchmarks, name)
+    vae, x = gradients.model, batch.x[:3].float()
+    fast = log_marginal(vae, x, num_samples=2000)
+    monkeypatch.setattr(bits, "PIECE", NEVER)
+    plain = log_marginal(vae, x, num_samples=2000)
+    assert (fast - plain).abs().max() < 2e-4
+    exact = log_marginal(vae.double(), x.double(), num_samples=2000)
+    assert exact.dtype == torch.float64
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch compiles by a C++ compiler"
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_compiled_pass_is_the_pass(benchmarks, name):
+    gradients, batch = make(benchmarks, name)
+    compiled = CompiledGradients(gradients, batch)
+    plain, own = (taken(d, gradients, batch) for d in (gradients, compiled))
+    # Weights of IWAE are exponentials of log weights, whose rounding they inherit.
+    rounding = 2 * torch.finfo(torch.float32).eps * float(plain[0].abs())
+    assert_near(own, plain, rounding if name == "w3-50" else 1e-5)

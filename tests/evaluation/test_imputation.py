@@ -1,0 +1,540 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers.oracles import gauss_hermite
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import multivariate_normal
+from torch import nn
+from torch.distributions import MultivariateNormal
+
+from tinyvae import (
+    ELBO,
+    MLP,
+    VAE,
+    Batch,
+    BernoulliLikelihood,
+    CategoricalLikelihood,
+    Encoder,
+    GaussianEncoder,
+    GaussianLikelihood,
+    evaluate,
+    impute,
+    log_marginal,
+)
+from tinyvae.distributions import Independent, Normal, TorchDistribution
+from tinyvae.likelihoods import Column, MaskedLikelihood, MixedLikelihood
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+D = 5
+STD = 0.7
+
+
+class Posterior(Encoder):
+    """q(z given x_obs) of a linear-Gaussian model, of data and mask: exact without a shift."""
+
+    def __init__(self, weight, bias, *, shift=0.0, spread=1.0, diagonal=False):
+        super().__init__()
+        self.latent_shape = torch.Size((weight.shape[1],))
+        self.weight, self.bias = weight, bias
+        self.shift, self.spread, self.diagonal = shift, spread, diagonal
+
+    def forward(self, x, context=None):
+        x, seen = x.chunk(2, 1)
+        weight = self.weight * seen[..., None] / STD  # (B, D, L)
+        covariance = torch.linalg.inv(torch.eye(*self.latent_shape) + weight.mT @ weight)
+        mean = (covariance @ weight.mT @ ((x - self.bias) / STD)[..., None])[..., 0] + self.shift
+        covariance = covariance * self.spread**2
+        if self.diagonal:
+            return Independent(Normal(mean, covariance.diagonal(dim1=1, dim2=2).log() / 2), 1)
+        return TorchDistribution(MultivariateNormal(mean, covariance, validate_args=False))
+
+    def config(self):
+        return {}
+
+
+class LinearGaussian:
+    """z ~ N(0, I), x given z ~ N(W z + b, std^2 I), some entries of x missing."""
+
+    def __init__(self, num_latents, **posterior):
+        self.weight, self.bias = torch.randn(D, num_latents), torch.randn(D)
+        decoder = MLP(num_latents, hidden=(), out_shape=D)
+        with torch.no_grad():
+            decoder.layers[0].weight.copy_(self.weight)
+            decoder.layers[0].bias.copy_(self.bias)
+        likelihood = MaskedLikelihood(GaussianLikelihood(STD), show_mask=True)
+        self.vae = VAE(Posterior(self.weight, self.bias, **posterior), decoder, likelihood)
+        self.covariance = self.weight @ self.weight.T + STD**2 * torch.eye(D)
+
+    def sample(self, count):
+        return MultivariateNormal(self.bias, self.covariance).sample((count,))
+
+    def evidence(self, x):
+        """log N(x_obs; b_obs, covariance_obs) of each row, by scipy."""
+        x, mean, covariance = x.numpy(), self.bias.numpy(), self.covariance.numpy()
+        rows = []
+        for row in x:
+            at = np.flatnonzero(~np.isnan(row))
+            p = multivariate_normal(mean[at], covariance[np.ix_(at, at)]) if len(at) else None
+            rows.append(p.logpdf(row[at]) if p else 0.0)
+        return torch.tensor(rows)
+
+    def conditional(self, row):
+        """Mean and covariance of the missing entries of a row given the observed ones."""
+        missing = row.isnan()
+        seen = ~missing
+        gain = self.covariance[missing][:, seen] @ torch.linalg.inv(self.covariance[seen][:, seen])
+        mean = self.bias[missing] + gain @ (row - self.bias)[seen]
+        covariance = self.covariance[missing][:, missing]
+        return mean, covariance - gain @ self.covariance[seen][:, missing]
+
+
+ONE = {"num_latents": 1, "diagonal": True}
+MANY = {"num_latents": 2}
+WRONG = {"shift": 0.5, "spread": 1.5}
+masks = st.lists(st.lists(st.booleans(), min_size=D, max_size=D), min_size=1, max_size=4)
+
+
+def with_holes(model, rows):
+    return model.sample(len(rows)).masked_fill(~torch.tensor(rows), math.nan)
+
+
+# The evidence of what was observed ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [ONE, MANY, {"num_latents": 4}])
+@settings(max_examples=30)
+@given(rows=masks)
+def test_exact_posterior_attains_the_evidence_for_every_draw(options, rows):
+    model = LinearGaussian(**options)
+    x = with_holes(model, rows)
+    exact = model.evidence(x)
+    with torch.no_grad():
+        log_weight = model.vae(x, num_samples=3).log_weight()
+        loss = ELBO(kl="sample")(model.vae, Batch(x)).losses["model"]
+    torch.testing.assert_close(log_weight, exact.expand(3, -1), rtol=0, atol=1e-10)
+    torch.testing.assert_close(-loss, exact.mean(), rtol=0, atol=1e-10)
+    for num_samples in (1, 5):
+        estimate = log_marginal(model.vae, x, num_samples=num_samples)
+        torch.testing.assert_close(estimate, exact, rtol=0, atol=1e-10)
+
+
+@given(rows=masks.filter(lambda rows: any(map(any, rows))))
+@settings(max_examples=20)
+def test_report_is_of_the_evidence(rows):
+    model = LinearGaussian(**MANY)
+    x = with_holes(model, rows)
+    report = evaluate(model.vae, x, elbo_samples=3, importance_samples=2)
+    exact = model.evidence(x).mean().item()
+    assert report.elbo.mean == pytest.approx(exact, abs=1e-10)
+    assert report.log_marginal.mean == pytest.approx(exact, abs=1e-10)
+    assert report.num_dims == sum(map(sum, rows)) / len(rows)
+    bits = -exact / report.num_dims / math.log(2)
+    assert report.bits_per_dim(report.elbo.mean) == pytest.approx(bits, abs=1e-9)
+
+
+@pytest.mark.parametrize("elements", [1, 12, 60])
+def test_chunks_of_data_take_their_masks_along(monkeypatch, elements):
+    for module in ("importance", "report"):
+        monkeypatch.setattr(f"tinyvae.evaluation.{module}.CHUNK_ELEMENTS", elements)
+    model = LinearGaussian(**MANY)
+    x, mask = model.sample(7), torch.rand(7, D) > 0.4
+    exact = model.evidence(x.masked_fill(~mask, math.nan))
+    estimate = log_marginal(model.vae, x, mask=mask, num_samples=4)
+    torch.testing.assert_close(estimate, exact, rtol=0, atol=1e-10)
+    options = {"elbo_samples": 2, "importance_samples": 2, "importance_examples": 3}
+    report = evaluate(model.vae, x, mask=mask, **options)
+    assert report.elbo.mean == pytest.approx(exact.mean().item(), abs=1e-10)
+    assert report.log_marginal.mean == pytest.approx(exact[:3].mean().item(), abs=1e-10)
+
+
+def test_closed_form_kl_with_missing_entries():
+    model = LinearGaussian(**ONE)
+    x = with_holes(model, [[True, False, True, False, False], [False] * 5])
+    report = evaluate(model.vae, x.repeat(50, 1), elbo_samples=400, importance_samples=None)
+    posterior = model.vae.encode(x).base
+    mean, variance = posterior.mean[:, 0], (2 * posterior.log_std[:, 0]).exp()
+    kl = 0.5 * (mean**2 + variance - 1 - variance.log())
+    assert kl[1].item() == pytest.approx(0, abs=1e-12)  # nothing seen: the prior
+    assert report.kl.mean == pytest.approx(kl.mean().item(), abs=1e-12)
+    exact = model.evidence(x).mean().item()
+    # Half of the rows have no noise; the others are 50 independent means of 400 draws.
+    noise = model.vae(x, num_samples=5000).log_px.std(0).norm().item() / 2 / math.sqrt(50 * 400)
+    assert abs(report.elbo.mean - exact) < 4 * noise
+
+
+@pytest.mark.parametrize("options", [ONE, MANY])
+def test_wrong_posterior_is_below_the_evidence(options):
+    model = LinearGaussian(**options, **WRONG)
+    x = model.sample(200).masked_fill(torch.rand(200, D) < 0.4, math.nan)
+    exact = model.evidence(x).mean().item()
+    report = evaluate(model.vae, x, elbo_samples=200, importance_samples=5)
+    assert report.elbo.mean + 0.05 < report.log_marginal.mean + 0.02 < exact
+    many = log_marginal(model.vae, x, num_samples=4000).mean().item()
+    assert many == pytest.approx(exact, abs=0.02)
+
+
+# Filling in ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_imputations", [None, 3])
+@settings(max_examples=20)
+@given(rows=masks)
+def test_observed_entries_stay_bitwise(num_imputations, rows):
+    model = LinearGaussian(**MANY)
+    x = with_holes(model, rows)
+    seen = ~x.isnan()
+    filled = impute(model.vae, x, num_samples=4, num_imputations=num_imputations)
+    assert filled.shape == (x.shape if num_imputations is None else (num_imputations, *x.shape))
+    assert torch.isfinite(filled).all()
+    assert torch.equal(filled[..., seen], x[seen].expand_as(filled[..., seen]))
+
+
+ROW = torch.tensor([1.5, math.nan, -0.5, math.nan, math.nan], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("options", [ONE, MANY])
+@pytest.mark.parametrize("wrong", [{}, WRONG])
+def test_best_value_is_the_conditional_mean(options, wrong):
+    """Over independent runs: each row of the batch has draws of its own."""
+    model = LinearGaussian(**options, **wrong)
+    mean, _ = model.conditional(ROW)
+    filled = impute(model.vae, ROW.expand(400, D), num_samples=1000)[:, ROW.isnan()]
+    error = filled.std(0) / math.sqrt(400)
+    assert ((filled.mean(0) - mean).abs() < 4 * error + 1e-4).all()
+    assert error.max() < 0.01
+    if wrong:  # without weights it would be off by far
+        unweighted = model.vae.decode(model.vae.encode(ROW[None]).mean).mean[0, ROW.isnan()]
+        assert ((unweighted - mean).abs() > 20 * error).any()
+
+
+@pytest.mark.parametrize("options", [ONE, MANY])
+@pytest.mark.parametrize("wrong", [{}, WRONG])
+def test_draws_have_the_conditional_mean_and_covariance(options, wrong):
+    model = LinearGaussian(**options, **wrong)
+    mean, covariance = model.conditional(ROW)
+    count = 5000
+    draws = impute(model.vae, ROW.expand(count, D), num_samples=200, num_imputations=2)
+    draws = draws[0][:, ROW.isnan()]  # one of each row: independent
+    error = covariance.diagonal().sqrt() / math.sqrt(count)
+    assert ((draws.mean(0) - mean).abs() < 4.5 * error).all()
+    scale = covariance.diagonal().sqrt()
+    spread = (scale[:, None] * scale).square() + covariance.square()
+    error = (spread / count).sqrt()
+    assert ((draws.T.cov() - covariance).abs() < 4.5 * error).all()
+
+
+def test_imputations_of_a_row_differ():
+    model = LinearGaussian(**MANY)
+    filled = impute(model.vae, ROW[None], num_samples=50, num_imputations=20)
+    assert len(filled[:, 0, ROW.isnan()].unique(dim=0)) == 20
+    pairs = impute(model.vae, ROW.expand(2000, D), num_samples=100, num_imputations=2)[:, :, 1]
+    correlation = torch.corrcoef(pairs)[0, 1].item()
+    assert abs(correlation) < 4.5 / math.sqrt(2000) + 1 / 100  # one latent in a hundred is shared
+
+
+def test_nothing_missing_and_all_missing():
+    model = LinearGaussian(**MANY)
+    x = model.sample(3)
+    assert torch.equal(impute(model.vae, x, num_samples=2), x)
+    draws = impute(model.vae, torch.full((20_000, D), math.nan), num_samples=2, num_imputations=1)[
+        0
+    ]
+    error = model.covariance.diagonal().sqrt() / math.sqrt(20_000)
+    assert ((draws.mean(0) - model.bias).abs() < 4.5 * error).all()
+
+
+# Classes ------------------------------------------------------------------------------------------
+
+
+def tiny_table():
+    """Three classes, a class of two and one of four, over one latent, with a wrong posterior."""
+    columns = [
+        Column("a", "category", ("u", "v", "w")),
+        Column("b", "binary", (False, True)),
+        Column("c", "category", (1, 2, 3, 4)),
+    ]
+    likelihood = MaskedLikelihood(MixedLikelihood(columns), show_mask=True)
+    encoder = GaussianEncoder(MLP(likelihood.input_shape((3,)), (4,)), 1)
+    decoder = MLP(1, hidden=(), out_shape=likelihood.param_shape((3,)))
+    slopes = torch.tensor([-1.5, 1.5, -2.0, 0.0, 2.0, -3.0, -1.0, 1.0, 3.0])  # of b, a, c
+    with torch.no_grad():
+        decoder.layers[0].weight.copy_(slopes[:, None])
+    return VAE(encoder, decoder, likelihood)
+
+
+ALL_CELLS = torch.tensor(list(itertools.product(range(3), range(2), range(4)))).double()
+
+
+def cell_probabilities(vae):
+    """Of all 24 rows, by quadrature over the latent."""
+    nodes, log_weights = gauss_hermite(60)
+    with torch.no_grad():
+        log_px = vae.decode(nodes[:, None]).log_prob(ALL_CELLS)
+    return (log_px + log_weights[:, None]).logsumexp(0).exp()
+
+
+def patterns():
+    """Every row of which one entry or two are observed, -1 where they are not."""
+    seen = [mask for mask in itertools.product([True, False], repeat=3) if 0 < sum(mask) < 3]
+    rows = [ALL_CELLS.masked_fill(~torch.tensor(mask), -1) for mask in seen]
+    return torch.cat(rows).unique(dim=0)
+
+
+def conditional_probabilities(vae):
+    """Rows with holes, position of one, and the probabilities of its classes given the rest."""
+    joint = cell_probabilities(vae)
+    assert joint.sum().item() == pytest.approx(1, abs=1e-10)
+    for row in patterns():
+        fits = ((row < 0) | (row == ALL_CELLS)).all(1)
+        for at in (row < 0).nonzero()[:, 0].tolist():
+            classes = ALL_CELLS[:, at].long()
+            p = torch.zeros(int(classes.max()) + 1).index_add(0, classes[fits], joint[fits])
+            yield row.masked_fill(row < 0, math.nan), at, p / p.sum()
+
+
+def test_best_class_is_the_most_probable_one():
+    vae = tiny_table()
+    cases = list(conditional_probabilities(vae))
+    assert len(cases) == (3 + 2 + 4) * 2 + 3 * 2 + 3 * 4 + 2 * 4
+    filled = impute(vae, torch.stack([row for row, _, _ in cases]), num_samples=5000)
+    clear = 0
+    for (_, at, p), got in zip(cases, filled, strict=True):
+        first, second = p.sort(descending=True).values[:2]
+        if first - second > 0.05:  # not nearly a tie
+            clear += 1
+            assert got[at] == p.argmax()
+    assert clear > 25
+    best = {(at, int(p.argmax())) for _, at, p in cases}
+    assert len(best) > 4  # not the same class whatever was observed
+
+
+def test_drawn_classes_have_their_probabilities():
+    vae = tiny_table()
+    for row, at, p in list(conditional_probabilities(vae))[::6]:
+        draws = impute(vae, row.expand(1000, 3), num_samples=200, num_imputations=1)[0, :, at]
+        frequency = torch.stack([(draws == c).double().mean() for c in range(len(p))])
+        error = (p * (1 - p) / 1000).sqrt()
+        assert ((frequency - p).abs() < 4.5 * error + 1e-3).all()
+
+
+class Step(nn.Module):
+    """Logits of three classes: one pair is likely on either side of zero."""
+
+    def forward(self, z):
+        left, right = torch.tensor([[0.51, 0.49, 1e-9], [1e-9, 0.49, 0.51]]).log()
+        rows = torch.where(z < 0, left, right)[..., None]
+        return torch.cat([rows, rows], -1)  # (N, 3, 2)
+
+
+def test_probabilities_are_pooled_and_not_classes():
+    """The mean of the best classes is 1 as well, but the best of the two halves never is."""
+    encoder = GaussianEncoder(MLP((3, 2), (4,)), 1)
+    vae = VAE(encoder, Step(), MaskedLikelihood(CategoricalLikelihood(3)))
+    filled = impute(vae, torch.full((4, 2), math.nan), num_samples=2000)
+    assert torch.equal(filled, torch.ones(4, 2))
+
+
+def test_best_class_is_no_rounded_mean():
+    encoder = GaussianEncoder(MLP((3, 2), (4,)), 1)
+    decoder = MLP(1, hidden=(), out_shape=(3, 2))
+    with torch.no_grad():
+        decoder.layers[0].weight.zero_()
+        decoder.layers[0].bias.copy_(torch.tensor([0.4, 0.25, 0.35]).log().repeat_interleave(2))
+    x = torch.tensor([[math.nan, 2.0]])
+    vae = VAE(encoder, decoder, MaskedLikelihood(CategoricalLikelihood(3)))
+    assert torch.equal(impute(vae, x, num_samples=20), torch.tensor([[0.0, 2.0]]))
+    vae.likelihood = MaskedLikelihood(CategoricalLikelihood(3, ordered=True))
+    vae.encoder = GaussianEncoder(MLP(2, (4,)), 1)
+    expected = torch.tensor([[0.95, 2.0]])
+    torch.testing.assert_close(impute(vae, x, num_samples=20), expected)
+
+
+def test_a_table_is_completed():
+    columns = [Column("age", "number", (), 40.0, 12.0), Column("smokes", "binary", ("no", "yes"))]
+    likelihood = MaskedLikelihood(MixedLikelihood(columns), show_mask=True)
+    mixed = likelihood.likelihood
+    encoder = GaussianEncoder(MLP(likelihood.input_shape((2,)), (4,)), 1)
+    vae = VAE(encoder, MLP(1, (4,), out_shape=likelihood.param_shape((2,))), likelihood)
+    x = mixed.to_tensor({"age": [35.0, None, None], "smokes": ["yes", "no", None]})
+    for options in ({}, {"num_imputations": 4}):
+        filled = impute(vae, x, num_samples=50, **options).reshape(-1, 3, 2)
+        for rows in map(mixed.to_arrays, filled):
+            assert rows["age"][0] == 35.0
+            assert rows["smokes"][:2].tolist() == ["yes", "no"]
+            assert rows["smokes"][2] in ("no", "yes")
+            assert (rows["age"] > -60).all()
+            assert (rows["age"] < 140).all()
+            assert (rows["age"][1:] > 5).any()  # in the units of the table
+
+
+# Chunks, seeds, state -----------------------------------------------------------------------------
+
+
+def certain_vae():
+    """A model without noise: whatever is drawn, and in whatever chunks, is the same."""
+    encoder = GaussianEncoder(MLP(2 * D, (6,)), 2)
+    with torch.no_grad():
+        encoder.head.weight[2:] = 0
+        encoder.head.bias[2:] = -40.0
+    likelihood = MaskedLikelihood(GaussianLikelihood(1e-15), show_mask=True)
+    return VAE(encoder, MLP(2, (6,), out_shape=D), likelihood)
+
+
+@pytest.mark.parametrize("elements", [1, 25, 100, 10**6])
+@pytest.mark.parametrize("num_imputations", [None, 2])
+def test_chunks_change_nothing(monkeypatch, elements, num_imputations):
+    monkeypatch.setattr("tinyvae.evaluation.imputation.CHUNK_ELEMENTS", elements)
+    vae = certain_vae()
+    x = torch.randn(9, D)
+    mask = torch.rand(9, D) > 0.4
+    filled = impute(vae, x, mask=mask, num_samples=5, num_imputations=num_imputations)
+    expected = torch.where(mask, x, vae.reconstruct(x, mask=mask))
+    torch.testing.assert_close(filled, expected.expand_as(filled), rtol=0, atol=1e-12)
+
+
+def test_chunks_do_not_change_the_law(monkeypatch):
+    model = LinearGaussian(**MANY)
+    mean, covariance = model.conditional(ROW)
+    monkeypatch.setattr("tinyvae.evaluation.imputation.CHUNK_ELEMENTS", 5000)  # of 10 rows
+    draws = impute(model.vae, ROW.expand(2000, D), num_samples=100, num_imputations=1)[0]
+    assert len(draws[:, 1].unique()) == 2000  # no two chunks of the same draws
+    error = covariance.diagonal().sqrt() / math.sqrt(2000)
+    assert ((draws[:, ROW.isnan()].mean(0) - mean).abs() < 4.5 * error).all()
+
+
+@pytest.mark.parametrize("num_imputations", [None, 3])
+def test_same_seed_same_numbers(num_imputations):
+    model = LinearGaussian(**MANY)
+    x = with_holes(model, [[True, False, True, False, True]] * 4)
+    options = {"num_samples": 7, "num_imputations": num_imputations}
+    first = impute(model.vae, x, **options)
+    torch.randn(3)
+    assert torch.equal(impute(model.vae, x, **options), first)
+    assert not torch.equal(impute(model.vae, x, seed=1, **options), first)
+
+
+def test_leaves_everything_as_found():
+    network = nn.Sequential(nn.Linear(2 * D, 6), nn.Dropout(0.5))
+    encoder = GaussianEncoder(network, 2, features=6)
+    likelihood = MaskedLikelihood(GaussianLikelihood(), show_mask=True)
+    vae = VAE(encoder, MLP(2, (6,), out_shape=D), likelihood)
+    vae.decoder.eval()
+    x = torch.randn(4, D).masked_fill(torch.rand(4, D) < 0.5, math.nan)
+    before, modes = x.clone(), [m.training for m in vae.modules()]
+    state = torch.get_rng_state()
+    filled = impute(vae, x, num_samples=5, num_imputations=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [m.training for m in vae.modules()] == modes
+    assert torch.is_grad_enabled()
+    assert not filled.requires_grad
+    torch.testing.assert_close(x, before, rtol=0, atol=0, equal_nan=True)
+    # Dropout is off inside.
+    assert torch.equal(impute(vae.eval(), x, num_samples=5, num_imputations=2), filled)
+
+
+def test_mask_is_nan():
+    model = LinearGaussian(**MANY)
+    x = model.sample(6)
+    mask = torch.rand(6, D) > 0.5
+    for num_imputations in (None, 2):
+        options = {"num_samples": 7, "num_imputations": num_imputations}
+        expected = impute(model.vae, x.masked_fill(~mask, math.nan), **options)
+        for beside in (mask, mask.long(), mask.double()):
+            assert torch.equal(impute(model.vae, x, mask=beside, **options), expected)
+
+
+def test_integers_with_a_mask():
+    encoder = GaussianEncoder(MLP((3, 2), (4,)), 1)
+    vae = VAE(
+        encoder, MLP(1, hidden=(), out_shape=(3, 2)), MaskedLikelihood(CategoricalLikelihood(3))
+    )
+    x = torch.tensor([[2, 0], [1, 2]], dtype=torch.uint8)
+    mask = torch.tensor([[True, False], [False, True]])
+    filled = impute(vae, x, mask=mask, num_samples=20)
+    assert torch.equal(filled[mask], torch.tensor([2.0, 2.0]))
+    assert torch.equal(filled, impute(vae, x.double(), mask=mask, num_samples=20))
+
+
+def test_images():
+    likelihood = MaskedLikelihood(BernoulliLikelihood(), show_mask=True)
+    encoder = GaussianEncoder(MLP((2, 4, 3), (4,)), 2)
+    vae = VAE(encoder, MLP(2, (4,), out_shape=(1, 4, 3)), likelihood)
+    x = (torch.rand(5, 1, 4, 3) > 0.5).double()
+    mask = torch.rand(5, 1, 4, 3) > 0.5
+    mean = impute(vae, x, mask=mask, num_samples=20)
+    assert torch.equal(mean[mask], x[mask])
+    assert ((mean[~mask] > 0) & (mean[~mask] < 1)).all()
+    draws = impute(vae, x, mask=mask, num_samples=20, num_imputations=3)
+    assert draws.shape == (3, 5, 1, 4, 3)
+    assert torch.equal(draws, (draws > 0.5).double())
+
+
+class Conditional(nn.Module):
+    """Its context, whatever z."""
+
+    def forward(self, z, context):
+        return context
+
+
+class Ignorant(Posterior):
+    """N(0, I), whatever x and context."""
+
+    def forward(self, x, context=None):
+        zeros = torch.zeros(len(x), *self.latent_shape)
+        return Independent(Normal(zeros, zeros), 1)
+
+
+def test_conditional_models(monkeypatch):
+    monkeypatch.setattr("tinyvae.evaluation.imputation.CHUNK_ELEMENTS", 30)  # of two rows
+    encoder = Ignorant(torch.zeros(D, 2), torch.zeros(D))
+    vae = VAE(encoder, Conditional(), MaskedLikelihood(GaussianLikelihood(1e-9)))
+    context, x = torch.randn(7, D), torch.full((7, D), math.nan)
+    x[:, 0] = context[:, 0]
+    torch.testing.assert_close(impute(vae, x, context, num_samples=3), context)
+    draws = impute(vae, x, context, num_samples=3, num_imputations=2)
+    torch.testing.assert_close(draws, context.expand(2, 7, D), rtol=0, atol=1e-7)
+    with pytest.raises(ValueError, match="one row of context per example, got 6 for 7"):
+        impute(vae, x, context[:6])
+
+
+def test_float32_model():
+    x = torch.randn(4, D).masked_fill(torch.rand(4, D) < 0.5, math.nan)
+    vae = certain_vae()
+    exact = impute(vae, x, num_samples=5)
+    filled = impute(vae.float(), x, num_samples=5)
+    assert filled.dtype == torch.float32
+    assert torch.equal(filled[~x.isnan()], x[~x.isnan()].float())
+    torch.testing.assert_close(filled.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+# Errors -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"num_samples": 0}, {"num_imputations": 0}])
+def test_counts_below_one(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"impute expects {name} >= 1, got 0"):
+        impute(LinearGaussian(**MANY).vae, ROW[None], **options)
+
+
+def test_a_likelihood_that_is_not_masked():
+    vae = VAE(GaussianEncoder(MLP(D, (4,)), 1), MLP(1, (4,), out_shape=D), GaussianLikelihood())
+    with pytest.raises(ValueError, match=r"NaN .*MaskedLikelihood\(likelihood\)"):
+        impute(vae, ROW[None])
+    with pytest.raises(ValueError, match=r"wrap it, MaskedLikelihood\(GaussianLikelihood"):
+        impute(vae, torch.zeros(1, D), mask=torch.zeros(1, D, dtype=torch.bool))
+
+
+def test_data_that_do_not_fit():
+    vae = LinearGaussian(**MANY).vae
+    with pytest.raises(ValueError, match=r"a mask of the data's shape \(1, 5\)"):
+        impute(vae, ROW[None], mask=torch.ones(5, dtype=torch.bool))
+    with pytest.raises(ValueError, match="B >= 1"):
+        impute(vae, ROW[None][:0])
+    with pytest.raises(TypeError, match="expected a tensor"):
+        impute(vae, ROW[None].numpy())

@@ -1,0 +1,303 @@
+"""The process that trains, and dies, in the tests of kills: it forks one life for each request.
+
+Torch is imported once. The process that forks has one thread and has computed nothing, so that a
+life begins as a process of its own would.
+"""
+
+import gc
+import hashlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+import torch
+import torch._dynamo  # takes seconds, and the first optimizer does it
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+import tinyvae.io.tensors
+import tinyvae.training.checkpoints.directory
+from tinyvae import (
+    ELBO,
+    MLP,
+    VAE,
+    BernoulliLikelihood,
+    Callback,
+    Checkpoint,
+    GaussianEncoder,
+    Optimization,
+    Trainer,
+)
+from tinyvae.datasets import DynamicBinarization
+from tinyvae.schedules import Linear
+from tinyvae.training.checkpoints.directory import RunDirectory
+
+EPOCHS = 10
+BATCH_SIZE = 16
+STEPS = 10  # of an epoch, the last of them short
+EXAMPLES = BATCH_SIZE * STEPS - 5
+FATAL_INDEX = 77
+EVERY = 3  # steps from checkpoint to checkpoint
+LIMIT = 60  # seconds of a life; only what hangs takes so long
+
+
+def make_data():
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(EXAMPLES, 16, generator=generator)
+
+
+def make_trainer(folder, keep, extra):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.Dropout(0.2), nn.ReLU())
+    encoder = GaussianEncoder(network, latent_dim=2, features=32)
+    optimization = Optimization(
+        0.01,
+        scheduler=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
+        scheduler_interval="step",
+    )
+    checkpoint = Checkpoint(folder, every_steps=EVERY, every_minutes=None, keep=keep)
+    return Trainer(
+        VAE(encoder, MLP(2, (32,), 16), BernoulliLikelihood()),
+        ELBO(beta=Linear(0.0, 1.0, fraction=0.7)),
+        optimization,
+        callbacks=[checkpoint, *extra],
+        record_every=7,
+        device="cpu",
+        progress=False,
+    )
+
+
+def digest(trainer):
+    """What a run leaves: weights, moments, rates and history, without the time."""
+    sha = hashlib.sha256()
+    states = [trainer.model.state_dict()]
+    for optimizer in trainer.optimizers.values():
+        states += optimizer.state_dict()["state"].values()
+        sha.update(repr([g["lr"] for g in optimizer.param_groups]).encode())
+    for name, value in (item for state in states for item in sorted(state.items())):
+        sha.update(name.encode() + value.numpy().tobytes())
+    epochs = [{n: v for n, v in row.items() if n != "time_seconds"} for row in trainer.history]
+    schedulers = [s.state_dict()["last_epoch"] for s in trainer.schedulers.values()]
+    sha.update(json.dumps([epochs, trainer.history.updates, schedulers]).encode())
+    return f"{trainer.epoch} {trainer.step} {sha.hexdigest()}"
+
+
+# Data that are read by other processes ------------------------------------------------------------
+
+
+class Fatal(Dataset):
+    """Ends the process that reads one of its items, once."""
+
+    def __init__(self, data, flag):
+        self.data, self.flag = data, flag
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        if index == FATAL_INDEX and get_worker_info() and not self.flag.exists():
+            self.flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.data[index]
+
+
+def make_train(kind, flag):
+    """Training data, and options of fit."""
+    data = make_data()
+    if kind == "tensor":
+        return data, {}
+    fatal = Fatal(data, flag)
+    if kind == "workers":
+        return fatal, {"workers": 2}
+    generator = torch.Generator().manual_seed(3)
+    loader = DataLoader(fatal, BATCH_SIZE, shuffle=True, num_workers=1, generator=generator)
+    return loader, {}
+
+
+# What is planted into a life ----------------------------------------------------------------------
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(LIMIT)
+
+
+def die_in_writer(when, name, number):
+    """Die before, after or half-way through the n-th call of a function by the writer."""
+    owner = Path if name == "unlink" else os
+    original, count = getattr(owner, name), [0]
+
+    def planted(*args, **kwargs):
+        count[0] += threading.current_thread().name.startswith("tinyvae-writer")
+        if count[0] != number:
+            return original(*args, **kwargs)
+        if when == "half":
+            original(args[0], args[1][: len(args[1]) // 2])
+        if when == "after":
+            original(*args, **kwargs)
+        return die()
+
+    setattr(owner, name, planted)
+
+
+def write_in_place():
+    """A slow writer that knows no temporary file."""
+
+    def write(path, data):
+        with Path(path).open("wb", buffering=0) as file:
+            for start in range(0, len(data), -(-len(data) // 16)):
+                os.write(file.fileno(), data[start : start - (-len(data) // 16)])
+                time.sleep(0.005)
+            os.fsync(file.fileno())
+
+    tinyvae.io.tensors.write_atomically = write
+
+
+def delete_first():
+    """A slow writer that makes room for a checkpoint before it is written."""
+    original = RunDirectory.write
+
+    def write(self, *args):
+        self.keep(0, None)
+        time.sleep(0.08)
+        original(self, *args)
+
+    RunDirectory.write = write
+
+
+def signal_at(name, function):
+    """A signal comes before a function of the folder is called."""
+    owner = (
+        RunDirectory if hasattr(RunDirectory, function) else tinyvae.training.checkpoints.directory
+    )
+    original = getattr(owner, function)
+
+    def signaled(*args):
+        os.kill(os.getpid(), getattr(signal, name))
+        return original(*args)
+
+    setattr(owner, function, signaled)
+
+
+def stay_offline(tried):
+    """Refuse all ways to other computers, and write down who asked."""
+
+    def refuse(*args, **kwargs):
+        write_line(tried, repr(args))
+        raise OSError("there is no network")
+
+    class Offline(socket.socket):
+        def connect(self, address):
+            return super().connect(address) if self.family == socket.AF_UNIX else refuse(address)
+
+        connect_ex = connect
+
+    socket.socket, socket.getaddrinfo = Offline, refuse
+
+
+class Report(Callback):
+    """Writes each step down, and may take long over one."""
+
+    def __init__(self, log, slow_step=None, seconds=LIMIT):
+        self.log, self.slow_step, self.seconds = log, slow_step, seconds
+
+    def on_step_end(self, trainer, output):
+        write_line(self.log, str(trainer.step))
+        if self.slow_step in (trainer.step, "all"):
+            write_line(self.log, "slow")
+            time.sleep(self.seconds)
+
+
+PLANTS = [die_in_writer, write_in_place, delete_first, signal_at]
+
+
+def write_line(log, line):
+    with log.open("ab", buffering=0) as file:
+        file.write(line.encode() + b"\n")
+
+
+def live(folder, *, plants=(), kind="tensor", keep=2, slow=(), resume="auto"):
+    """Train up to the end, in a folder that may hold a run; write a report beside it."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("error", UserWarning)
+    warnings.filterwarnings("ignore", "the data cannot say where they were")
+    log = folder.with_suffix(".log")
+    named = {plant.__name__: plant for plant in PLANTS}
+    for name, *arguments in plants:
+        named[name](*arguments)
+    held = RunDirectory.lock
+
+    def lock(self):  # by now signals are heeded
+        write_line(log, "held")
+        return held(self)
+
+    RunDirectory.lock = lock
+    train, options = make_train(kind, folder.with_suffix(".flag"))
+    trainer = make_trainer(folder, keep, [Report(log, *slow)])
+    transform = DynamicBinarization()
+    settings = {"epochs": EPOCHS, "batch_size": BATCH_SIZE, "transform": transform, **options}
+    report = {}
+    try:
+        trainer.fit(train, make_data()[:32], resume=resume, **settings)
+        report = {"digest": digest(trainer), "stop_reason": trainer.history.stop_reason}
+    except RuntimeError as error:
+        report = {"error": str(error)}
+    folder.with_suffix(".json").write_text(json.dumps({**report, "time": time.time()}))
+
+
+def end_as(call, *args, **kwargs):
+    """End the process as Python would, without a second of tidying up."""
+    code = 1
+    try:
+        call(*args, **kwargs)
+        code = 0
+    except SystemExit as error:
+        code = error.code
+    except BaseException:
+        traceback.print_exc()
+    os._exit(code)
+
+
+def serve():
+    """Fork a life for each line; tell its process, its end, and how that was."""
+    torch.set_num_threads(1)
+    gc.freeze()  # memory that no life has to copy
+    while line := sys.stdin.readline():
+        request = json.loads(line)
+        folder, forks = Path(request.pop("folder")), request.pop("forks", True)
+        if not forks:
+            live(folder, **request)
+            tell(ended=True)
+            continue
+        tasks = Path("/proc/self/task")
+        threads = len(list(tasks.iterdir())) if tasks.exists() else threading.active_count()
+        assert threads == 1
+        pid = os.fork()
+        if pid == 0:
+            os.setpgid(0, 0)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a background ignores it
+            signal.alarm(LIMIT)
+            end_as(live, folder, **request)
+        tell(pid=pid)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # its number stays its own
+        tell(ended=True)
+        sys.stdin.readline()
+        tell(code=os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+def tell(**words):
+    print(json.dumps(words), flush=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        stay_offline(Path(sys.argv[1]))
+    serve()

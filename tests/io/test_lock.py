@@ -1,0 +1,306 @@
+"""One owner of a folder at a time: in a process, over processes, and whatever becomes of them."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+import tinyvae.io.lock
+from tinyvae.io import FolderLock
+
+posix = pytest.mark.skipif(os.name != "posix", reason="forks and signals as POSIX has them")
+ROUNDS = 200
+
+# The module by itself, for another process would need seconds for all of the library.
+CHILD = f"""
+import os, runpy, signal, sys
+from pathlib import Path
+FolderLock = runpy.run_path({tinyvae.io.lock.__file__!r})["FolderLock"]
+folder = Path(sys.argv[1])
+
+def attempt():
+    try:
+        FolderLock(folder).release()
+    except BlockingIOError as error:
+        return str(error)
+    return "free"
+
+def say(word):  # a line at once, for two processes may say something
+    os.write(1, str(word).encode() + b"\\n")
+
+def in_a_fork(action):
+    pid = os.fork()
+    if pid == 0:
+        action()
+        os._exit(0)
+    return os.waitpid(pid, 0)
+"""
+HOLD = "lock = FolderLock(folder); say('held'); sys.stdin.readline(); lock.release(); say('done')"
+
+
+@contextmanager
+def another(folder, code):
+    """Another process, which runs ``code``."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", CHILD + code, str(folder)]
+    with subprocess.Popen(command, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def heard(process):
+    return process.stdout.readline().strip()
+
+
+def told(process):
+    print(file=process.stdin, flush=True)
+
+
+def seen_by_another(folder):
+    with another(folder, "say(attempt())") as process:
+        return heard(process)
+
+
+# Within a process ---------------------------------------------------------------------------------
+
+
+def test_a_second_owner_of_this_process_is_refused(tmp_path, monkeypatch):
+    lock = FolderLock(tmp_path)
+    monkeypatch.chdir(tmp_path.parent)
+    for name in (tmp_path, tmp_path / ".." / tmp_path.name, type(tmp_path)(tmp_path.name)):
+        with pytest.raises(BlockingIOError, match="in use by another run of this process"):
+            FolderLock(name)
+    assert f"process {os.getpid()}" in seen_by_another(tmp_path)  # refusing has freed nothing
+    lock.release()
+    FolderLock(tmp_path).release()
+
+
+@posix
+def test_a_link_is_the_folder_it_points_to(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    lock = FolderLock(tmp_path / "link")
+    with pytest.raises(BlockingIOError):
+        FolderLock(tmp_path / "folder")
+    lock.release()
+
+
+def test_folders_do_not_share_a_lock(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    first, second = FolderLock(tmp_path / "a"), FolderLock(tmp_path / "b")
+    first.release()
+    with pytest.raises(BlockingIOError):
+        FolderLock(tmp_path / "b")
+    second.release()
+
+
+def test_a_thread_is_refused(tmp_path):
+    refused = []
+
+    def attempt():
+        try:
+            FolderLock(tmp_path)
+        except BlockingIOError as error:
+            refused.append(str(error))
+
+    lock = FolderLock(tmp_path)
+    thread = threading.Thread(target=attempt)
+    thread.start()
+    thread.join()
+    assert refused == [f"{tmp_path} is in use by another run of this process"]
+    lock.release()
+
+
+@pytest.fixture
+def hasty_threads():
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_of_threads_that_come_at_once_one_is_let_in(tmp_path):
+    owners = []
+    barrier = threading.Barrier(4)
+
+    def attempt(folder):
+        barrier.wait()
+        try:
+            owners.append(FolderLock(folder))
+        except BlockingIOError:
+            return
+
+    for i in range(ROUNDS):
+        (tmp_path / str(i)).mkdir()
+        threads = [threading.Thread(target=attempt, args=(tmp_path / str(i),)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    paths = [lock.path for lock in owners]
+    for lock in owners:
+        lock.release()
+    assert len(paths) == len(set(paths)) == ROUNDS
+
+
+def test_an_owner_that_failed_to_begin_holds_nothing(tmp_path, monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left")
+
+    monkeypatch.setattr(os, "getpid", full)
+    with pytest.raises(OSError, match="No space left"):
+        FolderLock(tmp_path)
+    monkeypatch.undo()
+    FolderLock(tmp_path).release()
+
+
+@posix
+def test_a_system_without_locks_is_not_taken_for_another_owner(tmp_path, monkeypatch):
+    import fcntl
+
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", unsupported)
+    with pytest.raises(OSError, match="No locks available") as caught:
+        FolderLock(tmp_path)
+    assert not isinstance(caught.value, BlockingIOError)
+
+
+def test_a_folder_that_is_not_there_is_not_made(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        FolderLock(tmp_path / "absent")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Over processes -----------------------------------------------------------------------------------
+
+
+def test_another_process_is_refused_until_the_lock_is_released(tmp_path):
+    lock = FolderLock(tmp_path)
+    assert seen_by_another(tmp_path) == f"{tmp_path} is in use by process {os.getpid()}"
+    lock.release()
+    assert seen_by_another(tmp_path) == "free"
+    lock = FolderLock(tmp_path)  # the file that it left is no hindrance
+    assert seen_by_another(tmp_path).endswith(f"process {os.getpid()}")
+    lock.release()
+
+
+def test_the_process_that_holds_it_is_named(tmp_path):
+    with another(tmp_path, HOLD) as owner:
+        assert heard(owner) == "held"
+        for _ in range(2):  # a refusal leaves the name there
+            with pytest.raises(BlockingIOError, match=f"in use by process {owner.pid}$"):
+                FolderLock(tmp_path)
+        told(owner)
+        assert heard(owner) == "done"
+        FolderLock(tmp_path).release()  # though the process lives
+
+
+def test_a_longer_name_of_an_older_owner_leaves_no_trace(tmp_path):
+    (tmp_path / "lock").write_text("process 12345678901234567890")
+    lock = FolderLock(tmp_path)
+    assert (tmp_path / "lock").read_text() == f"process {os.getpid()}"
+    lock.release()
+
+
+@posix
+def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path):
+    with another(tmp_path, HOLD) as owner:
+        assert heard(owner) == "held"
+        owner.send_signal(signal.SIGKILL)
+        owner.wait()
+        assert (tmp_path / "lock").read_text() == f"process {owner.pid}"
+        lock = FolderLock(tmp_path)
+    assert seen_by_another(tmp_path).endswith(f"process {os.getpid()}")
+    lock.release()
+
+
+# Forked children ----------------------------------------------------------------------------------
+
+CHILD_TRIES = """
+lock = FolderLock(folder)
+in_a_fork(lambda: say(attempt()))
+say(os.getpid())
+sys.stdin.readline()
+"""
+CHILD_RELEASES = """
+lock = FolderLock(folder)
+in_a_fork(lock.release)
+say(os.getpid())
+sys.stdin.readline()
+"""
+CHILD_EXITS = """
+lock = FolderLock(folder)
+pid = os.fork()
+if pid == 0:
+    sys.exit()
+os.waitpid(pid, 0)
+say(os.getpid())
+sys.stdin.readline()
+"""
+PARENT_RELEASES = """
+lock = FolderLock(folder)
+pid = os.fork()
+if pid == 0:
+    sys.stdin.readline()
+    say(attempt())
+    os._exit(0)
+lock.release()
+say('released')
+os.waitpid(pid, 0)
+"""
+PARENT_DIES = """
+lock = FolderLock(folder)
+pid = os.fork()
+if pid == 0:
+    sys.stdin.readline()
+    os._exit(0)
+say('forked')
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@posix
+def test_a_forked_child_is_refused_and_told_who_holds_it(tmp_path):
+    with another(tmp_path, CHILD_TRIES) as parent:
+        said, pid = heard(parent), heard(parent)
+        assert said.startswith(f"{tmp_path} is in use by ")
+        assert seen_by_another(tmp_path).endswith(f"process {pid}")
+    assert said.endswith(f"process {pid}")
+
+
+@posix
+@pytest.mark.parametrize("code", [CHILD_RELEASES, CHILD_EXITS], ids=["releases", "exits"])
+def test_a_forked_child_frees_nothing(code, tmp_path):
+    with another(tmp_path, code) as parent:
+        pid = heard(parent)
+        assert seen_by_another(tmp_path) == f"{tmp_path} is in use by process {pid}"
+
+
+@posix
+def test_a_forked_child_does_not_hold_what_its_parent_has_released(tmp_path):
+    with another(tmp_path, PARENT_RELEASES) as parent:
+        assert heard(parent) == "released"
+        assert seen_by_another(tmp_path) == "free"
+        told(parent)
+        assert heard(parent) == "free"  # for the child too
+
+
+@posix
+def test_a_forked_child_does_not_hold_what_its_dead_parent_held(tmp_path):
+    with another(tmp_path, PARENT_DIES) as parent:
+        assert heard(parent) == "forked"
+        parent.wait()
+        assert seen_by_another(tmp_path) == "free"
+        told(parent)

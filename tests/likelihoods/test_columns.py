@@ -1,0 +1,438 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinyvae.likelihoods import Column
+from tinyvae.likelihoods.columns import infer_columns, named_columns, to_arrays, to_tensor
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def kinds_of(table, kinds=None):
+    return {column.name: column.kind for column in infer_columns(table, kinds)}
+
+
+# Inference ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "levels"),
+    [
+        ([1.5, 2.5, -3.0], "number", ()),
+        ([1.0, 2.0, 3.0], "number", ()),
+        ([-1, 2, 3], "number", ()),
+        ([0, 2, 7], "count", ()),
+        ([0, 2, 7, None], "count", ()),
+        ([4, 9, 4], "binary", (4, 9)),
+        ([0.5, 0.25, None], "binary", (0.25, 0.5)),
+        ([True, False, True], "binary", (False, True)),
+        ([None, False, True], "binary", (False, True)),
+        (["no", "yes", None, "no"], "binary", ("no", "yes")),
+        (["red", "blue", "red", "green"], "category", ("blue", "green", "red")),
+        ([1.5, None, 3.5, 2.5], "number", ()),
+        ([1.5, math.nan, 3.5, 2.5], "number", ()),
+    ],
+)
+def test_kind_of_a_column(values, kind, levels):
+    (column,) = infer_columns({"a": values})
+    assert (column.name, column.kind, column.levels) == ("a", kind, levels)
+
+
+def test_levels_keep_their_python_types():
+    (column,) = infer_columns({"a": np.array([3, 5, 3])})
+    assert [type(level) for level in column.levels] == [int, int]
+    (column,) = infer_columns({"a": np.array(["u", "v"])})
+    assert [type(level) for level in column.levels] == [str, str]
+
+
+def test_levels_without_an_order_are_taken_too():
+    (column,) = infer_columns({"a": np.array(["u", 1, "v", 1], dtype=object)})
+    assert set(column.levels) == {"u", "v", 1}
+
+
+def test_matrix():
+    matrix = np.array([[0.5, 1, 0], [1.5, 0, 2], [math.nan, 1, 5]])
+    assert kinds_of(matrix) == {"x0": "binary", "x1": "binary", "x2": "number"}
+    assert kinds_of(matrix[:, 2:].astype(int)) == {"x0": "count"}
+    assert kinds_of(torch.from_numpy(matrix)) == kinds_of(matrix)
+
+
+def test_matrix_of_objects():
+    matrix = np.array([[1.5, "a", 3], [2.5, "b", None], [None, "c", 1], [3.5, None, 2]], object)
+    assert kinds_of(matrix) == {"x0": "number", "x1": "category", "x2": "count"}
+
+
+def test_standardization_is_that_of_what_is_there():
+    table = {
+        "number": [1.0, 2.0, None, 6.0],
+        "count": [0, 2, 7, None],
+        "positive": [1.0, 10.0, 100.0, math.nan],
+    }
+    number, count, positive = infer_columns(table, {"positive": "positive"})
+    assert (number.shift, number.scale) == pytest.approx((3.0, np.std([1, 2, 6])), rel=1e-14)
+    assert (count.shift, count.scale) == pytest.approx((0.0, 3.0), rel=1e-14)
+    assert (positive.shift, positive.scale) == pytest.approx((0.0, 10.0), rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([0, 2, 7], "number"),
+        ([0, 2, 7], "category"),
+        ([1, 2, 7], "positive"),
+        ([0.0, 2.0, 7.0, math.nan], "count"),
+        ([0, 1], "count"),
+        ([0, 1], "category"),
+        ([False, True], "number"),
+        (["1.5", "2", "4"], "number"),
+    ],
+)
+def test_kinds_override(values, kind):
+    assert kinds_of({"a": values, "b": [1.5] * (len(values) - 1) + [2.5]}, {"a": kind}) == {
+        "a": kind,
+        "b": "binary",
+    }
+
+
+# pandas -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pandas():
+    return pytest.importorskip("pandas")
+
+
+def test_frame(pandas):
+    frame = pandas.DataFrame(
+        {
+            "income": [1.5, math.nan, 3.5, 2.0],
+            "visits": pandas.array([3, 1, None, 0], dtype="Int64"),
+            "color": pandas.Categorical(["red", None, "blue", "green"]),
+            "member": [True, False, True, True],
+            "left": pandas.array([True, None, False, True], dtype="boolean"),
+            "answer": pandas.Series(["no", "yes", None, "no"], dtype=object),
+            "city": pandas.array(["b", "a", None, "c"], dtype="string"),
+        }
+    )
+    columns = infer_columns(frame, {"visits": "count"})
+    assert {column.name: column.kind for column in columns} == {
+        "income": "number",
+        "visits": "count",
+        "color": "category",
+        "member": "binary",
+        "left": "binary",
+        "answer": "binary",
+        "city": "category",
+    }
+    nan = math.nan
+    expected = [
+        [1.5, 3, 2, 1, 1, 0, 1],
+        [nan, 1, nan, 0, nan, 1, 0],
+        [3.5, nan, 0, 1, 0, nan, nan],
+        [2.0, 0, 1, 1, 1, 0, 2],
+    ]
+    torch.testing.assert_close(
+        to_tensor(frame, columns), torch.tensor(expected), rtol=0, atol=0, equal_nan=True
+    )
+
+
+def test_frame_and_dictionary_agree(pandas):
+    table = {"a": [1.5, 2.5, -1.0], "b": ["u", "v", "w"], "c": [0, 1, 5]}
+    frame = pandas.DataFrame(table)
+    assert infer_columns(frame) == infer_columns(table)
+    assert torch.equal(
+        to_tensor(frame, infer_columns(table)), to_tensor(table, infer_columns(frame))
+    )
+
+
+def test_frame_comes_back(pandas):
+    frame = pandas.DataFrame(
+        {"a": [1.5, math.nan, 3.5, 2.0], "b": ["u", None, "w", "u"], "c": [True, False] * 2}
+    )
+    columns = infer_columns(frame)
+    back = pandas.DataFrame(to_arrays(to_tensor(frame, columns), columns))
+    pandas.testing.assert_frame_equal(
+        back.astype({"b": object}), frame.astype({"b": object}), check_dtype=False
+    )
+
+
+def test_column_names_become_strings(pandas):
+    frame = pandas.DataFrame(np.array([[1.5, 2], [2.5, 3], [4, 9]]))
+    assert [column.name for column in infer_columns(frame)] == ["0", "1"]
+
+
+# Errors -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("table", "kinds", "message"),
+    [
+        ({"a": [1, 2, 3]}, {"b": "count"}, r"kinds names \['b'\], expected columns of \['a'\]"),
+        ({"a": [1, 1, None]}, None, "column 'a' has 1 different value"),
+        ({"a": [None, None]}, None, "column 'a' has 0 different value"),
+        ({"a": []}, None, "column 'a' has 0 different value"),
+        ({"a": [1, 2], "b": [1, 2, 3]}, None, r"columns of one length, got {'a': 2, 'b': 3}"),
+        ({}, None, "columns of one length, got {}"),
+        (np.zeros(3), None, r"a table \(N, D\), got an array of shape \(3,\)"),
+        ({"a": ["u", "v"]}, {"a": "number"}, "'a' expects numbers, got .*'u'.* call it a category"),
+        ({"a": [1.0, 0.0, 2.0]}, {"a": "positive"}, "'a': positive numbers expected, got 0"),
+        ({"a": [1.0, -3.5]}, {"a": "positive"}, "'a': positive numbers expected, got -3.5"),
+        ({"a": [1, 2, 3]}, {"a": "binary"}, "'a': a binary column has 2 levels, got 3"),
+        ({"a": [1, 2, 3]}, {"a": "real"}, "'a': expected a kind of .*, got 'real'"),
+    ],
+)
+def test_what_cannot_be_described(table, kinds, message):
+    with pytest.raises(ValueError, match=message):
+        infer_columns(table, kinds)
+
+
+@pytest.mark.parametrize("table", [[1, 2], "table", None])
+def test_no_table(table):
+    with pytest.raises(TypeError, match="a DataFrame, a dictionary of columns or a matrix"):
+        infer_columns(table)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a", "real"), "expected a kind of"),
+        (("a", "binary"), "a binary column has 2 levels, got 0"),
+        (("a", "binary", ("u", "v", "w")), "a binary column has 2 levels, got 3"),
+        (("a", "category", ("u",)), "a category column has two or more levels, got 1"),
+        (("a", "number", ("u", "v")), "a number column has no levels, got 2"),
+        (("a", "number", (), 0.0, 0.0), "a finite scale > 0, got 0.0 and 0.0"),
+        (("a", "count", (), 0.0, -1.0), "a finite scale > 0"),
+        (("a", "number", (), math.inf, 1.0), "a finite shift"),
+        (("a", "number", (), math.nan, 1.0), "a finite shift"),
+        (("a", "positive", (), 0.0, math.inf), "a finite scale"),
+    ],
+)
+def test_bad_column(arguments, message):
+    with pytest.raises(ValueError, match=f"column 'a': .*{message}"):
+        Column(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"age": [1.0]}, r"no columns \['color'\], it has \['age'\]"),
+        (
+            {"age": [1.0, 2.0], "color": ["pink", "red"]},
+            r"'color' has unknown levels \['pink'\], expected of \['blue', 'red'\]",
+        ),
+        ({"age": ["old", "new"], "color": ["red", "red"]}, "'age' expects numbers, got .*'old'"),
+        (np.zeros((2, 3)), r"no columns \['age', 'color'\], it has \['x0', 'x1', 'x2'\]"),
+    ],
+)
+def test_tables_that_do_not_fit(table, message):
+    columns = [Column("age", "number"), Column("color", "binary", ("blue", "red"))]
+    with pytest.raises(ValueError, match=message):
+        to_tensor(table, columns)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (1, 2, 2)])
+def test_tensors_that_do_not_fit(shape):
+    with pytest.raises(ValueError, match=r"expected a tensor \(N, 2\), got"):
+        to_arrays(torch.zeros(shape), [Column("a", "number"), Column("b", "number")])
+
+
+# To a tensor and back -----------------------------------------------------------------------------
+
+
+def test_order_of_the_description_counts():
+    columns = [Column("b", "number"), Column("a", "binary", ("u", "v"))]
+    table = {"extra": ["?", "?"], "a": ["v", "u"], "b": [3.0, 4.0]}
+    assert torch.equal(to_tensor(table, columns), torch.tensor([[3.0, 1.0], [4.0, 0.0]]))
+    assert list(to_arrays(torch.zeros(1, 2), columns)) == ["b", "a"]
+
+
+def test_a_matrix_is_taken_by_position():
+    columns = [Column("b", "number"), Column("a", "binary", (7, 9))]
+    x = to_tensor(np.array([[1.5, 9], [2.5, math.nan]]), columns)
+    torch.testing.assert_close(x, torch.tensor([[1.5, 1.0], [2.5, math.nan]]), equal_nan=True)
+
+
+def test_levels_keep_the_order_that_they_are_given():
+    columns = [Column("size", "category", ("small", "large", "huge"))]
+    table = {"size": ["huge", "small", "large"]}
+    assert torch.equal(to_tensor(table, columns)[:, 0], torch.tensor([2.0, 0.0, 1.0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_default_dtype(dtype):
+    torch.set_default_dtype(dtype)  # restored by the fixture
+    assert to_tensor({"a": [1, 2]}, [Column("a", "count")]).dtype == dtype
+
+
+def test_arrays_have_the_types_of_their_levels():
+    columns = [
+        Column("flag", "binary", (False, True)),
+        Column("code", "category", (3, 5, 8)),
+        Column("name", "category", ("u", "v")),
+        Column("age", "number"),
+    ]
+    whole = to_arrays(torch.ones(2, 4), columns)
+    assert [array.dtype.kind for array in whole.values()] == ["b", "i", "U", "f"]
+    holes = to_arrays(torch.full((1, 4), math.nan), columns)
+    assert [holes[name].tolist() for name in ("flag", "code", "name")] == [[None]] * 3
+    assert math.isnan(holes["age"].item())
+
+
+def test_arrays_are_no_view_of_the_tensor():
+    x = torch.zeros(2, 1)
+    to_arrays(x, [Column("a", "number")])["a"][:] = 5
+    assert torch.equal(x, torch.zeros(2, 1))
+
+
+def test_tables_are_not_changed():
+    table = {"a": np.array([1.5, math.nan, 2.5]), "b": np.array(["u", None, "v"], dtype=object)}
+    before = {name: values.copy() for name, values in table.items()}
+    columns = infer_columns(table)
+    to_tensor(table, columns)
+    for name, values in table.items():
+        np.testing.assert_array_equal(values, before[name])
+
+
+LEVELS = st.one_of(
+    st.lists(st.text(max_size=3), min_size=2, max_size=5, unique=True),
+    st.lists(st.integers(-9, 9), min_size=2, max_size=5, unique=True),
+    st.just([False, True]),
+)
+
+
+@st.composite
+def tables(draw):
+    """TabularDistribution with missing values, and what they hold in Python."""
+    rows = draw(st.integers(1, 5))
+    columns, table = [], {}
+    for name in draw(st.lists(st.text(max_size=3), min_size=1, max_size=5, unique=True)):
+        kind = draw(st.sampled_from(["number", "positive", "count", "binary", "category"]))
+        levels = ()
+        if kind == "number":
+            values = st.floats(allow_nan=False, allow_infinity=False)
+        elif kind == "positive":
+            values = st.floats(1e-300, 1e300)
+        elif kind == "count":
+            values = st.integers(0, 2**53)
+        else:
+            levels = draw(LEVELS)
+            levels = tuple(levels[:2] if kind == "binary" else levels)
+            values = st.sampled_from(levels)
+        columns.append(Column(name, kind, levels))
+        table[name] = draw(st.lists(st.none() | values, min_size=rows, max_size=rows))
+    return columns, table
+
+
+def missing(value):
+    return value is None or value != value
+
+
+@settings(max_examples=100)
+@given(tables())
+def test_round_trip(drawn):
+    columns, table = drawn
+    objects = {name: np.array(values, dtype=object) for name, values in table.items()}
+    x = to_tensor(objects, columns)
+    assert x.shape == (len(next(iter(table.values()))), len(columns))
+    back = to_arrays(x, columns)
+    assert list(back) == [column.name for column in columns]
+    for name, values in table.items():
+        for value, got in zip(values, back[name].tolist(), strict=True):
+            assert (missing(value) and missing(got)) or value == got
+    torch.testing.assert_close(to_tensor(back, columns), x, rtol=0, atol=0, equal_nan=True)
+
+
+@settings(max_examples=100)
+@given(tables(), st.randoms())
+def test_order_of_a_table_does_not_matter(drawn, random):
+    columns, table = drawn
+    names = random.sample(list(table), len(table))
+    shuffled = {name: np.array(table[name], dtype=object) for name in names}
+    given_order = {name: shuffled[name] for name in table}
+    x = to_tensor(given_order, columns)
+    assert torch.equal(to_tensor(shuffled, columns).isnan(), x.isnan())
+    assert torch.equal(to_tensor(shuffled, columns).nan_to_num(), x.nan_to_num())
+
+
+def test_named_columns_of_a_matrix():
+    assert list(named_columns(np.zeros((2, 3)))) == ["x0", "x1", "x2"]
+
+
+def test_nan_in_a_list_of_text_is_missing():
+    (column,) = infer_columns({"a": ["u", "v", math.nan, None]})
+    assert (column.kind, column.levels) == ("binary", ("u", "v"))
+
+
+def test_levels_of_two_types_come_back():
+    table = {"a": ["u", 1, 1, 2.5]}
+    columns = infer_columns(table)
+    assert to_arrays(to_tensor(table, columns), columns)["a"].tolist() == ["u", 1, 1, 2.5]
+
+
+@pytest.mark.parametrize("values", [[-1, 5, 7], [0.5, 1.5, 2.5]])
+def test_what_is_no_count(values):
+    with pytest.raises(ValueError, match="column 'a': counts are integers >= 0"):
+        infer_columns({"a": values}, {"a": "count"})
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"a": [1.0, math.inf, 2.0]}, "column 'a' holds infinity"),
+        ({"a": 3.0}, "column 'a': expected one value per row"),
+        ({"a": [[1.0, 2.0], [3.0, 4.0]]}, "column 'a': expected one value per row"),
+        ({1: [1.0, 2.0], "1": [1.0, 2.0]}, "columns of different names, got two of '1'"),
+        ({"a": np.array(["2024-01-01", "2024-02-01"], dtype="datetime64[D]")}, "holds dates"),
+    ],
+)
+def test_what_is_no_table(table, message):
+    with pytest.raises(ValueError, match=message):
+        infer_columns(table)
+
+
+@pytest.mark.parametrize("levels", ["no", ("a", "a")])
+def test_levels_are_different_ones(levels):
+    with pytest.raises(ValueError, match="expected a tuple of different levels"):
+        Column("a", "binary", levels)
+
+
+def test_pandas_knows_of_levels_and_integers():
+    pandas = pytest.importorskip("pandas")
+    sizes = pandas.Categorical(["L", "S", None], categories=["S", "M", "L"], ordered=True)
+    visits = pandas.array([1, None, 3], dtype="Int64")
+    frame = pandas.DataFrame({"size": sizes, "visits": visits})
+    size, count = infer_columns(frame)
+    assert (size.kind, size.levels) == ("category", ("S", "M", "L"))
+    assert infer_columns(frame.assign(visits=pandas.array([1, None, 3], "Int64")))[1] == count
+    x = to_tensor(frame, [size, count])
+    assert x[:, 0].nan_to_num(-1).tolist() == [2, 0, -1]
+
+
+def test_a_column_that_float32_cannot_hold_is_refused():
+    torch.set_default_dtype(torch.float32)  # the fixture puts it back
+    times = {"t": [1.7e9, 1.7e9 + 5, 1.7e9 + 11]}
+    with pytest.raises(ValueError, match=r"column 't': torch.float32 rounds .* subtract an origin"):
+        to_tensor(times, infer_columns(times))
+
+
+def test_masked_arrays_have_holes():
+    (column,) = infer_columns({"a": np.ma.array([1.0, 2.0, -999.0, 4.5], mask=[0, 0, 1, 0])})
+    assert column.shift == 2.5
+
+
+@pytest.mark.parametrize("levels", [(None, "a"), (math.nan, 1.0), (1j, 2j), (("a",), ("b",))])
+def test_levels_are_what_a_file_can_hold(levels):
+    with pytest.raises(ValueError, match="texts or finite numbers"):
+        Column("a", "binary", levels)
+
+
+def test_indices_of_no_level_are_refused():
+    column = Column("a", "binary", ("no", "yes"))
+    assert to_arrays(torch.tensor([[0.99999]]), [column])["a"].tolist() == ["yes"]
+    for index in (-1.0, 2.0):
+        with pytest.raises(ValueError, match="expected indices of 2 levels"):
+            to_arrays(torch.tensor([[index]]), [column])

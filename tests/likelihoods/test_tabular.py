@@ -1,0 +1,594 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinyvae import (
+    MLP,
+    VAE,
+    BernoulliLikelihood,
+    CategoricalLikelihood,
+    GaussianEncoder,
+    GaussianLikelihood,
+)
+from tinyvae.likelihoods import (
+    Column,
+    Learned,
+    LogNormalLikelihood,
+    MaskedLikelihood,
+    MixedLikelihood,
+    NegativeBinomialLikelihood,
+    OneHotLikelihood,
+    OptimalGaussianLikelihood,
+    PoissonLikelihood,
+    StandardizedLikelihood,
+    StudentTLikelihood,
+    ZeroInflatedLikelihood,
+)
+from tinyvae.models.serialization import build_part, describe_part
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+AGE = Column("age", "number", shift=40.0, scale=12.0)
+COLOR = Column("color", "category", ("blue", "green", "red"))
+VISITS = Column("visits", "count", scale=2.5)
+HEIGHT = Column("height", "number", shift=170.0, scale=9.0)
+INCOME = Column("income", "positive", scale=2e4)
+SMOKES = Column("smokes", "binary", ("no", "yes"))
+COLUMNS = [AGE, COLOR, VISITS, HEIGHT, INCOME, SMOKES]
+ROWS = torch.tensor(
+    [[35.0, 2.0, 0.0, 160.0, 1.5e4, 1.0], [51.0, 0.0, 7.0, 181.0, 9e4, 0.0]],
+    dtype=torch.float64,
+)
+
+
+def drawn(likelihood, *batch):
+    """Random parameters, the learned ones too."""
+    with torch.no_grad():
+        for parameter in likelihood.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    width = likelihood.param_shape((len(likelihood.columns),))
+    return torch.randn(*batch, *width)
+
+
+def columns_of(likelihood, params, x):
+    """Log density of each column, one at a time."""
+    return likelihood.scalars(params, 1).log_prob(x)
+
+
+def blocks_of(likelihood):
+    """Each block, with the names of its columns."""
+    for block, at in likelihood._placed_blocks():
+        yield block, [likelihood.columns[position].name for position in at]
+
+
+def in_order(likelihood, params):
+    """Parameters ``(..., P)`` of each column, by name, off the blocks as they are laid out."""
+    found, start = {}, 0
+    for block, names in blocks_of(likelihood):
+        shape = block.param_shape((len(names),))
+        part = params.narrow(-1, start, shape.numel()).unflatten(-1, shape)
+        start += shape.numel()
+        found |= {name: part[..., i].detach().numpy() for i, name in enumerate(names)}
+    return found
+
+
+def learned_of(likelihood, name):
+    """The learned scale or concentration of a column."""
+    ((block, names),) = (pair for pair in blocks_of(likelihood) if name in pair[1])
+    (raw,) = block.parameters()
+    return 1e-3 + raw.detach().exp()[names.index(name)].item()  # softplus about log 1e-3
+
+
+def by_scipy(likelihood, params, x):
+    """Log density of each column in the units of the table."""
+    p, x = in_order(likelihood, params), x.numpy()
+    density = []
+    for i, column in enumerate(likelihood.columns):
+        name, value = column.name, x[..., i]
+        if column.levels:
+            logits = np.moveaxis(p[name], -1, 0)
+            logs = scipy.special.log_softmax(logits, 0)
+            value = np.broadcast_to(value, logs.shape[1:]).astype(int)
+            density.append(np.take_along_axis(logs, value[None], 0)[0])
+        elif column.kind == "count":
+            mean, r = column.scale * np.exp(p[name]), learned_of(likelihood, name)
+            density.append(scipy.stats.nbinom.logpmf(value, r, r / (r + mean)))
+        elif column.kind == "positive":
+            scale = column.scale * np.exp(p[name])
+            density.append(
+                scipy.stats.lognorm.logpdf(value, learned_of(likelihood, name), 0, scale)
+            )
+        else:
+            mean = column.shift + column.scale * p[name]
+            std = column.scale * learned_of(likelihood, name)
+            density.append(scipy.stats.norm.logpdf(value, mean, std))
+    return np.stack(density, -1)
+
+
+# The density --------------------------------------------------------------------------------------
+
+
+def test_log_prob_is_the_sum_over_columns_in_their_units():
+    likelihood = MixedLikelihood(COLUMNS)
+    params = drawn(likelihood, 3, 2)
+    expected = by_scipy(likelihood, params, ROWS)
+    p = likelihood(params, 1)
+    assert (p.batch_shape, p.event_shape) == ((3, 2), (6,))
+    np.testing.assert_allclose(columns_of(likelihood, params, ROWS).detach(), expected, rtol=1e-10)
+    np.testing.assert_allclose(p.log_prob(ROWS).detach(), expected.sum(-1), rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["age", "income"])
+@given(unit=st.sampled_from([1e-3, 0.5, 1000.0]))
+def test_another_unit_of_a_column_costs_its_logarithm(name, unit):
+    def in_unit(c):
+        if c.name != name:
+            return c
+        return Column(c.name, c.kind, c.levels, unit * c.shift, unit * c.scale)
+
+    likelihood = MixedLikelihood(COLUMNS)
+    other = MixedLikelihood([in_unit(c) for c in COLUMNS])
+    params = drawn(likelihood, 2)
+    other.load_state_dict(
+        {k: v for k, v in likelihood.state_dict().items() if k.endswith("raw")}, strict=False
+    )
+    x = ROWS.clone()
+    x[:, [c.name for c in COLUMNS].index(name)] *= unit
+    difference = other(params, 1).log_prob(x) - likelihood(params, 1).log_prob(ROWS)
+    torch.testing.assert_close(difference, torch.full((2,), -math.log(unit)), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("position", "low", "high"), [(0, -300.0, 400.0), (3, -100.0, 440.0), (4, 1e-3, 1e7)]
+)
+def test_a_density_integrates_to_one_in_the_units_of_the_table(position, low, high):
+    likelihood = MixedLikelihood(COLUMNS)
+    params = torch.zeros(likelihood.param_shape((6,)))
+    log = position == 4  # integrate over the logarithm
+    grid = torch.linspace(math.log(low), math.log(high), 20_001) if log else None
+    grid = torch.linspace(low, high, 20_001) if grid is None else grid
+    x = ROWS[:1].repeat(len(grid), 1)
+    x[:, position] = grid.exp() if log else grid
+    density = columns_of(likelihood, params, x)[:, position].detach()
+    density = (density + grid if log else density).exp()
+    assert torch.trapezoid(density, grid).item() == pytest.approx(1, abs=1e-7)
+
+
+@pytest.mark.parametrize(("position", "size"), [(1, 3), (2, 2000), (5, 2)])
+def test_masses_sum_to_one(position, size):
+    likelihood = MixedLikelihood(COLUMNS)
+    params = drawn(likelihood)
+    x = ROWS[:1].repeat(size, 1)
+    x[:, position] = torch.arange(float(size))
+    masses = columns_of(likelihood, params, x)[:, position].exp()
+    assert masses.sum().item() == pytest.approx(1, abs=1e-9)
+
+
+def test_is_discrete_where_all_columns_are():
+    def p(columns):
+        likelihood = MixedLikelihood(columns)
+        return likelihood(drawn(likelihood, 1), 1)
+
+    assert p([COLOR, VISITS, SMOKES]).is_discrete
+    assert not p(COLUMNS).is_discrete
+    assert p(COLUMNS).is_density
+
+
+# Order --------------------------------------------------------------------------------------------
+
+OWN = {
+    "height": StudentTLikelihood(9.0, 4.0),
+    "visits": ZeroInflatedLikelihood(PoissonLikelihood(2.5)),
+}
+
+
+@pytest.mark.parametrize("own", [{}, OWN])
+@settings(max_examples=25)
+@given(order=st.permutations(range(6)))
+def test_permuted_columns_permute_everything(own, order):
+    one = MixedLikelihood(COLUMNS, own)
+    other = MixedLikelihood([COLUMNS[i] for i in order], own)
+    per_column = {}  # what both decoders emit, each in the order of its own blocks
+
+    def params_of(likelihood):
+        pieces = []
+        for block, names in blocks_of(likelihood):
+            rows = block.param_shape((len(names),)).numel() // len(names)
+            for name in names:
+                per_column.setdefault(name, torch.randn(rows))
+            pieces.append(torch.stack([per_column[name] for name in names], -1).flatten())
+        return torch.cat(pieces)
+
+    x, p, q = ROWS[0], one(params_of(one), 1), other(params_of(other), 1)
+    each, permute_dims = p.base.log_prob(x), q.base.log_prob(x[order])
+    torch.testing.assert_close(permute_dims, each[order])
+    torch.testing.assert_close(q.log_prob(x[order]), p.log_prob(x))
+    torch.testing.assert_close(q.mean, p.mean[order])
+    torch.testing.assert_close(q.center(), p.center()[order])
+    assert torch.equal(other.inside, one.inside[order])
+    bad = torch.tensor([[math.inf, 3.0, -1.0, math.nan, 0.0, 0.5]])
+    assert not one.in_support(bad).any()
+    assert torch.equal(other.in_support(x[None, order]), one.in_support(x[None])[:, order])
+    assert one.in_support(x[None]).all()
+    fed, fed_other = (m.encoder_input(v) for m, v in ((one, x[None]), (other, x[None, order])))
+    torch.testing.assert_close(fed_other.sort(1).values, fed.sort(1).values)
+
+
+def test_columns_of_one_kind_share_a_block():
+    assert len(MixedLikelihood(COLUMNS).blocks) == 5
+    assert len(MixedLikelihood(COLUMNS, OWN).blocks) == 6
+    assert len(MixedLikelihood([AGE, HEIGHT, Column("z", "number")]).blocks) == 1
+    two = Column("two", "category", ("u", "v"))
+    assert len(MixedLikelihood([two, SMOKES, COLOR]).blocks) == 2  # by the number of levels
+
+
+# Draws and centers --------------------------------------------------------------------------------
+
+
+def test_draws_are_rows_of_a_table():
+    likelihood = MixedLikelihood(COLUMNS)
+    x = likelihood(drawn(likelihood, 4, 5), 1).sample((100,))
+    assert x.shape == (100, 4, 5, 6)
+    assert likelihood.in_support(x.flatten(0, 2)).all()
+    assert likelihood.check_support(x.flatten(0, 2))
+    rows = likelihood.to_arrays(x[0, 0])
+    assert set(rows["color"]) <= {"blue", "green", "red"}
+    assert set(rows["smokes"]) <= {"no", "yes"}
+
+
+def test_draws_agree_with_the_mean_in_the_units_of_the_table():
+    likelihood = MixedLikelihood(COLUMNS)
+    with torch.no_grad():  # std of log income 0.5: a mean by draws has a tail otherwise
+        likelihood.get_submodule("blocks.3").likelihood.std.raw.fill_(math.log(0.5))
+    params = torch.randn(likelihood.param_shape((6,)))
+    p = likelihood(params, 1)
+    x = p.sample((40_000,))
+    error = x.std(0) / math.sqrt(len(x))
+    assert ((x.mean(0) - p.mean).abs() < 4.5 * error).all()
+    assert (abs(p.mean - torch.tensor([40.0, 1.0, 2.5, 170.0, 2e4, 0.5])) < 5 * x.std(0)).all()
+
+
+def test_draws_agree_with_the_density_of_a_number():
+    likelihood = MixedLikelihood(COLUMNS)
+    params = drawn(likelihood)
+    x = likelihood(params, 1).sample((5_000,))[:, 0].detach().numpy()
+    mean = 40 + 12 * in_order(likelihood, params)["age"].item()
+    std = 12 * learned_of(likelihood, "age")
+    assert scipy.stats.kstest(x, "norm", (mean, std)).pvalue > 1e-4
+
+
+def test_center_of_a_category_is_its_mode():
+    columns = [Column("a", "category", ("u", "v", "w")), AGE]
+    likelihood = MixedLikelihood(columns)
+    logits = torch.tensor([0.4, 0.25, 0.35]).log()  # its mean is 0.95
+    params = torch.cat([logits, torch.tensor([0.5])])
+    p = likelihood(params, 1)
+    torch.testing.assert_close(p.center(), torch.tensor([0.0, 46.0]))
+    weights = torch.tensor([[0.5], [0.5]])  # of two rows for one datum
+    other = torch.cat([torch.tensor([0.2, 0.42, 0.38]).log(), torch.tensor([-0.5])])
+    pooled = likelihood(torch.stack([params, other])[:, None], 1).center(weights)
+    # (0.3, 0.335, 0.365): the mode of the mixture is that of neither row.
+    torch.testing.assert_close(pooled, torch.tensor([[2.0, 40.0]]))
+
+
+# Shapes and the encoder's input -------------------------------------------------------------------
+
+
+def test_shapes():
+    likelihood = MixedLikelihood(COLUMNS)
+    assert likelihood.param_shape((6,)) == (1 + 3 + 1 + 1 + 1 + 2,)
+    assert likelihood.input_shape((6,)) == (1 + 3 + 1 + 1 + 1 + 2,)
+    own = MixedLikelihood(COLUMNS, {"age": GaussianLikelihood("predicted"), **OWN})
+    assert own.param_shape((6,)) == (2 + 3 + 2 + 1 + 1 + 2,)
+    assert own.input_shape((6,)) == likelihood.input_shape((6,))
+
+
+@pytest.mark.parametrize("shape", [(5,), (7,), (6, 1), ()])
+def test_rows_of_another_width(shape):
+    likelihood = MixedLikelihood(COLUMNS)
+    for call in (likelihood.param_shape, likelihood.input_shape):
+        with pytest.raises(ValueError, match=r"rows of 6 columns \['age',.*to_tensor\(table\)"):
+            call(shape)
+    with pytest.raises(ValueError, match="rows of 6 columns"):
+        likelihood.check_support(torch.zeros(2, *shape))
+
+
+def test_encoder_input():
+    likelihood = MixedLikelihood(COLUMNS)
+    fed = likelihood.encoder_input(ROWS)
+    expected = np.column_stack(
+        [
+            np.eye(2)[[1, 0]],  # blocks are ordered by name of kind: categories by their levels,
+            np.eye(3)[[2, 0]],
+            np.log1p([0, 7]),  # counts,
+            [(35 - 40) / 12, (51 - 40) / 12],  # numbers,
+            [(160 - 170) / 9, (181 - 170) / 9],
+            np.log(np.array([1.5e4, 9e4]) / 2e4),  # positive ones
+        ]
+    )
+    np.testing.assert_allclose(fed, expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("column", "fed_at"),
+    [(0, [6]), (1, [2, 3, 4]), (2, [5]), (3, [7]), (4, [8]), (5, [0, 1])],
+)
+def test_missing_values_are_fed_as_zeros(column, fed_at):
+    likelihood = MaskedLikelihood(MixedLikelihood(COLUMNS), show_mask=True)
+    expected = likelihood.encoder_input(ROWS)
+    expected[1, fed_at] = 0
+    expected[1, 9 + column] = 0  # the mask
+    x = ROWS.clone()
+    x[1, column] = math.nan
+    assert torch.equal(likelihood.encoder_input(x), expected)
+
+
+# Own likelihoods ----------------------------------------------------------------------------------
+
+
+def test_own_likelihoods_by_name():
+    own = {"height": StudentTLikelihood(9.0, 4.0), "smokes": BernoulliLikelihood()}
+    likelihood = MixedLikelihood(COLUMNS, own)
+    params = drawn(likelihood, 2)
+    p = in_order(likelihood, params)
+    each = columns_of(likelihood, params, ROWS).detach().numpy()
+    expected = scipy.stats.t.logpdf(ROWS[:, 3], 4, p["height"], 9.0)
+    np.testing.assert_allclose(each[:, 3], expected, rtol=1e-10)
+    expected = scipy.stats.bernoulli.logpmf(ROWS[:, 5], scipy.special.expit(p["smokes"]))
+    np.testing.assert_allclose(each[:, 5], expected, rtol=1e-10)
+
+
+def test_an_own_likelihood_may_have_several_parameters():
+    own = {"age": StandardizedLikelihood(GaussianLikelihood("predicted"), 40.0, 12.0)}
+    likelihood = MixedLikelihood(COLUMNS, own)
+    params = drawn(likelihood, 2)
+    mean, raw = in_order(likelihood, params)["age"].T
+    std = 12 * (1e-3 + np.exp(raw))  # softplus about log 1e-3
+    expected = scipy.stats.norm.logpdf(ROWS[:, 0], 40 + 12 * mean, std)
+    got = columns_of(likelihood, params, ROWS)[:, 0].detach()
+    np.testing.assert_allclose(got, expected, rtol=1e-10)
+
+
+# Errors -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "message"),
+    [
+        (0, math.inf, "column 'age' expects finite numbers"),
+        (0, math.nan, r"column 'age' expects .* got NaN.*MaskedLikelihood\("),
+        (1, 3.0, "column 'color' expects integers 0 to 2, got .* 3"),
+        (1, 0.5, "column 'color' expects integers 0 to 2, got .* 0.5"),
+        (2, -1.0, "column 'visits' expects integers >= 0, got .*-1"),
+        (2, 2.5, "column 'visits' expects integers >= 0, got .* 2.5"),
+        (3, -math.inf, "column 'height' expects finite numbers"),
+        (4, 0.0, "column 'income' expects finite numbers.*, got .* 0"),
+        (5, 2.0, "column 'smokes' expects integers 0 to 1, got .* 2"),
+    ],
+)
+def test_support_names_the_column(position, value, message):
+    x = ROWS.repeat(3, 1)
+    x[4, position] = value
+    with pytest.raises(ValueError, match=message) as error:
+        MixedLikelihood(COLUMNS).check_support(x)
+    assert "in 1 of 6 examples, first in example 4" in str(error.value)
+
+
+def test_support_with_missing_values_names_the_column_too():
+    x = ROWS.clone()
+    x[0] = math.nan
+    likelihood = MaskedLikelihood(MixedLikelihood(COLUMNS))
+    assert likelihood.check_support(x)
+    x[1, 4] = -5.0
+    with pytest.raises(ValueError, match=r"column 'income' expects .* got .*-5"):
+        likelihood.check_support(x)
+
+
+@pytest.mark.parametrize(
+    ("columns", "own", "message"),
+    [
+        ([], {}, r"columns of different names, got \[\]"),
+        ([AGE, AGE], {}, r"columns of different names, got \['age', 'age'\]"),
+        ([AGE], {"agee": GaussianLikelihood()}, r"likelihoods names \['agee'\], expected columns"),
+    ],
+)
+def test_constructor_errors(columns, own, message):
+    with pytest.raises(ValueError, match=message):
+        MixedLikelihood(columns, own)
+
+
+# From a table -------------------------------------------------------------------------------------
+
+
+def table(rows=40):
+    generator = np.random.default_rng(0)
+
+    def holes(values):
+        return [None if i % 7 == 3 else value for i, value in enumerate(values.tolist())]
+
+    return {
+        "age": holes(generator.normal(40, 12, rows)),
+        "code": holes(generator.choice([3, 5, 8], rows)),
+        "member": [*generator.choice([False, True], rows - 2).tolist(), True, False],
+        "visits": holes(generator.poisson(3, rows)),
+        "income": holes(generator.lognormal(10, 1, rows)),
+        "color": holes(generator.choice(["red", "blue", "green"], rows)),
+    }
+
+
+def from_table(show_mask=False):
+    kinds = {"code": "category", "income": "positive", "visits": "count"}
+    likelihood = MaskedLikelihood(MixedLikelihood.from_table(table(), kinds), show_mask=show_mask)
+    encoder = GaussianEncoder(MLP(likelihood.input_shape((6,)), (8,)), 2)
+    decoder = MLP(2, (8,), out_shape=likelihood.param_shape((6,)))
+    return VAE(encoder, decoder, likelihood)
+
+
+def test_from_table_is_inference_and_conversion():
+    mixed = from_table().likelihood.likelihood
+    assert [c.kind for c in mixed.columns] == [
+        *("number", "category", "binary", "count", "positive", "category")
+    ]
+    x = mixed.to_tensor(table())
+    back = mixed.to_arrays(x)
+    for name, values in table().items():
+        got = [None if v is None or v != v else v for v in back[name].tolist()]
+        assert got == values
+    age, income = mixed.encoder_input(x)[:, -2:].T.numpy()  # numbers, then positive ones
+    assert (np.nanmean(age), np.nanstd(age)) == pytest.approx((0, 1), abs=1e-12)
+    assert np.nanmean(income) == pytest.approx(0, abs=1e-12)
+
+
+def test_from_table_takes_own_likelihoods():
+    own = {"color": CategoricalLikelihood(3, ordered=True)}
+    likelihood = MixedLikelihood.from_table({"color": ["a", "b", "c"]}, likelihoods=own)
+    assert likelihood.blocks[0] is own["color"]
+
+
+@pytest.mark.parametrize("show_mask", [False, True])
+def test_file_of_a_whole_model_is_bitwise(tmp_path, show_mask):
+    vae = from_table(show_mask)
+    with torch.no_grad():
+        for parameter in vae.likelihood.parameters():
+            parameter.normal_()
+    vae.save(tmp_path / "vae.safetensors")
+    twin = VAE.load(tmp_path / "vae.safetensors")
+    mixed, other = vae.likelihood.likelihood, twin.likelihood.likelihood
+    assert other.columns == mixed.columns
+    for column, copy in zip(mixed.columns, other.columns, strict=True):
+        assert [type(v) for v in copy.levels] == [type(v) for v in column.levels]
+    x = other.to_tensor(table())
+    torch.testing.assert_close(x, mixed.to_tensor(table()), rtol=0, atol=0, equal_nan=True)
+    torch.manual_seed(1)
+    log_px = vae(x, num_samples=3).log_px
+    torch.manual_seed(1)
+    assert torch.equal(twin(x, num_samples=3).log_px, log_px)
+    assert repr(twin.likelihood) == repr(vae.likelihood)
+
+
+def test_own_likelihoods_come_back_from_a_description():
+    likelihood = MixedLikelihood(COLUMNS, OWN)
+    params = drawn(likelihood, 2)
+    twin = build_part(describe_part(likelihood))
+    twin.load_state_dict(likelihood.state_dict())
+    assert torch.equal(twin(params, 1).log_prob(ROWS), likelihood(params, 1).log_prob(ROWS))
+
+
+# Learned parameters and dtype ---------------------------------------------------------------------
+
+
+def test_one_learned_parameter_per_column_and_gradients_of_each():
+    likelihood = MixedLikelihood(COLUMNS)
+    shapes = sorted(p.shape[0] for p in likelihood.parameters())
+    assert shapes == [1, 1, 2]  # visits, income, and age with height
+    params = drawn(likelihood, 3, 2).requires_grad_()
+    likelihood(params, 1).log_prob(ROWS).sum().backward()
+    for tensor in (params, *likelihood.parameters()):
+        assert (tensor.grad != 0).all()
+        assert torch.isfinite(tensor.grad).all()
+
+
+def test_columns_learn_scales_of_their_own():
+    """Maximum likelihood: the scales are the columns' own standard deviations."""
+    std = torch.tensor([3.0, 50.0])
+    x = torch.tensor([10.0, -200.0]) + std * torch.randn(2000, 2)
+    likelihood = MixedLikelihood.from_table(x.numpy(), kinds={"x0": "number", "x1": "number"})
+    optimizer = torch.optim.LBFGS(likelihood.parameters(), max_iter=100, tolerance_grad=1e-12)
+    mean = torch.zeros(2)
+
+    def loss():
+        optimizer.zero_grad()
+        value = -likelihood(mean, 1).log_prob(x).mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    draws = likelihood(mean, 1).sample((100_000,))
+    torch.testing.assert_close(draws.std(0), x.std(0), rtol=0.02, atol=0)
+    assert likelihood(mean, 1).mean.tolist() == pytest.approx(x.mean(0).tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtypes(dtype):
+    likelihood = MixedLikelihood(COLUMNS)
+    params = drawn(likelihood, 3, 2)
+    exact = likelihood(params, 1).log_prob(ROWS)
+    p = likelihood.to(dtype)(params.to(dtype), 1)
+    for tensor in (p.log_prob(ROWS.to(dtype)), p.sample(), p.mean, p.center()):
+        assert tensor.dtype == dtype
+    assert likelihood.encoder_input(ROWS.to(dtype)).dtype == dtype
+    log_prob = p.log_prob(ROWS.to(dtype)).double()
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(log_prob, exact, rtol=tolerance, atol=tolerance)
+
+
+def test_inside_is_a_row_of_the_support():
+    likelihood = MixedLikelihood(COLUMNS)
+    assert likelihood.check_support(likelihood.inside[None])
+
+
+def test_plain_parts_make_the_same_likelihood():
+    """The kinds are what the documentation says that they are."""
+    plain = {
+        "age": StandardizedLikelihood(GaussianLikelihood(Learned((1,))), 40.0, 12.0),
+        "color": CategoricalLikelihood(3),
+        "visits": NegativeBinomialLikelihood(Learned((1,)), baseline=2.5),
+        "height": StandardizedLikelihood(GaussianLikelihood(Learned((1,))), 170.0, 9.0),
+        "income": StandardizedLikelihood(LogNormalLikelihood(Learned((1,))), 0.0, 2e4),
+        "smokes": CategoricalLikelihood(2),
+    }
+    likelihood = MixedLikelihood(COLUMNS)
+    params = torch.randn(likelihood.param_shape((6,)))
+    own = in_order(likelihood, params)
+    expected = [
+        plain[c.name](torch.from_numpy(own[c.name][..., None]), 1).log_prob(ROWS[:, [i]])
+        for i, c in enumerate(COLUMNS)
+    ]
+    torch.testing.assert_close(columns_of(likelihood, params, ROWS), torch.stack(expected, -1))
+
+
+def test_an_own_scale_of_another_shape_is_refused():
+    wide = {"a": GaussianLikelihood(Learned((3,)))}
+    likelihood = MixedLikelihood([("a", "number"), ("b", "number")], wide)
+    with pytest.raises(ValueError, match=r"shape=\(3,\)\) does not broadcast over data of shape"):
+        likelihood.check_support(torch.randn(4, 2))
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        OptimalGaussianLikelihood(),
+        OneHotLikelihood(),
+        MaskedLikelihood(GaussianLikelihood()),
+        MixedLikelihood([("a", "number")]),
+    ],
+    ids=lambda own: type(own).__name__,
+)
+def test_an_own_likelihood_must_be_separable(own):
+    with pytest.raises(TypeError, match="column 'a' expects a likelihood that is a product"):
+        MixedLikelihood([("a", "number")], {"a": own})
+
+
+def test_an_own_likelihood_says_whether_its_column_has_a_density():
+    likelihood = MixedLikelihood([("a", "number")], {"a": BernoulliLikelihood()})
+    assert likelihood.check_support(torch.tensor([[0.0], [1.0]]))
+    with pytest.warns(UserWarning, match="no bound on log p"):
+        assert not likelihood.check_support(torch.tensor([[0.5], [1.0]]))
+
+
+def test_a_positive_column_says_that_it_is_positive():
+    likelihood = MixedLikelihood([("income", "positive", (), 0.0, 100.0)])
+    with pytest.raises(
+        ValueError, match=r"column 'income' expects finite numbers > 0, got -5\.\.-5"
+    ):
+        likelihood.check_support(torch.tensor([[-5.0]]))
+
+
+def test_a_table_of_integers_is_a_table():
+    likelihood = MixedLikelihood.from_table({"a": [1.5, 2.0, 3.0], "b": [1, 2, 3]})
+    assert likelihood.check_support(torch.tensor([[1, 2], [3, 4]]))

@@ -1,0 +1,192 @@
+import pytest
+import torch
+from torch import nn
+
+from tinyvae import (
+    MLP,
+    VAE,
+    BernoulliLikelihood,
+    CategoricalLikelihood,
+    GaussianEncoder,
+    GaussianLikelihood,
+    TransposedConvNet,
+    TransposedResNet,
+)
+from tinyvae.likelihoods import (
+    BetaLikelihood,
+    Column,
+    ContinuousBernoulliLikelihood,
+    DiscretizedLogisticLikelihood,
+    LaplaceLikelihood,
+    LogNormalLikelihood,
+    MaskedLikelihood,
+    MixedLikelihood,
+    MixtureLikelihood,
+    NegativeBinomialLikelihood,
+    OneHotLikelihood,
+    OptimalGaussianLikelihood,
+    PoissonLikelihood,
+    StandardizedLikelihood,
+    StudentTLikelihood,
+    ZeroInflatedLikelihood,
+)
+from tinyvae.networks import ConcatContext
+
+N = 4000
+
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def started(likelihood, x, decoder=None):
+    """A VAE that starts from the mean of ``x``, and whose decoder says the same of every z."""
+    shape = x.shape[1:]
+    decoder = decoder or MLP(2, hidden=(5,), out_shape=likelihood.param_shape(shape))
+    encoder = GaussianEncoder(MLP(likelihood.input_shape(shape), hidden=(5,)), 2)
+    vae = VAE(encoder, decoder, likelihood)
+    vae.init_output_bias(x)
+    weighted = [m for m in vae.decoder.modules() if isinstance(m, (nn.Linear, nn.ConvTranspose2d))]
+    with torch.no_grad():
+        weighted[-1].weight.zero_()
+    return vae
+
+
+def uniform():
+    return torch.rand(N, 3)
+
+
+def counts():
+    return (9 * torch.rand(N, 3)).round()
+
+
+def one_hot():
+    return torch.eye(3)[torch.multinomial(torch.tensor([0.2, 0.3, 0.5]), N, replacement=True)]
+
+
+# Likelihood, data, and how far off the mean may be: 0.5 / N where half a count is added.
+CASES = {
+    "Gaussian": (GaussianLikelihood, uniform, 1e-12),
+    "predicted": (lambda: GaussianLikelihood("predicted"), uniform, 1e-12),
+    "optimal": (OptimalGaussianLikelihood, uniform, 1e-12),
+    "Laplace": (LaplaceLikelihood, uniform, 1e-12),
+    "Student t": (StudentTLikelihood, uniform, 1e-12),
+    "Bernoulli": (BernoulliLikelihood, lambda: (uniform() > 0.7).double(), 2e-4),
+    "continuous Bernoulli": (ContinuousBernoulliLikelihood, lambda: uniform() ** 3, 2e-4),
+    "Beta": (BetaLikelihood, lambda: uniform() ** 2, 1e-12),
+    "Poisson": (lambda: PoissonLikelihood(2.0), counts, 1e-12),
+    "negative binomial": (
+        lambda: NegativeBinomialLikelihood("predicted", baseline=[1.0, 2.0, 3.0]),
+        counts,
+        1e-12,
+    ),
+    "zero-inflated": (lambda: ZeroInflatedLikelihood(PoissonLikelihood()), counts, 1e-12),
+    "mixture": (lambda: MixtureLikelihood(GaussianLikelihood("predicted"), 3), uniform, 1e-12),
+    "classes": (lambda: CategoricalLikelihood(4), lambda: (3.99 * uniform()).floor(), 1e-3),
+    "one-hot": (OneHotLikelihood, one_hot, 1e-3),
+    "standardized": (
+        lambda: StandardizedLikelihood(GaussianLikelihood(), 170.0, 10.0),
+        lambda: 170 + uniform(),
+        1e-10,
+    ),
+    "masked": (
+        lambda: MaskedLikelihood(GaussianLikelihood()),
+        lambda: uniform().masked_fill(uniform() > 0.9, torch.nan),
+        1e-12,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training_starts_at_the_datas_mean(name):
+    make, data, tolerance = CASES[name]
+    x = data()
+    vae = started(make(), x)
+    mean = vae.decode(torch.randn(2, 2)).mean
+    torch.testing.assert_close(mean, x.nanmean(0).expand_as(mean), rtol=0, atol=tolerance)
+
+
+def test_levels_start_near_their_mean():
+    x = (15 * torch.rand(N, 3)).round()
+    mean = started(DiscretizedLogisticLikelihood(16, 0.05), x).decode(torch.zeros(1, 2)).mean
+    torch.testing.assert_close(mean, x.mean(0)[None], rtol=0, atol=1e-2)
+
+
+def test_positive_numbers_start_at_the_mean_of_their_logarithm():
+    x = uniform().exp()
+    median = started(LogNormalLikelihood(1e-6), x).decode(torch.zeros(1, 2)).mean
+    torch.testing.assert_close(median, x.log().mean(0).exp()[None], rtol=0, atol=1e-9)
+
+
+def test_columns_of_a_table_start_at_their_means():
+    columns = [
+        Column("age", "number", shift=40.0, scale=12.0),
+        Column("visits", "count", scale=2.0),
+        Column("smokes", "binary", levels=("no", "yes")),
+    ]
+    x = torch.stack([40 + 12 * torch.randn(N), counts()[:, 0], torch.bernoulli(uniform())[:, 0]], 1)
+    mean = started(MixedLikelihood(columns), x).decode(torch.zeros(1, 2)).mean
+    torch.testing.assert_close(mean, x.mean(0)[None], rtol=0, atol=1e-3)
+
+
+def test_pixels_that_are_always_black_stay_finite():
+    vae = started(BernoulliLikelihood(), torch.zeros(50, 3))
+    assert vae.decode(torch.zeros(1, 2)).mean.tolist() == [[pytest.approx(0.5 / 51)] * 3]
+    vae = started(PoissonLikelihood(), torch.zeros(50, 3))
+    assert vae.decode(torch.zeros(1, 2)).mean.tolist() == [[pytest.approx(1e-3)] * 3]
+
+
+def test_a_convolution_starts_at_the_logit_of_the_mean_not_at_the_mean_logit():
+    x = torch.zeros(50, 1, 8, 8)
+    x[:25, :, 2:6, 2:6] = 1.0
+    decoder = TransposedConvNet(2, (1, 8, 8), channels=(8,))
+    mean = started(BernoulliLikelihood(), x, decoder).decode(torch.zeros(1, 2)).mean
+    assert mean.flatten().tolist() == pytest.approx([x.mean().item()] * 64, abs=2e-4)
+
+
+def test_what_nobody_observed_starts_at_zero():
+    x = torch.randn(20, 3)
+    x[:, 1] = torch.nan
+    bias = started(MaskedLikelihood(GaussianLikelihood()), x).decoder.layers[-1].bias
+    torch.testing.assert_close(
+        bias, torch.stack([x[:, 0].mean(), torch.tensor(0.0), x[:, 2].mean()])
+    )
+
+
+def test_gray_pixels_that_are_always_black_stay_finite():
+    vae = started(ContinuousBernoulliLikelihood(), torch.zeros(50, 3))
+    assert vae.decode(torch.zeros(1, 2)).mean.tolist() == [[pytest.approx(0.5 / 51)] * 3]
+
+
+@pytest.mark.parametrize("network", [TransposedConvNet, TransposedResNet])
+@pytest.mark.parametrize("likelihood", [GaussianLikelihood(), GaussianLikelihood("predicted")])
+def test_a_convolution_starts_at_the_channels_means(network, likelihood):
+    x = torch.rand(100, 2, 4, 6) + torch.tensor([0.0, 5.0])[:, None, None]
+    decoder = network(2, likelihood.param_shape((2, 4, 6)), channels=(8,))
+    bias = started(likelihood, x, decoder).decoder.layers[-1].bias[:2]
+    torch.testing.assert_close(bias, x.mean((0, 2, 3)))
+
+
+def test_integers_are_data_too():
+    x = torch.randint(0, 2, (60, 3), dtype=torch.uint8)
+    same = started(BernoulliLikelihood(), x.double()).decoder.layers[-1].bias
+    assert torch.equal(started(BernoulliLikelihood(), x).decoder.layers[-1].bias, same)
+
+
+def test_the_last_layer_of_a_conditional_decoder():
+    vae = VAE(
+        GaussianEncoder(MLP(3), 2),
+        ConcatContext(MLP(4, hidden=(5,), out_shape=3), context_dim=2),
+        GaussianLikelihood(),
+    )
+    x = uniform()
+    vae.init_output_bias(x)
+    assert torch.equal(vae.decoder.network.layers[-1].bias, x.mean(0))
+
+
+@pytest.mark.parametrize(
+    "decoder", [nn.Sequential(nn.Linear(2, 3, bias=False)), MLP(2, hidden=(3,), out_shape=5)]
+)
+def test_a_decoder_without_a_fitting_bias_is_refused(decoder):
+    vae = VAE(GaussianEncoder(MLP(3), 2), decoder, GaussianLikelihood())
+    with pytest.raises(ValueError, match=r"ends in a linear .* layer with a bias for Gaussian"):
+        vae.init_output_bias(uniform())

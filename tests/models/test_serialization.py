@@ -1,0 +1,278 @@
+import pytest
+import torch
+from helpers.names import public_names
+from torch import nn
+
+from tinyvae import (
+    MLP,
+    BernoulliLikelihood,
+    CategoricalLikelihood,
+    ConvNet,
+    GaussianEncoder,
+    GaussianLikelihood,
+    Likelihood,
+    ResNet,
+    StandardNormal,
+    TransposedConvNet,
+    TransposedResNet,
+    VampPrior,
+)
+from tinyvae.distributions import Normal
+from tinyvae.encoders import (
+    CategoricalEncoder,
+    DeterministicEncoder,
+    FlowEncoder,
+    FullGaussianEncoder,
+    GumbelSoftmaxEncoder,
+    JointEncoder,
+    LaplaceEncoder,
+    LowRankGaussianEncoder,
+    PowerSphericalEncoder,
+    VectorQuantizedEncoder,
+)
+from tinyvae.errors import CheckpointError
+from tinyvae.flows import Flow, PlanarFlow, RadialFlow
+from tinyvae.io import load_tensors, save_tensors
+from tinyvae.likelihoods import (
+    BetaLikelihood,
+    Column,
+    ContinuousBernoulliLikelihood,
+    DiscretizedLogisticLikelihood,
+    FeatureDistance,
+    Fixed,
+    LaplaceLikelihood,
+    Learned,
+    LogNormalLikelihood,
+    MaskedLikelihood,
+    MixedLikelihood,
+    MixtureLikelihood,
+    MultiScaleSSIM,
+    NegativeBinomialLikelihood,
+    OneHotLikelihood,
+    OptimalGaussianLikelihood,
+    PerceptualLikelihood,
+    PoissonLikelihood,
+    Predicted,
+    StandardizedLikelihood,
+    StudentTLikelihood,
+    ZeroInflatedLikelihood,
+)
+from tinyvae.models.serialization import ACTIVATIONS, PARTS, build_part, describe_part
+from tinyvae.networks import ConcatContext
+from tinyvae.priors import (
+    CategoricalPrior,
+    CodePrior,
+    ConditionalPrior,
+    FlowPrior,
+    FullGaussianPrior,
+    GaussianPrior,
+    GumbelSoftmaxPrior,
+    JointPrior,
+    LatentDensity,
+    MixturePrior,
+    SphereUniformPrior,
+    StandardLaplace,
+)
+
+# Every argument of every part, none at its default.
+EXAMPLES = [
+    BernoulliLikelihood(),
+    ConvNet((2, 5, 3), (3, 4), kernel_size=5, activation=nn.GELU),
+    GaussianEncoder(MLP(4, hidden=(7,), activation=nn.SiLU), 3, features=7),
+    GaussianEncoder(ConvNet((1, 5, 4), (2,)), 3),
+    BetaLikelihood(3.0),
+    CategoricalLikelihood(5, ordered=True),
+    ContinuousBernoulliLikelihood(),
+    DiscretizedLogisticLikelihood(16, "learned"),
+    GaussianLikelihood(Learned((2, 1, 1), initial=0.5, minimum=0.1, num_classes=3)),
+    GaussianLikelihood(Fixed(0.3)),
+    GaussianLikelihood(Predicted(minimum=0.2)),
+    LaplaceLikelihood(0.5),
+    Fixed(0.4),
+    Learned((4,), initial=2.0),
+    LogNormalLikelihood("predicted"),
+    MaskedLikelihood(PoissonLikelihood(), show_mask=True),
+    MixedLikelihood(
+        [
+            Column("age", "number", shift=40.0, scale=12.0),
+            ("income", "positive", (), 0.0, 3e4),
+            Column("visits", "count", scale=2.5),
+            Column("smokes", "binary", levels=(False, True)),
+            Column("color", "category", levels=("red", "green", "blue")),
+            Column("size", "category", levels=(1, 2.5, 4)),
+            Column("odd", "number"),
+        ],
+        {"odd": StudentTLikelihood(0.5, "learned")},
+    ),
+    MixtureLikelihood(DiscretizedLogisticLikelihood(256), 3),
+    NegativeBinomialLikelihood("predicted", baseline=[2.0, 3.0]),
+    OneHotLikelihood(),
+    OptimalGaussianLikelihood((2, 1, 1), minimum=0.01),
+    PerceptualLikelihood(FeatureDistance(MLP(4)), weight=2.0, bounds=(-1.0, 3.0)),
+    FeatureDistance(ConvNet((1, 4, 4), (2,))),
+    MultiScaleSSIM(3, window=7, sigma=1.2, scales=2, max_value=4.0),
+    PoissonLikelihood(baseline=2.0),
+    Predicted(minimum=0.5),
+    StandardizedLikelihood(GaussianLikelihood(), mean=[1.0, 2.0], std=3.0),
+    StudentTLikelihood("predicted", df=7.0),
+    ZeroInflatedLikelihood(NegativeBinomialLikelihood()),
+    MLP((2, 3), hidden=(5, 6), out_shape=(2, 1), activation=nn.ELU),
+    MLP(3, hidden=(5,)),
+    MLP(3, hidden=(), out_shape=2),
+    StandardLaplace((2, 3)),
+    StandardNormal((2, 3)),
+    GaussianEncoder(ConvNet((1, 4, 4), (2,)), (3, 2, 2)),
+    LaplaceEncoder(MLP(4), 3, features=400),
+    FullGaussianEncoder(MLP(4), 3),
+    LowRankGaussianEncoder(MLP(4), 5, 2),
+    DeterministicEncoder(MLP(4), (2, 3)),
+    PowerSphericalEncoder(MLP(4), 3),
+    CategoricalEncoder(MLP(4), 5, (2, 3), temperature=0.5),
+    GumbelSoftmaxEncoder(MLP(4), 5, 2, temperature=0.5),
+    JointEncoder(
+        [("a", GaussianEncoder(MLP(6), 2)), ("b", CategoricalEncoder(MLP(6), 3))], MLP(4, (6,))
+    ),
+    FlowEncoder(GaussianEncoder(MLP(4, (6,)), 2), Flow(2, context_dim=6)),
+    VectorQuantizedEncoder(
+        MLP(4), 8, (2, 3), commitment=0.5, decay=None, restart_below=0.1, features=400
+    ),
+    VectorQuantizedEncoder(MLP(4), 8, (2, 3), num_quantizers=2),
+    Flow(3, context_dim=2, transforms=2, hidden=(5,), kind="affine", coupling=True),
+    PlanarFlow(3, context_dim=2, transforms=4),
+    RadialFlow(3, context_dim=2, transforms=4),
+    FlowPrior(Flow(3, hidden=(5,))),
+    GaussianPrior((2, 3)),
+    FullGaussianPrior(3),
+    MixturePrior((2, 3), 4),
+    LatentDensity(MixturePrior(2, 3)),
+    VampPrior(2, (1, 4, 4), 3, context_shape=(2,), learned_weights=True),
+    VampPrior(2, 5, 3),
+    ConditionalPrior(GaussianEncoder(MLP(4), 2)),
+    CategoricalPrior(5, (2, 3), learned=True),
+    GumbelSoftmaxPrior(5, 2, temperature=0.3, learned=True),
+    JointPrior([("a", StandardNormal(2)), ("b", CategoricalPrior(3))]),
+    SphereUniformPrior(3),
+    CodePrior(8, (2, 3), num_quantizers=2),
+    ConcatContext(MLP(7), context_dim=3),
+    ConcatContext(MLP(7), num_classes=3),
+    ResNet((2, 5, 3), (8, 4), blocks=2, activation=nn.GELU),
+    TransposedResNet((4, 2, 1), (2, 1, 5, 3), (4, 8), blocks=2, activation=nn.GELU),
+    MLP(3, hidden=(5,), normalize=True),
+    TransposedConvNet((3, 1), (2, 1, 5, 7), (3, 4), kernel_size=5, activation=nn.Tanh),
+]
+
+
+def test_every_part_has_an_example():
+    assert {type(part) for part in EXAMPLES} == set(PARTS)
+
+
+def test_every_public_part_may_be_named():
+    import tinyvae
+
+    bases = (
+        tinyvae.likelihoods.Distance,
+        tinyvae.Encoder,
+        tinyvae.Likelihood,
+        tinyvae.networks.Network,
+        tinyvae.likelihoods.Positive,
+        tinyvae.encoders.NetworkEncoder,
+        tinyvae.flows.NormalizingFlow,
+        tinyvae.Prior,
+    )
+    classes = [value for value in public_names().values() if isinstance(value, type)]
+    own = {c for c in classes if issubclass(c, bases) and c not in bases}
+    assert own == set(PARTS)
+
+
+@pytest.mark.parametrize("part", EXAMPLES, ids=lambda part: type(part).__name__)
+def test_round_trip(part, tmp_path):
+    save_tensors(tmp_path / "part.safetensors", part.state_dict(), {"part": describe_part(part)})
+    tensors, info = load_tensors(tmp_path / "part.safetensors")
+    twin = build_part(info["part"])
+    twin.load_state_dict(tensors)
+    assert type(twin) is type(part)
+    assert repr(twin) == repr(part)
+    assert describe_part(twin) == describe_part(part)
+    shapes = ("in_shape", "out_shape", "latent_shape", "shape")
+    for name in shapes:
+        assert getattr(twin, name, None) == getattr(part, name, None)
+    assert twin.state_dict().keys() == part.state_dict().keys()
+    assert all(torch.equal(t, twin.state_dict()[name]) for name, t in part.state_dict().items())
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(activation):
+    net = MLP(3, hidden=(4,), activation=activation)
+    twin = build_part(describe_part(net))
+    twin.load_state_dict(net.state_dict())
+    assert twin.activation is activation
+    x = torch.randn(5, 3)
+    assert torch.equal(twin(x), net(x))
+
+
+def test_description_is_plain():
+    assert describe_part(GaussianEncoder(nn.Tanh(), 3, features=4)) == {
+        "part": "GaussianEncoder",
+        "config": {"network": {"foreign": "Tanh"}, "latent_dim": 3, "features": 4},
+    }
+    assert describe_part((1, 2.5, "a", None, True, (3,))) == [1, 2.5, "a", None, True, [3]]
+
+
+class Own(Likelihood):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def elementwise(self, *params):
+        return Normal(params[0], torch.zeros(()))
+
+    def config(self):
+        return {"scale": self.scale}
+
+
+@pytest.mark.parametrize(
+    "value", [object(), 1j, torch.Tensor, lambda: nn.ReLU(), {"a": 1}, Own(torch.ones(2))]
+)
+def test_what_has_no_description(value):
+    with pytest.raises(TypeError, match=r"cannot describe .*such as an activation"):
+        describe_part(value)
+
+
+@pytest.mark.parametrize("config", [{}, {"scale": 1, "more": 2}, {"Scale": 1}])
+def test_config_gives_every_argument(config):
+    part = Own(1.0)
+    part.config = lambda: config
+    with pytest.raises(TypeError, match=r"Own.config\(\) must give every.*\['scale'\], got"):
+        describe_part(part)
+
+
+def test_own_parts_are_handed_over():
+    description = describe_part(Own(2.0))
+    with pytest.raises(CheckpointError, match=r"unknown part 'Own' as 'likelihood'.*parts=\[Own"):
+        build_part(description, name="likelihood")
+    assert build_part(description, [Own]).scale == 2.0
+
+
+def test_foreign_modules_are_put_in_place_by_name():
+    net = nn.Linear(4, 5)
+    description = describe_part(GaussianEncoder(net, 3, features=5))
+    built = build_part(description, replace={"encoder.network": net}, name="encoder")
+    assert built.network is net
+    with pytest.raises(CheckpointError, match=r"weights of 'encoder.network' \(a Linear\)"):
+        build_part(description, replace={"network": net}, name="encoder")
+
+
+@pytest.mark.parametrize(
+    "description", [{}, {"part": "MLP"}, {"part": 5, "config": {}}, {"class": None}]
+)
+def test_what_is_no_description(description):
+    with pytest.raises(CheckpointError, match="'decoder' is described by what is no part"):
+        build_part(description, name="decoder")
+
+
+def test_an_activation_of_ones_own_is_handed_over_like_a_part():
+    net = MLP(3, hidden=(4,), activation=nn.Hardswish)
+    description = describe_part(net)
+    with pytest.raises(CheckpointError, match=r"unknown part 'Hardswish' .*parts=\[Hardswish\]"):
+        build_part(description)
+    assert build_part(description, parts=[nn.Hardswish]).activation is nn.Hardswish

@@ -1,0 +1,630 @@
+"""Checkpoints that are damaged or forged are refused before anything of a run has changed.
+
+A checkpoint with a correct digest may hold anything. What is not of the make of the run's own state
+is a CheckpointError; what is may hold other numbers, and the run goes on with them.
+"""
+
+import copy
+import hashlib
+import io
+import json
+import math
+import os
+import pickle
+import random
+import re
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.training import BATCH_SIZE, DATA, make_vae
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import DataLoader
+
+from tinyvae import ELBO, Callback, Checkpoint, EarlyStopping, Optimization, Speed, Trainer
+from tinyvae.errors import CheckpointError
+from tinyvae.io import encode_state, load_tensors, save_tensors
+from tinyvae.schedules import Linear
+from tinyvae.training.checkpoints.directory import load_checkpoint
+
+# The runs that go on have no Checkpoint, which is said.
+pytestmark = pytest.mark.filterwarnings("ignore:the checkpoint has the memory of")
+
+IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
+MUTATIONS = 100_000 if IS_SOAK else 300
+EPOCHS, STEP = 3, 7  # the checkpoint is of amid the second epoch
+SECONDS, MEGABYTES = 1.0, 200
+
+
+class Began(Exception):
+    """The run was about to go on from the checkpoint."""
+
+
+class Gate(Callback):
+    """Lets no run go on, for a step from a forged state may break the process."""
+
+    is_open = False
+
+    def on_safe_point(self, trainer, *, ending):
+        if not self.is_open:
+            raise Began
+
+
+def loader():
+    generator = torch.Generator().manual_seed(3)
+    return DataLoader(DATA, BATCH_SIZE, shuffle=True, generator=generator)
+
+
+def trainer_of(*callbacks, **options):
+    optimization = Optimization(
+        0.02, scheduler=lambda o, total: CosineAnnealingLR(o, total), scheduler_interval="step"
+    )
+    callbacks = [*callbacks, EarlyStopping(patience=9)]
+    objective = ELBO(beta=Linear(0.0, 1.0, fraction=0.8))
+    options = {"callbacks": callbacks, "progress": False, "device": "cpu", **options}
+    return Trainer(make_vae(), objective, optimization, **options)
+
+
+def fit(trainer, train=DATA, **options):
+    return trainer.fit(train, DATA, epochs=EPOCHS, batch_size=BATCH_SIZE, **options)
+
+
+def written(folder, train=DATA):
+    fit(trainer_of(Checkpoint(folder, every_steps=1, every_minutes=None, keep=99)), train)
+    return folder / f"step-{STEP:08d}.safetensors"
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A checkpoint as a run writes it."""
+    return written(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def sound_of_loader(tmp_path_factory):
+    """A checkpoint of a run whose data are a DataLoader with a generator."""
+    return written(tmp_path_factory.mktemp("run"), loader())
+
+
+def forge(file, state, into):
+    """A checkpoint with the description of ``file`` and another state, by the library's writer."""
+    form, tensors = encode_state(state, "state")
+    info = {**load_tensors(file)[1], "state": form}
+    save_tensors(into, tensors, info)
+    return into
+
+
+def parts(file):
+    """Header and body of a file."""
+    data = file.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    return json.loads(data[8:end]), data[end:]
+
+
+def sealed(header, body):
+    """A file with a correct digest around any header."""
+    header["__metadata__"] |= {"sha256": "0" * 64}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    data = len(text).to_bytes(8, "little") + text + body
+    key = b'"sha256":"'
+    digest = hashlib.sha256(data).hexdigest().encode()
+    return data.replace(key + b"0" * 64, key + digest, 1)
+
+
+def peak():
+    """Most memory that the process has had, in megabytes."""
+    resource = pytest.importorskip("resource")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def weights_of(trainer):
+    modules = (trainer.model, trainer.objective)
+    return [t.clone() for module in modules for t in module.state_dict().values()]
+
+
+def assert_refused(trainer, path, train=DATA):
+    """Refused by a CheckpointError, soon, in little memory, and with nothing changed."""
+    before, random_state = weights_of(trainer), torch.get_rng_state()
+    memory, start = peak(), time.monotonic()
+    with pytest.raises(CheckpointError) as caught:
+        fit(trainer, train, resume=path)
+    assert time.monotonic() - start < SECONDS
+    assert peak() - memory < MEGABYTES
+    assert len(str(caught.value)) < 1000 + len(str(path))
+    assert all(map(torch.equal, before, weights_of(trainer)))
+    assert torch.equal(random_state, torch.get_rng_state())
+    assert (trainer.step, trainer.epoch, len(trainer.history)) == (0, 0, 0)
+
+
+# The controls -------------------------------------------------------------------------------------
+
+
+def test_the_sound_checkpoint_goes_on(sound):
+    trainer = trainer_of()
+    assert fit(trainer, resume=sound)["epoch"] == [1, 2, 3]
+    with pytest.raises(Began):
+        fit(trainer_of(Gate()), resume=sound)
+
+
+def test_a_state_that_was_rewritten_unchanged_goes_on(sound, tmp_path):
+    forged = forge(sound, load_checkpoint(sound), tmp_path / "f")
+    with pytest.raises(Began):
+        fit(trainer_of(Gate()), resume=forged)
+    header, body = parts(sound)
+    forged.write_bytes(sealed(header, body))
+    assert forged.read_bytes() == sound.read_bytes()
+
+
+def test_after_a_refusal_a_run_can_begin(sound, tmp_path):
+    state = load_checkpoint(sound)
+    del state["position"]
+    trainer = trainer_of()
+    assert_refused(trainer, forge(sound, state, tmp_path / "f"))
+    other = trainer_of()
+    assert fit(trainer)["train/loss"] == fit(other)["train/loss"]
+
+
+def test_after_a_refusal_the_sound_checkpoint_goes_on(sound, tmp_path):
+    state = load_checkpoint(sound)
+    state["optimizers"]["model"]["state"][0]["exp_avg"] = torch.zeros(1)
+    gate = Gate()
+    trainer = trainer_of(gate)
+    assert_refused(trainer, forge(sound, state, tmp_path / "f"))
+    gate.is_open = True
+    assert fit(trainer, resume=sound)["train/loss"] == fit(trainer_of(), resume=sound)["train/loss"]
+
+
+# Damage -------------------------------------------------------------------------------------------
+
+
+def test_a_thousand_flipped_bits_are_found(sound, tmp_path):
+    data = sound.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    bits = random.Random(0).sample(range(len(data) * 8), 1000)
+    assert 100 < sum(bit < 8 * end for bit in bits) < 900  # header and tensors
+    file = tmp_path / sound.name
+    for bit in [*bits, *range(64)]:  # and each bit of the length field
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        file.unlink(missing_ok=True)
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=re.escape(str(file))):
+            load_checkpoint(file)
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+class Trap:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def payload(folder):
+    return pickle.dumps(Trap(folder / "executed"))
+
+
+def saved_by_torch(file, folder):
+    buffer = io.BytesIO()
+    torch.save({"state": Trap(folder / "executed")}, buffer)
+    return buffer.getvalue()
+
+
+def zip_bomb(file, folder):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", payload(folder))
+        archive.writestr("archive/data/0", bytes(300 * 2**20))
+    return buffer.getvalue()
+
+
+def claiming(count):
+    def write(file, folder):
+        header, body = parts(file)
+        header["model.encoder.head.bias"]["shape"] = [count]
+        return sealed(header, body)
+
+    return write
+
+
+def of_version(version):
+    def write(file, folder):
+        header, body = parts(file)
+        header["__metadata__"]["format_version"] = version
+        return sealed(header, body)
+
+    return write
+
+
+def with_info(old, new):
+    def write(file, folder):
+        header, body = parts(file)
+        info = header["__metadata__"]["info"]
+        assert info.count(old) == 1
+        header["__metadata__"]["info"] = info.replace(old, new)
+        return sealed(header, body)
+
+    return write
+
+
+def nested(depth):
+    return with_info('["run",', '["runs",' + "[" * depth + "]" * depth + '],["run",')
+
+
+FILES = {
+    "empty": lambda *_: b"",
+    "pickle": lambda _, folder: payload(folder),
+    "saved by torch": saved_by_torch,
+    "zip bomb": zip_bomb,
+    "a model": lambda file, _: file.with_name("model.safetensors").read_bytes(),
+    "a tensor of 10^9 elements": claiming(10**9),
+    "a tensor of 2^62 elements": claiming(2**62),
+    "future version": of_version("2"),
+    "no state": with_info('"state":', '"estate":'),
+    "state is a word": with_info('"state":', '"state":"model","estate":'),
+    "state is a list": with_info('"state":', '"state":[],"estate":'),
+    "a tensor that is not there": with_info('"position.rng.cpu"', '"position.rng.cpV"'),
+    "a part twice": with_info('["run",', '["run",null],["run",'),
+    **{f"{depth} levels": nested(depth) for depth in (400, 480, 900, 100_000)},
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_hostile_file_is_refused_and_not_executed(case, sound, tmp_path):
+    file = tmp_path / "f"
+    file.write_bytes(FILES[case](sound, tmp_path))
+    assert_refused(trainer_of(Gate()), file)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_trap_of_these_tests_works(tmp_path):
+    pickle.loads(payload(tmp_path))
+    assert (tmp_path / "executed").exists()
+
+
+def test_tensors_that_are_a_pickle_are_not_executed(sound, tmp_path):
+    state = load_checkpoint(sound)
+    state["history"]["rows"] = torch.frombuffer(bytearray(payload(tmp_path)), dtype=torch.uint8)
+    assert_refused(trainer_of(Gate()), forge(sound, state, tmp_path / "f"))
+    assert not (tmp_path / "executed").exists()
+
+
+# States -------------------------------------------------------------------------------------------
+
+
+def put(value, *path):
+    """A change of a state: the value at a path."""
+
+    def change(state):
+        for key in path[:-1]:
+            state = state[key]
+        assert isinstance(state, list) or path[-1] in state
+        state[path[-1]] = value
+
+    return change
+
+
+def add(value, *path):
+    """A change of a state: another value, where there was none."""
+
+    def change(state):
+        for key in path[:-1]:
+            state = state[key]
+        assert path[-1] not in state
+        state[path[-1]] = value
+
+    return change
+
+
+def drop(*path):
+    """A change of a state: nothing at a path."""
+
+    def change(state):
+        for key in path[:-1]:
+            state = state[key]
+        del state[path[-1]]
+
+    return change
+
+
+def rows(value):
+    """A change of a state: other bytes as history."""
+    data = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return put(torch.tensor(list(data), dtype=torch.uint8), "history", "rows")
+
+
+RNG = torch.get_rng_state()
+PARTS = ["run", "mode", "model", "objective", "optimizers", "schedulers", "callbacks", "history"]
+PARTS += ["position", "plan"]
+PLACE = ("position",)
+FIRST = ("optimizers", "model", "state", 0)
+GROUP = ("optimizers", "model", "param_groups", 0)
+EARLY = ("callbacks", "EarlyStopping")
+STATES = {
+    **{f"{part} missing": drop(part) for part in PARTS},
+    **{f"{part} is a list": put([], part) for part in PARTS},
+    **{f"{part} is a word": put("x", part) for part in PARTS},
+    **{f"{part} is null": put(None, part) for part in PARTS},
+    **{f"{part} is empty": put({}, part) for part in PARTS if part != "callbacks"},
+    # What has to be equal.
+    "seed is a tensor": put(RNG, "run", "seed"),
+    "seed missing": drop("run", "seed"),
+    "threads are a tensor": put(RNG, "mode", "threads"),
+    "threads missing": drop("mode", "threads"),
+    "route missing": drop("mode", "route"),
+    "route is a word": put("fast", "mode", "route"),
+    "route of an unknown kind": add("x", "mode", "route", "kernel"),
+    "route of an unknown product": put("mkl", "mode", "route", "matmul"),
+    "route of an unknown precision": put("hub", "mode", "route", "precision"),
+    "speed is a word": put("fast", "mode", "speed"),
+    # Weights.
+    "weight is a number": put(1.0, "model", "encoder.head.bias"),
+    "weight of another shape": put(torch.zeros(5), "model", "encoder.head.bias"),
+    "weight of another dtype": put(torch.zeros(4, dtype=torch.int64), "model", "encoder.head.bias"),
+    "weight by number": add(torch.zeros(1), "model", 7),
+    "weight too many": add(torch.zeros(1), "model", "_metadata"),
+    "weight too few": drop("model", "encoder.head.bias"),
+    "buffer of another shape": put(torch.zeros(2), "objective", "beta"),
+    # Position.
+    **{
+        f"{name} is {value!r:.20}": put(value, *PLACE, name)
+        for name in ("epoch", "step", "batch")
+        for value in ("1", None, -1, 1.5, True, 10**30, -(10**400), [1], math.nan, torch.ones(()))
+    },
+    "batch beyond the epoch": put(6, *PLACE, "batch"),
+    "batch far beyond the epoch": put(2**62, *PLACE, "batch"),
+    **{
+        f"seconds is {value!r:.20}": put(value, *PLACE, "seconds")
+        for value in ("1", None, math.nan, math.inf, -1.0, 10**400, [1])
+    },
+    **{f"{name} of the position missing": drop(*PLACE, name) for name in
+       ("epoch", "step", "batch", "means", "rng", "loader", "seconds")},
+    "loader is a word": put("x", *PLACE, "loader"),
+    # Random state.
+    "rng is a tensor": put(RNG, *PLACE, "rng"),
+    "rng without the CPU": drop(*PLACE, "rng", "cpu"),
+    "rng of another dtype": put(RNG.float(), *PLACE, "rng", "cpu"),
+    "rng of another shape": put(RNG[None], *PLACE, "rng", "cpu"),
+    "rng too short": put(RNG[:-1], *PLACE, "rng", "cpu"),
+    "rng too long": put(torch.cat([RNG, RNG]), *PLACE, "rng", "cpu"),
+    "rng empty": put(RNG[:0], *PLACE, "rng", "cpu"),
+    "rng of ones": put(torch.full_like(RNG, 255), *PLACE, "rng", "cpu"),
+    "rng is a list": put([1, 2], *PLACE, "rng", "cpu"),
+    # Means of the epoch.
+    **{f"{name} of the means missing": drop(*PLACE, "means", name) for name in
+       ("names", "aside", "weights", "total", "weight")},
+    "means of names that are numbers": put([1, 2, 3, 4, 5], *PLACE, "means", "names"),
+    "means of fewer names": put(["loss"], *PLACE, "means", "names"),
+    "means of another shape": put([torch.zeros(3)] * 2, *PLACE, "means", "aside"),
+    "means of numbers": put([1.0, 2.0], *PLACE, "means", "aside"),
+    "means of fewer weights": put([8], *PLACE, "means", "weights"),
+    "means of words as weights": put(["8", "8"], *PLACE, "means", "weights"),
+    "means of a negative weight": put(-9, *PLACE, "means", "weight"),
+    "means of a word as total": put("x", *PLACE, "means", "total"),
+    "means of a total of another shape": put(torch.zeros(2, 2), *PLACE, "means", "total"),
+    # Optimizers.
+    "optimizer missing": drop("optimizers", "model"),
+    "optimizer of another name": add({}, "optimizers", "other"),
+    "optimizer is a word": put("x", "optimizers", "model"),
+    "optimizer without state": drop("optimizers", "model", "state"),
+    "optimizer without groups": put([], "optimizers", "model", "param_groups"),
+    "optimizer of a group too many": put([{}, {}], "optimizers", "model", "param_groups"),
+    "group is a word": put("x", *GROUP),
+    "group without parameters": drop(*GROUP, "params"),
+    "group of a parameter too few": put([0], *GROUP, "params"),
+    "group of other parameters": put([0] * 8, *GROUP, "params"),
+    "group of words as parameters": put(["x"] * 8, *GROUP, "params"),
+    "group without a rate": drop(*GROUP, "lr"),
+    "group without the first rate": drop(*GROUP, "initial_lr"),
+    "rate is a word": put("fast", *GROUP, "lr"),
+    "rate is null": put(None, *GROUP, "lr"),
+    "rate is a tensor": put(torch.zeros(3), *GROUP, "lr"),
+    "betas are a number": put(0.9, *GROUP, "betas"),
+    "betas of three": put((0.9, 0.9, 0.9), *GROUP, "betas"),
+    "betas are words": put(("a", "b"), *GROUP, "betas"),
+    "option too many": add(True, *GROUP, "post_hook"),
+    "fused is a word": put("yes", *GROUP, "fused"),
+    "moment of another shape": put(torch.zeros(1), *FIRST, "exp_avg"),
+    "moment of another shape with as many elements": put(torch.zeros(32), *FIRST, "exp_avg"),
+    "moment of no elements": put(torch.zeros(0), *FIRST, "exp_avg"),
+    "moment of more elements": put(torch.zeros(99, 99), *FIRST, "exp_avg_sq"),
+    "moment of whole numbers": put(torch.zeros(8, 4, dtype=torch.int64), *FIRST, "exp_avg"),
+    "moment is a number": put(0.0, *FIRST, "exp_avg"),
+    "moment is a list": put([0.0], *FIRST, "exp_avg"),
+    "moment missing": drop(*FIRST, "exp_avg_sq"),
+    "moment too many": add(torch.zeros(8, 4), *FIRST, "max_exp_avg_sq"),
+    "step of a moment is a vector": put(torch.zeros(3), *FIRST, "step"),
+    "step of a moment is empty": put(torch.zeros(0), *FIRST, "step"),
+    "step of a moment is a word": put("3", *FIRST, "step"),
+    "moments are a list": put([0.0], *FIRST),
+    "moments of a parameter missing": drop(*FIRST),
+    "moments of a parameter too many": add({}, "optimizers", "model", "state", 99),
+    "moments of a parameter by a word": add({}, "optimizers", "model", "state", "0"),
+    # Schedulers.
+    "scheduler missing": drop("schedulers", "model"),
+    "scheduler of another name": add({}, "schedulers", "other"),
+    "scheduler is a list": put([1], "schedulers", "model"),
+    "scheduler is empty": put({}, "schedulers", "model"),
+    "scheduler with another optimizer": add({}, "schedulers", "model", "optimizer"),
+    "scheduler with another method": add("x", "schedulers", "model", "step"),
+    "scheduler with another rate": add(1.0, "schedulers", "model", "get_lr"),
+    "scheduler at a word": put("x", "schedulers", "model", "last_epoch"),
+    "scheduler at null": put(None, "schedulers", "model", "last_epoch"),
+    "scheduler of no length": drop("schedulers", "model", "T_max"),
+    "scheduler of words as rates": put(["x"], "schedulers", "model", "base_lrs"),
+    "scheduler of too few rates": put([], "schedulers", "model", "base_lrs"),
+    # Callbacks.
+    "callback is a number": put(3, *EARLY),
+    "callback is a list": put([1], *EARLY),
+    "callback is missing a value": drop(*EARLY, "best"),
+    "callback with a word as number": put("x", *EARLY, "best"),
+    "callback with a word as epoch": put("x", *EARLY, "best_epoch"),
+    "callback with a list as weights": put([1], *EARLY, "best_weights"),
+    "callback with other weights": put({"x": torch.zeros(1)}, *EARLY, "best_weights"),
+    "callback with weights of another shape": put(
+        torch.zeros(5), *EARLY, "best_weights", "encoder.head.bias"
+    ),
+    "callback with a value too many": add(1, *EARLY, "monitor"),
+    # History.
+    "history without rows": drop("history", "rows"),
+    "history without a reason": drop("history", "stop_reason"),
+    "reason is a number": put(3, "history", "stop_reason"),
+    "rows are a word": put("[]", "history", "rows"),
+    "rows are numbers": put(torch.zeros(4), "history", "rows"),
+    "rows are nothing": rows(b""),
+    "rows are no JSON": rows(b"\x00\xff{]"),
+    "rows are no UTF-8": rows(b'{"epochs":[],"updates":["\xff"]}'),
+    "rows are a list": rows([]),
+    "rows are an empty object": rows({}),
+    "rows of epochs are a number": rows({"epochs": 3, "updates": []}),
+    "rows of epochs are numbers": rows({"epochs": [1, 2], "updates": []}),
+    "rows of epochs are words": rows({"epochs": [{"epoch": "one"}], "updates": []}),
+    "rows of epochs are lists": rows({"epochs": [{"epoch": [1]}], "updates": []}),
+    "rows of updates are null": rows({"epochs": [], "updates": None}),
+    "rows are deep": rows(b'{"epochs":[],"updates":' + b"[" * 10**5 + b"]" * 10**5 + b"}"),
+    "rows are a long number": rows(b'{"epochs":[{"epoch":' + b"9" * 10**5 + b'}],"updates":[]}'),
+    # Plan.
+    **{f"{name} of the plan missing": drop("plan", name) for name in
+       ("first_epoch", "begun", "schedule_steps")},
+    **{
+        f"{name} of the plan is {value!r:.20}": put(value, "plan", name)
+        for name in ("first_epoch", "begun", "schedule_steps")
+        for value in ("3", -1, 1.5, True, 10**30, [3], math.nan)
+    },
+    "plan that begins after its place": put(2, "plan", "first_epoch"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", STATES)
+@pytest.mark.filterwarnings("ignore:the run goes on, but not bitwise")
+@pytest.mark.filterwarnings("ignore:the run was begun for")
+def test_a_forged_state_is_refused_before_anything_changes(case, sound, tmp_path):
+    state = load_checkpoint(sound)
+    STATES[case](state)
+    assert_refused(trainer_of(Gate()), forge(sound, state, tmp_path / "f"))
+
+
+@pytest.mark.parametrize("case", ["route of an unknown product", "route of an unknown precision"])
+def test_a_forged_route_is_refused_where_fast_paths_were_asked_for(case, sound, tmp_path):
+    state = load_checkpoint(sound)
+    STATES[case](state)
+    trainer = trainer_of(Gate(), speed=Speed(matmul="fast", precision="bfloat16"))
+    assert_refused(trainer, forge(sound, state, tmp_path / "f"))
+
+
+LOADERS = {
+    "missing": {},
+    "none": {"generators": [], "loader": None},
+    "two": {"generators": [RNG, RNG], "loader": None},
+    "a word": {"generators": "x", "loader": None},
+    "words": {"generators": ["x"], "loader": None},
+    "of another dtype": {"generators": [RNG.float()], "loader": None},
+    "too short": {"generators": [RNG[:-8]], "loader": None},
+}
+
+
+@pytest.mark.filterwarnings("ignore:the data cannot say where they were")
+@pytest.mark.parametrize("case", LOADERS)
+def test_forged_generators_of_a_loader_are_refused(case, sound_of_loader, tmp_path):
+    with pytest.raises(Began):
+        fit(trainer_of(Gate()), loader(), resume=sound_of_loader)
+    state = load_checkpoint(sound_of_loader)
+    state["position"]["loader"] = LOADERS[case]
+    assert_refused(trainer_of(Gate()), forge(sound_of_loader, state, tmp_path / "f"), loader())
+
+
+def test_in_a_folder_a_forged_state_is_refused_and_stays_there(sound, tmp_path):
+    state = load_checkpoint(sound)
+    del state["plan"]
+    file = forge(sound, state, tmp_path / sound.name)
+    data = file.read_bytes()
+    assert_refused(trainer_of(Gate(), Checkpoint(tmp_path)), "auto")
+    assert file.read_bytes() == data
+
+
+# Mutations ----------------------------------------------------------------------------------------
+
+WORDS = ["null", "true", "-1", "0", "1e30", "9" * 30, "[]", '""', '"x"', "{}", '{"dict":[]}']
+WORDS += ['{"float":"nan"}', '{"tuple":[]}', '{"tensor":"position.rng.cpu"}', "1.5", "[" * 500]
+VALUE = re.compile(r'-?\d[\d.e+-]*|true|false|null|"[^"]*"|\[\]|\{"tensor":"[^"]*"\}')
+
+
+def mutated(text, source):
+    """Text with one to three bytes, values or spans changed."""
+    for _ in range(source.choice([1, 1, 2, 3])):
+        start = source.randrange(len(text))
+        end = min(start + source.choice([1, 1, 2, 8, 60]), len(text))
+        match source.randrange(6):
+            case 0:  # a byte
+                text = text[:start] + chr(source.randrange(256)) + text[start + 1 :]
+            case 1:  # a span less
+                text = text[:start] + text[end:]
+            case 2:  # a span twice
+                text = text[:end] + text[start:end] + text[end:]
+            case 3 | 4:  # a value by a word
+                if found := VALUE.search(text, start):
+                    text = text[: found.start()] + source.choice(WORDS) + text[found.end() :]
+            case 5:  # a value by another
+                one, two = (
+                    VALUE.search(text, start),
+                    VALUE.search(text, source.randrange(len(text))),
+                )
+                if one and two:
+                    text = text[: one.start()] + two[0] + text[one.end() :]
+    return text
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_mutated_state_is_refused_or_goes_on(sound, tmp_path):
+    header, body = parts(sound)
+    info = header["__metadata__"]["info"]
+    state = info.index('"state"')
+    source = random.Random(None if IS_SOAK else 0)
+    file, trainer, ends, wrong = tmp_path / "f", trainer_of(Gate()), {}, {}
+    for _ in range(MUTATIONS):
+        forged = copy.deepcopy(header)
+        text = info[:state] + mutated(info[state:], source)
+        forged["__metadata__"]["info"] = text
+        file.unlink(missing_ok=True)
+        file.write_bytes(sealed(forged, body))
+        before = weights_of(trainer)
+        end = outcome(trainer, file)
+        ends[end] = ends.get(end, 0) + 1
+        if end not in ("refused", "another run", "went on"):
+            wrong.setdefault(end, difference(info, text))
+        elif end != "went on" and not all(map(torch.equal, before, weights_of(trainer))):
+            wrong.setdefault(f"{end}, but changed", difference(info, text))
+        if end not in ("refused", "another run"):
+            trainer = trainer_of(Gate())
+    assert wrong == {}
+    assert ends["refused"] > MUTATIONS / 10
+    assert ends["went on"] > MUTATIONS / 100
+
+
+def outcome(trainer, file):
+    """What became of a run that was to go on from a file."""
+    try:
+        fit(trainer, resume=file)
+    except CheckpointError:
+        return "refused"
+    except Began:
+        return "went on"
+    except ValueError as error:
+        is_said = str(error).startswith("the checkpoint's run had")
+        return "another run" if is_said else f"ValueError: {error}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "ended"
+
+
+def difference(old, new):
+    """Where two texts differ, with a little around."""
+    pairs = enumerate(zip(old, new, strict=False))
+    start = next((i for i, (a, b) in pairs if a != b), 0)
+    return f"{old[max(start - 40, 0) : start + 20]} -> {new[max(start - 40, 0) : start + 20]}"

@@ -1,0 +1,155 @@
+"""Files of every release are read for ever: a model, a checkpoint, and what has to come of them.
+
+Of each release there are three files in ``data``. Those of the present one were written by
+``python tests/test_old_files.py``; files that are there are never written again.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import tinyvae
+from tinyvae import (
+    ELBO,
+    MLP,
+    VAE,
+    BernoulliLikelihood,
+    Checkpoint,
+    EarlyStopping,
+    GaussianEncoder,
+    Optimization,
+    Trainer,
+)
+from tinyvae.schedules import Linear
+
+DATA = Path(__file__).parents[2] / "data"
+VERSIONS = sorted(file.stem.removeprefix("expected-") for file in DATA.glob("expected-*.json"))
+EPOCHS, BATCH_SIZE, STEP = 3, 8, 5  # of 4 steps an epoch
+LARGEST = 20_000  # bytes
+
+
+def make_model():
+    torch.manual_seed(0)
+    encoder = GaussianEncoder(MLP(4, (6,), 6), latent_dim=2, features=6)
+    return VAE(encoder, MLP(2, (6,), 4), BernoulliLikelihood())
+
+
+def make_trainer(*callbacks):
+    objective = ELBO(beta=Linear(0.0, 1.0, fraction=0.8))
+    optimization = Optimization(
+        0.02, scheduler=lambda o, total: torch.optim.lr_scheduler.CosineAnnealingLR(o, total)
+    )
+    callbacks = [*callbacks, EarlyStopping("train/elbo_nats", patience=9)]
+    options = {"callbacks": callbacks, "device": "cpu", "progress": False}
+    return Trainer(make_model(), objective, optimization, **options)
+
+
+def fit(trainer, x, **options):
+    with warnings.catch_warnings():  # another release of torch is another mode, and said to be
+        warnings.filterwarnings("ignore", "the run goes on, but not bitwise")
+        warnings.filterwarnings("ignore", "the checkpoint has the memory of")
+        trainer.fit(x, epochs=EPOCHS, batch_size=BATCH_SIZE, **options)
+    return trainer
+
+
+@torch.no_grad()
+def results(model, x):
+    """What a model makes of data, without a draw."""
+    posterior = model.eval().encoder(x)
+    return {"mean": posterior.mean.tolist(), "reconstruction": model.reconstruct(x).tolist()}
+
+
+def columns(trainer):
+    found = trainer.history.to_dict()["epochs"]
+    return {name: column for name, column in found.items() if name != "time_seconds"}
+
+
+@pytest.fixture(params=VERSIONS)
+def release(request):
+    """The files of a release."""
+    expected = json.loads((DATA / f"expected-{request.param}.json").read_text())
+    files = (DATA / f"{name}-{request.param}.safetensors" for name in ("model", "checkpoint"))
+    return *files, expected, torch.tensor(expected["x"])
+
+
+def assert_close(found, expected, tolerance):
+    assert found.keys() == expected.keys()
+    for name in found:
+        torch.testing.assert_close(
+            torch.tensor(found[name]), torch.tensor(expected[name]), rtol=tolerance, atol=tolerance
+        )
+
+
+def test_there_are_files_of_this_release():
+    assert tinyvae._version.__version__ in VERSIONS
+
+
+def test_old_files_are_small(release):
+    assert all(0 < file.stat().st_size <= LARGEST for file in release[:2])
+
+
+def test_an_old_model_is_loaded(release):
+    model, _, expected, x = release
+    assert_close(results(VAE.load(model), x), expected["model"], 1e-5)
+
+
+def test_the_model_of_an_old_checkpoint_is_loaded(release):
+    _, checkpoint, expected, x = release
+    assert_close(results(VAE.load(checkpoint), x), expected["checkpoint"], 1e-5)
+
+
+def test_an_old_checkpoint_goes_on_to_the_end(release):
+    _, checkpoint, expected, x = release
+    trainer = fit(make_trainer(), x, resume=checkpoint)
+    assert trainer.step == expected["steps"]
+    assert trainer.history["epoch"] == list(range(1, EPOCHS + 1))
+    assert_close(columns(trainer), expected["history"], 1e-4)
+    assert_close(results(trainer.model, x), expected["end"], 1e-4)
+
+
+def test_what_is_expected_is_what_the_run_comes_to_from_its_start(release):
+    *_, expected, x = release
+    trainer = fit(make_trainer(), x)
+    assert_close(columns(trainer), expected["history"], 1e-4)
+    assert_close(results(trainer.model, x), expected["end"], 1e-4)
+    assert expected["checkpoint"] != expected["end"] == expected["model"]
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+def write():
+    """Write the files of the present release."""
+    generator = torch.Generator().manual_seed(1)
+    x = (torch.rand(29, 4, generator=generator) < 0.4).float()
+    expected = DATA / f"expected-{tinyvae._version.__version__}.json"
+    if expected.exists():
+        sys.exit(f"{expected} is there already")
+    model, checkpoint = (
+        DATA / f"{name}-{tinyvae._version.__version__}.safetensors"
+        for name in ("model", "checkpoint")
+    )
+    DATA.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = fit(make_trainer(Checkpoint(folder, every_steps=1, keep=99)), x)
+        shutil.copy(Path(folder, "model.safetensors"), model)
+        shutil.copy(Path(folder, f"step-{STEP:08d}.safetensors"), checkpoint)
+    found = {
+        "x": x.tolist(),
+        "steps": trainer.step,
+        "history": columns(trainer),
+        "model": results(VAE.load(model), x),
+        "checkpoint": results(VAE.load(checkpoint), x),
+        "end": results(trainer.model, x),
+    }
+    expected.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,381 @@
+"""Resuming is bitwise: the same weights, moments and history as a run that nobody has touched."""
+
+import json
+import random
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from helpers.runs import checkpoint_of, digest
+from helpers.training import BATCH_SIZE, DATA, STEPS, Unsized, make_vae
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
+from torch.utils.data import DataLoader, Dataset
+
+import tinyvae.training.checkpoints.directory
+from tinyvae import (
+    ELBO,
+    IWAE,
+    MLP,
+    VAE,
+    BernoulliLikelihood,
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    GaussianEncoder,
+    Optimization,
+    Speed,
+    Trainer,
+)
+from tinyvae.errors import CheckpointError
+from tinyvae.objectives import AdversarialTotalCorrelationRegularizer
+from tinyvae.schedules import Linear
+
+EPOCHS = 3
+END = EPOCHS * STEPS
+AUTO = {"resume": "auto"}
+
+
+def flip(x, generator):
+    """Noise of pixels, a transform that draws."""
+    noise = torch.rand(x.shape, generator=generator)
+    return torch.where(noise < 0.1, 1 - x, x)
+
+
+def make_model():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.ReLU())
+    encoder = GaussianEncoder(network, latent_dim=2, features=8)
+    return VAE(encoder, MLP(2, hidden=(8,), out_shape=4), BernoulliLikelihood())
+
+
+def everything():
+    """A run of all that has a state."""
+    objective = ELBO(beta=Linear(0.0, 1.0, fraction=0.8)) + AdversarialTotalCorrelationRegularizer(
+        MLP(2, (6,), 1), 2.0
+    )
+    optimization = Optimization(
+        0.02,
+        scheduler=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
+        scheduler_interval="step",
+        clip_norm=1.0,
+    )
+    return {
+        "objective": objective,
+        "optimization": optimization,
+        "callbacks": [EarlyStopping(patience=2)],
+        "record_every": 2,
+    }
+
+
+def plateau():
+    """A scheduler that watches epochs, and plain descent with momentum."""
+    optimization = Optimization(
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
+        scheduler=lambda o: ReduceLROnPlateau(o, mode="max", patience=0, threshold=0.5),
+        monitor="validation/elbo_nats",
+    )
+    return {"objective": IWAE(3), "optimization": optimization}
+
+
+SETTINGS = {"everything": everything, "plateau": plateau}
+
+
+def trainer_of(folder, settings=everything, model=make_model, *, progress=False, **options):
+    torch.manual_seed(1)
+    own = settings()
+    objective, callbacks = own.pop("objective"), own.pop("callbacks", [])
+    keeping = {"every_steps": 1, "every_minutes": None, "keep": 10**6, **options.pop("keeping", {})}
+    callbacks = [Checkpoint(folder, **keeping), *callbacks, *options.pop("more", [])]
+    own |= {"device": "cpu", "callbacks": callbacks, "progress": progress, **options}
+    return Trainer(model(), objective, **own)
+
+
+def fit(trainer, train=DATA, **options):
+    settings = {"epochs": EPOCHS, "batch_size": BATCH_SIZE, "transform": flip, **options}
+    trainer.fit(train, DATA, **settings)
+    return trainer
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def whole(request, tmp_path_factory):
+    """A run that nobody has touched, with a checkpoint of each of its steps."""
+    folder = tmp_path_factory.mktemp("whole")
+    trainer = fit(trainer_of(folder, SETTINGS[request.param]))
+    return {"folder": folder, "digest": digest(trainer), "settings": SETTINGS[request.param]}
+
+
+def resumed(whole, step, folder, **options):
+    """The run, gone on with from the checkpoint of a step, in a process that knows nothing."""
+    folder.mkdir()
+    shutil.copy(checkpoint_of(whole["folder"], step), folder)
+    random.seed(step)
+    torch.manual_seed(100 + step)
+    return fit(trainer_of(folder, whole["settings"]), **AUTO, **options)
+
+
+@pytest.mark.parametrize("step", [0, 1, 3, STEPS - 1, STEPS, STEPS + 1, 2 * STEPS, END - 1, END])
+def test_a_resumed_run_is_the_whole_one(whole, step, tmp_path):
+    trainer = resumed(whole, step, tmp_path / "run")
+    assert digest(trainer) == whole["digest"]
+
+
+def test_a_run_that_is_resumed_at_each_step_is_the_whole_one(whole, tmp_path):
+    class StopAt(Callback):
+        def on_step_end(self, trainer, output):
+            trainer._interrupt("enough")
+
+    for _ in range(END):
+        trainer = fit(trainer_of(tmp_path, whole["settings"], more=[StopAt()]), **AUTO)
+        assert trainer.history.stop_reason == "enough"
+    trainer = fit(trainer_of(tmp_path, whole["settings"]), **AUTO)
+    assert digest(trainer) == whole["digest"]
+    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, EPOCHS + 1))
+
+
+def drop_rng(state):
+    state["position"]["rng"]["cpu"] = torch.Generator().manual_seed(7).get_state()
+
+
+def drop_cursor(state):
+    state["position"]["batch"] -= 1
+
+
+def drop_moments(state):
+    for optimizer in state["optimizers"].values():
+        optimizer["state"] = {}
+
+
+def drop_scheduler(state):
+    for scheduler in state["schedulers"].values():
+        scheduler["last_epoch"] = 0
+
+
+def drop_step(state):
+    state["position"]["step"] = 0
+
+
+CONTROLS = [drop_rng, drop_cursor, drop_moments, drop_scheduler, drop_step]
+
+
+@pytest.mark.filterwarnings("ignore:a schedule does not end")
+@pytest.mark.parametrize("control", CONTROLS)
+def test_whatever_is_left_out_shows(control, tmp_path, monkeypatch):
+    settings = {"folder": tmp_path / "whole", "settings": everything}
+    expected = digest(fit(trainer_of(settings["folder"])))
+    read = tinyvae.training.checkpoints.directory.load_checkpoint
+
+    def forgetful(file):
+        state = read(file)
+        control(state)
+        return state
+
+    assert digest(resumed(settings, STEPS + 2, tmp_path / "control")) == expected
+    monkeypatch.setattr(tinyvae.training.checkpoints.directory, "load_checkpoint", forgetful)
+    assert digest(resumed(settings, STEPS + 2, tmp_path / "forgetful")) != expected
+
+
+# Data that are read ------------------------------------------------------------------------------
+
+
+class Drawn(Dataset):
+    """Items that draw by every generator there is."""
+
+    def __len__(self):
+        return len(DATA)
+
+    def __getitem__(self, index):
+        draws = (torch.rand(()).item(), random.random(), np.random.rand())  # noqa: NPY002
+        noise = torch.tensor([*draws, 0.0])
+        return torch.where(noise < 0.3, 1 - DATA[index], DATA[index])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_dataset_that_draws_goes_on(workers, tmp_path):
+    whole = {"folder": tmp_path / "whole", "settings": plateau}
+    expected = digest(fit(trainer_of(whole["folder"], plateau), Drawn(), workers=workers))
+    for step in (2, STEPS):
+        trainer = resumed(whole, step, tmp_path / f"{step}", train=Drawn(), workers=2 - workers)
+        assert digest(trainer) == expected
+
+
+def test_items_draw_anew_in_every_epoch_and_leave_global_generators_alone(tmp_path):
+    seen = []
+
+    class Spy(Callback):
+        def on_epoch_end(self, trainer, row):
+            seen.append(row["train/loss"])
+
+    frozen = Optimization(optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]  # noqa: NPY002
+    model = make_vae()
+    after_init = torch.get_rng_state()
+    Trainer(model, ELBO(), frozen, callbacks=[Spy()], progress=False, device="cpu").fit(
+        Drawn(), epochs=2, batch_size=37
+    )
+    assert seen[0] != seen[1]
+    assert torch.equal(torch.get_rng_state(), after_init)
+    assert random.getstate() == before[1]
+    assert np.array_equal(np.random.get_state()[1], before[2])  # noqa: NPY002
+
+
+class Stateful(DataLoader):
+    """A DataLoader that knows where it is, and never reads a batch again."""
+
+    read = 0
+
+    def __iter__(self):
+        start, self.start = getattr(self, "start", 0), 0
+        order = torch.randperm(len(DATA), generator=torch.Generator().manual_seed(self.read // 5))
+        for self.position in range(start, STEPS):
+            type(self).read += 1
+            self.position += 1
+            yield DATA[order[(self.position - 1) * 8 : self.position * 8]]
+        self.position = 0
+
+    def state_dict(self):
+        return {"position": getattr(self, "position", 0)}
+
+    def load_state_dict(self, state):
+        self.start = state["position"]
+
+
+def loaders():
+    return {
+        "shuffled": lambda: DataLoader(DATA, BATCH_SIZE, shuffle=True),
+        "generator": lambda: DataLoader(
+            DATA, BATCH_SIZE, shuffle=True, generator=torch.Generator().manual_seed(3)
+        ),
+        "stream": lambda: DataLoader(Unsized(DATA), BATCH_SIZE),
+    }
+
+
+@pytest.mark.parametrize("name", loaders())
+def test_a_loader_is_read_again_up_to_where_it_was(name, tmp_path):
+    make = loaders()[name]
+    whole = {"folder": tmp_path / "whole", "settings": plateau}
+    expected = digest(fit(trainer_of(whole["folder"], plateau), make()))
+    for step in (0, STEPS, 2 * STEPS):
+        assert digest(resumed(whole, step, tmp_path / f"{step}", train=make())) == expected
+    with pytest.warns(UserWarning, match="2 batches that were used in this epoch are read again"):
+        trainer = resumed(whole, STEPS + 2, tmp_path / "amid", train=make())
+    assert digest(trainer) == expected
+
+
+def test_a_loader_with_a_state_goes_on_where_it_was(tmp_path):
+    Stateful.read = 0
+    whole = {"folder": tmp_path / "whole", "settings": plateau}
+    expected = digest(fit(trainer_of(whole["folder"], plateau), Stateful(DATA, BATCH_SIZE)))
+    assert Stateful.read == END
+    Stateful.read = STEPS + 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer = resumed(whole, STEPS + 2, tmp_path / "amid", train=Stateful(DATA, BATCH_SIZE))
+    assert digest(trainer) == expected
+    assert Stateful.read == END
+
+
+# What is refused, and what is said ---------------------------------------------------------------
+
+
+OTHERS = {
+    "seed": ({"seed": 1}, {}, r"seed = 0, got 1"),
+    "examples": ({}, {"train": DATA[:33]}, r"number of examples = 37, got 33"),
+    "batches": ({}, {"batch_size": 4}, r"batches per epoch = 5, got 10"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_run_is_refused_before_anything_changes(name, tmp_path):
+    options, data, message = OTHERS[name]
+    fit(trainer_of(tmp_path, plateau))
+    trainer = trainer_of(tmp_path, plateau, **options)
+    before = {n: t.clone() for n, t in trainer.model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        fit(trainer, **data, **AUTO)
+    assert trainer.step == 0
+    assert all(torch.equal(before[n], t) for n, t in trainer.model.state_dict().items())
+
+
+def test_another_model_is_refused(tmp_path):
+    fit(trainer_of(tmp_path, plateau))
+    with pytest.raises(CheckpointError, match=r"of another model: .* differ, first 'encoder.net"):
+        fit(trainer_of(tmp_path, plateau, make_vae), **AUTO)
+
+
+def test_another_mode_is_said(tmp_path):
+    fit(trainer_of(tmp_path, plateau), epochs=1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.warns(UserWarning, match=rf"not bitwise: .*threads \({threads} before, now"):
+            fit(trainer_of(tmp_path, plateau), epochs=1, **AUTO)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_more_epochs_are_more_of_the_same_run(tmp_path):
+    fit(trainer_of(tmp_path, plateau), epochs=1)
+    with pytest.warns(UserWarning, match="begun for 1 epochs, and goes on to 3"):
+        trainer = fit(trainer_of(tmp_path, plateau), **AUTO)
+    assert trainer.history["epoch"] == [1, 2, 3]
+    assert trainer.step == END
+
+
+def test_a_complete_run_returns_its_history(tmp_path):
+    first = fit(trainer_of(tmp_path))
+    again = fit(trainer_of(tmp_path), **AUTO)
+    assert digest(first) == digest(again)
+
+
+def test_a_run_that_decided_to_stop_stays_stopped(tmp_path):
+    class Enough(Callback):
+        def on_epoch_end(self, trainer, row):
+            trainer.stop("enough")
+
+    trainer = fit(trainer_of(tmp_path, plateau, more=[Enough()]))
+    again = fit(trainer_of(tmp_path, plateau), **AUTO)
+    assert trainer.step == again.step == STEPS
+    assert again.history.stop_reason == "enough"
+
+
+def test_resume_auto_wants_a_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="looks into the folder of a Checkpoint, got none"):
+        Trainer(make_vae(), ELBO(), progress=False).fit(DATA, epochs=1, resume="auto")
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+        Trainer(make_vae(), ELBO(), progress=False).fit(DATA, epochs=1, resume=tmp_path)
+
+
+def test_a_checkpoint_by_its_path(tmp_path):
+    folder = tmp_path / "whole"
+    expected = digest(fit(trainer_of(folder, plateau)))
+    for name, path in {"a": folder, "b": checkpoint_of(folder, 4)}.items():
+        trainer = fit(trainer_of(tmp_path / name, plateau), resume=path)
+        assert digest(trainer) == expected
+
+
+def test_going_back_puts_the_future_aside(tmp_path):
+    expected = digest(fit(trainer_of(tmp_path, plateau, keeping={"every_steps": 4})))
+    trainer = fit(trainer_of(tmp_path, plateau), resume=checkpoint_of(tmp_path, 4))
+    assert digest(trainer) == expected
+    assert sorted(file.name for file in tmp_path.glob("*.replaced")) == [
+        "model.replaced",
+        *(f"step-{step:08d}.replaced" for step in (8, 12, END)),
+    ]
+
+
+# Compiled ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler was found")
+def test_a_compiled_run_goes_on_bitwise(tmp_path):
+    whole = {"folder": tmp_path / "whole", "settings": plateau}
+    speed = Speed(compile=True)
+    expected = digest(fit(trainer_of(whole["folder"], plateau, speed=speed)))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(checkpoint_of(whole["folder"], STEPS + 2), folder)
+    assert digest(fit(trainer_of(folder, plateau, speed=speed), **AUTO)) == expected
