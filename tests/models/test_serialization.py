@@ -242,7 +242,7 @@ def test_what_has_no_description(value):
 def test_config_gives_every_argument(config):
     part = Own(1.0)
     part.config = lambda: config
-    with pytest.raises(TypeError, match=r"Own.config\(\) must give every.*\['scale'\], got"):
+    with pytest.raises(TypeError, match=r"Own.config\(\) must return every.*\['scale'\], got"):
         describe_part(part)
 
 

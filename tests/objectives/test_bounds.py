@@ -408,6 +408,9 @@ class Odd(Schedule):
     def shape(self, step, length):
         return -3.0 + step
 
+    def __repr__(self):
+        return "Odd()"
+
 
 @pytest.mark.parametrize(
     ("objective", "expected"),

@@ -566,7 +566,7 @@ def two_latents():
         ),
         ({"likelihood_weight": 0.25}, lambda a, b: a + b),
     ],
-    ids=repr,
+    ids=map(str, range(7)),
 )
 def test_rates_of_several_latents(options, rate):
     vae, x = two_latents(), torch.randn(7, 5)

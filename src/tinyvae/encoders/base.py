@@ -2,16 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tinyvae.core.configurable import Configurable
 from tinyvae.distributions import Distribution
 from tinyvae.networks import Network
 
 
-class Encoder(nn.Module, ABC):
+class Encoder(Configurable, nn.Module, ABC):
     """A module whose ``forward`` returns q(z given x), a :class:`Distribution` over the latent.
 
     Attributes:
@@ -20,15 +20,17 @@ class Encoder(nn.Module, ABC):
     """
 
     latent_shape: torch.Size
+
+    @property
+    def latent_dim(self) -> int | tuple[int, ...]:
+        """Number of latent dimensions, or the shape of a latent with several."""
+        return as_given(self.latent_shape)
+
     is_density: bool = True
 
     @abstractmethod
     def forward(self, x: Tensor, context: Tensor | None = None) -> Distribution:
         """Return q(z given x), ``batch_shape = (B,)``, ``event_shape = latent_shape``."""
-
-    @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal encoder, for a model's file."""
 
 
 class NetworkEncoder(Encoder):
@@ -93,11 +95,6 @@ class NetworkEncoder(Encoder):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Distribution:
         """Return q(z given x)."""
         return self.posterior(self.encode(x, context))
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal encoder."""
-        latent_dim = as_given(self.latent_shape)
-        return {"network": self.network, "latent_dim": latent_dim, "features": self.features}
 
 
 def latent_size(latent_dim: int | Sequence[int]) -> torch.Size:

@@ -1,7 +1,5 @@
 """Flows as posteriors and as priors."""
 
-from typing import Any
-
 from torch import Tensor
 
 from tinyvae.encoders.base import Encoder, NetworkEncoder
@@ -60,7 +58,3 @@ class FlowEncoder(Encoder):
                 f"FlowEncoder expects an encoder whose posteriors are densities on R^D, got {base}"
             )
         return Transformed(base, self.flow(condition))
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal encoder."""
-        return {"encoder": self.encoder, "flow": self.flow}

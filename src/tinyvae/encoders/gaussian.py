@@ -1,7 +1,6 @@
 """Encoders of real vectors: Gaussian posteriors, Laplace ones, and points."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -160,10 +159,6 @@ class LowRankGaussianEncoder(NetworkEncoder):
         """Return q(z given the features)."""
         params = self.params(features).unflatten(1, (2 + self.rank, -1))  # (B, 2 + r, D)
         return LowRankNormal(params[:, 0], params[:, 1], params[:, 2:].mT)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal encoder."""
-        return super().config() | {"rank": self.rank}
 
 
 class DeterministicEncoder(_ElementwiseEncoder):

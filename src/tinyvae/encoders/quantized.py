@@ -14,7 +14,6 @@ With several codebooks, each quantizes what the ones before it left (residual qu
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -174,15 +173,10 @@ class VectorQuantizedEncoder(NetworkEncoder):
         codebook.copy_(torch.where(dead.unsqueeze(1), rows[chosen], codebook))
         old_usage.copy_(torch.where(dead, equal, usage))
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal encoder."""
-        return super().config() | {
-            "num_codes": self.usage.shape[-1],
-            "num_quantizers": self.num_quantizers,
-            "commitment": self.commitment,
-            "decay": self.decay,
-            "restart_below": self.restart_below,
-        }
+    @property
+    def num_codes(self) -> int:
+        """Number of codes in each codebook."""
+        return self.usage.shape[-1]
 
 
 def _several(num_quantizers: int) -> tuple[int, ...]:

@@ -3,11 +3,12 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from tinyvae.core.configurable import Configurable
 from tinyvae.distributions import Distribution
 from tinyvae.distributions.base import Latest
 from tinyvae.distributions.special import autocast_disabled
@@ -31,7 +32,7 @@ class Bijection(Protocol):
         """The way back."""
 
 
-class NormalizingFlow(nn.Module, ABC):
+class NormalizingFlow(Configurable, nn.Module, ABC):
     """A module whose ``forward`` returns a :class:`~tinyvae.flows.Bijection` of vectors.
 
     Attributes:
@@ -45,10 +46,6 @@ class NormalizingFlow(nn.Module, ABC):
     @abstractmethod
     def forward(self, context: Tensor | None = None) -> Bijection:
         """Return the bijection given the context ``(*batch, context_dim)``."""
-
-    @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal flow, for a model's file."""
 
 
 def check_sizes(owner: str, dim: int, context_dim: int, transforms: int) -> None:

@@ -13,7 +13,6 @@ With :math:`a = w^\top z + b` the one stretches space along w by
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,10 +92,6 @@ class _LayeredFlow(NormalizingFlow):
         with autocast_disabled(context):
             shifts = self.of_context(context).unflatten(-1, self.offset.shape)
         return _Composed(self._layers(self.offset + shifts))
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal flow."""
-        return {"dim": self.dim, "context_dim": self.context_dim, "transforms": self.transforms}
 
     def extra_repr(self) -> str:
         """Sizes, for ``repr``."""

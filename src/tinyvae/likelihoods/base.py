@@ -2,16 +2,17 @@
 
 from abc import ABC
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from tinyvae.core.configurable import Configurable
 from tinyvae.distributions import Distribution, Independent
 from tinyvae.likelihoods.parameters import Positive, one_line
 
 
-class Likelihood(nn.Module, ABC):
+class Likelihood(Configurable, nn.Module, ABC):
     """Makes p(x given z) of a decoder's output.
 
     A plain one is written by one hook, :meth:`elementwise`. Positive parameters
@@ -74,10 +75,6 @@ class Likelihood(nn.Module, ABC):
     ) -> Distribution:
         """Turn ``(..., P, *E)`` into p(x given z) with ``event_shape = E`` of ``event_ndim``."""
         return Independent(self.scalars(params, event_ndim, context), event_ndim)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal likelihood, for a model's file."""
-        return {}
 
     def __repr__(self) -> str:
         return one_line(self)

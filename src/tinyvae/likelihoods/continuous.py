@@ -1,7 +1,5 @@
 """Likelihoods of real numbers, positive numbers and proportions."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -36,10 +34,6 @@ class LaplaceLikelihood(Likelihood):
         mean, log_scale = params
         return Laplace(mean, log_scale)
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal likelihood."""
-        return {"scale": self.scale}
-
 
 class StudentTLikelihood(Likelihood):
     r"""Real numbers with outliers: Student's t around the decoder's location.
@@ -68,10 +62,6 @@ class StudentTLikelihood(Likelihood):
         """Student's t distributions around the locations."""
         loc, log_scale, log_df = params
         return StudentT(loc, log_scale, log_df)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal likelihood."""
-        return {"scale": self.scale, "df": self.df}
 
 
 class LogNormalLikelihood(Likelihood):
@@ -118,10 +108,6 @@ class LogNormalLikelihood(Likelihood):
         """Whether each entry is positive and finite."""
         return torch.isfinite(x) & (x > 0)
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal likelihood."""
-        return {"std": self.std}
-
 
 class BetaLikelihood(Likelihood):
     r"""Proportions strictly between 0 and 1, by mean and concentration.
@@ -163,10 +149,6 @@ class BetaLikelihood(Likelihood):
     def in_support(self, x: Tensor) -> Tensor:
         """Whether each entry lies strictly between 0 and 1."""
         return (x > 0) & (x < 1)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal likelihood."""
-        return {"concentration": self.concentration}
 
 
 class ContinuousBernoulliLikelihood(Likelihood):

@@ -1,7 +1,6 @@
 """Likelihoods of counts."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -50,10 +49,6 @@ class CountLikelihood(Likelihood):
         """Raise unless baseline and concentration broadcast over one datum."""
         super().check_parameters(data_shape)
         require_broadcast(self, self.log_baseline.shape, data_shape)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal likelihood."""
-        return {"baseline": self.baseline}
 
 
 class PoissonLikelihood(CountLikelihood):
@@ -121,7 +116,3 @@ class NegativeBinomialLikelihood(CountLikelihood):
         """Negative binomial distributions."""
         log_ratio, log_concentration = params
         return NegativeBinomial(log_ratio + self.log_baseline, log_concentration)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal likelihood."""
-        return {"concentration": self.concentration, **super().config()}

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,10 +135,6 @@ class CategoricalLikelihood(Likelihood):
         """Whether each entry is a class index."""
         return _is_level(x, self.num_classes)
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal likelihood."""
-        return {"num_classes": self.num_classes, "ordered": self.ordered}
-
 
 class OneHotLikelihood(Likelihood):
     """Classes as one-hot data, along the first dimension of E.
@@ -230,10 +225,6 @@ class DiscretizedLogisticLikelihood(Likelihood):
     def in_support(self, x: Tensor) -> Tensor:
         """Whether each entry is a level."""
         return _is_level(x, self.num_levels)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal likelihood."""
-        return {"num_levels": self.num_levels, "scale": self.scale}
 
 
 def _is_level(x: Tensor, num_levels: int) -> Tensor:

@@ -7,12 +7,12 @@ r"""Distances of images, and of what a fixed network makes of them.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinyvae.core.configurable import Configurable
 from tinyvae.distributions.special import at_least_float32
 from tinyvae.likelihoods.parameters import one_line
 
@@ -23,7 +23,7 @@ K1, K2 = 0.01, 0.03
 LEAST = 0.01
 
 
-class Distance(nn.Module, ABC):
+class Distance(Configurable, nn.Module, ABC):
     """How far two batches of data lie apart, one number per pair."""
 
     @abstractmethod
@@ -32,10 +32,6 @@ class Distance(nn.Module, ABC):
 
     def check(self, data_shape: Sequence[int]) -> None:
         """Raise, with the remedy, unless it takes data of ``data_shape``."""
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal one, for a model's file."""
-        return {}
 
     def __repr__(self) -> str:
         return one_line(self)
@@ -186,16 +182,6 @@ class MultiScaleSSIM(Distance):
             + (f"take {' or '.join(remedies)}" if remedies else "take another distance")
         )
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal one."""
-        return {
-            "channels": self.channels,
-            "window": self.window,
-            "sigma": self.sigma,
-            "scales": self.scales,
-            "max_value": self.max_value,
-        }
-
 
 class FeatureDistance(Distance):
     r"""Half the squared distance of what a given network makes of two images.
@@ -245,10 +231,6 @@ class FeatureDistance(Distance):
         super().train(mode)
         self.network.eval()
         return self
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal one."""
-        return {"network": self.network}
 
 
 def _log_of_rest(lost: Tensor) -> Tensor:

@@ -45,10 +45,6 @@ class GaussianLikelihood(Likelihood):
         mean, log_std = params
         return Normal(mean, log_std)
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal likelihood."""
-        return {"std": self.std}
-
 
 class OptimalGaussianLikelihood(Likelihood):
     r"""Gaussian noise of the scale that is best for the batch.

@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinyvae.core.configurable import Configurable
 
-class Positive(nn.Module, ABC):
+
+class Positive(Configurable, nn.Module, ABC):
     """A positive parameter of a likelihood, by its logarithm.
 
     Attributes:
@@ -36,10 +38,6 @@ class Positive(nn.Module, ABC):
             event_ndim: Number of dimensions of E.
             context: What the model is conditioned on, ``(B, ...)``.
         """
-
-    @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal one, for a model's file."""
 
     def check(self, data_shape: Sequence[int]) -> None:
         """Raise unless it broadcasts over one datum of ``data_shape``."""
@@ -72,10 +70,6 @@ class Fixed(Positive):
         """Return the number's logarithm, 0-d."""
         return raw.new_full((), math.log(self.value))
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal one."""
-        return {"value": self.value}
-
     def __repr__(self) -> str:
         return repr(self.value)
 
@@ -102,10 +96,6 @@ class Predicted(Positive):
     def forward(self, raw: Tensor, event_ndim: int, context: Tensor | None = None) -> Tensor:
         """Return the bounded logarithm of what the decoder emits."""
         return _bounded(raw, self.minimum)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal one."""
-        return {"minimum": self.minimum}
 
 
 class Learned(Positive):

@@ -7,7 +7,6 @@ r"""A distance of images in the place of log p(x given z).
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -125,10 +124,6 @@ class PerceptualLikelihood(Likelihood):
         """Raise unless the distance takes data of this shape."""
         if isinstance(self.distance, Distance):
             self.distance.check(data_shape)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal likelihood."""
-        return {"distance": self.distance, "weight": self.weight, "bounds": self.bounds}
 
 
 class _Decoded(Delta):

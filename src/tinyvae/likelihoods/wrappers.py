@@ -57,10 +57,6 @@ class _Wrapper(Likelihood):
         """Whether each entry has a density."""
         return self.likelihood.in_support(x)
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal likelihood."""
-        return {"likelihood": self.likelihood}
-
 
 def require_separable(likelihood: Likelihood, name: str, *, tables: bool = False) -> None:
     """Raise unless ``name`` may be built on ``likelihood``."""
@@ -153,10 +149,6 @@ class StandardizedLikelihood(_Wrapper):
     def _standardized(self, x: Tensor) -> Tensor:
         return (x - self.shift) / self.scale
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal likelihood."""
-        return {"likelihood": self.likelihood, "mean": self.mean, "std": self.std}
-
 
 class MixtureLikelihood(_Wrapper):
     r"""A mixture, for each data dimension, of several of one likelihood.
@@ -204,10 +196,6 @@ class MixtureLikelihood(_Wrapper):
         each = self.likelihood.params_for_mean(x).reshape(-1, 1, *x.shape[1:])
         rows = torch.cat([torch.zeros_like(each[:1]), each])  # (1 + P, 1, *E)
         return rows.repeat_interleave(self.num_components, 1).flatten(0, 1)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal likelihood."""
-        return {"likelihood": self.likelihood, "num_components": self.num_components}
 
 
 class ZeroInflatedLikelihood(_Wrapper):
@@ -340,7 +328,3 @@ class MaskedLikelihood(_Wrapper):
         if not x.is_floating_point():
             return self.likelihood.check_support(x)
         return self.likelihood.check_support(torch.where(torch.isnan(x), self._inside(x), x))
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal likelihood."""
-        return {"likelihood": self.likelihood, "show_mask": self.show_mask}

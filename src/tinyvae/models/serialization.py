@@ -74,7 +74,7 @@ def describe_part(value: Any) -> Any:
 
     Example:
         >>> describe_part(StandardNormal(8))
-        {'part': 'StandardNormal', 'config': {'latent_shape': [8]}}
+        {'part': 'StandardNormal', 'config': {'latent_dim': 8}}
     """
     if value is None or isinstance(value, (bool, str)):
         return value
@@ -98,17 +98,21 @@ def describe_part(value: Any) -> Any:
 
 
 def _config(part: Part) -> dict[str, Any]:
-    config = part.config()
+    try:
+        config = part.config()
+    except AttributeError as error:
+        raise TypeError(
+            f"a file of {type(part).__name__} needs the arguments that built it, but "
+            f"{error}: store each argument under its name, self.{error.name} = {error.name}, or "
+            "define config(self), which returns them by name"
+        ) from error
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = inspect.signature(type(part)).parameters
     expected = {name for name, p in parameters.items() if p.kind not in variadic}
     if set(config) != expected:
         raise TypeError(
-            f"{type(part).__name__}.config() must give every argument of the constructor, "
-            f"{sorted(expected)}, got {sorted(config)}: def config(self): return "
-            + "{"
-            + ", ".join(f'"{name}": self.{name}' for name in sorted(expected))
-            + "}"
+            f"{type(part).__name__}.config() must return every argument of the constructor, "
+            f"{sorted(expected)}, got {sorted(config)}"
         )
     return config
 
@@ -132,7 +136,7 @@ def build_part(
         CheckpointError: If the description names what is not known or cannot be built.
 
     Example:
-        >>> build_part({"part": "StandardNormal", "config": {"latent_shape": [8]}})
+        >>> build_part({"part": "StandardNormal", "config": {"latent_dim": 8}})
         StandardNormal((8,))
     """
     match description:

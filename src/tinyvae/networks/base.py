@@ -2,10 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+from tinyvae.core.configurable import Configurable
 
 Activation: TypeAlias = Callable[[], nn.Module]
 
@@ -13,7 +15,7 @@ MAX_GROUPS = 8
 MIN_CHANNELS_PER_GROUP = 4
 
 
-class Network(nn.Module, ABC):
+class Network(Configurable, nn.Module, ABC):
     """A module that maps ``(N, *in_shape)`` to ``(N, *out_shape)``.
 
     Attributes:
@@ -27,10 +29,6 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, *in_shape)`` to ``(N, *out_shape)``."""
-
-    @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal network, for a model's file."""
 
     def check_input(self, x: Tensor) -> None:
         """Raise unless ``x`` is ``(N, *in_shape)``."""

@@ -1,7 +1,5 @@
 """Networks of two inputs: what the model is conditioned on goes beside the data or the latent."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -95,14 +93,6 @@ class ConcatContext(Network):
                 f"{type(self.network).__name__} of in_shape {tuple(self.network.in_shape)} takes "
                 f"beside {self._width} of the context, got {tuple(x.shape)}: build it for these"
             )
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal network."""
-        return {
-            "network": self.network,
-            "context_dim": self.context_dim,
-            "num_classes": self.num_classes,
-        }
 
     def extra_repr(self) -> str:
         """Shapes, for ``repr``."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import nn
@@ -65,16 +64,6 @@ class ConvNet(MapNetwork):
             layers += [convolution, *norm, activation()]
         self.layers = nn.Sequential(*layers)
         self.out_shape = torch.Size((self.channels[-1], *sizes[-1]))
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal network."""
-        return {
-            "in_shape": self.in_shape,
-            "channels": self.channels,
-            "kernel_size": self.kernel_size,
-            "activation": self.activation,
-            "normalize": self.normalize,
-        }
 
 
 class TransposedConvNet(SeededNetwork):
@@ -146,17 +135,6 @@ class TransposedConvNet(SeededNetwork):
                 ),
             ]
         self.layers = nn.Sequential(*layers)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal network."""
-        return {
-            "in_shape": self.in_shape,
-            "out_shape": self.out_shape,
-            "channels": self.channels,
-            "kernel_size": self.kernel_size,
-            "activation": self.activation,
-            "normalize": self.normalize,
-        }
 
 
 def _odd(kernel_size: int, name: str) -> int:

@@ -12,7 +12,6 @@ by itself; batch normalization would do neither.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,15 +119,6 @@ class ResNet(MapNetwork):
         self.layers = nn.Sequential(*layers)
         self.out_shape = torch.Size((self.channels[-1], *sizes[-1]))
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal network."""
-        return {
-            "in_shape": self.in_shape,
-            "channels": self.channels,
-            "blocks": self.blocks,
-            "activation": self.activation,
-        }
-
 
 class TransposedResNet(SeededNetwork):
     """Residual blocks, each step followed by a doubling, up to an image of any size.
@@ -191,16 +181,6 @@ class TransposedResNet(SeededNetwork):
             _convolution(self.channels[-1], self.out_shape[:-2].numel()),
         ]
         self.layers = nn.Sequential(*layers)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal network."""
-        return {
-            "in_shape": self.in_shape,
-            "out_shape": self.out_shape,
-            "channels": self.channels,
-            "blocks": self.blocks,
-            "activation": self.activation,
-        }
 
 
 def _convolution(n_in: int, n_out: int, *, stride: int = 1) -> nn.Conv2d:

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from tinyvae.core.configurable import Configurable
 from tinyvae.distributions import (
     Distribution,
     Independent,
@@ -16,14 +17,14 @@ from tinyvae.distributions import (
     UnitNormal,
 )
 from tinyvae.encoders import Encoder, JointEncoder
-from tinyvae.encoders.base import latent_size
+from tinyvae.encoders.base import as_given, latent_size
 from tinyvae.encoders.joint import by_name
 
 # An encoder, or what stands for one: called as ``encoder(inputs, context)``.
 PosteriorOf: TypeAlias = Callable[..., Distribution]
 
 
-class Prior(nn.Module, ABC):
+class Prior(Configurable, nn.Module, ABC):
     """A module whose ``forward`` returns p(z), or p(z given context).
 
     Attributes:
@@ -32,15 +33,16 @@ class Prior(nn.Module, ABC):
 
     latent_shape: torch.Size
 
+    @property
+    def latent_dim(self) -> int | tuple[int, ...]:
+        """Number of latent dimensions, or the shape of a latent with several."""
+        return as_given(self.latent_shape)
+
     @abstractmethod
     def forward(
         self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
     ) -> Distribution:
         """Return the prior; ``encoder`` is the VAE's, for priors that are made of posteriors."""
-
-    @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal prior, for a model's file."""
 
     def extra_repr(self) -> str:
         """Latent shape, for ``repr``."""
@@ -52,22 +54,18 @@ class _ConstantPrior(Prior):
 
     zero: Tensor
 
-    def __init__(self, latent_shape: int | Sequence[int]) -> None:
+    def __init__(self, latent_dim: int | Sequence[int]) -> None:
         super().__init__()
-        self.latent_shape = latent_size(latent_shape)
+        self.latent_shape = latent_size(latent_dim)
         # A buffer follows the module's device and dtype; it needs no place in a file.
         self.register_buffer("zero", torch.zeros(()), persistent=False)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal prior."""
-        return {"latent_shape": self.latent_shape}
 
 
 class StandardNormal(_ConstantPrior):
     r"""Standard normal prior :math:`p(z) = \mathcal{N}(0, I)`.
 
     Args:
-        latent_shape: Shape of one latent.
+        latent_dim: Number of latent dimensions, or the shape of one latent.
 
     Example:
         >>> StandardNormal(2)().log_prob(torch.zeros(2))  # -log(2 pi)
@@ -86,7 +84,7 @@ class StandardLaplace(_ConstantPrior):
     """Prior of independent Laplace elements with mean 0 and scale 1.
 
     Args:
-        latent_shape: Shape of one latent.
+        latent_dim: Number of latent dimensions, or the shape of one latent.
 
     Example:
         >>> StandardLaplace(2)().log_prob(torch.zeros(2))  # -2 log 2
@@ -105,7 +103,7 @@ class SphereUniformPrior(_ConstantPrior):
     r"""Uniform prior on the unit sphere.
 
     Args:
-        latent_shape: Number of coordinates :math:`D \ge 2`.
+        latent_dim: Number of coordinates :math:`D \ge 2`.
 
     References:
         Davidson, Falorsi, De Cao, Kipf, Tomczak (2018). Hyperspherical Variational Auto-Encoders.
@@ -116,8 +114,8 @@ class SphereUniformPrior(_ConstantPrior):
         tensor(-1.8379)
     """
 
-    def __init__(self, latent_shape: int | Sequence[int]) -> None:
-        super().__init__(latent_shape)
+    def __init__(self, latent_dim: int | Sequence[int]) -> None:
+        super().__init__(latent_dim)
         if len(self.latent_shape) != 1 or self.latent_shape[0] < 2:
             raise ValueError(
                 f"SphereUniformPrior expects vectors of 2 or more, got {tuple(self.latent_shape)}"
@@ -160,10 +158,6 @@ class ConditionalPrior(Prior):
             raise ValueError("ConditionalPrior got no context: give it, context=")
         prior: Distribution = self.encoder(context)
         return prior
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal prior."""
-        return {"encoder": self.encoder}
 
 
 class JointPrior(Prior):

@@ -1,7 +1,6 @@
 """Prior over the codes of a codebook."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ class CodePrior(Prior):
 
     Args:
         num_codes: Number of codes :math:`J`.
-        latent_shape: Number of coordinates :math:`C` of a code, or ``(C, *S)``.
+        latent_dim: Number of coordinates :math:`C` of a code, or ``(C, *S)``.
         num_quantizers: Number of codebooks :math:`Q`.
 
     Example:
@@ -36,7 +35,7 @@ class CodePrior(Prior):
     logits: Tensor
 
     def __init__(
-        self, num_codes: int, latent_shape: int | Sequence[int], *, num_quantizers: int = 1
+        self, num_codes: int, latent_dim: int | Sequence[int], *, num_quantizers: int = 1
     ) -> None:
         super().__init__()
         if num_codes < 2:
@@ -44,7 +43,7 @@ class CodePrior(Prior):
         if num_quantizers < 1:
             raise ValueError(f"CodePrior expects num_quantizers >= 1, got {num_quantizers}")
         self.num_quantizers = num_quantizers
-        self.latent_shape = latent_size(latent_shape)
+        self.latent_shape = latent_size(latent_dim)
         shape = (num_codes, *_several(num_quantizers), *self.latent_shape[1:])
         self.register_buffer("logits", torch.zeros(shape))
 
@@ -89,10 +88,7 @@ class CodePrior(Prior):
             self.logits, encoder.codebook.detach().clone()
         )  # it moves in training
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal prior."""
-        return {
-            "num_codes": len(self.logits),
-            "latent_shape": self.latent_shape,
-            "num_quantizers": self.num_quantizers,
-        }
+    @property
+    def num_codes(self) -> int:
+        """Number of codes in each codebook."""
+        return len(self.logits)

@@ -1,7 +1,6 @@
 """A density fitted to the aggregate posterior after training."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,10 +97,6 @@ class LatentDensity(Prior):
     ) -> Affine:
         """Return the density, given the context where it reads one."""
         return Affine(self.density(context), self.shift, self.scale)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal prior, but for what was fitted."""
-        return {"density": self.density}
 
 
 def _fit_gaussian(density: FullGaussianPrior, y: Tensor) -> None:

@@ -1,7 +1,5 @@
 """Normalizing flow as a prior."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -49,7 +47,3 @@ class FlowPrior(Prior):
             batch = condition.shape[:1]
         zero = self.zero.expand(*batch, *self.latent_shape)
         return Transformed(Independent(Normal(zero, zero), 1), self.flow(condition).inv)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal prior."""
-        return {"flow": self.flow}

@@ -23,16 +23,16 @@ class GaussianPrior(Prior):
     """Gaussian prior with a learned mean and diagonal covariance; at first N(0, I).
 
     Args:
-        latent_shape: Shape of one latent.
+        latent_dim: Number of latent dimensions, or the shape of one latent.
 
     Example:
         >>> GaussianPrior(2)()
         Independent(Normal, batch_shape=(), event_shape=(2,))
     """
 
-    def __init__(self, latent_shape: int | Sequence[int]) -> None:
+    def __init__(self, latent_dim: int | Sequence[int]) -> None:
         super().__init__()
-        self.latent_shape = latent_size(latent_shape)
+        self.latent_shape = latent_size(latent_dim)
         self.mean = nn.Parameter(torch.zeros(self.latent_shape))
         self.log_std = nn.Parameter(torch.zeros(self.latent_shape))
 
@@ -41,10 +41,6 @@ class GaussianPrior(Prior):
     ) -> Independent:
         """Return the prior, whatever the context."""
         return Independent(Normal(self.mean, self.log_std), len(self.latent_shape))
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal prior."""
-        return {"latent_shape": self.latent_shape}
 
 
 class FullGaussianPrior(Prior):
@@ -71,10 +67,6 @@ class FullGaussianPrior(Prior):
         """Return the prior, whatever the context."""
         return FullNormal(self.mean, self.log_diagonal, self.lower)
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal prior."""
-        return {"latent_dim": self.latent_shape[0]}
-
 
 class MixturePrior(Prior):
     r"""Mixture of Gaussians with diagonal covariances, all of it learned.
@@ -82,7 +74,7 @@ class MixturePrior(Prior):
     .. math:: p(z) = \textstyle\sum_m \pi_m \, \mathcal{N}(z \mid \mu_m, \operatorname{diag} s_m^2)
 
     Args:
-        latent_shape: Shape of one latent.
+        latent_dim: Number of latent dimensions, or the shape of one latent.
         num_components: Number of components ``M``.
 
     Example:
@@ -90,11 +82,11 @@ class MixturePrior(Prior):
         Mixture(batch_shape=(), event_shape=(2,))
     """
 
-    def __init__(self, latent_shape: int | Sequence[int], num_components: int) -> None:
+    def __init__(self, latent_dim: int | Sequence[int], num_components: int) -> None:
         super().__init__()
         if num_components < 1:
             raise ValueError(f"MixturePrior expects num_components >= 1, got {num_components}")
-        self.latent_shape = latent_size(latent_shape)
+        self.latent_shape = latent_size(latent_dim)
         self.num_components = num_components
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.means = nn.Parameter(torch.randn(num_components, *self.latent_shape))
@@ -106,10 +98,6 @@ class MixturePrior(Prior):
         """Return the prior, whatever the context."""
         components = Independent(Normal(self.means, self.log_std), len(self.latent_shape))
         return Mixture(self.logits, components)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal prior."""
-        return {"latent_shape": self.latent_shape, "num_components": self.num_components}
 
 
 class _ClassPrior(Prior):

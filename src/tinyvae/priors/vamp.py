@@ -21,7 +21,7 @@ class VampPrior(Prior):
     Made by :meth:`from_data`, it starts from examples.
 
     Args:
-        latent_shape: Shape of one latent.
+        latent_dim: Number of latent dimensions, or the shape of one latent.
         input_shape: Shape of what the encoder is fed for one datum.
         num_components: Number of pseudo-inputs.
         context_shape: Shape of one row of context, where the encoder reads one: each pseudo-input
@@ -44,7 +44,7 @@ class VampPrior(Prior):
 
     def __init__(
         self,
-        latent_shape: int | Sequence[int],
+        latent_dim: int | Sequence[int],
         input_shape: int | Sequence[int],
         num_components: int = 500,
         *,
@@ -55,7 +55,7 @@ class VampPrior(Prior):
         super().__init__()
         if num_components < 1:
             raise ValueError(f"VampPrior expects num_components >= 1, got {num_components}")
-        self.latent_shape = latent_size(latent_shape)
+        self.latent_shape = latent_size(latent_dim)
         self.input_shape = latent_size(input_shape)
         self.context_shape = None if context_shape is None else torch.Size(context_shape)
         self.class_context = class_context
@@ -128,7 +128,7 @@ class VampPrior(Prior):
     def config(self) -> dict[str, Any]:
         """Arguments that build an equal prior."""
         return {
-            "latent_shape": self.latent_shape,
+            "latent_dim": self.latent_dim,
             "input_shape": self.input_shape,
             "num_components": len(self.inputs),
             "context_shape": self.context_shape,

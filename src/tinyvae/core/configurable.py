@@ -1,0 +1,22 @@
+"""Parts that can say which arguments build an equal one."""
+
+import inspect
+from typing import Any
+
+
+class Configurable:
+    """A part whose constructor's arguments are its configuration.
+
+    A constructor stores each argument under its name, or gives a property of that name. Files and
+    copies are made from :meth:`config`.
+
+    Example:
+        >>> StandardNormal(2).config()
+        {'latent_dim': 2}
+    """
+
+    def config(self) -> dict[str, Any]:
+        """Return the arguments that build an equal part, by name."""
+        parameters = inspect.signature(type(self)).parameters.values()
+        variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        return {p.name: getattr(self, p.name) for p in parameters if p.kind not in variadic}
