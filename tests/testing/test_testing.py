@@ -454,7 +454,7 @@ ENCODER_FAULTS = {
     "value's gradient": (of(NoGradientOfValue), "log_prob: its gradient in the value"),
     "an unused parameter": (Unused, "no gradient reaches temperature"),
     "no density": (NoDensity, "is_density: the encoder's is False, its posterior's True"),
-    "config": (Forgetful, r"config\(\): a file cannot describe it: .*must give every argument"),
+    "config": (Forgetful, r"config\(\): a file cannot describe it: .*must return every argument"),
     "other config": (OtherWidth, r"config\(\): what it builds has another state_dict"),
     "a buffer": (unsaved, r"config\(\): what it builds, with the same state_dict, has another"),
 }
