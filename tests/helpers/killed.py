@@ -79,13 +79,13 @@ def digest(trainer):
     """What a run leaves: weights, moments, rates and history, without the time."""
     sha = hashlib.sha256()
     states = [trainer.model.state_dict()]
-    for optimizer in trainer.optimizers.values():
+    for optimizer in trainer.state.optimizers.values():
         states += optimizer.state_dict()["state"].values()
         sha.update(repr([g["lr"] for g in optimizer.param_groups]).encode())
     for name, value in (item for state in states for item in sorted(state.items())):
         sha.update(name.encode() + value.numpy().tobytes())
     epochs = [{n: v for n, v in row.items() if n != "time_seconds"} for row in trainer.history]
-    schedulers = [s.state_dict()["last_epoch"] for s in trainer.schedulers.values()]
+    schedulers = [s.state_dict()["last_epoch"] for s in trainer.state.schedulers.values()]
     sha.update(json.dumps([epochs, trainer.history.updates, schedulers]).encode())
     return f"{trainer.epoch} {trainer.step} {sha.hexdigest()}"
 

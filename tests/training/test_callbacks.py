@@ -78,7 +78,7 @@ def test_callbacks_change_nothing():
 def test_what_a_callback_sees():
     class Sees(Callback):
         def on_fit_start(self, trainer):
-            seen.append((trainer.plan.run_steps, trainer.plan.total_steps))
+            seen.append((trainer.plan.num_steps, trainer.plan.total_steps))
 
         def on_step_end(self, trainer, output):
             seen.append((trainer.epoch, trainer.step, len(trainer.history)))
@@ -144,7 +144,7 @@ def test_stop_ends_the_run_after_its_step():
     assert history["validation/loss"][1] is None  # the epoch was cut short
     last = [row["loss"] for row in history.updates[-2:]]
     assert history["train/loss"][1] == pytest.approx(sum(last) / 2)
-    assert trainer.optimizers["model"].param_groups[0]["lr"] == 5e-4
+    assert trainer.state.optimizers["model"].param_groups[0]["lr"] == 5e-4
 
 
 def test_the_first_reason_counts():
@@ -162,11 +162,11 @@ def test_the_first_reason_counts():
     ("scores", "settings", "epochs", "best"),
     [
         ([1, 2, 3, 2, 1, 9], {"patience": 2}, 5, 3),
-        ([3, 2, 1, 2, 1, 9], {"patience": 2, "maximize": False}, 5, 3),
+        ([3, 2, 1, 2, 1, 9], {"patience": 2, "mode": "min"}, 5, 3),
         ([1, 2, 3, 2, 1, 9], {"patience": 1}, 4, 3),
         ([1, 1, 1, 1, 1, 9], {"patience": 2}, 3, 1),
         ([1, 1.5, 1.9, 2, 9, 9], {"patience": 3, "min_delta": 1.0}, 4, 1),
-        ([9, 8.5, 8.1, 8, 0, 0], {"patience": 3, "min_delta": 1.0, "maximize": False}, 4, 1),
+        ([9, 8.5, 8.1, 8, 0, 0], {"patience": 3, "min_delta": 1.0, "mode": "min"}, 4, 1),
         ([1, math.nan, 2, math.nan, math.nan, 9], {"patience": 2}, 5, 3),
         ([math.nan, math.nan, 1, 2, 3, 4], {"patience": 3}, 6, 6),
         ([1, 2, 3, 4, 5, 6], {"patience": 1}, 6, 6),

@@ -225,7 +225,7 @@ def test_the_optimizers_are_left_as_they_were(deferred):
     before = [p.detach().clone() for p in model.parameters()]
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    (optimizer,) = trainer.optimizers.values()
+    (optimizer,) = trainer.state.optimizers.values()
     optimizer.step()
     assert not equal(before, list(model.parameters()))
 

@@ -41,7 +41,7 @@ def rates_of(trainer):
     """Learning rate of every parameter by name."""
     names = {p: name for name, p in trainer.model.named_parameters()}
     names |= {p: f"objective.{name}" for name, p in trainer.objective.named_parameters()}
-    options = [o for optimizer in trainer.optimizers.values() for o in optimizer.param_groups]
+    options = [o for optimizer in trainer.state.optimizers.values() for o in optimizer.param_groups]
     return {names[p]: o["lr"] for o in options for p in o["params"]}
 
 
@@ -50,8 +50,8 @@ def rates_of(trainer):
 
 def test_the_default_is_one_fused_adam_per_group():
     trainer = run(make_linear(), Adversarial(), optimization=Optimization(learning_rate=0.02))
-    assert list(trainer.optimizers) == ["model", "discriminator"]
-    for optimizer in trainer.optimizers.values():
+    assert list(trainer.state.optimizers) == ["model", "discriminator"]
+    for optimizer in trainer.state.optimizers.values():
         assert type(optimizer) is Adam
         assert optimizer.defaults["fused"]
         assert optimizer.defaults["betas"] == (0.9, 0.999)
@@ -62,7 +62,7 @@ def test_the_default_is_one_fused_adam_per_group():
 
 def test_a_group_that_a_mapping_leaves_out_keeps_the_default():
     trainer = run(make_linear(), Adversarial(), optimization=Optimization(optimizer={"model": sgd}))
-    assert [type(optimizer) for optimizer in trainer.optimizers.values()] == [SGD, Adam]
+    assert [type(optimizer) for optimizer in trainer.state.optimizers.values()] == [SGD, Adam]
 
 
 @pytest.mark.parametrize(
@@ -255,9 +255,9 @@ def test_a_plateau_of_the_validation_loss_is_the_default():
 
 def test_fit_again_keeps_moments_and_starts_the_scheduler_afresh():
     trainer = scheduled(annealing, epochs=2)
-    optimizer = trainer.optimizers["model"]
+    optimizer = trainer.state.optimizers["model"]
     trainer.fit(DATA, epochs=4, batch_size=BATCH_SIZE)
-    assert trainer.optimizers["model"] is optimizer
+    assert trainer.state.optimizers["model"] is optimizer
     expected = [cosine(0), cosine(1 / 2), *(cosine(e / 4) for e in range(4))]
     assert trainer.history["learning_rate"] == pytest.approx(expected, abs=1e-12)
 
@@ -335,7 +335,7 @@ def test_an_optimizer_in_place_of_its_factory_is_refused():
     model = make_linear()
     with pytest.raises(TypeError, match=r"got a SGD object: optimizer=lambda parameters: SGD"):
         Optimization(optimizer=SGD(model.parameters(), lr=0.1))
-    with pytest.raises(TypeError, match=r"expected an Optimization\(.*got SGD"):
+    with pytest.raises(TypeError, match=r"expects an Optimization\(.*got SGD"):
         run(model, LeastSquares(), optimization=SGD(model.parameters(), lr=0.1))
 
 

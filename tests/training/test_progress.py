@@ -103,7 +103,7 @@ def test_lines_of_a_run_that_continues(capsys):
     capsys.readouterr()
     trainer.fit(Unsized(DATA), epochs=2)
     head, first, second = capsys.readouterr().err.splitlines()
-    assert "? examples, 2 epochs of ? steps, going on after step 10; LeastSquares" in head
+    assert "? examples, 2 epochs of ? steps, continuing after step 10; LeastSquares" in head
     assert first.startswith("epoch 3/4: ")
     assert second.startswith("epoch 4/4: ")
 

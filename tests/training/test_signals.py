@@ -155,7 +155,7 @@ def test_off_the_main_thread_nothing_is_installed():
 
 
 def test_the_handler_is_restored_after_an_error():
-    with contextlib.suppress(RuntimeError), graceful_stop(print, announced=False):
+    with contextlib.suppress(RuntimeError), graceful_stop(print, on_preemption=False):
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
         raise RuntimeError("planted")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

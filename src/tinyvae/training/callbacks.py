@@ -1,91 +1,128 @@
-"""Callbacks: what happens between the steps."""
+"""Callbacks: code that runs between the steps."""
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from torch import Tensor
 
 from tinyvae.core.objective import ObjectiveOutput
 from tinyvae.training.history import Row
+from tinyvae.training.state import TrainState
 from tinyvae.training.watching import require_validation, watched
-
-if TYPE_CHECKING:
-    from tinyvae.training.trainer import Trainer
 
 
 class Callback:
-    """Called by the Trainer at the points that the methods name; each does nothing by default.
+    """Code that a :class:`~tinyvae.Trainer` calls at fixed points. Each method does nothing here.
 
-    ``trainer`` gives ``model``, ``objective``, ``optimizers``, ``history``, ``epoch``, ``step``,
-    ``plan`` (the length of the run) and ``stop(reason)``. A callback with a memory gives it by
-    ``state_dict``, so that a run that is resumed goes on with it.
+    Every method gets the run's :class:`~tinyvae.training.TrainState`: ``model``, ``objective``,
+    ``optimizers``, ``schedulers``, ``history``, ``epoch``, ``step``, ``plan`` (length of the run),
+    and ``stop(reason)``, which ends the run after the current step.
+
+    A callback with a memory returns it from :meth:`state_dict`, so that a resumed run continues
+    with it.
+
+    Example:
+        >>> class StopAtLoss(Callback):
+        ...     def on_epoch_end(self, state, row):
+        ...         if row["train/loss"] < 2.0:
+        ...             state.stop("the loss is below 2 nats")
+        >>> trainer = Trainer(vae, ELBO(), callbacks=[StopAtLoss()], progress=False)
     """
 
-    def on_fit_start(self, trainer: "Trainer") -> None:
-        """Run before the first step."""
+    def on_fit_start(self, state: TrainState) -> None:
+        """Run before the first step of a call of ``fit``."""
 
-    def on_step_end(self, trainer: "Trainer", output: ObjectiveOutput) -> None:
-        """Run after every update."""
+    def on_step_end(self, state: TrainState, output: ObjectiveOutput) -> None:
+        """Run after every update, with its losses and metrics."""
 
-    def on_epoch_end(self, trainer: "Trainer", row: Row) -> None:
-        """Run after every epoch; what is added to ``row`` becomes part of the history."""
+    def on_validation_start(self, state: TrainState) -> None:
+        """Run before every validation, for example to swap in averaged weights."""
 
-    def on_safe_point(self, trainer: "Trainer", *, ending: bool) -> None:
-        """Run where the run's state is whole, after all that belongs to a step or to an epoch.
+    def on_validation_end(self, state: TrainState) -> None:
+        """Run after every validation, also after an error in it."""
+
+    def on_epoch_end(self, state: TrainState, row: Row) -> None:
+        """Run after every epoch. Columns that are added to ``row`` become part of the history."""
+
+    def on_safe_point(self, state: TrainState, *, last: bool) -> None:
+        """Run when the state is consistent and may be saved: after each step and each epoch.
 
         Args:
-            trainer: The Trainer.
-            ending: Whether nothing follows in this call of ``fit``.
+            state: The run.
+            last: True if nothing follows in this call of ``fit``.
         """
 
-    def on_fit_end(self, trainer: "Trainer") -> None:
+    def on_fit_end(self, state: TrainState) -> None:
         """Run at the end of ``fit``, also after an error."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs: tensors, numbers, strings, lists, dictionaries."""
         return {}
 
-    def check_state(self, trainer: "Trainer", state: dict[str, Any]) -> None:
-        """Raise if this is no :meth:`state_dict`; called before anything is changed."""
+    def check_state(self, state: TrainState, saved: dict[str, Any]) -> None:
+        """Raise if ``saved`` is not a :meth:`state_dict`. Runs before anything changes."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over :meth:`state_dict`; called after ``on_fit_start`` of a resumed run."""
-
-
-def callback_names(callbacks: Sequence[Callback]) -> list[str]:
-    """Names of callbacks, of their classes, numbered where there are several of one."""
-    seen: Counter[str] = Counter()
-    names = []
-    for callback in callbacks:
-        name = type(callback).__name__
-        seen[name] += 1
-        names.append(name if seen[name] == 1 else f"{name} {seen[name]}")
-    return names
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore a :meth:`state_dict`. Runs after ``on_fit_start`` of a resumed run."""
 
 
-def require_keys(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raise unless a state has the keys of one's own."""
-    if state.keys() != own.keys():
-        raise KeyError(f"expected {sorted(own)}, got {sorted(state)}")
+class Monitor:
+    """The best value of a column of the history.
+
+    Args:
+        column: The column, such as ``"validation/elbo_nats"``.
+        mode: ``"max"`` if larger is better, ``"min"`` if smaller is.
+        min_delta: Smallest change that counts as an improvement.
+
+    Attributes:
+        best: Best value so far.
+    """
+
+    def __init__(self, column: str, mode: Literal["max", "min"], min_delta: float = 0.0) -> None:
+        if mode not in ("max", "min"):
+            raise ValueError(f"expected mode 'max' or 'min', got {mode!r}")
+        self.column, self.mode, self.min_delta = column, mode, min_delta
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the best value."""
+        self.best = -math.inf if self.mode == "max" else math.inf
+
+    def improves(self, value: float) -> bool:
+        """Return True, and keep the value, if it is better than the best so far."""
+        gain = value - self.best if self.mode == "max" else self.best - value
+        if gain > self.min_delta:
+            self.best = value
+            return True
+        return False
+
+
+def require_keys(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise unless a saved state has the expected keys."""
+    if saved.keys() != expected.keys():
+        raise KeyError(f"expected {sorted(expected)}, got {sorted(saved)}")
 
 
 class EarlyStopping(Callback):
     """Stop when a column of the history no longer improves, and restore the best weights.
 
-    Where a weight of the objective is scheduled, as in a warm-up, let patience outlast its changes.
+    If a weight of the objective is scheduled, as in a warm-up, choose a patience that is longer
+    than the schedule.
 
     Args:
         monitor: The column.
         patience: Epochs without improvement before the run ends.
-        maximize: Whether larger is better.
-        min_delta: Smallest change that counts as improvement.
-        restore_best: Whether the model gets its best weights back at the end.
+        mode: ``"max"`` if larger is better, ``"min"`` if smaller is.
+        min_delta: Smallest change that counts as an improvement.
+        restore_best: True to give the model its best weights at the end.
 
     Attributes:
-        best: Best value so far.
-        best_epoch: Its epoch, from 1.
+        best_epoch: Epoch of the best value, from 1; None before the first.
+
+    Raises:
+        ValueError: If an argument is out of range, or if ``fit`` gets no validation data and the
+            column needs them.
 
     Example:
         >>> trainer = Trainer(vae, ELBO(), callbacks=[EarlyStopping(patience=5)], progress=False)
@@ -98,81 +135,82 @@ class EarlyStopping(Callback):
         monitor: str = "validation/elbo_nats",
         *,
         patience: int = 10,
-        maximize: bool = True,
+        mode: Literal["max", "min"] = "max",
         min_delta: float = 0.0,
         restore_best: bool = True,
     ) -> None:
         if patience < 1:
             raise ValueError(f"EarlyStopping expects patience >= 1, got {patience}")
-        self.monitor = monitor
+        self.monitor = Monitor(monitor, mode, min_delta)
         self.patience = patience
-        self.maximize = maximize
-        self.min_delta = min_delta
         self.restore_best = restore_best
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
-        self.best = -math.inf if self.maximize else math.inf
+    def _reset(self) -> None:
+        self.monitor.reset()
         self.best_epoch: int | None = None
         self._best_weights: dict[str, Tensor] = {}
 
-    def on_fit_start(self, trainer: "Trainer") -> None:
-        """Refuse to watch validation without validation data; start afresh."""
+    @property
+    def best(self) -> float:
+        """Best value so far."""
+        return self.monitor.best
+
+    def on_fit_start(self, state: TrainState) -> None:
+        """Forget earlier runs. Raise if the column needs validation data and there are none."""
         require_validation(
             "EarlyStopping",
-            self.monitor,
-            has_validation=trainer.plan.has_validation,
+            self.monitor.column,
+            has_validation=state.plan.has_validation,
             else_watch="train/elbo_nats",
         )
-        self._forget()
+        self._reset()
 
-    def on_epoch_end(self, trainer: "Trainer", row: Row) -> None:
-        """Keep the best weights; stop when patience ends."""
-        if self.monitor not in row and trainer.history.stop_reason is not None:
-            return  # an epoch cut short has no validation
-        value, epoch = watched("EarlyStopping", self.monitor, row), int(row["epoch"])
-        gain = value - self.best if self.maximize else self.best - value
-        if gain > self.min_delta:
-            self.best, self.best_epoch = value, epoch
+    def on_epoch_end(self, state: TrainState, row: Row) -> None:
+        """Keep the best weights. Stop when patience ends."""
+        if self.monitor.column not in row and state.stop_request is not None:
+            return  # an epoch that was cut short has no validation
+        value, epoch = watched("EarlyStopping", self.monitor.column, row), int(row["epoch"])
+        if self.monitor.improves(value):
+            self.best_epoch = epoch
             if self.restore_best:
-                state = trainer.model.state_dict()
-                self._best_weights = {name: t.detach().clone() for name, t in state.items()}
-        elif epoch - (self.best_epoch or trainer.plan.first_epoch) >= self.patience:
-            trainer.stop(self._reason())
+                weights = state.model.state_dict()
+                self._best_weights = {name: t.detach().clone() for name, t in weights.items()}
+        elif epoch - (self.best_epoch or state.plan.start_epoch) >= self.patience:
+            state.stop(self._reason())
 
     def _reason(self) -> str:
-        reason = f"{self.monitor} has not improved for {self.patience} epochs"
+        reason = f"{self.monitor.column} has not improved for {self.patience} epochs"
         if self.best_epoch is None:
             return reason
         restored = ", whose weights are restored" if self.restore_best else ""
         return f"{reason} since {self.best:.6g} at epoch {self.best_epoch}{restored}"
 
     def state_dict(self) -> dict[str, Any]:
-        """Best value, its epoch and its weights."""
+        """Return the best value, its epoch and its weights."""
         return {
             "best": self.best,
             "best_epoch": self.best_epoch,
             "best_weights": self._best_weights,
         }
 
-    def check_state(self, trainer: "Trainer", state: dict[str, Any]) -> None:
-        """Raise if this is no :meth:`state_dict`, or has weights of another model."""
-        require_keys(state, self.state_dict())
-        own, weights, epoch = trainer.model.state_dict(), state["best_weights"], state["best_epoch"]
+    def check_state(self, state: TrainState, saved: dict[str, Any]) -> None:
+        """Raise if ``saved`` is not a :meth:`state_dict`, or has weights of another model."""
+        require_keys(saved, self.state_dict())
+        weights, epoch = saved["best_weights"], saved["best_epoch"]
         shapes = {name: tensor.shape for name, tensor in weights.items()}
-        if weights and shapes != {name: tensor.shape for name, tensor in own.items()}:
+        if weights and shapes != {n: t.shape for n, t in state.model.state_dict().items()}:
             raise ValueError("the best weights are of another model")
-        if not isinstance(state["best"], (int, float)) or not isinstance(epoch, int | None):
-            raise TypeError(f"expected numbers, got {state['best']!r:.80} at epoch {epoch!r:.80}")
+        if not isinstance(saved["best"], (int, float)) or not isinstance(epoch, int | None):
+            raise TypeError(f"expected numbers, got {saved['best']!r:.80} at epoch {epoch!r:.80}")
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over :meth:`state_dict`."""
-        self.best, self.best_epoch, self._best_weights = (
-            state[name] for name in ("best", "best_epoch", "best_weights")
-        )
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore the best value, its epoch and its weights."""
+        self.monitor.best, self.best_epoch = saved["best"], saved["best_epoch"]
+        self._best_weights = saved["best_weights"]
 
-    def on_fit_end(self, trainer: "Trainer") -> None:
-        """Give the model its best weights back."""
+    def on_fit_end(self, state: TrainState) -> None:
+        """Give the model its best weights."""
         if self._best_weights:
-            trainer.model.load_state_dict(self._best_weights)
+            state.model.load_state_dict(self._best_weights)
             self._best_weights = {}

@@ -166,8 +166,8 @@ class Optimization:
         ]
 
 
-def after_a_step(optimizer: Optimizer) -> dict[str, Any]:
-    """State of a copy that has made one step: the make of all its later ones."""
+def state_after_step(optimizer: Optimizer) -> dict[str, Any]:
+    """Return the state dict after one dummy step: the reference for loaded states."""
     twin = copy.deepcopy(optimizer)  # without its hooks
     for group in twin.param_groups:
         for parameter in group["params"]:

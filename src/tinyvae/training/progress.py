@@ -2,17 +2,13 @@
 
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from tinyvae.core.objective import ObjectiveOutput
 from tinyvae.training.callbacks import Callback
 from tinyvae.training.history import Row, label, named_values
-
-if TYPE_CHECKING:
-    from tinyvae.training.trainer import Trainer
-
+from tinyvae.training.state import TrainState
 
 REFRESH_SECONDS = 0.25
 PLAIN_LINES = 20
@@ -30,19 +26,19 @@ class Bar(tqdm):  # type: ignore[type-arg]
 class Progress(Callback):
     """Reports on standard error: what runs, live terms (validation in brackets), the time left."""
 
-    def on_fit_start(self, trainer: "Trainer") -> None:
+    def on_fit_start(self, state: TrainState) -> None:
         """Say what is about to run."""
         self._start = self._refreshed = time.monotonic()
-        self._first_epoch = trainer.epoch
+        self._first_epoch = state.epoch
         self._validation: Row = {}
-        _write(trainer.plan.headline)
+        _write(state.plan.headline)
         self._bar: Bar | None = None
         if sys.stderr.isatty():
-            total = trainer.plan.run_steps
+            total = state.plan.num_steps
             bar_format = COUNTED if total is None else MEASURED
             self._bar = Bar(total=total, bar_format=bar_format, dynamic_ncols=True)
 
-    def on_step_end(self, trainer: "Trainer", output: ObjectiveOutput) -> None:
+    def on_step_end(self, state: TrainState, output: ObjectiveOutput) -> None:
         """Move the bar; now and then read the terms, for which the device is waited for."""
         if self._bar is None:
             return
@@ -50,36 +46,36 @@ class Progress(Callback):
         if now - self._refreshed >= REFRESH_SECONDS:
             self._refreshed = now
             terms = {name: value.item() for name, value in named_values(output).items()}
-            self._bar.set_description_str(_epoch_of(trainer, trainer.epoch + 1), refresh=False)
+            self._bar.set_description_str(_epoch_of(state, state.epoch + 1), refresh=False)
             self._bar.set_postfix_str(_terms(terms, self._validation), refresh=False)
         self._bar.update()
 
-    def on_epoch_end(self, trainer: "Trainer", row: Row) -> None:
+    def on_epoch_end(self, state: TrainState, row: Row) -> None:
         """Print a line where there is no bar, of some 20 epochs of the run."""
         self._validation = _part(row, "validation")
-        epoch = _epoch_of(trainer, trainer.epoch)
+        epoch = _epoch_of(state, state.epoch)
         terms = _terms(_part(row, "train"), self._validation)
         if self._bar is not None:
             self._bar.set_description_str(epoch, refresh=False)
             self._bar.set_postfix_str(terms)
             return
-        plan = trainer.plan
-        to_do, every = plan.last_epoch - trainer.epoch, max(1, plan.epochs // PLAIN_LINES)
-        if (trainer.epoch - plan.first_epoch) % every and to_do:
+        plan = state.plan
+        to_do, every = plan.last_epoch - state.epoch, max(1, plan.num_epochs // PLAIN_LINES)
+        if (state.epoch - plan.start_epoch) % every and to_do:
             return
-        left = (time.monotonic() - self._start) / (trainer.epoch - self._first_epoch) * to_do
+        left = (time.monotonic() - self._start) / (state.epoch - self._first_epoch) * to_do
         _write(f"{epoch}: {terms} | {Bar.format_interval(left)} left")
 
-    def on_fit_end(self, trainer: "Trainer") -> None:
+    def on_fit_end(self, state: TrainState) -> None:
         """Close the bar; say why a run ended early."""
         if self._bar is not None:
             self._bar.close()
-        if trainer.history.stop_reason:
-            _write(f"stopped after step {trainer.step:,}: {trainer.history.stop_reason}")
+        if state.history.stop_reason:
+            _write(f"stopped after step {state.step:,}: {state.history.stop_reason}")
 
 
-def _epoch_of(trainer: "Trainer", epoch: int) -> str:
-    return f"epoch {epoch}/{trainer.plan.last_epoch}"
+def _epoch_of(state: TrainState, epoch: int) -> str:
+    return f"epoch {epoch}/{state.plan.last_epoch}"
 
 
 def _part(row: Row, part: str) -> Row:

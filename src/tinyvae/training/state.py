@@ -1,116 +1,313 @@
-"""All that a run is between two steps."""
+"""Where a run is: all that changes while it trains, and its form in a checkpoint."""
 
 import time
-import warnings
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from tinyvae.core.random import rng_state
-from tinyvae.training.callbacks import callback_names
-from tinyvae.training.data.sources import DataSource
+from tinyvae.core.objective import Objective, ObjectiveOutput
+from tinyvae.core.random import rng_state, set_rng_state
+from tinyvae.core.warnings import warn
+from tinyvae.training.groups import named_parameters, parameter_groups, same_groups
+from tinyvae.training.history import History, Row, RunningMean
+from tinyvae.training.optimization import Optimization
 
-if TYPE_CHECKING:
-    from tinyvae.training.trainer import Trainer
+# Version of the state in a checkpoint. A change of its fields raises it by one, and adds a function
+# to MIGRATIONS that turns a state of the version before into one of this version.
+STATE_VERSION = 1
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
-
-SETTINGS = ("initial_lr", "weight_decay")  # others may be a scheduler's to change
-
-
-def capture(trainer: "Trainer") -> dict[str, Any]:
-    """State of a run, of tensors, numbers, strings, lists and dictionaries; nothing is copied."""
-    trainer.settle()
-    history = trainer.history.state_dict()
-    if trainer.interrupted:
-        history["stop_reason"] = None  # which is no reason to stop again
-    names = callback_names(trainer.callbacks)
-    states = {n: c.state_dict() for n, c in zip(names, trainer.callbacks, strict=True)}
-    return {
-        "run": trainer.identity,
-        "mode": _mode(trainer),
-        "model": trainer.model.state_dict(),
-        "objective": trainer.objective.state_dict(),
-        "optimizers": {name: o.state_dict() for name, o in trainer.optimizers.items()},
-        "schedulers": {name: s.state_dict() for name, s in trainer.schedulers.items()},
-        "callbacks": {name: state for name, state in states.items() if state},
-        "history": history,
-        "position": {
-            "epoch": trainer.epoch,
-            "step": trainer.step,
-            "batch": trainer.batch,
-            "means": trainer.means.state_dict(),
-            "rng": rng_state(trainer.device),
-            "loader": trainer.loader_state(),
-            "seconds": time.monotonic() - trainer.started,
-        },
-        "plan": {
-            "first_epoch": trainer.plan.first_epoch,
-            "begun": trainer.plan.length.begun,
-            "schedule_steps": trainer.plan.schedule_steps,
-        },
-    }
+SETTINGS = ("initial_lr", "weight_decay")  # a scheduler may change the other ones
 
 
-def identity(seed: int, feed: DataSource) -> dict[str, int | None]:
-    """What has to be equal for a run to be the same one."""
-    return {
-        "seed": seed,
-        "number of examples": feed.num_examples,
-        "batches per epoch": feed.num_batches,
-    }
+class Stateful(Protocol):
+    """An object with a memory, such as a callback."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the memory."""
+
+    def load_state_dict(self, saved: dict[str, Any], /) -> None:
+        """Restore the memory."""
 
 
-def _mode(trainer: "Trainer") -> dict[str, Any]:
-    """What has to be equal for a run to go on bitwise."""
-    return {
-        "device": trainer.device.type,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "speed": asdict(trainer.speed),
-        "route": asdict(trainer.route),
-    }
+@dataclass(frozen=True)
+class StopRequest:
+    """A request to end the run after the current step.
+
+    Attributes:
+        reason: Reason, for the history.
+        resumable: True if a resumed run continues, as after a signal. False if the run has come to
+            its end.
+    """
+
+    reason: str
+    resumable: bool = False
 
 
-def restore(trainer: "Trainer", state: Mapping[str, Any]) -> None:
-    """Put a run where a checkpoint of it was; its optimizers and schedulers have been made."""
-    for name, module in (("model", trainer.model), ("objective", trainer.objective)):
-        module.load_state_dict(state[name])
-    for name, optimizer in trainer.optimizers.items():
-        optimizer.load_state_dict(state["optimizers"][name])
-        optimizer._opt_called = True  # type: ignore[attr-defined]  # torch's schedulers ask
-    for name, scheduler in trainer.schedulers.items():
-        scheduler.load_state_dict(state["schedulers"][name])
-    own_reason = trainer.history.stop_reason  # of a signal in the meantime
-    trainer.history.load_state_dict(state["history"])
-    trainer.history.stop_reason = own_reason or trainer.history.stop_reason
-    position = state["position"]
-    trainer.epoch, trainer.step, trainer.batch = (position[n] for n in ("epoch", "step", "batch"))
-    trainer.means.load_state_dict(position["means"], trainer.device)
-    trainer.started = time.monotonic() - position["seconds"]
+@dataclass(frozen=True)
+class RunPlan:
+    """Length of a call of ``fit``.
+
+    Attributes:
+        start_epoch: Epochs done before the run.
+        num_epochs: Epochs of the run.
+        scheduled_epochs: Epochs that the run was begun for. Schedulers keep to them.
+        num_steps: Updates that remain, None if the data do not tell.
+        total_steps: Updates at the end of the run, None if the data do not tell.
+        schedule_steps: Updates that schedules of the objective are fractions of.
+        has_validation: True if there are validation data.
+        headline: One line that says what runs.
+    """
+
+    start_epoch: int
+    num_epochs: int
+    scheduled_epochs: int
+    num_steps: int | None = None
+    total_steps: int | None = None
+    schedule_steps: int | None = None
+    has_validation: bool = False
+    headline: str = ""
+
+    @property
+    def last_epoch(self) -> int:
+        """Epochs done after the run."""
+        return self.start_epoch + self.num_epochs
+
+    @classmethod
+    def for_new_run(cls, epoch: int, epochs: int, *, in_total: bool) -> "RunPlan":
+        """Return the plan of ``epochs`` more epochs, or of up to ``epochs`` if ``in_total``."""
+        num_epochs = max(epochs - epoch, 0) if in_total else epochs
+        return cls(epoch, num_epochs, max(num_epochs, 1))
+
+    @classmethod
+    def for_resumed_run(cls, saved: Mapping[str, Any], epochs: int) -> "RunPlan":
+        """Return the plan of a run that continues from a checkpoint up to ``epochs``."""
+        start_epoch = saved["plan"]["start_epoch"]
+        num_epochs = max(epochs - start_epoch, 0)
+        return cls(start_epoch, num_epochs, saved["plan"]["scheduled_epochs"])
+
+    def remaining_steps(self, num_batches: int | None, epoch: int, batch: int) -> int | None:
+        """Return the updates that remain at a batch of an epoch, None if the data do not tell."""
+        if num_batches is None:
+            return None
+        return max(num_batches * (self.last_epoch - epoch) - batch, 0)
 
 
-def warn_of_changes(trainer: "Trainer", state: Mapping[str, Any]) -> None:
-    """Say what will not be as it was, or not as it is asked for now."""
-    found, own = state["mode"], _mode(trainer)
-    if found["speed"] == own["speed"]:
-        own["route"] = found["route"]  # which is taken over
-    changed = [name for name in own if found[name] != own[name]]
-    if changed:
-        differing = [f"{name} ({found[name]} before, now {own[name]})" for name in changed]
-        _warn(f"the run goes on, but not bitwise: it has another {', '.join(differing)}")
-    for name, optimizer in trainer.optimizers.items():
-        pairs = zip(optimizer.param_groups, state["optimizers"][name]["param_groups"], strict=True)
-        for asked, kept in pairs:
-            options = [k for k in SETTINGS if k in asked and asked[k] != kept[k]]
-            if options:
-                words = ", ".join(f"{k} = {kept[k]}, not {asked[k]}" for k in options)
-                _warn(f"the run goes on with the optimizer that it was begun with: {words}")
-    lost = sorted(state["callbacks"].keys() - set(callback_names(trainer.callbacks)))
-    if lost:
-        _warn(f"the checkpoint has the memory of {lost}, which are no callbacks of this run")
+class TrainState:
+    """Where a run is. Callbacks read it, and may stop the run.
+
+    Args:
+        model: The model.
+        objective: The objective.
+        device: Device of both.
+        callbacks: The run's callbacks.
+
+    Attributes:
+        groups: Trained parameters, by the name of their loss.
+        optimizers: Optimizers by parameter group.
+        schedulers: Learning rate schedulers by parameter group.
+        epoch: Epochs done.
+        step: Updates done.
+        batch: Batches done in the current epoch.
+        running_means: Means of losses and metrics in the current epoch.
+        history: Rows of all epochs so far.
+        plan: Length of the current call of ``fit``.
+        stop_request: The first request to stop, None if there was none.
+        is_consistent: True between two steps, when the state may be saved.
+        start_time: Monotonic time of the run's start, shifted so that interruptions do not count.
+        fingerprint: Values that a run has in common with its checkpoints: seed, sizes of the data.
+        mode: Settings on which the run's bits depend: device, torch, threads, fast paths.
+    """
+
+    plan: RunPlan
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        device: torch.device,
+        callbacks: Sequence[Stateful] = (),
+    ) -> None:
+        self.model, self.objective, self.device = model, objective, device
+        self.callbacks = callbacks
+        self.groups: dict[str, list[nn.Parameter]] = {}
+        self.optimizers: dict[str, Optimizer] = {}
+        self.schedulers: dict[str, LRScheduler] = {}
+        self.epoch = self.step = self.batch = 0
+        self.running_means = RunningMean()
+        self.history = History()
+        self.stop_request: StopRequest | None = None
+        self.is_consistent = False
+        self.start_time = 0.0
+        self.fingerprint: dict[str, int | None] = {}
+        self.mode: dict[str, Any] = {}
+        self.data_state: Callable[[], dict[str, Any]] = dict
+        self.synchronize: Callable[[], None] = lambda: None
+
+    def make_optimizers(self, optimization: Optimization) -> None:
+        """Make optimizers, or keep those of the same parameters at their first learning rates."""
+        groups = parameter_groups(self.objective, self.model)
+        if same_groups(groups, self.groups):
+            for optimizer in self.optimizers.values():
+                for options in optimizer.param_groups:
+                    options["lr"] = options["initial_lr"]
+        else:
+            self.groups = groups
+            names = {p: name for name, p in named_parameters(self.objective, self.model).items()}
+            self.optimizers = optimization.make_optimizers(groups, names)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()  # gradients that the user or an error left are not of this run
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that are trained, by name."""
+        trained = {id(p) for group in self.groups.values() for p in group}
+        named = named_parameters(self.objective, self.model)
+        return {name: p for name, p in named.items() if id(p) in trained}
+
+    # Progress --------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start at the first batch of an epoch. The clock continues."""
+        self.batch, self.running_means, self.start_time = 0, RunningMean(), time.monotonic()
+        if self.history.epochs:
+            self.start_time -= self.history.epochs[-1]["time_seconds"]
+
+    def advance(self, output: ObjectiveOutput, num_examples: int) -> None:
+        """Count an update."""
+        self.running_means.add(output, num_examples)
+        self.step += 1
+        self.batch += 1
+
+    def finish_epoch(self, row: Row) -> None:
+        """Count an epoch, and add its row to the history."""
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.history.epochs.append(row)
+
+    def stop(self, reason: str, *, resumable: bool = False) -> None:
+        """End the run after the current step. The first request counts.
+
+        Args:
+            reason: Reason, for ``history.stop_reason``.
+            resumable: True if a resumed run continues, as after a signal.
+        """
+        if self.stop_request is None:
+            self.stop_request = StopRequest(reason, resumable)
+            self.history.stop_reason = reason
+
+    @property
+    def is_interrupted(self) -> bool:
+        """True if the run stops, and a resumed run continues."""
+        return self.stop_request is not None and self.stop_request.resumable
+
+    @property
+    def is_finished(self) -> bool:
+        """True if no step follows in this call of ``fit``."""
+        return self.stop_request is not None or self.epoch >= self.plan.last_epoch
+
+    # Checkpoints -----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as tensors, numbers, strings, lists and dictionaries, without a copy."""
+        self.synchronize()
+        history = self.history.state_dict()
+        if self.is_interrupted:
+            history["stop_reason"] = None  # a resumed run must not stop again
+        callbacks = {name: callback.state_dict() for name, callback in self.named_callbacks()}
+        return {
+            "state_version": STATE_VERSION,
+            "fingerprint": self.fingerprint,
+            "mode": self.mode,
+            "plan": {
+                "start_epoch": self.plan.start_epoch,
+                "scheduled_epochs": self.plan.scheduled_epochs,
+                "schedule_steps": self.plan.schedule_steps,
+            },
+            "position": {
+                "epoch": self.epoch,
+                "step": self.step,
+                "batch": self.batch,
+                "seconds": time.monotonic() - self.start_time,
+            },
+            "model": self.model.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+            "schedulers": {name: s.state_dict() for name, s in self.schedulers.items()},
+            "callbacks": {name: state for name, state in callbacks.items() if state},
+            "history": history,
+            "running_means": self.running_means.state_dict(),
+            "rng": rng_state(self.device),
+            "data": self.data_state(),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore all but callbacks and random numbers. Optimizers and schedulers must exist.
+
+        Callbacks and random numbers follow in :meth:`load_late_state`, after ``on_fit_start``.
+        """
+        self.model.load_state_dict(saved["model"])
+        self.objective.load_state_dict(saved["objective"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(saved["optimizers"][name])
+            optimizer._opt_called = True  # type: ignore[attr-defined]  # torch's schedulers ask
+        for name, scheduler in self.schedulers.items():
+            scheduler.load_state_dict(saved["schedulers"][name])
+        self.history.load_state_dict(saved["history"])
+        if self.stop_request is not None:  # a signal came since ``fit`` was called
+            self.history.stop_reason = self.stop_request.reason
+        elif self.history.stop_reason is not None:
+            self.stop_request = StopRequest(self.history.stop_reason)
+        position = saved["position"]
+        self.epoch, self.step, self.batch = (position[n] for n in ("epoch", "step", "batch"))
+        self.start_time = time.monotonic() - position["seconds"]
+        self.running_means.load_state_dict(saved["running_means"], self.device)
+
+    def load_late_state(self, saved: Mapping[str, Any]) -> None:
+        """Restore callbacks and random numbers, which ``on_fit_start`` may have changed."""
+        for name, callback in self.named_callbacks():
+            if name in saved["callbacks"]:
+                callback.load_state_dict(saved["callbacks"][name])
+        set_rng_state(self.device, saved["rng"])
+
+    def named_callbacks(self) -> list[tuple[str, Stateful]]:
+        """Return the callbacks with their classes' names, numbered if a class comes twice."""
+        count: Counter[str] = Counter()
+        named = []
+        for callback in self.callbacks:
+            name = type(callback).__name__
+            count[name] += 1
+            named.append((name if count[name] == 1 else f"{name} {count[name]}", callback))
+        return named
+
+    def warn_about_changes(self, saved: Mapping[str, Any]) -> None:
+        """Warn about what differs between the checkpoint's run and this one."""
+        changed = [name for name in self.mode if saved["mode"].get(name) != self.mode[name]]
+        if changed:
+            pairs = (f"{n} ({saved['mode'].get(n)} before, now {self.mode[n]})" for n in changed)
+            warn(f"the run continues, but not bitwise: these settings differ: {', '.join(pairs)}")
+        for name, optimizer in self.optimizers.items():
+            groups = saved["optimizers"][name]["param_groups"]
+            for asked, kept in zip(optimizer.param_groups, groups, strict=True):
+                options = [k for k in SETTINGS if k in asked and asked[k] != kept[k]]
+                if options:
+                    listed = ", ".join(f"{k} = {kept[k]}, not {asked[k]}" for k in options)
+                    warn(f"the run keeps the settings of its optimizer in the checkpoint: {listed}")
+        names = {name for name, _ in self.named_callbacks()}
+        if lost := sorted(saved["callbacks"].keys() - names):
+            warn(
+                f"the checkpoint has state for callbacks that this run lacks: {lost}; it is ignored"
+            )
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=5)  # the call of fit
+def choose_device(device: str | torch.device) -> torch.device:
+    """Return the device of a name. ``"auto"`` takes cuda, else mps, else the CPU."""
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -201,7 +201,7 @@ def test_new_rates_and_weights_compile_nothing_again(warmed_up):
     example = Batch(DATA[:BATCH_SIZE], index=torch.arange(BATCH_SIZE))
     for beta in (0.25, 0.5):
         trainer.objective.beta.fill_(beta)
-        output = trainer.differentiate(example)
+        output = trainer._train_step.compute_gradients(example)
         kl = output.metrics["kl_nats"]
         expected = beta * kl - output.metrics["log_likelihood_nats"]
         torch.testing.assert_close(output.losses["model"], expected)
@@ -226,7 +226,7 @@ def test_a_compiled_run_leaves_no_trace(warmed_up):
 @needs_compiler
 def test_a_compiled_model_is_forgotten_with_its_trainer():
     trainer = run(make_linear(), LeastSquares(), speed=COMPILED)
-    assert "; compiled" in trainer.plan.headline
+    assert "; compiled" in trainer.state.plan.headline
     kept = weakref.ref(trainer.model)
     del trainer
     gc.collect()
@@ -281,7 +281,7 @@ def test_a_graph_is_written_once_and_short_batches_go_as_ever(written, monkeypat
     steps = PlainSteps(monkeypatch)
     trainer = run(make_vae(), ELBO(), speed=COMPILED, callbacks=[steps], epochs=3)
     assert len(written) == 1
-    assert "; compiled" in trainer.plan.headline
+    assert "; compiled" in trainer.state.plan.headline
     assert steps.sizes == [37 % BATCH_SIZE] * 3
 
 
@@ -362,7 +362,7 @@ def test_objectives_are_written_down_as_they_are(written, name):
 
 def test_a_frozen_part_gets_no_gradient_and_does_not_move(written):
     trainer = run(frozen_encoder(), ELBO(), speed=COMPILED)
-    assert "; compiled" in trainer.plan.headline
+    assert "; compiled" in trainer.state.plan.headline
     assert same(trainer.model.encoder, make_vae().encoder)
     assert not same(trainer.model.decoder, make_vae().decoder)
     assert all(p.grad is None for p in trainer.model.parameters())

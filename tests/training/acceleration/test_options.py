@@ -120,9 +120,9 @@ def test_no_speed_is_the_default_and_probes_nothing(monkeypatch):
     for speed in (None, Speed()):
         trainer = run(make_vae(), ELBO(), speed=speed)
         assert trainer.speed == Speed()
-        assert trainer.route == ResolvedSpeed("default", "float32")
+        assert trainer.resolved_speed == ResolvedSpeed("default", "float32")
         words = ("compiled", "matrix products", "networks in")
-        assert not any(word in trainer.plan.headline for word in words)
+        assert not any(word in trainer.state.plan.headline for word in words)
 
 
 # The route of matrix products --------------------------------------------------------------------
@@ -151,13 +151,13 @@ def test_a_faster_route_is_taken_if_it_is_exact(probes, monkeypatch, error, chos
     monkeypatch.setattr(module, "_error", lambda *_shape: error)
     found, watch = setting(), Watch()
     trainer = run(make_vae(), ELBO(), speed=FAST, callbacks=[watch])
-    assert trainer.route == ResolvedSpeed(chosen, "float32")
+    assert trainer.resolved_speed == ResolvedSpeed(chosen, "float32")
     assert set(watch.seen) == {"bf16" if chosen == "onednn" else found}
     assert len(watch.seen) == 2 + 2 * STEPS
     assert setting() == found != "bf16"
     told = {"onednn": "oneDNN", "default": "the default route, oneDNN's does not pay"}[chosen]
-    assert trainer.plan.headline.endswith(f"; matrix products by {told}")
-    assert "\n" not in trainer.plan.headline
+    assert trainer.state.plan.headline.endswith(f"; matrix products by {told}")
+    assert "\n" not in trainer.state.plan.headline
 
 
 @has_onednn
@@ -172,15 +172,15 @@ def test_every_layers_shape_is_probed(probes):
 @has_onednn
 def test_one_inexact_layer_is_enough_to_decline(probes, monkeypatch):
     monkeypatch.setattr(module, "_error", lambda _rows, _n_in, n_out: 1e-4 * (n_out == 4))
-    assert run(make_vae(), ELBO(), speed=FAST).route == ResolvedSpeed()
+    assert run(make_vae(), ELBO(), speed=FAST).resolved_speed == ResolvedSpeed()
 
 
 @has_onednn
 def test_a_slower_route_is_declined(probes, monkeypatch):
     monkeypatch.setattr(module, "_faster", lambda _fast, _plain: False)
     trainer = run(make_vae(), ELBO(), speed=FAST)
-    assert trainer.route == ResolvedSpeed()
-    assert "the default route" in trainer.plan.headline
+    assert trainer.resolved_speed == ResolvedSpeed()
+    assert "the default route" in trainer.state.plan.headline
 
 
 @has_onednn
@@ -251,9 +251,9 @@ def test_a_trainer_probes_once(probes):
     trainer.callbacks.append(watch)
     trainer.fit(DATA, epochs=1, batch_size=BATCH_SIZE)
     assert probes == asked
-    assert trainer.route == ResolvedSpeed("onednn", "float32")
+    assert trainer.resolved_speed == ResolvedSpeed("onednn", "float32")
     assert set(watch.seen) == {"bf16"}
-    assert "matrix products by oneDNN" in trainer.plan.headline
+    assert "matrix products by oneDNN" in trainer.state.plan.headline
 
 
 @pytest.fixture
@@ -273,7 +273,7 @@ def test_the_older_setting_works_as_before(probes, legacy):
     trainer = run(
         make_vae(), ELBO(), speed=FAST, callbacks=[After(2, lambda _: inside.append(setting()))]
     )
-    assert trainer.route.matmul == "onednn"
+    assert trainer.resolved_speed.matmul == "onednn"
     assert inside == ["bf16"]
     assert setting() == found
     assert torch.get_float32_matmul_precision() == legacy
@@ -299,13 +299,13 @@ class Scale(nn.Module):
 
 def test_a_model_without_linear_layers_declines(probes):
     trainer = run(Scale(), LeastSquares(), speed=FAST)
-    assert trainer.route == ResolvedSpeed()
+    assert trainer.resolved_speed == ResolvedSpeed()
     assert probes == []
 
 
 def test_torch_without_onednn_declines(probes, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert run(make_vae(), ELBO(), speed=FAST).route == ResolvedSpeed()
+    assert run(make_vae(), ELBO(), speed=FAST).resolved_speed == ResolvedSpeed()
     assert probes == []
 
 
@@ -315,7 +315,7 @@ def test_the_route_gives_the_plain_run_to_rounding(monkeypatch):
     fast, plain = Recorder(), Recorder()
     trainer = run(make_vae(), IWAE(5), speed=FAST, callbacks=[fast])
     run(make_vae(), IWAE(5), callbacks=[plain])
-    if trainer.route == ResolvedSpeed():
+    if trainer.resolved_speed == ResolvedSpeed():
         pytest.skip("oneDNN's products are not exact on this machine")
     for step, (first, second) in enumerate(zip(fast.weights, plain.weights, strict=True)):
         for name in first:
@@ -512,8 +512,8 @@ def test_networks_compute_in_bfloat16_and_nothing_else():
     trainer = Trainer(model, objective, speed=HALF, device="cpu", progress=False)
     # The check before the first step is in full precision, and in evaluation mode.
     trainer.fit(DATA, DATA, epochs=2, batch_size=BATCH_SIZE)
-    assert trainer.route == ResolvedSpeed("default", "bfloat16")
-    assert trainer.plan.headline.endswith("; networks in bfloat16")
+    assert trainer.resolved_speed == ResolvedSpeed("default", "bfloat16")
+    assert trainer.state.plan.headline.endswith("; networks in bfloat16")
     assert inside == {True: {torch.bfloat16}, False: {torch.float32}}
     assert objective.kinds == {True: {torch.float32}, False: {torch.float32}}
     assert gradients == {torch.float32}
@@ -621,7 +621,7 @@ def test_gradients_have_their_parameters_layout(monkeypatch, compiled):
         speed = Speed(compile=compiled)
         options = {"optimization": optimization, "callbacks": [strides], "speed": speed}
         trainer = run(make_two(), TwoGroups(), epochs=4, **options)
-        assert ("; compiled" in trainer.plan.headline) is compiled
+        assert ("; compiled" in trainer.state.plan.headline) is compiled
         return trainer.model, strides
 
     (fused, strides), (plain, _) = trained(fused=True), trained(fused=False)

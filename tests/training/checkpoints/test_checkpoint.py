@@ -235,10 +235,10 @@ def test_the_newest_are_kept(keep, tmp_path):
 SCORES = (math.nan, 3.0, 2.0, 0.0, math.nan)
 
 
-@pytest.mark.parametrize(("maximize", "epoch"), [(True, 2), (False, 4)])
+@pytest.mark.parametrize(("mode", "epoch"), [("max", 2), ("min", 4)])
 @pytest.mark.parametrize("keep", [1, 2])
-def test_the_best_is_kept_besides(maximize, epoch, keep, tmp_path):
-    watched = {"monitor": "score", "maximize": maximize, "keep": keep, "every_steps": 1}
+def test_the_best_is_kept_besides(mode, epoch, keep, tmp_path):
+    watched = {"monitor": "score", "mode": mode, "keep": keep, "every_steps": 1}
     recorder = Recorder()
     trainer = fit(trainer_of(tmp_path, Scores(*SCORES), recorder, **watched), epochs=5)
     best = epoch * STEPS
@@ -248,17 +248,17 @@ def test_the_best_is_kept_besides(maximize, epoch, keep, tmp_path):
     assert same(weights_in(tmp_path, best), recorder.weights[best])
 
 
-@pytest.mark.parametrize(("maximize", "epoch"), [(True, 2), (False, 4)])
-def test_the_best_is_written_though_no_other_is_due(maximize, epoch, tmp_path):
-    trainer = trainer_of(tmp_path, Scores(*SCORES), monitor="score", maximize=maximize, keep=1)
+@pytest.mark.parametrize(("mode", "epoch"), [("max", 2), ("min", 4)])
+def test_the_best_is_written_though_no_other_is_due(mode, epoch, tmp_path):
+    trainer = trainer_of(tmp_path, Scores(*SCORES), monitor="score", mode=mode, keep=1)
     fit(trainer, epochs=5)
     assert steps_in(tmp_path) == [epoch * STEPS, 5 * STEPS]
 
 
-@pytest.mark.parametrize(("maximize", "epoch"), [(True, 2), (False, 4)])
+@pytest.mark.parametrize(("mode", "epoch"), [("max", 2), ("min", 4)])
 @pytest.mark.parametrize("step", [STEPS + 2, 2 * STEPS + 2, 4 * STEPS + 2])
-def test_the_best_survives_a_resume(maximize, epoch, step, tmp_path):
-    watched = {"monitor": "score", "maximize": maximize, "keep": 1, "every_steps": 1}
+def test_the_best_survives_a_resume(mode, epoch, step, tmp_path):
+    watched = {"monitor": "score", "mode": mode, "keep": 1, "every_steps": 1}
     first = trainer_of(tmp_path, Scores(*SCORES), After(step, raises(OSError())), **watched)
     with pytest.raises(OSError):  # noqa: PT011 - it has no message
         fit(first, epochs=5)
@@ -278,7 +278,7 @@ def test_a_column_may_be_watched_from_a_resume_on(tmp_path):
     fit(trainer_of(tmp_path, Scores(*SCORES)), epochs=1)
     with pytest.warns(UserWarning, match="begun for 1 epochs"):
         trainer = fit(
-            trainer_of(tmp_path, Scores(*SCORES), monitor="score", maximize=False, keep=1),
+            trainer_of(tmp_path, Scores(*SCORES), monitor="score", mode="min", keep=1),
             epochs=5,
             **AUTO,
         )
@@ -431,7 +431,7 @@ def test_where_all_are_damaged_nothing_is_begun_anew(tmp_path):
     with pytest.raises(CheckpointError) as error:
         fit(trainer, **AUTO)
     assert all(str(checkpoint_of(tmp_path, step)) in str(error.value) for step in (6, 7, 8))
-    assert "nothing was begun anew" in str(error.value)
+    assert "no run was started" in str(error.value)
     with pytest.raises(FileExistsError):
         fit(trainer)
     assert trainer.step == 0
@@ -681,7 +681,7 @@ def make_tied():
 
 
 def test_shared_weights_are_kept_with_a_warning(tmp_path):
-    message = "no file the model by itself: 'encoder.* are one parameter"
+    message = "no file of the model alone: 'encoder.* are one parameter"
     whole, folder = tmp_path / "whole", tmp_path / "run"
     with pytest.warns(UserWarning, match=message) as record:
         expected = digest(fit(trainer_of(whole, model=make_tied)))

@@ -125,7 +125,7 @@ def test_a_resumed_run_is_the_whole_one(whole, step, tmp_path):
 def test_a_run_that_is_resumed_at_each_step_is_the_whole_one(whole, tmp_path):
     class StopAt(Callback):
         def on_step_end(self, trainer, output):
-            trainer._interrupt("enough")
+            trainer.stop("enough", resumable=True)
 
     for _ in range(END):
         trainer = fit(trainer_of(tmp_path, whole["settings"], more=[StopAt()]), **AUTO)
@@ -137,7 +137,7 @@ def test_a_run_that_is_resumed_at_each_step_is_the_whole_one(whole, tmp_path):
 
 
 def drop_rng(state):
-    state["position"]["rng"]["cpu"] = torch.Generator().manual_seed(7).get_state()
+    state["rng"]["cpu"] = torch.Generator().manual_seed(7).get_state()
 
 
 def drop_cursor(state):
@@ -319,7 +319,7 @@ def test_another_mode_is_said(tmp_path):
 
 def test_more_epochs_are_more_of_the_same_run(tmp_path):
     fit(trainer_of(tmp_path, plateau), epochs=1)
-    with pytest.warns(UserWarning, match="begun for 1 epochs, and goes on to 3"):
+    with pytest.warns(UserWarning, match="begun for 1 epochs and now continues to 3"):
         trainer = fit(trainer_of(tmp_path, plateau), **AUTO)
     assert trainer.history["epoch"] == [1, 2, 3]
     assert trainer.step == END
@@ -343,7 +343,7 @@ def test_a_run_that_decided_to_stop_stays_stopped(tmp_path):
 
 
 def test_resume_auto_wants_a_checkpoint(tmp_path):
-    with pytest.raises(ValueError, match="looks into the folder of a Checkpoint, got none"):
+    with pytest.raises(ValueError, match="reads the folder of a Checkpoint, and there is none"):
         Trainer(make_vae(), ELBO(), progress=False).fit(DATA, epochs=1, resume="auto")
     with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
         Trainer(make_vae(), ELBO(), progress=False).fit(DATA, epochs=1, resume=tmp_path)

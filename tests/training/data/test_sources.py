@@ -142,8 +142,8 @@ def test_data_may_be_without_a_length(wrap):
     first = len(DATA) + 9
     assert torch.equal(trainer.objective.x[:first], torch.cat([DATA, DATA[:9]]))
     assert trainer.history["step"] == [STEPS, 2 * STEPS]
-    assert trainer.plan.run_steps is None
-    assert "? examples, 2 epochs of ? steps" in trainer.plan.headline
+    assert trainer.state.plan.num_steps is None
+    assert "? examples, 2 epochs of ? steps" in trainer.state.plan.headline
 
 
 # Picking x, context and mask ---------------------------------------------------------------------

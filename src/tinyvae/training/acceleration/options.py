@@ -60,6 +60,17 @@ class Speed:
             if value not in known:
                 raise ValueError(f"Speed expects {name} of {known}, got {value!r}")
 
+    def describe(self, resolved: "ResolvedSpeed", *, is_compiled: bool) -> list[str]:
+        """Say what came of the fast paths that were asked for."""
+        words = []
+        if self.compile:
+            words.append("compiled" if is_compiled else "not compiled")
+        if self.matmul != "default":
+            words.append(f"matrix products by {resolved.matmul_words}")
+        if self.precision != "float32":
+            words.append(f"networks in {resolved.precision}")
+        return words
+
 
 @dataclass(frozen=True)
 class ResolvedSpeed:

@@ -1,56 +1,51 @@
-"""Checkpoints: a run that may be killed at any instant, and goes on where it was."""
+"""The Checkpoint callback: a run that may be killed at any instant, and continues where it was."""
 
-import math
 import os
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 from weakref import ref
 
+from torch import nn
+
+from tinyvae.core.warnings import warn
 from tinyvae.io import encode_state
-from tinyvae.training.callbacks import Callback, require_keys
-from tinyvae.training.checkpoints.directory import RunDirectory
-from tinyvae.training.checkpoints.writer import Writer
-from tinyvae.training.optimization import after_a_step
-from tinyvae.training.state import capture
+from tinyvae.training.callbacks import Callback, Monitor, require_keys
+from tinyvae.training.checkpoints.directory import RunDirectory, Writer, read_checkpoint
+from tinyvae.training.optimization import state_after_step
+from tinyvae.training.state import TrainState
 from tinyvae.training.watching import require_validation, watched
-
-if TYPE_CHECKING:
-    from tinyvae.training.trainer import Trainer
-
 
 FINITE = ("model", "objective", "optimizers")
 
 
 class Checkpoint(Callback):
-    """Keeps a run in a folder, from which ``fit(..., resume="auto")`` goes on bitwise.
+    """Keeps a run in a folder, from which ``fit(..., resume="auto")`` continues bitwise.
 
-    There are checkpoints ``step-00001200.safetensors``, each of all that the run is: weights,
-    moments, schedules, random state, position in the data, history, states of other callbacks.
-    Besides ``history.jsonl``, a line per epoch, and at the regular end ``model.safetensors``, which
-    the model's class loads. No file is a pickle, each is whole or absent, and a lock keeps a second
-    run out. Files are written beside the training, which goes on meanwhile.
+    The folder holds checkpoints ``step-00001200.safetensors``, each with the whole state of the
+    run: weights, moments, schedules, random state, position in the data, history, states of other
+    callbacks. It also holds ``history.jsonl``, with a line per epoch, and at the regular end
+    ``model.safetensors``, which the model's class loads. No file is a pickle, each is whole or
+    absent, and a lock keeps a second run out. Files are written in the background.
 
-    With it, SIGTERM and SIGUSR1, by which schedulers announce that they will kill, end the run
-    after its step with a checkpoint; ``fit`` then hands the signal on to the handler that it found,
-    which by default ends the process.
+    SIGTERM and SIGUSR1, which job schedulers send before they kill a job, end the run after its
+    step with a checkpoint. Then the signal reaches the handler that was there before ``fit``, which
+    by default ends the process.
 
     Args:
-        folder: The folder, of this run alone.
-        every_steps: Write after every so many updates.
-        every_minutes: Write after so many minutes; None leaves it to the rest. At the first step,
-            at the end and at a signal one is written anyway.
-        keep: How many of the newest to keep.
-        monitor: Column of the history whose best epoch is kept besides, such as
+        folder: The folder, for this run alone.
+        every_steps: Number of updates between checkpoints.
+        every_minutes: Minutes between checkpoints; None for no limit. A checkpoint is always
+            written at the first step, at the end and at a signal.
+        keep: Number of newest checkpoints to keep.
+        monitor: Column of the history whose best epoch is kept, too, such as
             ``"validation/elbo_nats"``.
-        maximize: Whether larger is better.
+        mode: ``"max"`` if larger is better, ``"min"`` if smaller is.
 
     Attributes:
-        best: Best value of the column so far.
-        best_step: Step of its checkpoint.
+        best_step: Step of the best epoch's checkpoint, None before the first.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -73,7 +68,7 @@ class Checkpoint(Callback):
         every_minutes: float | None = 5.0,
         keep: int = 2,
         monitor: str | None = None,
-        maximize: bool = True,
+        mode: Literal["max", "min"] = "max",
     ) -> None:
         for name, value in (
             ("every_steps", 1 if every_steps is None else every_steps),
@@ -84,25 +79,26 @@ class Checkpoint(Callback):
         if every_minutes is not None and not every_minutes >= 0:
             raise ValueError(f"Checkpoint expects every_minutes >= 0, got {every_minutes}")
         self.folder = Path(folder)
-        self.every_steps, self.every_minutes = every_steps, every_minutes
-        self.keep, self.monitor, self.maximize = keep, monitor, maximize
-        self._files = RunDirectory(self.folder)
-        self._owner: ref[Trainer] | None = None
-        self._forget()
-
-    def _forget(self) -> None:
-        self.best = -math.inf if self.maximize else math.inf
+        self.every_steps, self.every_minutes, self.keep = every_steps, every_minutes, keep
+        self.monitor = Monitor(monitor or "", mode)
         self.best_step: int | None = None
+        self._directory = RunDirectory(self.folder)
+        self._owner: ref[TrainState] | None = None
+
+    @property
+    def best(self) -> float:
+        """Best value of the column so far."""
+        return self.monitor.best
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the folder inside; all writes have ended after."""
-        lock = self._files.lock()
+    def locked(self) -> Iterator[None]:
+        """Hold the folder's lock in the block. All writes have ended after it."""
+        lock = self._directory.lock()
         self._writer = Writer()
         try:
             yield
         except BaseException:
-            with suppress(Exception):  # the first error is the one to tell
+            with suppress(Exception):  # the first error matters
                 self._writer.close()
             raise
         else:
@@ -111,166 +107,157 @@ class Checkpoint(Callback):
             del self._writer
             lock.release()
 
-    def newest(self) -> dict[str, Any] | None:
-        """State of the newest whole checkpoint of the folder, None where there is none."""
-        return self._files.newest()
-
-    def claim(self, trainer: "Trainer", resume: str | os.PathLike[str] | None) -> None:
-        """Refuse to write into the folder of another run."""
-        is_own = self._owner is not None and self._owner() is trainer
-        goes_on = resume == "auto" or (
+    def ensure_writable(self, state: TrainState, resume: str | os.PathLike[str] | None) -> None:
+        """Raise FileExistsError if the folder holds another run that ``resume`` does not name."""
+        is_own = self._owner is not None and self._owner() is state
+        continues = resume == "auto" or (
             resume is not None and Path(resume).resolve().is_relative_to(self.folder.resolve())
         )
-        steps = self._files.steps()
-        if steps and not (goes_on or is_own):
+        steps = self._directory.steps()
+        if steps and not (continues or is_own):
             raise FileExistsError(
                 f"{self.folder} holds a run that was at step {steps[0]:,}: continue it by "
                 'fit(..., resume="auto"), or give another folder'
             )
         if not is_own:
-            self._forget()
+            self.monitor.reset()
+            self.best_step = None
 
-    def on_fit_start(self, trainer: "Trainer") -> None:
-        """Refuse to watch validation without validation data."""
+    def on_fit_start(self, state: TrainState) -> None:
+        """Raise if the column needs validation data and there are none."""
         require_validation(
             "Checkpoint",
-            self.monitor or "",
-            has_validation=trainer.plan.has_validation,
+            self.monitor.column,
+            has_validation=state.plan.has_validation,
             else_watch="train/elbo_nats",
         )
-        self._description = _description(trainer)
-        self._saved: tuple[int, int] | None = None  # step, and its place in the epoch
-        self._ended = False
+        self._description = _description(state.model)
+        self._saved: tuple[int, int] | None = None  # step, and batch in the epoch
+        self._has_ended = False
 
-    def on_safe_point(self, trainer: "Trainer", *, ending: bool) -> None:
-        """Write a checkpoint, where one is due."""
-        self._ended = ending and not trainer.interrupted
+    def on_safe_point(self, state: TrainState, *, last: bool) -> None:
+        """Write a checkpoint if one is due."""
+        self._has_ended = last and not state.is_interrupted
         if self._saved is None:
-            self._begin(trainer, ending=ending)
+            self._begin(state, last=last)
             return
-        is_best = self._ends_epoch(trainer) and self._improves(trainer)
-        if ending or is_best or self._is_due(trainer):
-            self._save(trainer)
+        is_best = self._ends_epoch(state) and self._improves(state)
+        if last or is_best or self._is_due(state):
+            self._save(state)
 
-    def _begin(self, trainer: "Trainer", *, ending: bool) -> None:
-        """Make the folder that of the run, and see that it can be written before the first step."""
-        for name, optimizer in trainer.optimizers.items():
-            encode_state(after_a_step(optimizer), f"optimizers.{name}")
-        self._owner = ref(trainer)
-        self._files.archive_after(trainer.step, with_model=not ending)
-        self._files.reset_history(trainer.history.epochs)
-        self._epochs = len(trainer.history.epochs)
-        self._save(trainer)
+    def _begin(self, state: TrainState, *, last: bool) -> None:
+        """Make the folder that of the run, and write to it before the first step."""
+        for name, optimizer in state.optimizers.items():  # can a file hold its state?
+            encode_state(state_after_step(optimizer), f"optimizers.{name}")
+        self._owner = ref(state)
+        self._directory.archive_after(state.step, with_model=not last)
+        self._directory.reset_history(state.history.epochs)
+        self._num_rows = len(state.history.epochs)
+        self._save(state)
         self._writer.wait()
 
-    def _ends_epoch(self, trainer: "Trainer") -> bool:
-        rows = trainer.history.epochs
-        if len(rows) == self._epochs:
+    def _ends_epoch(self, state: TrainState) -> bool:
+        rows = state.history.epochs
+        if len(rows) == self._num_rows:
             return False
-        self._epochs = len(rows)
-        self._files.append_history(rows)
+        self._num_rows = len(rows)
+        self._directory.append_history(rows)
         return True
 
-    def _improves(self, trainer: "Trainer") -> bool:
-        row = trainer.history.epochs[-1]
-        if self.monitor is None or (trainer.history.stop_reason and self.monitor not in row):
+    def _improves(self, state: TrainState) -> bool:
+        column, row = self.monitor.column, state.history.epochs[-1]
+        if not column or (state.stop_request is not None and column not in row):
             return False
-        value = watched("Checkpoint", self.monitor, row)
-        if not (value > self.best if self.maximize else value < self.best):
+        if not self.monitor.improves(watched("Checkpoint", column, row)):
             return False
-        self.best, self.best_step = value, trainer.step
+        self.best_step = state.step
         return True
 
-    def _is_due(self, trainer: "Trainer") -> bool:
-        if (trainer.step, trainer.batch) == self._saved:
+    def _is_due(self, state: TrainState) -> bool:
+        if (state.step, state.batch) == self._saved:
             return False
         minutes = (time.monotonic() - self._saved_at) / 60
-        return (self.every_steps is not None and trainer.step % self.every_steps == 0) or (
+        return (self.every_steps is not None and state.step % self.every_steps == 0) or (
             self.every_minutes is not None and minutes >= self.every_minutes
         )
 
-    def _save(self, trainer: "Trainer") -> None:
-        """Copy the state, and let the writer write it."""
+    def _save(self, state: TrainState) -> None:
+        """Copy the state, and write it in the background."""
         tensors: dict[str, Any] = {}
         form = []
-        for name, part in capture(trainer).items():
-            encoded, own = encode_state(part, name, finite=name in FINITE)
+        for name, part in state.state_dict().items():
+            encoded, part_tensors = encode_state(part, name, finite=name in FINITE)
             form.append([name, encoded])
-            tensors |= {n: t.detach().to("cpu", copy=True) for n, t in own.items()}
+            tensors |= {n: t.detach().to("cpu", copy=True) for n, t in part_tensors.items()}
         info = {**self._description, "state": {"dict": form}}
-        step, keep, best = trainer.step, self.keep, self.best_step
+        step, keep, best_step = state.step, self.keep, self.best_step
 
-        def job() -> None:
-            self._files.write(step, tensors, info)
-            self._files.keep(keep, best)
+        def write() -> None:
+            self._directory.write(step, tensors, info)
+            self._directory.prune(keep, best_step)
 
-        self._writer.write(job)
-        self._saved, self._saved_at = (step, trainer.batch), time.monotonic()
+        self._writer.submit(write)
+        self._saved, self._saved_at = (step, state.batch), time.monotonic()
 
-    def on_fit_end(self, trainer: "Trainer") -> None:
-        """Write the model, if the run has come to its end."""
-        if self._ended and self._description:
+    def on_fit_end(self, state: TrainState) -> None:
+        """Write the model if the run has come to its end."""
+        if self._has_ended and self._description:
             self._writer.wait()
-            trainer.model.save(self._files.model)  # type: ignore[operator]
+            state.model.save(self._directory.model)  # type: ignore[operator]
 
     def state_dict(self) -> dict[str, Any]:
-        """Best value, its step, and of what."""
-        watched = [self.monitor, self.maximize]
-        return {"best": self.best, "best_step": self.best_step, "watched": watched}
+        """Return the best value, its step, and the column."""
+        monitored = [self.monitor.column, self.monitor.mode]
+        return {"best": self.best, "best_step": self.best_step, "monitored": monitored}
 
-    def check_state(self, trainer: "Trainer", state: dict[str, Any]) -> None:
-        """Raise if this is no :meth:`state_dict`."""
-        require_keys(state, self.state_dict())
-        best, step = state["best"], state["best_step"]
+    def check_state(self, state: TrainState, saved: dict[str, Any]) -> None:
+        """Raise if ``saved`` is not a :meth:`state_dict`."""
+        require_keys(saved, self.state_dict())
+        best, step = saved["best"], saved["best_step"]
         if not isinstance(best, (int, float)) or not isinstance(step, int | None):
             raise TypeError(f"expected numbers, got {best!r:.80} at step {step!r:.80}")
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over :meth:`state_dict`, if it is of the same column."""
-        if state["watched"] == [self.monitor, self.maximize]:
-            self.best, self.best_step = state["best"], state["best_step"]
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore the best value and its step, if the column is the same."""
+        if saved["monitored"] == [self.monitor.column, self.monitor.mode]:
+            self.monitor.best, self.best_step = saved["best"], saved["best_step"]
 
 
-def checkpoint_first(
-    callbacks: Sequence[Callback],
-) -> tuple[Checkpoint | None, list[Callback]]:
-    """The Checkpoint, and callbacks with it in front: it begins first, and so ends last."""
+def order_callbacks(callbacks: Sequence[Callback]) -> tuple[Checkpoint | None, list[Callback]]:
+    """Return the Checkpoint, and the callbacks with it first: it starts first and ends last."""
     ordered = sorted(callbacks, key=lambda callback: not isinstance(callback, Checkpoint))
     checkpoints = [callback for callback in ordered if isinstance(callback, Checkpoint)]
     if len(checkpoints) > 1:
-        raise ValueError(f"expected at most one Checkpoint, got {len(checkpoints)}")
+        raise ValueError(f"Trainer expects at most one Checkpoint, got {len(checkpoints)}")
     return (checkpoints[0] if checkpoints else None), ordered
 
 
-def state_to_resume(
-    trainer: "Trainer", resume: str | os.PathLike[str] | None
+def load_resume_state(
+    checkpoint: Checkpoint | None, state: TrainState, resume: str | os.PathLike[str] | None
 ) -> dict[str, Any] | None:
-    """State that a run is to go on from, None where it is to begin."""
-    if trainer.checkpoint is not None:
-        trainer.checkpoint.claim(trainer, resume)
+    """Return the state that a run is to continue from, None if it is to start."""
+    if checkpoint is not None:
+        checkpoint.ensure_writable(state, resume)
     if resume is None:
         return None
     if resume != "auto":
-        return RunDirectory.read(Path(resume))
-    if trainer.checkpoint is None:
+        return read_checkpoint(Path(resume))
+    if checkpoint is None:
         raise ValueError(
-            'resume="auto" looks into the folder of a Checkpoint, got none: give it, '
+            'resume="auto" reads the folder of a Checkpoint, and there is none: give it, '
             "callbacks=[Checkpoint(folder)], or the path of a checkpoint"
         )
-    return trainer.checkpoint.newest()
+    return RunDirectory(checkpoint.folder).latest()
 
 
-def _description(trainer: "Trainer") -> dict[str, Any]:
-    """What a file says of the model besides its weights; nothing, if it cannot be said."""
-    describe = getattr(trainer.model, "description", None)
+def _description(model: nn.Module) -> dict[str, Any]:
+    """Return what a file says of the model next to its weights, nothing if it cannot be said."""
+    describe = getattr(model, "description", None)
     if describe is None:
         return {}
     try:
         described: dict[str, Any] = describe()
     except TypeError as error:
-        warnings.warn(
-            f"checkpoints will hold the weights, but no file the model by itself: {error}",
-            stacklevel=5,
-        )
+        warn(f"checkpoints will hold the weights, but no file of the model alone: {error}")
         return {}
     return described

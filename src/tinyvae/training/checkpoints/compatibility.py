@@ -1,127 +1,203 @@
-"""A checkpoint is held against the run that is to go on with it, before anything is changed."""
+"""Checks of a checkpoint against the run that continues from it, before anything changes.
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+There is no schema: the run's own state is the reference. A loaded state must have its keys, and
+tensors of its shapes and dtypes. Its plain values must be of the same kinds.
+"""
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from numbers import Real
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from tinyvae.core.warnings import warn
 from tinyvae.errors import CheckpointError
-from tinyvae.training.callbacks import callback_names
-from tinyvae.training.checkpoints.schema import is_generator_state, is_number
-from tinyvae.training.optimization import after_a_step
+from tinyvae.training.callbacks import Callback
+from tinyvae.training.history import History, RunningMean
+from tinyvae.training.optimization import state_after_step
+from tinyvae.training.state import MIGRATIONS, STATE_VERSION, TrainState
 
-if TYPE_CHECKING:
-    from tinyvae.training.trainer import Trainer
+# Fields of a state whose contents do not depend on the run.
+FIELDS: dict[str, tuple[str, ...]] = {
+    "fingerprint": (),
+    "mode": ("device", "torch", "threads", "speed", "resolved_speed"),
+    "plan": ("start_epoch", "scheduled_epochs", "schedule_steps"),
+    "position": ("epoch", "step", "batch", "seconds"),
+    "model": (),
+    "objective": (),
+    "optimizers": (),
+    "schedulers": (),
+    "callbacks": (),
+    "history": ("rows", "stop_reason"),
+    "running_means": (),
+    "rng": ("cpu",),
+    "data": (),
+}
 
 
-def require_same_run(trainer: "Trainer", state: Mapping[str, Any]) -> None:
-    """Raise if a sound checkpoint is none of this run, whose optimizers have been made.
+def upgrade(state: Any) -> dict[str, Any]:
+    """Return a loaded state in the current version.
+
+    States of older versions are migrated. Unknown fields are left out with a warning.
 
     Raises:
-        ValueError: If data or seed are others.
-        CheckpointError: If model, objective, optimizers, schedulers or callbacks are.
+        CheckpointError: If the version is newer, or a field is missing.
     """
-    _require_names("properties of its data", trainer.identity, state["run"])
-    for name, own in trainer.identity.items():
-        found = state["run"][name]
-        if not (found is None or (isinstance(found, int) and is_number(found))):
-            raise CheckpointError(f"'run.{name}' is no count: {found!r:.80}")
-        if found != own:
-            raise ValueError(
-                f"the checkpoint's run had {name} = {found!r}, got {own!r}: give the same to "
-                "continue it, or start anew in another folder"
-            )
-    for name, module in (("model", trainer.model), ("objective", trainer.objective)):
-        _require_alike(name, module.state_dict(), state[name])
-    optimizers = {name: after_a_step(optimizer) for name, optimizer in trainer.optimizers.items()}
-    _require_names("optimizers", optimizers, state["optimizers"])
-    for name, own in optimizers.items():
-        _require_same_optimizer(f"optimizers.{name}", own, state["optimizers"][name])
-    schedulers = {name: own.state_dict() for name, own in trainer.schedulers.items()}
-    _require_alike("schedulers", schedulers, state["schedulers"])
-    position, num_batches = state["position"], trainer.identity["batches per epoch"]
-    if num_batches is not None and position["batch"] > num_batches:
-        raise CheckpointError(f"batch {position['batch']} of {num_batches} is none")
-    if num_batches is not None and state["plan"]["schedule_steps"] is None:
-        raise CheckpointError("schedules without the length of the run, which its data tell")
-    if state["plan"]["first_epoch"] > position["epoch"]:
-        raise CheckpointError("the run is at an epoch before its first")
-    _require_means(position["means"])
-    if not is_generator_state(position["rng"].get("cpu")):
-        raise CheckpointError("the random state is none of torch's")
-    _require_callbacks(trainer, state["callbacks"])
-
-
-def _require_means(means: Mapping[str, Any]) -> None:
-    widths = {len(values) for values in means["aside"]} | {len(means["total"] or means["names"])}
-    if widths != {len(means["names"])} or len(means["aside"]) != len(means["weights"]):
-        raise CheckpointError("the running means do not fit together")
-
-
-def _require_same_optimizer(name: str, own: Mapping[str, Any], found: Any) -> None:
-    if not isinstance(found, dict) or found.keys() != own.keys():
-        raise CheckpointError(f"'{name}' is no state of an optimizer: {found!r:.200}")
-    groups, states = found["param_groups"], found["state"]
-    if not isinstance(groups, list) or len(groups) != len(own["param_groups"]):
-        raise CheckpointError(f"'{name}' has other parameter groups")
-    for place, (ours, theirs) in enumerate(zip(own["param_groups"], groups, strict=True)):
-        where = f"{name}.param_groups.{place}"
-        _require_alike(where, ours, theirs)
-        fixed = [k for k, v in ours.items() if isinstance(v, bool) or k == "params"]
-        if differing := [key for key in fixed if ours[key] != theirs[key]]:
-            raise CheckpointError(f"'{where}' is of another optimizer: it differs in {differing}")
-    if not isinstance(states, dict) or states.keys() not in (own["state"].keys(), {}.keys()):
-        raise CheckpointError(f"'{name}' remembers other parameters")
-    for key, theirs in states.items():
-        _require_alike(f"{name}.state.{key}", own["state"][key], theirs)
-
-
-def _require_callbacks(trainer: "Trainer", states: Mapping[str, Any]) -> None:
-    """Ask callbacks whether the states are theirs."""
-    names = callback_names(trainer.callbacks)
-    for name, callback in zip(names, trainer.callbacks, strict=True):
-        if name not in states:
-            continue
-        try:
-            callback.check_state(trainer, states[name])
-        except Exception as error:
-            raise CheckpointError(f"{name} cannot take its state: {error!r:.200}") from error
-
-
-def _require_names(what: str, own: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    if own.keys() != found.keys():
+    if not isinstance(state, dict):
+        raise CheckpointError(f"expected a dictionary as state, got a {type(state).__name__}")
+    version = state.get("state_version")
+    if not isinstance(version, int) or version < 1:
+        raise CheckpointError(f"expected state_version as an integer >= 1, got {version!r:.80}")
+    if version > STATE_VERSION:
         raise CheckpointError(
-            f"the checkpoint has other {what}: expected {sorted(own)}, got {sorted(found)}"
+            f"its state has version {version}, this tinyvae knows versions up to {STATE_VERSION}: "
+            "upgrade tinyvae"
+        )
+    for old_version in range(version, STATE_VERSION):
+        state = MIGRATIONS[old_version](state)
+    for name, keys in FIELDS.items():
+        part = state.get(name)
+        if not isinstance(part, dict) or not set(keys) <= part.keys():
+            got = sorted(map(str, part)) if isinstance(part, dict) else part
+            raise CheckpointError(f"expected '{name}' with {list(keys)}, got {got!r:.200}")
+    unknown = state.keys() - {*FIELDS, "state_version"}
+    if unknown:
+        warn(f"the checkpoint has unknown fields {sorted(map(str, unknown))}: they are ignored")
+    return {name: part for name, part in state.items() if name not in unknown}
+
+
+def require_same_run(
+    state: TrainState, saved: Mapping[str, Any], callbacks: Sequence[Callback]
+) -> None:
+    """Raise unless a checkpoint belongs to this run. Call after the optimizers exist.
+
+    Raises:
+        ValueError: If seed or data differ.
+        CheckpointError: If model, objective, optimizers, schedulers or callbacks differ, or if a
+            value makes no sense.
+    """
+    _require_keys("fingerprint", state.fingerprint, saved["fingerprint"])
+    for name, value in state.fingerprint.items():
+        if saved["fingerprint"][name] != value:
+            raise ValueError(
+                f"the checkpoint's run had {name} = {saved['fingerprint'][name]!r:.80}, got "
+                f"{value!r}: give the same to continue it, or start a run in another folder"
+            )
+    _require_alike("model", state.model.state_dict(), saved["model"])
+    _require_alike("objective", state.objective.state_dict(), saved["objective"])
+    _require_keys("optimizers", state.optimizers, saved["optimizers"])
+    for name, optimizer in state.optimizers.items():
+        reference = state_after_step(optimizer)
+        _require_same_optimizer(f"optimizers.{name}", reference, saved["optimizers"][name])
+    schedulers = {name: s.state_dict() for name, s in state.schedulers.items()}
+    _require_alike("schedulers", schedulers, saved["schedulers"])
+    _require_position(saved, state.fingerprint["batches per epoch"])
+    _require_loadable(state, saved, callbacks)
+
+
+def _require_position(saved: Mapping[str, Any], num_batches: int | None) -> None:
+    position, plan = saved["position"], saved["plan"]
+    counts = {name: position[name] for name in ("epoch", "step", "batch")}
+    counts |= {name: plan[name] for name in ("start_epoch", "scheduled_epochs")}
+    if plan["schedule_steps"] is not None:
+        counts["schedule_steps"] = plan["schedule_steps"]
+    elif num_batches is not None:
+        raise CheckpointError("the length of schedules is missing, though the data tell it")
+    for name, value in counts.items():
+        if type(value) is not int or not 0 <= value < 2**62:
+            raise CheckpointError(f"expected '{name}' as an integer >= 0, got {value!r:.80}")
+    seconds = position["seconds"]
+    if not _is_number(seconds) or not 0 <= seconds < 2**62:
+        raise CheckpointError(f"expected 'seconds' as a number >= 0, got {seconds!r:.80}")
+    if num_batches is not None and position["batch"] > num_batches:
+        raise CheckpointError(
+            f"the checkpoint is at batch {position['batch']}, but an epoch has only {num_batches} "
+            "batches"
+        )
+    if plan["start_epoch"] > position["epoch"]:
+        raise CheckpointError(
+            f"the checkpoint is at epoch {position['epoch']}, but its run started after epoch "
+            f"{plan['start_epoch']}"
         )
 
 
-def _require_alike(name: str, own: Any, found: Any) -> None:
-    """Raise unless two trees have the same keys, shapes and kinds of values."""
-    if isinstance(own, Tensor) and isinstance(found, Tensor):
-        if (own.shape, own.dtype) != (found.shape, found.dtype):
-            raise CheckpointError(
-                f"'{name}' differs: expected {tuple(own.shape)} of {own.dtype}, got "
-                f"{tuple(found.shape)} of {found.dtype}"
-            )
-    elif isinstance(own, Mapping) and isinstance(found, Mapping):
-        if own.keys() != found.keys():
-            differing = sorted(map(str, own.keys() ^ found.keys()))
-            raise CheckpointError(
-                f"the checkpoint is of another {name}: {len(differing)} names differ, first "
-                f"'{differing[0]}'"
-            )
-        for key in own:
-            _require_alike(f"{name}.{key}", own[key], found[key])
-    elif isinstance(own, (list, tuple)) and isinstance(found, (list, tuple)):
-        if len(own) != len(found):
-            raise CheckpointError(f"'{name}' has {len(found)} entries, expected {len(own)}")
-        for place, (ours, theirs) in enumerate(zip(own, found, strict=True)):
-            _require_alike(f"{name}.{place}", ours, theirs)
-    elif not _is_like(own, found):
-        raise CheckpointError(f"'{name}' is {found!r:.80}, expected one like {own!r:.80}")
+def _require_loadable(
+    state: TrainState, saved: Mapping[str, Any], callbacks: Sequence[Callback]
+) -> None:
+    """Load each remaining part into a new object, and ask callbacks whether states are theirs."""
+    cpu, rng = torch.device("cpu"), saved["rng"]["cpu"]
+    with _naming("history"):
+        History().load_state_dict(saved["history"])
+    with _naming("running means"):
+        RunningMean().load_state_dict(saved["running_means"], cpu)
+    with _naming("CPU RNG state"):
+        torch.Generator().set_state(rng)
+    for callback, (name, _) in zip(callbacks, state.named_callbacks(), strict=True):
+        if name in saved["callbacks"]:
+            with _naming(f"state of {name}"):
+                callback.check_state(state, saved["callbacks"][name])
 
 
-def _is_like(own: Any, found: Any) -> bool:
-    """Whether a plain value may stand in another's place; None is what is not known yet."""
-    numbers = is_number(own) and is_number(found)
-    return own is None or numbers or type(own) is type(found)
+@contextmanager
+def _naming(part: str) -> Iterator[None]:
+    """Turn any error into a CheckpointError that names the part."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(f"the checkpoint's {part} is not valid: {error!r:.200}") from error
+
+
+def _require_same_optimizer(name: str, reference: Mapping[str, Any], saved: Any) -> None:
+    if not isinstance(saved, dict) or saved.keys() != reference.keys():
+        raise CheckpointError(f"'{name}' is not the state of an optimizer: {saved!r:.200}")
+    groups, states = saved["param_groups"], saved["state"]
+    _require_alike(f"{name}.param_groups", reference["param_groups"], groups)
+    for index, (expected, group) in enumerate(zip(reference["param_groups"], groups, strict=True)):
+        fixed = [k for k, v in expected.items() if isinstance(v, bool) or k == "params"]
+        if differing := [key for key in fixed if expected[key] != group[key]]:
+            raise CheckpointError(
+                f"'{name}.param_groups.{index}' is of another optimizer: {differing} differ"
+            )
+    if not isinstance(states, dict) or states.keys() not in (reference["state"].keys(), {}.keys()):
+        raise CheckpointError(f"'{name}' has moments of other parameters")
+    for key, value in states.items():
+        _require_alike(f"{name}.state.{key}", reference["state"][key], value)
+
+
+def _require_keys(name: str, reference: Mapping[Any, Any], saved: Mapping[Any, Any]) -> None:
+    if differing := sorted(map(str, reference.keys() ^ saved.keys())):
+        raise CheckpointError(
+            f"the checkpoint is of another {name}: {len(differing)} names differ, first "
+            f"'{differing[0]}'"
+        )
+
+
+def _require_alike(name: str, reference: Any, saved: Any) -> None:
+    """Raise unless two trees have the same keys, shapes, dtypes and kinds of values."""
+    if isinstance(reference, Tensor) and isinstance(saved, Tensor):
+        if (reference.shape, reference.dtype) != (saved.shape, saved.dtype):
+            raise CheckpointError(
+                f"'{name}' differs: expected {tuple(reference.shape)} of {reference.dtype}, got "
+                f"{tuple(saved.shape)} of {saved.dtype}"
+            )
+    elif isinstance(reference, Mapping) and isinstance(saved, Mapping):
+        _require_keys(name, reference, saved)
+        for key in reference:
+            _require_alike(f"{name}.{key}", reference[key], saved[key])
+    elif isinstance(reference, (list, tuple)) and isinstance(saved, (list, tuple)):
+        if len(reference) != len(saved):
+            raise CheckpointError(f"'{name}' has {len(saved)} entries, expected {len(reference)}")
+        for index, (expected, value) in enumerate(zip(reference, saved, strict=True)):
+            _require_alike(f"{name}.{index}", expected, value)
+    elif not (
+        reference is None  # not known yet
+        or (_is_number(reference) and _is_number(saved))
+        or type(reference) is type(saved)
+    ):
+        raise CheckpointError(f"'{name}' is {saved!r:.80}, expected one like {reference!r:.80}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

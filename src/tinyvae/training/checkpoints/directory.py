@@ -2,14 +2,15 @@
 
 import json
 import re
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from tinyvae.core.warnings import warn
 from tinyvae.errors import CheckpointError
 from tinyvae.io import (
     FolderLock,
@@ -19,7 +20,7 @@ from tinyvae.io import (
     save_tensors,
     write_atomically,
 )
-from tinyvae.training.checkpoints.schema import require_sound
+from tinyvae.training.checkpoints.compatibility import upgrade
 from tinyvae.training.history import Row
 
 CHECKPOINT = re.compile(r"step-(\d{8,18})\.safetensors")
@@ -29,41 +30,41 @@ class RunDirectory:
     """Names and files of a run.
 
     Args:
-        path: The folder, made where there is none.
+        path: The folder. It is made if it does not exist.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.history = path / "history.jsonl"
         self.model = path / "model.safetensors"
-        self._lines = 0
+        self._num_lines = 0
 
     def lock(self) -> FolderLock:
-        """Hold the folder, so that no other run writes there."""
+        """Lock the folder, so that no other run writes there, and remove what dead runs left."""
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(self.path)
-        for file in self.path.glob(".*.safetensors.*.tmp"):  # of runs that have died here
+        for file in self.path.glob(".*.safetensors.*.tmp"):
             file.unlink(missing_ok=True)
         return lock
 
     def checkpoint(self, step: int) -> Path:
-        """File of the checkpoint of ``step``."""
+        """Return the path of the checkpoint of a step."""
         return self.path / f"step-{step:08d}.safetensors"
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints there, the newest first."""
+        """Return the steps of the checkpoints, the newest first."""
         if not self.path.is_dir():
             return []
-        names = (CHECKPOINT.fullmatch(file.name) for file in self.path.iterdir())
-        return sorted((int(name[1]) for name in names if name), reverse=True)
+        matches = (CHECKPOINT.fullmatch(file.name) for file in self.path.iterdir())
+        return sorted((int(match[1]) for match in matches if match), reverse=True)
 
-    def newest(self) -> dict[str, Any] | None:
-        """State of the newest checkpoint that is whole, None where there is none.
+    def latest(self) -> dict[str, Any] | None:
+        """Return the state of the newest valid checkpoint, None if there is no checkpoint.
 
-        Damaged ones are passed over, with a warning.
+        Damaged checkpoints are skipped with a warning.
 
         Raises:
-            CheckpointError: If all are damaged; the message names each.
+            CheckpointError: If all are damaged. The message names each.
         """
         errors = []
         for step in self.steps():
@@ -74,29 +75,16 @@ class RunDirectory:
                 errors.append(str(error))
                 continue
             for reason in errors:
-                warnings.warn(f"{reason}. Continuing from {file.name} instead", stacklevel=5)
+                warn(f"{reason}. Continuing from {file.name} instead")
             return state
         if errors:
             raise CheckpointError(
-                "no checkpoint can be read, and nothing was begun anew:\n" + "\n".join(errors)
+                "no checkpoint can be read, and no run was started:\n" + "\n".join(errors)
             )
         return None
 
-    @classmethod
-    def read(cls, path: Path) -> dict[str, Any]:
-        """State of a checkpoint, or of the newest whole one of a folder.
-
-        Raises:
-            CheckpointError: If none can be read.
-            FileNotFoundError: If there is none.
-        """
-        state = cls(path).newest() if path.is_dir() else load_checkpoint(path)
-        if state is None:
-            raise FileNotFoundError(f"{path} holds no checkpoint step-*.safetensors")
-        return state
-
     def archive_after(self, step: int, *, with_model: bool) -> None:
-        """Rename what is of a future that will not be: checkpoints after ``step``, the model."""
+        """Rename checkpoints later than ``step``, and the final model: they are stale."""
         files = [self.checkpoint(later) for later in self.steps() if later > step]
         for file in [*files, self.model] if with_model else files:
             if file.exists():
@@ -106,44 +94,84 @@ class RunDirectory:
         """Write a checkpoint."""
         save_tensors(self.checkpoint(step), tensors, info)
 
-    def keep(self, newest: int, best: int | None) -> None:
-        """Remove all checkpoints but so many of the newest, and that of the step ``best``."""
-        for step in self.steps()[newest:]:
-            if step != best:
+    def prune(self, keep: int, best_step: int | None) -> None:
+        """Remove all checkpoints but the ``keep`` newest and that of ``best_step``."""
+        for step in self.steps()[keep:]:
+            if step != best_step:
                 with suppress(FileNotFoundError):
                     self.checkpoint(step).unlink()
 
     def reset_history(self, rows: Sequence[Row]) -> None:
-        """Write the lines of the epochs so far, in the place of any that are there."""
+        """Write the lines of all epochs so far, in place of earlier ones."""
         write_atomically(self.history, b"".join(map(_line, rows)))
-        self._lines = len(rows)
+        self._num_lines = len(rows)
 
     def append_history(self, rows: Sequence[Row]) -> None:
-        """Add the lines of epochs that were not there at the last call."""
+        """Append the lines of the epochs since the last call."""
         with self.history.open("ab") as file:
-            file.write(b"".join(map(_line, rows[self._lines :])))
-        self._lines = len(rows)
+            file.write(b"".join(map(_line, rows[self._num_lines :])))
+        self._num_lines = len(rows)
 
 
 def _line(row: Row) -> bytes:
     return json.dumps(null_for_non_finite(row)).encode() + b"\n"
 
 
-def load_checkpoint(file: Path) -> dict[str, Any]:
-    """State of a run, as its checkpoint has it.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the state of a checkpoint, or of the newest valid one in a folder.
 
     Raises:
-        CheckpointError: If the file is damaged, or no checkpoint.
+        CheckpointError: If no checkpoint can be read.
+        FileNotFoundError: If there is none.
+    """
+    state = RunDirectory(path).latest() if path.is_dir() else load_checkpoint(path)
+    if state is None:
+        raise FileNotFoundError(f"{path} holds no checkpoint step-*.safetensors")
+    return state
+
+
+def load_checkpoint(file: Path) -> dict[str, Any]:
+    """Return the state of a run from its checkpoint, in the current version.
+
+    Raises:
+        CheckpointError: If the file is damaged, or is not a checkpoint.
     """
     tensors, info = load_tensors(file)
     if "state" not in info:
         raise CheckpointError(
             f"{file}: expected a checkpoint of a run, got the file of a {info.get('model')!r:.80}: "
-            "its load() reads it"
+            "load it by its class"
         )
     try:
-        state: dict[str, Any] = decode_state(info["state"], tensors)
-        require_sound(state)
+        return upgrade(decode_state(info["state"], tensors))
     except (CheckpointError, RecursionError) as error:
         raise CheckpointError(f"{file}: {error}") from error
-    return state
+
+
+class Writer:
+    """A thread that writes one file after the other.
+
+    An error of a write is raised at the next call, or at the end.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tinyvae-writer")
+        self._pending: Future[None] | None = None
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Start a write after the one before."""
+        self.wait()
+        self._pending = self._pool.submit(job)
+
+    def wait(self) -> None:
+        """Wait for the current write, and raise its error."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Wait, and end the thread."""
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()

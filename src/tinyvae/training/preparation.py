@@ -1,0 +1,114 @@
+"""Preparation of a call of ``fit``: everything is checked before the first step."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from tinyvae.core.warnings import warn
+from tinyvae.training.callbacks import Callback
+from tinyvae.training.checkpoints.compatibility import require_same_run
+from tinyvae.training.data.factory import open_data
+from tinyvae.training.data.sources import BatchTransform, PickBatch, Transform
+from tinyvae.training.data.validated import ValidatedSource
+from tinyvae.training.optimization import Optimization
+from tinyvae.training.state import RunPlan, TrainState
+
+
+def open_sources(
+    state: TrainState,
+    train: Any,
+    validation: Any,
+    *,
+    pick: PickBatch | None,
+    transform: Transform | None,
+    seed: int,
+    **options: int,
+) -> tuple[ValidatedSource, ValidatedSource | None]:
+    """Move model and objective to the device, and make sources of the data."""
+    dtype = next((p.dtype for p in state.model.parameters()), torch.get_default_dtype())
+    state.model.to(state.device)
+    state.objective.to(state.device, dtype)
+    preparation = BatchTransform(state.device, dtype, pick, transform)
+    check = partial(state.objective.check, state.model)
+
+    def open_one(data: Any, role: str, *, shuffle: bool) -> ValidatedSource:
+        try:
+            source = open_data(data, preparation, seed=seed, shuffle=shuffle, **options)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{role} data: {error}") from error
+        return ValidatedSource(source, role, check, seed=seed, device=state.device)
+
+    training = open_one(train, "training", shuffle=True)
+    return training, (
+        None if validation is None else open_one(validation, "validation", shuffle=False)
+    )
+
+
+def plan_run(
+    state: TrainState,
+    optimization: Optimization,
+    callbacks: Sequence[Callback],
+    train: ValidatedSource,
+    validation: ValidatedSource | None,
+    epochs: int,
+    saved: Mapping[str, Any] | None,
+    *,
+    in_total: bool,
+) -> None:
+    """Make optimizers and schedulers, check data and checkpoint, restore it, and set ``plan``.
+
+    Args:
+        state: The run.
+        optimization: Settings of optimizers and schedulers.
+        callbacks: Callbacks, which check their states.
+        train: Training data.
+        validation: Validation data.
+        epochs: Epochs, more or ``in_total``.
+        saved: State of the checkpoint to continue from, None to start.
+        in_total: True if ``epochs`` counts those that are done.
+    """
+    num_batches = train.feed.num_batches
+    if saved is None:
+        plan = RunPlan.for_new_run(state.epoch, epochs, in_total=in_total)
+        epoch, batch = state.epoch, 0
+    else:
+        plan = RunPlan.for_resumed_run(saved, epochs)
+        epoch, batch = saved["position"]["epoch"], saved["position"]["batch"]
+    state.make_optimizers(optimization)
+    state.schedulers = optimization.make_schedulers(
+        state.optimizers,
+        epochs=plan.scheduled_epochs,
+        steps_per_epoch=num_batches,
+        has_validation=validation is not None,
+    )
+    if saved is not None:
+        require_same_run(state, saved, callbacks)
+        state.warn_about_changes(saved)
+        train.feed.load_state_dict(saved["data"])
+    train.begin(epoch, batch)
+    if validation is not None:
+        validation.begin(0)
+    num_steps = plan.remaining_steps(num_batches, epoch, batch)
+    state.objective.refresh()
+    if saved is None:
+        schedule_steps = state.plan.schedule_steps if state.step else num_steps
+        state.objective.at(state.step, schedule_steps)
+        state.start()
+    else:
+        schedule_steps = saved["plan"]["schedule_steps"]
+        state.load_state_dict(saved)
+    state.plan = replace(
+        plan,
+        num_steps=num_steps,
+        total_steps=None if num_steps is None else state.step + num_steps,
+        schedule_steps=schedule_steps,
+        has_validation=validation is not None,
+    )
+    if saved is not None and plan.num_epochs != plan.scheduled_epochs:
+        warn(
+            f"the run was begun for {plan.start_epoch + plan.scheduled_epochs} epochs and now "
+            f"continues to {plan.last_epoch}: schedules and schedulers keep their length"
+        )
