@@ -26,7 +26,7 @@ from helpers.training import (
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
-import tinyvae.training.trainer
+import tinyvae.training.step
 from tinyvae import ELBO, MLP, Callback, Objective, Optimization, Trainer
 from tinyvae.core import ObjectiveOutput
 from tinyvae.errors import NonFiniteError
@@ -46,7 +46,7 @@ def deferred(monkeypatch):
         made.append(NonFiniteGuard(*arguments, waits=False))
         return made[-1]
 
-    monkeypatch.setattr(tinyvae.training.trainer, "NonFiniteGuard", later)
+    monkeypatch.setattr(tinyvae.training.step, "NonFiniteGuard", later)
     return made
 
 
@@ -240,7 +240,7 @@ def test_a_finite_run_is_the_plain_one(deferred):
         options = {"validation": DATA, "epochs": 3}
         later = run(make_vae(), objective(), callbacks=callbacks[:1], **options)
         with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(tinyvae.training.trainer, "NonFiniteGuard", NonFiniteGuard)
+            monkeypatch.setattr(tinyvae.training.step, "NonFiniteGuard", NonFiniteGuard)
             plain = run(make_vae(), objective(), callbacks=callbacks[1:], **options)
         assert all(map(same, callbacks[0].weights, callbacks[1].weights))
         assert rows(later.history) == rows(plain.history)
@@ -398,7 +398,7 @@ class Residue(Callback):
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_step_leaves_nothing(monkeypatch, waits):
     monkeypatch.setattr(
-        tinyvae.training.trainer, "NonFiniteGuard", lambda *made: NonFiniteGuard(*made, waits=waits)
+        tinyvae.training.step, "NonFiniteGuard", lambda *made: NonFiniteGuard(*made, waits=waits)
     )
     # Whole intervals of NonFiniteGuard and of RunningMean; what leaks does so in each of them.
     length = 10_240 if IS_SOAK else 320

@@ -1,7 +1,8 @@
 """Callbacks: code that runs between the steps."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 from torch import Tensor
@@ -65,6 +66,37 @@ class Callback:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore a :meth:`state_dict`. Runs after ``on_fit_start`` of a resumed run."""
+
+
+@contextmanager
+def running(
+    callbacks: Sequence[Callback], state: TrainState, saved: Mapping[str, Any] | None
+) -> Iterator[None]:
+    """Call ``on_fit_start``, restore the rest of a checkpoint, and at the end ``on_fit_end``."""
+    with ExitStack() as stack:
+        for callback in callbacks:
+            callback.on_fit_start(state)
+            stack.callback(callback.on_fit_end, state)
+        if saved is not None:
+            state.load_late_state(saved)
+        yield
+
+
+@contextmanager
+def validating(callbacks: Sequence[Callback], state: TrainState) -> Iterator[None]:
+    """Call ``on_validation_start``, and at the end ``on_validation_end``."""
+    with ExitStack() as stack:
+        for callback in callbacks:
+            callback.on_validation_start(state)
+            stack.callback(callback.on_validation_end, state)
+        yield
+
+
+def notify_safe_point(callbacks: Sequence[Callback], state: TrainState, *, last: bool) -> None:
+    """Call ``on_safe_point``."""
+    state.is_consistent = True
+    for callback in callbacks:
+        callback.on_safe_point(state, last=last)
 
 
 class Monitor:

@@ -1,13 +1,16 @@
 """Preparation of a call of ``fit``: everything is checked before the first step."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 import torch
 
+from tinyvae.core.module_state import preserved_modes
 from tinyvae.core.warnings import warn
+from tinyvae.errors import CheckpointError
+from tinyvae.training.acceleration.options import ResolvedSpeed, Speed, accelerate, resolve_speed
 from tinyvae.training.callbacks import Callback
 from tinyvae.training.checkpoints.compatibility import require_same_run
 from tinyvae.training.data.factory import open_data
@@ -15,6 +18,15 @@ from tinyvae.training.data.sources import BatchTransform, PickBatch, Transform
 from tinyvae.training.data.validated import ValidatedSource
 from tinyvae.training.optimization import Optimization
 from tinyvae.training.state import RunPlan, TrainState
+from tinyvae.training.step import ComputeGradients, Gradients
+
+
+def require_counts(*, epochs: int, batch_size: int, workers: int) -> None:
+    """Raise unless the numbers of a call of ``fit`` are in their ranges."""
+    counts = (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("workers", workers, 0))
+    for name, count, least in counts:
+        if not isinstance(count, int) or count < least:
+            raise ValueError(f"fit expects {name} as an integer >= {least}, got {count!r}")
 
 
 def open_sources(
@@ -42,6 +54,12 @@ def open_sources(
         return ValidatedSource(source, role, check, seed=seed, device=state.device)
 
     training = open_one(train, "training", shuffle=True)
+    state.fingerprint = {
+        "seed": seed,
+        "number of examples": training.feed.num_examples,
+        "batches per epoch": training.feed.num_batches,
+    }
+    state.data_state = lambda: training.feed.state_dict(state.batch)
     return training, (
         None if validation is None else open_one(validation, "validation", shuffle=False)
     )
@@ -112,3 +130,41 @@ def plan_run(
             f"the run was begun for {plan.start_epoch + plan.scheduled_epochs} epochs and now "
             f"continues to {plan.last_epoch}: schedules and schedulers keep their length"
         )
+
+
+def restored_speed(
+    speed: Speed, resolved: ResolvedSpeed, saved: Mapping[str, Any] | None
+) -> ResolvedSpeed:
+    """Return the fast paths of a checkpoint if its run asked for the same ones, without a probe."""
+    if not _asked_for_the_same(speed, saved):
+        return resolved
+    try:
+        return ResolvedSpeed(**saved["mode"]["resolved_speed"])  # type: ignore[index]
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint's fast paths are unknown: {error}") from error
+
+
+def select_fast_path(
+    state: TrainState,
+    speed: Speed,
+    resolved: ResolvedSpeed,
+    source: ValidatedSource,
+    saved: Mapping[str, Any] | None,
+) -> tuple[ComputeGradients, ResolvedSpeed]:
+    """Return the forward and backward pass by the fast paths that ``speed`` asks for."""
+    gradients = Gradients(state.model, state.objective, state.groups)
+    if speed == Speed():
+        return gradients, resolved
+    with preserved_modes(state.model, state.objective):
+        state.model.train()
+        state.objective.train()
+        example = source.first(state.epoch)
+        is_new = state.step == 0 or saved is not None
+        if is_new and not _asked_for_the_same(speed, saved):
+            resolved = resolve_speed(gradients, example, speed)
+            state.set_mode(speed, resolved)
+        return accelerate(gradients, example, speed, resolved), resolved
+
+
+def _asked_for_the_same(speed: Speed, saved: Mapping[str, Any] | None) -> bool:
+    return saved is not None and saved["mode"]["speed"] == asdict(speed)

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
@@ -163,6 +163,21 @@ class TrainState:
             self.optimizers = optimization.make_optimizers(groups, names)
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()  # gradients that the user or an error left are not of this run
+
+    def set_mode(self, speed: Any, resolved_speed: Any) -> None:
+        """Note what has to be equal for a run to continue bitwise.
+
+        Args:
+            speed: Dataclass of the fast paths that were asked for.
+            resolved_speed: Dataclass of those that were chosen.
+        """
+        self.mode = {
+            "device": self.device.type,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "speed": asdict(speed),
+            "resolved_speed": asdict(resolved_speed),
+        }
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters that are trained, by name."""

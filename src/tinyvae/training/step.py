@@ -29,7 +29,6 @@ class TrainStep:
     Args:
         state: The run.
         optimization: Clipping, and schedulers that move per step.
-        guard: Raises if a loss or a gradient is not finite.
         compute_gradients: Leaves the gradients of a batch in the parameters, and returns its
             losses: a :class:`Gradients`, or a compiled one.
     """
@@ -38,11 +37,12 @@ class TrainStep:
         self,
         state: TrainState,
         optimization: Optimization,
-        guard: NonFiniteGuard,
         compute_gradients: ComputeGradients,
     ) -> None:
         self.state, self.optimization = state, optimization
-        self.guard, self.compute_gradients = guard, compute_gradients
+        self.compute_gradients = compute_gradients
+        self.guard = NonFiniteGuard(state.optimizers, state.trained_parameters())
+        state.synchronize = self.guard.synchronize
         self._updates = {name: make_step(optimizer) for name, optimizer in state.optimizers.items()}
 
     def __call__(self, batch: Batch) -> ObjectiveOutput:
@@ -62,6 +62,10 @@ class TrainStep:
         if self.optimization.scheduler_interval == "step":
             self.optimization.step_schedulers(state.schedulers, {})
         return output
+
+    def close(self) -> None:
+        """Leave the optimizers as they were."""
+        self.guard.release()
 
 
 @dataclass(frozen=True)

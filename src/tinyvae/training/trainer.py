@@ -3,8 +3,8 @@
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import asdict, replace
+from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,35 +23,34 @@ from tinyvae.core.random import (
 )
 from tinyvae.core.warnings import warn
 from tinyvae.errors import NonFiniteError
-from tinyvae.training.acceleration.options import (
-    ResolvedSpeed,
-    Speed,
-    accelerate,
-    matmul_route,
-    resolve_speed,
-)
-from tinyvae.training.callbacks import Callback
+from tinyvae.training.acceleration.options import ResolvedSpeed, Speed, matmul_route
+from tinyvae.training.callbacks import Callback, notify_safe_point, running, validating
 from tinyvae.training.checkpoints.checkpoint import load_resume_state, order_callbacks
 from tinyvae.training.data.loaders import reader_death
 from tinyvae.training.data.sources import PickBatch, Transform
 from tinyvae.training.data.validated import ValidatedSource
 from tinyvae.training.headline import headline
 from tinyvae.training.history import History, Row, RunningMean, plain
-from tinyvae.training.nonfinite import NonFiniteGuard, require_finite_weights
+from tinyvae.training.nonfinite import require_finite_weights
 from tinyvae.training.optimization import Optimization, learning_rates
-from tinyvae.training.preparation import open_sources, plan_run
+from tinyvae.training.preparation import (
+    open_sources,
+    plan_run,
+    require_counts,
+    restored_speed,
+    select_fast_path,
+)
 from tinyvae.training.progress import Progress
 from tinyvae.training.signals import defer_sigchld, graceful_stop
 from tinyvae.training.state import TrainState, choose_device
-from tinyvae.training.step import ComputeGradients, Gradients, TrainStep
+from tinyvae.training.step import Gradients, TrainStep
 
 
 class Trainer:
     """Minimizes an objective.
 
-    Random numbers are a function of the seed: the same weights and the same seed give bitwise the
-    same run on one machine (device, torch, number of threads, fast paths; on a GPU as far as its
-    kernels are deterministic). Global random state is left as it was.
+    The same weights and the same seed give bitwise the same run on one machine (on a GPU as far as
+    its kernels are deterministic). Global random state is left as it was.
 
     Args:
         model: Module that the objective understands. It is moved to the device.
@@ -137,10 +136,6 @@ class Trainer:
         """Updates done."""
         return self.state.step
 
-    def stop(self, reason: str) -> None:
-        """End the run after the current step. The first ``reason`` goes into the history."""
-        self.state.stop(reason)
-
     def fit(
         self,
         train: Any,
@@ -162,37 +157,34 @@ class Trainer:
         With ``resume`` the run continues from a checkpoint, at the same step and bitwise as if it
         had not been interrupted. Then ``epochs`` are those of the whole run, and a run that is
         complete returns its history. Bitwise holds within one mode (device, torch, number of
-        threads, fast paths, optimizer); a warning tells of another mode. A checkpoint holds the
-        state of torch's default generators only. Items of a Dataset may also draw from Python's
-        and numpy's generators, which are seeded for each batch.
+        threads, fast paths, optimizer); a warning tells of another mode. Items of a Dataset may
+        draw from the default generators of torch, numpy and Python.
 
         Args:
             train: Tensor or numpy array ``(N, *E)``, a tuple of these, a Dataset or a DataLoader.
                 Floating-point data are converted to the model's dtype.
-            validation: Data of the same kinds, evaluated after every epoch on the same noise.
+            validation: Data of the same kinds, evaluated after each epoch on the same noise.
             epochs: Epochs to train for.
             batch_size: Examples per update. A DataLoader has its own.
             batch: Function that picks x, or a :class:`~tinyvae.Batch`, from what the data yield.
-            transform: Function (x, generator) -> x, applied to every batch of training and
-                validation.
+            transform: Function (x, generator) -> x, applied to each batch.
             workers: Number of processes that read a Dataset ahead.
-            resume: ``"auto"`` continues from the newest valid checkpoint in the folder of the
-                :class:`Checkpoint` among the callbacks, and starts if there is none. Otherwise the
-                path of a checkpoint, or of a folder of them.
+            resume: ``"auto"`` for the newest valid checkpoint in the :class:`Checkpoint`'s folder,
+                if there is one; or the path of a checkpoint, or of a folder of them.
 
         Returns:
             The history, also of earlier calls. ``history.stop_reason`` tells of an early end.
 
         Raises:
             TypeError, ValueError: If data, model and objective do not fit, before the first step.
-            NonFiniteError: If a loss or a gradient is NaN or infinite, at that step, whose update
-                is not made. (On a GPU the error comes some steps later; weights do not change.)
+            NonFiniteError: If a loss or a gradient is NaN or infinite, before its update. (On a GPU
+                the error comes some steps later, and no weight has changed.)
             CheckpointError: If no checkpoint can be read, or it is of another model.
             FileExistsError: If the folder of the :class:`Checkpoint` holds a run, and ``resume``
                 is not given.
             BlockingIOError: If another run uses that folder.
         """
-        _require_counts(epochs=epochs, batch_size=batch_size, workers=workers)
+        require_counts(epochs=epochs, batch_size=batch_size, workers=workers)
         state = self.state
         source, validation_source = open_sources(
             state,
@@ -204,12 +196,6 @@ class Trainer:
             batch_size=batch_size,
             workers=workers,
         )
-        state.fingerprint = {
-            "seed": self.seed,
-            "number of examples": source.feed.num_examples,
-            "batches per epoch": source.feed.num_batches,
-        }
-        state.data_state = lambda: source.feed.state_dict(state.batch)
         state.stop_request = state.history.stop_reason = None
         interrupt = partial(state.stop, resumable=True)
         with (
@@ -220,7 +206,8 @@ class Trainer:
             torch.enable_grad(),
         ):
             saved = load_resume_state(self.checkpoint, state, resume)
-            self._take_over_speed(saved)
+            self.resolved_speed = restored_speed(self.speed, self.resolved_speed, saved)
+            state.set_mode(self.speed, self.resolved_speed)
             plan_run(
                 state,
                 self.optimization,
@@ -231,13 +218,22 @@ class Trainer:
                 saved,
                 in_total=resume is not None,
             )
-            self._make_step(source, saved)
+            compute_gradients, self.resolved_speed = select_fast_path(
+                state, self.speed, self.resolved_speed, source, saved
+            )
+            self._train_step = TrainStep(state, self.optimization, compute_gradients)
+            is_compiled = not isinstance(compute_gradients, Gradients)
+            paths = self.speed.describe(self.resolved_speed, is_compiled=is_compiled)
+            state.plan = replace(state.plan, headline=headline(state, source, self.seed, paths))
+            if state.plan.total_steps is not None:
+                self._warn_about_schedules(state.plan.total_steps)
             with (
                 matmul_route(self.resolved_speed.matmul),
-                self._running_callbacks(saved),
+                closing(self._train_step),
+                running(self.callbacks, state, saved),
                 self._saving_after_error(source),
             ):
-                self._notify_safe_point(last=state.is_finished)
+                notify_safe_point(self.callbacks, state, last=state.is_finished)
                 while not state.is_finished:
                     is_complete = self._train_epoch(source)
                     self._finish_epoch(validation_source if is_complete else None, is_complete)
@@ -259,7 +255,7 @@ class Trainer:
                 for callback in self.callbacks:
                     callback.on_step_end(state, output)
                 if state.stop_request is None or state.is_interrupted:
-                    self._notify_safe_point(last=state.stop_request is not None)
+                    notify_safe_point(self.callbacks, state, last=state.stop_request is not None)
             if state.stop_request is not None:
                 return False
         return True
@@ -300,40 +296,22 @@ class Trainer:
         if is_complete and self.optimization.scheduler_interval == "epoch":
             self.optimization.step_schedulers(state.schedulers, row)
         if is_complete or not state.is_interrupted:  # a cut epoch has been saved at its last step
-            self._notify_safe_point(last=state.is_finished)
+            notify_safe_point(self.callbacks, state, last=state.is_finished)
 
     def _validate(self, validation: ValidatedSource) -> Row:
         """Return the means over the validation data, on the same noise at every call."""
         mean = RunningMean()
-        with ExitStack() as stack:
-            for callback in self.callbacks:
-                callback.on_validation_start(self.state)
-                stack.callback(callback.on_validation_end, self.state)
-            stack.enter_context(evaluating(self.model, self.objective))
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(forked_rng(self.device))
+        with (
+            validating(self.callbacks, self.state),
+            evaluating(self.model, self.objective),
+            torch.no_grad(),
+            forked_rng(self.device),
+        ):
             batches = validation.batches(epoch=0)
             seed_rng(self.device, derive_seed(self.seed, Stream.VALIDATION))
             for batch in batches:
                 mean.add(self.objective(self.model, batch), len(batch))
         return mean.row("validation")
-
-    def _notify_safe_point(self, *, last: bool) -> None:
-        self.state.is_consistent = True
-        for callback in self.callbacks:
-            callback.on_safe_point(self.state, last=last)
-
-    @contextmanager
-    def _running_callbacks(self, saved: dict[str, Any] | None) -> Iterator[None]:
-        """Call ``on_fit_start``, restore what may then be restored, and call ``on_fit_end``."""
-        with ExitStack() as stack:
-            stack.callback(self._train_step.guard.release)
-            for callback in self.callbacks:
-                callback.on_fit_start(self.state)
-                stack.callback(callback.on_fit_end, self.state)
-            if saved is not None:
-                self.state.load_late_state(saved)
-            yield
 
     @contextmanager
     def _saving_after_error(self, source: ValidatedSource) -> Iterator[None]:
@@ -349,7 +327,7 @@ class Trainer:
             if self.state.is_consistent and not isinstance(error, NonFiniteError):
                 self.state.stop(f"{type(error).__name__}: {error}", resumable=True)
                 with suppress(Exception), defer_sigchld():  # the first error matters
-                    self._notify_safe_point(last=True)
+                    notify_safe_point(self.callbacks, self.state, last=True)
             self.state.stop(f"{type(error).__name__}: {error}")
             if worker_error is None:
                 raise
@@ -357,47 +335,7 @@ class Trainer:
                 raise worker_error from error
             # The signal that stopped the run has also reached the processes that read data.
 
-    # Preparation -----------------------------------------------------------------------------------
-
-    def _take_over_speed(self, saved: dict[str, Any] | None) -> None:
-        """Take over the fast paths of a checkpoint of the same ``speed``, without a probe."""
-        if saved is not None and saved["mode"].get("speed") == asdict(self.speed):
-            self.resolved_speed = ResolvedSpeed(**saved["mode"]["resolved_speed"])
-        self._set_mode()
-
-    def _set_mode(self) -> None:
-        """Tell the state what has to be equal for a run to continue bitwise."""
-        self.state.mode = {
-            "device": self.device.type,
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "speed": asdict(self.speed),
-            "resolved_speed": asdict(self.resolved_speed),
-        }
-
-    def _make_step(self, source: ValidatedSource, saved: dict[str, Any] | None) -> None:
-        """Make the step, by the fast paths that ``speed`` asks for."""
-        state = self.state
-        gradients = Gradients(self.model, self.objective, state.groups)
-        compute_gradients: ComputeGradients = gradients
-        if self.speed != Speed():
-            with preserved_modes(self.model, self.objective):
-                self.model.train()
-                self.objective.train()
-                example = source.first(state.epoch)
-                is_known = saved is not None and saved["mode"].get("speed") == asdict(self.speed)
-                if not is_known and (state.step == 0 or saved is not None):
-                    self.resolved_speed = resolve_speed(gradients, example, self.speed)
-                    self._set_mode()
-                compute_gradients = accelerate(gradients, example, self.speed, self.resolved_speed)
-        guard = NonFiniteGuard(state.optimizers, state.trained_parameters())
-        state.synchronize = guard.synchronize
-        self._train_step = TrainStep(state, self.optimization, guard, compute_gradients)
-        is_compiled = not isinstance(compute_gradients, Gradients)
-        paths = self.speed.describe(self.resolved_speed, is_compiled=is_compiled)
-        state.plan = replace(state.plan, headline=headline(state, source, self.seed, paths))
-        if state.plan.total_steps is not None:
-            self._warn_about_schedules(state.plan.total_steps)
+    # Messages --------------------------------------------------------------------------------------
 
     def _warn_about_unfinished_schedules(self) -> None:
         """Warn if the run has ended before its schedules, unless it will be resumed."""
@@ -410,10 +348,3 @@ class Trainer:
     def _warn_about_schedules(self, steps: int) -> None:
         for message in self.objective.unfinished(steps, self.state.plan.schedule_steps):
             warn(f"a schedule does not end: {message}")
-
-
-def _require_counts(*, epochs: int, batch_size: int, workers: int) -> None:
-    counts = (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("workers", workers, 0))
-    for name, count, least in counts:
-        if not isinstance(count, int) or count < least:
-            raise ValueError(f"fit expects {name} as an integer >= {least}, got {count!r}")

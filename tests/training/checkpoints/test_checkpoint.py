@@ -33,7 +33,7 @@ from torch.utils.data import Dataset
 
 import tinyvae.training.checkpoints.checkpoint
 import tinyvae.training.state
-import tinyvae.training.trainer
+import tinyvae.training.step
 from tinyvae import (
     ELBO,
     MLP,
@@ -788,7 +788,7 @@ def test_no_checkpoint_is_of_a_step_that_is_found_out_later(tmp_path, monkeypatc
             return ObjectiveOutput({"model": output.losses["model"] + bad}, output.metrics)
 
     monkeypatch.setattr(
-        tinyvae.training.trainer, "NonFiniteGuard", lambda *made: NonFiniteGuard(*made, waits=False)
+        tinyvae.training.step, "NonFiniteGuard", lambda *made: NonFiniteGuard(*made, waits=False)
     )
     trainer = trainer_of(tmp_path, model=make_linear, objective=Breaks, every_steps=2, keep=9)
     with pytest.raises(NonFiniteError, match=r"^step 4 "):

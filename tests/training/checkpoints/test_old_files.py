@@ -53,7 +53,7 @@ def make_trainer(*callbacks):
 def fit(trainer, x, **options):
     with warnings.catch_warnings():  # another release of torch is another mode, and said to be
         warnings.filterwarnings("ignore", "the run goes on, but not bitwise")
-        warnings.filterwarnings("ignore", "the checkpoint has the memory of")
+        warnings.filterwarnings("ignore", "the checkpoint has state for callbacks")
         trainer.fit(x, epochs=EPOCHS, batch_size=BATCH_SIZE, **options)
     return trainer
 

@@ -84,6 +84,13 @@ class ResolvedSpeed:
     matmul: Literal["default", "onednn"] = "default"
     precision: Literal["float32", "bfloat16"] = "float32"
 
+    def __post_init__(self) -> None:
+        if self.matmul not in ("default", "onednn") or self.precision not in (
+            "float32",
+            "bfloat16",
+        ):
+            raise ValueError(f"unknown fast path {self}")
+
     @property
     def matmul_words(self) -> str:
         """The route, to be read."""

@@ -15,25 +15,25 @@ from torch import Tensor
 from tinyvae.core.warnings import warn
 from tinyvae.errors import CheckpointError
 from tinyvae.training.callbacks import Callback
-from tinyvae.training.history import History, RunningMean
+from tinyvae.training.history import History, Row, RunningMean
 from tinyvae.training.optimization import state_after_step
 from tinyvae.training.state import MIGRATIONS, STATE_VERSION, TrainState
 
-# Fields of a state whose contents do not depend on the run.
-FIELDS: dict[str, tuple[str, ...]] = {
-    "fingerprint": (),
-    "mode": ("device", "torch", "threads", "speed", "resolved_speed"),
-    "plan": ("start_epoch", "scheduled_epochs", "schedule_steps"),
-    "position": ("epoch", "step", "batch", "seconds"),
-    "model": (),
-    "objective": (),
-    "optimizers": (),
-    "schedulers": (),
-    "callbacks": (),
-    "history": ("rows", "stop_reason"),
-    "running_means": (),
-    "rng": ("cpu",),
-    "data": (),
+# Fields of a state, and those of their entries that do not depend on the run, by kind.
+FIELDS: dict[str, dict[str, Any]] = {
+    "fingerprint": {},
+    "mode": {"device": str, "torch": str, "threads": int, "speed": dict, "resolved_speed": dict},
+    "plan": {"start_epoch": int, "scheduled_epochs": int, "schedule_steps": int | None},
+    "position": {"epoch": int, "step": int, "batch": int, "seconds": Real},
+    "model": {},
+    "objective": {},
+    "optimizers": {},
+    "schedulers": {},
+    "callbacks": {},
+    "history": {"rows": Tensor, "stop_reason": str | None},
+    "running_means": {},
+    "rng": {"cpu": Tensor},
+    "data": {},
 }
 
 
@@ -57,11 +57,16 @@ def upgrade(state: Any) -> dict[str, Any]:
         )
     for old_version in range(version, STATE_VERSION):
         state = MIGRATIONS[old_version](state)
-    for name, keys in FIELDS.items():
+    for name, entries in FIELDS.items():
         part = state.get(name)
-        if not isinstance(part, dict) or not set(keys) <= part.keys():
+        if not isinstance(part, dict) or not entries.keys() <= part.keys():
             got = sorted(map(str, part)) if isinstance(part, dict) else part
-            raise CheckpointError(f"expected '{name}' with {list(keys)}, got {got!r:.200}")
+            raise CheckpointError(f"expected '{name}' with {list(entries)}, got {got!r:.200}")
+        for key, kind in entries.items():
+            if not isinstance(part[key], kind):
+                raise CheckpointError(
+                    f"checkpoint field '{name}.{key}' has an invalid value: {part[key]!r:.80}"
+                )
     unknown = state.keys() - {*FIELDS, "state_version"}
     if unknown:
         warn(f"the checkpoint has unknown fields {sorted(map(str, unknown))}: they are ignored")
@@ -80,10 +85,10 @@ def require_same_run(
     """
     _require_keys("fingerprint", state.fingerprint, saved["fingerprint"])
     for name, value in state.fingerprint.items():
-        if saved["fingerprint"][name] != value:
+        found = saved["fingerprint"][name]
+        if type(found) is not type(value) or found != value:
             raise ValueError(
-                f"the checkpoint's run had {name} = {saved['fingerprint'][name]!r:.80}, got "
-                f"{value!r}: give the same to continue it, or start a run in another folder"
+                f"the checkpoint's run had {name} = {found!r:.80}, got {value!r}: give the same to continue it, or start a run in another folder"
             )
     _require_alike("model", state.model.state_dict(), saved["model"])
     _require_alike("objective", state.objective.state_dict(), saved["objective"])
@@ -100,16 +105,14 @@ def require_same_run(
 def _require_position(saved: Mapping[str, Any], num_batches: int | None) -> None:
     position, plan = saved["position"], saved["plan"]
     counts = {name: position[name] for name in ("epoch", "step", "batch")}
-    counts |= {name: plan[name] for name in ("start_epoch", "scheduled_epochs")}
-    if plan["schedule_steps"] is not None:
-        counts["schedule_steps"] = plan["schedule_steps"]
-    elif num_batches is not None:
+    counts |= {name: plan[name] for name in plan if plan[name] is not None}
+    if plan["schedule_steps"] is None and num_batches is not None:
         raise CheckpointError("the length of schedules is missing, though the data tell it")
     for name, value in counts.items():
         if type(value) is not int or not 0 <= value < 2**62:
             raise CheckpointError(f"expected '{name}' as an integer >= 0, got {value!r:.80}")
     seconds = position["seconds"]
-    if not _is_number(seconds) or not 0 <= seconds < 2**62:
+    if not 0 <= seconds < 2**62:
         raise CheckpointError(f"expected 'seconds' as a number >= 0, got {seconds!r:.80}")
     if num_batches is not None and position["batch"] > num_batches:
         raise CheckpointError(
@@ -129,15 +132,26 @@ def _require_loadable(
     """Load each remaining part into a new object, and ask callbacks whether states are theirs."""
     cpu, rng = torch.device("cpu"), saved["rng"]["cpu"]
     with _naming("history"):
-        History().load_state_dict(saved["history"])
+        history = History()
+        history.load_state_dict(saved["history"])
+        _require_rows(history.epochs, "epoch", "step", "time_seconds")
+        _require_rows(history.updates, "step")
     with _naming("running means"):
-        RunningMean().load_state_dict(saved["running_means"], cpu)
+        means = RunningMean()
+        means.load_state_dict(saved["running_means"], cpu)
+        means.row("train")
     with _naming("CPU RNG state"):
         torch.Generator().set_state(rng)
     for callback, (name, _) in zip(callbacks, state.named_callbacks(), strict=True):
         if name in saved["callbacks"]:
             with _naming(f"state of {name}"):
                 callback.check_state(state, saved["callbacks"][name])
+
+
+def _require_rows(rows: Sequence[Row], *columns: str) -> None:
+    for row in rows:
+        if not set(columns) <= row.keys() or not all(map(_is_number, row.values())):
+            raise ValueError(f"expected numbers in columns such as {columns}, got {row!r:.80}")
 
 
 @contextmanager
