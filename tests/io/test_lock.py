@@ -171,7 +171,7 @@ def test_a_system_without_locks_is_not_taken_for_another_owner(tmp_path, monkeyp
     def unsupported(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "lockf", unsupported)
+    monkeypatch.setattr(fcntl, "flock", unsupported)
     with pytest.raises(OSError, match="No locks available") as caught:
         FolderLock(tmp_path)
     assert not isinstance(caught.value, BlockingIOError)
