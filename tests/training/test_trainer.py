@@ -485,7 +485,7 @@ def test_a_parameter_in_two_groups_is_refused():
         def parameter_groups(self, model):
             return {"one": model.parameters(), "two": model.parameters()}
 
-    with pytest.raises(ValueError, match="without a common parameter"):
+    with pytest.raises(ValueError, match="share 1 parameters"):
         run(make_linear(), Twice())
 
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from tinyvae.core.objective import ObjectiveOutput
-from tinyvae.training.history import Row
-from tinyvae.training.watching import require_validation, watched
+from tinyvae.training.history import Row, require_validation, watched
 
 if TYPE_CHECKING:
     from tinyvae.training.trainer import Trainer

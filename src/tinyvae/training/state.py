@@ -1,7 +1,6 @@
 """All that a run is between two steps."""
 
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tinyvae.core.random import rng_state
+from tinyvae.core.warnings import warn
 from tinyvae.training.callbacks import callback_names
 from tinyvae.training.data.sources import DataSource
 
@@ -99,18 +99,14 @@ def warn_of_changes(trainer: "Trainer", state: Mapping[str, Any]) -> None:
     changed = [name for name in own if found[name] != own[name]]
     if changed:
         differing = [f"{name} ({found[name]} before, now {own[name]})" for name in changed]
-        _warn(f"the run goes on, but not bitwise: it has another {', '.join(differing)}")
+        warn(f"the run goes on, but not bitwise: it has another {', '.join(differing)}")
     for name, optimizer in trainer.optimizers.items():
         pairs = zip(optimizer.param_groups, state["optimizers"][name]["param_groups"], strict=True)
         for asked, kept in pairs:
             options = [k for k in SETTINGS if k in asked and asked[k] != kept[k]]
             if options:
                 words = ", ".join(f"{k} = {kept[k]}, not {asked[k]}" for k in options)
-                _warn(f"the run goes on with the optimizer that it was begun with: {words}")
+                warn(f"the run goes on with the optimizer that it was begun with: {words}")
     lost = sorted(state["callbacks"].keys() - set(callback_names(trainer.callbacks)))
     if lost:
-        _warn(f"the checkpoint has the memory of {lost}, which are no callbacks of this run")
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=5)  # the call of fit
+        warn(f"the checkpoint has the memory of {lost}, which are no callbacks of this run")

@@ -2,7 +2,6 @@
 
 import os
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tinyvae.core.module_state import evaluating, preserved_modes
 from tinyvae.core.objective import Batch, Objective, ObjectiveOutput
 from tinyvae.core.random import Stream, derive_seed, forked_rng, rng_state, seed_rng, set_rng_state
+from tinyvae.core.warnings import warn
 from tinyvae.errors import NonFiniteError
 from tinyvae.training.acceleration.fused_adam import make_step
 from tinyvae.training.acceleration.options import (
@@ -35,11 +35,17 @@ from tinyvae.training.data.loaders import reader_death
 from tinyvae.training.data.sources import BatchTransform, PickBatch, Transform
 from tinyvae.training.data.validated import ValidatedSource
 from tinyvae.training.devices import choose_device
-from tinyvae.training.groups import named_parameters, parameter_groups, same_groups
 from tinyvae.training.headline import headline
 from tinyvae.training.history import History, Row, RunningMean, plain
 from tinyvae.training.nonfinite import NonFiniteGuard, require_finite_weights
-from tinyvae.training.optimization import Optimization, clip, learning_rates
+from tinyvae.training.optimization import (
+    Optimization,
+    clip,
+    learning_rates,
+    named_parameters,
+    parameter_groups,
+    same_groups,
+)
 from tinyvae.training.plan import Length, Plan
 from tinyvae.training.progress import Progress
 from tinyvae.training.signals import defer_sigchld, graceful_stop
@@ -283,10 +289,9 @@ class Trainer:
             headline=headline(self, train, length.epochs),
         )
         if state is not None and length.epochs != length.begun:
-            warnings.warn(
+            warn(
                 f"the run was begun for {length.first_epoch + length.begun} epochs, and goes on to "
-                f"{self.plan.last_epoch}: schedules and schedulers keep the length they have",
-                stacklevel=3,
+                f"{self.plan.last_epoch}: schedules and schedulers keep the length they have"
             )
         if self.plan.total_steps is not None:
             self._warn_of_unfinished_schedules(self.plan.total_steps)
@@ -330,8 +335,7 @@ class Trainer:
 
     def _warn_of_unfinished_schedules(self, steps: int) -> None:
         for message in self.objective.unfinished(steps, self.plan.schedule_steps):
-            # The level is that of the call of fit.
-            warnings.warn(f"a schedule does not end: {message}", stacklevel=4)
+            warn(f"a schedule does not end: {message}")
 
     def _run(
         self,

@@ -11,7 +11,7 @@ import torch
 from helpers.runs import checkpoint_of, digest
 from helpers.training import BATCH_SIZE, DATA, STEPS, Unsized, make_vae
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
 
 import tinyvae.training.checkpoints.directory
@@ -58,8 +58,7 @@ def everything():
     )
     optimization = Optimization(
         0.02,
-        scheduler=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
-        scheduler_interval="step",
+        schedule="cosine",
         clip_norm=1.0,
     )
     return {

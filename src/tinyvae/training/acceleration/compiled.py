@@ -17,6 +17,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tinyvae.core.objective import Batch, ObjectiveOutput
+from tinyvae.core.warnings import warn
 from tinyvae.training.step import Gradients, plain_numbers, scratch
 
 OPTIONS = {"fallback_random": True, "compile_threads": 1}
@@ -175,7 +176,7 @@ def compiled(gradients: Gradients, example: Batch) -> Gradients | CompiledGradie
     except Exception as error:
         lines = str(error).strip().splitlines() or ["without a word"]
         reason = f"{type(error).__name__}: {lines[0]:.200}"
-        warnings.warn(f"Speed(compile=True): this run is not compiled, {reason}", stacklevel=6)
+        warn(f"Speed(compile=True): this run is not compiled, {reason}")
         return gradients
 
 

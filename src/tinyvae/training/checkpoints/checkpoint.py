@@ -3,20 +3,20 @@
 import math
 import os
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+from tinyvae.core.warnings import warn
 from tinyvae.io import encode_state
 from tinyvae.training.callbacks import Callback, require_keys
 from tinyvae.training.checkpoints.directory import RunDirectory
 from tinyvae.training.checkpoints.writer import Writer
+from tinyvae.training.history import require_validation, watched
 from tinyvae.training.optimization import after_a_step
 from tinyvae.training.state import capture
-from tinyvae.training.watching import require_validation, watched
 
 if TYPE_CHECKING:
     from tinyvae.training.trainer import Trainer
@@ -268,9 +268,6 @@ def _description(trainer: "Trainer") -> dict[str, Any]:
     try:
         described: dict[str, Any] = describe()
     except TypeError as error:
-        warnings.warn(
-            f"checkpoints will hold the weights, but no file the model by itself: {error}",
-            stacklevel=5,
-        )
+        warn(f"checkpoints will hold the weights, but no file the model by itself: {error}")
         return {}
     return described

@@ -46,16 +46,9 @@ def require_same_run(trainer: "Trainer", state: Mapping[str, Any]) -> None:
         raise CheckpointError("schedules without the length of the run, which its data tell")
     if state["plan"]["first_epoch"] > position["epoch"]:
         raise CheckpointError("the run is at an epoch before its first")
-    _require_means(position["means"])
     if not is_generator_state(position["rng"].get("cpu")):
         raise CheckpointError("the random state is none of torch's")
     _require_callbacks(trainer, state["callbacks"])
-
-
-def _require_means(means: Mapping[str, Any]) -> None:
-    widths = {len(values) for values in means["aside"]} | {len(means["total"] or means["names"])}
-    if widths != {len(means["names"])} or len(means["aside"]) != len(means["weights"]):
-        raise CheckpointError("the running means do not fit together")
 
 
 def _require_same_optimizer(name: str, own: Mapping[str, Any], found: Any) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tinyvae.core.warnings import warn
 from tinyvae.errors import CheckpointError
 from tinyvae.io import (
     FolderLock,
@@ -74,7 +74,7 @@ class RunDirectory:
                 errors.append(str(error))
                 continue
             for reason in errors:
-                warnings.warn(f"{reason}. Continuing from {file.name} instead", stacklevel=5)
+                warn(f"{reason}. Continuing from {file.name} instead")
             return state
         if errors:
             raise CheckpointError(

@@ -90,14 +90,7 @@ def is_generator_state(value: Any) -> bool:
 
 IS_TEXT: Check = partial(is_kind, str)
 IS_DICT = is_dict(partial(is_kind, object))
-MEANS: dict[str, Any] = {
-    "names": is_list(IS_TEXT),
-    "aside": is_list(is_list(is_number)),
-    "weights": is_list(is_count),
-    "total": is_optional(is_list(is_number)),
-    "weight": is_count,
-    "dtype": is_one_of("float16", "bfloat16", "float32", "float64"),
-}
+MEANS: dict[str, Any] = {"totals": is_dict(is_number), "weight": is_count}
 SHAPE: dict[str, Any] = {
     "run": IS_DICT,
     "mode": {

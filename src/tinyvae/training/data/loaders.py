@@ -1,7 +1,6 @@
 """Feeds that read: a Dataset in the run's own order, or a DataLoader as it is."""
 
 import random
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count, islice
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from tinyvae.core.objective import Batch
 from tinyvae.core.random import Stream, derive_seed, forked_rng, seed_rng
+from tinyvae.core.warnings import warn
 from tinyvae.errors import CheckpointError, DataWorkerError
 from tinyvae.training.data.sources import BatchTransform, DataSource, visiting_order
 
@@ -223,10 +223,9 @@ def _from(start: int, items: Iterator[Any]) -> Iterator[Any]:
     """The items from position ``start``; those before are read, too."""
     if start == 0:
         return items
-    warnings.warn(
+    warn(
         f"the data cannot say where they were: {start:,} batches that were used in this epoch are "
-        "read again and passed over. A Dataset, or a DataLoader with state_dict, saves that",
-        stacklevel=2,
+        "read again and passed over. A Dataset, or a DataLoader with state_dict, saves that"
     )
     return islice(items, start, None)
 
