@@ -223,7 +223,7 @@ def live(folder, *, plants=(), kind="tensor", keep=2, slow=(), resume="auto"):
     """Train up to the end, in a folder that may hold a run; write a report beside it."""
     torch.set_num_threads(1)
     warnings.simplefilter("error", UserWarning)
-    warnings.filterwarnings("ignore", "the data cannot say where they were")
+    warnings.filterwarnings("ignore", "the data cannot restore their position")
     log = folder.with_suffix(".log")
     named = {plant.__name__: plant for plant in PLANTS}
     for name, *arguments in plants:

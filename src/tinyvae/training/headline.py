@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def headline(trainer: "Trainer", train: ValidatedSource, epochs: int) -> str:
     """Say what is about to run, for so many epochs."""
     size = sum(p.numel() for group in trainer.groups.values() for p in group)
-    counts = (train.feed.num_examples, train.feed.num_batches)
+    counts = (train.source.num_examples, train.source.num_batches)
     examples, steps = ("?" if count is None else f"{count:,}" for count in counts)
     going_on = f", going on after step {trainer.step:,}" if trainer.step else ""
     return (

@@ -31,7 +31,7 @@ from tinyvae.training.callbacks import Callback, callback_names
 from tinyvae.training.checkpoints.checkpoint import checkpoint_first, state_to_resume
 from tinyvae.training.checkpoints.compatibility import require_same_run
 from tinyvae.training.data.factory import open_data
-from tinyvae.training.data.loaders import reader_death
+from tinyvae.training.data.loaders import data_worker_error
 from tinyvae.training.data.sources import BatchTransform, PickBatch, Transform
 from tinyvae.training.data.validated import ValidatedSource
 from tinyvae.training.devices import choose_device
@@ -216,7 +216,7 @@ class Trainer:
             else self._checked(validation, "validation", preparation, shuffle=False, **options)
         )
         self.history.stop_reason, self.interrupted = None, False
-        self._feed, self.identity = train_feed.feed, identity(self.seed, train_feed.feed)
+        self._feed, self.identity = train_feed.source, identity(self.seed, train_feed.source)
         with (
             graceful_stop(self._interrupt, announced=self.checkpoint is not None),
             nullcontext() if self.checkpoint is None else self.checkpoint.held(),
@@ -255,17 +255,17 @@ class Trainer:
         self.schedulers = self.optimization.make_schedulers(
             self.optimizers,
             epochs=length.begun,
-            steps_per_epoch=train.feed.num_batches,
+            steps_per_epoch=train.source.num_batches,
             has_validation=validation is not None,
         )
         if state is not None:
             require_same_run(self, state)
             warn_of_changes(self, state)
-            train.feed.load_state_dict(state["position"]["loader"])
+            train.source.load_state_dict(state["position"]["loader"])
         train.begin(length.epoch, length.batch)
         if validation is not None:
             validation.begin(0)
-        run_steps = length.steps(train.feed.num_batches)
+        run_steps = length.steps(train.source.num_batches)
         schedule_steps = self._schedule_steps if self.step else run_steps
         self.batch, self.means, self.started = 0, RunningMean(), time.monotonic()
         if self.history.epochs:
@@ -325,7 +325,7 @@ class Trainer:
         with preserved_modes(self.model, self.objective):
             self.model.train()
             self.objective.train()
-            example = train.first(self.epoch)
+            example = train.first_batch(self.epoch)
             mode = {} if state is None else state["mode"]
             if mode.get("speed") == asdict(self.speed):
                 self.route = ResolvedSpeed(**mode["route"])
@@ -360,7 +360,7 @@ class Trainer:
                 try:
                     goes_on = self._run_epoch(train, validation)
                 except BaseException as error:
-                    is_told, death = self.interrupted, reader_death(error, self._feed.workers)
+                    is_told, death = self.interrupted, data_worker_error(error, self._feed.workers)
                     self._keep_what_is_whole(error)
                     if is_told and death is not None:
                         break  # the signal was for all processes of the job

@@ -521,7 +521,7 @@ LOADERS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:the data cannot say where they were")
+@pytest.mark.filterwarnings("ignore:the data cannot restore their position")
 @pytest.mark.parametrize("case", LOADERS)
 def test_forged_generators_of_a_loader_are_refused(case, sound_of_loader, tmp_path):
     with pytest.raises(Began):
