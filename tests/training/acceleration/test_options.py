@@ -155,7 +155,7 @@ def test_a_faster_route_is_taken_if_it_is_exact(probes, monkeypatch, error, chos
     assert set(watch.seen) == {"bf16" if chosen == "onednn" else found}
     assert len(watch.seen) == 2 + 2 * STEPS
     assert setting() == found != "bf16"
-    told = {"onednn": "oneDNN", "default": "the default route, oneDNN's does not pay"}[chosen]
+    told = {"onednn": "oneDNN", "default": "the default library, oneDNN is not faster"}[chosen]
     assert trainer.plan.headline.endswith(f"; matrix products by {told}")
     assert "\n" not in trainer.plan.headline
 
@@ -180,7 +180,7 @@ def test_a_slower_route_is_declined(probes, monkeypatch):
     monkeypatch.setattr(module, "_faster", lambda _fast, _plain: False)
     trainer = run(make_vae(), ELBO(), speed=FAST)
     assert trainer.route == ResolvedSpeed()
-    assert "the default route" in trainer.plan.headline
+    assert "the default library" in trainer.plan.headline
 
 
 @has_onednn
