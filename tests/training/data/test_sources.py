@@ -133,7 +133,7 @@ def test_loader_source_uses_the_loader_as_it_is():
     assert not first.equal(x)
     assert not first.equal(second)
     again = seen(DataLoader(x, 5, shuffle=True), epochs=2)
-    assert objective.x.equal(again.x)  # the seed of the run decides the loader's order too
+    assert objective.x.equal(again.x)  # the seed of the run determines the loader's order
 
 
 @pytest.mark.parametrize("wrap", [lambda d: d, lambda d: DataLoader(d, BATCH_SIZE)])
@@ -170,7 +170,7 @@ def test_batch_option_picks_x(data, pick):
 
 
 class Conditional(nn.Module):
-    """A linear layer of the input and a label, which remembers both."""
+    """Linear layer of the input and a label, which records both."""
 
     def __init__(self, inputs, outputs):
         super().__init__()
@@ -212,7 +212,7 @@ def test_loader_source_accepts_batches():
     "wrap", [lambda x: x, Rows, Unsized, lambda x: DataLoader(x, 8), lambda x: DataLoader(x, 16)]
 )
 def test_source_weights_a_short_last_batch_by_its_size(wrap):
-    x = torch.cat([torch.zeros(32, 4), torch.full((5, 4), 3.0)])  # the last ones stand out
+    x = torch.cat([torch.zeros(32, 4), torch.full((5, 4), 3.0)])  # the last examples differ
     still = Optimization(learning_rate=0.0)
     trainer = run(make_linear(), LeastSquares(), wrap(x), wrap(x), epochs=1, optimization=still)
     expected = (make_linear()(x) - x).square().sum(1).mean().item()
