@@ -309,7 +309,7 @@ HOSTILE = {
     ),
     "long integer": (forged_text("[1]", f"[{'9' * 10_000}]"), "valid JSON as header"),
     "long number": (forged_text("[1]", "[1e999]"), "valid JSON as header"),
-    "safetensors of others": (safetensors.torch.save({"w": torch.ones(2)}), "open other safetensors"),
+    "other safetensors": (safetensors.torch.save({"w": torch.ones(2)}), "with safetensors.torch"),
     "format of others": (forged(format="pt"), "open other safetensors files"),
     "metadata is a list": (sealed(b'{"__metadata__":[]}'), "open other safetensors files"),
     "no format_version": (forged(format_version=None), "format_version '1', got None"),

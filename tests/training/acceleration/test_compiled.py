@@ -1,7 +1,7 @@
-"""The pass as one compiled graph: the same run to rounding, and otherwise a warning.
+"""Compiled passes: the same run to rounding, or a warning and the plain run.
 
-A compile takes seconds: few of the tests pay for one. The others look at the graph as it is written
-down, which is all that is tinyvae's own, run without a compiler (the fixture ``written``).
+A compilation takes seconds, so only few tests compile. The others run the traced graph without a
+compiler (the fixture ``traced``).
 """
 
 import copy
@@ -118,7 +118,7 @@ class PlainSteps(Callback):
 
 
 @pytest.fixture
-def written(monkeypatch):
+def traced(monkeypatch):
     """Run the traced graph without a compiler."""
     graphs = []
 
@@ -274,13 +274,13 @@ def test_compile_supports_doubly_reparameterized_gradients():
     assert_close(compiled, plain)
 
 
-# What is written down ----------------------------------------------------------------------------
+# Traces -----------------------------------------------------------------------------------------
 
 
-def test_compile_traces_once_and_runs_short_batches_plainly(written, monkeypatch):
+def test_compile_traces_once_and_runs_short_batches_plainly(traced, monkeypatch):
     steps = PlainSteps(monkeypatch)
     trainer = run(make_vae(), ELBO(), speed=COMPILED, callbacks=[steps], epochs=3)
-    assert len(written) == 1
+    assert len(traced) == 1
     assert "; compiled" in trainer.plan.headline
     assert steps.sizes == [37 % BATCH_SIZE] * 3
 
@@ -336,10 +336,10 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_compile_traces_models_exactly(written, name):
+def test_compile_traces_models_exactly(traced, name):
     compiled, plain = pair(MODELS[name], optimization=Optimization(0.02, clip_norm=1.0))
     assert "; compiled" in compiled.plan.headline
-    assert len(written) == 1
+    assert len(traced) == 1
     assert_close(compiled, plain)
 
 
@@ -353,14 +353,14 @@ OBJECTIVES = {
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_compile_traces_objectives_exactly(written, name):
+def test_compile_traces_objectives_exactly(traced, name):
     compiled, plain = pair(make_vae, OBJECTIVES[name])
     assert "; compiled" in compiled.plan.headline
-    assert len(written) == 1
+    assert len(traced) == 1
     assert_close(compiled, plain)
 
 
-def test_compile_keeps_frozen_parts_fixed(written):
+def test_compile_keeps_frozen_parts_fixed(traced):
     trainer = run(frozen_encoder(), ELBO(), speed=COMPILED)
     assert "; compiled" in trainer.plan.headline
     assert same(trainer.model.encoder, make_vae().encoder)
@@ -368,7 +368,7 @@ def test_compile_keeps_frozen_parts_fixed(written):
     assert all(p.grad is None for p in trainer.model.parameters())
 
 
-def test_compile_traces_again_after_a_change(written):
+def test_compile_traces_again_after_a_change(traced):
     def trained(speed):
         trainer = run(make_vae(), ELBO(), speed=speed)
         trainer.model.encoder.requires_grad_(False)
@@ -376,11 +376,11 @@ def test_compile_traces_again_after_a_change(written):
         return trainer
 
     compiled, plain = trained(COMPILED), trained(Speed())
-    assert len(written) == 2
+    assert len(traced) == 2
     assert far(compiled.model.state_dict(), plain.model.state_dict()) <= CLOSE * 3 * STEPS
 
 
-def test_compile_does_not_tie_copies_of_the_model(written):
+def test_compile_does_not_tie_copies_of_the_model(traced):
     trainer = run(make_vae(), ELBO(), speed=COMPILED)
     before = make_vae()
     before.load_state_dict(trainer.model.state_dict())
@@ -466,24 +466,24 @@ def fallen_back(make_model, match, **options):
     return record[0]
 
 
-def test_compile_falls_back_for_a_branch_on_data(written):
+def test_compile_falls_back_for_a_branch_on_data(traced):
     fallen_back(lambda: make(Branches), "data-dependent")
-    assert not written
+    assert not traced
 
 
 @pytest.mark.parametrize("decoder", [PythonNoise, RarePythonNoise, NumpyNoise])
-def test_compile_falls_back_for_noise_of_python_and_numpy(written, decoder):
+def test_compile_falls_back_for_noise_of_python_and_numpy(traced, decoder):
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
     fallen_back(lambda: make(decoder), "this run is not compiled", epochs=12)
 
 
-def test_compile_falls_back_for_a_replaced_buffer(written):
+def test_compile_falls_back_for_a_replaced_buffer(traced):
     fallen_back(lambda: make(Replaces), "this run is not compiled")
 
 
 @pytest.mark.parametrize("count", [0.0, 100_000.0])
-def test_compile_never_loses_a_replaced_buffer(written, count):
+def test_compile_never_loses_a_replaced_buffer(traced, count):
     def model():
         result = make(Replaces)
         result.decoder.count.fill_(count)
@@ -495,7 +495,7 @@ def test_compile_never_loses_a_replaced_buffer(written, count):
     assert trainer.model.decoder.count == count + 2 * STEPS
 
 
-def test_compile_keeps_a_lazily_made_table_a_tensor(written):
+def test_compile_keeps_a_lazily_made_table_a_tensor(traced):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = run(make(Remembers), ELBO(), speed=COMPILED)
@@ -504,7 +504,7 @@ def test_compile_keeps_a_lazily_made_table_a_tensor(written):
     assert far(trainer.model.state_dict(), plain.model.state_dict()) <= CLOSE * 2 * STEPS
 
 
-def test_compile_respects_gradient_hooks(written):
+def test_compile_respects_gradient_hooks(traced):
     def trained(speed):
         model, scale = make_vae(), [1.0]
         for parameter in model.parameters():
@@ -623,7 +623,7 @@ class Undifferentiable(Objective):
         return ObjectiveOutput({"model": batch.x.mean()}, {})
 
 
-def test_compile_raises_errors_of_the_pass(written):
+def test_compile_raises_errors_of_the_pass(traced):
     def trained(speed):
         return run(make_linear(), Undifferentiable(), speed=speed)
 

@@ -1,6 +1,6 @@
-"""Fast paths that one asks for: what is refused, what a probe decides, and what is left alone.
+"""Optional fast paths: rejected options, decisions of probes, and bitwise equality elsewhere.
 
-Whether a route pays is a matter of the machine: here the probes are told what to find.
+The speed of a path depends on the machine, so most tests replace the results of the probes.
 """
 
 import random
@@ -125,7 +125,7 @@ def test_speed_default_probes_nothing(monkeypatch):
         assert not any(word in trainer.plan.headline for word in words)
 
 
-# The route of matrix products --------------------------------------------------------------------
+# Matrix products ----------------------------------------------------------------------------------
 
 
 class Watch(Callback):
@@ -231,9 +231,7 @@ def test_matmul_setting_is_restored_after_an_error(probes, exception):
 @has_onednn
 @pytest.mark.parametrize("exception", [RuntimeError("planted"), KeyboardInterrupt()])
 @pytest.mark.parametrize("probe", ["_error", "_faster"])
-def test_matmul_setting_is_restored_after_an_error_in_a_probe(
-    probes, monkeypatch, exception, probe
-):
+def test_matmul_setting_is_restored_after_a_failed_probe(probes, monkeypatch, exception, probe):
     def fail(*arguments):
         raise exception
 
@@ -260,7 +258,7 @@ def test_trainer_probes_once(probes):
 
 @pytest.fixture
 def _legacy():
-    """Set torch's older setting, and restore it after the test."""
+    """Restore torch's older setting after the test."""
     found = torch.get_float32_matmul_precision()
     yield
     torch.set_float32_matmul_precision(found)
@@ -418,7 +416,7 @@ LOADERS = {
 
 
 class Examples(LeastSquares):
-    """Objective that records the batches it trained on, outside probes."""
+    """Objective that records its batches."""
 
     def __init__(self):
         super().__init__()
@@ -484,7 +482,7 @@ def halves(monkeypatch):
 
 
 class Kinds(ELBO):
-    """Recorded dtypes of the computation, by mode."""
+    """ELBO that records the dtypes of its values, by mode."""
 
     def __init__(self):
         super().__init__()
