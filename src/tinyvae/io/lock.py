@@ -55,6 +55,7 @@ class FolderLock:
         """Release the lock. Do nothing in a forked child or if it was released before."""
         if not self._file.closed:
             self._file.truncate(0)
+            _unlock(self._file)
             self._file.close()
 
 
@@ -68,3 +69,12 @@ def _lock(file: BinaryIO) -> None:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _unlock(file: BinaryIO) -> None:
+    # Closing alone would leave the lock to a child that has just been forked. On Windows, which
+    # has no fork, closing is enough.
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_UN)

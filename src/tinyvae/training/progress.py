@@ -28,7 +28,7 @@ class Bar(tqdm):  # type: ignore[type-arg]
 
 
 class Progress(Callback):
-    """Report on standard error: the run, live terms (validation in brackets), the time left."""
+    """Callback that reports the run, live terms (validation in brackets) and the time left."""
 
     def on_fit_start(self, trainer: "Trainer") -> None:
         """Describe the run."""
