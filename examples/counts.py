@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from charts import GREEN, dots, figure, heading
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from tinyvae import ELBO, MLP, VAE, GaussianEncoder, Likelihood, Optimization, Trainer, evaluate
 from tinyvae.likelihoods import (
@@ -62,11 +61,7 @@ def build(likelihood: Likelihood) -> VAE:
 
 def fit(vae: VAE, x: Tensor, seed: int, epochs: int) -> VAE:
     """Maximize the ELBO."""
-    optimization = Optimization(
-        2e-2,
-        scheduler=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
-        scheduler_interval="step",
-    )
+    optimization = Optimization(2e-2, schedule="cosine")
     trainer = Trainer(vae, ELBO(num_samples=2), optimization, seed=seed, progress=False)
     trainer.fit(x, epochs=epochs, batch_size=128)
     return vae.cpu()

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from tinyvae import ELBO, Batch, History, Objective, Optimization, Trainer
 from tinyvae.datasets import LabeledImages, digits, mnist, split, threshold
@@ -53,11 +52,7 @@ def fit(
     validation: Any = None,
 ) -> tuple[Model, History]:
     """Maximize a bound by Adam, annealed to zero along a cosine."""
-    optimization = Optimization(
-        learning_rate,
-        scheduler=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
-        scheduler_interval="step",
-    )
+    optimization = Optimization(learning_rate, schedule="cosine")
     trainer = Trainer(model, objective(), optimization, seed=seed, progress=False)
     data = train if context is None else (train, context)
     pick = None if context is None else (lambda pair: Batch(x=pair[0], context=pair[1]))

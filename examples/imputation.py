@@ -20,7 +20,6 @@ from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from tinyvae import (
     IWAE,
@@ -50,12 +49,7 @@ def fit(x: Tensor, seed: int) -> VAE:
     network = MLP(likelihood.input_shape(columns), hidden=(128,), activation=nn.Tanh)
     decoder = MLP(10, hidden=(128,), out_shape=columns, activation=nn.Tanh)
     vae = VAE(GaussianEncoder(network, latent_dim=10), decoder, likelihood)
-    optimization = Optimization(
-        3e-3,
-        optimizer=partial(AdamW, fused=True),
-        scheduler=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
-        scheduler_interval="step",
-    )
+    optimization = Optimization(3e-3, optimizer=partial(AdamW, fused=True), schedule="cosine")
     trainer = Trainer(vae, IWAE(5), optimization, seed=seed, progress=False)
     trainer.fit(x, epochs=300, batch_size=64)
     return vae.cpu()

@@ -14,7 +14,6 @@ import torch
 from charts import compare, figure, heading
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, LogNormal, Normal, Poisson
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from tinyvae import ELBO, MLP, VAE, GaussianEncoder, Optimization, Trainer, impute
 from tinyvae.likelihoods import MaskedLikelihood, MixedLikelihood
@@ -74,12 +73,7 @@ def fit(table: dict[str, list], seed: int = 0, epochs: int = 100) -> tuple[VAE, 
     encoder = GaussianEncoder(MLP(likelihood.input_shape(x.shape[1:]), hidden=(64,)), latent_dim=4)
     decoder = MLP(4, hidden=(64,), out_shape=likelihood.param_shape(x.shape[1:]))
     vae = VAE(encoder, decoder, likelihood)
-    optimization = Optimization(
-        3e-3,
-        learning_rates={"likelihood": 1e-2},
-        scheduler=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
-        scheduler_interval="step",
-    )
+    optimization = Optimization(3e-3, learning_rates={"likelihood": 1e-2}, schedule="cosine")
     Trainer(vae, ELBO(), optimization, seed=seed, progress=False).fit(x, epochs=epochs)
     return vae.cpu(), x
 

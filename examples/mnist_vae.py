@@ -20,7 +20,6 @@ from published_reference import report_reference
 from small_images import SmallImages, load_images, report_test_images
 from torch import nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from tinyvae import (
     ELBO,
@@ -50,8 +49,7 @@ def train(vae: VAE, data: SmallImages, args: argparse.Namespace) -> History:
     optimization = Optimization(
         args.learning_rate,
         optimizer=partial(AdamW, fused=True),
-        scheduler=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
-        scheduler_interval="step",
+        schedule="cosine",
     )
     trainer = Trainer(vae, ELBO(), optimization, seed=args.seed, record_every=1)
     return trainer.fit(data.train, data.validation, epochs=args.epochs, batch_size=args.batch_size)

@@ -105,7 +105,8 @@ def test_examples_import_public_names_only():
             if name.partition(".")[0] == "tinyvae":
                 module, _, attribute = name.rpartition(".")
                 public = module == "tinyvae" or module.count(".") == 1
-                assert public and not attribute.startswith("_"), f"{path.name}: {name}"
+                assert public, f"{path.name}: {name}"
+                assert not attribute.startswith("_"), f"{path.name}: {name}"
                 assert hasattr(importlib.import_module(module), attribute) or name in MODULES
 
 

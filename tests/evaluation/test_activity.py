@@ -75,11 +75,7 @@ def test_training_collapses_as_the_theory_has_it():
     with torch.no_grad():
         for parameter in vae.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-    optimization = Optimization(
-        0.02,
-        scheduler=lambda o, total: torch.optim.lr_scheduler.CosineAnnealingLR(o, total),
-        scheduler_interval="step",
-    )
+    optimization = Optimization(0.02, schedule="cosine")
     trainer = Trainer(
         vae, ELBO(beta, num_samples=4), optimization, progress=False, device="cpu", seed=1
     )

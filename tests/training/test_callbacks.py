@@ -227,7 +227,7 @@ def test_early_stopping_watches_the_validation_bound_by_default():
 @pytest.mark.parametrize(
     ("stopping", "message"),
     [
-        (EarlyStopping(), "'validation/elbo_nats', but fit was given no validation data"),
+        (EarlyStopping(), "'validation/elbo_nats', but fit got no validation data"),
         (EarlyStopping("train/elbo"), r"watches 'train/elbo', expected one of \['epoch', "),
     ],
 )

@@ -1,11 +1,11 @@
 """Likelihoods of zeros and ones, of classes, and of levels."""
 
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from tinyvae.core.warnings import warn
 from tinyvae.distributions import (
     Bernoulli,
     Categorical,
@@ -60,12 +60,11 @@ class BernoulliLikelihood(Likelihood):
         super().check_support(x)
         binary = not bool(((x != 0) & (x != 1)).any())
         if not binary:
-            warnings.warn(
+            warn(
                 "BernoulliLikelihood got values between 0 and 1: they have no probability under "
                 "it, so what is reported is no bound on log p(x). Binarize them, as with "
                 "transform=tinyvae.datasets.DynamicBinarization(), or use "
-                "ContinuousBernoulliLikelihood",
-                stacklevel=2,
+                "ContinuousBernoulliLikelihood"
             )
         return binary
 

@@ -26,7 +26,7 @@ from tinyvae.errors import NonFiniteError
 from tinyvae.training.acceleration.options import ResolvedSpeed, Speed, matmul_route
 from tinyvae.training.callbacks import Callback, notify_safe_point, running, validating
 from tinyvae.training.checkpoints.checkpoint import load_resume_state, order_callbacks
-from tinyvae.training.data.loaders import reader_death
+from tinyvae.training.data.loaders import data_worker_error
 from tinyvae.training.data.sources import PickBatch, Transform
 from tinyvae.training.data.validated import ValidatedSource
 from tinyvae.training.headline import headline
@@ -323,7 +323,7 @@ class Trainer:
             yield
         except BaseException as error:
             was_interrupted = self.state.is_interrupted
-            worker_error = reader_death(error, source.feed.workers)
+            worker_error = data_worker_error(error, source.source.workers)
             if self.state.is_consistent and not isinstance(error, NonFiniteError):
                 self.state.stop(f"{type(error).__name__}: {error}", resumable=True)
                 with suppress(Exception), defer_sigchld():  # the first error matters

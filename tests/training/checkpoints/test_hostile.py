@@ -19,10 +19,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.training import BATCH_SIZE, DATA, make_vae
-from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 
-from tinyvae import ELBO, Callback, Checkpoint, EarlyStopping, Optimization, Speed, Trainer
+from tinyvae import ELBO, Callback, Checkpoint, EarlyStopping, Optimization, Trainer
 from tinyvae.errors import CheckpointError
 from tinyvae.io import encode_state, load_tensors, save_tensors
 from tinyvae.schedules import Linear
@@ -57,9 +56,7 @@ def loader():
 
 
 def trainer_of(*callbacks, **options):
-    optimization = Optimization(
-        0.02, scheduler=lambda o, total: CosineAnnealingLR(o, total), scheduler_interval="step"
-    )
+    optimization = Optimization(0.02, schedule="cosine")
     callbacks = [*callbacks, EarlyStopping(patience=9)]
     objective = ELBO(beta=Linear(0.0, 1.0, fraction=0.8))
     options = {"callbacks": callbacks, "progress": False, "device": "cpu", **options}
@@ -413,7 +410,7 @@ LOADERS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:the data cannot say where they were")
+@pytest.mark.filterwarnings("ignore:the data cannot restore their position")
 @pytest.mark.parametrize("case", LOADERS)
 def test_forged_generators_of_a_loader_are_refused(case, sound_of_loader, tmp_path):
     with pytest.raises(Began):

@@ -358,7 +358,7 @@ def test_a_run_whose_reader_dies_says_so_and_goes_on(server, read, tmp_path, slo
     run = Run(tmp_path / "run")
     assert server.live(run, kind=read["kind"], slow=slow)[0] == 0
     assert run.report["time"] - run.folder.with_suffix(".flag").stat().st_mtime < SOON
-    assert 'fit(..., resume="auto") goes on' in run.report["error"]
+    assert 'fit(..., resume="auto") continues' in run.report["error"]
     assert run.steps[-1] == last_step(run, 0)
     assert not run.model.exists()
     assert server.live(run, kind=read["kind"])[0] == 0

@@ -11,7 +11,7 @@ import torch
 from helpers.runs import checkpoint_of, digest
 from helpers.training import BATCH_SIZE, DATA, STEPS, Unsized, make_vae
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
 
 import tinyvae.training.checkpoints.directory
@@ -58,8 +58,7 @@ def everything():
     )
     optimization = Optimization(
         0.02,
-        scheduler=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
-        scheduler_interval="step",
+        schedule="cosine",
         clip_norm=1.0,
     )
     return {
@@ -260,7 +259,7 @@ def test_a_loader_is_read_again_up_to_where_it_was(name, tmp_path):
     expected = digest(fit(trainer_of(whole["folder"], plateau), make()))
     for step in (0, STEPS, 2 * STEPS):
         assert digest(resumed(whole, step, tmp_path / f"{step}", train=make())) == expected
-    with pytest.warns(UserWarning, match="2 batches that were used in this epoch are read again"):
+    with pytest.warns(UserWarning, match="the 2 batches that this epoch has used are read again"):
         trainer = resumed(whole, STEPS + 2, tmp_path / "amid", train=make())
     assert digest(trainer) == expected
 
