@@ -313,7 +313,7 @@ def test_checkpoint_too_deep_is_skipped_for_the_previous_one(level, depth, tmp_p
     except CheckpointError as error:
         assert str(files.checkpoint(2)) in str(error)  # noqa: PT017 - only if it is raised
         with pytest.warns(UserWarning, match=r"step-00000002.* Continuing from step-00000001"):
-            assert files.newest() == {"a": 1}
+            assert files.latest() == {"a": 1}
 
 
 def test_load_checkpoint_rejects_a_million_levels(tmp_path):
