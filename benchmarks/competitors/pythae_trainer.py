@@ -51,7 +51,7 @@ class Decoder(BaseDecoder):
         return ModelOutput(reconstruction=torch.sigmoid(self.layers(z)))
 
 
-class Finished(Exception):
+class FinishedError(Exception):
     """Ends a training, for which pythae has no other way."""
 
 
@@ -64,7 +64,7 @@ class EndOfRound(TrainingCallback):
     def on_epoch_end(self, training_config: BaseTrainerConfig, **kwargs: object) -> None:
         """End a round."""
         if not self.round_done():
-            raise Finished
+            raise FinishedError
 
 
 def build(workload: Workload) -> VAE:
@@ -91,5 +91,5 @@ def run(workload: Workload, images: np.ndarray, round_done: Callable[[], bool]) 
         trainer = BaseTrainer(build(workload), data, training_config=config, callbacks=callbacks)
         try:
             trainer.train()
-        except Finished:
+        except FinishedError:
             return
