@@ -62,6 +62,7 @@ def test_the_first_code_stands_by_line_29():
     assert README[: README.index("```python")].count("\n") < 29
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "files"), PAGES.items())
 def test_pages_run_from_top_to_bottom(page, files, tmp_path, monkeypatch: pytest.MonkeyPatch):
     text = (ROOT / "docs" / f"{page}.rst").read_text()

@@ -84,6 +84,7 @@ def test_sums_by_pieces_are_the_sums(benchmarks, name, monkeypatch):
     assert_near(taken(gradients, gradients, batch), plain, 2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_evidence_by_products_of_masses_is_the_evidence(benchmarks, name, monkeypatch):
     gradients, batch = make(benchmarks, name)
@@ -96,6 +97,7 @@ def test_evidence_by_products_of_masses_is_the_evidence(benchmarks, name, monkey
     assert exact.dtype == torch.float64
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch compiles by a C++ compiler"
 )

@@ -67,6 +67,7 @@ def test_the_page_has_its_models():
     assert MODELS.keys() == IDENTITIES.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_fifty_steps_lower_the_loss(name):
     model, objective, batch = compose(name)
