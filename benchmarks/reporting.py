@@ -1,4 +1,4 @@
-"""What every record of measurements opens with, and how spreads are written."""
+"""Metadata of measurements, and the format of quartiles."""
 
 import os
 import platform
@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["head", "machine", "spread"]
-
 
 def head(threads: int) -> dict[str, Any]:
-    """Machine, date and threads."""
+    """Return the machine, the date and the number of threads."""
     return {
         "machine": machine(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -22,7 +20,7 @@ def head(threads: int) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """The processor and the system."""
+    """Return the processor and the system."""
     cpu_info = Path("/proc/cpuinfo")
     lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -34,6 +32,6 @@ def machine() -> dict[str, Any]:
 
 
 def spread(quartiles: np.ndarray, form: Callable[[float], str]) -> list[str]:
-    """Two cells of a table: the median, and the quartiles beside it."""
+    """Return two cells of a table: the median, and the quartiles."""
     low, middle, high = map(form, quartiles)
     return [middle, f"{low} to {high}"]
