@@ -36,7 +36,7 @@ def skip_foreign(app, what, name, value, skip, options):
     """Leave out what a module imports from other libraries."""
     defined = inspect.isclass(value) or inspect.isfunction(value)
     foreign = defined and not value.__module__.startswith("tinyvae")
-    return True if foreign else skip
+    return True if foreign else None  # None: decide as usual
 
 
 def resolve_public_name(app, env, node, contnode):

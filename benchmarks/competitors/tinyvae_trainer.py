@@ -48,7 +48,7 @@ class EndOfRound(Callback):
     def on_epoch_end(self, trainer: Trainer, row: Row) -> None:
         """End the round."""
         if not self.round_done():
-            trainer.stop("told to")
+            trainer.stop("end of the measurement")
 
 
 def run(
