@@ -616,6 +616,7 @@ def test_relaxed_draws_have_a_density_in_float32(temperature, scale):
     assert prior.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dim", "kind", "coupling"), FLOWS)
 def test_draws_of_flows(dim, kind, coupling):
     """The mean of r(z) / q(z), for any other density r with lighter tails, is one."""
@@ -640,6 +641,7 @@ def test_draws_of_flows(dim, kind, coupling):
             assert ks(z[:, 0], lambda v: np.interp(v, axis, cdf)) > 1e-4
 
 
+@pytest.mark.slow
 def test_draws_of_two_dimensions_fall_into_cells_as_the_density_says():
     p = CASES["flow, 2, spline"].make(*draw_params("flow, 2, spline", ()))
     with torch.no_grad():

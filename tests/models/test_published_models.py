@@ -67,6 +67,7 @@ def test_the_page_has_its_models():
     assert MODELS.keys() == IDENTITIES.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_fifty_steps_lower_the_loss(name):
     model, objective, batch = compose(name)
@@ -513,10 +514,10 @@ IDENTITIES = {
     "JointVAE": two_capacities,
     "beta-TC-VAE": taken_apart,
     "FactorVAE": density_ratio,
-    "DIPRegularizer-VAE-I": lambda name: covariance(name, total=False),
-    "DIPRegularizer-VAE-II": lambda name: covariance(name, total=True),
+    "DIP-VAE-I": lambda name: covariance(name, total=False),
+    "DIP-VAE-II": lambda name: covariance(name, total=True),
     "InfoVAE": info,
-    "WAE-MMDRegularizer": wasserstein,
+    "WAE-MMD": wasserstein,
     "Adversarial autoencoder": fooling,
     "RAE-L2": regularized,
     "RAE-GP": regularized,

@@ -969,6 +969,7 @@ def full_linear_gaussian(num_data=5, num_latents=3, flow=False):
     return VAE(encoder, decoder, GaussianLikelihood(std)), evidence, cov
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flow", [False, True])
 def test_exact_full_posterior_attains_the_evidence(flow):
     vae, evidence, cov = full_linear_gaussian(flow=flow)

@@ -128,6 +128,7 @@ def slope(num_samples, ratios):
     return ((x * y).sum() / (x * x).sum()).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "number", "expected"),
     [("pathwise", 2, 0.5), ("pathwise", 0, -0.5), ("dreg", 0, 0.5), ("dreg", 2, 0.5)],

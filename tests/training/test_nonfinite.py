@@ -393,6 +393,7 @@ class Residue(Callback):
             self.bytes.append(memory())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc to read memory from")
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_step_leaves_nothing(monkeypatch, waits):

@@ -51,6 +51,8 @@ from tinyvae.objectives import AdversarialTotalCorrelationRegularizer
 from tinyvae.schedules import Linear
 from tinyvae.training.step import Gradients
 
+pytestmark = pytest.mark.slow
+
 COMPILED = Speed(compile=True)
 FALLING = Optimization(
     learning_rate=0.02,

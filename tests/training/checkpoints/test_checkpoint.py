@@ -1154,6 +1154,7 @@ def open_files():
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc to read memory from")
 def test_many_runs_leave_nothing(tmp_path):
     runs, epochs = (50, 200) if IS_SOAK else (30, 2)

@@ -19,7 +19,10 @@ from helpers.killed import EPOCHS, EVERY, STEPS
 from tinyvae.errors import CheckpointError
 from tinyvae.training.checkpoints.directory import load_checkpoint
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes as POSIX has them")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes"),
+]
 
 IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 END = EPOCHS * STEPS

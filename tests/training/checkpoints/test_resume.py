@@ -369,6 +369,7 @@ def test_going_back_puts_the_future_aside(tmp_path):
 # Compiled ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler was found")
 def test_a_compiled_run_goes_on_bitwise(tmp_path):
     whole = {"folder": tmp_path / "whole", "settings": plateau}
