@@ -936,7 +936,7 @@ MISFITS = {
     "a generator of another latent": (
         lambda e, _, *rest: (e, [GaussianEncoder(MLP(2), 4)], *rest),
         ValueError,
-        "z1 is (3,) of its encoder and (4,) of its generator",
+        "expects a generator of z1 over the encoder's latents (3,), got one over (4,)",
     ),
     "a network for an encoder": (
         lambda e, *rest: ([MLP(DATA), e[1]], *rest),
@@ -966,7 +966,7 @@ MISFITS = {
     "a prior of the bottom": (
         lambda e, g, d, li: (e, g, d, li, StandardNormal(3)),
         ValueError,
-        "expects a prior over the top latents (2,), got one over (3,)",
+        "expects a prior of the top layer over the encoder's latents (2,), got one over (3,)",
     ),
 }
 

@@ -266,7 +266,7 @@ def test_foreign_modules_are_put_in_place_by_name():
     "description", [{}, {"part": "MLP"}, {"part": 5, "config": {}}, {"class": None}]
 )
 def test_what_is_no_description(description):
-    with pytest.raises(CheckpointError, match="'decoder' is described by what is no part"):
+    with pytest.raises(CheckpointError, match="'decoder' has an invalid description"):
         build_part(description, name="decoder")
 
 

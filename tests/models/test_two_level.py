@@ -40,11 +40,11 @@ def reading(inputs, context, latents):
 def make(first=1, second=1, prior=None):
     return TwoLevelVAE(
         gaussian(DATA, second),
-        reading(DATA, second, first),
-        gaussian(second, first),
-        MLP(first + second, hidden=(7,), out_shape=DATA),
-        BernoulliLikelihood(),
-        prior,
+        bottom=reading(DATA, second, first),
+        generator=gaussian(second, first),
+        decoder=MLP(first + second, hidden=(7,), out_shape=DATA),
+        likelihood=BernoulliLikelihood(),
+        prior=prior,
     )
 
 
@@ -150,11 +150,11 @@ def test_vamp_prior_on_top_trains_and_is_saved(tmp_path):
 def test_a_context_goes_through_every_part():
     vae = TwoLevelVAE(
         reading(DATA, 2, 3),
-        reading(DATA, 3 + 2, 4),
-        reading(3, 2, 4),
-        ConcatContext(MLP(4 + 3 + 2, (7,), DATA), context_dim=2),
-        BernoulliLikelihood(),
-        ConditionalPrior(gaussian(2, 3)),
+        bottom=reading(DATA, 3 + 2, 4),
+        generator=reading(3, 2, 4),
+        decoder=ConcatContext(MLP(4 + 3 + 2, (7,), DATA), context_dim=2),
+        likelihood=BernoulliLikelihood(),
+        prior=ConditionalPrior(gaussian(2, 3)),
     )
     x, context = binary(5), torch.randn(5, 2)
     vae.check(x, context)
@@ -165,15 +165,27 @@ def test_a_context_goes_through_every_part():
     assert all(g.any() for g in gradients)
 
 
-def test_misfits():
-    with pytest.raises(ValueError, match=r"z1 is \(2,\) of its encoder and \(5,\) of its prior"):
-        TwoLevelVAE(
-            gaussian(DATA, 3), reading(DATA, 3, 2), gaussian(3, 5), MLP(5), BernoulliLikelihood()
-        )
-    with pytest.raises(ValueError, match=r"z2 is \(3,\) of its encoder and \(4,\) of its prior"):
-        make(2, 3, StandardNormal(4))
-    with pytest.raises(TypeError, match="expects as generator a Encoder, got a MLP"):
-        TwoLevelVAE(gaussian(DATA, 3), reading(DATA, 3, 2), MLP(3), MLP(5), BernoulliLikelihood())
+def test_two_level_vae_refuses_parts_that_do_not_fit():
+    parts = {
+        "top": gaussian(DATA, 3),
+        "bottom": reading(DATA, 3, 2),
+        "generator": gaussian(3, 2),
+        "decoder": MLP(5),
+        "likelihood": BernoulliLikelihood(),
+    }
+    cases = [
+        ("generator", gaussian(3, 5), ValueError, r"generator of z1 over .* \(2,\), got .* \(5,\)"),
+        (
+            "prior",
+            StandardNormal(4),
+            ValueError,
+            r"prior of z2 over .* \(3,\), got one over \(4,\)",
+        ),
+        ("generator", MLP(3), TypeError, "expects as generator a Encoder, got a MLP"),
+    ]
+    for name, part, error, message in cases:
+        with pytest.raises(error, match=message):
+            TwoLevelVAE(**{**parts, name: part})
     vae = make(2, 3)
     vae.generator = DeterministicEncoder(MLP(3), 2)
     assert not ELBO().is_bound(vae)

@@ -670,16 +670,16 @@ FORGERIES = {
         set_config("decoder", hidden=[10**9, 10**9]),
         "tensors do not fit|cannot be built",
     ),
-    "too many to count": (set_config("decoder", hidden=[2**62, 2**62]), "cannot be built of what"),
-    "more than an index": (set_config("decoder", hidden=[10**30]), "cannot be built of what"),
+    "too many to count": (set_config("decoder", hidden=[2**62, 2**62]), "cannot be built from the file"),
+    "more than an index": (set_config("decoder", hidden=[10**30]), "cannot be built from the file"),
     "a billion latents": (
         set_config("encoder", latent_dim=10**9),
-        "tensors do not fit|make no VAE",
+        "tensors do not fit|do not form a VAE",
     ),
-    "another latent": (set_config("encoder", latent_dim=2), r"parts make no VAE: .*\(2,\)"),
+    "another latent": (set_config("encoder", latent_dim=2), r"parts do not form a VAE: .*\(2,\)"),
     "negative size": (set_config("decoder", hidden=[-5]), "sizes of at least 1"),
-    "text for a size": (set_config("encoder", latent_dim="many"), "cannot be built of what"),
-    "unknown argument": (set_config("decoder", eval="x"), "cannot be built of what"),
+    "text for a size": (set_config("encoder", latent_dim="many"), "cannot be built from the file"),
+    "unknown argument": (set_config("decoder", eval="x"), "cannot be built from the file"),
     "unknown activation": (
         set_config("encoder.network", activation={"class": "Module"}),
         "unknown part 'Module' as 'encoder.network.activation'",
@@ -688,13 +688,13 @@ FORGERIES = {
         lambda info: info["parts"].update(decoder={"part": "os.system", "config": {}}),
         "unknown part 'os.system' as 'decoder'",
     ),
-    "no part": (lambda info: info["parts"].update(decoder={"a": 1}), "'decoder' is described by"),
-    "number for a part": (lambda info: info["parts"].update(decoder=5), "parts make no VAE"),
-    "missing part": (lambda info: info["parts"].pop("decoder"), "parts make no VAE"),
-    "surplus part": (lambda info: info["parts"].update(more=5), "parts make no VAE"),
+    "no part": (lambda info: info["parts"].update(decoder={"a": 1}), "'decoder' has an invalid"),
+    "number for a part": (lambda info: info["parts"].update(decoder=5), "parts do not form a VAE"),
+    "missing part": (lambda info: info["parts"].pop("decoder"), "parts do not form a VAE"),
+    "surplus part": (lambda info: info["parts"].update(more=5), "parts do not form a VAE"),
     "swapped parts": (
         lambda info: info["parts"].update(encoder=info["parts"]["decoder"]),
-        "parts make no VAE",
+        "parts do not form a VAE",
     ),
     "no parts": (lambda info: info.pop("parts"), "expected the file of a VAE, got 'VAE'"),
     "another model": (lambda info: info.update(model="GAN"), "file of a VAE, got 'GAN'"),
@@ -755,7 +755,7 @@ def test_one_latent_alone_is_decoded():
 def test_what_a_file_cannot_say_is_refused_at_save(tmp_path):
     shared = nn.Linear(4, 4)
     encoder = GaussianEncoder(shared, 4, features=4)
-    with pytest.raises(TypeError, match="are one parameter, which a file cannot say"):
+    with pytest.raises(TypeError, match="are one parameter, which a file cannot describe"):
         VAE(encoder, shared, BernoulliLikelihood()).save(tmp_path / "shared")
     vae = VAE(GaussianEncoder(MLP(4), 2), MLP(2, out_shape=4), BernoulliLikelihood())
     vae.teacher = nn.Linear(2, 2)

@@ -592,7 +592,13 @@ def test_a_layer_that_is_half_reparameterized_is_refused_among_others():
     network = ConcatContext(MLP(7), context_dim=2)
     kinds = CategoricalEncoder(network, 2, temperature=None)
     bottom = JointEncoder({"a": GaussianEncoder(network, 1), "b": kinds})
-    two = TwoLevelVAE(top, bottom, mixed(2), MLP(5, out_shape=5), GaussianLikelihood())
+    two = TwoLevelVAE(
+        top,
+        bottom=bottom,
+        generator=mixed(2),
+        decoder=MLP(5, out_shape=5),
+        likelihood=GaussianLikelihood(),
+    )
     for vae in (lower, upper, two):
         for objective in (ELBO(num_samples=2), IWAE(2)):
             with pytest.raises(ValueError, match="reparameterized and a part is not"):
