@@ -555,7 +555,7 @@ def test_context_flows_through_every_part(cls, layers):
     vae.check(x, c)
     history = Trainer(vae, ELBO(), progress=False).fit((x, c), epochs=1, batch=to_batch)
     assert len(history) == 1
-    with pytest.raises(ValueError, match="expects a context beside x"):
+    with pytest.raises(ValueError, match="expects a context of"):
         vae(x)
     with pytest.raises(ValueError, match="one row of context per example, got 2 for 5"):
         vae.check(x, c[:2])
@@ -1057,7 +1057,7 @@ def test_density_needs_every_generator():
 def test_frozen_posterior_with_dropout(cls):
     vae, (x, _) = make(cls, 2), data()
     vae.encoders[0].network = nn.Sequential(vae.encoders[0].network, nn.Dropout(0.5))
-    with pytest.raises(ValueError, match="no dropout but in the decoder"):
+    with pytest.raises(ValueError, match="dropout in the decoder only"):
         vae(x, frozen_posterior=True)
     vae.eval()(x, frozen_posterior=True)
 
