@@ -5,7 +5,15 @@ import re
 
 import pytest
 import torch
-from helpers.models import MODELS, binary, features, mlp_vae, standard_normal
+from helpers.models import (
+    MODELS,
+    binary,
+    features,
+    mlp_vae,
+    small_vae,
+    standard_normal,
+    with_decoder,
+)
 from torch import nn
 
 from tinyvae import (
@@ -70,7 +78,7 @@ def gray_levels():
 
 # name: (model, data, exception, message)
 MISFITS = {
-    "decoder too concatenating_network": (
+    "decoder too wide": (
         with_decoder(lambda: MLP(3, out_shape=5)),
         lambda: torch.zeros(2, 4),
         ValueError,
@@ -220,7 +228,7 @@ MEASURES = {
 def test_check_refuses_posterior_and_prior_on_different_spaces(name):
     encoder, prior = (build() for build in MEASURES[name])
     vae = VAE(encoder, MLP(encoder.latent_shape, (5,), 4), BernoulliLikelihood(), prior)
-    with pytest.raises(ValueError, match="give a prior over .*, such as"):
+    with pytest.raises(ValueError, match=r"give a prior over .*, such as"):
         ELBO().check(vae, Batch(binary(5, 4)))
     assert not vae(binary(5, 4)).is_density
 

@@ -1,7 +1,5 @@
 """Files of models."""
 
-import time
-
 import pytest
 import torch
 from helpers.models import (
@@ -12,6 +10,8 @@ from helpers.models import (
     conditional_vae,
     mlp_vae,
     same_bits,
+    small_vae,
+    with_decoder,
 )
 from torch import nn
 
@@ -199,17 +199,17 @@ FORGERIES = {
     ),
     "too many to count": (
         set_config("decoder", hidden=[2**62, 2**62]),
-        "cannot be built from the file",
+        "cannot be built from",
     ),
-    "more than an index": (set_config("decoder", hidden=[10**30]), "cannot be built from the file"),
+    "more than an index": (set_config("decoder", hidden=[10**30]), "cannot be built from"),
     "a billion latents": (
         set_config("encoder", latent_dim=10**9),
         "tensors do not fit|do not form a VAE",
     ),
     "another latent": (set_config("encoder", latent_dim=2), r"parts do not form a VAE: .*\(2,\)"),
     "negative size": (set_config("decoder", hidden=[-5]), "sizes of at least 1"),
-    "text for a size": (set_config("encoder", latent_dim="many"), "cannot be built from the file"),
-    "unknown argument": (set_config("decoder", eval="x"), "cannot be built from the file"),
+    "text for a size": (set_config("encoder", latent_dim="many"), "cannot be built from"),
+    "unknown argument": (set_config("decoder", eval="x"), "cannot be built from"),
     "unknown activation": (
         set_config("encoder.network", activation={"class": "Module"}),
         "unknown part 'Module' as 'encoder.network.activation'",
@@ -237,13 +237,12 @@ def test_load_refuses_a_forged_description(name, tmp_path):
     path = tmp_path / "vae.safetensors"
     write_forged_file(path, change)
     resource = pytest.importorskip("resource")
-    state, start = torch.get_rng_state(), time.perf_counter()
+    state = torch.get_rng_state()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(CheckpointError, match=message) as caught:
         VAE.load(path)
     assert str(caught.value).startswith(str(path))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 100 * 2**10  # KiB
-    assert time.perf_counter() - start < 5
     assert torch.equal(torch.get_rng_state(), state)
 
 

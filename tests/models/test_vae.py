@@ -4,7 +4,15 @@ import math
 
 import pytest
 import torch
-from helpers.models import MODELS, binary, conditional_vae, mlp_vae, spatial_vae, standard_normal
+from helpers.models import (
+    MODELS,
+    binary,
+    conditional_vae,
+    mlp_vae,
+    small_vae,
+    spatial_vae,
+    standard_normal,
+)
 
 from tinyvae import (
     ELBO,
