@@ -104,7 +104,7 @@ def cls(request):
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize(("num_samples", "batch"), [(1, 5), (3, 5), (3, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_shapes_and_dtypes(cls, layers, num_samples, batch, dtype):
+def test_hierarchical_shapes_and_dtypes(cls, layers, num_samples, batch, dtype):
     vae, x = make(cls, layers).to(dtype), binary(batch, DATA).to(dtype)
     output = vae(x, num_samples=num_samples)
     dims = (3, 2, 1)[:layers]
@@ -172,7 +172,7 @@ def by_hand(vae, x, z, context):
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("context", [0, CONTEXT])
-def test_log_weight_is_the_joint_one(cls, layers, context):
+def test_log_weight_is_the_joint_log_weight(cls, layers, context):
     vae, (x, c) = make(cls, layers, context=context), data(3, context)
     output = vae(x, c, num_samples=2)
     log_weight = output.log_weight().detach().numpy()
@@ -184,7 +184,7 @@ def test_log_weight_is_the_joint_one(cls, layers, context):
     assert spread > 0.05  # a wrong row would show
 
 
-def test_one_layer_is_the_plain_vae(cls):
+def test_one_layer_equals_the_plain_vae(cls):
     vae = make(cls, 1)
     plain = VAE(vae.encoders[0], vae.decoder, vae.likelihood)
     x, _ = data()
@@ -331,7 +331,7 @@ def test_exact_posteriors_attain_the_evidence(cls, layers):
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_bounds_are_in_order(cls, layers):
+def test_bounds_are_ordered(cls, layers):
     chain = Chain.random(layers)
     vae, x = chain.build(cls, spoil=0.25), chain.evidence.sample((40,))
     exact = chain.evidence.log_prob(x)
@@ -351,7 +351,7 @@ def encoder_gradient(vae, x, frozen):
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_sticking_the_landing(cls, layers):
+def test_frozen_posterior_has_no_gradient_at_the_optimum(cls, layers):
     """At the exact posterior the gradient is zero for each draw, not only on average."""
     chain = Chain.random(layers)
     vae, x = chain.build(cls), chain.evidence.sample((6,))
@@ -364,7 +364,7 @@ def test_sticking_the_landing(cls, layers):
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_frozen_posterior_changes_no_number_and_no_mean_gradient(cls, layers):
+def test_frozen_posterior_keeps_values_and_mean_gradients(cls, layers):
     vae, (x, _) = make(cls, layers), data(3)
     parts = {
         "encoders": list(vae.encoders.parameters()),
@@ -415,7 +415,7 @@ def log_evidence(vae, x, context, num_nodes=40):
 
 @pytest.mark.parametrize("context", [0, CONTEXT])
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_weights_are_unbiased(cls, layers, context):
+def test_importance_weights_are_unbiased(cls, layers, context):
     vae = tame(make(cls, layers, context=context, dims=(1, 1, 1)))
     with torch.no_grad():
         vae.decoder.get_parameter("network.layers.2.weight" if context else "layers.2.weight").mul_(
@@ -440,7 +440,7 @@ def test_probabilities_of_all_images_sum_to_one(cls):
     assert log_marginal(vae, x, num_samples=5000).exp().sum().item() == pytest.approx(1, abs=0.02)
 
 
-def test_samples_follow_the_model(cls):
+def test_samples_have_the_frequencies_of_the_model(cls):
     """Frequencies of all images are their probabilities."""
     vae = make(cls, 3, dims=(1, 1, 1))
     x = torch.tensor(list(itertools.product([0.0, 1.0], repeat=DATA)))
@@ -455,7 +455,7 @@ def test_samples_follow_the_model(cls):
 # KL -----------------------------------------------------------------------------------------------
 
 
-def test_ladder_kl_is_that_of_draws():
+def test_ladder_kl_equals_the_mean_of_draws():
     vae, (x, _) = make(LadderVAE, 3), data(3)
     with torch.no_grad():
         for term in vae(x, num_samples=2).latents:
@@ -469,7 +469,7 @@ def test_ladder_kl_is_that_of_draws():
             assert torch.equal(term.kl(), expected)
 
 
-def test_bottom_up_kl_has_a_closed_form_on_top_alone():
+def test_bottom_up_kl_has_a_closed_form_for_the_top_layer_only():
     vae, (x, _) = make(BottomUpVAE, 3), data()
     *lower, top = vae(x, num_samples=3).latents
     for term in lower:
@@ -511,7 +511,7 @@ def test_elbo_estimators_agree(cls):
     assert auto.item() == pytest.approx(sampled.item(), abs=0.05)
 
 
-def test_beta_weighs_every_layer(cls):
+def test_elbo_beta_weights_every_layer(cls):
     vae, (x, _) = make(cls, 2), data()
     torch.manual_seed(1)
     output = ELBO(beta=3.0)(vae, Batch(x))
@@ -521,7 +521,7 @@ def test_beta_weighs_every_layer(cls):
     )
 
 
-def test_training_reports_each_kl_and_learns(cls):
+def test_trainer_reports_each_kl_and_learns(cls):
     vae = make(cls, 2)
     x = binary(1, DATA).repeat(64, 1)
     trainer = Trainer(vae, ELBO(), progress=False)
@@ -534,7 +534,7 @@ def test_training_reports_each_kl_and_learns(cls):
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_gradients_reach_every_parameter(cls, layers, frozen):
+def test_hierarchical_gradients_reach_every_parameter(cls, layers, frozen):
     vae, (x, c) = make(cls, layers, context=CONTEXT), data(5, CONTEXT)
     vae(x, c, num_samples=3, frozen_posterior=frozen).log_weight().sum().backward()
     assert not [n for n, p in vae.named_parameters() if p.grad is None or not p.grad.any()]
@@ -544,7 +544,7 @@ def test_gradients_reach_every_parameter(cls, layers, frozen):
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_context_flows_through_every_part(cls, layers):
+def test_hierarchical_vae_passes_the_context_to_every_part(cls, layers):
     vae, (x, c) = make(cls, layers, context=CONTEXT), data(5, CONTEXT)
     assert vae.sample(7, c).shape == (7, 5, DATA)
     assert vae.sample(7, c[:1], mean=True).shape == (7, 1, DATA)
@@ -565,7 +565,7 @@ def to_batch(item):
     return Batch(*item)
 
 
-def test_samples_given_a_context(cls):
+def test_sample_reads_each_row_of_context(cls):
     """Of each row of context, those of its own model."""
     vae, (_, c) = make(cls, 2, context=CONTEXT), data(3, 2 * CONTEXT)
     c = 4 * c[:, :CONTEXT]
@@ -575,7 +575,7 @@ def test_samples_given_a_context(cls):
     assert (alone[0] - alone[1]).abs().max() > 0.1
 
 
-def test_equal_rows_of_context_have_draws_of_their_own(cls):
+def test_sample_draws_separately_for_equal_rows_of_context(cls):
     """Of the top layer too, whose prior reads no context."""
     for layers in (1, 2):
         vae = make(cls, layers, context=CONTEXT)
@@ -585,7 +585,7 @@ def test_equal_rows_of_context_have_draws_of_their_own(cls):
 
 
 @pytest.mark.parametrize("kind", ["conditional", "vamp", "gaussian"])
-def test_priors_given_a_context(cls, kind):
+def test_prior_reads_the_context(cls, kind):
     context, top = CONTEXT, 2
     x, c = data(5, context)
     if kind == "conditional":
@@ -632,7 +632,7 @@ def test_vamp_prior_is_a_mixture_of_top_posteriors(cls):
     assert draws.shape == (5, DATA)
 
 
-def test_vamp_prior_from_data(cls, tmp_path):
+def test_vamp_prior_from_data_is_saved(cls, tmp_path):
     vae, (x, _) = make(cls, 2), data(20)
     fed = x if cls is LadderVAE else vae(x).latents[0].z[0].detach()
     vae.prior = VampPrior.from_data(vae.encoders[-1], fed, num_components=6)
@@ -644,7 +644,7 @@ def test_vamp_prior_from_data(cls, tmp_path):
     assert evaluate(vae, x, elbo_samples=200, importance_samples=500).is_bound
 
 
-def test_sticking_the_landing_keeps_the_priors_gradient(cls):
+def test_frozen_posterior_keeps_the_gradient_of_a_vamp_prior(cls):
     """A prior made of the encoder has a gradient in the encoder of its own."""
     shape = (3,) if cls is BottomUpVAE else (DATA,)
     vae, (x, _) = make(cls, 2, prior=VampPrior(2, shape, 3)), data()
@@ -673,7 +673,7 @@ def spatial(likelihood=None):
     return LadderVAE(encoders, generators, decoder, likelihood or BernoulliLikelihood())
 
 
-def test_spatial_latents():
+def test_ladder_of_spatial_latents():
     vae, x = spatial(), binary(5, 1, 8, 8)
     assert isinstance(vae.encoders[0].head, nn.Conv2d)
     output = vae(x, num_samples=3)
@@ -699,7 +699,7 @@ def test_spatial_latents():
     assert all(p.grad is not None and p.grad.any() for p in vae.parameters())
 
 
-def test_spatial_file_and_summary(tmp_path):
+def test_ladder_of_spatial_latents_is_saved_and_summarized(tmp_path):
     vae, x = spatial(), binary(2, 1, 8, 8)
     vae.save(tmp_path / "vae")
     loaded = LadderVAE.load(tmp_path / "vae")
@@ -712,7 +712,7 @@ def test_spatial_file_and_summary(tmp_path):
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_file_round_trip_is_bitwise(cls, layers, dtype, tmp_path):
+def test_load_restores_every_bit(cls, layers, dtype, tmp_path):
     vae = make(cls, layers, context=CONTEXT).to(dtype)
     vae.save(tmp_path / "vae.safetensors")
     state = torch.get_rng_state()
@@ -732,13 +732,13 @@ def test_file_round_trip_is_bitwise(cls, layers, dtype, tmp_path):
     assert torch.equal(*weights)
 
 
-def test_files_are_told_apart(tmp_path):
+def test_load_refuses_another_model(tmp_path):
     make(BottomUpVAE, 2).save(tmp_path / "vae")
     with pytest.raises(CheckpointError, match="expected the file of a LadderVAE, got 'BottomUpVAE"):
         LadderVAE.load(tmp_path / "vae")
 
 
-def test_foreign_modules_by_their_place(cls, tmp_path):
+def test_load_replaces_foreign_modules_by_name(cls, tmp_path):
     def build():
         return cls(
             [
@@ -781,7 +781,7 @@ def test_reconstruct_and_check_draw_nothing(cls):
     torch.testing.assert_close(record.likelihood.center()[0], reconstruction[:2])
 
 
-def test_reconstruct_goes_through_the_centers():
+def test_reconstruct_decodes_the_centers():
     vae, (x, _) = make(BottomUpVAE, 2), data()
     mean, _ = vae.encoders[0].head(vae.encoders[0].network(x)).chunk(2, 1)
     assert torch.equal(vae.reconstruct(x), vae.decoder(mean).sigmoid())
@@ -795,7 +795,7 @@ def test_reconstruct_goes_through_the_centers():
     torch.testing.assert_close(vae.reconstruct(x), expected)
 
 
-def test_examples_do_not_touch_each_other(cls):
+def test_each_example_is_treated_by_itself(cls):
     """A batch's record at given draws is that of its parts: by the centers, which draw nothing."""
     vae, (x, _) = make(cls, 3), data(6)
     whole = vae.reconstruct(x)
@@ -805,7 +805,7 @@ def test_examples_do_not_touch_each_other(cls):
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-13)
 
 
-def test_evaluation_leaves_modes_and_weights(cls):
+def test_evaluate_restores_modes_and_weights(cls):
     vae, (x, _) = make(cls, 2).train(), data()
     vae.encoders[0].eval()
     before = copy.deepcopy(vae.state_dict())
@@ -817,7 +817,7 @@ def test_evaluation_leaves_modes_and_weights(cls):
     assert not log_marginal(vae, x, num_samples=2).requires_grad
 
 
-def test_training_mode_is_that_of_the_networks(cls):
+def test_training_mode_reaches_the_networks(cls):
     """Dropout draws in training and not in evaluation."""
     layers = 2
     vae, (x, _) = make(cls, layers), data()
@@ -830,7 +830,7 @@ def test_training_mode_is_that_of_the_networks(cls):
     assert report[0] == report[1]
 
 
-def test_a_copy_is_independent(cls):
+def test_deepcopy_is_independent(cls):
     vae, (x, _) = make(cls, 3), data()
     twin = copy.deepcopy(vae)
     with torch.no_grad():
@@ -840,7 +840,7 @@ def test_a_copy_is_independent(cls):
     assert (vae.reconstruct(x) - 0.5).abs().max() > 0.05
 
 
-def test_integer_data(cls):
+def test_integer_data_are_converted(cls):
     vae, (x, _) = make(cls, 2).float(), data()
     torch.manual_seed(1)
     expected = vae(x.float()).log_weight()
@@ -849,7 +849,7 @@ def test_integer_data(cls):
     assert torch.equal(vae.reconstruct(x.bool()), vae.reconstruct(x.float()))
 
 
-def test_functional_call(cls):
+def test_functional_call_equals_the_model(cls):
     vae, (x, _) = make(cls, 2), data()
     parameters = dict(vae.named_parameters())
 
@@ -863,7 +863,7 @@ def test_functional_call(cls):
         torch.testing.assert_close(grads[name], parameter.grad)
 
 
-def test_autocast(cls):
+def test_autocast_changes_only_the_rounding(cls):
     """Under autocast the record is that of full precision, but for rounding."""
     vae, (x, _) = make(cls, 2).float(), data()
     x = x.float()
@@ -878,7 +878,7 @@ def test_autocast(cls):
 
 
 @pytest.mark.parametrize("masked", ["nan", "mask"])
-def test_missing_entries(cls, masked):
+def test_masked_likelihood_ignores_missing_entries(cls, masked):
     vae = make(cls, 2, likelihood=MaskedLikelihood(GaussianLikelihood(0.5)), dims=(3, 2))
     x = torch.randn(6, DATA)
     seen = torch.rand(6, DATA) > 0.3
@@ -897,7 +897,7 @@ def test_missing_entries(cls, masked):
     assert all(p.grad.isfinite().all() for p in vae.parameters())
 
 
-def test_imputation_of_a_linear_chain(cls):
+def test_impute_returns_the_conditional_mean(cls):
     """The conditional mean of a Gaussian is known."""
     chain = Chain.random(2)
     vae = chain.build(cls)
@@ -972,14 +972,14 @@ MISFITS = {
 
 
 @pytest.mark.parametrize("name", MISFITS)
-def test_constructor_names_the_remedy(cls, name):
+def test_hierarchical_constructor_names_the_remedy(cls, name):
     change, exception, message = MISFITS[name]
     with pytest.raises(exception, match=re.escape(message)) as caught:
         cls(*change(*parts(cls)))
     assert str(caught.value).startswith(cls.__name__)
 
 
-def test_ladder_multiplies_gaussians_alone():
+def test_ladder_refuses_other_than_gaussian_encoders():
     encoders, generators, decoder, likelihood = parts(LadderVAE)
     for wrong in (LaplaceEncoder(MLP(DATA), 3), FullGaussianEncoder(MLP(DATA), 3)):
         with pytest.raises(TypeError, match=r"a GaussianEncoder, got a .*: GaussianEncoder\("):
@@ -988,7 +988,7 @@ def test_ladder_multiplies_gaussians_alone():
         LadderVAE(encoders, [LaplaceEncoder(MLP(2), 3)], decoder, likelihood)
 
 
-def test_bottom_up_takes_any_encoders():
+def test_bottom_up_accepts_any_encoders():
     vae = BottomUpVAE(
         [LaplaceEncoder(MLP(DATA, (7,)), 3), FullGaussianEncoder(MLP(3, (7,)), 2)],
         [LaplaceEncoder(MLP(2, (7,)), 3)],
@@ -1014,7 +1014,7 @@ def test_bottom_up_takes_any_encoders():
     assert total == pytest.approx(1, abs=0.03)
 
 
-def test_misfitting_layers_are_told_at_check(cls):
+def test_check_names_the_layer_that_does_not_fit(cls):
     chain = "chain of encoders and generators"
     for place, wrong in [
         ("encoders", GaussianEncoder(MLP(9), 2)),
@@ -1032,7 +1032,7 @@ def test_misfitting_layers_are_told_at_check(cls):
         vae(binary(3, DATA), num_samples=0)
 
 
-def test_density_needs_every_posterior():
+def test_is_density_needs_every_posterior():
     encoders, generators, decoder, likelihood = parts(BottomUpVAE)
     x, _ = data()
     vae = BottomUpVAE(
@@ -1048,13 +1048,13 @@ def test_density_needs_every_posterior():
 # What once went wrong -----------------------------------------------------------------------------
 
 
-def test_density_needs_every_generator():
+def test_is_density_needs_every_generator():
     encoders, _, decoder, likelihood = parts(BottomUpVAE)
     generators = [DeterministicEncoder(MLP(2, (7,)), 3)]
     assert not ELBO().is_bound(BottomUpVAE(encoders, generators, decoder, likelihood))
 
 
-def test_frozen_posterior_with_dropout(cls):
+def test_frozen_posterior_refuses_dropout(cls):
     vae, (x, _) = make(cls, 2), data()
     vae.encoders[0].network = nn.Sequential(vae.encoders[0].network, nn.Dropout(0.5))
     with pytest.raises(ValueError, match="dropout in the decoder only"):
@@ -1062,7 +1062,7 @@ def test_frozen_posterior_with_dropout(cls):
     vae.eval()(x, frozen_posterior=True)
 
 
-def test_frozen_posterior_in_a_functional_call(cls):
+def test_frozen_posterior_works_in_a_functional_call(cls):
     vae, (x, _) = make(cls, 2), data()
 
     def loss(values):
@@ -1077,7 +1077,7 @@ def test_frozen_posterior_in_a_functional_call(cls):
         torch.testing.assert_close(grads[name], parameter.grad)
 
 
-def test_latent_densities_keep_their_digits_under_autocast(cls):
+def test_autocast_keeps_latent_densities_in_full_precision(cls):
     vae, (x, _) = make(cls, 2).float(), data()
     with torch.autocast("cpu", torch.bfloat16):
         latents = vae(x.float()).latents

@@ -62,13 +62,13 @@ def optimizers(model, objective):
     return {name: torch.optim.Adam(group, rates[name]) for name, group in groups.items()}
 
 
-def test_the_page_has_its_models():
+def test_models_page_lists_all_models():
     assert len(MODELS) >= 45
     assert MODELS.keys() == IDENTITIES.keys()
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_fifty_steps_lower_the_loss(name):
+def test_published_model_learns_in_fifty_steps(name):
     model, objective, batch = compose(name)
     objective.at(0, 50)
     objective.check(model, batch)
@@ -538,5 +538,5 @@ IDENTITIES = {
 
 
 @pytest.mark.parametrize("name", IDENTITIES)
-def test_identity(name):
+def test_published_model_equals_its_formula(name):
     IDENTITIES[name](name)

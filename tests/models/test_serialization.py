@@ -166,7 +166,7 @@ def test_every_part_has_an_example():
     assert {type(part) for part in EXAMPLES} == set(PARTS)
 
 
-def test_every_public_part_may_be_named():
+def test_parts_holds_every_public_part():
     import tinyvae
 
     bases = (
@@ -185,7 +185,7 @@ def test_every_public_part_may_be_named():
 
 
 @pytest.mark.parametrize("part", EXAMPLES, ids=lambda part: type(part).__name__)
-def test_round_trip(part, tmp_path):
+def test_build_part_inverts_describe_part(part, tmp_path):
     save_tensors(tmp_path / "part.safetensors", part.state_dict(), {"part": describe_part(part)})
     tensors, info = load_tensors(tmp_path / "part.safetensors")
     twin = build_part(info["part"])
@@ -201,7 +201,7 @@ def test_round_trip(part, tmp_path):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations(activation):
+def test_activations_round_trip(activation):
     net = MLP(3, hidden=(4,), activation=activation)
     twin = build_part(describe_part(net))
     twin.load_state_dict(net.state_dict())
@@ -210,7 +210,7 @@ def test_activations(activation):
     assert torch.equal(twin(x), net(x))
 
 
-def test_description_is_plain():
+def test_describe_part_returns_json():
     assert describe_part(GaussianEncoder(nn.Tanh(), 3, features=4)) == {
         "part": "GaussianEncoder",
         "config": {"network": {"foreign": "Tanh"}, "latent_dim": 3, "features": 4},
@@ -218,7 +218,7 @@ def test_description_is_plain():
     assert describe_part((1, 2.5, "a", None, True, (3,))) == [1, 2.5, "a", None, True, [3]]
 
 
-class Own(Likelihood):
+class UserLikelihood(Likelihood):
     def __init__(self, scale):
         super().__init__()
         self.scale = scale
@@ -231,29 +231,32 @@ class Own(Likelihood):
 
 
 @pytest.mark.parametrize(
-    "value", [object(), 1j, torch.Tensor, lambda: nn.ReLU(), {"a": 1}, Own(torch.ones(2))]
+    "value",
+    [object(), 1j, torch.Tensor, lambda: nn.ReLU(), {"a": 1}, UserLikelihood(torch.ones(2))],
 )
-def test_what_has_no_description(value):
+def test_describe_part_refuses_other_values(value):
     with pytest.raises(TypeError, match=r"cannot describe .*such as an activation"):
         describe_part(value)
 
 
 @pytest.mark.parametrize("config", [{}, {"scale": 1, "more": 2}, {"Scale": 1}])
-def test_config_gives_every_argument(config):
-    part = Own(1.0)
+def test_describe_part_needs_every_argument_in_config(config):
+    part = UserLikelihood(1.0)
     part.config = lambda: config
     with pytest.raises(TypeError, match=r"Own.config\(\) must return every.*\['scale'\], got"):
         describe_part(part)
 
 
-def test_own_parts_are_handed_over():
-    description = describe_part(Own(2.0))
-    with pytest.raises(CheckpointError, match=r"unknown part 'Own' as 'likelihood'.*parts=\[Own"):
+def test_build_part_needs_the_classes_of_user_parts():
+    description = describe_part(UserLikelihood(2.0))
+    with pytest.raises(
+        CheckpointError, match=r"unknown part 'Own' as 'likelihood'.*parts=\[UserLikelihood"
+    ):
         build_part(description, name="likelihood")
-    assert build_part(description, [Own]).scale == 2.0
+    assert build_part(description, [UserLikelihood]).scale == 2.0
 
 
-def test_foreign_modules_are_put_in_place_by_name():
+def test_build_part_replaces_foreign_modules_by_name():
     net = nn.Linear(4, 5)
     description = describe_part(GaussianEncoder(net, 3, features=5))
     built = build_part(description, replace={"encoder.network": net}, name="encoder")
@@ -265,12 +268,12 @@ def test_foreign_modules_are_put_in_place_by_name():
 @pytest.mark.parametrize(
     "description", [{}, {"part": "MLP"}, {"part": 5, "config": {}}, {"class": None}]
 )
-def test_what_is_no_description(description):
+def test_build_part_refuses_invalid_descriptions(description):
     with pytest.raises(CheckpointError, match="'decoder' has an invalid description"):
         build_part(description, name="decoder")
 
 
-def test_an_activation_of_ones_own_is_handed_over_like_a_part():
+def test_build_part_needs_the_class_of_a_user_activation():
     net = MLP(3, hidden=(4,), activation=nn.Hardswish)
     description = describe_part(net)
     with pytest.raises(CheckpointError, match=r"unknown part 'Hardswish' .*parts=\[Hardswish\]"):

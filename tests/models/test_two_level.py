@@ -64,7 +64,7 @@ def exact(vae, x):
     return (log_px + log_weights[:, None, None] + log_weights[:, None]).logsumexp((0, 1))
 
 
-def test_weights_are_unbiased():
+def test_importance_weights_are_unbiased():
     vae, x = make(), torch.tensor(list(itertools.product([0.0, 1.0], repeat=DATA)))
     log_px = exact(vae, x)
     assert log_px.exp().sum().item() == pytest.approx(1, abs=1e-8)
@@ -76,7 +76,7 @@ def test_weights_are_unbiased():
     assert elbo.mean < log_px.mean().item()
 
 
-def test_samples_have_the_models_frequencies():
+def test_samples_have_the_frequencies_of_the_model():
     vae = make()
     images = torch.tensor(list(itertools.product([0.0, 1.0], repeat=DATA)))
     probabilities = exact(vae, images).exp()
@@ -86,7 +86,7 @@ def test_samples_have_the_models_frequencies():
     assert ((shares - probabilities).abs() < 4.5 * error).all()
 
 
-def test_joint_weight_by_hand():
+def test_log_weight_is_the_joint_log_weight():
     vae, x = make(2, 3), binary(5)
     output = vae(x, num_samples=4)
     low, top = output.latents
@@ -103,7 +103,7 @@ def test_joint_weight_by_hand():
     torch.testing.assert_close(output.log_weight(), by_hand, rtol=1e-12, atol=1e-12)
 
 
-def test_both_kls_have_closed_forms_given_the_draws_above():
+def test_both_kls_have_closed_forms():
     vae, x = make(2, 3), binary(5)
     with torch.no_grad():
         low, _ = vae(x, num_samples=3).latents
@@ -113,7 +113,7 @@ def test_both_kls_have_closed_forms_given_the_draws_above():
     assert ((ratio.mean((0, 1)) - low.kl("analytic")).abs() < 4.5 * error).all()
 
 
-def test_frozen_posterior_keeps_values_and_drops_weights():
+def test_frozen_posterior_keeps_values_without_weight_gradients():
     vae, x = make(2, 3), binary(5)
     values = []
     for frozen in (False, True):
@@ -147,7 +147,7 @@ def test_vamp_prior_on_top_trains_and_is_saved(tmp_path):
     assert torch.equal(log_marginal(twin, x, num_samples=3), log_marginal(vae, x, num_samples=3))
 
 
-def test_a_context_goes_through_every_part():
+def test_two_level_vae_passes_the_context_to_every_part():
     vae = TwoLevelVAE(
         reading(DATA, 2, 3),
         bottom=reading(DATA, 3 + 2, 4),

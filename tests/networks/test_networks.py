@@ -68,7 +68,7 @@ NETWORKS = {
 }
 
 
-def wake(net):
+def with_moved_parameters(net):
     """Move all parameters: the zeros of a fresh residual block hold its gradients back."""
     with torch.no_grad():
         for parameter in net.parameters():
@@ -79,8 +79,8 @@ def wake(net):
 @pytest.mark.parametrize("name", NETWORKS)
 @settings(max_examples=40)
 @given(data=st.data(), batch=st.integers(1, 3))
-def test_contract(name, data, batch):
-    net = wake(data.draw(NETWORKS[name]))
+def test_network_contract(name, data, batch):
+    net = with_moved_parameters(data.draw(NETWORKS[name]))
     x = torch.randn(batch, *net.in_shape)
     output = net(x)
     assert output.shape == (batch, *net.out_shape)
@@ -97,7 +97,7 @@ def test_contract(name, data, batch):
 
 @settings(max_examples=40)
 @given(images, channel_lists, kernels)
-def test_transposed_mirrors_conv(image, channels, kernel_size):
+def test_transposed_conv_net_mirrors_conv_net(image, channels, kernel_size):
     down = ConvNet(image, channels, kernel_size=kernel_size)
     up = TransposedConvNet(4, image, channels[::-1], kernel_size=kernel_size)
     assert up.out_shape == down.in_shape
@@ -115,7 +115,7 @@ def test_transposed_mirrors_conv(image, channels, kernel_size):
     assert recorded(up, nn.ConvTranspose2d) == mirrored
 
 
-def test_mlp_is_its_formula():
+def test_mlp_equals_its_formula():
     net = MLP((1, 2, 3), hidden=(4,), out_shape=(2, 1), activation=nn.Tanh)
     x = torch.randn(5, 1, 2, 3)
     first, last = (layer for layer in net.layers if isinstance(layer, nn.Linear))
@@ -124,7 +124,7 @@ def test_mlp_is_its_formula():
     torch.testing.assert_close(net(x), expected)
 
 
-def test_examples_do_not_touch_each_other():
+def test_networks_treat_each_example_by_itself():
     for net in (ConvNet((1, 5, 4)), TransposedConvNet(3, (2, 5, 4)), MLP(3)):
         x = torch.randn(3, *net.in_shape)
         alone = torch.cat([net(row[None]) for row in x])
@@ -168,18 +168,18 @@ def test_examples_do_not_touch_each_other():
         (lambda: ConcatContext(MLP((2, 2)), context_dim=1), r"\(D \+ 1,\) .*, got \(2, 2\)"),
     ],
 )
-def test_errors(make, message):
+def test_network_constructors_name_the_remedy(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh(), "tanh"])
-def test_an_activation_is_a_class(activation):
+def test_mlp_refuses_an_activation_that_is_not_a_class(activation):
     with pytest.raises(TypeError, match="the class of an activation"):
         MLP(3, activation=activation)
 
 
-def test_an_input_of_another_shape_is_named():
+def test_check_input_names_another_shape():
     with pytest.raises(ValueError, match=r"in_shape = \(1, 8, 8\), got \(2, 8, 8\)"):
         MLP((1, 8, 8))(torch.zeros(2, 8, 8))
 
@@ -195,7 +195,7 @@ def test_an_input_of_another_shape_is_named():
         (TransposedConvNet(3, (1, 5, 5), (3, 2)), ("layers.0", "layers.3", "layers.5")),
     ],
 )
-def test_files_written_before_normalize_load(net, keys):
+def test_normalize_defaults_to_false(net, keys):
     expected = [f"{key}.{name}" for key in keys for name in ("weight", "bias")]
     assert list(net.state_dict()) == expected
     description = describe_part(net)
@@ -216,7 +216,7 @@ def test_files_written_before_normalize_load(net, keys):
     ],
     ids=lambda net: type(net).__name__,
 )
-def test_descriptions_round_trip(net):
+def test_network_descriptions_round_trip(net):
     twin = build_part(describe_part(net))
     assert describe_part(twin) == describe_part(net)
     assert repr(twin) == repr(net)
@@ -232,8 +232,8 @@ NORMALIZED = [name for name in NETWORKS if name.startswith("normalized") or "Res
 @pytest.mark.parametrize("name", NORMALIZED)
 @settings(max_examples=25)
 @given(data=st.data())
-def test_normalized_networks_act_alike_in_training_and_on_each_example(float64, name, data):
-    net = wake(data.draw(NETWORKS[name]))
+def test_normalization_is_the_same_in_training_and_for_each_example(float64, name, data):
+    net = with_moved_parameters(data.draw(NETWORKS[name]))
     assert any(isinstance(m, (nn.GroupNorm, nn.LayerNorm)) for m in net.modules())
     x = torch.randn(3, *net.in_shape)
     output = net.train()(x)
@@ -261,17 +261,17 @@ def test_normalization_comes_before_each_activation():
     ("channels", "expected"),
     [(1, 1), (2, 1), (7, 1), (8, 2), (10, 2), (20, 5), (24, 6), (32, 8), (64, 8), (100, 5)],
 )
-def test_groups_are_of_four_channels_at_least(channels, expected):
+def test_group_norm_has_at_least_four_channels_per_group(channels, expected):
     assert group_norm(channels, (3, 3)).num_groups == expected
 
 
-def test_a_single_value_is_not_normalized_away():
+def test_normalization_keeps_a_single_value():
     nets = (
         MLP(1, (1, 1), 1, activation=nn.Tanh, normalize=True),
         ConvNet((1, 2, 1), (1,), activation=nn.Tanh, normalize=True),
         TransposedConvNet(1, (1, 2, 2), (1,), activation=nn.Tanh, normalize=True),
-        wake(ResNet((1, 1, 1), (1,), activation=nn.Tanh)),
-        wake(TransposedResNet(1, (1, 1, 1), (1,), activation=nn.Tanh)),
+        with_moved_parameters(ResNet((1, 1, 1), (1,), activation=nn.Tanh)),
+        with_moved_parameters(TransposedResNet(1, (1, 1, 1), (1,), activation=nn.Tanh)),
     )
     for net in nets:
         x = torch.tensor([0.0, 1.0]).view(2, *[1] * len(net.in_shape)).expand(2, *net.in_shape)
@@ -282,7 +282,7 @@ def test_a_single_value_is_not_normalized_away():
 # Residual networks --------------------------------------------------------------------------------
 
 
-def test_a_fresh_residual_block_is_the_identity():
+def test_residual_block_starts_as_the_identity():
     nets = (ResNet((1, 9, 5), blocks=2), TransposedResNet(3, (1, 9, 5), blocks=3))
     for net, count in zip(nets, (4, 6), strict=True):
         blocks = [m for m in net.modules() if isinstance(m, ResidualBlock)]
@@ -290,11 +290,11 @@ def test_a_fresh_residual_block_is_the_identity():
         for block in blocks:
             x = torch.randn(2, block.layers[0].num_channels, 3, 2)
             assert torch.equal(block(x), x)
-            assert not torch.equal(wake(block)(x), x)
+            assert not torch.equal(with_moved_parameters(block)(x), x)
 
 
-def test_a_residual_block_is_its_formula(float64):
-    block = wake(ResidualBlock(8, (3, 4), nn.SiLU))
+def test_residual_block_equals_its_formula(float64):
+    block = with_moved_parameters(ResidualBlock(8, (3, 4), nn.SiLU))
     x = torch.randn(2, 8, 3, 4)
 
     def half(x, norm, convolution):
@@ -332,14 +332,14 @@ def test_transposed_resnet_mirrors_resnet(image, channels):
 
 
 @given(st.integers(1, 300))
-def test_doubling_repeats_each_pixel(size):
+def test_transposed_resnet_doubling_repeats_each_pixel(size):
     layers = TransposedResNet(1, (1, size, 1), (1,)).layers
     doubling = next(layer for layer in layers if isinstance(layer, nn.Upsample))
     rows = torch.arange((size + 1) // 2, dtype=torch.float32).view(1, 1, -1, 1)
     assert torch.equal(doubling(rows).flatten(), torch.arange(size).div(2).floor())
 
 
-def test_a_transposed_resnet_ends_in_a_bias():
+def test_transposed_resnet_ends_in_a_bias():
     net = TransposedResNet(3, (2, 1, 5, 4), (4,))
     with torch.no_grad():
         net.layers[-1].bias[:] = torch.tensor([1.0, 2.0])
@@ -354,7 +354,7 @@ def test_a_transposed_resnet_ends_in_a_bias():
 @pytest.mark.parametrize("kind", [TransposedConvNet, TransposedResNet])
 @settings(max_examples=20)
 @given(any_images, groups)
-def test_a_latent_of_the_seeds_size_needs_no_linear_layer(kind, image, channels):
+def test_seed_layers_of_a_spatial_latent_are_a_convolution(kind, image, channels):
     *_, h, w = ResNet(image, channels).out_shape
     spatial = kind((3, h, w), image, channels[::-1])
     assert not any(isinstance(layer, nn.Linear) for layer in spatial.modules())
@@ -378,7 +378,7 @@ def test_a_latent_of_the_seeds_size_needs_no_linear_layer(kind, image, channels)
 
 @pytest.mark.parametrize("kind", [TransposedConvNet, TransposedResNet])
 @pytest.mark.parametrize("in_shape", [6, (6,), (3, 2), (3, 1, 2), (3, 4, 2), (1, 3, 2, 1)])
-def test_any_other_latent_is_flattened(kind, in_shape):
+def test_seed_layers_flatten_any_other_latent(kind, in_shape):
     net = kind(in_shape, (1, 5, 3), (4,))  # the seed's height and width are (3, 2)
     assert isinstance(net.layers[0], nn.Linear)
     assert net(torch.randn(2, *net.in_shape)).shape == (2, 1, 5, 3)
@@ -387,7 +387,7 @@ def test_any_other_latent_is_flattened(kind, in_shape):
 # Contexts -----------------------------------------------------------------------------------------
 
 
-def test_numbers_go_behind_a_flattened_input():
+def test_concat_context_appends_numbers_to_a_vector():
     net = MLP(7, (4,), (2, 3))
     wrapped = ConcatContext(net, context_dim=3)
     assert wrapped.in_shape == (4,)
@@ -400,7 +400,7 @@ def test_numbers_go_behind_a_flattened_input():
     assert torch.equal(one(torch.ones(5, 6), torch.ones(5)), net(torch.ones(5, 7)))
 
 
-def test_numbers_are_planes_beside_an_images_channels():
+def test_concat_context_appends_planes_to_an_image():
     net = ConvNet((3, 5, 4), (2,))
     wrapped = ConcatContext(net, context_dim=2)
     assert wrapped.in_shape == (1, 5, 4)
@@ -415,7 +415,7 @@ def test_numbers_are_planes_beside_an_images_channels():
 
 @pytest.mark.parametrize("net", [MLP(7, (4,)), ConvNet((4, 3, 2), (2,))])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
-def test_classes_are_one_hot_rows(net, dtype):
+def test_concat_context_maps_classes_to_one_hot_rows(net, dtype):
     classes, numbers = ConcatContext(net, num_classes=3), ConcatContext(net, context_dim=3)
     index = torch.tensor([2, 0, 1, 2], dtype=dtype)
     rows = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
@@ -426,20 +426,20 @@ def test_classes_are_one_hot_rows(net, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
-def test_there_may_be_more_classes_than_a_dtype_counts(dtype):
+def test_concat_context_accepts_more_classes_than_a_byte_counts(dtype):
     wrapped = ConcatContext(MLP(301, (4,)), num_classes=300)
     index, x = torch.tensor([0, 127]), torch.ones(2, 1)
     assert torch.equal(wrapped(x, index.to(dtype)), wrapped(x, index))
 
 
 @pytest.mark.parametrize("net", ["MLP", "ResNet", "1x1"])
-def test_gradients_reach_a_context(float64, net):
+def test_concat_context_gradients_reach_the_context(float64, net):
     nets = {
         "MLP": MLP(6, (4,), activation=nn.Tanh),
         "ResNet": ResNet((4, 5, 5)),
         "1x1": ResNet((4, 1, 1), (8,)),
     }
-    wrapped = wake(ConcatContext(nets[net], context_dim=2))
+    wrapped = with_moved_parameters(ConcatContext(nets[net], context_dim=2))
     x = torch.randn(3, *wrapped.in_shape)
     context = torch.randn(3, 2, requires_grad=True)
     wrapped(x, context).square().sum().backward()
@@ -467,27 +467,29 @@ def test_gradients_reach_a_context(float64, net):
         (None, (3, 4), torch.tensor([1, -1, 2]), ValueError, "classes 0 to 1, got -1 in row 1"),
     ],
 )
-def test_a_context_that_does_not_fit(context_dim, x, context, error, message):
+def test_concat_context_refuses_a_context_that_does_not_fit(
+    context_dim, x, context, error, message
+):
     num_classes = 2 if context_dim is None else None
     net = ConcatContext(MLP(6, (3,)), context_dim=context_dim, num_classes=num_classes)
     with pytest.raises(error, match=message):
         net(torch.zeros(x), context)
 
 
-def test_an_image_of_another_shape_is_named_beside_a_context():
+def test_concat_context_refuses_an_image_of_another_shape():
     net = ConcatContext(ConvNet((3, 5, 4)), context_dim=2)
     with pytest.raises(ValueError, match=r"in_shape = \(1, 5, 4\), got \(2, 1, 4, 5\)"):
         net(torch.zeros(2, 1, 4, 5), torch.zeros(2, 2))
 
 
-def test_what_is_no_network_is_not_wrapped():
+def test_concat_context_refuses_other_modules():
     with pytest.raises(TypeError, match=r"expects a Network, got a Linear: .* forward"):
         ConcatContext(nn.Linear(3, 2), context_dim=1)
     with pytest.raises(TypeError, match=r"got a ConcatContext: .*joined"):
         ConcatContext(ConcatContext(MLP(4), context_dim=1), context_dim=1)
 
 
-def test_an_unknown_class_is_nan_where_no_one_can_look(monkeypatch):
+def test_concat_context_maps_unknown_classes_to_nan_when_compiled(monkeypatch):
     net = ConcatContext(MLP(6, (3,), activation=nn.Tanh), num_classes=2)
     x = torch.randn(3, 4)
     expected = net(x, torch.tensor([0, 1, 1]))
@@ -498,7 +500,7 @@ def test_an_unknown_class_is_nan_where_no_one_can_look(monkeypatch):
 
 
 @pytest.mark.parametrize("num_classes", [None, 3])
-def test_a_conditional_vae(num_classes):
+def test_concat_context_in_a_conditional_vae(num_classes):
     options = {"num_classes": num_classes, "context_dim": None if num_classes else 3}
     encoder = GaussianEncoder(ConcatContext(ResNet((4, 5, 4), (4,)), **options), 2)
     decoder = ConcatContext(TransposedResNet(2 + 3, (1, 5, 4), (4,)), **options)

@@ -1,4 +1,4 @@
-"""The common base of models: a decoder with its likelihood, and the pass through all parts."""
+"""Base class of models: a decoder with its likelihood, and the pass through all parts."""
 
 from __future__ import annotations
 
@@ -76,9 +76,8 @@ class DecoderModel(SavableModel, LatentVariableModel):
         require_part(owner, parts["likelihood"], Likelihood, "likelihood", example)
         for name, part in parts.items():
             self.add_module(name, part if isinstance(part, nn.Module) else nn.ModuleList(part))
-        encoder = next(m for m in self.modules() if isinstance(m, Encoder))
         self.data_shape = (
-            infer_data_shape(encoder, self.likelihood)
+            infer_data_shape(next(self.children()), self.likelihood)
             if data_shape is None
             else torch.Size(data_shape)
         )

@@ -12,15 +12,15 @@ from tinyvae.networks import Decoder, Network
 LAYERS_WITH_BIAS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
-def infer_data_shape(encoder: Encoder, likelihood: Likelihood) -> torch.Size | None:
+def infer_data_shape(encoder: nn.Module, likelihood: Likelihood) -> torch.Size | None:
     """Return the shape of one datum if the encoder's network tells it, else None.
 
     It does if it is a :class:`~tinyvae.networks.Network` and the likelihood does not change the
     shape of the encoder's input.
     """
-    networks = (module for module in encoder.modules() if isinstance(module, Network))
-    network = next(networks, None)
-    if network is None:
+    containers = (Encoder, nn.ModuleList, nn.ModuleDict)
+    network = next((m for m in encoder.modules() if not isinstance(m, containers)), None)
+    if not isinstance(network, Network):
         return None
     try:
         input_shape = likelihood.input_shape(network.in_shape)
