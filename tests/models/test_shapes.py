@@ -1,4 +1,4 @@
-"""Shapes that are not said twice: decoders without an output shape, and VAE.from_shapes."""
+"""Output shapes that decoders get from the model, and VAE.from_shapes."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ from tinyvae import (
     impute,
     summary,
 )
-from tinyvae.encoders import FlowEncoder
+from tinyvae.encoders import FlowEncoder, JointEncoder
 from tinyvae.flows import Flow
 from tinyvae.likelihoods import (
     DiscretizedLogisticLikelihood,
@@ -125,6 +125,10 @@ def test_decoder_without_a_shape_equals_one_with_it(name, tmp_path):
 def test_decoder_without_a_shape_needs_the_data_shape():
     encoders = {
         "any module": (GaussianEncoder(nn.Linear(5, 4), 2, features=4), BernoulliLikelihood()),
+        "any module, then networks": (
+            JointEncoder({"a": GaussianEncoder(MLP(5), 2)}, nn.Linear(4, 5)),
+            BernoulliLikelihood(),
+        ),
         "one-hot input": (GaussianEncoder(MLP((7, 6)), 2), CategoricalLikelihood(7)),
         "table": (GaussianEncoder(MLP(3), 2), MixedLikelihood([("a", "category", (0, 1, 2))])),
     }

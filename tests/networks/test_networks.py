@@ -69,7 +69,7 @@ NETWORKS = {
 
 
 def with_moved_parameters(net):
-    """Move all parameters: the zeros of a fresh residual block hold its gradients back."""
+    """Move all parameters, because the zeros of a new residual block stop its gradients."""
     with torch.no_grad():
         for parameter in net.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -131,46 +131,46 @@ def test_networks_treat_each_example_by_itself():
         torch.testing.assert_close(net(x), alone, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: MLP(0), r"MLP in_shape expects sizes of at least 1, got \(0,\)"),
-        (lambda: MLP(4, hidden=(-1,)), r"MLP hidden expects .* got \(-1,\)"),
-        (lambda: MLP(4, out_shape=(2, 0)), r"MLP out_shape expects .* got \(2, 0\)"),
-        (lambda: ConvNet((28, 28)), r"ConvNet in_shape expects \(C, H, W\), got \(28, 28\)"),
-        (lambda: ConvNet((1, 28, 28), ()), "ConvNet expects at least one number of channels"),
-        (lambda: ConvNet((1, 28, 28), (0,)), "ConvNet channels expects sizes of at least 1"),
-        (lambda: ConvNet((1, 28, 28), kernel_size=4), "odd kernel_size, got 4"),
-        (lambda: ConvNet((1, 28, 28), kernel_size=-1), "odd kernel_size, got -1"),
-        (lambda: TransposedConvNet(4, (28, 28)), r"expects out_shape \(C, H, W\) or"),
-        (lambda: TransposedConvNet(4, (1, 28, 28), ()), "at least one number of channels"),
-        (lambda: TransposedConvNet(4, (1, 28, 28), kernel_size=2), "odd kernel_size, got 2"),
-        (lambda: ResNet((28, 28)), r"ResNet in_shape expects \(C, H, W\), got \(28, 28\)"),
-        (lambda: ResNet((1, 28, 28), ()), "ResNet expects at least one number of channels"),
-        (lambda: ResNet((1, 8, 8), (0,)), r"ResNet channels expects .* at least 1, got \(0,\)"),
-        (lambda: ResNet((1, 8, 8), blocks=0), "ResNet expects 1 to 100 blocks, got 0: ConvNet has"),
-        (lambda: TransposedResNet(0, (1, 8, 8)), r"TransposedResNet in_shape expects sizes"),
-        (lambda: TransposedResNet(4, (8, 8)), r"TransposedResNet expects out_shape \(C, H, W\) or"),
-        (
-            lambda: TransposedResNet(4, (1, 8, 8), ()),
-            "TransposedResNet expects at least one number",
-        ),
-        (lambda: TransposedResNet(4, (1, 8, 8), blocks=-1), "got -1: TransposedConvNet has none"),
-        (
-            lambda: ConcatContext(MLP(4)),
-            "expects one of context_dim .* None and num_classes = None",
-        ),
-        (lambda: ConcatContext(MLP(4), context_dim=2, num_classes=2), "= 2 and num_classes = 2"),
-        (lambda: ConcatContext(MLP(4), context_dim=0), "context_dim >= 1 .* context_dim = 0"),
-        (lambda: ConcatContext(MLP(4), num_classes=0), "num_classes >= 1 .* num_classes = 0"),
-        (lambda: ConcatContext(MLP(4), num_classes=4), r"in_shape \(4,\) has no room .* 4 values"),
-        (lambda: ConcatContext(ConvNet((2, 5, 5)), context_dim=3), r"\('inputs \+ 3', 5, 5\)"),
-        (lambda: ConcatContext(MLP((2, 2)), context_dim=1), r"\(D \+ 1,\) .*, got \(2, 2\)"),
-    ],
-)
-def test_network_constructors_name_the_remedy(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+ERRORS = [
+    (lambda: MLP(0), r"MLP in_shape expects sizes of at least 1, got \(0,\)"),
+    (lambda: MLP(4, hidden=(-1,)), r"MLP hidden expects .* got \(-1,\)"),
+    (lambda: MLP(4, out_shape=(2, 0)), r"MLP out_shape expects .* got \(2, 0\)"),
+    (lambda: ConvNet((28, 28)), r"ConvNet in_shape expects \(C, H, W\), got \(28, 28\)"),
+    (lambda: ConvNet((1, 28, 28), ()), "ConvNet expects at least one number of channels"),
+    (lambda: ConvNet((1, 28, 28), (0,)), "ConvNet channels expects sizes of at least 1"),
+    (lambda: ConvNet((1, 28, 28), kernel_size=4), "odd kernel_size, got 4"),
+    (lambda: ConvNet((1, 28, 28), kernel_size=-1), "odd kernel_size, got -1"),
+    (lambda: TransposedConvNet(4, (28, 28)), r"expects out_shape \(C, H, W\) or"),
+    (lambda: TransposedConvNet(4, (1, 28, 28), ()), "at least one number of channels"),
+    (lambda: TransposedConvNet(4, (1, 28, 28), kernel_size=2), "odd kernel_size, got 2"),
+    (lambda: ResNet((28, 28)), r"ResNet in_shape expects \(C, H, W\), got \(28, 28\)"),
+    (lambda: ResNet((1, 28, 28), ()), "ResNet expects at least one number of channels"),
+    (lambda: ResNet((1, 8, 8), (0,)), r"ResNet channels expects .* at least 1, got \(0,\)"),
+    (lambda: ResNet((1, 8, 8), blocks=0), "ResNet expects 1 to 100 blocks, got 0: ConvNet has"),
+    (lambda: TransposedResNet(0, (1, 8, 8)), r"TransposedResNet in_shape expects sizes"),
+    (lambda: TransposedResNet(4, (8, 8)), r"TransposedResNet expects out_shape \(C, H, W\) or"),
+    (
+        lambda: TransposedResNet(4, (1, 8, 8), ()),
+        "TransposedResNet expects at least one number",
+    ),
+    (lambda: TransposedResNet(4, (1, 8, 8), blocks=-1), "got -1: TransposedConvNet has none"),
+    (
+        lambda: ConcatContext(MLP(4)),
+        "expects one of context_dim .* None and num_classes = None",
+    ),
+    (lambda: ConcatContext(MLP(4), context_dim=2, num_classes=2), "= 2 and num_classes = 2"),
+    (lambda: ConcatContext(MLP(4), context_dim=0), "context_dim >= 1 .* context_dim = 0"),
+    (lambda: ConcatContext(MLP(4), num_classes=0), "num_classes >= 1 .* num_classes = 0"),
+    (lambda: ConcatContext(MLP(4), num_classes=4), r"in_shape \(4,\) has no room .* 4 values"),
+    (lambda: ConcatContext(ConvNet((2, 5, 5)), context_dim=3), r"\('inputs \+ 3', 5, 5\)"),
+    (lambda: ConcatContext(MLP((2, 2)), context_dim=1), r"\(D \+ 1,\) .*, got \(2, 2\)"),
+]
+
+
+def test_network_constructors_name_the_remedy():
+    for make, message in ERRORS:
+        with pytest.raises(ValueError, match=message):
+            make()
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh(), "tanh"])
