@@ -53,7 +53,7 @@ def standard_normal(*batch_and_event, event_ndim):
 
 
 class SpatialEncoder(Encoder):
-    """A posterior over maps (2, H, W), of modules that are not the library's."""
+    """A posterior over maps (2, H, W), made of torch's modules."""
 
     def __init__(self, height, width):
         super().__init__()
@@ -92,7 +92,7 @@ def spatial_vae():
     return VAE(SpatialEncoder(3, 4), decoder, GaussianLikelihood(Learned((1, 3, 4))))
 
 
-# name: (model, data shape, latent shape, own parts, foreign modules)
+# name: (model, data shape, latent shape, user parts, foreign modules)
 MODELS = {
     "mlp, bernoulli": (mlp_vae, (2, 3, 1), (3,), (), ()),
     "mlp, learned scale": (
@@ -257,7 +257,7 @@ COMBINATIONS = {
 }
 
 
-# Each encoder with a prior of its own and with one that borrows it, each prior with one encoder.
+# Each encoder with one plain prior and one that uses the encoder, each prior with one encoder.
 DIVERSE = [
     name
     for name in COMBINATIONS

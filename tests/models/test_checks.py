@@ -49,9 +49,9 @@ def test_check_returns_the_output_of_two_examples(model_case):
     vae, x = make(), binary(5, *data_shape)
     for rows in (x, x[:1]):
         record = vae.check(rows)
-        two = rows[:2]
-        assert record.log_weight().shape == (1, len(two))
-        torch.testing.assert_close(record.latents[0].z[0], vae.encode(two).mean)
+        first_rows = rows[:2]
+        assert record.log_weight().shape == (1, len(first_rows))
+        torch.testing.assert_close(record.latents[0].z[0], vae.encode(first_rows).mean)
 
 
 class FunctionEncoder(Encoder):

@@ -67,7 +67,7 @@ def test_vae_composes_every_encoder_with_every_prior(name, dtype, tmp_path):
     error = (log_weight.var(0) / 500 + weight.var(0) / draws).sum().sqrt() / 16
     assert (elbo - evidence).mean() <= 4 * error + 1e-5
     assert report.elbo.mean == pytest.approx(elbo.mean().item(), abs=0.2)
-    # Other weights have heavier tails, and a certain posterior leaves most of the mass out.
+    # Other importance weights have heavier tails, and a narrow posterior misses most of the mass.
     if draws == 5000 and (name.startswith(("sphere", "classes")) or name.endswith(", normal")):
         spread = (weight.var(0) / draws * (2 * evidence).exp()).sum().sqrt()
         assert abs(evidence.exp().sum().item() - 1) < 4.5 * spread + 1e-3
@@ -95,7 +95,7 @@ def test_vae_trains_every_parameter_of_a_combination(name):
     objective = ELBO(num_samples=3)
     objective(vae, Batch(all_images(4))).losses["model"].backward()
     trained = [(key, p) for key, p in vae.named_parameters() if p.requires_grad]
-    # A flow's last bijection may leave its first bin's parameters without a say.
+    # The parameters of the first bin of a flow's last bijection can have no effect.
     assert not [key for key, p in trained if p.grad is None]
     alive = [key for key, p in trained if p.grad.any()]
     assert len(alive) >= len(trained) - 1
@@ -126,14 +126,14 @@ def test_joint_latents_give_one_term_each():
     read = vae.encoder.network(x)
     torch.testing.assert_close(style.log_q, vae.encoder.encoders["style"](read).log_prob(style.z))
     torch.testing.assert_close(kind.log_q, vae.encoder.encoders["kind"](read).log_prob(kind.z))
-    whole = LatentTerm("z", z, vae.encode(x), vae.prior())
-    torch.testing.assert_close(style.log_q + kind.log_q, whole.log_q)
-    torch.testing.assert_close(style.log_p + kind.log_p, whole.log_p)
-    expected = output.log_px + whole.log_p - whole.log_q
+    joint_term = LatentTerm("z", z, vae.encode(x), vae.prior())
+    torch.testing.assert_close(style.log_q + kind.log_q, joint_term.log_q)
+    torch.testing.assert_close(style.log_p + kind.log_p, joint_term.log_p)
+    expected = output.log_px + joint_term.log_p - joint_term.log_q
     torch.testing.assert_close(output.log_weight(), expected)
     metrics = ELBO(num_samples=3)(vae, Batch(x)).metrics
-    own = metrics["kl_style_nats"] + metrics["kl_kind_nats"]
-    assert own.item() == pytest.approx(metrics["kl_nats"].item(), abs=1e-12)
+    kl_sum = metrics["kl_style_nats"] + metrics["kl_kind_nats"]
+    assert kl_sum.item() == pytest.approx(metrics["kl_nats"].item(), abs=1e-12)
     q = vae.encode(x).parts["kind"].mean.squeeze(2)
     p = vae.prior().parts["kind"].mean.squeeze(1)
     assert metrics["kl_kind_nats"].item() == pytest.approx((q * (q / p).log()).sum(1).mean().item())

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def started(likelihood, x, decoder=None):
-    """A VAE that starts from the mean of ``x``, and whose decoder says the same of every z."""
+    """Return a VAE that starts from the mean of ``x``, with the same output for every z."""
     shape = x.shape[1:]
     decoder = decoder or MLP(2, hidden=(5,), out_shape=likelihood.param_shape(shape))
     encoder = GaussianEncoder(MLP(likelihood.input_shape(shape), hidden=(5,)), 2)
@@ -63,7 +63,7 @@ def one_hot():
     return torch.eye(3)[torch.multinomial(torch.tensor([0.2, 0.3, 0.5]), N, replacement=True)]
 
 
-# Likelihood, data, and how far off the mean may be: 0.5 / N where half a count is added.
+# name: likelihood, data, tolerance of the mean (0.5 / N if half a count is added)
 CASES = {
     "Gaussian": (GaussianLikelihood, uniform, 1e-12),
     "predicted": (lambda: GaussianLikelihood("predicted"), uniform, 1e-12),

@@ -47,7 +47,7 @@ DATA, CONTEXT = 4, 2
 
 
 def network(inputs, out=None, context=0):
-    """A network of ``inputs`` values, beside a context where it reads one."""
+    """Return a network of ``inputs`` values and, if there is one, of a context."""
     mlp = MLP(inputs + context, (7,), out, activation=nn.Tanh)
     return ConcatContext(mlp, context_dim=context) if context else mlp
 
@@ -57,9 +57,9 @@ def make(cls, layers, *, likelihood=None, prior=None, context=0, dims=(3, 2, 1))
     below = (DATA, *dims) if cls is BottomUpVAE else (DATA, *[7] * layers)
     encoders = []
     for layer, dim in enumerate(dims):
-        # The way up a ladder reads the context at the bottom alone.
-        own = context if cls is BottomUpVAE or layer == 0 else 0
-        encoders.append(GaussianEncoder(network(below[layer], context=own), dim))
+        # The upward pass of a ladder reads the context at the bottom only.
+        context_dim = context if cls is BottomUpVAE or layer == 0 else 0
+        encoders.append(GaussianEncoder(network(below[layer], context=context_dim), dim))
     generators = [
         GaussianEncoder(network(above, context=context), dim)
         for dim, above in itertools.pairwise(dims)
@@ -73,7 +73,7 @@ def make(cls, layers, *, likelihood=None, prior=None, context=0, dims=(3, 2, 1))
 
 
 def tame(vae):
-    """Posteriors as wide as the priors, whose importance weights have small variances."""
+    """Make posteriors as wide as the priors, so that importance weights have small variances."""
     with torch.no_grad():
         for n, encoder in enumerate([*vae.encoders, *vae.generators]):
             dim = encoder.latent_shape[0]
@@ -128,9 +128,9 @@ def test_hierarchical_shapes_and_dtypes(cls, layers, num_samples, batch, dtype):
 
 
 def head(encoder, value, context=None):
-    """Mean and std of a Gaussian encoder for one row, in numpy."""
-    given = () if context is None else (context[None],)
-    params = encoder.head(encoder.network(value[None], *given))[0].detach().numpy()
+    """Return mean and standard deviation of a Gaussian encoder for one row, in NumPy."""
+    arguments = () if context is None else (context[None],)
+    params = encoder.head(encoder.network(value[None], *arguments))[0].detach().numpy()
     mean, log_std = np.split(params, 2)
     return mean, np.exp(log_std)
 
@@ -140,7 +140,7 @@ def normal(value, mean, std):
 
 
 def by_hand(vae, x, z, context):
-    """JointDistribution log weight of one datum and one draw of every layer."""
+    """Return the joint log weight of one datum and one draw of every layer."""
     layers, up = len(z), context if isinstance(vae, BottomUpVAE) else None
     logits = vae.decoder(z[0][None], *(() if context is None else (context[None],)))[0]
     p = 1 / (1 + np.exp(-logits.detach().numpy()))
@@ -153,12 +153,12 @@ def by_hand(vae, x, z, context):
         log_weight += normal(z[n], mean, std)
     features = x
     for n, encoder in enumerate(vae.encoders):
-        given = context if n == 0 else up
-        mean, std = head(encoder, features, given)
+        condition = context if n == 0 else up
+        mean, std = head(encoder, features, condition)
         if isinstance(vae, LadderVAE):
-            features = encoder.network(features[None], *(() if given is None else (given[None],)))[
-                0
-            ]
+            features = encoder.network(
+                features[None], *(() if condition is None else (condition[None],))
+            )[0]
             if n < layers - 1:
                 m, s = generated[n]
                 precision = std**-2 + s**-2
@@ -181,7 +181,7 @@ def test_log_weight_is_the_joint_log_weight(cls, layers, context):
         expected = by_hand(vae, x[b], z, None if c is None else c[b])
         assert log_weight[k, b] == pytest.approx(expected, abs=1e-11)
     spread = log_weight.std()
-    assert spread > 0.05  # a wrong row would show
+    assert spread > 0.05  # A wrong row would change the result.
 
 
 def test_one_layer_equals_the_plain_vae(cls):
@@ -246,13 +246,13 @@ class Chain:
         return Chain(weight, bias, std, steps, messages)
 
     def marginals(self):
-        """Mean and covariance of every layer, from z_1."""
+        """Return mean and covariance of every layer, from z_1."""
         dim = self.weight.shape[1]
-        found = [(torch.zeros(dim), torch.eye(dim))]
+        moments = [(torch.zeros(dim), torch.eye(dim))]
         for loading, shift, noise in reversed(self.steps):
-            mean, cov = found[-1]
-            found.append((loading @ mean + shift, loading @ cov @ loading.T + noise.diag()))
-        return found[::-1]
+            mean, cov = moments[-1]
+            moments.append((loading @ mean + shift, loading @ cov @ loading.T + noise.diag()))
+        return moments[::-1]
 
     @property
     def evidence(self):
@@ -291,7 +291,7 @@ class Chain:
 
     def ladder(self):
         *lower, (gain, offset, variance) = self.messages
-        share = 1 / (1 + variance)  # of the message, against N(0, I)
+        share = 1 / (1 + variance)  # weight of the message against N(0, I)
         top = (share[:, None] * gain, share * offset, variance * share)
         return [linear(GaussianEncoder, g, o, v.diag()) for g, o, v in (*lower, top)]
 
@@ -321,8 +321,8 @@ def test_exact_posteriors_attain_the_evidence(cls, layers):
         log_weight = vae(x, num_samples=5).log_weight()
     torch.testing.assert_close(log_weight, exact.expand(5, 6), rtol=1e-12, atol=1e-12)
     for num_samples in (1, 10):
-        found = log_marginal(vae, x, num_samples=num_samples)
-        torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-12)
+        estimate = log_marginal(vae, x, num_samples=num_samples)
+        torch.testing.assert_close(estimate, exact, rtol=1e-12, atol=1e-12)
     elbo = ELBO(kl="sample")(vae, Batch(x)).metrics["elbo_nats"]
     assert elbo.item() == pytest.approx(exact.mean().item(), abs=1e-11)
     report = evaluate(vae, x, elbo_samples=4000, importance_samples=2)
@@ -359,7 +359,7 @@ def test_frozen_posterior_has_no_gradient_at_the_optimum(cls, layers):
     assert frozen.abs().max() <= 1e-12
     plain = torch.stack([encoder_gradient(vae, x, frozen=False) for _ in range(30)])
     assert plain.std(0).max() > 0.1
-    # Parameters are as trainable after as before.
+    # requires_grad is restored.
     assert all(p.requires_grad for p in vae.parameters())
 
 
@@ -382,8 +382,8 @@ def test_frozen_posterior_keeps_values_and_mean_gradients(cls, layers):
     torch.testing.assert_close(*weights, rtol=1e-12, atol=1e-12)
     sizes = [sum(p.numel() for p in group) for group in parts.values()]
     for name, a, b in zip(parts, *(g.split(sizes) for g in grads), strict=True):
-        # What the encoders do not depend on has the same gradient; the ladder's posteriors have the
-        # generators in them.
+        # Parameters outside the posteriors have the same gradient. The ladder's posteriors contain
+        # the generators.
         if name == "decoder" or (name == "generators" and cls is BottomUpVAE):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
         else:
@@ -395,22 +395,22 @@ def test_frozen_posterior_keeps_values_and_mean_gradients(cls, layers):
 
 
 def log_evidence(vae, x, context, num_nodes=40):
-    """log p(x) of a chain of one-dimensional latents by quadrature, example by example."""
+    """Return log p(x) of a chain of one-dimensional latents by quadrature, per example."""
     nodes, log_weights = gauss_hermite(num_nodes)
     nodes = nodes.squeeze(1)
-    found = []
+    log_evidence_of_rows = []
     for b in range(len(x)):
         z, log_w = nodes[:, None], log_weights  # (n, 1): the top is N(0, 1)
         for generator in reversed(list(vae.generators)):
-            given = () if context is None else (context[b].expand(len(z), -1),)
-            mean, log_std = generator.head(generator.network(z, *given)).chunk(2, 1)
+            arguments = () if context is None else (context[b].expand(len(z), -1),)
+            mean, log_std = generator.head(generator.network(z, *arguments)).chunk(2, 1)
             z = (mean + log_std.exp() * nodes).reshape(-1, 1)
             log_w = (log_w[:, None] + log_weights).reshape(-1)
-        given = () if context is None else (context[b].expand(len(z), -1),)
-        logits = vae.decoder(z, *given)
+        arguments = () if context is None else (context[b].expand(len(z), -1),)
+        logits = vae.decoder(z, *arguments)
         log_px = -nn.functional.softplus(torch.where(x[b] == 1, -logits, logits)).sum(1)
-        found.append((log_px + log_w).logsumexp(0))
-    return torch.stack(found)
+        log_evidence_of_rows.append((log_px + log_w).logsumexp(0))
+    return torch.stack(log_evidence_of_rows)
 
 
 @pytest.mark.parametrize("context", [0, CONTEXT])
@@ -448,8 +448,8 @@ def test_samples_have_the_frequencies_of_the_model(cls):
         exact = log_evidence(vae, x, None).exp()
     assert exact.sum().item() == pytest.approx(1, abs=1e-8)
     draws = vae.sample(20_000) @ torch.tensor([8.0, 4.0, 2.0, 1.0])
-    found = torch.bincount(draws.long(), minlength=16)
-    assert scipy.stats.chisquare(found.numpy(), 20_000 * exact.numpy()).pvalue > 1e-4
+    counts = torch.bincount(draws.long(), minlength=16)
+    assert scipy.stats.chisquare(counts.numpy(), 20_000 * exact.numpy()).pvalue > 1e-4
 
 
 # KL -----------------------------------------------------------------------------------------------
@@ -459,7 +459,7 @@ def test_ladder_kl_equals_the_mean_of_draws():
     vae, (x, _) = make(LadderVAE, 3), data(3)
     with torch.no_grad():
         for term in vae(x, num_samples=2).latents:
-            exact = kl_divergence(term.posterior, term.prior)  # (2, 3), of the top (3,)
+            exact = kl_divergence(term.posterior, term.prior)  # (2, 3), or (3,) for the top layer
             draws = term.posterior.sample((20_000,))
             ratio = term.posterior.log_prob(draws) - term.prior.log_prob(draws)
             error = ratio.std(0) / math.sqrt(20_000)
@@ -491,8 +491,8 @@ def test_bottom_up_kl_has_a_closed_form_for_the_top_layer_only():
 def test_elbo_reports_each_kl(cls, kl):
     vae, (x, _) = make(cls, 3), data()
     metrics = ELBO(num_samples=3, kl=kl)(vae, Batch(x)).metrics
-    own = [metrics[f"kl_z{n}_nats"].item() for n in (1, 2, 3)]
-    assert sum(own) == pytest.approx(metrics["kl_nats"].item(), abs=1e-12)
+    kls = [metrics[f"kl_z{n}_nats"].item() for n in (1, 2, 3)]
+    assert sum(kls) == pytest.approx(metrics["kl_nats"].item(), abs=1e-12)
     elbo = metrics["log_likelihood_nats"] - metrics["kl_nats"]
     assert metrics["elbo_nats"].item() == pytest.approx(elbo.item(), abs=1e-12)
     torch.manual_seed(1)
@@ -527,8 +527,8 @@ def test_trainer_reports_each_kl_and_learns(cls):
     trainer = Trainer(vae, ELBO(), progress=False)
     history = trainer.fit(x, x[:16], epochs=40, batch_size=16)
     for role in ("train", "validation"):
-        own = [history[f"{role}/kl_z{n}_nats"][-1] for n in (1, 2)]
-        assert sum(own) == pytest.approx(history[f"{role}/kl_nats"][-1], abs=1e-9)
+        kls = [history[f"{role}/kl_z{n}_nats"][-1] for n in (1, 2)]
+        assert sum(kls) == pytest.approx(history[f"{role}/kl_nats"][-1], abs=1e-9)
     assert history["validation/elbo_nats"][-1] > history["validation/elbo_nats"][0] + 0.5
 
 
@@ -566,7 +566,7 @@ def to_batch(item):
 
 
 def test_sample_reads_each_row_of_context(cls):
-    """Of each row of context, those of its own model."""
+    """The draws for each row of context are those of the model for that row."""
     vae, (_, c) = make(cls, 2, context=CONTEXT), data(3, 2 * CONTEXT)
     c = 4 * c[:, :CONTEXT]
     together = vae.sample(4000, c).mean(0)
@@ -576,7 +576,7 @@ def test_sample_reads_each_row_of_context(cls):
 
 
 def test_sample_draws_separately_for_equal_rows_of_context(cls):
-    """Of the top layer too, whose prior reads no context."""
+    """This includes the top layer, whose prior does not read the context."""
     for layers in (1, 2):
         vae = make(cls, layers, context=CONTEXT)
         z = vae.generate(2000, torch.ones(2, CONTEXT)).detach()  # (n, 2, D)
@@ -645,7 +645,7 @@ def test_vamp_prior_from_data_is_saved(cls, tmp_path):
 
 
 def test_frozen_posterior_keeps_the_gradient_of_a_vamp_prior(cls):
-    """A prior made of the encoder has a gradient in the encoder of its own."""
+    """A prior that uses the encoder has its own gradient in the encoder's parameters."""
     shape = (3,) if cls is BottomUpVAE else (DATA,)
     vae, (x, _) = make(cls, 2, prior=VampPrior(2, shape, 3)), data()
     grads = []
@@ -687,8 +687,8 @@ def test_ladder_of_spatial_latents():
     )
     mean, log_std = vae.encoders[0].head(vae.encoders[0].network(x)).chunk(2, 1)
     precision = torch.exp(-2 * log_std) + torch.exp(-2 * s)
-    both = (mean * torch.exp(-2 * log_std) + m * torch.exp(-2 * s)) / precision
-    log_q = torch.distributions.Normal(both, precision**-0.5).log_prob(low.z).sum((2, 3, 4))
+    product_mean = (mean * torch.exp(-2 * log_std) + m * torch.exp(-2 * s)) / precision
+    log_q = torch.distributions.Normal(product_mean, precision**-0.5).log_prob(low.z).sum((2, 3, 4))
     log_p = torch.distributions.Normal(m, s.exp()).log_prob(low.z).sum((2, 3, 4))
     torch.testing.assert_close(low.log_q, log_q)
     torch.testing.assert_close(low.log_p, log_p)
@@ -707,7 +707,7 @@ def test_ladder_of_spatial_latents_is_saved_and_summarized(tmp_path):
     assert "LadderVAE of data (1, 8, 8), latent (2, 4, 4)" in summary(vae)
 
 
-# Files, words, states -----------------------------------------------------------------------------
+# Files and states ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
@@ -796,13 +796,13 @@ def test_reconstruct_decodes_the_centers():
 
 
 def test_each_example_is_treated_by_itself(cls):
-    """A batch's record at given draws is that of its parts: by the centers, which draw nothing."""
+    """The reconstruction of a batch equals those of its rows."""
     vae, (x, _) = make(cls, 3), data(6)
-    whole = vae.reconstruct(x)
+    together = vae.reconstruct(x)
     order = torch.randperm(6)
-    torch.testing.assert_close(vae.reconstruct(x[order]), whole[order], rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(vae.reconstruct(x[order]), together[order], rtol=1e-12, atol=1e-13)
     parts = torch.cat([vae.reconstruct(part) for part in x.split(4)])
-    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(parts, together, rtol=1e-12, atol=1e-13)
 
 
 def test_evaluate_restores_modes_and_weights(cls):
@@ -818,7 +818,7 @@ def test_evaluate_restores_modes_and_weights(cls):
 
 
 def test_training_mode_reaches_the_networks(cls):
-    """Dropout draws in training and not in evaluation."""
+    """Dropout acts in training mode, but not in evaluation mode."""
     layers = 2
     vae, (x, _) = make(cls, layers), data()
     vae.encoders[0].network = nn.Sequential(vae.encoders[0].network, nn.Dropout(0.5))
@@ -864,7 +864,7 @@ def test_functional_call_equals_the_model(cls):
 
 
 def test_autocast_changes_only_the_rounding(cls):
-    """Under autocast the record is that of full precision, but for rounding."""
+    """The output under autocast is that of full precision up to rounding."""
     vae, (x, _) = make(cls, 2).float(), data()
     x = x.float()
     records = []
@@ -884,16 +884,16 @@ def test_masked_likelihood_ignores_missing_entries(cls, masked):
     seen = torch.rand(6, DATA) > 0.3
     holes = x.where(seen, torch.nan)
     mask = seen if masked == "mask" else None
-    given = x if masked == "mask" else holes
-    filled = impute(vae, given, mask=mask, num_samples=50)
+    observed = x if masked == "mask" else holes
+    filled = impute(vae, observed, mask=mask, num_samples=50)
     assert torch.equal(filled[seen], x[seen])
     assert not filled.isnan().any()
-    draws = impute(vae, given, mask=mask, num_samples=50, num_imputations=3)
+    draws = impute(vae, observed, mask=mask, num_samples=50, num_imputations=3)
     assert draws.shape == (3, 6, DATA)
-    found = log_marginal(vae, given, mask=mask, num_samples=10)
-    torch.testing.assert_close(found, log_marginal(vae, holes, num_samples=10))
-    assert vae.reconstruct(given, mask=mask).shape == (6, DATA)
-    vae(given, mask=mask, num_samples=2).log_weight().mean().backward()
+    estimate = log_marginal(vae, observed, mask=mask, num_samples=10)
+    torch.testing.assert_close(estimate, log_marginal(vae, holes, num_samples=10))
+    assert vae.reconstruct(observed, mask=mask).shape == (6, DATA)
+    vae(observed, mask=mask, num_samples=2).log_weight().mean().backward()
     assert all(p.grad.isfinite().all() for p in vae.parameters())
 
 
@@ -912,8 +912,8 @@ def test_impute_returns_the_conditional_mean(cls):
     filled = impute(vae, holes, num_samples=20_000)[:, lost]
     torch.testing.assert_close(filled, expected, rtol=0, atol=0.1)
     narrow = MultivariateNormal(mean[seen], cov[seen][:, seen]).log_prob(x[:, seen])
-    found = log_marginal(vae, holes, num_samples=20_000)
-    torch.testing.assert_close(found, narrow, rtol=0, atol=0.1)
+    estimate = log_marginal(vae, holes, num_samples=20_000)
+    torch.testing.assert_close(estimate, narrow, rtol=0, atol=0.1)
 
 
 # Errors -------------------------------------------------------------------------------------------
@@ -1016,12 +1016,12 @@ def test_bottom_up_accepts_any_encoders():
 
 def test_check_names_the_layer_that_does_not_fit(cls):
     chain = "chain of encoders and generators"
-    for place, wrong in [
+    for name, wrong in [
         ("encoders", GaussianEncoder(MLP(9), 2)),
         ("generators", GaussianEncoder(MLP(9), 3)),
     ]:
         vae = make(cls, 2)
-        vae.get_submodule(place)[-1] = wrong
+        vae.get_submodule(name)[-1] = wrong
         with pytest.raises(ValueError, match=rf"the {chain} does not accept .*in_shape = \(9,\)"):
             vae.check(binary(3, DATA))
     vae = make(cls, 2)
@@ -1045,7 +1045,7 @@ def test_is_density_needs_every_posterior():
     assert not evaluate(vae, x, elbo_samples=1, importance_samples=None).is_bound
 
 
-# What once went wrong -----------------------------------------------------------------------------
+# Regressions --------------------------------------------------------------------------------------
 
 
 def test_is_density_needs_every_generator():

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def full_linear_gaussian(num_data=5, num_latents=3, flow=False):
-    """z ~ N(0, I), x given z ~ N(W z + b, s^2 I) whose posterior hangs together."""
+    """z ~ N(0, I), x given z ~ N(W z + b, s^2 I), with a correlated posterior."""
     weight, bias, std = torch.randn(num_data, num_latents), torch.randn(num_data), 0.6
     cov = torch.linalg.inv(torch.eye(num_latents) + weight.T @ weight / std**2)
     gain, factor = cov @ weight.T / std**2, torch.linalg.cholesky(cov)
@@ -84,10 +84,10 @@ def test_identity_flow_changes_nothing():
         torch.testing.assert_close(b.kl(), a.kl("sample"), **close)
         torch.testing.assert_close(records[1].log_weight(), records[0].log_weight(), **close)
         torch.testing.assert_close(flowing.reconstruct(x), plain_vae.reconstruct(x), **close)
-        # Scored at latents from elsewhere, by the way back.
+        # Latents from another source are scored by the inverse.
         z = torch.randn(3, 5, 2)
-        there = flowing.encode(x).log_prob(z)
-        torch.testing.assert_close(there, plain_vae.encode(x).log_prob(z), **close)
+        log_prob = flowing.encode(x).log_prob(z)
+        torch.testing.assert_close(log_prob, plain_vae.encode(x).log_prob(z), **close)
 
 
 @pytest.mark.parametrize("kind", ["spline", "affine"])
@@ -96,8 +96,8 @@ def test_flow_density_agrees_with_its_inverse(kind):
     posterior, prior = encoder(x), FlowPrior(perturbed_flow(2, kind=kind))()
     for distribution in (posterior, prior):
         z = distribution.sample((3,))
-        there = distribution.log_prob(z.clone())
-        torch.testing.assert_close(distribution.log_prob(z), there, rtol=1e-6, atol=1e-6)
+        log_prob = distribution.log_prob(z.clone())
+        torch.testing.assert_close(distribution.log_prob(z), log_prob, rtol=1e-6, atol=1e-6)
     side = torch.linspace(-8, 8, 161)
     with torch.no_grad():
         density = prior.log_prob(torch.cartesian_prod(side, side)).exp()
@@ -125,16 +125,16 @@ def test_discrete_latents_agree_with_enumeration():
     assert (elbo < exact).all()
     (term,) = output.latents
     assert set(term.z.unique().tolist()) == {0.0, 1.0}
-    found = output.log_px.mean(0) - term.kl("analytic")
+    estimate = output.log_px.mean(0) - term.kl("analytic")
     error = output.log_px.std(0) / math.sqrt(20_000)
-    assert ((found - elbo).abs() < 4 * error).all()
+    assert ((estimate - elbo).abs() < 4 * error).all()
     torch.testing.assert_close(term.kl("analytic"), (log_q.exp() * (log_q - log_p)).sum(0))
     weight = (output.log_weight() - exact).exp()
     error = weight.std(0) / math.sqrt(20_000)
     assert ((weight.mean(0) - 1).abs() < 4.5 * error).all()
     assert error.max() < 0.02
-    found = log_marginal(vae, x, num_samples=20_000)
-    assert ((found - exact).abs() < 5 * error).all()
+    estimate = log_marginal(vae, x, num_samples=20_000)
+    assert ((estimate - exact).abs() < 5 * error).all()
     assert log_marginal(vae, x, num_samples=20_000).exp().sum().item() == pytest.approx(1, abs=0.01)
     draws = vae.sample(20_000) @ torch.tensor([4.0, 2.0, 1.0])
     shares = torch.bincount(draws.long(), minlength=8) / 20_000
@@ -173,7 +173,7 @@ def test_frozen_posterior_equals_a_frozen_copy(name):
     torch.manual_seed(1)
     record = vae(x, num_samples=3, frozen_posterior=True)
     torch.testing.assert_close(record.log_weight(), plain_record.log_weight())
-    found = gradients(record.log_weight())
+    frozen_gradients = gradients(record.log_weight())
     twin = copy.deepcopy(vae.encoder).requires_grad_(False)
     torch.manual_seed(1)
     posterior = vae.encode(x)
@@ -181,12 +181,12 @@ def test_frozen_posterior_equals_a_frozen_copy(name):
     prior = vae.prior(encoder=vae.encoder)
     log_px = vae.decode(z).log_prob(x)
     expected = gradients(log_px + prior.log_prob(z) - twin(x).log_prob(z))
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(frozen_gradients, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
-    own = {id(p) for p in vae.encoder.parameters()}
+    encoder_ids = {id(p) for p in vae.encoder.parameters()}
     before = gradients(plain_record.log_weight())
-    for p, a, b in zip(parameters, found, before, strict=True):
-        if id(p) not in own:  # what generates is not concerned
+    for p, a, b in zip(parameters, frozen_gradients, before, strict=True):
+        if id(p) not in encoder_ids:  # The generative model has the same gradients.
             torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
@@ -199,5 +199,5 @@ def test_frozen_posterior_restores_requires_grad():
     vae.prior = ContextPrior(2, 2)
     with pytest.raises(TypeError):
         vae(binary(3, 4), frozen_posterior=True)  # no context
-    found = {name: p.requires_grad for name, p in vae.named_parameters()}
-    assert found.items() >= before.items()
+    after = {name: p.requires_grad for name, p in vae.named_parameters()}
+    assert after.items() >= before.items()

@@ -31,7 +31,7 @@ def model_case(request):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_load_restores_every_bit(model_case, dtype, tmp_path):
-    make, data_shape, _, own, foreign = model_case
+    make, data_shape, _, user_parts, foreign = model_case
     vae = make().to(dtype).train()
     with torch.no_grad():
         for parameter in vae.parameters():
@@ -39,7 +39,7 @@ def test_load_restores_every_bit(model_case, dtype, tmp_path):
     vae.save(tmp_path / "vae.safetensors")
     replacements = {name: make().get_submodule(name) for name in foreign}
     state = torch.get_rng_state()
-    loaded = VAE.load(tmp_path / "vae.safetensors", parts=own, replace=replacements)
+    loaded = VAE.load(tmp_path / "vae.safetensors", parts=user_parts, replace=replacements)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_default_dtype() == torch.float64
     assert vae.training
@@ -101,7 +101,7 @@ class UserLikelihood(Likelihood):
 
 
 class ForgetfulLikelihood(UserLikelihood):
-    """Does not store its argument."""
+    """A likelihood that does not store its argument."""
 
     def __init__(self, width=1.0):
         super().__init__()
@@ -157,7 +157,7 @@ def test_load_refuses_a_replacement_that_it_does_not_need(tmp_path):
 
 
 class SmallVAE(VAE):
-    """A VAE with a constructor of its own."""
+    """A VAE with its own constructor."""
 
     def __init__(self, width=5):
         encoder = GaussianEncoder(MLP(4, (width,)), 2)

@@ -74,7 +74,7 @@ from tinyvae.priors import (
     StandardLaplace,
 )
 
-# Every argument of every part, none at its default.
+# Every part, with no argument at its default.
 EXAMPLES = [
     BernoulliLikelihood(),
     ConvNet((2, 5, 3), (3, 4), kernel_size=5, activation=nn.GELU),
@@ -180,8 +180,8 @@ def test_parts_holds_every_public_part():
         tinyvae.Prior,
     )
     classes = [value for value in public_names().values() if isinstance(value, type)]
-    own = {c for c in classes if issubclass(c, bases) and c not in bases}
-    assert own == set(PARTS)
+    part_classes = {c for c in classes if issubclass(c, bases) and c not in bases}
+    assert part_classes == set(PARTS)
 
 
 @pytest.mark.parametrize("part", EXAMPLES, ids=lambda part: type(part).__name__)

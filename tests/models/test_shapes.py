@@ -49,7 +49,7 @@ def same_model(model, expected):
     )
 
 
-# name: (model with an output shape or None for the decoder's)
+# name: model, whose decoder has an output shape or not
 MODELS = {
     "mlp": lambda shape: VAE(
         GaussianEncoder(MLP((1, 6, 5), (4,)), 3),
@@ -157,7 +157,7 @@ def test_summary_uses_the_data_shape():
     assert summary(vae).startswith("VAE of data (5,), latent (2,)")
 
 
-# One line -----------------------------------------------------------------------------------------
+# from_shapes --------------------------------------------------------------------------------------
 
 WRITTEN_OUT = {
     "mlp": (lambda shape: MLP(shape), lambda latent, shape: MLP(latent, out_shape=shape)),

@@ -59,8 +59,8 @@ def exact(vae, x):
         lower = vae.generator(nodes).base
         z1 = lower.mean[:, None] + lower.log_std.exp()[:, None] * nodes  # (z2, z1, 1)
         z2 = nodes[:, None].expand_as(z1)
-        both = torch.cat([z1, z2], 2).flatten(0, 1)
-        log_px = vae.decode(both[:, None]).log_prob(x).unflatten(0, (40, 40))
+        joined = torch.cat([z1, z2], 2).flatten(0, 1)
+        log_px = vae.decode(joined[:, None]).log_prob(x).unflatten(0, (40, 40))
     return (log_px + log_weights[:, None, None] + log_weights[:, None]).logsumexp((0, 1))
 
 
@@ -159,9 +159,9 @@ def test_two_level_vae_passes_the_context_to_every_part():
     x, context = binary(5), torch.randn(5, 2)
     vae.check(x, context)
     assert vae.sample(6, context).shape == (6, 5, DATA)
-    whole = vae(x, context, num_samples=2)
-    assert whole.log_weight().shape == (2, 5)
-    gradients = torch.autograd.grad(whole.log_weight().sum(), list(vae.parameters()))
+    output = vae(x, context, num_samples=2)
+    assert output.log_weight().shape == (2, 5)
+    gradients = torch.autograd.grad(output.log_weight().sum(), list(vae.parameters()))
     assert all(g.any() for g in gradients)
 
 

@@ -74,7 +74,7 @@ def test_log_weight_is_the_sum_of_its_terms(model_case):
 
 
 def test_decode_treats_each_latent_by_itself(model_case):
-    """p(x given z) of K x B latents is that of each alone: nothing is mixed up in folding."""
+    """p(x given z) of K x B latents is that of each latent by itself."""
     make, _, latent_shape, *_ = model_case
     vae, z = make(), torch.randn(3, 5, *latent_shape)
     together = vae.decode(z).mean
@@ -98,7 +98,7 @@ def test_vae_gradients_reach_every_parameter(model_case):
 
 
 def test_sample_has_the_mean_and_variance_of_the_model():
-    """The mean of draws is that of p(x), by the decoder's mean over prior draws."""
+    """The mean of draws is the mean of the decoder's means over prior draws."""
     vae = mlp_vae(GaussianLikelihood(0.5), (4,))
     draws, means = vae.sample(20_000), vae.sample(20_000, mean=True)
     error = (draws.var(0) / 20_000 + means.var(0) / 20_000).sqrt()
@@ -170,14 +170,14 @@ def test_vae_passes_the_context_to_every_part(with_prior):
     output = vae(x, context, num_samples=3)
     (term,) = output.latents
     assert output.log_weight().shape == (3, 5)
-    for b in range(5):  # each example with its own context, and no other
-        row, own = x[b : b + 1], context[b : b + 1]
+    for b in range(5):  # Each example reads its own context only.
+        row, row_context = x[b : b + 1], context[b : b + 1]
         z = term.z[:, b : b + 1]
-        head = vae.encoder.head(vae.encoder.network(row, own))
+        head = vae.encoder.head(vae.encoder.network(row, row_context))
         torch.testing.assert_close(term.posterior.mean[b], head[0, :3])
-        decoded = torch.stack([vae.decoder(z[k], own) for k in range(3)])
+        decoded = torch.stack([vae.decoder(z[k], row_context) for k in range(3)])
         torch.testing.assert_close(output.likelihood.mean[:, b : b + 1], decoded)
-        prior = vae.prior.linear(own) if with_prior else torch.zeros(1, 3)
+        prior = vae.prior.linear(row_context) if with_prior else torch.zeros(1, 3)
         log_p = -0.5 * ((z - prior) ** 2).sum(-1) - 1.5 * math.log(2 * math.pi)
         torch.testing.assert_close(term.log_p[:, b : b + 1], log_p)
     reconstruction = vae.decoder(term.posterior.mean, context)

@@ -25,12 +25,12 @@ def test_concat_context_appends_planes_to_an_image():
     wrapped = ConcatContext(net, context_dim=2)
     assert wrapped.in_shape == (1, 5, 4)
     x, context = torch.randn(3, 1, 5, 4), torch.randn(3, 2)
-    both = torch.empty(3, 3, 5, 4)
-    both[:, :1] = x
+    joined = torch.empty(3, 3, 5, 4)
+    joined[:, :1] = x
     for row in range(3):
         for value in range(2):
-            both[row, 1 + value] = context[row, value]
-    assert torch.equal(wrapped(x, context), net(both))
+            joined[row, 1 + value] = context[row, value]
+    assert torch.equal(wrapped(x, context), net(joined))
 
 
 @pytest.mark.parametrize("net", [MLP(7, (4,)), ConvNet((4, 3, 2), (2,))])
@@ -65,9 +65,9 @@ def test_concat_context_gradients_reach_the_context(float64, net):
     wrapped(x, context).square().sum().backward()
     assert (context.grad.abs() > 1e-6).all()
     assert all(p.grad.any() for p in wrapped.parameters())
-    again = torch.randn(3, 2)
+    other_context = torch.randn(3, 2)
     with torch.no_grad():
-        assert not torch.allclose(wrapped(x, again), wrapped(x, context), atol=1e-4)
+        assert not torch.allclose(wrapped(x, other_context), wrapped(x, context), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -131,12 +131,12 @@ def test_concat_context_in_a_conditional_vae(num_classes):
     vae.check(x, context)
     record = vae(x, context, num_samples=2)
     assert record.log_weight().shape == (2, 6)
-    # Every sample meets the context of its own example.
-    own = [
+    # Every sample is decoded with the context of its own example.
+    params = [
         decoder(record.latents[0].z[:, b], context[b : b + 1].repeat_interleave(2, 0))
         for b in range(6)
     ]
-    logits = torch.stack(own, dim=1)  # (K, B, *E)
+    logits = torch.stack(params, dim=1)  # (K, B, *E)
     expected = vae.likelihood(logits, 3).log_prob(x)
     torch.testing.assert_close(record.log_px, expected)
     assert vae.sample(4, context).shape == (4, 6, 1, 5, 4)

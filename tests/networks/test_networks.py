@@ -227,7 +227,7 @@ def test_normalization_is_the_same_in_training_and_for_each_example(float64, nam
     assert torch.equal(net.eval()(x), output)
     alone = torch.cat([net.train()(row[None]) for row in x])
     torch.testing.assert_close(output, alone)
-    x[1:] = 1e3  # changes what the first row would be normalized by
+    x[1:] = 1e3  # Statistics over the batch would change the first row.
     torch.testing.assert_close(net(x)[0], output[0])
 
 

@@ -88,7 +88,7 @@ def test_seed_layers_of_a_spatial_latent_are_a_convolution(kind, image, channels
     z = torch.randn(2, 3, h, w)
     assert spatial(z).shape == (2, *image)
 
-    # A linear layer that sees one place at a time is the 1x1 convolution.
+    # A linear layer that is block-diagonal over positions equals the 1 x 1 convolution.
     flat = kind(3 * h * w, image, channels[::-1])
     assert isinstance(flat.layers[0], nn.Linear)
     with torch.no_grad():
