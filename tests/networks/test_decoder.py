@@ -12,7 +12,7 @@ from tinyvae import (
     TransposedConvNet,
     TransposedResNet,
 )
-from tinyvae.networks import ConcatContext
+from tinyvae.networks import ConcatContext, Network
 
 # name: network without an output shape, the same network with one, its output shape
 NETWORKS = {
@@ -92,8 +92,14 @@ def test_build_checks_the_shape():
         TransposedConvNet(3).build((4,))
     with pytest.raises(ValueError, match="MLP out_shape expects sizes of at least 1"):
         MLP(3).build(0)
-    with pytest.raises(NotImplementedError, match="ConvNet has an output shape already"):
+    message = r"ConvNet has the output shape \(64, 1, 1\) already: make a new network"
+    with pytest.raises(ValueError, match=message):
         ConvNet((1, 4, 4)).build((1,))
+    for net in (MLP(3, out_shape=(2, 2)), TransposedResNet(3, (2, 4, 4))):
+        before = repr(net)
+        with pytest.raises(ValueError, match="already: make a new network"):
+            net.build((2, 4, 4))
+        assert repr(net) == before
 
 
 class LazyDecoder(Decoder):
@@ -134,9 +140,18 @@ def test_decoder_gets_its_shape_from_the_model_and_is_saved(tmp_path):
     assert torch.equal(loaded.reconstruct(x), vae.reconstruct(x))
 
 
+class ForgetfulNetwork(Network):
+    needs_out_shape = True
+
+    def forward(self, x):
+        return x
+
+
 def test_decoder_that_needs_a_shape_must_define_build():
-    with pytest.raises(NotImplementedError, match=r"ForgetfulDecoder must define build\(out_sh"):
-        VAE(GaussianEncoder(MLP(2), 2), ForgetfulDecoder(), GaussianLikelihood())
+    for kind in (ForgetfulDecoder, ForgetfulNetwork):
+        message = rf"{kind.__name__} must define build\(out_shape\)"
+        with pytest.raises(NotImplementedError, match=message):
+            VAE(GaussianEncoder(MLP(2), 2), kind(), GaussianLikelihood())
 
 
 def test_decoder_is_abstract():

@@ -37,8 +37,22 @@ class Network(Configurable, nn.Module, ABC):
         """Create the layers that depend on the output shape.
 
         Their weights are drawn now, as the constructor draws them if it is given ``out_shape``.
+
+        Raises:
+            ValueError: If the network has an output shape already.
         """
-        raise NotImplementedError(f"{type(self).__name__} has an output shape already")
+        self.require_unbuilt()
+        raise NotImplementedError(
+            f"{type(self).__name__} must define build(out_shape), because it sets needs_out_shape"
+        )
+
+    def require_unbuilt(self) -> None:
+        """Raise if the network has an output shape already."""
+        if not self.needs_out_shape:
+            raise ValueError(
+                f"{type(self).__name__} has the output shape {tuple(self.out_shape)} already: make "
+                "a new network"
+            )
 
     def check_input(self, x: Tensor) -> None:
         """Raise unless ``x`` is ``(N, *in_shape)``."""
@@ -97,6 +111,7 @@ class UpsamplingNetwork(Network):
 
     def build(self, out_shape: Sequence[int]) -> None:
         """Create all layers, for an output ``(C, H, W)`` or ``(P, C, H, W)``."""
+        self.require_unbuilt()
         self._out_shape = output_shape(out_shape, type(self).__name__)
         self.layers = nn.Sequential(*self.make_layers(self._out_shape))
 

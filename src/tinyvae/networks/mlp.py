@@ -63,6 +63,7 @@ class MLP(Network):
 
     def build(self, out_shape: int | Sequence[int]) -> None:
         """Add the last linear layer, to outputs of ``out_shape``."""
+        self.require_unbuilt()
         self.out_shape = positive_shape(out_shape, "MLP out_shape")
         like = next(self.parameters(), torch.empty(0))
         width = self.out_shape.numel()
