@@ -592,7 +592,13 @@ def test_a_layer_that_is_half_reparameterized_is_refused_among_others():
     network = ConcatContext(MLP(7), context_dim=2)
     kinds = CategoricalEncoder(network, 2, temperature=None)
     bottom = JointEncoder({"a": GaussianEncoder(network, 1), "b": kinds})
-    two = TwoLevelVAE(top, bottom, mixed(2), MLP(5, out_shape=5), GaussianLikelihood())
+    two = TwoLevelVAE(
+        top,
+        bottom=bottom,
+        generator=mixed(2),
+        decoder=MLP(5, out_shape=5),
+        likelihood=GaussianLikelihood(),
+    )
     for vae in (lower, upper, two):
         for objective in (ELBO(num_samples=2), IWAE(2)):
             with pytest.raises(ValueError, match="reparameterized and a part is not"):
@@ -633,7 +639,7 @@ def test_a_second_pass_that_differs_is_refused(estimator):
     assert "a lower bound" in IWAE(2).check(noisy, batch)
     dropout = nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.5))
     vae = VAE(GaussianEncoder(dropout, 2, features=6), MLP(2, out_shape=5), GaussianLikelihood())
-    with pytest.raises(ValueError, match="no dropout but in the decoder"):
+    with pytest.raises(ValueError, match="dropout in the decoder only"):
         IWAE(2, estimator=estimator).check(vae, batch)
     decoder = nn.Sequential(nn.Linear(2, 6), nn.Dropout(0.5), nn.Linear(6, 5))
     vae = VAE(GaussianEncoder(MLP(5), 2), decoder, GaussianLikelihood())

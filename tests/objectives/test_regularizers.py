@@ -102,7 +102,13 @@ def bottom_up_vae():
 def two_level_vae():
     bottom = GaussianEncoder(ConcatContext(MLP(DATA + 2, (6,)), context_dim=2), 3)
     top, generator = GaussianEncoder(MLP(DATA, (6,)), 2), GaussianEncoder(MLP(2, (6,)), 3)
-    return TwoLevelVAE(top, bottom, generator, MLP(5, (6,), DATA), GaussianLikelihood(0.4))
+    return TwoLevelVAE(
+        top,
+        bottom=bottom,
+        generator=generator,
+        decoder=MLP(5, (6,), DATA),
+        likelihood=GaussianLikelihood(0.4),
+    )
 
 
 def joint_vae():

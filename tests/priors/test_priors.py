@@ -602,7 +602,7 @@ def test_vamp_refuses_to_start_from_missing_values():
 
 def test_a_prior_that_cannot_be_made_is_not_called_an_encoder():
     vae = VAE(gaussian(), MLP(2, out_shape=4), BernoulliLikelihood(), VampPrior(2, 7, 3))
-    with pytest.raises(ValueError, match="the prior cannot be made of context and encoder"):
+    with pytest.raises(ValueError, match="the prior fails for this context and encoder"):
         vae.check(torch.zeros(2, 4))
 
 

@@ -82,7 +82,7 @@ def active_units(
         raise ValueError(f"active_units expects num_samples >= 2, got {num_samples}")
     x, context, mask = placed(model, x), placed(model, context), placed(model, mask)
     model.check(x, context, mask=mask)
-    examples = max(1, CHUNK_ELEMENTS // (num_samples * model.elements(x)))
+    examples = max(1, CHUNK_ELEMENTS // (num_samples * model.peak_elements(x)))
     means: dict[str, list[Tensor]] = {}
     errors: dict[str, list[Tensor]] = {}
     with torch.no_grad(), evaluating(model), forked_rng(x.device, seed):

@@ -62,7 +62,7 @@ def log_marginal(
     if len(x) == 0:
         raise ValueError("log_marginal expects at least one example, got none")
     x, context, mask = placed(model, x), placed(model, context), placed(model, mask)
-    elements = model.elements(x)
+    elements = model.peak_elements(x)
     draws = min(num_samples, max(1, CHUNK_ELEMENTS // elements))
     examples = max(1, CHUNK_ELEMENTS // (elements * draws))
     with torch.no_grad(), evaluating(model), forked_rng(x.device, seed):

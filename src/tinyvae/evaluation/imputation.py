@@ -60,7 +60,7 @@ def impute(
             raise ValueError(f"impute expects {name} >= 1, got {count}")
     x, context, mask = placed(model, x), placed(model, context), placed(model, mask)
     model.check(x, context, mask=mask)
-    examples = max(1, CHUNK_ELEMENTS // (model.elements(x) * num_samples))
+    examples = max(1, CHUNK_ELEMENTS // (model.peak_elements(x) * num_samples))
     with torch.no_grad(), evaluating(model), forked_rng(x.device, seed):
         filled = [
             _filled(model, part, num_samples, num_imputations)

@@ -225,7 +225,7 @@ def _elbo_terms(
     seed: int,
 ) -> tuple[Tensor, Tensor]:
     """E log p(x given z) and KL of each example, ``(N,)`` each."""
-    examples = max(1, CHUNK_ELEMENTS // (draws * model.elements(x)))
+    examples = max(1, CHUNK_ELEMENTS // (draws * model.peak_elements(x)))
     log_likelihoods, kls = [], []
     with torch.no_grad(), evaluating(model), forked_rng(x.device, seed):
         for part in chunks(x, context, mask, examples):

@@ -194,7 +194,7 @@ class LatentVariableModel(nn.Module, ABC):
         """Whether an example's record depends on the others of its batch in training."""
         return False
 
-    def elements(self, x: Tensor) -> int:
+    def peak_elements(self, x: Tensor) -> int:
         """Elements of the largest tensor of a pass, per example of ``x`` and draw."""
         return max(1, x[0].numel())
 

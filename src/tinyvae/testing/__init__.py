@@ -5,6 +5,7 @@ and what came.
 """
 
 from tinyvae.testing.contract import ContractError as ContractError
+from tinyvae.testing.decoders import check_decoder as check_decoder
 from tinyvae.testing.latents import check_encoder as check_encoder
 from tinyvae.testing.latents import check_prior as check_prior
 from tinyvae.testing.likelihoods import check_likelihood as check_likelihood
