@@ -4,7 +4,7 @@ from torch import nn
 
 from tinyvae import Batch, Objective
 from tinyvae.core import ObjectiveOutput
-from tinyvae.schedules import Constant, Linear
+from tinyvae.schedules import Constant, Linear, ScheduledWeight
 
 
 class Scaled(Objective):
@@ -12,42 +12,44 @@ class Scaled(Objective):
 
     def __init__(self, weight, other=1.0):
         super().__init__()
-        self.schedule("weight", weight)
-        self.schedule("other", other)
+        self.weight, self.other = ScheduledWeight(weight), ScheduledWeight(other)
 
     def forward(self, model, batch):
-        return ObjectiveOutput({"model": (self.weight * model(batch.x)).mean()}, {})
+        return ObjectiveOutput({"model": (self.weight.value * model(batch.x)).mean()}, {})
 
 
 def test_at_sets_every_weight_in_place():
     objective = Scaled(Linear(1.0, 2.0, steps=10), Linear(0.0, 1.0, fraction=0.5))
-    buffers = objective.weight, objective.other
+    buffers = objective.weight.value, objective.other.value
     assert [b.item() for b in buffers] == [1.0, 0.0]
-    objective.at(5, total_steps=40)
+    objective.set_step(5, total_steps=40)
     assert [b.item() for b in buffers] == [1.5, 0.25]
-    objective.at(40, total_steps=40)
+    objective.set_step(40, total_steps=40)
     assert [b.item() for b in buffers] == [2.0, 1.0]
-    objective.at(0, total_steps=40)
+    objective.set_step(0, total_steps=40)
     assert [b.item() for b in buffers] == [1.0, 0.0]
-    assert buffers == (objective.weight, objective.other)
+    assert buffers == (objective.weight.value, objective.other.value)
 
 
 def test_numbers_are_constant():
     objective = Scaled(0.1, Constant(3.0))
-    objective.at(5, total_steps=None)
-    assert (objective.weight.item(), objective.other.item()) == (0.1, 3.0)  # 0.1 in float64
+    objective.set_step(5, total_steps=None)
+    assert (objective.weight.value.item(), objective.other.value.item()) == (
+        0.1,
+        3.0,
+    )  # 0.1 in float64
 
 
 def test_weights_are_state_and_no_parameters():
     objective = Scaled(Linear(0.0, 1.0, steps=10))
-    objective.at(4, total_steps=None)
+    objective.set_step(4, total_steps=None)
     assert {name: v.item() for name, v in objective.named_buffers()} == {
-        "weight": 0.4,
-        "other": 1.0,
+        "weight.value": 0.4,
+        "other.value": 1.0,
     }
-    assert {name: v.item() for name, v in objective.state_dict().items()} == {"weight": 0.4}
+    assert {name: v.item() for name, v in objective.state_dict().items()} == {"weight.value": 0.4}
     assert not list(objective.parameters())
-    assert objective.weight.shape == ()
+    assert objective.weight.value.shape == ()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -60,9 +62,9 @@ def test_weights_promote_nothing(dtype):
 def test_unfinished_schedules_are_named():
     objective = Scaled(Linear(0.0, 1.0, steps=10), Linear(0.0, 1.0, fraction=1.0))
     message = "weight reaches its last value after 10 steps, the run ends after 9"
-    assert objective.unfinished(9, total_steps=9) == [message]
-    assert objective.unfinished(10, total_steps=10) == []
-    assert Scaled(2.0).unfinished(1, total_steps=None) == []
+    assert objective.unfinished_schedules(9, total_steps=9) == [message]
+    assert objective.unfinished_schedules(10, total_steps=10) == []
+    assert Scaled(2.0).unfinished_schedules(1, total_steps=None) == []
 
 
 def test_parameter_groups_leave_frozen_ones_out():

@@ -92,7 +92,7 @@ def test_cyclical_errors(options):
 
 
 def test_fraction_needs_the_length_of_the_run():
-    with pytest.raises(ValueError, match=r"Linear\(fraction=0.5\) needs the length.*give steps="):
+    with pytest.raises(ValueError, match=r"Linear\(fraction=0.5\) needs the length.*use steps="):
         Linear(0.0, 1.0, fraction=0.5)(3)
 
 

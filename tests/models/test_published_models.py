@@ -70,11 +70,11 @@ def test_the_page_has_its_models():
 @pytest.mark.parametrize("name", MODELS)
 def test_fifty_steps_lower_the_loss(name):
     model, objective, batch = compose(name)
-    objective.at(0, 50)
+    objective.set_step(0, 50)
     objective.check(model, batch)
     trained = optimizers(model, objective)
     bounds = [group for group in trained if group != "discriminator"]
-    objective.at(49, 50)  # at the end of its schedules, so that losses compare
+    objective.set_step(49, 50)  # at the end of its schedules, so that losses compare
     losses = []
     for _ in range(51):
         output = step(model, objective, batch)
@@ -115,7 +115,7 @@ class Pass:
 
     def __init__(self, name, num_samples=1):
         self.model, self.objective, self.batch = compose(name)
-        self.objective.at(20, 50)
+        self.objective.set_step(20, 50)
         self.x = self.batch.x
         self.output = step(self.model, self.objective, self.batch)
         self.loss = self.output.losses.get("model")
@@ -153,9 +153,9 @@ def annealed(name):
     values = {0: 0.0, 12: 0.5, 24: 1.0, 40: 1.0} if name == "Annealed VAE" else {0: 0.0, 6: None}
     run = Pass(name)
     for at in values:
-        run.objective.at(at, 49)
+        run.objective.set_step(at, 49)
         output = step(run.model, run.objective, run.batch)
-        beta = values[at] if values[at] is not None else run.objective.schedules["beta"](at, 49)
+        beta = values[at] if values[at] is not None else run.objective.beta.schedule(at, 49)
         close(output.losses["model"], beta * output.metrics["kl_nats"] - run.record.log_px.mean())
     close(output.metrics["beta"], beta)
 

@@ -59,10 +59,14 @@ def points():
 
 REGULARIZERS = {
     "total correlation": lambda **o: AdversarialTotalCorrelationRegularizer(
-        mlp(LATENT, 1), 1.7, **o
+        mlp(LATENT, 1),
+        weight=1.7,
+        **o,
     ),
-    "prior": lambda **o: AdversarialPriorRegularizer(mlp(LATENT, 1), 1.7, **o),
-    "data": lambda **o: VAEGANRegularizer(mlp(DATA), 6, 1.7, similarity=0.6, **o),
+    "prior": lambda **o: AdversarialPriorRegularizer(mlp(LATENT, 1), weight=1.7, **o),
+    "data": lambda **o: VAEGANRegularizer(
+        mlp(DATA), num_features=6, weight=1.7, similarity=0.6, **o
+    ),
 }
 
 
@@ -133,7 +137,7 @@ def test_losses_agree_with_numpy(num_samples):
         adversary = 0.5 * softplus(-one).mean() + 0.5 * softplus(zero).mean()
         assert penalty.adversary.item() == pytest.approx(adversary, rel=1e-12)
         hits = 0.5 * (one > 0).mean() + 0.5 * (zero < 0).mean()
-        assert penalty.metrics["discriminator_hits"].item() == pytest.approx(hits, rel=1e-12)
+        assert penalty.metrics["discriminator_accuracy"].item() == pytest.approx(hits, rel=1e-12)
 
 
 @pytest.mark.parametrize("num_samples", [1, 3])
@@ -168,7 +172,7 @@ def test_losses_of_data_agree_with_numpy(num_samples, context):
     adversary = 0.5 * softplus(-real).mean() + 0.5 * softplus(fakes).mean()
     assert penalty.adversary.item() == pytest.approx(adversary, rel=1e-12)
     hits = 0.5 * (real > 0).mean() + 0.5 * (fakes < 0).mean()
-    assert penalty.metrics["discriminator_hits"].item() == pytest.approx(hits, rel=1e-12)
+    assert penalty.metrics["discriminator_accuracy"].item() == pytest.approx(hits, rel=1e-12)
 
 
 # Whose gradient is whose --------------------------------------------------------------------------
@@ -225,7 +229,7 @@ def test_a_step_of_the_trainer_is_one_on_each_sides_own_loss(name):
 def test_the_decoder_works_against_the_discriminator():
     """Along the gradient of the discriminator's loss, were that one not cut, the loss rises."""
     vae, batch = small_vae(), Batch(torch.randn(64, DATA))
-    regularizer = VAEGANRegularizer(mlp(DATA), 6, similarity=0.0)
+    regularizer = VAEGANRegularizer(mlp(DATA), num_features=6, similarity=0.0)
     _, penalty = run(regularizer, vae, batch)
     decoder = list(vae.decoder.parameters())
     intended = parameter_gradients(penalty.loss, decoder)
@@ -246,7 +250,7 @@ def test_three_groups():
     assert list(groups) == ["posterior", "generative", "discriminator", "gan"]
     output = objective(vae, batch)
     assert output.losses.keys() == groups.keys()
-    assert {"discriminator_hits", "gan_hits"} <= output.metrics.keys()
+    assert {"discriminator_accuracy", "gan_accuracy"} <= output.metrics.keys()
     for parameter in objective.regularizers[0].discriminator.parameters():
         parameter.requires_grad_(False)
     objective.regularizers[0].discriminator.layers[2].bias.requires_grad_(True)
@@ -259,8 +263,8 @@ def test_the_encoder_learns_nothing_of_the_discriminators_verdict(context):
     vae = small_vae(context)
     batch = Batch(torch.randn(7, DATA), torch.randn(7, context) if context else None)
     for regularizer, reached in (
-        (VAEGANRegularizer(mlp(DATA), 6, similarity=0.0), False),
-        (VAEGANRegularizer(mlp(DATA), 6, 0.0), True),
+        (VAEGANRegularizer(mlp(DATA), num_features=6, similarity=0.0), False),
+        (VAEGANRegularizer(mlp(DATA), num_features=6, weight=0.0), True),
     ):
         objective = ELBO(0.0, likelihood_weight=0.0) + regularizer
         assert objective.check(vae, batch)
@@ -322,7 +326,7 @@ def test_log_odds_estimate_the_total_correlation():
     def sample(size):
         return torch.randn(size, 2) @ root.T
 
-    regularizer = AdversarialTotalCorrelationRegularizer(mlp(2, 1, width=32), 1.0)
+    regularizer = AdversarialTotalCorrelationRegularizer(mlp(2, 1, width=32), weight=1.0)
     vae = train_discriminator(regularizer, sample)
     with torch.no_grad():
         _, penalty = run(regularizer, vae, Batch(sample(50_000)))
@@ -330,13 +334,13 @@ def test_log_odds_estimate_the_total_correlation():
     assert penalty.metrics["adversarial_total_correlation_nats"].item() == pytest.approx(
         expected, abs=0.05
     )
-    assert penalty.metrics["discriminator_hits"] > 0.6
+    assert penalty.metrics["discriminator_accuracy"] > 0.6
 
 
 def test_log_odds_estimate_the_divergence_from_the_prior():
     """Of N(m, I) and the prior N(0, I) they are -m'z + |m|^2 / 2."""
     mean = torch.tensor([0.8, -0.5])
-    regularizer = AdversarialPriorRegularizer(mlp(2, 1, width=32), 1.0)
+    regularizer = AdversarialPriorRegularizer(mlp(2, 1, width=32), weight=1.0)
     train_discriminator(regularizer, lambda size: mean + torch.randn(size, 2))
     with torch.no_grad():
         divergence = regularizer.log_odds(torch.randn(50_000, 2)).mean().item()
@@ -363,11 +367,13 @@ def test_aggregate_posterior_is_drawn_to_the_prior():
 )
 def test_discriminators_that_do_not_suit(cls):
     vae, batch = small_vae(), Batch(torch.randn(7, DATA))
-    with pytest.raises(ValueError, match=r"one number per example, \(N, 1\), got \(2, 3\) for 2"):
+    with pytest.raises(
+        ValueError, match=r"one number per example, \(N, 1\), got \(2, 3\) for N = 2"
+    ):
         (ELBO() + cls(mlp(LATENT, 3))).check(vae, batch)
     with pytest.raises(ValueError, match="in_shape"):
         (ELBO() + cls(mlp(LATENT + 1, 1))).check(vae, batch)
-    with pytest.raises(ValueError, match=r"'s discriminator does not take .*shapes"):
+    with pytest.raises(ValueError, match=r"a discriminator that accepts its inputs, .*shapes"):
         (ELBO() + cls(nn.Linear(LATENT + 1, 1))).check(vae, batch)
     with pytest.raises(TypeError, match=r"such as MLP\(latent_dim, out_shape=1\), got a function"):
         cls(lambda z: z)
@@ -377,11 +383,11 @@ def test_discriminators_that_do_not_suit(cls):
 
 def test_features_that_do_not_suit():
     vae, batch = small_vae(), Batch(torch.randn(7, DATA))
-    with pytest.raises(ValueError, match=r"VAEGANRegularizer's discriminator does not take"):
-        (ELBO() + VAEGANRegularizer(mlp(DATA), 7)).check(vae, batch)
+    with pytest.raises(ValueError, match="VAEGANRegularizer expects a discriminator that accepts"):
+        (ELBO() + VAEGANRegularizer(mlp(DATA), num_features=7)).check(vae, batch)
     masked = Batch(batch.x, mask=torch.ones_like(batch.x, dtype=torch.bool))
     record = vae(batch.x)
-    with pytest.raises(ValueError, match="data that are complete, got a mask"):
+    with pytest.raises(ValueError, match="complete data, got a mask"):
         REGULARIZERS["data"]()(vae, masked, record)
 
 
@@ -403,8 +409,8 @@ def test_data_are_compared_in_the_units_of_their_mean():
 
 
 def test_groups_of_one_name():
-    with pytest.raises(ValueError, match=r"got \['discriminator', 'discriminator'\]: give group="):
+    with pytest.raises(ValueError, match=r"got \['discriminator', 'discriminator'\]: set group="):
         ELBO() + REGULARIZERS["prior"]() + REGULARIZERS["data"]()
     objective = ELBO() + REGULARIZERS["prior"](group="model")
-    with pytest.raises(ValueError, match=r"two parameter groups \['model'\]: give another group="):
+    with pytest.raises(ValueError, match=r"got \['model'\] twice: set group="):
         objective.parameter_groups(small_vae())

@@ -88,11 +88,11 @@ def test_dreg_is_stl_for_one_draw():
 
 OTHERS = {
     "multiply": lambda e: MultiplyIWAE(3, num_bounds=2, estimator=e),
-    "ciwae": lambda e: CIWAE(4, 0.3, estimator=e),
-    "renyi .5": lambda e: RenyiBound(0.5, 4, estimator=e),
-    "renyi 2": lambda e: RenyiBound(2.0, 4, estimator=e),
-    "renyi -1": lambda e: RenyiBound(-1.0, 4, estimator=e),
-    "tvo": lambda e: TVO(4, 3, 0.1, estimator=e),
+    "ciwae": lambda e: CIWAE(4, elbo_weight=0.3, estimator=e),
+    "renyi .5": lambda e: RenyiBound(4, alpha=0.5, estimator=e),
+    "renyi 2": lambda e: RenyiBound(4, alpha=2.0, estimator=e),
+    "renyi -1": lambda e: RenyiBound(4, alpha=-1.0, estimator=e),
+    "tvo": lambda e: TVO(4, num_partitions=3, smallest=0.1, estimator=e),
     "beta": lambda e: IWAE(4, beta=0.6, estimator=e),
 }
 
@@ -155,9 +155,9 @@ QUIET = {
     "stl": IWAE(4, estimator="stl"),
     "dreg": IWAE(4, estimator="dreg"),
     "multiply": MultiplyIWAE(4, num_bounds=2, estimator="dreg"),
-    "ciwae": CIWAE(4, 0.3, estimator="dreg"),
-    "renyi": RenyiBound(0.5, 4, estimator="dreg"),
-    "tvo": TVO(4, 3, estimator="dreg"),
+    "ciwae": CIWAE(4, elbo_weight=0.3, estimator="dreg"),
+    "renyi": RenyiBound(4, alpha=0.5, estimator="dreg"),
+    "tvo": TVO(4, num_partitions=3, estimator="dreg"),
 }
 
 
@@ -332,9 +332,9 @@ BOUNDS = {
     "iwae": (lambda b: IWAE(3, baseline=b), IWAE(3)),
     "iwae 2": (lambda b: IWAE(2, baseline=b), IWAE(2)),
     "multiply": (lambda b: MultiplyIWAE(2, num_bounds=2, baseline=b), IWAE(2)),
-    "ciwae": (lambda b: CIWAE(3, 0.3, baseline=b), CIWAE(3, 0.3)),
-    "renyi": (lambda b: RenyiBound(0.5, 3, baseline=b), RenyiBound(0.5, 3)),
-    "tvo": (lambda b: TVO(3, 3, baseline=b), TVO(3, 3)),
+    "ciwae": (lambda b: CIWAE(3, elbo_weight=0.3, baseline=b), CIWAE(3, elbo_weight=0.3)),
+    "renyi": (lambda b: RenyiBound(3, alpha=0.5, baseline=b), RenyiBound(3, alpha=0.5)),
+    "tvo": (lambda b: TVO(3, num_partitions=3, baseline=b), TVO(3, num_partitions=3)),
     "iwae dreg": (lambda b: IWAE(3, baseline=b, estimator="dreg"), IWAE(3)),
 }
 
@@ -463,8 +463,8 @@ MIXED = {
     "pathwise": (lambda: IWAE(2), IWAE(2)),
     "dreg": (lambda: IWAE(2, estimator="dreg"), IWAE(2)),
     "leave one out": (lambda: IWAE(2, estimator="dreg", baseline="leave_one_out"), IWAE(2)),
-    "renyi dreg": (lambda: RenyiBound(0.5, 2, estimator="dreg"), RenyiBound(0.5, 2)),
-    "tvo dreg": (lambda: TVO(2, 2, estimator="dreg"), TVO(2, 2)),
+    "renyi dreg": (lambda: RenyiBound(2, alpha=0.5, estimator="dreg"), RenyiBound(2, alpha=0.5)),
+    "tvo dreg": (lambda: TVO(2, num_partitions=2, estimator="dreg"), TVO(2, num_partitions=2)),
 }
 
 

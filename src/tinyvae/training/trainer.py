@@ -264,9 +264,9 @@ class Trainer:
         self.batch, self.means, self.started = 0, RunningMean(), time.monotonic()
         if self.history.epochs:
             self.started -= self.history.epochs[-1]["time_seconds"]
-        self.objective.refresh()
+        self.objective.reset_schedules()
         if state is None:
-            self.objective.at(self.step, schedule_steps)
+            self.objective.set_step(self.step, schedule_steps)
         else:
             restore(self, state)
             schedule_steps = state["plan"]["schedule_steps"]
@@ -329,7 +329,7 @@ class Trainer:
             self.differentiate = accelerate(gradients, example, self.speed, self.route)
 
     def _warn_of_unfinished_schedules(self, steps: int) -> None:
-        for message in self.objective.unfinished(steps, self.plan.schedule_steps):
+        for message in self.objective.unfinished_schedules(steps, self.plan.schedule_steps):
             # The level is that of the call of fit.
             warnings.warn(f"a schedule does not end: {message}", stacklevel=4)
 
@@ -459,7 +459,7 @@ class Trainer:
 
     def _update(self, batch: Batch) -> ObjectiveOutput:
         """One update: the only place where weights change."""
-        self.objective.at(self.step, self.plan.schedule_steps)
+        self.objective.set_step(self.step, self.plan.schedule_steps)
         output = self.differentiate(batch)
         self._finite.check(output, f"step {self.step + 1} (epoch {self.epoch + 1})")
         for name in self.optimizers:

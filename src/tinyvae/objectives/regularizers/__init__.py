@@ -7,6 +7,7 @@ from tinyvae.objectives.regularizers.adversarial import (
     AdversarialTotalCorrelationRegularizer as AdversarialTotalCorrelationRegularizer,
 )
 from tinyvae.objectives.regularizers.adversarial import VAEGANRegularizer as VAEGANRegularizer
+from tinyvae.objectives.regularizers.base import RegularizedObjective as RegularizedObjective
 from tinyvae.objectives.regularizers.base import Regularizer as Regularizer
 from tinyvae.objectives.regularizers.base import RegularizerOutput as RegularizerOutput
 from tinyvae.objectives.regularizers.moments import DIPRegularizer as DIPRegularizer
