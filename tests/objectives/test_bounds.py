@@ -510,7 +510,10 @@ def test_words():
             lambda: ELBO(capacity=1.0, estimator="dreg"),
             "with a capacity or free bits expects estimator",
         ),
-        (lambda: ELBO(kl="analytic", estimator="stl"), "samples the KL, got kl='analytic'"),
+        (
+            lambda: ELBO(kl="analytic", estimator="stl"),
+            "expects kl 'auto' or 'sample', got 'analytic'",
+        ),
         (lambda: ELBO(capacity=1.0, free_bits=1.0), "capacity or free_bits, got both"),
         (lambda: ELBO({"z": 1.0}, capacity=1.0), "a capacity for each latent, got 1.0"),
         (lambda: ELBO(free_bits=1.0, free_bits_per="pixel"), "got 'pixel'"),

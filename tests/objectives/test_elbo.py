@@ -419,7 +419,7 @@ class DiscreteEncoder(Encoder):
 
 def test_a_posterior_without_reparameterization_is_refused():
     vae = VAE(DiscreteEncoder(), nn.Linear(2, 4), BernoulliLikelihood())
-    with pytest.raises(ValueError, match="num_samples >= 2 .*not reparameterized"):
+    with pytest.raises(ValueError, match=r"num_samples >= 2 .*not reparameterized"):
         ELBO().check(vae, Batch(torch.ones(3, 4)))
 
 

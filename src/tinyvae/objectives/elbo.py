@@ -35,12 +35,13 @@ class ELBO(VariationalBound):
     .. math:: \mathcal{L} = \frac1K \sum_k \log p(x \mid z_k)
         - \beta\, \mathrm{KL}(q(z \mid x) \,\|\, p(z)), \qquad z_k \sim q(z \mid x)
 
-    The loss is the mean of :math:`-\mathcal{L}` over the batch. With a ``capacity`` C the KL term is
-    :math:`\beta\, |\mathrm{KL} - C|`. With ``free_bits`` :math:`\lambda` it is
+    The loss is the mean of :math:`-\mathcal{L}` over the batch. With a ``capacity`` C the KL term
+    is :math:`\beta\, |\mathrm{KL} - C|`. With ``free_bits`` :math:`\lambda` it is
     :math:`\beta \sum_g \max(\lambda, \mathrm{KL}_g)` over groups of dimensions. Both use means over
     the batch. Reported, for any weights, are ``elbo_nats``, the bound with :math:`\beta = 1`, and
-    its two terms ``log_likelihood_nats`` and ``kl_nats``; with several latents, also the KL of each.
-    Losses of a posterior, such as those of a codebook, are added to the loss and reported.
+    its two terms ``log_likelihood_nats`` and ``kl_nats``. With several latents, the KL of each is
+    reported, too. Losses of a posterior, such as those of a codebook, are added to the loss and
+    reported.
 
     Args:
         beta: Weight of the KL term, a number or a :class:`~tinyvae.schedules.Schedule`, or one for
@@ -105,7 +106,7 @@ class ELBO(VariationalBound):
             raise ValueError(f"ELBO expects kl 'auto', 'analytic' or 'sample', got {kl!r}")
         if kl == "analytic" and estimator != "pathwise":
             raise ValueError(
-                f"ELBO with estimator {estimator!r} samples the KL, got kl='analytic': use kl='auto'"
+                f"ELBO with estimator {estimator!r} expects kl 'auto' or 'sample', got 'analytic'"
             )
         if estimator != "pathwise" and (capacity, free_bits) != (None, None):
             raise ValueError(
@@ -182,13 +183,16 @@ class ELBO(VariationalBound):
         return {"model": loss}, metrics
 
     def _kl_estimator(self, term: LatentTerm) -> KLEstimator:
-        """Return ``"sample"`` if STL needs log q of the samples without gradients in its weights."""
+        """Return ``"sample"`` if STL needs log q without gradients in its parameters."""
         posterior = term.posterior
         is_rescored = posterior.has_rsample and posterior.depends_on_parameters
         return "sample" if self.estimator != "pathwise" and is_rescored else self.kl
 
     def _kl_of_samples(self, term: LatentTerm) -> Tensor:
-        """Return the KL of each example and sample, ``(B,)`` or ``(K, B)``; of groups, ``(..., G)``."""
+        """Return the KL of each example and sample, ``(B,)`` or ``(K, B)``.
+
+        With free bits it is that of each group, ``(..., G)``.
+        """
         estimator = self._kl_estimator(term) if torch.is_grad_enabled() else self.kl
         if not self.has_free_bits:
             return term.kl_of_draws(estimator)

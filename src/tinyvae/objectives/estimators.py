@@ -10,15 +10,15 @@ example. With :math:`v_k = \partial F / \partial \ell_k` and
     = \mathbb{E} \sum_k (v_k - c_k) \frac{\partial \ell_k}{\partial z_k} \nabla_\phi z_k.
 
 The first form is the pathwise gradient. The second is the doubly reparameterized one (DReG): it
-reparameterizes the score, the second term of the first form, once more. "Sticking the landing" (STL)
-drops the score, which is unbiased if :math:`v_k` is constant, as in the ELBO. For samples without a
-reparameterization the gradient is
+reparameterizes the score, the second term of the first form, once more. "Sticking the landing"
+(STL) drops the score, which is unbiased if :math:`v_k` is constant, as in the ELBO. For samples
+without a reparameterization the gradient is
 
 .. math:: \mathbb{E} \sum_k (F - F_{-k}) \nabla_\phi \log q_\phi(z_k \mid x)
     + v_k \nabla_\phi \ell_k.
 
-The baseline :math:`F_{-k}` depends only on the other samples. It is their bound, or the bound of all
-samples with :math:`\ell_k` replaced by the mean of the others (VIMCO).
+The baseline :math:`F_{-k}` depends only on the other samples. It is their bound, or the bound of
+all samples with :math:`\ell_k` replaced by the mean of the others (VIMCO).
 
 References:
     Roeder, Wu, Duvenaud (2017). Sticking the Landing. arXiv:1703.09194.

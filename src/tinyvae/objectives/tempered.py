@@ -84,9 +84,9 @@ class TVO(VariationalBound):
         \pi_\beta \propto p(x, z)^\beta q(z \mid x)^{1 - \beta}
 
     Self-normalized importance sampling with the weights :math:`w_k^\beta` gives the expectations.
-    With these, the integral is the log of the mean weight and the integrand increases, so the sum is
-    at most :class:`IWAE` for every sample: a bound for any :math:`K`. The gradient is that of this
-    expression. One partition gives the ELBO.
+    With these, the integral is the log of the mean weight and the integrand increases, so the sum
+    is at most :class:`IWAE` for every sample: a bound for any :math:`K`. The gradient is that of
+    this expression. One partition gives the ELBO.
 
     Args:
         num_samples: Number of samples :math:`K`.
@@ -137,8 +137,9 @@ class TVO(VariationalBound):
 
     def _rectangles(self, log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return widths, left ends, and the sample weights there, ``(J, K, ..., B)``."""
-        steps = torch.arange(self.num_partitions - 1, -1, -1, device=log_weight.device)
-        right = self.smallest.type_as(log_weight) ** (steps / max(self.num_partitions - 1, 1))
+        last = self.num_partitions - 1
+        steps = torch.arange(last, -1, -1, dtype=log_weight.dtype, device=log_weight.device)
+        right = self.smallest.type_as(log_weight) ** (steps / max(last, 1))
         left = torch.cat([right.new_zeros(1), right[:-1]])
         widths, points = (
             ends.reshape(-1, *[1] * log_weight.dim()) for ends in (right - left, left)

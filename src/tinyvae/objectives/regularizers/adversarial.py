@@ -141,7 +141,9 @@ def permute_dims(z: Tensor) -> Tensor:
 
 
 class AdversarialPriorRegularizer(AdversarialRegularizer):
-    r"""Distance of the aggregate posterior from the prior, by a discriminator (adversarial autoencoder).
+    r"""Distance of the aggregate posterior from the prior, by a discriminator.
+
+    It is the latent loss of the adversarial autoencoder.
 
     D distinguishes samples of the prior (1) from samples of q(z) (0). The model minimizes
     :math:`\mathbb{E}_{q(z)} \operatorname{softplus}(-D)`, so that D takes its samples for the
@@ -184,9 +186,9 @@ class AdversarialPriorRegularizer(AdversarialRegularizer):
 class VAEGANRegularizer(AdversarialRegularizer):
     r"""A discriminator of data, and the similarity measure that it learns (VAE-GAN).
 
-    D distinguishes data (1) from decoded samples of posterior and prior (0). It consists of features
-    f and a linear layer. As in the paper, its judgment trains the decoder and not the encoder. Both
-    are trained on :math:`\tfrac12 \|f(x) - f(\tilde x)\|^2` with
+    D distinguishes data (1) from decoded samples of posterior and prior (0). It consists of
+    features f and a linear layer. As in the paper, its judgment trains the decoder and not the
+    encoder. Both are trained on :math:`\tfrac12 \|f(x) - f(\tilde x)\|^2` with
     :math:`\tilde x = \mathbb{E}[x \mid z]`, which replaces the log-likelihood in
     ``ELBO(likelihood_weight=0) + VAEGANRegularizer(...)``.
 
@@ -202,7 +204,8 @@ class VAEGANRegularizer(AdversarialRegularizer):
         similarity metric. arXiv:1512.09300, algorithm 1.
 
     Example:
-        >>> objective = ELBO(likelihood_weight=0) + VAEGANRegularizer(MLP(4, (16,)), num_features=16)
+        >>> vae_gan = VAEGANRegularizer(MLP(4, (16,)), num_features=16)
+        >>> objective = ELBO(likelihood_weight=0) + vae_gan
         >>> sorted(objective(vae, Batch(x)).losses)
         ['discriminator', 'model']
     """

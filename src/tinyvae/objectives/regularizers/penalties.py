@@ -102,7 +102,7 @@ class GradientPenaltyRegularizer(Regularizer):
         eq. 9. Hutchinson (1989). A stochastic estimator of the trace.
 
     Example:
-        >>> objective = ELBO(0.0) + LatentL2Regularizer(0.1) + GradientPenaltyRegularizer(1e-3)  # RAE-GP
+        >>> rae_gp = ELBO(0.0) + LatentL2Regularizer(0.1) + GradientPenaltyRegularizer(1e-3)
     """
 
     couples_batch = False

@@ -1,9 +1,10 @@
-r"""Decomposition of the KL term by the aggregate posterior :math:`q(z) = \frac1N \sum_n q(z \mid x_n)`.
+r"""Decomposition of the KL term by the aggregate posterior.
 
 .. math:: \mathbb{E}\, \mathrm{KL}(q(z \mid x) \,\|\, p(z))
     = \underbrace{\mathbb{E} \log \frac{q(z \mid x)}{q(z)}}_{\text{mutual information}}
     + \underbrace{\mathbb{E} \log \frac{q(z)}{\prod_j q(z_j)}}_{\text{total correlation}}
-    + \underbrace{\mathbb{E} \log \frac{\prod_j q(z_j)}{p(z)}}_{\text{dimension-wise KL}}
+    + \underbrace{\mathbb{E} \log \frac{\prod_j q(z_j)}{p(z)}}_{\text{dimension-wise KL}}, \qquad
+    q(z) = \frac1N \sum_n q(z \mid x_n)
 """
 
 import math
@@ -47,7 +48,7 @@ class TotalCorrelationRegularizer(Regularizer):
         arXiv:1802.04942, section 4 and appendix C.
 
     Example:
-        >>> objective = ELBO() + TotalCorrelationRegularizer(5.0, dataset_size=1397)  # beta-TC-VAE, beta 6
+        >>> objective = ELBO() + TotalCorrelationRegularizer(5.0, dataset_size=1397)  # beta 6
         >>> names = set(objective(vae, Batch(x)).metrics)
         >>> names >= {"mutual_information_nats", "total_correlation_nats", "dimension_kl_nats"}
         True
@@ -66,7 +67,8 @@ class TotalCorrelationRegularizer(Regularizer):
         super().__init__(weight, latent=latent)
         if sampling not in get_args(Sampling):
             raise ValueError(
-                f"TotalCorrelationRegularizer expects sampling 'stratified' or 'weighted', got {sampling!r}"
+                "TotalCorrelationRegularizer expects sampling 'stratified' or 'weighted', got "
+                f"{sampling!r}"
             )
         if dataset_size < 1:
             raise ValueError(
@@ -107,7 +109,8 @@ class TotalCorrelationRegularizer(Regularizer):
             return super().validated(model, batch, output)
         except TypeError as error:
             raise ValueError(
-                f"TotalCorrelationRegularizer expects posteriors with independent dimensions: {error}"
+                "TotalCorrelationRegularizer expects posteriors with independent dimensions, got "
+                f"an error: {error}"
             ) from error
 
 
