@@ -204,7 +204,7 @@ def test_a_mass_has_no_bins(likelihood):
         evaluate(vae, x, bin_width=0.5)
     report = evaluate(vae, x, elbo_samples=2, importance_samples=2)
     assert report.is_discrete
-    assert report.bits_are == "exact masses"
+    assert report.bits_unit == "exact masses"
     nats = report.elbo.mean
     assert report.bits_per_dim(nats) == pytest.approx(-nats / 3 / math.log(2))
 
@@ -234,8 +234,8 @@ def report(**options):
 def test_report_says_what_its_bits_are_of(one, words):
     one = one()
     assert isinstance(one, Report)
-    assert one.bits_are == words
-    assert one.to_dict()["bits_per_dim_are_of"] == words
+    assert one.bits_unit == words
+    assert one.to_dict()["bits_per_dim_unit"] == words
     assert str(one).splitlines()[-1].endswith(f"bits per dimension of {words}")
 
 
@@ -307,5 +307,5 @@ def test_bins_of_a_table_are_refused():
 def test_edges_alone_are_no_dequantized_data():
     vae = VAE(GaussianEncoder(MLP(2, (4,)), 1), MLP(1, (4,), out_shape=2), GaussianLikelihood())
     x = torch.tensor([[0.0, 3.0], [7.0, 1.0]]) / 16
-    with pytest.raises(ValueError, match="data that were spread over their bins"):
+    with pytest.raises(ValueError, match="expects data with noise in the bins"):
         evaluate(vae, x, bin_width=1 / 16)

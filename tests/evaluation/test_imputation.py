@@ -536,5 +536,5 @@ def test_data_that_do_not_fit():
         impute(vae, ROW[None], mask=torch.ones(5, dtype=torch.bool))
     with pytest.raises(ValueError, match="B >= 1"):
         impute(vae, ROW[None][:0])
-    with pytest.raises(TypeError, match="expected a tensor"):
+    with pytest.raises(TypeError, match="expects a tensor"):
         impute(vae, ROW[None].numpy())

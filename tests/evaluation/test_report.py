@@ -327,7 +327,7 @@ def test_report_as_a_dictionary():
         "elbo_samples": 64,
         "importance_samples": 5000,
         "num_dims": 784,
-        "bits_per_dim_are_of": "a density, in the units of the data",
+        "bits_per_dim_unit": "a density, in the units of the data",
         "is_bound": True,
         "seed": 3,
     }

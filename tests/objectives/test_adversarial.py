@@ -29,7 +29,7 @@ from tinyvae.objectives import (
     VAEGANRegularizer,
 )
 from tinyvae.objectives.regularizers.adversarial import permute_dims
-from tinyvae.objectives.regularizers.moments import gaussian
+from tinyvae.objectives.regularizers.moments import gaussian_kernel
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -349,7 +349,7 @@ def test_log_odds_estimate_the_divergence_from_the_prior():
 
 def test_aggregate_posterior_is_drawn_to_the_prior():
     x, vae = torch.randn(512, LATENT) + 1.5, points()
-    distance = MMDRegularizer(1.0, kernel=gaussian, scales=(0.5,))
+    distance = MMDRegularizer(1.0, kernel=gaussian_kernel, scales=(0.5,))
     before = run(distance, vae, Batch(x))[1].loss.item()
     objective = ELBO(0.0, likelihood_weight=0.1) + AdversarialPriorRegularizer(mlp(2, 1, 16))
     optimization = Optimization(1e-2, learning_rates={"objective": 3e-2})

@@ -56,8 +56,8 @@ from tinyvae.objectives import (
 )
 from tinyvae.objectives.regularizers.moments import (
     _mean_covariance,
-    gaussian,
-    inverse_multiquadratic,
+    gaussian_kernel,
+    inverse_multiquadratic_kernel,
 )
 from tinyvae.objectives.regularizers.total_correlation import aggregate_log_weights
 from tinyvae.priors import CategoricalPrior, JointPrior
@@ -808,8 +808,8 @@ def test_dip_knows_no_order_of_the_batch(name):
 # Maximum mean discrepancy -------------------------------------------------------------------------
 
 KERNELS = {
-    "imq": (inverse_multiquadratic, lambda d: 1 / (1 + d)),
-    "gaussian": (gaussian, lambda d: math.exp(-d)),
+    "imq": (inverse_multiquadratic_kernel, lambda d: 1 / (1 + d)),
+    "gaussian": (gaussian_kernel, lambda d: math.exp(-d)),
     "your own": (lambda squared: (1 + squared) ** -0.5, lambda d: 1 / math.sqrt(1 + d)),
 }
 
@@ -876,7 +876,10 @@ def test_mmd_is_without_bias(mean, std):
     with torch.no_grad():
         vae.encoder.head.weight.zero_()
         vae.encoder.head.bias.copy_(torch.tensor([mean, mean, math.log(std), math.log(std)]))
-        regularizer, x = MMDRegularizer(1.0, kernel=gaussian, scales=(0.6,)), torch.zeros(4, DATA)
+        regularizer, x = (
+            MMDRegularizer(1.0, kernel=gaussian_kernel, scales=(0.6,)),
+            torch.zeros(4, DATA),
+        )
         values = [penalty_of(regularizer, vae, x, 50)[1].loss for _ in range(400)]
     values = torch.stack(values)
     error = values.std().item() / math.sqrt(len(values))
@@ -901,7 +904,9 @@ def test_mmd_is_to_the_prior_given_the_context():
         own = type(term)("z", term.z, term.posterior, Fixed(shape))
         same = type(record)((own,), record.likelihood, record.log_px)
         direct = direct_mmd(*[term.z[0].detach().numpy()] * 2, lambda d: math.exp(-d), [1.0])
-        found = MMDRegularizer(1.0, kernel=gaussian, scales=(1.0,))(vae, Batch(x), same).loss.item()
+        found = MMDRegularizer(1.0, kernel=gaussian_kernel, scales=(1.0,))(
+            vae, Batch(x), same
+        ).loss.item()
         each = [
             direct_mmd(*[z.detach().numpy()] * 2, lambda d: math.exp(-d), [1.0]) for z in term.z
         ]
@@ -1055,7 +1060,8 @@ def test_total_correlation_refuses():
         (ELBO() + TotalCorrelationRegularizer(1.0, dataset_size=6))(small_vae(), batch)
     objective = ELBO() + TotalCorrelationRegularizer(1.0, dataset_size=SIZE)
     remedy = re.compile(
-        "TotalCorrelationRegularizer expects posteriors with independent dimensions, got an error: FullNormal"
+        "TotalCorrelationRegularizer expects posteriors with independent dimensions, got an error: "
+        "FullNormal"
     )
     with pytest.raises(ValueError, match=remedy):
         objective.check(small_vae(FullGaussianEncoder), batch)

@@ -24,5 +24,9 @@ from tinyvae.objectives.regularizers import (
 )
 from tinyvae.objectives.regularizers import VAEGANRegularizer as VAEGANRegularizer
 from tinyvae.objectives.regularizers import WeightL2Regularizer as WeightL2Regularizer
+from tinyvae.objectives.regularizers import gaussian_kernel as gaussian_kernel
+from tinyvae.objectives.regularizers import (
+    inverse_multiquadratic_kernel as inverse_multiquadratic_kernel,
+)
 from tinyvae.objectives.tempered import TVO as TVO
 from tinyvae.objectives.tempered import RenyiBound as RenyiBound

@@ -103,12 +103,12 @@ def _mean_covariance(posterior: Distribution) -> Tensor:
     )
 
 
-def inverse_multiquadratic(squared: Tensor) -> Tensor:
+def inverse_multiquadratic_kernel(squared: Tensor) -> Tensor:
     """Return the heavy-tailed kernel 1 / (1 + d)."""
     return 1 / (1 + squared)
 
 
-def gaussian(squared: Tensor) -> Tensor:
+def gaussian_kernel(squared: Tensor) -> Tensor:
     """Return the kernel exp(-d)."""
     return torch.exp(-squared)
 
@@ -125,8 +125,8 @@ class MMDRegularizer(Regularizer):
 
     Args:
         weight: See :class:`Regularizer`.
-        kernel: Function of squared distances: :func:`inverse_multiquadratic`, :func:`gaussian`, or
-            your own.
+        kernel: Function of squared distances: :func:`inverse_multiquadratic_kernel`,
+            :func:`gaussian_kernel`, or your own.
         scales: Scales :math:`s`.
         latent: See :class:`Regularizer`.
 
@@ -137,14 +137,14 @@ class MMDRegularizer(Regularizer):
 
     Example:
         >>> wae = ELBO(0.0) + MMDRegularizer(10.0)
-        >>> info = ELBO(0.5) + MMDRegularizer(99.5, kernel=gaussian, scales=(1.0,))
+        >>> info = ELBO(0.5) + MMDRegularizer(99.5, kernel=gaussian_kernel, scales=(1.0,))
     """
 
     def __init__(
         self,
         weight: float | Schedule,
         *,
-        kernel: Kernel = inverse_multiquadratic,
+        kernel: Kernel = inverse_multiquadratic_kernel,
         scales: Sequence[float] = SCALES,
         latent: str | None = None,
     ) -> None:
