@@ -51,7 +51,7 @@ def optimal(beta, rotation, latents=4):
 
 
 @pytest.mark.parametrize(("beta", "count"), [(0.5, 4), (1.0, 3), (1.5, 3), (3.0, 2), (9.0, 0)])
-def test_active_are_the_directions_that_exceed_beta_times_the_noise(beta, count):
+def test_active_units_of_linear_vaes(beta, count):
     x, rotation = data()
     vae = optimal(beta, rotation)
     activity = active_units(vae, x)["z"]
@@ -66,7 +66,7 @@ def test_active_are_the_directions_that_exceed_beta_times_the_noise(beta, count)
     torch.testing.assert_close(own, closed, rtol=1e-10, atol=1e-12)
 
 
-def test_training_collapses_as_the_theory_has_it():
+def test_active_units_after_training_agree_with_theory():
     """From any start the ELBO's weight beta decides how many dimensions remain."""
     torch.manual_seed(3)
     x, rotation = data(200)
@@ -91,7 +91,7 @@ def test_training_collapses_as_the_theory_has_it():
     assert activity.count == 2
 
 
-def test_draws_take_the_place_of_a_mean_that_is_not_known():
+def test_active_units_sample_unknown_means():
     """A flow at its start is the Gaussian under it: the same activity, without the draws' noise."""
     x, rotation = data(2000)
     vae = optimal(1.0, rotation)
@@ -103,7 +103,7 @@ def test_draws_take_the_place_of_a_mean_that_is_not_known():
     assert expected.variance[3] < 1e-12
 
 
-def test_each_layer_by_its_name():
+def test_active_units_of_each_layer():
     vae = BottomUpVAE(
         [GaussianEncoder(MLP(5, (8,)), 3), GaussianEncoder(MLP(3, (8,)), 2)],
         [GaussianEncoder(MLP(2, (8,)), 3)],
@@ -117,7 +117,7 @@ def test_each_layer_by_its_name():
     }
 
 
-def test_chunks_and_random_state_change_nothing(monkeypatch):
+def test_active_units_do_not_depend_on_chunks(monkeypatch):
     import tinyvae.evaluation.activity as module
 
     x, rotation = data(60)
@@ -131,7 +131,7 @@ def test_chunks_and_random_state_change_nothing(monkeypatch):
     assert torch.equal(torch.rand(3), after)
 
 
-def test_errors():
+def test_active_units_refuses_invalid_arguments():
     x, rotation = data(10)
     with pytest.raises(ValueError, match="at least two examples, got 1"):
         active_units(optimal(1.0, rotation), x[:1])

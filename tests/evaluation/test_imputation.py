@@ -109,7 +109,7 @@ def with_holes(model, rows):
 @pytest.mark.parametrize("options", [ONE, MANY, {"num_latents": 4}])
 @settings(max_examples=30)
 @given(rows=masks)
-def test_exact_posterior_attains_the_evidence_for_every_draw(options, rows):
+def test_masked_vae_at_exact_posterior_gives_evidence(options, rows):
     model = LinearGaussian(**options)
     x = with_holes(model, rows)
     exact = model.evidence(x)
@@ -125,7 +125,7 @@ def test_exact_posterior_attains_the_evidence_for_every_draw(options, rows):
 
 @given(rows=masks.filter(lambda rows: any(map(any, rows))))
 @settings(max_examples=20)
-def test_report_is_of_the_evidence(rows):
+def test_evaluate_reports_evidence_of_observed_entries(rows):
     model = LinearGaussian(**MANY)
     x = with_holes(model, rows)
     report = evaluate(model.vae, x, elbo_samples=3, importance_samples=2)
@@ -138,7 +138,7 @@ def test_report_is_of_the_evidence(rows):
 
 
 @pytest.mark.parametrize("elements", [1, 12, 60])
-def test_chunks_of_data_take_their_masks_along(monkeypatch, elements):
+def test_evaluate_splits_masks_with_data(monkeypatch, elements):
     for module in ("importance", "report"):
         monkeypatch.setattr(f"tinyvae.evaluation.{module}.CHUNK_ELEMENTS", elements)
     model = LinearGaussian(**MANY)
@@ -152,7 +152,7 @@ def test_chunks_of_data_take_their_masks_along(monkeypatch, elements):
     assert report.log_marginal.mean == pytest.approx(exact[:3].mean().item(), abs=1e-10)
 
 
-def test_closed_form_kl_with_missing_entries():
+def test_elbo_with_missing_entries_uses_closed_form_kl():
     model = LinearGaussian(**ONE)
     x = with_holes(model, [[True, False, True, False, False], [False] * 5])
     report = evaluate(model.vae, x.repeat(50, 1), elbo_samples=400, importance_samples=None)
@@ -168,7 +168,7 @@ def test_closed_form_kl_with_missing_entries():
 
 
 @pytest.mark.parametrize("options", [ONE, MANY])
-def test_wrong_posterior_is_below_the_evidence(options):
+def test_masked_vae_with_wrong_posterior_is_below_evidence(options):
     model = LinearGaussian(**options, **WRONG)
     x = model.sample(200).masked_fill(torch.rand(200, D) < 0.4, math.nan)
     exact = model.evidence(x).mean().item()
@@ -184,7 +184,7 @@ def test_wrong_posterior_is_below_the_evidence(options):
 @pytest.mark.parametrize("num_imputations", [None, 3])
 @settings(max_examples=20)
 @given(rows=masks)
-def test_observed_entries_stay_bitwise(num_imputations, rows):
+def test_impute_keeps_observed_entries(num_imputations, rows):
     model = LinearGaussian(**MANY)
     x = with_holes(model, rows)
     seen = ~x.isnan()
@@ -199,7 +199,7 @@ ROW = torch.tensor([1.5, math.nan, -0.5, math.nan, math.nan], dtype=torch.float6
 
 @pytest.mark.parametrize("options", [ONE, MANY])
 @pytest.mark.parametrize("wrong", [{}, WRONG])
-def test_best_value_is_the_conditional_mean(options, wrong):
+def test_impute_gives_the_conditional_mean(options, wrong):
     """Over independent runs: each row of the batch has draws of its own."""
     model = LinearGaussian(**options, **wrong)
     mean, _ = model.conditional(ROW)
@@ -214,7 +214,7 @@ def test_best_value_is_the_conditional_mean(options, wrong):
 
 @pytest.mark.parametrize("options", [ONE, MANY])
 @pytest.mark.parametrize("wrong", [{}, WRONG])
-def test_draws_have_the_conditional_mean_and_covariance(options, wrong):
+def test_impute_samples_the_conditional_distribution(options, wrong):
     model = LinearGaussian(**options, **wrong)
     mean, covariance = model.conditional(ROW)
     count = 5000
@@ -228,7 +228,7 @@ def test_draws_have_the_conditional_mean_and_covariance(options, wrong):
     assert ((draws.T.cov() - covariance).abs() < 4.5 * error).all()
 
 
-def test_imputations_of_a_row_differ():
+def test_impute_gives_different_imputations():
     model = LinearGaussian(**MANY)
     filled = impute(model.vae, ROW[None], num_samples=50, num_imputations=20)
     assert len(filled[:, 0, ROW.isnan()].unique(dim=0)) == 20
@@ -237,7 +237,7 @@ def test_imputations_of_a_row_differ():
     assert abs(correlation) < 4.5 / math.sqrt(2000) + 1 / 100  # one latent in a hundred is shared
 
 
-def test_nothing_missing_and_all_missing():
+def test_impute_with_nothing_and_everything_missing():
     model = LinearGaussian(**MANY)
     x = model.sample(3)
     assert torch.equal(impute(model.vae, x, num_samples=2), x)
@@ -297,7 +297,7 @@ def conditional_probabilities(vae):
             yield row.masked_fill(row < 0, math.nan), at, p / p.sum()
 
 
-def test_best_class_is_the_most_probable_one():
+def test_impute_gives_the_most_probable_class():
     vae = tiny_table()
     cases = list(conditional_probabilities(vae))
     assert len(cases) == (3 + 2 + 4) * 2 + 3 * 2 + 3 * 4 + 2 * 4
@@ -313,7 +313,7 @@ def test_best_class_is_the_most_probable_one():
     assert len(best) > 4  # not the same class whatever was observed
 
 
-def test_drawn_classes_have_their_probabilities():
+def test_impute_samples_classes_by_probability():
     vae = tiny_table()
     for row, at, p in list(conditional_probabilities(vae))[::6]:
         draws = impute(vae, row.expand(1000, 3), num_samples=200, num_imputations=1)[0, :, at]
@@ -331,7 +331,7 @@ class Step(nn.Module):
         return torch.cat([rows, rows], -1)  # (N, 3, 2)
 
 
-def test_probabilities_are_pooled_and_not_classes():
+def test_impute_pools_probabilities():
     """The mean of the best classes is 1 as well, but the best of the two halves never is."""
     encoder = GaussianEncoder(MLP((3, 2), (4,)), 1)
     vae = VAE(encoder, Step(), MaskedLikelihood(CategoricalLikelihood(3)))
@@ -339,7 +339,7 @@ def test_probabilities_are_pooled_and_not_classes():
     assert torch.equal(filled, torch.ones(4, 2))
 
 
-def test_best_class_is_no_rounded_mean():
+def test_impute_does_not_round_a_mean_class():
     encoder = GaussianEncoder(MLP((3, 2), (4,)), 1)
     decoder = MLP(1, hidden=(), out_shape=(3, 2))
     with torch.no_grad():
@@ -354,7 +354,7 @@ def test_best_class_is_no_rounded_mean():
     torch.testing.assert_close(impute(vae, x, num_samples=20), expected)
 
 
-def test_a_table_is_completed():
+def test_impute_completes_a_table():
     columns = [Column("age", "number", (), 40.0, 12.0), Column("smokes", "binary", ("no", "yes"))]
     likelihood = MaskedLikelihood(MixedLikelihood(columns), show_mask=True)
     mixed = likelihood.likelihood
@@ -387,7 +387,7 @@ def certain_vae():
 
 @pytest.mark.parametrize("elements", [1, 25, 100, 10**6])
 @pytest.mark.parametrize("num_imputations", [None, 2])
-def test_chunks_change_nothing(monkeypatch, elements, num_imputations):
+def test_impute_does_not_depend_on_chunks(monkeypatch, elements, num_imputations):
     monkeypatch.setattr("tinyvae.evaluation.imputation.CHUNK_ELEMENTS", elements)
     vae = certain_vae()
     x = torch.randn(9, D)
@@ -397,7 +397,7 @@ def test_chunks_change_nothing(monkeypatch, elements, num_imputations):
     torch.testing.assert_close(filled, expected.expand_as(filled), rtol=0, atol=1e-12)
 
 
-def test_chunks_do_not_change_the_law(monkeypatch):
+def test_impute_in_chunks_has_the_same_distribution(monkeypatch):
     model = LinearGaussian(**MANY)
     mean, covariance = model.conditional(ROW)
     monkeypatch.setattr("tinyvae.evaluation.imputation.CHUNK_ELEMENTS", 5000)  # of 10 rows
@@ -408,7 +408,7 @@ def test_chunks_do_not_change_the_law(monkeypatch):
 
 
 @pytest.mark.parametrize("num_imputations", [None, 3])
-def test_same_seed_same_numbers(num_imputations):
+def test_impute_is_reproducible(num_imputations):
     model = LinearGaussian(**MANY)
     x = with_holes(model, [[True, False, True, False, True]] * 4)
     options = {"num_samples": 7, "num_imputations": num_imputations}
@@ -418,7 +418,7 @@ def test_same_seed_same_numbers(num_imputations):
     assert not torch.equal(impute(model.vae, x, seed=1, **options), first)
 
 
-def test_leaves_everything_as_found():
+def test_impute_leaves_no_trace():
     network = nn.Sequential(nn.Linear(2 * D, 6), nn.Dropout(0.5))
     encoder = GaussianEncoder(network, 2, features=6)
     likelihood = MaskedLikelihood(GaussianLikelihood(), show_mask=True)
@@ -437,7 +437,7 @@ def test_leaves_everything_as_found():
     assert torch.equal(impute(vae.eval(), x, num_samples=5, num_imputations=2), filled)
 
 
-def test_mask_is_nan():
+def test_impute_treats_mask_and_nan_alike():
     model = LinearGaussian(**MANY)
     x = model.sample(6)
     mask = torch.rand(6, D) > 0.5
@@ -448,7 +448,7 @@ def test_mask_is_nan():
             assert torch.equal(impute(model.vae, x, mask=beside, **options), expected)
 
 
-def test_integers_with_a_mask():
+def test_impute_integers_with_a_mask():
     encoder = GaussianEncoder(MLP((3, 2), (4,)), 1)
     vae = VAE(
         encoder, MLP(1, hidden=(), out_shape=(3, 2)), MaskedLikelihood(CategoricalLikelihood(3))
@@ -460,7 +460,7 @@ def test_integers_with_a_mask():
     assert torch.equal(filled, impute(vae, x.double(), mask=mask, num_samples=20))
 
 
-def test_images():
+def test_impute_images():
     likelihood = MaskedLikelihood(BernoulliLikelihood(), show_mask=True)
     encoder = GaussianEncoder(MLP((2, 4, 3), (4,)), 2)
     vae = VAE(encoder, MLP(2, (4,), out_shape=(1, 4, 3)), likelihood)
@@ -489,7 +489,7 @@ class Ignorant(Posterior):
         return Independent(Normal(zeros, zeros), 1)
 
 
-def test_conditional_models(monkeypatch):
+def test_impute_with_context(monkeypatch):
     monkeypatch.setattr("tinyvae.evaluation.imputation.CHUNK_ELEMENTS", 30)  # of two rows
     encoder = Ignorant(torch.zeros(D, 2), torch.zeros(D))
     vae = VAE(encoder, Conditional(), MaskedLikelihood(GaussianLikelihood(1e-9)))
@@ -502,7 +502,7 @@ def test_conditional_models(monkeypatch):
         impute(vae, x, context[:6])
 
 
-def test_float32_model():
+def test_impute_float32_model():
     x = torch.randn(4, D).masked_fill(torch.rand(4, D) < 0.5, math.nan)
     vae = certain_vae()
     exact = impute(vae, x, num_samples=5)
@@ -516,13 +516,13 @@ def test_float32_model():
 
 
 @pytest.mark.parametrize("options", [{"num_samples": 0}, {"num_imputations": 0}])
-def test_counts_below_one(options):
+def test_impute_refuses_counts_below_one(options):
     (name,) = options
     with pytest.raises(ValueError, match=f"impute expects {name} >= 1, got 0"):
         impute(LinearGaussian(**MANY).vae, ROW[None], **options)
 
 
-def test_a_likelihood_that_is_not_masked():
+def test_impute_refuses_other_likelihoods():
     vae = VAE(GaussianEncoder(MLP(D, (4,)), 1), MLP(1, (4,), out_shape=D), GaussianLikelihood())
     with pytest.raises(ValueError, match=r"NaN .*MaskedLikelihood\(likelihood\)"):
         impute(vae, ROW[None])
@@ -530,7 +530,7 @@ def test_a_likelihood_that_is_not_masked():
         impute(vae, torch.zeros(1, D), mask=torch.zeros(1, D, dtype=torch.bool))
 
 
-def test_data_that_do_not_fit():
+def test_impute_refuses_data_of_other_shapes():
     vae = LinearGaussian(**MANY).vae
     with pytest.raises(ValueError, match=r"a mask of the data's shape \(1, 5\)"):
         impute(vae, ROW[None], mask=torch.ones(5, dtype=torch.bool))

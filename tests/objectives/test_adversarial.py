@@ -97,14 +97,14 @@ def parameter_gradients(loss, parameters):
 # Values -------------------------------------------------------------------------------------------
 
 
-def test_permuting_keeps_what_each_dimension_holds():
+def test_permute_dims_keeps_the_values_of_each_dimension():
     z = torch.randn(3, 7, 2, 2)
     shuffled = permute_dims(z)
     assert torch.equal(shuffled.sort(1).values, z.sort(1).values)
     assert (shuffled != z).any()
 
 
-def test_dimensions_are_permuted_each_on_its_own_over_the_batch():
+def test_permute_dims_is_uniform_and_independent():
     """Of three examples and two dimensions, all 36 pairs of orders alike often."""
     num = 72_000
     z = torch.arange(6.0).reshape(1, 3, 2).expand(num, 3, 2)
@@ -118,7 +118,7 @@ def test_dimensions_are_permuted_each_on_its_own_over_the_batch():
 
 
 @pytest.mark.parametrize("num_samples", [1, 3])
-def test_losses_agree_with_numpy(num_samples):
+def test_adversarial_losses_agree_with_numpy(num_samples):
     vae, batch = small_vae(), Batch(torch.randn(7, DATA))
     for name in ("total correlation", "prior"):
         regularizer = REGULARIZERS[name]()
@@ -142,7 +142,7 @@ def test_losses_agree_with_numpy(num_samples):
 
 @pytest.mark.parametrize("num_samples", [1, 3])
 @pytest.mark.parametrize("context", [0, 3])
-def test_losses_of_data_agree_with_numpy(num_samples, context):
+def test_vae_gan_losses_agree_with_numpy(num_samples, context):
     vae = small_vae(context)
     batch = Batch(torch.randn(7, DATA), torch.randn(7, context) if context else None)
     regularizer = REGULARIZERS["data"]()
@@ -180,7 +180,7 @@ def test_losses_of_data_agree_with_numpy(num_samples, context):
 
 @pytest.mark.parametrize("name", REGULARIZERS)
 @pytest.mark.parametrize("order", [("model", "discriminator"), ("discriminator", "model")])
-def test_naive_backwards_mix_nothing(name, order):
+def test_adversarial_backward_passes_do_not_mix(name, order):
     """One after another and without zero_grad between, each side has its own loss's gradient."""
     vae, batch = small_vae(), Batch(torch.randn(7, DATA))
     objective = ELBO() + REGULARIZERS[name]()
@@ -201,7 +201,7 @@ def test_naive_backwards_mix_nothing(name, order):
 
 
 @pytest.mark.parametrize("name", REGULARIZERS)
-def test_a_step_of_the_trainer_is_one_on_each_sides_own_loss(name):
+def test_trainer_steps_each_side_on_its_own_loss(name):
     """And what the decoder learns works against the discriminator, not for it."""
     x, seen = torch.randn(8, DATA), {}
     vae, regularizer = small_vae(), REGULARIZERS[name]()
@@ -226,7 +226,7 @@ def test_a_step_of_the_trainer_is_one_on_each_sides_own_loss(name):
             torch.testing.assert_close(parameter, before - 0.1 * gradient, rtol=1e-12, atol=1e-12)
 
 
-def test_the_decoder_works_against_the_discriminator():
+def test_vae_gan_decoder_opposes_the_discriminator():
     """Along the gradient of the discriminator's loss, were that one not cut, the loss rises."""
     vae, batch = small_vae(), Batch(torch.randn(64, DATA))
     regularizer = VAEGANRegularizer(mlp(DATA), num_features=6, similarity=0.0)
@@ -243,7 +243,7 @@ def test_the_decoder_works_against_the_discriminator():
     assert product / math.prod(norms) < -0.5
 
 
-def test_three_groups():
+def test_adversarial_parameter_groups():
     vae, batch = small_vae(), Batch(torch.randn(7, DATA))
     objective = PIWAE(2, num_bounds=2) + REGULARIZERS["prior"]() + REGULARIZERS["data"](group="gan")
     groups = objective.parameter_groups(vae)
@@ -259,7 +259,7 @@ def test_three_groups():
 
 
 @pytest.mark.parametrize("context", [0, 3])
-def test_the_encoder_learns_nothing_of_the_discriminators_verdict(context):
+def test_vae_gan_discriminator_does_not_train_the_encoder(context):
     vae = small_vae(context)
     batch = Batch(torch.randn(7, DATA), torch.randn(7, context) if context else None)
     for regularizer, reached in (
@@ -275,7 +275,7 @@ def test_the_encoder_learns_nothing_of_the_discriminators_verdict(context):
         assert all(g.any() for g in decoder)
 
 
-def test_gradients_of_the_models_loss_are_derivatives():
+def test_adversarial_gradcheck():
     """By finite differences, in encoder and decoder, with the discriminator as it is."""
     torch.manual_seed(1)
     x = torch.randn(4, DATA)
@@ -319,7 +319,7 @@ def train_discriminator(regularizer, sample, steps=500, size=512):
     return vae
 
 
-def test_log_odds_estimate_the_total_correlation():
+def test_adversarial_total_correlation_estimates_the_exact_one():
     rho = 0.8
     root = torch.linalg.cholesky(torch.tensor([[1.0, rho], [rho, 1.0]]))
 
@@ -337,7 +337,7 @@ def test_log_odds_estimate_the_total_correlation():
     assert penalty.metrics["discriminator_accuracy"] > 0.6
 
 
-def test_log_odds_estimate_the_divergence_from_the_prior():
+def test_adversarial_prior_estimates_the_divergence():
     """Of N(m, I) and the prior N(0, I) they are -m'z + |m|^2 / 2."""
     mean = torch.tensor([0.8, -0.5])
     regularizer = AdversarialPriorRegularizer(mlp(2, 1, width=32), weight=1.0)
@@ -347,7 +347,7 @@ def test_log_odds_estimate_the_divergence_from_the_prior():
     assert divergence == pytest.approx(0.5 * mean.square().sum().item(), abs=0.05)
 
 
-def test_aggregate_posterior_is_drawn_to_the_prior():
+def test_adversarial_prior_matches_the_aggregate_posterior():
     x, vae = torch.randn(512, LATENT) + 1.5, points()
     distance = MMDRegularizer(1.0, kernel=gaussian_kernel, scales=(0.5,))
     before = run(distance, vae, Batch(x))[1].loss.item()
@@ -365,7 +365,7 @@ def test_aggregate_posterior_is_drawn_to_the_prior():
 @pytest.mark.parametrize(
     "cls", [AdversarialTotalCorrelationRegularizer, AdversarialPriorRegularizer]
 )
-def test_discriminators_that_do_not_suit(cls):
+def test_adversarial_refuses_discriminators_of_other_shapes(cls):
     vae, batch = small_vae(), Batch(torch.randn(7, DATA))
     with pytest.raises(
         ValueError, match=r"one number per example, \(N, 1\), got \(2, 3\) for N = 2"
@@ -381,7 +381,7 @@ def test_discriminators_that_do_not_suit(cls):
     assert (ELBO() + cls(flat)).check(vae, batch)
 
 
-def test_features_that_do_not_suit():
+def test_vae_gan_refuses_other_features_and_masks():
     vae, batch = small_vae(), Batch(torch.randn(7, DATA))
     with pytest.raises(ValueError, match="VAEGANRegularizer expects a discriminator that accepts"):
         (ELBO() + VAEGANRegularizer(mlp(DATA), num_features=7)).check(vae, batch)
@@ -391,7 +391,7 @@ def test_features_that_do_not_suit():
         REGULARIZERS["data"]()(vae, masked, record)
 
 
-def test_data_are_compared_in_the_units_of_their_mean():
+def test_vae_gan_compares_data_with_the_mean():
     """Bits against probabilities, whatever their type."""
     vae = small_vae()
     vae.likelihood = BernoulliLikelihood()
@@ -408,7 +408,7 @@ def test_data_are_compared_in_the_units_of_their_mean():
     torch.testing.assert_close(penalty.metrics["feature_distance"], expected.detach())
 
 
-def test_groups_of_one_name():
+def test_adversarial_refuses_groups_of_equal_names():
     with pytest.raises(ValueError, match=r"got \['discriminator', 'discriminator'\]: set group="):
         ELBO() + REGULARIZERS["prior"]() + REGULARIZERS["data"]()
     objective = ELBO() + REGULARIZERS["prior"](group="model")

@@ -110,7 +110,7 @@ def small_vae(data=5):
 
 @pytest.mark.parametrize("name", BOUNDS)
 @pytest.mark.parametrize("num_samples", [1, 4])
-def test_agrees_with_numpy(name, num_samples):
+def test_bound_agrees_with_numpy(name, num_samples):
     vae, x = small_vae(), torch.randn(7, 5)
     log_w = numpy_log_weight(vae, x, num_samples)
     torch.manual_seed(3)
@@ -125,7 +125,7 @@ def test_agrees_with_numpy(name, num_samples):
     assert not any(v.requires_grad for v in output.metrics.values())
 
 
-def test_several_bounds_share_out_the_draws():
+def test_multiply_iwae_splits_the_samples():
     vae, x = small_vae(), torch.randn(7, 5)
     log_w = numpy_log_weight(vae, x, 12)
     torch.manual_seed(3)
@@ -136,7 +136,7 @@ def test_several_bounds_share_out_the_draws():
     assert output.metrics["multiply_iwae_nats"].item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_partial_losses_are_of_both_bounds():
+def test_piwae_has_the_losses_of_both_bounds():
     vae, x = small_vae(), torch.randn(7, 5)
     log_w = numpy_log_weight(vae, x, 12)
     torch.manual_seed(3)
@@ -150,7 +150,7 @@ def test_partial_losses_are_of_both_bounds():
     assert metrics["multiply_iwae_nats"].item() == pytest.approx(multiply, rel=1e-12)
 
 
-def test_partial_groups_are_trained_on_their_own_bounds():
+def test_piwae_trains_each_group_on_its_bound():
     """The posterior on the mean of M bounds alone, everything else on the one of all draws."""
     x, steps = torch.randn(16, 5), {}
     for name, objective in {
@@ -171,7 +171,7 @@ def test_partial_groups_are_trained_on_their_own_bounds():
     assert (steps["posterior"][decoder] - steps["generative"][decoder]).abs().max() > 1e-4
 
 
-def test_groups_share_no_parameter_whatever_the_prior_borrows():
+def test_piwae_groups_share_no_parameter():
     encoder = GaussianEncoder(MLP(5, hidden=(6,)), 2)
     vae = VAE(encoder, MLP(2, out_shape=5), GaussianLikelihood(), VampPrior(2, 5, 3))
     groups = PIWAE(2, num_bounds=2).parameter_groups(vae)
@@ -182,7 +182,7 @@ def test_groups_share_no_parameter_whatever_the_prior_borrows():
 
 
 @pytest.mark.parametrize("name", BOUNDS)
-def test_terms_of_each_example_are_those_of_the_metrics(name):
+def test_bound_terms_average_to_the_metrics(name):
     vae, x, bound = small_vae(), torch.randn(7, 5), BOUNDS[name](4)
     torch.manual_seed(3)
     metrics = bound(vae, Batch(x)).metrics
@@ -200,7 +200,7 @@ def test_terms_of_each_example_are_those_of_the_metrics(name):
 
 
 @pytest.mark.parametrize("name", BOUNDS)
-def test_derivatives_are_autograds(name):
+def test_bound_derivatives_agree_with_autograd(name):
     bound = BOUNDS[name](4)
     log_weight = 2 * torch.randn(4, 3)
     slope, curvature = bound.derivatives(log_weight)
@@ -226,7 +226,7 @@ MORE = {
 
 
 @pytest.mark.parametrize("name", [*BOUNDS, *MORE])
-def test_gradcheck_of_the_loss(name):
+def test_bound_gradcheck(name):
     torch.manual_seed(1)
     vae, x = small_vae(3), torch.randn(4, 3)
     bound = (BOUNDS | MORE)[name](3)
@@ -249,7 +249,7 @@ def test_gradcheck_of_the_loss(name):
 
 
 @pytest.mark.parametrize("alpha", [1 - 1e-3, 1 - 1e-7, 1 - 1e-12, 1 + 1e-9])
-def test_renyi_near_one_keeps_its_digits(alpha):
+def test_renyi_is_precise_near_order_one(alpha):
     """F = mean + p/2 var + p^2/6 third moment + O(p^3), with p = 1 - alpha."""
     log_weight = torch.randn(50, 1)
     centered = log_weight - log_weight.mean(0)
@@ -262,7 +262,7 @@ def test_renyi_near_one_keeps_its_digits(alpha):
     )
 
 
-def test_extreme_log_weights_stay_finite():
+def test_bound_gradients_of_extreme_log_weights_are_finite():
     log_weight = torch.tensor([[-1e4], [0.0], [800.0]]).requires_grad_()
     for name, make in BOUNDS.items():
         (gradient,) = torch.autograd.grad(make(3).value(log_weight).sum(), log_weight)
@@ -272,7 +272,7 @@ def test_extreme_log_weights_stay_finite():
 # Below log p(x) -----------------------------------------------------------------------------------
 
 
-def test_published_values_of_one_latent():
+def test_iwae_has_the_published_values():
     """z ~ N(0,1), x given z ~ N(z,1), x = 1, q = N(0.4, 2/3), by quadrature over the draws."""
     vae = conjugate_normal().vae
     expected = {1: -1.5483377539, 2: -1.5287606841, 3: -1.5238475556}
@@ -300,7 +300,7 @@ def expected_bound(bound, vae, x, num_samples, nodes=24):
 
 
 @pytest.mark.parametrize("name", LOWER)
-def test_lower_bounds_lie_between_elbo_and_evidence(name):
+def test_bound_lies_between_elbo_and_evidence(name):
     torch.manual_seed(2)
     encoder = GaussianEncoder(MLP(4, hidden=(5,)), 1)
     vae = VAE(encoder, MLP(1, hidden=(5,), out_shape=4), BernoulliLikelihood())
@@ -321,7 +321,7 @@ def test_lower_bounds_lie_between_elbo_and_evidence(name):
 
 
 @pytest.mark.parametrize("name", ["iwae", "tvo 5", "renyi .5"])
-def test_two_latents(name):
+def test_bound_of_two_latents_lies_below_evidence(name):
     vae, x = small_vae(3), torch.randn(2, 1, 3)
     with torch.no_grad():
         vae.encoder.head.bias += torch.tensor([0.5, -0.5, -0.7, -1.0])
@@ -331,7 +331,7 @@ def test_two_latents(name):
             assert one + 0.01 < two < evidence
 
 
-def test_renyi_below_zero_overtakes_the_evidence():
+def test_renyi_of_negative_order_exceeds_the_evidence():
     vae, x = one_latent(20_000, 0.4, 0.5 * math.log(2 / 3)), torch.ones(20_000, 1)
     bound = RenyiBound(50, alpha=-1.0)
     values = bound.terms(vae, Batch(x))["renyi"]
@@ -341,7 +341,7 @@ def test_renyi_below_zero_overtakes_the_evidence():
 
 
 @pytest.mark.parametrize("dim", [1, 2, 5])
-def test_more_draws_are_worth_more(dim):
+def test_iwae_increases_with_samples(dim):
     """ELBO <= IWAE_2 <= IWAE_8 <= log p(x), of paired differences."""
     torch.manual_seed(4)
     model = random_linear_gaussian(6, dim)
@@ -357,7 +357,7 @@ def test_more_draws_are_worth_more(dim):
 
 @pytest.mark.parametrize("name", [*BOUNDS, "elbo", "elbo stl", "multiply", "partial"])
 @pytest.mark.parametrize("estimator", ["pathwise", "stl", "dreg"])
-def test_exact_posterior_attains_the_evidence_at_every_draw(name, estimator):
+def test_bound_at_exact_posterior_equals_evidence(name, estimator):
     model = random_linear_gaussian()
     x = model.evidence.sample((7,))
     expected = model.evidence.log_prob(x).mean()
@@ -379,14 +379,14 @@ def test_exact_posterior_attains_the_evidence_at_every_draw(name, estimator):
 
 @pytest.mark.parametrize("top_down", [True, False])
 @pytest.mark.parametrize("name", BOUNDS)
-def test_two_layers_attain_the_evidence_at_every_draw(name, top_down):
+def test_bound_of_two_exact_layers_equals_evidence(name, top_down):
     model = TwoLayers(top_down=top_down)
     x = model.evidence.sample((5,))
     loss = BOUNDS[name](3)(model, Batch(x)).losses["model"]
     torch.testing.assert_close(-loss, model.evidence.log_prob(x).mean(), rtol=0, atol=1e-12)
 
 
-def test_missing_values_are_left_out():
+def test_iwae_ignores_missing_values():
     """The missing-data IWAE: the bound of what was observed."""
     vae = small_vae()
     vae.likelihood = MaskedLikelihood(vae.likelihood)
@@ -444,7 +444,7 @@ class Odd(Schedule):
     ],
     ids=repr,
 )
-def test_what_is_a_bound(objective, expected):
+def test_is_bound(objective, expected):
     vae = small_vae()
     assert objective.is_bound(vae) is expected
     words = objective.check(vae, Batch(torch.randn(7, 5)))
@@ -452,12 +452,12 @@ def test_what_is_a_bound(objective, expected):
 
 
 @pytest.mark.parametrize("objective", [ELBO(), IWAE(3), TVO(3)], ids=repr)
-def test_no_bound_of_points(objective):
+def test_is_bound_is_false_without_a_density(objective):
     vae = VAE(DeterministicEncoder(MLP(5), 2), MLP(2, out_shape=5), GaussianLikelihood())
     assert not objective.is_bound(vae)
 
 
-def test_words():
+def test_check_describes_the_bound():
     vae, batch = small_vae(), Batch(torch.randn(7, 5))
     words = {
         IWAE(5, estimator="dreg"): "IWAE, 5 draws, DReG gradient: a lower bound on log p(x)",
@@ -520,7 +520,7 @@ def test_words():
         (lambda: ELBO(free_bits=1.0, free_bits_per=0), "got 0"),
     ],
 )
-def test_constructor_errors(make, message):
+def test_bound_refuses_invalid_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -530,7 +530,7 @@ def categorical_vae(temperature=None):
     return VAE(encoder, MLP((3, 1), out_shape=5), GaussianLikelihood(), CategoricalPrior(3))
 
 
-def test_a_single_draw_has_nothing_to_be_compared_with():
+def test_check_refuses_one_sample_without_rsample():
     batch = Batch(torch.randn(7, 5))
     for objective in (ELBO(), IWAE(1)):
         with pytest.raises(ValueError, match=r"num_samples >= 2 .*not reparameterized"):
@@ -539,7 +539,7 @@ def test_a_single_draw_has_nothing_to_be_compared_with():
 
 
 @pytest.mark.parametrize("estimator", ["stl", "dreg"])
-def test_estimators_for_densities_refuse_what_is_none(estimator):
+def test_check_refuses_stl_without_a_density(estimator):
     batch = Batch(torch.randn(7, 5))
     with pytest.raises(ValueError, match="expects posteriors with a density"):
         IWAE(2, estimator=estimator).check(categorical_vae(temperature=1.0), batch)
@@ -548,7 +548,7 @@ def test_estimators_for_densities_refuse_what_is_none(estimator):
         IWAE(2, estimator=estimator).check(points, batch)
 
 
-def test_models_that_do_not_score_again_say_so():
+def test_models_without_second_pass_refuse_dreg_and_piwae():
     model = TwoLayers(top_down=True)
     with pytest.raises(NotImplementedError, match="use estimator='pathwise'"):
         IWAE(2, estimator="dreg")(model, Batch(torch.randn(3, 4)))
@@ -571,7 +571,7 @@ def test_repr_builds_an_equal_bound():
     )
 
 
-def test_impossible_draws_count_for_nothing():
+def test_bound_ignores_samples_of_zero_weight():
     log_weight = torch.tensor([[0.0], [-math.inf], [-1.0]])
     kept = torch.tensor([[0.0], [-1.0]])
     for alpha in (0.0, 0.5):
@@ -582,7 +582,7 @@ def test_impossible_draws_count_for_nothing():
     assert IWAE(3).value(log_weight).isfinite().all()
 
 
-def test_no_draws_to_compare_with_is_told_at_the_step_too():
+def test_forward_refuses_one_sample_without_rsample():
     for objective in (ELBO(), IWAE(1)):
         with pytest.raises(ValueError, match="num_samples >= 2"):
             objective(categorical_vae(), Batch(torch.randn(3, 5)))
@@ -597,7 +597,7 @@ def mixed(features, width=2):
     )
 
 
-def test_a_layer_that_is_half_reparameterized_is_refused_among_others():
+def test_check_refuses_a_partly_reparameterized_layer():
     batch = Batch(torch.randn(7, 5))
     encoders = [mixed(5), GaussianEncoder(MLP(3), 2)]
     lower = BottomUpVAE(encoders, [mixed(2)], MLP(3, out_shape=5), GaussianLikelihood())
@@ -618,14 +618,14 @@ def test_a_layer_that_is_half_reparameterized_is_refused_among_others():
                 objective(vae, batch)
 
 
-def test_partial_training_of_a_frozen_part_is_refused():
+def test_piwae_refuses_a_frozen_part():
     vae = small_vae()
     vae.encoder.requires_grad_(False)
     with pytest.raises(ValueError, match="use MultiplyIWAE or IWAE"):
         PIWAE(2, num_bounds=2).parameter_groups(vae)
 
 
-def test_each_latents_kl_is_reported():
+def test_iwae_reports_the_kl_of_each_latent():
     encoder = JointEncoder({n: GaussianEncoder(MLP(5), 2) for n in ("a", "b")})
     prior = JointPrior({n: StandardNormal(2) for n in ("a", "b")})
     vae = VAE(encoder, MLP(4, out_shape=5), GaussianLikelihood(), prior)
@@ -642,7 +642,7 @@ class Noisy(MLP):
 
 
 @pytest.mark.parametrize("estimator", ["stl", "dreg"])
-def test_a_second_pass_that_differs_is_refused(estimator):
+def test_check_refuses_dropout_with_a_second_pass(estimator):
     batch = Batch(torch.randn(7, 5))
     noisy = VAE(GaussianEncoder(Noisy(5), 2), MLP(2, out_shape=5), GaussianLikelihood())
     with pytest.raises(ValueError, match="another posterior of latent 'z' in a second pass"):
@@ -660,7 +660,7 @@ def test_a_second_pass_that_differs_is_refused(estimator):
 
 
 @pytest.mark.parametrize("estimator", ["stl", "dreg"])
-def test_batch_statistics_are_of_one_pass(estimator):
+def test_second_pass_leaves_batch_statistics(estimator):
     network = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6))
     vae = VAE(GaussianEncoder(network, 2, features=6), MLP(2, out_shape=5), GaussianLikelihood())
     objective, x = IWAE(2, estimator=estimator), torch.randn(7, 5)
@@ -674,7 +674,7 @@ def test_batch_statistics_are_of_one_pass(estimator):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("penalty", [False, True])
-def test_what_differentiates_within_is_run_eagerly(penalty):
+def test_objective_with_inner_autograd_runs_eagerly(penalty):
     """A compiled graph would hide the way from the draws to the bound."""
     vae, x = small_vae(), torch.randn(7, 5)
     objective = IWAE(2, estimator="pathwise" if penalty else "dreg")

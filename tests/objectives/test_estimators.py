@@ -57,12 +57,12 @@ def assert_mean(draws, expected):
 
 @pytest.mark.parametrize("estimator", ["pathwise", "dreg"])
 @pytest.mark.parametrize("num_samples", [1, 2, 5, 20])
-def test_without_bias(estimator, num_samples):
+def test_iwae_gradient_is_unbiased(estimator, num_samples):
     draws = per_draw_gradients(IWAE(num_samples, estimator=estimator), 40_000)
     assert_mean(draws, exact_gradient(num_samples))
 
 
-def test_stl_is_biased_beyond_one_draw():
+def test_stl_is_biased_for_several_samples():
     """For K = 2 the encoder's gradient in the mean is .169 instead of .0768."""
     draws = per_draw_gradients(IWAE(2, estimator="stl"), 40_000)
     assert_mean(per_draw_gradients(IWAE(1, estimator="stl"), 40_000), exact_gradient(1))
@@ -72,13 +72,13 @@ def test_stl_is_biased_beyond_one_draw():
 
 
 @pytest.mark.parametrize("estimator", ["pathwise", "stl", "dreg"])
-def test_elbo_without_bias(estimator):
+def test_elbo_gradient_is_unbiased(estimator):
     objective = ELBO(num_samples=3, kl="auto" if estimator == "stl" else "sample")
     objective.estimator = estimator
     assert_mean(per_draw_gradients(objective, 40_000), exact_gradient(1))
 
 
-def test_dreg_is_stl_for_one_draw():
+def test_dreg_equals_stl_for_one_sample():
     results = []
     for estimator in ("stl", "dreg"):
         torch.manual_seed(0)
@@ -101,7 +101,7 @@ BIASED = ("multiply", "ciwae", "renyi .5", "renyi -1", "tvo")
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_dreg_of_any_bound_has_the_mean_of_the_pathwise_gradient(name):
+def test_dreg_has_the_mean_of_the_pathwise_gradient(name):
     draws = [per_draw_gradients(OTHERS[name](e), 200_000) for e in ("pathwise", "dreg")]
     means = [d.mean(0) for d in draws]
     errors = [d.std(0) / math.sqrt(len(d)) for d in draws]
@@ -112,7 +112,7 @@ def test_dreg_of_any_bound_has_the_mean_of_the_pathwise_gradient(name):
         assert ((stl.mean(0) - means[1][:2]).abs() > 8 * errors[1][:2]).any()
 
 
-def test_partial_losses_have_their_own_estimates():
+def test_piwae_losses_have_unbiased_gradients():
     rows = 40_000
     vae = one_latent(rows, MEAN, LOG_STD)
     losses = PIWAE(2, num_bounds=3, estimator="dreg")(vae, Batch(torch.ones(rows, 1))).losses
@@ -132,7 +132,7 @@ def slope(num_samples, ratios):
     ("estimator", "number", "expected"),
     [("pathwise", 2, 0.5), ("pathwise", 0, -0.5), ("dreg", 0, 0.5), ("dreg", 2, 0.5)],
 )
-def test_signal_to_noise(estimator, number, expected):
+def test_signal_to_noise_ratio_of_gradients(estimator, number, expected):
     """|mean| / std against K = 16..256: +.5 decoder, -.5 encoder, +.5 encoder by DReG."""
     sizes, ratios = (16, 32, 64, 128, 256), []
     for num_samples in sizes:
@@ -162,7 +162,7 @@ QUIET = {
 
 
 @pytest.mark.parametrize("name", QUIET)
-def test_nothing_to_learn_at_the_exact_posterior(name):
+def test_stl_and_dreg_vanish_at_the_exact_posterior(name):
     model = random_linear_gaussian()
     for _ in range(5):
         x = model.evidence.sample((6,))
@@ -203,7 +203,7 @@ def set_head(encoder, gain, std):
 
 @pytest.mark.parametrize("cls", [BottomUpVAE, LadderVAE])
 @pytest.mark.parametrize("name", QUIET)
-def test_nothing_to_learn_at_two_exact_posteriors(cls, name):
+def test_stl_and_dreg_vanish_at_two_exact_posteriors(cls, name):
     vae, evidence = exact_two_layers(cls)
     x = evidence.sample((6, 1))
     log_weight = vae(x, num_samples=3).log_weight()
@@ -213,7 +213,7 @@ def test_nothing_to_learn_at_two_exact_posteriors(cls, name):
 
 
 @pytest.mark.parametrize("name", QUIET)
-def test_nothing_to_learn_through_a_flow(name):
+def test_stl_and_dreg_vanish_through_a_flow(name):
     """A flow as the identity, on the exact posterior."""
     model = random_linear_gaussian()
     model.vae.encoder = FlowEncoder(model.vae.encoder, Flow(2, transforms=2, kind="affine"))
@@ -224,7 +224,7 @@ def test_nothing_to_learn_through_a_flow(name):
 
 @pytest.mark.parametrize("cls", [BottomUpVAE, LadderVAE])
 @pytest.mark.parametrize("estimator", ["stl", "dreg"])
-def test_layers_without_bias(cls, estimator):
+def test_gradient_of_layers_is_unbiased(cls, estimator):
     """Against the pathwise gradient, of weights that all draws share."""
     torch.manual_seed(3)
     vae, evidence = exact_two_layers(cls)
@@ -254,7 +254,7 @@ def replicates(vae, objective, x, count):
 
 
 @pytest.mark.parametrize("estimator", ["stl", "dreg"])
-def test_validation_needs_no_second_pass(estimator):
+def test_validation_runs_one_pass(estimator):
     vae = random_linear_gaussian().vae
     calls = []
     vae.freeze_posterior = lambda *_, **__: calls.append(1)
@@ -341,7 +341,7 @@ BOUNDS = {
 
 @pytest.mark.parametrize("name", BOUNDS)
 @pytest.mark.parametrize("baseline", ["vimco", "leave_one_out"])
-def test_classes_without_bias(name, baseline):
+def test_score_gradient_of_classes_is_unbiased(name, baseline):
     make, bound = BOUNDS[name]
     rows = 40_000
     vae = classes_vae(rows)
@@ -360,7 +360,7 @@ def test_classes_without_bias(name, baseline):
 
 
 @pytest.mark.parametrize("name", BOUNDS)
-def test_exact_posterior_of_classes_attains_the_evidence(name):
+def test_bound_at_exact_posterior_of_classes_equals_evidence(name):
     """q(z given x) = p(z given x): every weight is p(x)."""
     vae = classes_vae(5)
     log_px = -0.5 * (1 - vae.decoder.values[0]) ** 2 - 0.5 * math.log(2 * math.pi)
@@ -373,7 +373,7 @@ def test_exact_posterior_of_classes_attains_the_evidence(name):
         torch.testing.assert_close(output.metrics["elbo_nats"], evidence, rtol=0, atol=1e-12)
 
 
-def test_baselines_are_those_of_the_paper():
+def test_baselines_agree_with_the_paper():
     """VIMCO: the others' geometric mean in the place of a draw's weight; or their bound."""
     torch.manual_seed(0)
     rows, num_samples = 4, 3
@@ -402,7 +402,7 @@ def test_baselines_are_those_of_the_paper():
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
-def test_a_baseline_makes_it_quieter():
+def test_baselines_reduce_the_variance():
     def spread(objective):
         vae = classes_vae(20_000)
         objective(vae, Batch(torch.ones(20_000, 1))).losses["model"].backward()
@@ -469,7 +469,7 @@ MIXED = {
 
 
 @pytest.mark.parametrize("name", MIXED)
-def test_mixed_latents_without_bias(name):
+def test_gradient_of_mixed_latents_is_unbiased(name):
     torch.manual_seed(5)
     vae, x = mixed_vae(), torch.ones(1, 1)
     make, bound = MIXED[name]
@@ -518,7 +518,7 @@ def chain_exact(vae, bound, num_samples, x):
 
 
 @pytest.mark.parametrize("name", ["elbo", "elbo stl", "pathwise", "dreg", "leave one out"])
-def test_a_class_above_a_number_without_bias(name):
+def test_gradient_of_a_class_above_a_gaussian_is_unbiased(name):
     torch.manual_seed(6)
     vae, x = chain_vae(), torch.ones(1, 1)
     make, bound = MIXED[name]
@@ -527,7 +527,7 @@ def test_a_class_above_a_number_without_bias(name):
     assert_mean(draws, exact)
 
 
-def test_mixed_draws_keep_their_gradients():
+def test_mixed_samples_keep_their_gradients():
     vae = mixed_vae()
     output = vae(torch.ones(4, 1), num_samples=2)
     style, kind = output.latents
@@ -538,7 +538,7 @@ def test_mixed_draws_keep_their_gradients():
 @pytest.mark.parametrize(
     "option", [{"capacity": 0.3}, {"free_bits": 0.2, "free_bits_per": "layer"}]
 )
-def test_constraints_with_classes(option):
+def test_score_gradient_with_constraints(option):
     """The score-function gradient of a term that is charged for, or not, as a whole."""
     torch.manual_seed(5)
     vae, x = mixed_vae(), torch.ones(1, 1)
@@ -563,7 +563,7 @@ def test_constraints_with_classes(option):
     assert_mean(draws, exact)
 
 
-def test_rows_are_independent_of_unflattening():
+def test_gradients_do_not_depend_on_unflattening():
     """A posterior of (K, B) rows, as those of upper layers are, scores the same."""
     rows = Independent(Normal(torch.randn(6, 2), torch.randn(6, 2)), 1)
     values = torch.randn(3, 2, 2)

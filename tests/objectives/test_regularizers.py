@@ -256,7 +256,7 @@ def test_regularizers_describe_themselves():
         assert (ELBO(free_bits=0.1) + make(1.5)).couples_batch
 
 
-def test_several_are_added_in_order():
+def test_regularizers_are_added_in_order():
     objective = (
         ELBO()
         + LatentL2Regularizer(0.1)
@@ -296,7 +296,7 @@ def test_regularizer_weights_follow_schedules():
         torch.testing.assert_close(losses[2] - losses[1], losses[1] - losses[0])
 
 
-def test_every_weight_of_a_regularizer_is_scheduled():
+def test_regularizer_weights_are_all_scheduled():
     ramp = Linear(0.0, 2.0, steps=10)
     tc = TotalCorrelationRegularizer(
         1.0, dataset_size=SIZE, mutual_information=ramp, dimension_kl=ramp
@@ -311,7 +311,7 @@ def test_every_weight_of_a_regularizer_is_scheduled():
 
 
 @pytest.mark.parametrize("name", sorted(REGULARIZERS.keys() - OF_DECODER))
-def test_one_of_several_latents(name):
+def test_regularizer_of_one_of_several_latents(name):
     vae, x = joint_vae(), torch.randn(7, DATA)
     objective = ELBO(num_samples=2) + REGULARIZERS[name](1.7, latent="style")
     objective.check(vae, Batch(x))
@@ -328,7 +328,7 @@ def test_one_of_several_latents(name):
         assert torch.equal(output.metrics[prefix + metric], value)
 
 
-def test_which_latent_is_to_be_said():
+def test_regularizer_expects_a_latent_name():
     vae, batch = joint_vae(), Batch(torch.randn(7, DATA))
     for objective in (
         ELBO(num_samples=2) + MMDRegularizer(1.0),
@@ -339,7 +339,7 @@ def test_which_latent_is_to_be_said():
 
 
 @pytest.mark.parametrize("name", sorted(REGULARIZERS.keys() - {"weight l2"}))
-def test_latents_that_do_not_suit(name):
+def test_regularizer_refuses_other_latents(name):
     batch = Batch(torch.randn(7, DATA))
     objective = ELBO(num_samples=2) + REGULARIZERS[name](1.0, latent="kind")
     if name in READS_DRAWS:
@@ -364,7 +364,7 @@ def test_latents_that_do_not_suit(name):
 
 @pytest.mark.parametrize("name", sorted(OF_DECODER))
 @pytest.mark.parametrize("model", [joint_vae, two_level_vae, ladder_vae, bottom_up_vae])
-def test_what_the_decoder_reads_is_known_of_any_model(name, model):
+def test_decoder_regularizers_fit_every_model(name, model):
     vae, batch = model(), Batch(torch.randn(7, DATA))
     objective = ELBO(num_samples=2) + REGULARIZERS[name](1.0)
     objective.check(vae, batch)
@@ -377,14 +377,14 @@ def test_what_the_decoder_reads_is_known_of_any_model(name, model):
 
 
 @pytest.mark.parametrize("name", sorted(OF_DECODER))
-def test_needs_a_decoder(name):
+def test_decoder_regularizers_refuse_models_without_decoder(name):
     objective = ELBO() + REGULARIZERS[name](1.0)
     with pytest.raises(TypeError, match="expects a model with a decoder, got a TwoLayers"):
         objective(TwoLayers(top_down=True), Batch(torch.randn(3, 4)))
 
 
 @pytest.mark.parametrize("name", REGULARIZERS)
-def test_a_batch_of_one(name):
+def test_regularizer_of_a_batch_of_one(name):
     vae = small_vae()
     _, penalty = penalty_of(REGULARIZERS[name](1.0), vae, torch.randn(1, DATA), 3)
     assert penalty.loss.isfinite()
@@ -394,7 +394,7 @@ def test_a_batch_of_one(name):
 
 
 @pytest.mark.parametrize("name", sorted(READS_DRAWS | {"dip", "dip total"}))
-def test_latents_of_any_shape(name):
+def test_regularizer_flattens_latents(name):
     """A map is its values in a row, to whatever reads no decoder."""
     vae, x = spatial_vae(), torch.randn(7, DATA)
     torch.manual_seed(3)
@@ -429,7 +429,7 @@ def test_regularizers_under_autocast_give_float32():
         assert vae.encoder.head.weight.grad.dtype == torch.float32
 
 
-def test_moments_keep_their_digits_under_autocast():
+def test_dip_is_precise_under_autocast():
     vae, x = small_vae(FullGaussianEncoder).float(), torch.randn(7, DATA).float()
     record = vae(x)
     for regularizer in (DIPRegularizer(1.0), DIPRegularizer(1.0, covariance="total")):
@@ -460,7 +460,7 @@ def test_check_keeps_batch_statistics():
         assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
-def test_what_has_no_number_is_found_before_training():
+def test_check_refuses_regularizers_without_finite_loss():
     encoder = CategoricalEncoder(MLP(DATA), 3, temperature=None)
     vae = VAE(encoder, MLP((3, 1), out_shape=DATA), GaussianLikelihood(), CategoricalPrior(3))
     batch = Batch(torch.randn(7, DATA))
@@ -485,7 +485,7 @@ def test_what_has_no_number_is_found_before_training():
         (ELBO() + MMDRegularizer(1.0, kernel=broken)).check(small_vae(), batch)
 
 
-def test_errors_of_composition():
+def test_regularized_objective_refuses_other_terms():
     with pytest.raises(TypeError, match="unsupported operand"):
         ELBO() + ELBO()
     with pytest.raises(TypeError, match="unsupported operand"):
@@ -512,12 +512,12 @@ def test_errors_of_composition():
         ),
     ],
 )
-def test_constructor_errors(make, message):
+def test_regularizer_refuses_invalid_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_your_own_regularizer():
+def test_custom_regularizer():
     class Sparsity(Regularizer):
         couples_batch = False
 
@@ -548,7 +548,7 @@ def every_regularizer():
     return objective
 
 
-def test_a_training_with_all_of_them():
+def test_trainer_trains_with_all_regularizers():
     torch.manual_seed(1)
     vae, objective, x = small_vae(), every_regularizer(), torch.randn(9, DATA)
     before = [p.detach().clone() for p in (*vae.parameters(), *objective.parameters())]
@@ -565,7 +565,7 @@ def test_a_training_with_all_of_them():
     assert all((a != b).any() for a, b in zip(before, after, strict=True))
 
 
-def test_a_training_step_is_a_gradient_step_on_the_sum():
+def test_trainer_steps_on_the_regularized_loss():
     x = torch.randn(8, DATA)
     torch.manual_seed(1)
     vae = small_vae(DeterministicEncoder)
@@ -605,7 +605,7 @@ class Alone(nn.Module):
 
 
 @pytest.mark.parametrize("name", sorted(k for k in REGULARIZERS if "adversarial" not in k))
-def test_gradcheck(name):
+def test_regularizer_gradcheck(name):
     """In encoder and decoder: of the gradient penalty this is the second derivative."""
     torch.manual_seed(1)
     encoder = GaussianEncoder(MLP(3, hidden=(4,), activation=nn.Tanh), LATENT)
@@ -635,7 +635,7 @@ def test_gradcheck(name):
 # Penalties ----------------------------------------------------------------------------------------
 
 
-def test_norms_are_exact():
+def test_l2_regularizers_agree_with_numpy():
     vae, x = small_vae(), torch.randn(7, DATA)
     record, penalty = penalty_of(LatentL2Regularizer(0.3), vae, x, 3)
     z = record.latents[0].z.detach().numpy()
@@ -651,7 +651,7 @@ def test_norms_are_exact():
         assert penalty.loss.item() == pytest.approx(0.3 * expected, rel=1e-14)
 
 
-def test_parts_that_do_not_exist():
+def test_weight_l2_refuses_unknown_parts():
     batch = Batch(torch.randn(7, DATA))
     with pytest.raises(ValueError, match=r"one of \['encoder', .*'decoder'.* got 'decoders'"):
         (ELBO() + WeightL2Regularizer(1.0, part="decoders")).check(small_vae(), batch)
@@ -672,14 +672,14 @@ def assert_mean_slope(vae, x, mean_of):
     assert error < 0.03 * expected
 
 
-def test_slope_of_a_linear_decoder():
+def test_gradient_penalty_of_a_linear_decoder():
     vae = small_vae(DeterministicEncoder)
     vae.decoder = MLP(LATENT, hidden=(), out_shape=DATA)
     weight = vae.decoder.layers[0].weight.detach()
     assert_mean_slope(vae, torch.randn(4, DATA), lambda z: weight @ z)
 
 
-def test_slope_is_that_of_the_mean_of_the_data():
+def test_gradient_penalty_uses_the_mean_of_the_likelihood():
     """Of probabilities, where the decoder returns logits; each example at its own latent."""
     vae = small_vae(DeterministicEncoder)
     vae.likelihood = BernoulliLikelihood()
@@ -688,7 +688,7 @@ def test_slope_is_that_of_the_mean_of_the_data():
     assert_mean_slope(vae, torch.eye(DATA), lambda z: vae.decoder(z[None])[0].sigmoid())
 
 
-def test_slope_is_in_the_latent_and_not_in_the_data():
+def test_gradient_penalty_differentiates_in_the_latent():
     """Data three times as small and weights three times as large: the same latents."""
     vae, x = small_vae(DeterministicEncoder), torch.randn(7, DATA)
     values = []
@@ -705,7 +705,7 @@ def test_slope_is_in_the_latent_and_not_in_the_data():
 
 
 @pytest.mark.parametrize("with_context", [False, True])
-def test_slope_in_validation_and_of_a_frozen_encoder(with_context):
+def test_gradient_penalty_in_validation_and_with_frozen_encoder(with_context):
     vae = conditional_vae() if with_context else small_vae()
     batch = Batch(torch.randn(7, DATA), torch.randn(7, 3) if with_context else None)
     objective = ELBO(num_samples=3) + GradientPenaltyRegularizer(1.0)
@@ -754,7 +754,7 @@ POSTERIORS = {
 
 
 @pytest.mark.parametrize("name", ["diagonal", "full", "low rank"])
-def test_mean_covariance_is_that_of_draws(name):
+def test_mean_covariance_agrees_with_samples(name):
     posterior = POSTERIORS[name]().encode(torch.randn(3, DATA))
     with torch.no_grad():
         centered = posterior.sample((100_000,)) - posterior.mean
@@ -764,7 +764,7 @@ def test_mean_covariance_is_that_of_draws(name):
         assert (error < 0.02).all()
 
 
-def test_total_covariance_of_other_posteriors():
+def test_dip_total_refuses_other_posteriors():
     batch = Batch(torch.randn(7, DATA))
     vae = POSTERIORS["points"]()
     (ELBO(0.0) + DIPRegularizer(1.0)).check(vae, batch)
@@ -774,7 +774,7 @@ def test_total_covariance_of_other_posteriors():
 
 @pytest.mark.parametrize("covariance", ["means", "total"])
 @pytest.mark.parametrize("estimator", ["pathwise", "stl"])
-def test_dip_reaches_the_encoder(covariance, estimator):
+def test_dip_gradient_reaches_the_encoder(covariance, estimator):
     vae, x = small_vae(), torch.randn(9, DATA)
     bound = ELBO(0.0, likelihood_weight=0.0, estimator=estimator)
     found = gradients(
@@ -788,7 +788,7 @@ def test_dip_reaches_the_encoder(covariance, estimator):
 
 
 @pytest.mark.parametrize("name", ["dip", "dip total"])
-def test_dip_knows_no_order_of_the_batch(name):
+def test_dip_ignores_the_order_of_the_batch(name):
     """And is about the batch: of whitened means nothing is left, whatever their dimensions."""
     vae, x = small_vae(), torch.randn(9, DATA)
     regularizer = REGULARIZERS[name](1.0)
@@ -843,7 +843,7 @@ def test_mmd_agrees_with_the_double_sum(kernel, scales, num_samples):
     assert penalty.loss.item() == pytest.approx(0.3 * expected, rel=1e-12)
 
 
-def test_default_scales_are_those_of_wae():
+def test_mmd_default_scales_are_those_of_wae():
     """k(a, b) = C / (C + |a - b|^2), C = 2 D s."""
     vae, x = small_vae(), torch.randn(6, DATA)
     record = vae(x)
@@ -871,7 +871,7 @@ def gaussian_mmd(mean, std, dim, scale):
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.7, 1.0), (0.4, 0.5)])
-def test_mmd_is_without_bias(mean, std):
+def test_mmd_is_unbiased(mean, std):
     vae = small_vae()
     with torch.no_grad():
         vae.encoder.head.weight.zero_()
@@ -887,7 +887,7 @@ def test_mmd_is_without_bias(mean, std):
     assert error < 2e-3
 
 
-def test_mmd_is_to_the_prior_given_the_context():
+def test_mmd_samples_the_prior_of_each_example():
     """Draws of a prior of each example are its own, of one for all as many as there are."""
     vae, x = small_vae(), torch.randn(6, DATA)
     record = vae(x, num_samples=3)
@@ -950,7 +950,7 @@ def numpy_terms(record, size, sampling):
 
 @pytest.mark.parametrize("sampling", ["stratified", "weighted"])
 @pytest.mark.parametrize("num_samples", [1, 3])
-def test_three_terms_agree_with_numpy(sampling, num_samples):
+def test_total_correlation_agrees_with_numpy(sampling, num_samples):
     vae, x = small_vae(), 2 * torch.randn(7, DATA)
     options = {"mutual_information": 0.3, "dimension_kl": 0.7, "sampling": sampling}
     record, penalty = penalty_of(
@@ -966,7 +966,7 @@ def test_three_terms_agree_with_numpy(sampling, num_samples):
 
 @pytest.mark.parametrize("sampling", ["stratified", "weighted"])
 @pytest.mark.parametrize("num_samples", [1, 3])
-def test_three_terms_are_the_kl(sampling, num_samples):
+def test_total_correlation_terms_sum_to_the_kl(sampling, num_samples):
     vae, batch = small_vae(), Batch(torch.randn(7, DATA))
     ones = TotalCorrelationRegularizer(
         1.0,
@@ -991,7 +991,7 @@ def test_three_terms_are_the_kl(sampling, num_samples):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
-def test_stratified_weights_are_without_bias(size):
+def test_aggregate_log_weights_stratified_are_unbiased(size):
     """Over all batches with the example that z was drawn for, wherever in the batch it stands."""
     num = 6
     posterior = small_vae().encode(2 * torch.randn(num, DATA))
@@ -1012,12 +1012,12 @@ def test_stratified_weights_are_without_bias(size):
         assert weights[place, place].item() == pytest.approx(1 / num, rel=1e-13)
 
 
-def test_weights_of_the_other_kind():
+def test_aggregate_log_weights_weighted():
     weights = aggregate_log_weights(100, "weighted", torch.empty(5, 5))
     torch.testing.assert_close(weights, torch.full((5, 5), math.log(1 / 500)), rtol=1e-14, atol=0)
 
 
-def test_of_all_data_the_aggregate_is_exact():
+def test_total_correlation_of_all_data_is_exact():
     vae, x = small_vae(), 2 * torch.randn(6, DATA)
     record, penalty = penalty_of(TotalCorrelationRegularizer(1.0, dataset_size=6), vae, x, 3)
     (term,) = record.latents
@@ -1033,7 +1033,7 @@ def test_of_all_data_the_aggregate_is_exact():
         torch.testing.assert_close(found[name], value.mean(), rtol=1e-12, atol=1e-12)
 
 
-def test_of_independent_dimensions_nothing_correlates():
+def test_total_correlation_of_independent_dimensions_is_zero():
     """Means on a grid, all posteriors equally wide: q(z) is a product."""
     vae = small_vae(DeterministicEncoder)
     vae.encoder = GaussianEncoder(nn.Identity(), LATENT, features=LATENT)
@@ -1052,7 +1052,7 @@ def test_of_independent_dimensions_nothing_correlates():
     assert penalty.loss.item() > 0.1
 
 
-def test_total_correlation_refuses():
+def test_total_correlation_refuses_large_batches_and_dependent_dimensions():
     batch = Batch(torch.randn(7, DATA))
     with pytest.raises(
         ValueError, match="at most dataset_size=6 examples, got 7: set dataset_size"
@@ -1067,7 +1067,7 @@ def test_total_correlation_refuses():
         objective.check(small_vae(FullGaussianEncoder), batch)
 
 
-def test_two_of_a_kind_have_schedules_of_their_own():
+def test_regularizers_of_one_kind_have_separate_schedules():
     slow, fast = (MMDRegularizer(Linear(0.0, 1.0, steps=n), latent="style") for n in (50, 5))
     objective = (
         ELBO(num_samples=2)

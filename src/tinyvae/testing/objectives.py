@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tinyvae.core.objective import Batch, Objective, ObjectiveOutput
-from tinyvae.core.random import forked_rng
+from tinyvae.core.random import forked_rng, seed_rng
 from tinyvae.encoders import GaussianEncoder
 from tinyvae.likelihoods import GaussianLikelihood
 from tinyvae.models import VAE
@@ -162,9 +162,9 @@ def _check_dtypes(
     if context is not None and context.is_floating_point():
         context = context.float()
     x = batch.x.float() if batch.x.is_floating_point() else batch.x
-    torch.manual_seed(seed)
+    seed_rng(batch.x.device, seed)
     got = single[0](single[1], Batch(x, context, batch.mask, batch.index)).losses
-    torch.manual_seed(seed)
+    seed_rng(batch.x.device, seed)
     with _Float32Noise():
         expected = objective(model, batch).losses
     for key, loss in expected.items():
@@ -202,10 +202,10 @@ def _check_mean(name: str, objective: Objective, model: nn.Module, batch: Batch)
 
 
 def _last(batch: Batch, num: int) -> Batch:
-    parts = (batch.x, batch.context, batch.mask, batch.index)
-    x, *others = (None if part is None else part[-num:] for part in parts)
-    assert x is not None
-    return Batch(x, *others)
+    """Return the last ``num`` examples."""
+    parts = (batch.context, batch.mask, batch.index)
+    others = (None if part is None else part[-num:] for part in parts)
+    return Batch(batch.x[-num:], *others)
 
 
 def _mean_and_error(sample: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
@@ -293,7 +293,7 @@ def _check_schedules(
         part.eval()
     losses = []
     for part in (objective, restored):
-        torch.manual_seed(seed)
+        seed_rng(batch.x.device, seed)
         losses.append(part(model, batch).losses)
     for key, loss in losses[0].items():
         require_close(losses[1][key], loss, f"{name}: loss {key} after load_state_dict")
