@@ -1,4 +1,4 @@
-"""Active units, of linear VAEs whose collapse is known in closed form."""
+"""Active units of linear VAEs, whose collapse is known in closed form."""
 
 import math
 
@@ -23,11 +23,11 @@ from tinyvae.flows import PlanarFlow
 pytestmark = pytest.mark.usefixtures("float64")
 
 EIGENVALUES = torch.tensor([4.0, 2.0, 1.0, 0.3, 0.1], dtype=torch.float64)
-VARIANCE = 0.5  # of the decoder
+VARIANCE = 0.5  # variance of the decoder
 
 
 def data(num=400):
-    """Rows whose covariance, by 1/N, has exactly these eigenvalues."""
+    """Return rows whose covariance (with 1/N) has exactly the eigenvalues, and its eigenvectors."""
     noise = torch.randn(num, 5)
     noise = noise - noise.mean(0)
     u, _, _ = torch.linalg.svd(noise, full_matrices=False)
@@ -36,7 +36,7 @@ def data(num=400):
 
 
 def optimal(beta, rotation, latents=4):
-    """The linear VAE that minimizes -E log p(x given z) + beta KL."""
+    """Return the linear VAE that minimizes -E log p(x given z) + beta KL."""
     kept = (EIGENVALUES[:latents] - beta * VARIANCE).clamp(min=0)
     encoder = GaussianEncoder(nn.Identity(), latents, features=5)
     decoder = MLP(latents, hidden=(), out_shape=5)
@@ -67,7 +67,7 @@ def test_active_units_of_linear_vaes(beta, count):
 
 
 def test_active_units_after_training_agree_with_theory():
-    """From any start the ELBO's weight beta decides how many dimensions remain."""
+    """The weight beta determines how many dimensions stay active, for any start."""
     torch.manual_seed(3)
     x, rotation = data(200)
     beta = 2.5
@@ -92,7 +92,7 @@ def test_active_units_after_training_agree_with_theory():
 
 
 def test_active_units_sample_unknown_means():
-    """A flow at its start is the Gaussian under it: the same activity, without the draws' noise."""
+    """A new flow is the identity, so the activity is that of its Gaussian base."""
     x, rotation = data(2000)
     vae = optimal(1.0, rotation)
     expected = active_units(vae, x)["z"]

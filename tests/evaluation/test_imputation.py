@@ -35,7 +35,7 @@ STD = 0.7
 
 
 class Posterior(Encoder):
-    """q(z given x_obs) of a linear-Gaussian model, of data and mask: exact without a shift."""
+    """Posterior q(z given x_obs) of a linear-Gaussian model; exact without a shift."""
 
     def __init__(self, weight, bias, *, shift=0.0, spread=1.0, diagonal=False):
         super().__init__()
@@ -74,7 +74,7 @@ class LinearGaussian:
         return MultivariateNormal(self.bias, self.covariance).sample((count,))
 
     def evidence(self, x):
-        """log N(x_obs; b_obs, covariance_obs) of each row, by scipy."""
+        """Return log N(x_obs; b_obs, covariance_obs) of each row by scipy."""
         x, mean, covariance = x.numpy(), self.bias.numpy(), self.covariance.numpy()
         rows = []
         for row in x:
@@ -84,7 +84,7 @@ class LinearGaussian:
         return torch.tensor(rows)
 
     def conditional(self, row):
-        """Mean and covariance of the missing entries of a row given the observed ones."""
+        """Return mean and covariance of the missing entries of a row given the observed ones."""
         missing = row.isnan()
         seen = ~missing
         gain = self.covariance[missing][:, seen] @ torch.linalg.inv(self.covariance[seen][:, seen])
@@ -159,7 +159,7 @@ def test_elbo_with_missing_entries_uses_closed_form_kl():
     posterior = model.vae.encode(x).base
     mean, variance = posterior.mean[:, 0], (2 * posterior.log_std[:, 0]).exp()
     kl = 0.5 * (mean**2 + variance - 1 - variance.log())
-    assert kl[1].item() == pytest.approx(0, abs=1e-12)  # nothing seen: the prior
+    assert kl[1].item() == pytest.approx(0, abs=1e-12)  # without observed entries, the prior
     assert report.kl.mean == pytest.approx(kl.mean().item(), abs=1e-12)
     exact = model.evidence(x).mean().item()
     # Half of the rows have no noise; the others are 50 independent means of 400 draws.
@@ -200,14 +200,14 @@ ROW = torch.tensor([1.5, math.nan, -0.5, math.nan, math.nan], dtype=torch.float6
 @pytest.mark.parametrize("options", [ONE, MANY])
 @pytest.mark.parametrize("wrong", [{}, WRONG])
 def test_impute_gives_the_conditional_mean(options, wrong):
-    """Over independent runs: each row of the batch has draws of its own."""
+    """Average over the rows of a batch, which have independent samples."""
     model = LinearGaussian(**options, **wrong)
     mean, _ = model.conditional(ROW)
     filled = impute(model.vae, ROW.expand(400, D), num_samples=1000)[:, ROW.isnan()]
     error = filled.std(0) / math.sqrt(400)
     assert ((filled.mean(0) - mean).abs() < 4 * error + 1e-4).all()
     assert error.max() < 0.01
-    if wrong:  # without weights it would be off by far
+    if wrong:  # without weights the error would be large
         unweighted = model.vae.decode(model.vae.encode(ROW[None]).mean).mean[0, ROW.isnan()]
         assert ((unweighted - mean).abs() > 20 * error).any()
 
@@ -219,7 +219,7 @@ def test_impute_samples_the_conditional_distribution(options, wrong):
     mean, covariance = model.conditional(ROW)
     count = 5000
     draws = impute(model.vae, ROW.expand(count, D), num_samples=200, num_imputations=2)
-    draws = draws[0][:, ROW.isnan()]  # one of each row: independent
+    draws = draws[0][:, ROW.isnan()]  # one sample per row, so they are independent
     error = covariance.diagonal().sqrt() / math.sqrt(count)
     assert ((draws.mean(0) - mean).abs() < 4.5 * error).all()
     scale = covariance.diagonal().sqrt()
@@ -234,7 +234,7 @@ def test_impute_gives_different_imputations():
     assert len(filled[:, 0, ROW.isnan()].unique(dim=0)) == 20
     pairs = impute(model.vae, ROW.expand(2000, D), num_samples=100, num_imputations=2)[:, :, 1]
     correlation = torch.corrcoef(pairs)[0, 1].item()
-    assert abs(correlation) < 4.5 / math.sqrt(2000) + 1 / 100  # one latent in a hundred is shared
+    assert abs(correlation) < 4.5 / math.sqrt(2000) + 1 / 100  # one in a hundred latents is shared
 
 
 def test_impute_with_nothing_and_everything_missing():
@@ -252,7 +252,7 @@ def test_impute_with_nothing_and_everything_missing():
 
 
 def tiny_table():
-    """Three classes, a class of two and one of four, over one latent, with a wrong posterior."""
+    """Return a model of columns with 3, 2 and 4 classes, one latent and a wrong posterior."""
     columns = [
         Column("a", "category", ("u", "v", "w")),
         Column("b", "binary", (False, True)),
@@ -271,7 +271,7 @@ ALL_CELLS = torch.tensor(list(itertools.product(range(3), range(2), range(4)))).
 
 
 def cell_probabilities(vae):
-    """Of all 24 rows, by quadrature over the latent."""
+    """Return the probabilities of all 24 rows by quadrature over the latent."""
     nodes, log_weights = gauss_hermite(60)
     with torch.no_grad():
         log_px = vae.decode(nodes[:, None]).log_prob(ALL_CELLS)
@@ -279,14 +279,14 @@ def cell_probabilities(vae):
 
 
 def patterns():
-    """Every row of which one entry or two are observed, -1 where they are not."""
+    """Return every row with one or two observed entries; -1 is missing."""
     seen = [mask for mask in itertools.product([True, False], repeat=3) if 0 < sum(mask) < 3]
     rows = [ALL_CELLS.masked_fill(~torch.tensor(mask), -1) for mask in seen]
     return torch.cat(rows).unique(dim=0)
 
 
 def conditional_probabilities(vae):
-    """Rows with holes, position of one, and the probabilities of its classes given the rest."""
+    """Yield rows, the position of a missing entry, and the probabilities of its classes."""
     joint = cell_probabilities(vae)
     assert joint.sum().item() == pytest.approx(1, abs=1e-10)
     for row in patterns():
@@ -305,12 +305,12 @@ def test_impute_gives_the_most_probable_class():
     clear = 0
     for (_, at, p), got in zip(cases, filled, strict=True):
         first, second = p.sort(descending=True).values[:2]
-        if first - second > 0.05:  # not nearly a tie
+        if first - second > 0.05:  # no tie
             clear += 1
             assert got[at] == p.argmax()
     assert clear > 25
     best = {(at, int(p.argmax())) for _, at, p in cases}
-    assert len(best) > 4  # not the same class whatever was observed
+    assert len(best) > 4  # the best class depends on the observed entries
 
 
 def test_impute_samples_classes_by_probability():
@@ -323,7 +323,7 @@ def test_impute_samples_classes_by_probability():
 
 
 class Step(nn.Module):
-    """Logits of three classes: one pair is likely on either side of zero."""
+    """Decoder with logits of three classes; two of them are likely for either sign of z."""
 
     def forward(self, z):
         left, right = torch.tensor([[0.51, 0.49, 1e-9], [1e-9, 0.49, 0.51]]).log()
@@ -332,7 +332,7 @@ class Step(nn.Module):
 
 
 def test_impute_pools_probabilities():
-    """The mean of the best classes is 1 as well, but the best of the two halves never is."""
+    """The mean of the best classes is 1, a class that is never the best one."""
     encoder = GaussianEncoder(MLP((3, 2), (4,)), 1)
     vae = VAE(encoder, Step(), MaskedLikelihood(CategoricalLikelihood(3)))
     filled = impute(vae, torch.full((4, 2), math.nan), num_samples=2000)
@@ -369,14 +369,14 @@ def test_impute_completes_a_table():
             assert rows["smokes"][2] in ("no", "yes")
             assert (rows["age"] > -60).all()
             assert (rows["age"] < 140).all()
-            assert (rows["age"][1:] > 5).any()  # in the units of the table
+            assert (rows["age"][1:] > 5).any()  # units of the table
 
 
 # Chunks, seeds, state -----------------------------------------------------------------------------
 
 
 def certain_vae():
-    """A model without noise: whatever is drawn, and in whatever chunks, is the same."""
+    """A model without noise gives the same samples for any chunks."""
     encoder = GaussianEncoder(MLP(2 * D, (6,)), 2)
     with torch.no_grad():
         encoder.head.weight[2:] = 0
@@ -400,9 +400,9 @@ def test_impute_does_not_depend_on_chunks(monkeypatch, elements, num_imputations
 def test_impute_in_chunks_has_the_same_distribution(monkeypatch):
     model = LinearGaussian(**MANY)
     mean, covariance = model.conditional(ROW)
-    monkeypatch.setattr("tinyvae.evaluation.imputation.CHUNK_ELEMENTS", 5000)  # of 10 rows
+    monkeypatch.setattr("tinyvae.evaluation.imputation.CHUNK_ELEMENTS", 5000)  # chunks of 10 rows
     draws = impute(model.vae, ROW.expand(2000, D), num_samples=100, num_imputations=1)[0]
-    assert len(draws[:, 1].unique()) == 2000  # no two chunks of the same draws
+    assert len(draws[:, 1].unique()) == 2000  # chunks do not share samples
     error = covariance.diagonal().sqrt() / math.sqrt(2000)
     assert ((draws[:, ROW.isnan()].mean(0) - mean).abs() < 4.5 * error).all()
 
@@ -433,7 +433,7 @@ def test_impute_leaves_no_trace():
     assert torch.is_grad_enabled()
     assert not filled.requires_grad
     torch.testing.assert_close(x, before, rtol=0, atol=0, equal_nan=True)
-    # Dropout is off inside.
+    # Dropout is off during imputation.
     assert torch.equal(impute(vae.eval(), x, num_samples=5, num_imputations=2), filled)
 
 
@@ -475,14 +475,14 @@ def test_impute_images():
 
 
 class Conditional(nn.Module):
-    """Its context, whatever z."""
+    """Decoder that returns its context."""
 
     def forward(self, z, context):
         return context
 
 
 class Ignorant(Posterior):
-    """N(0, I), whatever x and context."""
+    """Posterior N(0, I) for any x and context."""
 
     def forward(self, x, context=None):
         zeros = torch.zeros(len(x), *self.latent_shape)
@@ -490,7 +490,7 @@ class Ignorant(Posterior):
 
 
 def test_impute_with_context(monkeypatch):
-    monkeypatch.setattr("tinyvae.evaluation.imputation.CHUNK_ELEMENTS", 30)  # of two rows
+    monkeypatch.setattr("tinyvae.evaluation.imputation.CHUNK_ELEMENTS", 30)  # chunks of two rows
     encoder = Ignorant(torch.zeros(D, 2), torch.zeros(D))
     vae = VAE(encoder, Conditional(), MaskedLikelihood(GaussianLikelihood(1e-9)))
     context, x = torch.randn(7, D), torch.full((7, D), math.nan)

@@ -59,7 +59,7 @@ def test_evaluate_orders_elbo_importance_sampling_and_evidence():
 
 
 def is_error(vae, x, num_samples):
-    """Standard error of log p(x) by importance sampling, from draws of its own."""
+    """Return the standard error of log p(x) by importance sampling, from separate samples."""
     with torch.no_grad():
         log_weight = vae(x, num_samples=num_samples).log_weight()
     weight = (log_weight - log_weight.logsumexp(0)).exp() * num_samples  # mean 1
@@ -84,7 +84,9 @@ def binary_vae(num_latents):
         for parameter in decoder.layers[2].parameters():
             parameter.mul_(3)  # p(x) far from uniform
         encoder.head.weight.mul_(0.3)
-        encoder.head.bias.copy_(torch.tensor([0.0, 0.2]).repeat_interleave(num_latents))  # wide
+        encoder.head.bias.copy_(
+            torch.tensor([0.0, 0.2]).repeat_interleave(num_latents)
+        )  # a wide posterior
     return vae
 
 
@@ -117,7 +119,7 @@ def frey_faces():
     ("num_latents", "nats"), [(2, 555.82779), (5, 667.68661), (10, 754.55074), (20, 861.56946)]
 )
 def test_log_marginal_of_probabilistic_pca(num_latents, nats):
-    """A linear VAE at the closed-form weights of Tipping and Bishop (1999)."""
+    """A linear VAE with the closed-form weights of Tipping and Bishop (1999)."""
     x = frey_faces()
     bias = x.mean(0)
     values, vectors = torch.linalg.eigh((x - bias).T @ (x - bias) / len(x))  # ascending
@@ -135,7 +137,7 @@ def test_log_marginal_of_probabilistic_pca(num_latents, nats):
 
 
 class Tabulated(LatentVariableModel):
-    """The k-th draw of example ``x[i, 0]`` weighs ``table[k, x[i, 0]]``, in whatever chunks."""
+    """Model whose k-th sample of ``x[i, 0]`` has the log weight ``table[k, x[i, 0]]``."""
 
     is_density = True
 
@@ -205,7 +207,7 @@ def test_evaluate_is_reproducible():
     other = evaluate(vae, x, seed=1, **options)
     assert other.log_likelihood.mean != first.log_likelihood.mean
     assert other.log_marginal.mean != first.log_marginal.mean
-    assert other.kl == first.kl  # in closed form
+    assert other.kl == first.kl  # the closed form has no noise
 
 
 @pytest.mark.parametrize(
@@ -353,7 +355,7 @@ def test_report_without_the_evidence():
         "importance_samples": None,
     }
     lines = str(small_report()).splitlines()
-    bits = lines[-1].replace("0.1564", "0.1656")  # of the ELBO
+    bits = lines[-1].replace("0.1564", "0.1656")  # bits of the ELBO
     assert str(report).splitlines() == [*lines[:3], bits]
 
 
@@ -373,7 +375,7 @@ def test_report_is_bound():
 
 
 def test_evaluate_stays_below_the_entropy_bound():
-    """A decoder that ignores z gives the evidence of its own constant Bernoulli."""
+    """A decoder that ignores z gives the evidence of a constant Bernoulli."""
     vae = binary_vae(2)
     with torch.no_grad():
         vae.decoder.layers[2].weight.zero_()

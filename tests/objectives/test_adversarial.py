@@ -1,4 +1,4 @@
-"""Regularizers with a discriminator: each side is trained on its own loss, and on no other."""
+"""Regularizers with a discriminator: each side is trained on its own loss only."""
 
 import itertools
 import math
@@ -75,7 +75,7 @@ def softplus(values):
 
 
 def layers(network, values):
-    """Hidden layer, and output, of a network of one hidden layer."""
+    """Return the hidden layer and the output of a network with one hidden layer."""
     first, *rest = (m for m in network.modules() if isinstance(m, nn.Linear))
     hidden = np.tanh(values @ first.weight.detach().numpy().T + first.bias.detach().numpy())
     if not rest:
@@ -84,7 +84,7 @@ def layers(network, values):
 
 
 def run(regularizer, vae, batch, num_samples=1):
-    """Record of a pass, and the penalty on the noise of seed 5."""
+    """Return the output of a pass, and the regularizer's output with the noise of seed 5."""
     record = vae(batch.x, batch.context, num_samples=num_samples)
     torch.manual_seed(5)
     return record, regularizer(vae, batch, record)
@@ -105,7 +105,7 @@ def test_permute_dims_keeps_the_values_of_each_dimension():
 
 
 def test_permute_dims_is_uniform_and_independent():
-    """Of three examples and two dimensions, all 36 pairs of orders alike often."""
+    """All 36 pairs of orders of three examples in two dimensions are equally frequent."""
     num = 72_000
     z = torch.arange(6.0).reshape(1, 3, 2).expand(num, 3, 2)
     shuffled = permute_dims(z).long()
@@ -181,7 +181,7 @@ def test_vae_gan_losses_agree_with_numpy(num_samples, context):
 @pytest.mark.parametrize("name", REGULARIZERS)
 @pytest.mark.parametrize("order", [("model", "discriminator"), ("discriminator", "model")])
 def test_adversarial_backward_passes_do_not_mix(name, order):
-    """One after another and without zero_grad between, each side has its own loss's gradient."""
+    """Without zero_grad between the passes, each side still has the gradient of its own loss."""
     vae, batch = small_vae(), Batch(torch.randn(7, DATA))
     objective = ELBO() + REGULARIZERS[name]()
     groups = objective.parameter_groups(vae)
@@ -202,7 +202,7 @@ def test_adversarial_backward_passes_do_not_mix(name, order):
 
 @pytest.mark.parametrize("name", REGULARIZERS)
 def test_trainer_steps_each_side_on_its_own_loss(name):
-    """And what the decoder learns works against the discriminator, not for it."""
+    """One SGD step moves each parameter along the gradient of the loss of its group."""
     x, seen = torch.randn(8, DATA), {}
     vae, regularizer = small_vae(), REGULARIZERS[name]()
     objective = ELBO() + regularizer
@@ -227,7 +227,7 @@ def test_trainer_steps_each_side_on_its_own_loss(name):
 
 
 def test_vae_gan_decoder_opposes_the_discriminator():
-    """Along the gradient of the discriminator's loss, were that one not cut, the loss rises."""
+    """The decoder's gradient opposes the gradient that would help the discriminator."""
     vae, batch = small_vae(), Batch(torch.randn(64, DATA))
     regularizer = VAEGANRegularizer(mlp(DATA), num_features=6, similarity=0.0)
     _, penalty = run(regularizer, vae, batch)
@@ -276,7 +276,7 @@ def test_vae_gan_discriminator_does_not_train_the_encoder(context):
 
 
 def test_adversarial_gradcheck():
-    """By finite differences, in encoder and decoder, with the discriminator as it is."""
+    """The encoder's gradients agree with finite differences for a fixed discriminator."""
     torch.manual_seed(1)
     x = torch.randn(4, DATA)
     for name in ("total correlation", "prior"):
@@ -338,7 +338,7 @@ def test_adversarial_total_correlation_estimates_the_exact_one():
 
 
 def test_adversarial_prior_estimates_the_divergence():
-    """Of N(m, I) and the prior N(0, I) they are -m'z + |m|^2 / 2."""
+    """The exact log odds of N(0, I) against N(m, I) are -m'z + |m|^2 / 2."""
     mean = torch.tensor([0.8, -0.5])
     regularizer = AdversarialPriorRegularizer(mlp(2, 1, width=32), weight=1.0)
     train_discriminator(regularizer, lambda size: mean + torch.randn(size, 2))
@@ -392,7 +392,7 @@ def test_vae_gan_refuses_other_features_and_masks():
 
 
 def test_vae_gan_compares_data_with_the_mean():
-    """Bits against probabilities, whatever their type."""
+    """Bits of any dtype are compared with probabilities."""
     vae = small_vae()
     vae.likelihood = BernoulliLikelihood()
     bits = torch.randn(7, DATA) > 0

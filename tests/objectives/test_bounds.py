@@ -1,4 +1,4 @@
-"""Every bound, a function of log weights: its value, its derivatives, its place below log p(x)."""
+"""Bounds as functions of log weights: values, derivatives, and order below log p(x)."""
 
 import math
 from itertools import pairwise
@@ -63,7 +63,7 @@ LOWER = [name for name in BOUNDS if name != "renyi -1"]
 
 
 def numpy_value(name, log_w):
-    """The bound of log weights ``(K, B)``, from its definition."""
+    """Return the bound of log weights ``(K, B)`` from its definition."""
     w = np.exp(log_w)
     kind, _, number = name.partition(" ")
     if kind == "iwae":
@@ -83,7 +83,7 @@ def numpy_value(name, log_w):
 
 
 def numpy_log_weight(vae, x, num_samples):
-    """Log weights ``(K, B)`` of a small Gaussian VAE, on the noise of seed 3."""
+    """Return log weights ``(K, B)`` of a small Gaussian VAE with the noise of seed 3."""
     parameters = {name: p.detach().numpy() for name, p in vae.named_parameters()}
 
     def linear(name, values):
@@ -130,7 +130,7 @@ def test_multiply_iwae_splits_the_samples():
     log_w = numpy_log_weight(vae, x, 12)
     torch.manual_seed(3)
     output = MultiplyIWAE(4, num_bounds=3)(vae, Batch(x))
-    # (K, M, B): by the mean over K of the second of three dimensions, never the first.
+    # (K, M, B): each bound takes every M-th sample.
     expected = np.log(np.exp(log_w).reshape(4, 3, 7).mean(0)).mean()
     assert output.losses["model"].item() == pytest.approx(-expected, rel=1e-12)
     assert output.metrics["multiply_iwae_nats"].item() == pytest.approx(expected, rel=1e-12)
@@ -151,7 +151,7 @@ def test_piwae_has_the_losses_of_both_bounds():
 
 
 def test_piwae_trains_each_group_on_its_bound():
-    """The posterior on the mean of M bounds alone, everything else on the one of all draws."""
+    """The posterior is trained on the mean of M bounds, everything else on the one bound."""
     x, steps = torch.randn(16, 5), {}
     for name, objective in {
         "partial": PIWAE(3, num_bounds=4),
@@ -273,7 +273,7 @@ def test_bound_gradients_of_extreme_log_weights_are_finite():
 
 
 def test_iwae_has_the_published_values():
-    """z ~ N(0,1), x given z ~ N(z,1), x = 1, q = N(0.4, 2/3), by quadrature over the draws."""
+    """z ~ N(0, 1), x given z ~ N(z, 1), x = 1, q = N(0.4, 2/3), by quadrature over the samples."""
     vae = conjugate_normal().vae
     expected = {1: -1.5483377539, 2: -1.5287606841, 3: -1.5238475556}
     for num_samples, value in expected.items():
@@ -288,7 +288,7 @@ def test_iwae_has_the_published_values():
 
 
 def expected_bound(bound, vae, x, num_samples, nodes=24):
-    """E F(l_1, ..., l_K) of one example by quadrature over all draws, one or two latents."""
+    """Return E F(l_1, ..., l_K) of one example by quadrature over all samples."""
     q, dim = vae.encode(x), vae.latent_shape.numel()
     grid, log_mass = gauss_hermite(nodes, num_samples * dim)
     noise = grid.reshape(-1, num_samples, dim).movedim(1, 0)  # (K, n, D)
@@ -312,9 +312,11 @@ def test_bound_lies_between_elbo_and_evidence(name):
             elbo = expected_bound(RenyiBound(1, alpha=1.0), vae, x, 1)
             values = [expected_bound(BOUNDS[name](k), vae, x, k) for k in (1, 2, 3)]
             iwae = [expected_bound(IWAE(k), vae, x, k) for k in (1, 2, 3)]
-        assert values[0] == pytest.approx(elbo, abs=1e-10)  # one draw: all are the ELBO
+        assert values[0] == pytest.approx(
+            elbo, abs=1e-10
+        )  # with one sample all bounds are the ELBO
         assert all(v <= i + 1e-9 for v, i in zip(values, iwae, strict=True))
-        if name != "renyi 2":  # whose values fall with K
+        if name != "renyi 2":  # its values decrease with K
             assert all(a < b + 1e-9 for a, b in pairwise(values))
             assert values[0] >= elbo - 1e-9
         assert max(values) < evidence
@@ -342,7 +344,7 @@ def test_renyi_of_negative_order_exceeds_the_evidence():
 
 @pytest.mark.parametrize("dim", [1, 2, 5])
 def test_iwae_increases_with_samples(dim):
-    """ELBO <= IWAE_2 <= IWAE_8 <= log p(x), of paired differences."""
+    """ELBO <= IWAE_2 <= IWAE_8 <= log p(x), by paired differences."""
     torch.manual_seed(4)
     model = random_linear_gaussian(6, dim)
     x = model.evidence.sample((4000,))
@@ -387,7 +389,7 @@ def test_bound_of_two_exact_layers_equals_evidence(name, top_down):
 
 
 def test_iwae_ignores_missing_values():
-    """The missing-data IWAE: the bound of what was observed."""
+    """With missing data, IWAE is the bound of the observed entries."""
     vae = small_vae()
     vae.likelihood = MaskedLikelihood(vae.likelihood)
     x = torch.randn(7, 5)
@@ -402,7 +404,7 @@ def test_iwae_ignores_missing_values():
 
 
 class Odd(Schedule):
-    """A schedule of one's own, of which nothing is known."""
+    """A custom schedule with an unknown range."""
 
     def __init__(self):
         super().__init__(steps=5, fraction=None)
@@ -635,7 +637,7 @@ def test_iwae_reports_the_kl_of_each_latent():
 
 
 class Noisy(MLP):
-    """Features with noise of their own in training."""
+    """A network with dropout in training."""
 
     def forward(self, x):
         return nn.functional.dropout(super().forward(x), 0.5, self.training)
@@ -675,7 +677,7 @@ def test_second_pass_leaves_batch_statistics(estimator):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("penalty", [False, True])
 def test_objective_with_inner_autograd_runs_eagerly(penalty):
-    """A compiled graph would hide the way from the draws to the bound."""
+    """A compiled graph would hide the path from the samples to the bound."""
     vae, x = small_vae(), torch.randn(7, 5)
     objective = IWAE(2, estimator="pathwise" if penalty else "dreg")
     if penalty:

@@ -115,6 +115,11 @@ def test_regularizer_keeps_the_contract(name, bound):
     check_objective(objective, small_vae(), batch())
 
 
+def test_bounds_are_three_levels_below_module():
+    for make in BOUNDS.values():
+        assert type(make()).__mro__.index(nn.Module) == 3
+
+
 class Faulty(ELBO):
     """An ELBO whose loss and metrics are changed."""
 

@@ -75,7 +75,7 @@ def laplace_vae():
 
 
 def numpy_loss(vae, x, num_samples, beta, kl):
-    """The whole objective once more, on the same noise."""
+    """Return the ELBO of a small VAE by NumPy, with the same noise."""
     parameters = {name: p.detach().numpy() for name, p in vae.named_parameters()}
 
     def linear(name, values):
@@ -117,7 +117,7 @@ def test_elbo_agrees_with_numpy(likelihood, num_samples, beta, kl):
 
 
 class FixedNoise:
-    """Each example keeps its own draw: what a batch is made of changes nothing."""
+    """An encoder with fixed samples, so that the composition of a batch changes nothing."""
 
     def __init__(self, vae, x):
         self.vae, self.x, self.noise = vae, x, torch.randn(3, len(x), 2)
@@ -138,7 +138,7 @@ def test_elbo_loss_is_a_mean_over_the_batch(monkeypatch):
 
 
 def test_elbo_log_likelihood_is_a_sum_over_dimensions():
-    """A datum written twice has twice the log-likelihood."""
+    """A datum that is repeated has twice the log-likelihood."""
     once, x = small_vae(), binary(6, 5)
     twice = VAE(once.encoder, Twice(once.decoder), BernoulliLikelihood())
     twice.encoder.network = nn.Sequential(FirstHalf(), once.encoder.network)
@@ -195,7 +195,7 @@ def test_elbo_at_exact_posterior_equals_evidence(num_samples):
 
 
 def expectation_noise(monkeypatch, nodes):
-    """Draws at quadrature nodes, so that a plain mean over draws is an expectation."""
+    """A posterior that samples quadrature nodes, so that a mean over samples is an expectation."""
     grid, log_weights = gauss_hermite(nodes)
     torch.testing.assert_close(log_weights, log_weights[:1].expand(nodes))  # equal for n = 2
     monkeypatch.setattr(torch, "randn", lambda *_, **__: grid[:, None])
@@ -204,7 +204,7 @@ def expectation_noise(monkeypatch, nodes):
 @pytest.mark.parametrize("kl", ["analytic", "sample"])
 @pytest.mark.parametrize("spoilt", [False, True])
 def test_elbo_expectation_is_the_closed_form(monkeypatch, kl, spoilt):
-    """Every term is quadratic in z, so that two nodes of equal weight give the expectation."""
+    """Every term is quadratic in z, so two nodes of equal weight give the expectation."""
     model = random_linear_gaussian(num_latents=1)
     x = model.evidence.sample((7,))
     exact = model.vae.encode(x)
@@ -221,7 +221,7 @@ def test_elbo_expectation_is_the_closed_form(monkeypatch, kl, spoilt):
 
 
 def test_bounds_of_conjugate_normal():
-    """L_1, L_2, L_3 and log p(x) of the one-dimensional model, by quadrature over the draws."""
+    """L_1, L_2, L_3 and log p(x) of the one-dimensional model, by quadrature over the samples."""
     model = conjugate_normal()
     x, bounds = torch.ones(1, 1), []
     q = model.vae.encode(x).base
@@ -363,7 +363,7 @@ def test_elbo_beta_follows_its_schedule():
         assert metrics["beta"].item() == pytest.approx(beta, abs=1e-15)
         reported = metrics["log_likelihood_nats"] - metrics["kl_nats"]
         torch.testing.assert_close(metrics["elbo_nats"], reported, rtol=1e-12, atol=1e-12)
-    assert metrics["beta"] is not objective.beta  # a report does not change with the next step
+    assert metrics["beta"] is not objective.beta  # metrics do not change with the next step
 
 
 def test_elbo_does_not_report_a_constant_beta():
@@ -391,7 +391,7 @@ def test_elbo_repr():
 
 @pytest.mark.parametrize("top_down", [True, False])
 def test_elbo_auto_kl_uses_the_closed_form_only_if_it_is_exact(top_down: bool):
-    """Exact posteriors: the ELBO is log p(x), whatever the direction of inference."""
+    """At exact posteriors the ELBO is log p(x), for both directions of inference."""
     model = TwoLayers(top_down=top_down)
     x = model.evidence.sample((5,))
     elbo = ELBO(num_samples=20_000)(model, Batch(x)).metrics["elbo_nats"]
@@ -468,7 +468,7 @@ def spatial_vae(shape=(3, 2, 2)):
 
 
 def mean_kl(term):
-    """KL to N(0, I) of each dimension, a mean over the batch."""
+    """Return the KL to N(0, I) of each dimension, the mean over the batch."""
     q = term.posterior.base
     return 0.5 * ((2 * q.log_std).exp() + q.mean**2 - 1 - 2 * q.log_std).mean(0)
 
@@ -493,7 +493,7 @@ def test_elbo_free_bits_of_groups(per, groups, num_samples):
     torch.manual_seed(3)
     log_px = vae(x, num_samples=num_samples).log_px.mean()
     torch.testing.assert_close(output.losses["model"], 2 * each.clamp(min=free).sum() - log_px)
-    # The bound is reported as it is.
+    # Metrics report the bound without free bits.
     torch.testing.assert_close(
         output.metrics["elbo_nats"], log_px - mean_kl(vae(x).latents[0]).sum()
     )
@@ -508,7 +508,7 @@ def test_elbo_free_bits_of_sampled_terms_add_up():
 
 
 def test_elbo_stl_samples_only_the_kl_that_it_needs():
-    """Classes keep their closed form, and validation does."""
+    """The KL of classes keeps its closed form, and so does every KL in validation."""
     encoders = {
         "style": GaussianEncoder(MLP(5), 2),
         "kind": CategoricalEncoder(MLP(5), 3, temperature=None),
@@ -527,7 +527,7 @@ def test_elbo_stl_samples_only_the_kl_that_it_needs():
 
 
 def test_elbo_free_bits_give_no_gradient():
-    """Below its free nats a dimension has the gradient of the likelihood alone."""
+    """Below its free nats a dimension has only the gradient of the likelihood."""
     vae, x = spatial_vae((2,)), torch.randn(7, 5)
     head = vae.encoder.head.bias
     free = seeded(ELBO(free_bits=1e3), vae, x).losses["model"]

@@ -1,4 +1,4 @@
-"""Gradient estimators: without bias where they say so, and quiet where nothing is to be learned."""
+"""Gradient estimators: unbiased as documented, and zero at the exact posterior."""
 
 import itertools
 import math
@@ -33,7 +33,7 @@ MEAN, LOG_STD = 0.4, 0.5 * math.log(2 / 3)
 
 
 def per_draw_gradients(objective, rows, weight=1.0):
-    """Gradients ``(rows, 3)`` of each example's bound in mean, log std and decoder weight."""
+    """Return gradients ``(rows, 3)`` of each example's bound in mean, log std and weight."""
     vae = one_latent(rows, MEAN, LOG_STD, weight)
     (-objective(vae, Batch(torch.ones(rows, 1))).losses["model"]).backward()
     parameters = (vae.encoder.mean, vae.encoder.log_std, vae.decoder.weight)
@@ -41,7 +41,7 @@ def per_draw_gradients(objective, rows, weight=1.0):
 
 
 def exact_gradient(num_samples, weight=1.0):
-    """Gradient of IWAE_K in the same three numbers, by quadrature."""
+    """Return the gradient of IWAE_K in the same three numbers by quadrature."""
     numbers = [torch.tensor(v, requires_grad=True) for v in (MEAN, LOG_STD, weight)]
     value = exact_iwae(*numbers, num_samples)
     return torch.stack(torch.autograd.grad(value, numbers))
@@ -63,7 +63,7 @@ def test_iwae_gradient_is_unbiased(estimator, num_samples):
 
 
 def test_stl_is_biased_for_several_samples():
-    """For K = 2 the encoder's gradient in the mean is .169 instead of .0768."""
+    """For K = 2 the expected STL gradient in the mean is 0.169 instead of 0.0768."""
     draws = per_draw_gradients(IWAE(2, estimator="stl"), 40_000)
     assert_mean(per_draw_gradients(IWAE(1, estimator="stl"), 40_000), exact_gradient(1))
     assert draws[:, 0].mean().item() == pytest.approx(0.169, abs=0.005)
@@ -107,7 +107,7 @@ def test_dreg_has_the_mean_of_the_pathwise_gradient(name):
     errors = [d.std(0) / math.sqrt(len(d)) for d in draws]
     assert ((means[0] - means[1]).abs() < 4 * (errors[0] ** 2 + errors[1] ** 2).sqrt()).all()
     assert (errors[1][:2] < errors[0][:2]).all()
-    if name in BIASED:  # which must not be mistaken for the gradient without the score
+    if name in BIASED:  # DReG differs from the gradient without the score
         stl = per_draw_gradients(OTHERS[name]("stl"), 200_000)[:, :2]
         assert ((stl.mean(0) - means[1][:2]).abs() > 8 * errors[1][:2]).any()
 
@@ -133,7 +133,7 @@ def slope(num_samples, ratios):
     [("pathwise", 2, 0.5), ("pathwise", 0, -0.5), ("dreg", 0, 0.5), ("dreg", 2, 0.5)],
 )
 def test_signal_to_noise_ratio_of_gradients(estimator, number, expected):
-    """|mean| / std against K = 16..256: +.5 decoder, -.5 encoder, +.5 encoder by DReG."""
+    """|mean| / std grows as K^0.5 for the decoder, K^-0.5 for the encoder, K^0.5 with DReG."""
     sizes, ratios = (16, 32, 64, 128, 256), []
     for num_samples in sizes:
         draws = per_draw_gradients(IWAE(num_samples, estimator=estimator), 10_000)
@@ -171,7 +171,7 @@ def test_stl_and_dreg_vanish_at_the_exact_posterior(name):
 
 
 def exact_two_layers(cls):
-    """Scalar chain z2 -> z1 -> x with exact posteriors, as a model of the library."""
+    """Return a model of the scalar chain z2 -> z1 -> x with exact posteriors."""
     a, s1, w, s = 0.8, 0.6, 1.3, 0.7
     generator = GaussianEncoder(nn.Identity(), 1, features=1)
     encoders = [GaussianEncoder(nn.Identity(), 1, features=1) for _ in range(2)]
@@ -181,7 +181,7 @@ def exact_two_layers(cls):
         decoder.bias.zero_()
         set_head(generator, a, s1)
         if cls is BottomUpVAE:
-            v1 = a**2 + s1**2  # of z1
+            v1 = a**2 + s1**2  # variance of z1
             precision = 1 / v1 + w**2 / s**2
             set_head(encoders[0], w / s**2 / precision, precision**-0.5)
             precision = 1 + a**2 / s1**2
@@ -214,7 +214,7 @@ def test_stl_and_dreg_vanish_at_two_exact_posteriors(cls, name):
 
 @pytest.mark.parametrize("name", QUIET)
 def test_stl_and_dreg_vanish_through_a_flow(name):
-    """A flow as the identity, on the exact posterior."""
+    """The flow is the identity on the exact posterior."""
     model = random_linear_gaussian()
     model.vae.encoder = FlowEncoder(model.vae.encoder, Flow(2, transforms=2, kind="affine"))
     x = model.evidence.sample((6,))
@@ -225,7 +225,7 @@ def test_stl_and_dreg_vanish_through_a_flow(name):
 @pytest.mark.parametrize("cls", [BottomUpVAE, LadderVAE])
 @pytest.mark.parametrize("estimator", ["stl", "dreg"])
 def test_gradient_of_layers_is_unbiased(cls, estimator):
-    """Against the pathwise gradient, of weights that all draws share."""
+    """The mean gradient agrees with the pathwise one, for weights that all samples share."""
     torch.manual_seed(3)
     vae, evidence = exact_two_layers(cls)
     with torch.no_grad():
@@ -243,7 +243,7 @@ def test_gradient_of_layers_is_unbiased(cls, estimator):
 
 
 def replicates(vae, objective, x, count):
-    """Gradients ``(count, number of weights)`` of so many passes."""
+    """Return the gradients ``(count, number of weights)`` of ``count`` passes."""
     gradients = []
     for _ in range(count):
         vae.zero_grad()
@@ -269,7 +269,7 @@ CLASSES = 3
 
 
 class RowsOfClasses(Encoder):
-    """Logits of each example its own."""
+    """Class posteriors with separate logits for each example."""
 
     latent_shape = torch.Size((CLASSES,))
 
@@ -285,7 +285,7 @@ class RowsOfClasses(Encoder):
 
 
 class Table(nn.Module):
-    """Decoder of classes: a number of each, of each example its own."""
+    """Decoder of classes with a separate number per class and example."""
 
     def __init__(self, rows):
         super().__init__()
@@ -307,7 +307,7 @@ def classes_vae(rows):
 
 
 def enumerated(bound, num_samples):
-    """VariationalBound and gradients by the sum over all draws of K classes, x = 1."""
+    """Return the bound and its gradients by the sum over all samples of K classes, for x = 1."""
     logits = torch.tensor([0.3, -0.5, 1.0], requires_grad=True)
     values = torch.tensor([-1.0, 0.2, 2.0], requires_grad=True)
     log_q = logits.log_softmax(0)
@@ -323,7 +323,7 @@ class Mean(RenyiBound):
     """The ELBO as a bound of log weights."""
 
     def __init__(self, num_samples):
-        super().__init__(1.0, num_samples)
+        super().__init__(num_samples, alpha=1.0)
 
 
 BOUNDS = {
@@ -368,13 +368,13 @@ def test_bound_at_exact_posterior_of_classes_equals_evidence(name):
         vae.encoder.logits.copy_(log_px)
     evidence = (log_px.logsumexp(0) - math.log(CLASSES)).detach()
     output = BOUNDS[name][0]("vimco")(vae, Batch(torch.ones(5, 1)))
-    if name != "elbo analytic":  # of which the draws' likelihood alone is random
+    if name != "elbo analytic":  # only its likelihood term is random
         torch.testing.assert_close(-output.losses["model"], evidence, rtol=0, atol=1e-12)
         torch.testing.assert_close(output.metrics["elbo_nats"], evidence, rtol=0, atol=1e-12)
 
 
 def test_baselines_agree_with_the_paper():
-    """VIMCO: the others' geometric mean in the place of a draw's weight; or their bound."""
+    """VIMCO replaces a weight by the others' geometric mean; leave-one-out uses their bound."""
     torch.manual_seed(0)
     rows, num_samples = 4, 3
     vae, batch = classes_vae(rows), Batch(torch.ones(rows, 1))
@@ -433,7 +433,7 @@ def mixed_vae():
 
 
 def mixed_exact(vae, bound, num_samples, x):
-    """Gradient of the bound by quadrature over style and enumeration of kind."""
+    """Return the gradient of the bound by quadrature over style and enumeration of kind."""
     style, kind = vae.encode(x).parts.values()
     grid, log_mass = gauss_hermite(16, num_samples)
     kinds = torch.tensor(list(itertools.product(range(2), repeat=num_samples)))
@@ -480,14 +480,14 @@ def test_gradient_of_mixed_latents_is_unbiased(name):
 
 
 class KindOfStyle(nn.Module):
-    """Features of z1 that reach the kind above."""
+    """Network from z1 to the features of the class above."""
 
     def forward(self, z):
         return 1.5 * z
 
 
 def chain_vae():
-    """z1 a number, and above it z2 a class, drawn given z1: its score hangs on the draw of z1."""
+    """z1 is Gaussian and z2 a class given z1, so the score of z2 depends on the sample of z1."""
     encoders = [
         GaussianEncoder(nn.Identity(), 1, features=1),
         CategoricalEncoder(KindOfStyle(), 2, temperature=None, features=1),
@@ -539,7 +539,7 @@ def test_mixed_samples_keep_their_gradients():
     "option", [{"capacity": 0.3}, {"free_bits": 0.2, "free_bits_per": "layer"}]
 )
 def test_score_gradient_with_constraints(option):
-    """The score-function gradient of a term that is charged for, or not, as a whole."""
+    """The score-function gradient of a KL term with a capacity or free bits."""
     torch.manual_seed(5)
     vae, x = mixed_vae(), torch.ones(1, 1)
     style, kind = vae.encode(x).parts.values()
@@ -564,7 +564,7 @@ def test_score_gradient_with_constraints(option):
 
 
 def test_gradients_do_not_depend_on_unflattening():
-    """A posterior of (K, B) rows, as those of upper layers are, scores the same."""
+    """A posterior of (K, B) rows, like those of upper layers, gives the same gradients."""
     rows = Independent(Normal(torch.randn(6, 2), torch.randn(6, 2)), 1)
     values = torch.randn(3, 2, 2)
     shaped = ReshapedBatch(rows, (3, 2)).elementwise_log_prob(values)

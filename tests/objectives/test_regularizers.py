@@ -1,4 +1,4 @@
-"""Regularizers: each against its definition, and added to any bound."""
+"""Regularizers: each agrees with its definition and can be added to any bound."""
 
 import itertools
 import math
@@ -395,7 +395,7 @@ def test_regularizer_of_a_batch_of_one(name):
 
 @pytest.mark.parametrize("name", sorted(READS_DRAWS | {"dip", "dip total"}))
 def test_regularizer_flattens_latents(name):
-    """A map is its values in a row, to whatever reads no decoder."""
+    """Regularizers that do not read the decoder flatten maps."""
     vae, x = spatial_vae(), torch.randn(7, DATA)
     torch.manual_seed(3)
     record = vae(x, num_samples=2)
@@ -466,16 +466,14 @@ def test_check_refuses_regularizers_without_finite_loss():
     batch = Batch(torch.randn(7, DATA))
     with pytest.raises(ValueError, match="MMDRegularizer expects a reparameterized posterior"):
         (ELBO(num_samples=2) + MMDRegularizer(1.0)).check(vae, batch)
-    (ELBO(num_samples=2) + DIPRegularizer(1.0)).check(
-        vae, batch
-    )  # of means, which do carry gradients
+    (ELBO(num_samples=2) + DIPRegularizer(1.0)).check(vae, batch)  # means carry gradients
 
     flow = FlowEncoder(small_vae().encoder, Flow(LATENT, context_dim=6))
     vae = VAE(flow, MLP(LATENT, out_shape=DATA), GaussianLikelihood())
     with pytest.raises(
         ValueError, match=r"DIPRegularizer\(1\) expects a finite loss .* got nan.*Transformed"
     ):
-        (ELBO() + DIPRegularizer(1.0)).check(vae, batch)  # of a flow no mean is known
+        (ELBO() + DIPRegularizer(1.0)).check(vae, batch)  # the mean of a flow is unknown
     (ELBO() + MMDRegularizer(1.0)).check(vae, batch)
 
     def broken(squared):
@@ -592,7 +590,7 @@ def test_trainer_steps_on_the_regularized_loss():
 
 
 class Alone(nn.Module):
-    """The penalty of a pass, on fixed noise."""
+    """The loss of a regularizer with fixed noise."""
 
     def __init__(self, vae, regularizer):
         super().__init__()
@@ -606,7 +604,7 @@ class Alone(nn.Module):
 
 @pytest.mark.parametrize("name", sorted(k for k in REGULARIZERS if "adversarial" not in k))
 def test_regularizer_gradcheck(name):
-    """In encoder and decoder: of the gradient penalty this is the second derivative."""
+    """Gradients in encoder and decoder agree with differences."""
     torch.manual_seed(1)
     encoder = GaussianEncoder(MLP(3, hidden=(4,), activation=nn.Tanh), LATENT)
     decoder = MLP(LATENT, hidden=(4,), out_shape=3, activation=nn.Tanh)
@@ -626,7 +624,7 @@ def test_regularizer_gradcheck(name):
     of_encoder = {n for n in parameters if "encoder" in n}
     if name == "weight l2":
         assert reached == parameters.keys() - of_encoder
-    elif name == "gradient penalty":  # the last bias has no part in any slope
+    elif name == "gradient penalty":  # the Jacobian does not depend on the last bias
         assert reached == parameters.keys() - {"vae.decoder.layers.2.bias"}
     else:
         assert reached == of_encoder
@@ -660,7 +658,7 @@ def test_weight_l2_refuses_unknown_parts():
 
 
 def assert_mean_slope(vae, x, mean_of):
-    """Of many directions v, whose |J'v|^2 has mean |J|_F^2 and variance 2 |J J'|_F^2."""
+    """Compare with |J|_F^2, the mean of |J'v|^2, whose variance is 2 |J J'|_F^2."""
     points = vae.encode(x).mean.detach()
     jacobian = torch.stack([torch.autograd.functional.jacobian(mean_of, z) for z in points])
     gram = jacobian @ jacobian.mT
@@ -680,7 +678,7 @@ def test_gradient_penalty_of_a_linear_decoder():
 
 
 def test_gradient_penalty_uses_the_mean_of_the_likelihood():
-    """Of probabilities, where the decoder returns logits; each example at its own latent."""
+    """The Jacobian is that of the probabilities, not of the logits."""
     vae = small_vae(DeterministicEncoder)
     vae.likelihood = BernoulliLikelihood()
     with torch.no_grad():
@@ -689,7 +687,7 @@ def test_gradient_penalty_uses_the_mean_of_the_likelihood():
 
 
 def test_gradient_penalty_differentiates_in_the_latent():
-    """Data three times as small and weights three times as large: the same latents."""
+    """Data divided by three and weights times three give the same latents and penalty."""
     vae, x = small_vae(DeterministicEncoder), torch.randn(7, DATA)
     values = []
     for scale in (1.0, 3.0):
@@ -789,7 +787,7 @@ def test_dip_gradient_reaches_the_encoder(covariance, estimator):
 
 @pytest.mark.parametrize("name", ["dip", "dip total"])
 def test_dip_ignores_the_order_of_the_batch(name):
-    """And is about the batch: of whitened means nothing is left, whatever their dimensions."""
+    """The loss does not depend on the order, and is zero for whitened means."""
     vae, x = small_vae(), torch.randn(9, DATA)
     regularizer = REGULARIZERS[name](1.0)
     values = [penalty_of(regularizer, vae, data)[1].loss for data in (x, x[torch.randperm(9)])]
@@ -815,7 +813,7 @@ KERNELS = {
 
 
 def direct_mmd(z, y, kernel, scales):
-    """By its definition, of draws ``(B, D)``."""
+    """Return the MMD of samples ``(B, D)`` from its definition."""
     size, dim = z.shape
 
     def k(a, b):
@@ -844,7 +842,7 @@ def test_mmd_agrees_with_the_double_sum(kernel, scales, num_samples):
 
 
 def test_mmd_default_scales_are_those_of_wae():
-    """k(a, b) = C / (C + |a - b|^2), C = 2 D s."""
+    """The kernel is k(a, b) = C / (C + |a - b|^2) with C = 2 D s."""
     vae, x = small_vae(), torch.randn(6, DATA)
     record = vae(x)
     torch.manual_seed(5)
@@ -860,7 +858,7 @@ def test_mmd_default_scales_are_those_of_wae():
 
 
 def gaussian_mmd(mean, std, dim, scale):
-    """Of N(mean, std^2 I) and N(0, I), with the kernel exp(-|a - b|^2 / (2 D s))."""
+    """Return the MMD of N(mean, std^2 I) and N(0, I) with the kernel exp(-|a - b|^2 / (2 D s))."""
     h = dim * scale
 
     def expected_kernel(square, variance):
@@ -888,7 +886,7 @@ def test_mmd_is_unbiased(mean, std):
 
 
 def test_mmd_samples_the_prior_of_each_example():
-    """Draws of a prior of each example are its own, of one for all as many as there are."""
+    """A prior per example is sampled once per example, a common prior for all of them."""
     vae, x = small_vae(), torch.randn(6, DATA)
     record = vae(x, num_samples=3)
     (term,) = record.latents
@@ -918,7 +916,7 @@ def test_mmd_samples_the_prior_of_each_example():
 
 
 def numpy_terms(record, size, sampling):
-    """The three terms by loops over draws, examples and dimensions."""
+    """Return the three terms by loops over samples, examples and dimensions."""
     (term,) = record.latents
     z, log_p = term.z.detach().numpy(), term.log_p.detach().numpy()
     mean = term.posterior.base.mean.detach().numpy()
@@ -992,7 +990,7 @@ def test_total_correlation_terms_sum_to_the_kl(sampling, num_samples):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
 def test_aggregate_log_weights_stratified_are_unbiased(size):
-    """Over all batches with the example that z was drawn for, wherever in the batch it stands."""
+    """The mean over all batches with the example of z, at any position, is the density."""
     num = 6
     posterior = small_vae().encode(2 * torch.randn(num, DATA))
     z = posterior.sample()[2]
@@ -1034,7 +1032,7 @@ def test_total_correlation_of_all_data_is_exact():
 
 
 def test_total_correlation_of_independent_dimensions_is_zero():
-    """Means on a grid, all posteriors equally wide: q(z) is a product."""
+    """Means on a grid and equal widths make q(z) a product."""
     vae = small_vae(DeterministicEncoder)
     vae.encoder = GaussianEncoder(nn.Identity(), LATENT, features=LATENT)
     with torch.no_grad():

@@ -215,7 +215,7 @@ def _mean_and_error(sample: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
     return values.mean(0), values.std(0) / NUM_SEEDS**0.5
 
 
-def linear_gaussian(
+def _linear_gaussian(
     shift: float = 0.0, scale: float = 1.0
 ) -> tuple[VAE, Callable[[Tensor], Tensor]]:
     """Return a linear-Gaussian VAE in float64, and its exact log evidence.
@@ -247,7 +247,7 @@ def _check_bound(name: str, objective: Objective) -> None:
     """Raise unless a bound is the log evidence at the exact posterior, and below it elsewhere."""
     x = torch.randn(16, 5, dtype=torch.float64)
     for shift, scale in ((0.0, 1.0), (0.5, 1.0), (0.0, 0.6), (-0.3, 1.5)):
-        vae, log_evidence = linear_gaussian(shift, scale)
+        vae, log_evidence = _linear_gaussian(shift, scale)
         if not objective.is_bound(vae):
             return
         expected = log_evidence(x).mean()

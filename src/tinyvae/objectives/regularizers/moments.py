@@ -49,8 +49,8 @@ class DIPRegularizer(Regularizer):
         from Unlabeled Observations. arXiv:1711.00848, eq. 5 to 7.
 
     Example:
-        >>> one = ELBO() + DIPRegularizer(10.0, diagonal=10.0)
-        >>> two = ELBO() + DIPRegularizer(10.0, covariance="total")
+        >>> dip_vae_1 = ELBO() + DIPRegularizer(10.0, diagonal=10.0)
+        >>> dip_vae_2 = ELBO() + DIPRegularizer(10.0, covariance="total")
     """
 
     def __init__(
