@@ -26,7 +26,7 @@ OBJECTIVES = {
     "IWAE, K = 20": lambda: IWAE(20),
     "IWAE, K = 20, DReG": lambda: IWAE(20, estimator="dreg"),
     "multiply IWAE, 4 x 5": lambda: MultiplyIWAE(5, num_bounds=4),
-    "Renyi 1/2, K = 20": lambda: RenyiBound(0.5, 20),
+    "Renyi 1/2, K = 20": lambda: RenyiBound(20, alpha=0.5),
     "TVO, K = 20": lambda: TVO(20, num_partitions=5, smallest=0.03),
 }
 SIZES = (4, 16, 64, 256)

@@ -200,18 +200,18 @@ def test_evaluate_rejects_bin_width_for_masses(likelihood):
         likelihood,
     )
     x = torch.randint(0, 2, (4, 3)).double()
-    with pytest.raises(ValueError, match="leave it out where dimensions have masses"):
+    with pytest.raises(ValueError, match="leave it out if dimensions have masses"):
         evaluate(vae, x, bin_width=0.5)
     report = evaluate(vae, x, elbo_samples=2, importance_samples=2)
     assert report.is_discrete
-    assert report.bits_are == "exact masses"
+    assert report.bits_unit == "exact masses"
     nats = report.elbo.mean
     assert report.bits_per_dim(nats) == pytest.approx(-nats / 3 / math.log(2))
 
 
 @pytest.mark.parametrize("bin_width", [0.0, -0.1, math.nan])
 def test_evaluate_rejects_bin_width_of_zero(bin_width):
-    with pytest.raises(ValueError, match="bin_width, the width > 0"):
+    with pytest.raises(ValueError, match="expects bin_width > 0"):
         evaluate(uniform_vae(), torch.rand(4, 3), bin_width=bin_width)
 
 
@@ -234,8 +234,8 @@ def report(**options):
 def test_report_names_the_bits(one, words):
     one = one()
     assert isinstance(one, Report)
-    assert one.bits_are == words
-    assert one.to_dict()["bits_per_dim_are_of"] == words
+    assert one.bits_unit == words
+    assert one.to_dict()["bits_per_dim_unit"] == words
     assert str(one).splitlines()[-1].endswith(f"bits per dimension of {words}")
 
 
@@ -300,12 +300,12 @@ def test_evaluate_rejects_bin_width_for_tables():
     vae = VAE(GaussianEncoder(MLP(2, (4,)), 1), MLP(1, (4,), out_shape=2), table)
     x = torch.tensor([[0.5, 3.0]])
     assert "masses and densities" in str(evaluate(vae, x, elbo_samples=2, importance_samples=2))
-    with pytest.raises(ValueError, match="leave it out where dimensions have masses"):
+    with pytest.raises(ValueError, match="leave it out if dimensions have masses"):
         evaluate(vae, x, bin_width=0.5)
 
 
 def test_evaluate_rejects_data_without_noise():
     vae = VAE(GaussianEncoder(MLP(2, (4,)), 1), MLP(1, (4,), out_shape=2), GaussianLikelihood())
     x = torch.tensor([[0.0, 3.0], [7.0, 1.0]]) / 16
-    with pytest.raises(ValueError, match="data that were spread over their bins"):
+    with pytest.raises(ValueError, match="expects data with noise in the bins"):
         evaluate(vae, x, bin_width=1 / 16)

@@ -71,11 +71,11 @@ def test_models_page_lists_all_models():
 @pytest.mark.parametrize("name", MODELS)
 def test_published_model_learns_in_fifty_steps(name):
     model, objective, batch = compose(name)
-    objective.at(0, 50)
+    objective.set_step(0, 50)
     objective.check(model, batch)
     trained = optimizers(model, objective)
     bounds = [group for group in trained if group != "discriminator"]
-    objective.at(49, 50)  # The end of the schedules, so that losses are comparable.
+    objective.set_step(49, 50)  # at the end of its schedules, so that losses compare
     losses = []
     for _ in range(51):
         output = step(model, objective, batch)
@@ -116,7 +116,7 @@ class Pass:
 
     def __init__(self, name, num_samples=1):
         self.model, self.objective, self.batch = compose(name)
-        self.objective.at(20, 50)
+        self.objective.set_step(20, 50)
         self.x = self.batch.x
         self.output = step(self.model, self.objective, self.batch)
         self.loss = self.output.losses.get("model")
@@ -154,12 +154,12 @@ def annealed(name):
     values = {0: 0.0, 12: 0.5, 24: 1.0, 40: 1.0} if name == "Annealed VAE" else {0: 0.0, 6: None}
     run = Pass(name)
     for step_index in values:
-        run.objective.at(step_index, 49)
+        run.objective.set_step(step_index, 49)
         output = step(run.model, run.objective, run.batch)
         beta = (
             values[step_index]
             if values[step_index] is not None
-            else run.objective.schedules["beta"](step_index, 49)
+            else run.objective.beta.schedule(step_index, 49)
         )
         close(output.losses["model"], beta * output.metrics["kl_nats"] - run.record.log_px.mean())
     close(output.metrics["beta"], beta)

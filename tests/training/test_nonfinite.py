@@ -233,7 +233,7 @@ def test_the_optimizers_are_left_as_they_were(deferred):
 def test_a_finite_run_is_the_plain_one(deferred):
     def adversarial():
         torch.manual_seed(3)
-        return ELBO() + AdversarialTotalCorrelationRegularizer(MLP(2, (16,), 1), 2.0)
+        return ELBO() + AdversarialTotalCorrelationRegularizer(MLP(2, (16,), 1), weight=2.0)
 
     for objective in (ELBO, adversarial):
         callbacks = [Recorder(), Recorder()]

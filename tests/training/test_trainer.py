@@ -360,7 +360,7 @@ class Planted(LeastSquares):
         super().__init__()
         self.bad_step, self.value, self.term = step, value, term
 
-    def at(self, step, total_steps):
+    def set_step(self, step, total_steps):
         self.now = step + 1
 
     def forward(self, model, batch):

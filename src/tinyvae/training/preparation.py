@@ -110,10 +110,10 @@ def plan_run(
     if validation is not None:
         validation.begin(0)
     num_steps = plan.remaining_steps(num_batches, epoch, batch)
-    state.objective.refresh()
+    state.objective.reset_schedules()
     if saved is None:
         schedule_steps = state.plan.schedule_steps if state.step else num_steps
-        state.objective.at(state.step, schedule_steps)
+        state.objective.set_step(state.step, schedule_steps)
         state.start()
     else:
         schedule_steps = saved["plan"]["schedule_steps"]

@@ -346,5 +346,5 @@ class Trainer:
             self._warn_about_schedules(state.step)
 
     def _warn_about_schedules(self, steps: int) -> None:
-        for message in self.objective.unfinished(steps, self.state.plan.schedule_steps):
+        for message in self.objective.unfinished_schedules(steps, self.state.plan.schedule_steps):
             warn(f"a schedule does not end: {message}")

@@ -190,7 +190,7 @@ def test_compile_gives_the_plain_run_to_rounding(warmed_up):
     assert_close(compiled, plain)
     assert compiled.history["learning_rate"] == plain.history["learning_rate"]
     assert far(compiled.callbacks[0].weights[-1], compiled.callbacks[0].weights[0]) > 0.05
-    assert compiled.objective.beta == plain.objective.beta == 1.0
+    assert compiled.objective.beta.value == plain.objective.beta.value == 1.0
 
 
 @needs_compiler
@@ -202,7 +202,7 @@ def test_compile_is_not_repeated_for_new_rates_and_weights(warmed_up):
     before = counters["unique_graphs"]
     example = Batch(DATA[:BATCH_SIZE], index=torch.arange(BATCH_SIZE))
     for beta in (0.25, 0.5):
-        trainer.objective.beta.fill_(beta)
+        trainer.objective.beta.value.fill_(beta)
         output = trainer._train_step.compute_gradients(example)
         kl = output.metrics["kl_nats"]
         expected = beta * kl - output.metrics["log_likelihood_nats"]
@@ -254,7 +254,7 @@ def test_compile_supports_dropout_and_running_statistics():
 
 def adversarial():
     torch.manual_seed(3)
-    return ELBO() + AdversarialTotalCorrelationRegularizer(MLP(2, (16,), 1), 2.0)
+    return ELBO() + AdversarialTotalCorrelationRegularizer(MLP(2, (16,), 1), weight=2.0)
 
 
 @needs_compiler

@@ -490,7 +490,7 @@ class Kinds(ELBO):
 
     def forward(self, model, batch):
         output = super().forward(model, batch)
-        record = self.draw(model, batch)
+        record = self.sample(model, batch)
         values = [*output.losses.values(), *output.metrics.values()]
         values += [term.z for term in record.latents] + [term.log_q for term in record.latents]
         self.kinds[self.training] |= {value.dtype for value in values}

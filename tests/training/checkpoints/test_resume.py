@@ -54,7 +54,8 @@ def make_model():
 def everything():
     """A run of all that has a state."""
     objective = ELBO(beta=Linear(0.0, 1.0, fraction=0.8)) + AdversarialTotalCorrelationRegularizer(
-        MLP(2, (6,), 1), 2.0
+        MLP(2, (6,), 1),
+        weight=2.0,
     )
     optimization = Optimization(
         0.02,
