@@ -22,12 +22,14 @@ from tinyvae.encoders import Encoder, NetworkEncoder
 from tinyvae.errors import CheckpointError
 from tinyvae.flows import NormalizingFlow
 from tinyvae.io import load_tensors, save_tensors
-from tinyvae.likelihoods import Distance, Likelihood, Positive
+from tinyvae.likelihoods import Distance, Likelihood, PositiveParameter
 from tinyvae.networks import Network
 from tinyvae.priors import Prior
 
 Model = TypeVar("Model", bound=nn.Module)
-Part: TypeAlias = Distance | Encoder | Likelihood | Network | NormalizingFlow | Positive | Prior
+Part: TypeAlias = (
+    Distance | Encoder | Likelihood | Network | NormalizingFlow | PositiveParameter | Prior
+)
 BASES: tuple[type[nn.Module], ...] = (
     Distance,
     Encoder,
@@ -35,7 +37,7 @@ BASES: tuple[type[nn.Module], ...] = (
     Network,
     NetworkEncoder,
     NormalizingFlow,
-    Positive,
+    PositiveParameter,
     Prior,
 )
 
