@@ -273,7 +273,7 @@ def one_scale(event):
     return ()
 
 
-def whole(event):
+def same_shape(event):
     return event
 
 
@@ -293,7 +293,7 @@ LIKELIHOODS = {
         lambda e: GaussianLikelihood(Learned(per_channel(e))), gaussian, REALS, scales=per_channel
     ),
     "gaussian, per dimension": Family(
-        lambda e: GaussianLikelihood(Learned(e, minimum=0.1)), gaussian, REALS, scales=whole
+        lambda e: GaussianLikelihood(Learned(e, minimum=0.1)), gaussian, REALS, scales=same_shape
     ),
     "gaussian, predicted": Family(
         lambda _: GaussianLikelihood(Predicted(minimum=0.2)), gaussian, REALS, num_params=2
@@ -314,7 +314,7 @@ LIKELIHOODS = {
     ),
     "laplace, fixed": Family(lambda _: LaplaceLikelihood(0.7), laplace, REALS),
     "laplace, learned": Family(
-        lambda e: LaplaceLikelihood(Learned(e)), laplace, REALS, scales=whole
+        lambda e: LaplaceLikelihood(Learned(e)), laplace, REALS, scales=same_shape
     ),
     "laplace, predicted": Family(
         lambda _: LaplaceLikelihood("predicted"), laplace, REALS, num_params=2
@@ -368,7 +368,7 @@ LIKELIHOODS = {
         lambda e: NegativeBinomialLikelihood(Learned(e), baseline=2.0),
         negative_binomial(2.0),
         COUNTS,
-        scales=whole,
+        scales=same_shape,
     ),
     "negative binomial, predicted": Family(
         lambda _: NegativeBinomialLikelihood("predicted"),
@@ -421,7 +421,7 @@ LIKELIHOODS = {
         mixture(gaussian),
         REALS,
         num_params=4,
-        scales=whole,
+        scales=same_shape,
     ),
     "standardized gaussian": Family(
         lambda e: StandardizedLikelihood(GaussianLikelihood(0.5), mean=ramp(e), std=ramp(e)),
@@ -441,7 +441,7 @@ LIKELIHOODS = {
         lambda e: MaskedLikelihood(GaussianLikelihood(Learned(e))),
         masked(gaussian),
         REALS,
-        scales=whole,
+        scales=same_shape,
     ),
     "masked categorical": Family(
         lambda _: MaskedLikelihood(CategoricalLikelihood(3)),

@@ -310,7 +310,7 @@ LEVELS = st.one_of(
 
 @st.composite
 def tables(draw):
-    """TabularDistribution with missing values, and what they hold in Python."""
+    """Columns with missing values, and their values in Python."""
     rows = draw(st.integers(1, 5))
     columns, table = [], {}
     for name in draw(st.lists(st.text(max_size=3), min_size=1, max_size=5, unique=True)):
@@ -417,7 +417,7 @@ def test_infer_columns_reads_the_dtypes_of_pandas():
 
 
 def test_to_tensor_rejects_values_that_float32_rounds():
-    torch.set_default_dtype(torch.float32)  # the fixture puts it back
+    torch.set_default_dtype(torch.float32)  # restored by the fixture
     times = {"t": [1.7e9, 1.7e9 + 5, 1.7e9 + 11]}
     with pytest.raises(
         ValueError,

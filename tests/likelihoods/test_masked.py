@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.likelihoods import LIKELIHOODS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -12,7 +13,6 @@ from tinyvae import (
     MLP,
     VAE,
     Batch,
-    BernoulliLikelihood,
     CategoricalLikelihood,
     ConvNet,
     GaussianEncoder,
@@ -24,21 +24,13 @@ from tinyvae import (
 from tinyvae.likelihoods import (
     BetaLikelihood,
     Column,
-    ContinuousBernoulliLikelihood,
     DiscretizedLogisticLikelihood,
-    LaplaceLikelihood,
-    Learned,
     LogNormalLikelihood,
     MaskedLikelihood,
     MixedLikelihood,
-    MixtureLikelihood,
-    NegativeBinomialLikelihood,
     OneHotLikelihood,
     OptimalGaussianLikelihood,
-    PoissonLikelihood,
     StandardizedLikelihood,
-    StudentTLikelihood,
-    ZeroInflatedLikelihood,
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -50,44 +42,40 @@ COLUMNS = [
     Column("visits", "count", (), 0.0, 2.5),
     Column("income", "positive", (), 0.0, 2e4),
 ]
-FAMILIES = {
-    "bernoulli": BernoulliLikelihood,
-    "beta": BetaLikelihood,
-    "categorical": lambda: CategoricalLikelihood(3),
-    "categorical, ordered": lambda: CategoricalLikelihood(5, ordered=True),
-    "continuous Bernoulli": ContinuousBernoulliLikelihood,
-    "discretized logistic": lambda: DiscretizedLogisticLikelihood(16),
-    "gaussian, fixed": lambda: GaussianLikelihood(0.7),
-    "gaussian, learned": GaussianLikelihood,
-    "gaussian, per dimension": lambda: GaussianLikelihood(Learned(E)),
-    "gaussian, predicted": lambda: GaussianLikelihood("predicted"),
-    "laplace": LaplaceLikelihood,
-    "log-normal": LogNormalLikelihood,
+NAMES = (
+    "bernoulli",
+    "beta",
+    "categorical",
+    "categorical, ordered",
+    "continuous bernoulli",
+    "discretized logistic, 16",
+    "gaussian, fixed",
+    "gaussian, learned",
+    "gaussian, per dimension",
+    "gaussian, predicted",
+    "laplace, learned",
+    "log-normal",
+    "mixture of discretized logistic",
+    "mixture of gaussian, predicted",
+    "negative binomial, predicted",
+    "poisson, per dimension",
+    "standardized gaussian",
+    "student t, predicted",
+    "zero-inflated negative binomial",
+)
+FAMILIES = {name: lambda name=name: LIKELIHOODS[name].make(E) for name in NAMES} | {
     "mixed": lambda: MixedLikelihood(COLUMNS),
-    "mixture of gaussians": lambda: MixtureLikelihood(
-        GaussianLikelihood("predicted"), num_components=3
-    ),
-    "mixture of levels": lambda: MixtureLikelihood(
-        DiscretizedLogisticLikelihood(16), num_components=2
-    ),
-    "negative binomial": lambda: NegativeBinomialLikelihood("predicted", baseline=3.0),
-    "poisson": lambda: PoissonLikelihood([1.0, 2.0, 3.0, 4.0]),
-    "standardized": lambda: StandardizedLikelihood(
-        GaussianLikelihood(), mean=[1.0, 2.0, 3.0, 4.0], std=5.0
-    ),
-    "standardized, bounded": lambda: StandardizedLikelihood(BetaLikelihood(), mean=10.0, std=2.0),
-    "standardized, positive": lambda: StandardizedLikelihood(LogNormalLikelihood(), std=300.0),
-    "student": lambda: StudentTLikelihood("predicted", df="predicted"),
-    "zero-inflated": lambda: ZeroInflatedLikelihood(NegativeBinomialLikelihood()),
+    "standardized beta": lambda: StandardizedLikelihood(BetaLikelihood(), mean=10.0, std=2.0),
+    "standardized log-normal": lambda: StandardizedLikelihood(LogNormalLikelihood(), std=300.0),
 }
-# The second example is wholly observed, the third not at all.
-SEEN = torch.tensor(
+# The second example is completely observed, and the third is completely missing.
+OBSERVED = torch.tensor(
     [[1, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0]], dtype=torch.bool
 )
 
 
 class Drawn:
-    """A likelihood, parameters ``(3, 5, ...)`` and data ``(5, 4)`` of it."""
+    """A likelihood with parameters ``(3, 5, ...)`` and data ``(5, 4)``."""
 
     def __init__(self, make):
         self.plain, self.masked = make(), MaskedLikelihood(make())
@@ -97,7 +85,7 @@ class Drawn:
                 other.copy_(one)
         self.params = torch.randn(3, 5, *self.plain.param_shape(E))
         self.x = self.plain(self.params[0], 1).sample().detach()
-        self.holes = self.x.masked_fill(~SEEN, math.nan)
+        self.partial = self.x.masked_fill(~OBSERVED, math.nan)
 
 
 def vae_of(likelihood, data_shape=E, num_latents=2):
@@ -112,9 +100,9 @@ def vae_of(likelihood, data_shape=E, num_latents=2):
 def check_density(drawn):
     """Only observed entries count."""
     each = drawn.plain.factors(drawn.params, 1).log_prob(drawn.x)
-    expected = each.masked_select(SEEN).reshape(3, -1).split(SEEN.sum(1).tolist(), 1)
+    expected = each.masked_select(OBSERVED).reshape(3, -1).split(OBSERVED.sum(1).tolist(), 1)
     expected = torch.stack([part.sum(1) for part in expected], 1)
-    torch.testing.assert_close(drawn.masked(drawn.params, 1).log_prob(drawn.holes), expected)
+    torch.testing.assert_close(drawn.masked(drawn.params, 1).log_prob(drawn.partial), expected)
 
 
 def check_complete_data(drawn):
@@ -146,23 +134,23 @@ def check_empty_data(drawn):
 def check_parameter_gradients(drawn):
     """Gradients are those of the density of the observed entries."""
     params = drawn.params.clone().requires_grad_()
-    log_px = drawn.masked(params, 1).log_prob(drawn.holes)
+    log_px = drawn.masked(params, 1).log_prob(drawn.partial)
     got = torch.autograd.grad(log_px.sum(), (params, *drawn.masked.parameters()))
     each = drawn.plain.factors(params, 1).log_prob(drawn.x)
-    expected = torch.autograd.grad(each[:, SEEN].sum(), (params, *drawn.plain.parameters()))
+    expected = torch.autograd.grad(each[:, OBSERVED].sum(), (params, *drawn.plain.parameters()))
     torch.testing.assert_close(got, expected)
     assert all(torch.isfinite(gradient).all() for gradient in got)
     if not isinstance(drawn.plain, MixedLikelihood):
-        missing = got[0].reshape(3, 5, -1, *E).movedim(2, 0)[..., ~SEEN]
+        missing = got[0].reshape(3, 5, -1, *E).movedim(2, 0)[..., ~OBSERVED]
         assert torch.equal(missing, torch.zeros_like(missing))
 
 
 def check_masked_values(drawn):
     """Values under the mask do not matter."""
-    masked = drawn.masked.with_mask(drawn.x, SEEN)
+    masked = drawn.masked.with_mask(drawn.x, OBSERVED)
     p = drawn.masked(drawn.params, 1)
     for junk in (0.0, -1e6, math.inf, math.nan):
-        other = drawn.masked.with_mask(drawn.x.masked_fill(~SEEN, junk), SEEN)
+        other = drawn.masked.with_mask(drawn.x.masked_fill(~OBSERVED, junk), OBSERVED)
         assert torch.equal(p.log_prob(masked), p.log_prob(other))
         assert torch.equal(drawn.masked.encoder_input(masked), drawn.masked.encoder_input(other))
         assert drawn.masked.check_support(other)
@@ -173,20 +161,20 @@ def check_model(drawn):
     vae = vae_of(drawn.masked)
     x = drawn.x.clone().requires_grad_()
     torch.manual_seed(1)
-    by_mask = vae(x, mask=SEEN, num_samples=3).log_weight()
+    by_mask = vae(x, mask=OBSERVED, num_samples=3).log_weight()
     torch.manual_seed(1)
-    by_nan = vae(drawn.holes, num_samples=3).log_weight()
+    by_nan = vae(drawn.partial, num_samples=3).log_weight()
     assert torch.equal(by_mask, by_nan)
     gradients = torch.autograd.grad(by_mask.sum(), (x, *vae.parameters()))
-    assert torch.equal(gradients[0][~SEEN], torch.zeros_like(gradients[0][~SEEN]))
+    assert torch.equal(gradients[0][~OBSERVED], torch.zeros_like(gradients[0][~OBSERVED]))
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
-    assert torch.isfinite(vae.check(drawn.holes).log_px).all()
-    assert "a lower bound" in ELBO().check(vae, Batch(drawn.x, mask=SEEN))
+    assert torch.isfinite(vae.check(drawn.partial).log_px).all()
+    assert "a lower bound" in ELBO().check(vae, Batch(drawn.x, mask=OBSERVED))
 
 
 def check_errors(drawn):
     """Observed entries outside the support are rejected."""
-    x = drawn.holes.clone()
+    x = drawn.partial.clone()
     x[4, 2] = math.inf
     with pytest.raises(ValueError, match=r"1 of 5 examples, first in example 4"):
         drawn.masked.check_support(x)
@@ -197,7 +185,7 @@ def check_shapes(drawn):
     assert drawn.masked.param_shape(E) == drawn.plain.param_shape(E)
     assert drawn.masked.input_shape(E) == drawn.plain.input_shape(E)
     assert drawn.masked.num_params == drawn.plain.num_params
-    assert drawn.masked.encoder_input(drawn.holes).shape[1:] == drawn.plain.input_shape(E)
+    assert drawn.masked.encoder_input(drawn.partial).shape[1:] == drawn.plain.input_shape(E)
 
 
 def check_file(drawn, tmp_path):
@@ -206,9 +194,9 @@ def check_file(drawn, tmp_path):
     vae.save(tmp_path / "vae.safetensors")
     twin = VAE.load(tmp_path / "vae.safetensors")
     torch.manual_seed(1)
-    log_px = vae(drawn.holes).log_px
+    log_px = vae(drawn.partial).log_px
     torch.manual_seed(1)
-    assert torch.equal(twin(drawn.holes).log_px, log_px)
+    assert torch.equal(twin(drawn.partial).log_px, log_px)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -241,7 +229,7 @@ def test_log_prob_of_any_mask(seen):
     torch.testing.assert_close(log_px, each[..., seen].sum(-1))
 
 
-# A mask beside x, or NaN in it --------------------------------------------------------------------
+# Masks and NaN -----------------------------------------------------------------------------------
 
 
 def gaussian_vae(**options):
@@ -305,15 +293,15 @@ def trained(data, batch=None, validation=None):
 
 def test_training_with_a_mask_equals_training_with_nan():
     x, mask = data()
-    holes = x.masked_fill(~mask, math.nan)
-    weights, history = trained(holes, validation=holes[:9])
+    partial = x.masked_fill(~mask, math.nan)
+    weights, history = trained(partial, validation=partial[:9])
     pair = (x, mask)
     with_mask, same = trained(pair, lambda b: Batch(x=b[0], mask=b[1]), (x[:9], mask[:9]))
     assert all(torch.equal(with_mask[name], tensor) for name, tensor in weights.items())
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
     bounds = [[row["validation/elbo_nats"] for row in h.epochs] for h in (history, same)]
     assert bounds[0] == bounds[1]
-    as_numpy, _ = trained(holes.numpy(), validation=holes[:9])
+    as_numpy, _ = trained(partial.numpy(), validation=partial[:9])
     assert all(torch.equal(as_numpy[name], tensor) for name, tensor in weights.items())
     other, _ = trained(x)
     assert any(not torch.equal(other[name], tensor) for name, tensor in weights.items())
@@ -323,12 +311,12 @@ def test_integers_with_a_mask():
     x = torch.randint(0, 16, (6, *E), dtype=torch.uint8)
     mask = torch.rand(6, *E) > 0.4
     vae = vae_of(MaskedLikelihood(DiscretizedLogisticLikelihood(16)))
-    holes = x.double().masked_fill(~mask, math.nan)
+    partial = x.double().masked_fill(~mask, math.nan)
     assert torch.equal(
-        log_marginal(vae, x, mask=mask, num_samples=5), log_marginal(vae, holes, num_samples=5)
+        log_marginal(vae, x, mask=mask, num_samples=5), log_marginal(vae, partial, num_samples=5)
     )
     report = evaluate(vae, x, mask=mask, elbo_samples=2, importance_samples=None)
-    assert report == evaluate(vae, holes, elbo_samples=2, importance_samples=None)
+    assert report == evaluate(vae, partial, elbo_samples=2, importance_samples=None)
     trainer = Trainer(vae, ELBO(), device="cpu", progress=False)
     trainer.fit((x, mask), epochs=1, batch=lambda b: Batch(x=b[0], mask=b[1]))
     assert all(torch.isfinite(p).all() for p in vae.parameters())
@@ -341,7 +329,7 @@ def test_integers_without_a_mask():
     vae.check(x.to(torch.uint8))
 
 
-# What the encoder is fed --------------------------------------------------------------------------
+# Encoder input -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -366,19 +354,19 @@ def test_input_shape_with_the_mask(likelihood, data_shape, expected):
 def test_encoder_input_ends_with_the_mask(shape):
     x = torch.randn(3, *shape)
     mask = torch.rand(3, *shape) > 0.5
-    fed = MaskedLikelihood(GaussianLikelihood(), show_mask=True).encoder_input(
+    inputs = MaskedLikelihood(GaussianLikelihood(), show_mask=True).encoder_input(
         x.masked_fill(~mask, math.nan)
     )
-    assert torch.equal(fed, torch.cat([x * mask, mask.double()], 1))
+    assert torch.equal(inputs, torch.cat([x * mask, mask.double()], 1))
 
 
 @pytest.mark.parametrize("show_mask", [False, True])
 def test_encoder_input_holds_zeros_for_missing_entries(show_mask):
     x = torch.tensor([[100.0, math.nan, 7.0]])
     standardized = StandardizedLikelihood(GaussianLikelihood(), mean=100.0, std=50.0)
-    fed = MaskedLikelihood(standardized, show_mask=show_mask).encoder_input(x)
+    inputs = MaskedLikelihood(standardized, show_mask=show_mask).encoder_input(x)
     expected = [0.0, 0.0, -1.86] + [1.0, 0.0, 1.0] * show_mask
-    torch.testing.assert_close(fed, torch.tensor([expected]))
+    torch.testing.assert_close(inputs, torch.tensor([expected]))
 
 
 def test_convolutional_encoder_reads_the_mask():

@@ -21,7 +21,7 @@ from tinyvae.testing import check_likelihood
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-# References: loops over windows, the papers' formulas as they stand -------------------------------
+# References: the papers' formulas, with loops over windows ----------------------------------------
 
 
 def gaussian_window(size, sigma):
@@ -56,7 +56,7 @@ def halved(x):
 
 
 def power(mean, exponent):
-    """A power of the mean, or of what stands in its place where it is small or negative."""
+    """Power of the mean, or of its replacement if it is small or negative."""
     return (mean if mean >= 0.01 else 0.01**2 / (0.02 - mean)) ** exponent
 
 
@@ -94,7 +94,7 @@ def noisy(x, size):
 
 
 def images(num_images, *shape):
-    """Smooth images in [0, 1], of contrasts that noise does not hide."""
+    """Smooth images in [0, 1] with contrasts above the noise."""
     coarse = torch.rand(num_images, shape[0], 4, 4)
     return nn.functional.interpolate(coarse, shape[1:], mode="bicubic").clamp(0, 1)
 
@@ -132,7 +132,7 @@ def test_ssim_of_opposite_images_stays_finite():
 
 
 def test_ssim_uses_the_exponents_of_the_paper():
-    """By value: two scales, contrast alone differs, so the finest has 0.0448 of 0.3304."""
+    """Only contrasts of the finest scale differ, which has 0.0448 of 0.3304 of the exponents."""
     checks = torch.arange(16).add(torch.arange(16)[:, None]).remainder(2).double()
     x = 0.5 + 0.1 * (checks - 0.5).expand(1, 1, 16, 16)
     y = 0.5 + 0.3 * (checks - 0.5).expand(1, 1, 16, 16)  # the same means of 2 by 2 pixels
@@ -180,7 +180,7 @@ def test_ssim_is_accurate_in_float32():
 
 @pytest.mark.parametrize("scales", [1, 2])
 def test_ssim_clamps_negative_variances(scales):
-    """Values far beyond ``max_value``, so that the constants are small beside rounding."""
+    """Values far above ``max_value`` make rounding errors larger than the constants."""
     distance = MultiScaleSSIM(1, window=5, scales=scales)
     x = torch.linspace(50, 5000, 500).float().reshape(-1, 1, 1, 1).expand(-1, 1, 12, 12)
     for y in (x + 0.1, x + 1000):
@@ -316,7 +316,7 @@ def ssim(weight=64.0):
 
 
 def smooth():
-    """Features without kinks, which differences may straddle."""
+    """Smooth features, so that finite differences are accurate."""
     return MLP((2, 3), hidden=(8,), out_shape=4, activation=nn.Tanh)
 
 

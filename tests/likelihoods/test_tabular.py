@@ -47,7 +47,7 @@ ROWS = torch.tensor(
 
 
 def drawn(likelihood, *batch):
-    """Random parameters, the learned ones too."""
+    """Random decoder output, after noise on the learned parameters."""
     with torch.no_grad():
         for parameter in likelihood.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
@@ -56,7 +56,7 @@ def drawn(likelihood, *batch):
 
 
 def columns_of(likelihood, params, x):
-    """Log density of each column, one at a time."""
+    """Log density of each column."""
     return likelihood.factors(params, 1).log_prob(x)
 
 
@@ -67,14 +67,14 @@ def blocks_of(likelihood):
 
 
 def in_order(likelihood, params):
-    """Parameters ``(..., P)`` of each column, by name, off the blocks as they are laid out."""
-    found, start = {}, 0
+    """Parameters ``(..., P)`` of each column, by name, read from the blocks."""
+    by_name, start = {}, 0
     for block, names in blocks_of(likelihood):
         shape = block.param_shape((len(names),))
         part = params.narrow(-1, start, shape.numel()).unflatten(-1, shape)
         start += shape.numel()
-        found |= {name: part[..., i].detach().numpy() for i, name in enumerate(names)}
-    return found
+        by_name |= {name: part[..., i].detach().numpy() for i, name in enumerate(names)}
+    return by_name
 
 
 def learned_of(likelihood, name):
@@ -181,19 +181,19 @@ def test_is_discrete_if_all_columns_are():
 
 # Order --------------------------------------------------------------------------------------------
 
-OWN = {
+CUSTOM = {
     "height": StudentTLikelihood(9.0, df=4.0),
     "visits": ZeroInflatedLikelihood(PoissonLikelihood(2.5)),
 }
 
 
-@pytest.mark.parametrize("own", [{}, OWN])
+@pytest.mark.parametrize("custom", [{}, CUSTOM])
 @settings(max_examples=25)
 @given(order=st.permutations(range(6)))
-def test_permuted_columns_permute_all_results(own, order):
-    one = MixedLikelihood(COLUMNS, likelihoods=own)
-    other = MixedLikelihood([COLUMNS[i] for i in order], likelihoods=own)
-    per_column = {}  # what both decoders emit, each in the order of its own blocks
+def test_permuted_columns_permute_all_results(custom, order):
+    one = MixedLikelihood(COLUMNS, likelihoods=custom)
+    other = MixedLikelihood([COLUMNS[i] for i in order], likelihoods=custom)
+    per_column = {}  # outputs of both decoders, each in the order of its blocks
 
     def params_of(likelihood):
         pieces = []
@@ -221,10 +221,10 @@ def test_permuted_columns_permute_all_results(own, order):
 
 def test_columns_of_one_kind_share_a_block():
     assert len(MixedLikelihood(COLUMNS).blocks) == 5
-    assert len(MixedLikelihood(COLUMNS, likelihoods=OWN).blocks) == 6
+    assert len(MixedLikelihood(COLUMNS, likelihoods=CUSTOM).blocks) == 6
     assert len(MixedLikelihood([AGE, HEIGHT, Column("z", "number")]).blocks) == 1
     two = Column("two", "category", ("u", "v"))
-    assert len(MixedLikelihood([two, SMOKES, COLOR]).blocks) == 2  # by the number of levels
+    assert len(MixedLikelihood([two, SMOKES, COLOR]).blocks) == 2  # one block per number of levels
 
 
 # Draws and centers --------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def test_sample_returns_rows_of_a_table():
 
 def test_sample_agrees_with_the_mean():
     likelihood = MixedLikelihood(COLUMNS)
-    with torch.no_grad():  # std of log income 0.5: a mean by draws has a tail otherwise
+    with torch.no_grad():  # std of log income 0.5: otherwise the mean of draws converges slowly
         likelihood.get_submodule("blocks.3").likelihood.std.raw.fill_(math.log(0.5))
     params = torch.randn(likelihood.param_shape((6,)))
     p = likelihood(params, 1)
@@ -269,10 +269,10 @@ def test_center_of_a_category_is_its_mode():
     params = torch.cat([logits, torch.tensor([0.5])])
     p = likelihood(params, 1)
     torch.testing.assert_close(p.center(), torch.tensor([0.0, 46.0]))
-    weights = torch.tensor([[0.5], [0.5]])  # of two rows for one datum
+    weights = torch.tensor([[0.5], [0.5]])  # two rows for one datum
     other = torch.cat([torch.tensor([0.2, 0.42, 0.38]).log(), torch.tensor([-0.5])])
     pooled = likelihood(torch.stack([params, other])[:, None], 1).center(weights)
-    # (0.3, 0.335, 0.365): the mode of the mixture is that of neither row.
+    # (0.3, 0.335, 0.365): the mode of the mixture differs from those of the rows.
     torch.testing.assert_close(pooled, torch.tensor([[2.0, 40.0]]))
 
 
@@ -283,9 +283,11 @@ def test_param_shape_and_input_shape():
     likelihood = MixedLikelihood(COLUMNS)
     assert likelihood.param_shape((6,)) == (1 + 3 + 1 + 1 + 1 + 2,)
     assert likelihood.input_shape((6,)) == (1 + 3 + 1 + 1 + 1 + 2,)
-    own = MixedLikelihood(COLUMNS, likelihoods={"age": GaussianLikelihood("predicted"), **OWN})
-    assert own.param_shape((6,)) == (2 + 3 + 2 + 1 + 1 + 2,)
-    assert own.input_shape((6,)) == likelihood.input_shape((6,))
+    custom = MixedLikelihood(
+        COLUMNS, likelihoods={"age": GaussianLikelihood("predicted"), **CUSTOM}
+    )
+    assert custom.param_shape((6,)) == (2 + 3 + 2 + 1 + 1 + 2,)
+    assert custom.input_shape((6,)) == likelihood.input_shape((6,))
 
 
 @pytest.mark.parametrize("shape", [(5,), (7,), (6, 1), ()])
@@ -303,7 +305,7 @@ def test_encoder_input_of_each_kind():
     fed = likelihood.encoder_input(ROWS)
     expected = np.column_stack(
         [
-            np.eye(2)[[1, 0]],  # blocks are ordered by name of kind: categories by their levels,
+            np.eye(2)[[1, 0]],  # blocks in the order of their kinds: categories,
             np.eye(3)[[2, 0]],
             np.log1p([0, 7]),  # counts,
             [(35 - 40) / 12, (51 - 40) / 12],  # numbers,
@@ -328,12 +330,12 @@ def test_encoder_input_holds_zeros_for_missing_values(column, fed_at):
     assert torch.equal(likelihood.encoder_input(x), expected)
 
 
-# Own likelihoods ----------------------------------------------------------------------------------
+# Custom likelihoods -------------------------------------------------------------------------------
 
 
 def test_custom_likelihoods_replace_the_default():
-    own = {"height": StudentTLikelihood(9.0, df=4.0), "smokes": BernoulliLikelihood()}
-    likelihood = MixedLikelihood(COLUMNS, likelihoods=own)
+    custom = {"height": StudentTLikelihood(9.0, df=4.0), "smokes": BernoulliLikelihood()}
+    likelihood = MixedLikelihood(COLUMNS, likelihoods=custom)
     params = drawn(likelihood, 2)
     p = in_order(likelihood, params)
     each = columns_of(likelihood, params, ROWS).detach().numpy()
@@ -344,8 +346,8 @@ def test_custom_likelihoods_replace_the_default():
 
 
 def test_custom_likelihood_may_have_several_parameters():
-    own = {"age": StandardizedLikelihood(GaussianLikelihood("predicted"), mean=40.0, std=12.0)}
-    likelihood = MixedLikelihood(COLUMNS, likelihoods=own)
+    custom = {"age": StandardizedLikelihood(GaussianLikelihood("predicted"), mean=40.0, std=12.0)}
+    likelihood = MixedLikelihood(COLUMNS, likelihoods=custom)
     params = drawn(likelihood, 2)
     mean, raw = in_order(likelihood, params)["age"].T
     std = 12 * (1e-3 + np.exp(raw))  # softplus about log 1e-3
@@ -390,16 +392,16 @@ def test_check_support_with_missing_values_names_the_column():
 
 
 @pytest.mark.parametrize(
-    ("columns", "own", "message"),
+    ("columns", "custom", "message"),
     [
         ([], {}, r"columns with different names, got \[\]"),
         ([AGE, AGE], {}, r"columns with different names, got \['age', 'age'\]"),
         ([AGE], {"agee": GaussianLikelihood()}, r"columns in \['age'\], got \['agee'\]"),
     ],
 )
-def test_constructor_rejects_invalid_columns(columns, own, message):
+def test_constructor_rejects_invalid_columns(columns, custom, message):
     with pytest.raises(ValueError, match=message):
-        MixedLikelihood(columns, likelihoods=own)
+        MixedLikelihood(columns, likelihoods=custom)
 
 
 # From a table -------------------------------------------------------------------------------------
@@ -447,9 +449,9 @@ def test_from_table_infers_and_converts():
 
 
 def test_from_table_accepts_custom_likelihoods():
-    own = {"color": CategoricalLikelihood(3, ordered=True)}
-    likelihood = MixedLikelihood.from_table({"color": ["a", "b", "c"]}, likelihoods=own)
-    assert likelihood.blocks[0] is own["color"]
+    custom = {"color": CategoricalLikelihood(3, ordered=True)}
+    likelihood = MixedLikelihood.from_table({"color": ["a", "b", "c"]}, likelihoods=custom)
+    assert likelihood.blocks[0] is custom["color"]
 
 
 @pytest.mark.parametrize("show_mask", [False, True])
@@ -474,7 +476,7 @@ def test_model_round_trips_bitwise(tmp_path, show_mask):
 
 
 def test_description_holds_custom_likelihoods():
-    likelihood = MixedLikelihood(COLUMNS, likelihoods=OWN)
+    likelihood = MixedLikelihood(COLUMNS, likelihoods=CUSTOM)
     params = drawn(likelihood, 2)
     twin = build_part(describe_part(likelihood))
     twin.load_state_dict(likelihood.state_dict())
@@ -496,7 +498,7 @@ def test_each_column_has_a_learned_parameter_with_gradients():
 
 
 def test_columns_learn_separate_scales():
-    """Maximum likelihood: the scales are the columns' own standard deviations."""
+    """By maximum likelihood, each scale is the standard deviation of its column."""
     std = torch.tensor([3.0, 50.0])
     x = torch.tensor([10.0, -200.0]) + std * torch.randn(2000, 2)
     likelihood = MixedLikelihood.from_table(x.numpy(), kinds={"x0": "number", "x1": "number"})
@@ -535,7 +537,7 @@ def test_fill_value_is_in_the_support():
 
 
 def test_each_kind_agrees_with_its_documented_likelihood():
-    """The kinds are what the documentation says that they are."""
+    """Each kind agrees with the likelihood in the documentation."""
     plain = {
         "age": StandardizedLikelihood(GaussianLikelihood(Learned((1,))), mean=40.0, std=12.0),
         "color": CategoricalLikelihood(3),
@@ -546,9 +548,9 @@ def test_each_kind_agrees_with_its_documented_likelihood():
     }
     likelihood = MixedLikelihood(COLUMNS)
     params = torch.randn(likelihood.param_shape((6,)))
-    own = in_order(likelihood, params)
+    by_name = in_order(likelihood, params)
     expected = [
-        plain[c.name](torch.from_numpy(own[c.name][..., None]), 1).log_prob(ROWS[:, [i]])
+        plain[c.name](torch.from_numpy(by_name[c.name][..., None]), 1).log_prob(ROWS[:, [i]])
         for i, c in enumerate(COLUMNS)
     ]
     torch.testing.assert_close(columns_of(likelihood, params, ROWS), torch.stack(expected, -1))
@@ -562,18 +564,18 @@ def test_custom_scale_must_broadcast():
 
 
 @pytest.mark.parametrize(
-    "own",
+    "custom",
     [
         OptimalGaussianLikelihood(),
         OneHotLikelihood(),
         MaskedLikelihood(GaussianLikelihood()),
         MixedLikelihood([("a", "number")]),
     ],
-    ids=lambda own: type(own).__name__,
+    ids=lambda custom: type(custom).__name__,
 )
-def test_custom_likelihood_must_factorize(own):
+def test_custom_likelihood_must_factorize(custom):
     with pytest.raises(TypeError, match="column 'a' expects a likelihood that is a product"):
-        MixedLikelihood([("a", "number")], likelihoods={"a": own})
+        MixedLikelihood([("a", "number")], likelihoods={"a": custom})
 
 
 def test_check_support_is_false_for_gray_levels():

@@ -42,33 +42,40 @@ def count(x):
     return (x >= 0) & (x == x.round())
 
 
-def vectors(*shape):
-    return torch.randn(1, *shape)
+def unit_interval(x):
+    return (x >= 0) & (x <= 1)
+
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def randn(*shape):
+    return torch.randn(shape, generator=GENERATOR)
 
 
 # name: (function to the distribution, parameters, options of the check)
 DISTRIBUTIONS = {
-    "normal": (Normal, (torch.randn(3), torch.randn(3)), {"in_support": real}),
-    "normal without a support": (Normal, (torch.randn(2, 2), torch.randn(2, 2)), {}),
-    "laplace": (Laplace, (torch.randn(3), torch.randn(3)), {"in_support": real}),
-    "student t": (StudentT, (torch.randn(2), torch.randn(2), torch.ones(2)), {"in_support": real}),
-    "log-normal": (LogNormal, (torch.randn(2), torch.zeros(2)), {"in_support": positive}),
-    "beta": (Beta, (0.3 * torch.randn(2), torch.full((2,), 2.0)), {}),
-    "continuous bernoulli": (ContinuousBernoulli, (3 * torch.randn(3),), {}),
-    "bernoulli": (Bernoulli, (torch.randn(3),), {"in_support": lambda x: (x == 0) | (x == 1)}),
-    "poisson": (Poisson, (torch.randn(2),), {"in_support": count}),
-    "negative binomial": (
-        NegativeBinomial,
-        (torch.randn(2), torch.randn(2)),
-        {"in_support": count},
+    "normal": (Normal, (randn(3), randn(3)), {"in_support": real}),
+    "normal without a support": (Normal, (randn(2, 2), randn(2, 2)), {}),
+    "laplace": (Laplace, (randn(3), randn(3)), {"in_support": real}),
+    "student t": (StudentT, (randn(2), randn(2), torch.ones(2)), {"in_support": real}),
+    "log-normal": (LogNormal, (randn(2), torch.zeros(2)), {"in_support": positive}),
+    "beta": (Beta, (0.3 * randn(2), torch.full((2,), 2.0)), {}),
+    "continuous bernoulli": (
+        ContinuousBernoulli,
+        (3 * randn(3),),
+        {"in_support": unit_interval},
     ),
+    "bernoulli": (Bernoulli, (randn(3),), {"in_support": lambda x: (x == 0) | (x == 1)}),
+    "poisson": (Poisson, (randn(2),), {"in_support": count}),
+    "negative binomial": (NegativeBinomial, (randn(2), randn(2)), {"in_support": count}),
     "one-hot": (
         lambda logits: OneHotCategorical(logits, 1),
-        (torch.randn(1, 4),),
+        (randn(1, 4),),
         {"values": torch.eye(4)},
     ),
-    "full normal": (FullNormal, (vectors(3), 0.3 * vectors(3), vectors(3, 3)), {}),
-    "low-rank normal": (LowRankNormal, (vectors(3), vectors(3), vectors(3, 1)), {}),
+    "full normal": (FullNormal, (randn(1, 3), 0.3 * randn(1, 3), randn(1, 3, 3)), {}),
+    "low-rank normal": (LowRankNormal, (randn(1, 3), randn(1, 3), randn(1, 3, 1)), {}),
 }
 
 

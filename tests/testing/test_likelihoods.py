@@ -64,7 +64,7 @@ FAULTS = {
     "the dtype": (Widened, "log_prob: expected torch.float32, got torch.float64"),
     "half precision": (Imprecise, "total mass: expected 1, got"),
     "the event": (Summed, "log_prob: expected shape"),
-    "no place for what is missing": (LogNormal, "MaskedLikelihood: .* see `fill_value`"),
+    "no fill value in the support": (LogNormal, "MaskedLikelihood: .* see `fill_value`"),
 }
 
 

@@ -67,15 +67,16 @@ def require_slope(function: Callable[[], Tensor], tensors: Sequence[Tensor], wha
     slope = sum(
         (g * d).sum().item() for g, d in zip(gradients, directions, strict=True) if g is not None
     )
-    ends = []
+    values = []
     with torch.no_grad():
-        for step in (STEP, -2 * STEP):
+        for step in (STEP, STEP, -3 * STEP, -STEP):  # at STEP, 2 STEP, -STEP, -2 STEP
             for tensor, direction in zip(tensors, directions, strict=True):
                 tensor.add_(direction, alpha=step)
-            ends.append(function().item())
+            values.append(function().item())
         for tensor, direction in zip(tensors, directions, strict=True):
-            tensor.add_(direction, alpha=STEP)
-    expected = (ends[0] - ends[1]) / (2 * STEP)
+            tensor.add_(direction, alpha=2 * STEP)
+    # Five-point difference, whose error is of fourth order in STEP.
+    expected = (8 * (values[0] - values[2]) - (values[1] - values[3])) / (12 * STEP)
     require(
         abs(slope - expected) <= 1e-4 * (1 + abs(expected)),
         f"log_prob: its gradient in {what} is {slope:.6g} along a direction, expected "

@@ -54,6 +54,7 @@ def check_distribution(
         params: Parameters of a scalar family with one or more batch dimensions, or of one
             distribution (``batch_shape`` ``()`` or ``(1,)``) of vectors.
         in_support: Function that returns true for each entry of ``(n, *event)`` with a density.
+            Without it, ``log_prob`` must be NaN or minus infinity outside the support.
         values: All possible values ``(V, *event)``.
         num_draws: Number of draws.
         seed: Seed of the draws.

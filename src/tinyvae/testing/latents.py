@@ -260,7 +260,8 @@ def _check_batches(case: _Case) -> None:
 def _check_gradients(case: _Case) -> None:
     p, z = case.make(), case.values()
     names = [name for name, parameter in case.part.named_parameters() if parameter.requires_grad]
-    draws, log_prob = p.sample(), p.log_prob(z)
+    draws = p.sample(() if p.batch_shape else (BATCH,))
+    log_prob = p.log_prob(z)
     trained = [("log_prob", log_prob)]
     if p.has_rsample:
         weight = torch.randn_like(draws)  # the sum of a draw's elements may be constant

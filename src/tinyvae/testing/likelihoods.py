@@ -174,8 +174,10 @@ def _check_batches(case: _Case) -> None:
 
 
 def _check_gradients(case: _Case) -> None:
-    params = case.params(1, BATCH).requires_grad_()
-    x = case.make(params.detach()).sample()[0]
+    params = case.params(1, BATCH)
+    x = case.make(params).sample()[0]
+    # Without noise, a distance from a decoded image is zero, and so is its gradient.
+    params = torch.cat([params, params + 0.1 * torch.randn_like(params)]).requires_grad_()
     names = [name for name, p in case.likelihood.named_parameters() if p.requires_grad]
     learned = [case.likelihood.get_parameter(name).detach().requires_grad_() for name in names]
 
