@@ -39,7 +39,7 @@ MASSES: dict[str, Callable[[], Likelihood]] = {
     "categorical": lambda: CategoricalLikelihood(LEVELS, ordered=True),
     "discretized logistic": lambda: DiscretizedLogisticLikelihood(LEVELS),
     "mixture of 5\ndiscretized logistics": lambda: MixtureLikelihood(
-        DiscretizedLogisticLikelihood(LEVELS), 5
+        DiscretizedLogisticLikelihood(LEVELS), num_components=5
     ),
 }
 DENSITIES: dict[str, Callable[[], Likelihood]] = {

@@ -44,7 +44,7 @@ def fit(x: Tensor, seed: int) -> VAE:
     columns = x.shape[1:]
     mean, std = np.nanmean(x, 0), np.nanstd(x, 0)
     noise = GaussianLikelihood(Learned(columns, initial=0.5))
-    likelihood = MaskedLikelihood(StandardizedLikelihood(noise, mean, std), show_mask=True)
+    likelihood = MaskedLikelihood(StandardizedLikelihood(noise, mean=mean, std=std), show_mask=True)
     torch.manual_seed(seed)
     network = MLP(likelihood.input_shape(columns), hidden=(128,), activation=nn.Tanh)
     decoder = MLP(10, hidden=(128,), out_shape=columns, activation=nn.Tanh)

@@ -189,7 +189,7 @@ def test_evaluate_bits_count_observed_dimensions():
     [
         BernoulliLikelihood(),
         CategoricalLikelihood(2, ordered=True),
-        DiscretizedLogisticLikelihood(2, 0.5),
+        DiscretizedLogisticLikelihood(2, scale=0.5),
         MaskedLikelihood(BernoulliLikelihood()),
     ],
 )

@@ -80,11 +80,15 @@ CASES = {
         1e-12,
     ),
     "zero-inflated": (lambda: ZeroInflatedLikelihood(PoissonLikelihood()), counts, 1e-12),
-    "mixture": (lambda: MixtureLikelihood(GaussianLikelihood("predicted"), 3), uniform, 1e-12),
+    "mixture": (
+        lambda: MixtureLikelihood(GaussianLikelihood("predicted"), num_components=3),
+        uniform,
+        1e-12,
+    ),
     "classes": (lambda: CategoricalLikelihood(4), lambda: (3.99 * uniform()).floor(), 1e-3),
     "one-hot": (OneHotLikelihood, one_hot, 1e-3),
     "standardized": (
-        lambda: StandardizedLikelihood(GaussianLikelihood(), 170.0, 10.0),
+        lambda: StandardizedLikelihood(GaussianLikelihood(), mean=170.0, std=10.0),
         lambda: 170 + uniform(),
         1e-10,
     ),
@@ -107,7 +111,7 @@ def test_init_output_bias_starts_at_the_data_mean(name):
 
 def test_init_output_bias_starts_near_the_mean_level():
     x = (15 * torch.rand(N, 3)).round()
-    mean = started(DiscretizedLogisticLikelihood(16, 0.05), x).decode(torch.zeros(1, 2)).mean
+    mean = started(DiscretizedLogisticLikelihood(16, scale=0.05), x).decode(torch.zeros(1, 2)).mean
     torch.testing.assert_close(mean, x.mean(0)[None], rtol=0, atol=1e-2)
 
 

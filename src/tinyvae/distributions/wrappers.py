@@ -48,6 +48,11 @@ class Affine(Wrapper):
             log_scale = log_scale.expand(self.event_shape).sum()
         return self.base.log_prob((value - self.shift) / self.scale) - log_scale
 
+    def elementwise_log_prob(self, value: Tensor) -> Tensor:
+        """Log density of each element in the units of x, nats."""
+        each = self.base.elementwise_log_prob((value - self.shift) / self.scale)
+        return each - torch.log(self.scale)
+
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw in the units of x."""
         return self.shift + self.scale * self.base.sample(sample_shape)

@@ -213,7 +213,9 @@ class DecoderModel(SavableModel, LatentVariableModel):
         draws: Sequence[Tensor] = (),
     ) -> VAEOutput:
         likelihood = self.decode(z, context)
-        return VAEOutput(terms, likelihood, likelihood.log_prob(x), tuple(draws), z)
+        log_px = likelihood.log_prob(x)
+        self.likelihood.update_statistics(likelihood, x)
+        return VAEOutput(terms, likelihood, log_px, tuple(draws), z)
 
     def _observed(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Return the data as floating-point numbers, NaN for entries that the mask leaves out."""

@@ -19,12 +19,19 @@ from tinyvae.core.configurable import Configurable
 from tinyvae.encoders import Encoder, NetworkEncoder
 from tinyvae.errors import CheckpointError
 from tinyvae.flows import NormalizingFlow
-from tinyvae.likelihoods import Distance, Likelihood, Positive
+from tinyvae.likelihoods import Distance, Likelihood, PositiveParameter
 from tinyvae.networks import Decoder, Network
 from tinyvae.priors import Prior
 
 Part: TypeAlias = (
-    Decoder | Distance | Encoder | Likelihood | Network | NormalizingFlow | Positive | Prior
+    Decoder
+    | Distance
+    | Encoder
+    | Likelihood
+    | Network
+    | NormalizingFlow
+    | PositiveParameter
+    | Prior
 )
 BASES: tuple[type[nn.Module], ...] = (
     Decoder,
@@ -34,7 +41,7 @@ BASES: tuple[type[nn.Module], ...] = (
     Network,
     NetworkEncoder,
     NormalizingFlow,
-    Positive,
+    PositiveParameter,
     Prior,
 )
 
