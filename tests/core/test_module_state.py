@@ -8,9 +8,9 @@ from torch import nn
 
 from tinyvae.core.module_state import (
     evaluating,
-    preserved_batch_norm,
     preserved_buffers,
     preserved_modes,
+    preserved_statistics,
 )
 from tinyvae.core.random import forked_rng, seed_rng
 
@@ -122,7 +122,7 @@ def test_statistics_rest_and_the_output_stays():
     layers.append(evaluated)
     x = torch.randn(5, 3)
     before = [buffer.clone() for buffer in layers.buffers()]
-    with preserved_batch_norm(layers):
+    with preserved_statistics(layers):
         resting = layers(x)
     assert all(torch.equal(a, b) for a, b in zip(layers.buffers(), before, strict=True))
     assert [layer.track_running_stats for layer in layers] == [True, False, True]

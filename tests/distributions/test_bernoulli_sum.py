@@ -5,7 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
-from tinyvae.distributions import Bernoulli, Independent, Normal, UnitNormal, kl_divergence
+from tinyvae.distributions import (
+    Bernoulli,
+    Independent,
+    Normal,
+    StandardNormalDistribution,
+    kl_divergence,
+)
 from tinyvae.distributions import bernoulli_sum as bits
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -139,7 +145,7 @@ def test_a_density_of_ones_own_is_heeded_at_any_size():
 
 def normals(shape, dtype=torch.float64):
     zero = torch.zeros(shape, dtype=dtype)
-    return UnitNormal(zero), Normal(zero, zero)
+    return StandardNormalDistribution(zero), Normal(zero, zero)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3), ()])

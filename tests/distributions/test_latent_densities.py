@@ -211,14 +211,14 @@ def test_shapes_and_dtypes(name, dtype):
             assert log_prob.shape == (*lead, *batch)
             assert z.dtype == log_prob.dtype == dtype
             assert log_prob.isfinite().all()
-        for value in (p.mean, p.center()):
+        for value in (p.mean, p.point_estimate()):
             assert value.shape == (*batch, *case.event)
             assert value.dtype == dtype
         assert p.mean.isnan().all() == (not case.has_mean)
-        assert p.center().isfinite().all()
+        assert p.point_estimate().isfinite().all()
         if batch:
             weights = torch.rand(batch, dtype=dtype)
-            pooled = p.center(weights / weights.sum(0))
+            pooled = p.point_estimate(weights / weights.sum(0))
             assert pooled.shape == (*batch[1:], *case.event)
             assert pooled.dtype == dtype
 
@@ -236,7 +236,7 @@ def test_float32_agrees_with_float64(name):
         narrow.log_prob(z.clone()).double(), wide.log_prob(z.double()), **close
     )
     torch.testing.assert_close(narrow.mean.double(), wide.mean, **close)
-    torch.testing.assert_close(narrow.center().double(), wide.center(), **close)
+    torch.testing.assert_close(narrow.point_estimate().double(), wide.point_estimate(), **close)
 
 
 @cases
@@ -255,7 +255,7 @@ def test_each_of_a_batch_is_on_its_own(name):
         one = case.make(*[v[i : i + 1] for v in params])
         torch.testing.assert_close(one.log_prob(z[:, i : i + 1]), log_prob[:, i : i + 1])
         torch.testing.assert_close(one.mean[0], p.mean[i], equal_nan=True)
-        torch.testing.assert_close(one.center()[0], p.center()[i])
+        torch.testing.assert_close(one.point_estimate()[0], p.point_estimate()[i])
 
 
 @cases
@@ -736,38 +736,38 @@ def test_gradient_of_an_expectation(name):
 
 def test_center_of_a_direction():
     p = power_spherical(torch.randn(4, 3), torch.randn(4))
-    torch.testing.assert_close(p.center(), p.direction)
+    torch.testing.assert_close(p.point_estimate(), p.direction)
     weights = torch.tensor([0.1, 0.2, 0.3, 0.4])
     mean = (weights[:, None] * p.mean).sum(0)
-    torch.testing.assert_close(p.center(weights), mean / mean.norm())
+    torch.testing.assert_close(p.point_estimate(weights), mean / mean.norm())
 
 
 def test_centers():
     logits, weights = torch.randn(4, 3), torch.tensor([0.1, 0.2, 0.3, 0.4])
     relaxed = GumbelSoftmax(logits, 1, 0.5)
-    torch.testing.assert_close(relaxed.center(), (2 * logits).softmax(-1))
-    torch.testing.assert_close(relaxed.center(weights), weights @ (2 * logits).softmax(-1))
+    torch.testing.assert_close(relaxed.point_estimate(), (2 * logits).softmax(-1))
+    torch.testing.assert_close(relaxed.point_estimate(weights), weights @ (2 * logits).softmax(-1))
     hard = StraightThrough(logits, 1)
-    assert torch.equal(hard.center().argmax(-1), logits.argmax(-1))
-    assert (hard.center(weights).argmax() == (weights @ logits.softmax(-1)).argmax()).all()
+    assert torch.equal(hard.point_estimate().argmax(-1), logits.argmax(-1))
+    assert (hard.point_estimate(weights).argmax() == (weights @ logits.softmax(-1)).argmax()).all()
     p = codes(torch.tensor([[0.0, 1.0], [2.0, -1.0], [1.0, 0.0]]))
-    torch.testing.assert_close(p.center(), torch.tensor([CODEBOOK[1], CODEBOOK[0]]).T)
+    torch.testing.assert_close(p.point_estimate(), torch.tensor([CODEBOOK[1], CODEBOOK[0]]).T)
     base = independent_normal(torch.randn(4, 2), torch.randn(4, 2))
     transform = perturbed_flow(2, "spline")()
-    torch.testing.assert_close(Transformed(base, transform).center(), transform(base.mean))
+    torch.testing.assert_close(Transformed(base, transform).point_estimate(), transform(base.mean))
     torch.testing.assert_close(
-        Transformed(base, transform).center(weights), transform(weights @ base.mean)
+        Transformed(base, transform).point_estimate(weights), transform(weights @ base.mean)
     )
     shift, scale = torch.randn(2), torch.rand(2) + 1
     torch.testing.assert_close(
-        Affine(base, shift, scale).center(weights), shift + scale * (weights @ base.mean)
+        Affine(base, shift, scale).point_estimate(weights), shift + scale * (weights @ base.mean)
     )
     parts = JointDistribution({"a": base, "b": hard})
-    together = torch.cat([weights @ base.mean, hard.center(weights)])
-    torch.testing.assert_close(parts.center(weights), together)
+    together = torch.cat([weights @ base.mean, hard.point_estimate(weights)])
+    torch.testing.assert_close(parts.point_estimate(weights), together)
     rows = ReshapedBatch(independent_normal(torch.randn(8, 2), torch.zeros(8, 2)), (2, 4))
     both = torch.tensor([[0.25], [0.75]]).expand(2, 4)
-    torch.testing.assert_close(rows.center(both), 0.25 * rows.mean[0] + 0.75 * rows.mean[1])
+    torch.testing.assert_close(rows.point_estimate(both), 0.25 * rows.mean[0] + 0.75 * rows.mean[1])
 
 
 def test_points():
@@ -1025,53 +1025,63 @@ def test_a_flow_is_the_identity_at_first(dim, kind, coupling):
         torch.manual_seed(1)
         torch.testing.assert_close(draws, base.sample((3,)), rtol=0, atol=1e-12)
         torch.testing.assert_close(q.log_prob(draws), base.log_prob(draws), rtol=0, atol=1e-12)
-        torch.testing.assert_close(q.center(), base.mean, rtol=0, atol=1e-12)
+        torch.testing.assert_close(q.point_estimate(), base.mean, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("dim", "context_dim"), [(1, 0), (3, 0), (3, 2)])
 @pytest.mark.parametrize("kind", ["affine", "spline"])
-def test_log_prob_of_the_latest_draw(dim, context_dim, kind):
+def test_transformed_sample_and_log_prob(dim, context_dim, kind):
     flow = perturbed_flow(dim, kind, context_dim=context_dim)
     context = torch.randn(5, context_dim) if context_dim else None
     params = [torch.randn(5, dim).requires_grad_(), (0.5 * torch.randn(5, dim)).requires_grad_()]
     inputs = params + list(flow.parameters())
     unused = {"allow_unused": True, "materialize_grads": True}  # a log determinant may be constant
-    base = independent_normal(*params)
-    q = Transformed(base, flow(context))
-    earlier, z = q.sample((3,)), q.sample((3,))
-    for value in (earlier, z):
-        fresh = Transformed(base, flow(context)).log_prob(value)
-        torch.testing.assert_close(q.log_prob(value), fresh, rtol=0, atol=1e-10)
-        # Of the draw and of its density.
-        each = [
-            torch.autograd.grad(v.square().sum(), inputs, retain_graph=True, **unused)
-            for v in (q.log_prob(value), fresh)
-        ]
-        for known, expected in zip(*each, strict=True):
-            torch.testing.assert_close(known, expected, rtol=1e-7, atol=1e-7)
-    equal = z.detach().clone()
-    torch.testing.assert_close(q.log_prob(equal), q.log_prob(z), rtol=0, atol=1e-10)
-    with torch.no_grad():
-        torch.testing.assert_close(q.log_prob(z), q.log_prob(equal), rtol=0, atol=1e-10)
+    q = Transformed(independent_normal(*params), flow(context))
+    torch.manual_seed(1)
+    z, drawn = q.sample_and_log_prob((3,))
+    torch.manual_seed(1)
+    assert torch.equal(z, q.sample((3,)))
+    by_inverse = q.log_prob(z)
+    torch.testing.assert_close(drawn, by_inverse, rtol=0, atol=1e-10)
+    # The gradients pass through the draw and through its density.
+    grads = [
+        torch.autograd.grad(v.square().sum(), inputs, retain_graph=True, **unused)
+        for v in (drawn, by_inverse)
+    ]
+    for got, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-7)
 
 
-def test_density_of_a_draw_made_without_gradients_has_gradients():
-    # Once: log_prob hands out what was computed under no_grad, without gradients, silently.
-    mean = torch.zeros(2, requires_grad=True)
-    q = Transformed(independent_normal(mean, torch.zeros(2)), perturbed_flow(2, "affine")())
-    with torch.no_grad():
-        z = q.sample((3,))
-    assert q.log_prob(z.clone()).requires_grad
-    assert q.log_prob(z).requires_grad
+class OneWay:
+    """A bijection without an inverse."""
+
+    def call_and_ladj(self, value):
+        return 2 * value, value.new_full(value.shape[:-1], 2 * math.log(2))
 
 
-def test_density_of_a_draw_changed_in_place():
-    # Once: log_prob hands out the density of what the draw was.
-    q = CASES["flow, 2, affine"].make(torch.zeros(2), torch.zeros(2))
-    with torch.no_grad():
-        z = q.sample((3,))
-        z += 1
-        torch.testing.assert_close(q.log_prob(z), q.log_prob(z.clone()))
+def test_sample_and_log_prob_needs_no_inverse():
+    base = independent_normal(torch.zeros(6, 2), torch.zeros(6, 2))
+    flow = Transformed(base, OneWay())
+    wrapped = [
+        flow,
+        ReshapedBatch(flow, (2, 3)),
+        Independent(flow, 1),
+        JointDistribution({"flow": flow, "plain": base}),
+    ]
+    scaled = independent_normal(torch.zeros(6, 2), torch.full((6, 2), math.log(2)))
+    equal = [
+        scaled,
+        ReshapedBatch(scaled, (2, 3)),
+        Independent(scaled, 1),
+        JointDistribution({"flow": scaled, "plain": base}),
+    ]
+    for p, expected in zip(wrapped, equal, strict=True):
+        assert p.yields_log_prob
+        assert not expected.yields_log_prob
+        z, log_prob = p.sample_and_log_prob((3,))
+        torch.testing.assert_close(log_prob, expected.log_prob(z))
+        with pytest.raises(AttributeError, match="inv"):
+            p.log_prob(z)
 
 
 def test_flows_leave_torch_as_found():
@@ -1556,16 +1566,6 @@ def test_products_keep_their_digits_under_autocast():
         exact = p.log_prob(z)
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(p.log_prob(z), exact)
-
-
-def test_parts_side_by_side_know_their_own_draws():
-    base = Independent(Normal(torch.zeros(4, 2), torch.zeros(4, 2)), 1)
-    joint = JointDistribution({"flow": Transformed(base, Flow(2)()), "plain": base})
-    z = joint.sample((3,))
-    assert joint.split(z)["flow"] is joint.split(z)["flow"]
-    torch.testing.assert_close(joint.log_prob(z), joint.log_prob(z.clone()))
-    z += 1
-    torch.testing.assert_close(joint.log_prob(z), joint.log_prob(z.clone()))
 
 
 def test_joints_of_joints_have_a_closed_form():

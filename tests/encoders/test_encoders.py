@@ -343,14 +343,14 @@ def test_logits_are_what_the_head_says():
     assert encoder(x).temperature == 0.3
     relaxed, x = of_identity(GumbelSoftmaxEncoder, 3, 2, temperature=0.3)
     softmax = scipy.special.softmax(head_of(relaxed, x).reshape(4, 3, 2) / 0.3, 1)
-    assert_equal(relaxed(x).center(), softmax)
+    assert_equal(relaxed(x).point_estimate(), softmax)
 
 
 def test_direction_and_concentration_are_what_the_head_says():
     encoder, x = of_identity(PowerSphericalEncoder, 3)
     head, p = head_of(encoder, x), encoder(x)
     direction = head[:, :3] / np.linalg.norm(head[:, :3], axis=1, keepdims=True)
-    assert_equal(p.center(), direction)
+    assert_equal(p.point_estimate(), direction)
     z = torch.nn.functional.normalize(torch.randn(4, 3), dim=1)
     kappa = np.exp(head[:, 3])
     # In three dimensions (1 + mu . z) is uniform under the uniform distribution.

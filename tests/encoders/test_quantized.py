@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers.codebooks import binary, drawn, outputs, same, state
+from helpers.codebooks import binary, outputs, same, state
 from torch import nn
 
 from tinyvae import (
@@ -25,6 +25,7 @@ from tinyvae import (
     evaluate,
     log_marginal,
 )
+from tinyvae.core.module_state import preserved_statistics
 from tinyvae.distributions import CodebookCategorical, Quantized
 from tinyvae.encoders import FullGaussianEncoder, JointEncoder
 from tinyvae.encoders.quantized import VectorQuantizedEncoder
@@ -72,7 +73,7 @@ def all_images():
 def test_value_is_the_nearest_row(decay, latent, training, dtype):
     vq = encoder(latent, decay=decay).to(dtype).train(training)
     x = torch.randn(9, DATA).to(dtype)
-    drawn(vq, x)
+    vq(x)
     before = vq.codebook.detach().clone()
     posterior = vq(x)
     assert posterior.event_shape == latent
@@ -240,7 +241,7 @@ def test_averages_agree_with_numpy():
         x = 2 * torch.randn(9, DATA)
         rows = outputs(vq, x).numpy().reshape(-1, 2)
         codes = ((rows[:, None] - codebook) ** 2).sum(-1).argmin(1)
-        assert np.array_equal(drawn(vq, x).codes.numpy().ravel(), codes)
+        assert np.array_equal(vq(x).codes.numpy().ravel(), codes)
         one_hot, weight = np.eye(CODES)[codes], max(1 / n, 0.2)
         usage = (1 - weight) * usage + weight * one_hot.sum(0)
         sums = (1 - weight) * sums + weight * one_hot.T @ rows
@@ -256,22 +257,35 @@ def test_no_memory_is_the_mean_of_the_batch():
     for _ in range(3):
         x = torch.randn(9, DATA)
         rows, before = outputs(vq, x).reshape(-1, 2), vq.codebook.clone()
-        codes = drawn(vq, x).codes.flatten()
+        codes = vq(x).codes.flatten()
         for k in range(CODES):
             own = rows[codes == k]
             torch.testing.assert_close(vq.codebook[k], own.mean(0) if len(own) else before[k])
         assert torch.equal(vq.usage, torch.bincount(codes, minlength=CODES).double())
 
 
-def test_a_posterior_is_learnt_from_once():
-    vq, x = encoder().train(), torch.randn(9, DATA)
-    posterior, before = vq(x), state(vq)
-    assert same(state(vq), before)
-    posterior.sample()
+@pytest.mark.parametrize("decay", DECAYS)
+def test_codebook_moves_in_forward_and_not_in_draws(decay):
+    vq, x = encoder(decay=decay).train(), torch.randn(9, DATA)
+    before = state(vq)
+    posterior = vq(x)
     after = state(vq)
-    assert not same(after, before)
+    assert not torch.equal(after["usage"], before["usage"])
+    assert after["num_batches"] == 1
+    posterior.sample()
     posterior.sample((3,))
+    posterior.log_prob(posterior.mean)
+    vq.posterior(vq.encode(x))
     assert same(state(vq), after)
+
+
+def test_codebook_rests_if_statistics_are_preserved():
+    vq, x = encoder().train(), torch.randn(9, DATA)
+    before = state(vq)
+    with preserved_statistics(vq):
+        vq(x)
+    assert same(state(vq), before)
+    assert vq.track_running_stats
 
 
 @pytest.mark.parametrize("decay", DECAYS)
@@ -325,7 +339,7 @@ def test_dead_codes_restart_from_outputs_and_live_ones_stay(decay):
     with torch.no_grad():
         vq.codebook[[1, 3, 5]] += 50  # nothing is near
     before, old = vq.codebook.detach().clone(), vq.usage.clone()
-    codes = drawn(vq, x).codes.flatten()
+    codes = vq(x).codes.flatten()
     one_hot = nn.functional.one_hot(codes, CODES).double()
     usage = memory * old + (1 - memory) * one_hot.sum(0)
     dead = torch.tensor([False, True, False, True, False, True])
@@ -348,7 +362,7 @@ def test_codes_from_far_away_start_from_the_first_batch(decay):
         vq.codebook.add_(100)
     x = torch.randn(50, DATA)
     rows = outputs(vq, x).reshape(-1, 2)
-    assert len(drawn(vq, x).codes.unique()) < 4
+    assert len(vq(x).codes.unique()) < 4
     moved = vq.codebook.detach()
     near = [bool((rows - code).abs().amax(1).min() < 1e-12) for code in moved]
     assert sum(near) >= CODES - 3
@@ -358,7 +372,7 @@ def test_codes_from_far_away_start_from_the_first_batch(decay):
 def test_no_restarts_where_none_are_wanted():
     vq = encoder(decay=0.9, restart_below=0.0).train()
     before = vq.codebook.clone()
-    codes = drawn(vq, torch.randn(8, DATA)).codes.unique()
+    codes = vq(torch.randn(8, DATA)).codes.unique()
     unused = [k for k in range(CODES) if k not in codes]
     assert unused
     assert torch.equal(vq.codebook[unused], before[unused])
@@ -373,7 +387,7 @@ def test_restart_draws_from_the_default_generator_alone():
     for _ in range(2):
         vq.load_state_dict(first)
         torch.manual_seed(3)
-        drawn(vq, x)
+        vq(x)
         found.append(state(vq))
     assert same(*found)
 
@@ -462,7 +476,7 @@ def test_prior_is_the_codebooks():
     vae.prior.logits.normal_()
     p = vae.prior.logits.softmax(0)
     torch.testing.assert_close(prior.mean, torch.einsum("js,jc->cs", p, vae.encoder.codebook))
-    assert torch.equal(prior.center(), vae.encoder.codebook[p.argmax(0)].T)
+    assert torch.equal(prior.point_estimate(), vae.encoder.codebook[p.argmax(0)].T)
     draws = prior.sample((20_000,))
     assert (draws.mean(0) - prior.mean).abs().max() < 0.1
 
@@ -643,7 +657,7 @@ def test_autocast_counts_exactly():
         vae.encoder.usage.fill_(500.0)
         vae.encoder.num_batches.fill_(1000)
     with torch.autocast("cpu", torch.bfloat16):
-        drawn(vae.encoder, binary(257, DATA).float())
+        vae.encoder(binary(257, DATA).float())
     torch.testing.assert_close(vae.encoder.usage, torch.tensor([0.99 * 500 + 2.57, 495.0]).float())
 
 
@@ -705,5 +719,5 @@ def test_unused_codes_stay_where_they_are():
     with torch.no_grad():
         vae.encoder.codebook.copy_(torch.tensor([[0.0, 0.0], [50.0, 50.0]]))
     for _ in range(60):
-        drawn(vae.encoder, binary(9, DATA))
+        vae.encoder(binary(9, DATA))
     assert vae.encoder.codebook[1].tolist() == [50, 50]

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers.codebooks import binary, drawn, outputs, same, state
+from helpers.codebooks import binary, outputs, same, state
 from torch import nn
 
 from tinyvae import (
@@ -27,14 +27,20 @@ from tinyvae import (
     log_marginal,
 )
 from tinyvae.datasets import digits
-from tinyvae.distributions import CodebookCategorical, kl_divergence, quantized
-from tinyvae.distributions.quantized import nearest, residual_codes
+from tinyvae.distributions import (
+    CodebookCategorical,
+    Quantized,
+    ReshapedBatch,
+    kl_divergence,
+    log_prob_of_draws,
+)
+from tinyvae.distributions.quantized import nearest
 from tinyvae.encoders import JointEncoder
 from tinyvae.encoders.quantized import VectorQuantizedEncoder
 from tinyvae.models.serialization import build_part, describe_part
 from tinyvae.priors import JointPrior
 from tinyvae.priors.codes import CodePrior
-from tinyvae.testing import check_encoder, check_prior
+from tinyvae.testing import check_encoder
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -205,7 +211,7 @@ def test_each_code_is_nearest_to_what_was_left(decay, levels, latent, training):
 def test_levels_reduce_the_error():
     vq, x = encoder(levels=4, decay=0.0, codes=6).train(), torch.randn(200, DATA)
     for _ in range(20):
-        drawn(vq, x)
+        vq(x)
     _, left = by_hand(outputs(vq, x).numpy(), vq.codebook.numpy())
     errors = (left**2).sum((1, 2, 3))
     assert (np.diff(errors) < -0.3 * errors[:-1]).all()
@@ -291,7 +297,7 @@ def test_averages_agree_with_numpy():
     for n in range(1, 9):  # of the first 1 / (1 - 0.8) = 5 batches alike
         x, weight = 2 * torch.randn(9, DATA), max(1 / n, 0.2)
         codes, left = by_hand(outputs(vq, x).numpy(), codebooks)
-        assert np.array_equal(drawn(vq, x).codes.movedim(1, 0), codes)
+        assert np.array_equal(vq(x).codes.movedim(1, 0), codes)
         for q in range(LEVELS):
             one_hot = np.eye(CODES)[codes[q].ravel()]
             usage[q] = (1 - weight) * usage[q] + weight * one_hot.sum(0)
@@ -310,7 +316,7 @@ def test_dead_codes_start_from_what_was_left_for_their_level(decay):
         vq.codebook[:, 1:] += 50  # nothing is near but the first code of each
     before = vq.codebook.detach().clone()
     _, left = by_hand(outputs(vq, x).numpy(), before.numpy())
-    drawn(vq, x)
+    vq(x)
     after = vq.codebook.detach().numpy()
     for q in range(LEVELS):
         rows = left[q].reshape(-1, 2)
@@ -430,78 +436,38 @@ def test_samples_are_sums_of_codes_by_their_probabilities():
     assert expected.sum().item() == pytest.approx(1, abs=1e-12)
     error = (expected * (1 - expected) / 20_000).sqrt()
     assert ((found - expected).abs() < 4.5 * error).all()
-    torch.testing.assert_close(prior.log_prob(values), prior.log_mass(index))
     torch.testing.assert_close(prior.mean, (expected[:, None, None] * values).sum(0))
-    assert torch.equal(prior.center(), values[expected.argmax()])
-    assert (prior.log_prob(values + 1e-9) == -math.inf).all()
-    assert prior.log_prob(values.reshape(9, 9, 2, 2)).shape == (9, 9)
-    assert prior.log_prob(values[0]).shape == ()
+    assert torch.equal(prior.point_estimate(), values[expected.argmax()])
+    torch.manual_seed(0)
+    draws, log_mass = prior.sample_and_log_prob((50,))
+    torch.manual_seed(0)
+    assert torch.equal(draws, prior.sample((50,)))
+    chosen = (draws.flatten(1)[:, None] == values.flatten(1)).all(-1).long().argmax(1)
+    torch.testing.assert_close(log_mass, prior.log_mass(index[chosen]))
 
 
-# What a value is the sum of -----------------------------------------------------------------------
+# Sums of codes ------------------------------------------------------------------------------------
 
 
-def codes_of(levels, num_codes, dim, *, spread=1.0):
-    """A prior over codes of smaller and smaller codebooks, and all its values."""
-    scales = spread ** torch.arange(levels)
-    codebook = scales[:, None, None] * torch.randn(levels, num_codes, dim)
-    prior = CodebookCategorical(torch.randn(num_codes, levels), codebook)
-    index = every_choice(levels, num_codes, 1)
-    return prior, index.squeeze(-1), summed(codebook, index).squeeze(-1)
+def test_log_prob_refuses_sums_of_codes():
+    prior = CodebookCategorical(torch.randn(4, 3), torch.randn(3, 4, 2))
+    message = r"expects vectors of one codebook, got sums of 3 codes.*log_mass\(posterior.codes\)"
+    with pytest.raises(ValueError, match=message):
+        prior.log_prob(prior.sample())
 
 
-def missed(prior, index, values):
-    """Share of the values whose greedy codes are others."""
-    greedy, _ = residual_codes(values, prior.codebook, exact=True)
-    return (greedy != index).any(-1).double().mean().item()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(
-    ("levels", "num_codes", "dim", "spread"),
-    [(2, 5, 2, 1.0), (2, 30, 1, 1.0), (3, 9, 2, 0.6), (4, 4, 3, 1.0), (5, 3, 2, 0.5)],
-)
-def test_codes_of_every_sum_are_found(dtype, levels, num_codes, dim, spread):
-    torch.set_default_dtype(dtype)
-    prior, index, values = codes_of(levels, num_codes, dim, spread=spread)
-    assert missed(prior, index, values) > 0.2  # by those nearest to what was left
-    assert values.unique(dim=0).shape == values.shape
-    assert torch.equal(prior.log_prob(values), prior.log_mass(index))
-    few = values[:50] + 0.3 * values.abs().max()
-    assert (prior.log_prob(few) == -math.inf).all()
-
-
-@pytest.mark.parametrize("most", [1, 50, 10_000])
-def test_search_in_parts_is_the_search(most, monkeypatch):
-    prior, index, values = codes_of(3, 9, 2)
-    monkeypatch.setattr(quantized, "MOST_DISTANCES", most)
-    few = torch.randperm(len(values))[:60]
-    assert torch.equal(prior.log_prob(values[few]), prior.log_mass(index[few]))
-
-
-def test_search_is_given_up_and_says_so(monkeypatch):
-    prior, index, values = codes_of(3, 9, 2)
-    monkeypatch.setattr(quantized, "MOST_SUMS", 8)
-    with pytest.raises(ValueError, match=r"nearest 8 sums of 3 x 9 codes: score codes by log_mass"):
-        prior.log_prob(values)
-    assert prior.log_mass(index).isfinite().all()
-    monkeypatch.setattr(quantized, "MOST_SUMS", 81)
-    assert torch.equal(prior.log_prob(values), prior.log_mass(index))
-
-
-def test_a_value_of_two_choices_has_the_mass_of_one():
+def test_log_prob_of_draws_tells_equal_sums_apart():
     codebook = torch.tensor([[[0.0], [1.0]], [[1.0], [2.0]]])
     prior = CodebookCategorical(torch.tensor([[0.3, 0.1], [0.0, 0.0]]), codebook)
-    choices = prior.log_mass(torch.tensor([[0, 1], [1, 0]]))  # both are 2
-    assert prior.log_prob(torch.tensor([2.0])) in choices
-
-
-def test_sums_that_are_rounded_are_found():
-    # The second code's 1 is lost beside 2^53, so that a wrong sum comes nearer.
-    codebook = torch.tensor([[[2.0**53, 0.0], [2.0**53, 100.0]], [[1.0, 0.0], [0.0, 0.5]]])
-    prior, index = CodebookCategorical(torch.randn(2, 2), codebook), every_choice(2, 2, 1)
-    values = summed(codebook, index).squeeze(-1)
-    assert torch.equal(prior.log_prob(values), prior.log_mass(index.squeeze(-1)))
+    codes = torch.tensor([[0, 1], [1, 0]])  # both sums are 2
+    posterior = Quantized(torch.full((2, 1), 2.0), codes, {}, {})
+    z = posterior.sample((5,))
+    log_p = log_prob_of_draws(posterior, prior, z)
+    assert log_p.shape == (5, 2)
+    assert torch.equal(log_p, prior.log_mass(codes).expand(5, 2))
+    assert log_p[0, 0] != log_p[0, 1]
+    rows = ReshapedBatch(posterior, (1, 2))
+    assert torch.equal(log_prob_of_draws(rows, prior, rows.sample()), log_p[:1])
 
 
 def test_kl_is_the_surprise_of_all_codes():
@@ -514,7 +480,7 @@ def test_kl_is_the_surprise_of_all_codes():
         for rows in q.codes.tolist()
     ]
     torch.testing.assert_close(kl_divergence(q, p), torch.stack(expected))
-    torch.testing.assert_close(p.log_prob(q.sample()), -torch.stack(expected))
+    torch.testing.assert_close(log_prob_of_draws(q, p, q.sample()), -torch.stack(expected))
 
 
 @pytest.mark.parametrize("decay", DECAYS)
@@ -527,7 +493,6 @@ def test_contracts(decay, latent):
     prior = CodePrior(CODES, latent, num_quantizers=2)
     prior.logits.normal_()
     check_encoder(vq, torch.randn(5, DATA), prior=prior, spread=0.0)
-    check_prior(prior, encoder=vq, spread=0.0)
 
 
 # Training and files -------------------------------------------------------------------------------

@@ -653,7 +653,7 @@ def test_shapes_and_log_prob(name, event):
         params, x, context = drawn.params(k, b), drawn.x(b), drawn.context(b)
         p = drawn(params, context)
         assert (p.batch_shape, p.event_shape) == ((k, b), event)
-        assert p.mean.shape == p.center().shape == p.sample().shape == (k, b, *event)
+        assert p.mean.shape == p.point_estimate().shape == p.sample().shape == (k, b, *event)
         assert p.sample((2,)).shape == (2, k, b, *event)
         expected = drawn.expected(params, x, context)
         torch.testing.assert_close(p.log_prob(x), expected, rtol=1e-10, atol=1e-10)
@@ -669,7 +669,7 @@ def test_float32(drawn):
     context = context.float() if context is not None and context.is_floating_point() else context
     p = drawn(params, context)
     assert p.log_prob(x).dtype == p.sample().dtype == p.mean.dtype == torch.float32
-    assert p.center().dtype == drawn.likelihood.encoder_input(x).dtype == torch.float32
+    assert p.point_estimate().dtype == drawn.likelihood.encoder_input(x).dtype == torch.float32
     torch.testing.assert_close(p.log_prob(x).double(), exact, rtol=1e-5, atol=1e-5)
 
 
@@ -755,7 +755,7 @@ def check_mean(drawn, p, means, draws):
         return
     torch.testing.assert_close(p.mean.detach().flatten(), means, rtol=3e-4, atol=3e-4)
     if not has_classes(drawn.likelihood):
-        torch.testing.assert_close(p.center(), p.mean)
+        torch.testing.assert_close(p.point_estimate(), p.mean)
 
 
 def has_classes(likelihood):
@@ -772,12 +772,12 @@ def test_the_center_of_classes_is_the_most_probable_one(name):
     x0, p = drawn.full(1)[0], drawn(drawn.params(1))
     weights = torch.ones(1)
     for i in drawn.entries():
-        center = p.center().flatten(1)[0, i]
+        center = p.point_estimate().flatten(1)[0, i]
         if drawn.case.params is None or list(COLUMNS.values())[i][0].levels:
             assert center == p.log_prob(drawn.varied(x0, i))[:, 0].argmax()
         else:
             torch.testing.assert_close(center, p.mean.flatten(1)[0, i])
-    torch.testing.assert_close(p.center(weights), p.center()[0])
+    torch.testing.assert_close(p.point_estimate(weights), p.point_estimate()[0])
 
 
 def test_round_trip_is_bitwise(drawn):

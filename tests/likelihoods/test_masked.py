@@ -119,7 +119,7 @@ def test_nothing_missing_is_the_likelihood_itself(drawn):
     p, q = drawn.plain(drawn.params, 1), drawn.masked(drawn.params, 1)
     assert torch.equal(q.log_prob(drawn.x), p.log_prob(drawn.x))
     assert torch.equal(q.mean, p.mean)
-    assert torch.equal(q.center(), p.center())
+    assert torch.equal(q.point_estimate(), p.point_estimate())
     assert (q.is_density, q.is_discrete, q.has_rsample) == (
         p.is_density,
         p.is_discrete,

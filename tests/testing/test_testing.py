@@ -345,8 +345,8 @@ class SharedNoise(Normal):
 
 
 class CenterElsewhere(Normal):
-    def center(self, weights=None):
-        return super().center(weights) * float("inf")
+    def point_estimate(self, weights=None):
+        return super().point_estimate(weights) * float("inf")
 
 
 class CorrelatedElements(Normal):
@@ -430,7 +430,7 @@ ENCODER_FAULTS = {
     "batch shape": (FirstOnly, r"expected batch_shape \(5,\).*batch_shape=\(1,\)"),
     "centered": (
         forward_of(lambda m: m - m.mean(0)),
-        r"center\(\) of a permute_dims|in two chunks",
+        r"point_estimate\(\) of a permute_dims|in two chunks",
     ),
     "coupled log_prob": (of(CoupledRows), "log_prob of a batch in two chunks: differs by"),
     "a constant": (of(Unnormalized), "total mass: expected 1, got 6.2"),
@@ -442,7 +442,7 @@ ENCODER_FAULTS = {
     "half precision": (of(Imprecise), "its gradient in the|total mass: expected 1, got"),
     "draws": (of(OtherDraws), r"sample\(\) does not agree with log_prob along"),
     "the mean": (of(OtherMean), "mean: .* but draws have"),
-    "the center": (of(CenterElsewhere), r"log_prob: expected finite numbers of center\(\)"),
+    "the center": (of(CenterElsewhere), r"log_prob: expected finite numbers of point_estimate\(\)"),
     "shared noise": (of(SharedNoise), r"sample\(\): noise of two examples: correlated by"),
     "one noise for all": (of(CorrelatedElements), r"sample\(\): elements: correlated by"),
     "no draws' gradient": (

@@ -1,6 +1,7 @@
 """Scalar families on the real line, the positive numbers and the unit interval."""
 
 import math
+from abc import ABC
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +16,38 @@ from tinyvae.distributions.special import gamma_residual, log_sinhc
 _NEAR_UNIFORM = 0.2
 
 
-class Normal(Distribution):
+class ElementwiseNormal(Distribution, ABC):
+    """Base class of normal distributions of each element.
+
+    Args:
+        mean: Mean, any shape.
+        log_std: Logarithm of the standard deviation, broadcastable with ``mean``.
+    """
+
+    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
+        self._mean = mean
+        self.log_std = log_std
+        self.batch_shape = joint_shape(mean, log_std)
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected value, ``(*batch)``."""
+        has_batch_shape = self._mean.shape == self.batch_shape
+        return self._mean if has_batch_shape else self._mean.expand(self.batch_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density of each element, nats."""
+        standardized = (value - self._mean) * torch.exp(-self.log_std)
+        return -0.5 * standardized.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw by reparameterization, mean + std * noise."""
+        shape = self._shape(sample_shape)
+        noise = torch.randn(shape, dtype=self._mean.dtype, device=self._mean.device)
+        return torch.addcmul(self._mean, torch.exp(self.log_std), noise)
+
+
+class Normal(ElementwiseNormal):
     r"""Normal distribution of each element, by its mean and the logarithm of its scale.
 
     .. math:: \log p(x) = -\tfrac12 \big((x - \mu) e^{-\log\sigma}\big)^2 - \log\sigma
@@ -30,37 +62,17 @@ class Normal(Distribution):
         tensor([-0.9189, -0.9189, -0.9189])
     """
 
-    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
-        self._mean = mean
-        self.log_std = log_std
-        self.batch_shape = joint_shape(mean, log_std)
 
-    @property
-    def mean(self) -> Tensor:
-        """Expected value, ``(*batch)``."""
-        same = self._mean.shape == self.batch_shape
-        return self._mean if same else self._mean.expand(self.batch_shape)
+class StandardNormalDistribution(ElementwiseNormal):
+    """Normal distribution of each element with mean 0 and scale 1.
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each element, nats."""
-        standardized = (value - self._mean) * torch.exp(-self.log_std)
-        return -0.5 * standardized.square() - self.log_std - 0.5 * math.log(2 * math.pi)
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw by reparameterization, mean + std * noise."""
-        shape = self._shape(sample_shape)
-        noise = torch.randn(shape, dtype=self._mean.dtype, device=self._mean.device)
-        return torch.addcmul(self._mean, torch.exp(self.log_std), noise)
-
-
-class UnitNormal(Normal):
-    """Normal distribution of each element with mean 0 and scale 1, without a step too many.
+    It computes less than :class:`Normal` with zeros as arguments.
 
     Args:
-        zero: A zero, of the shape of the batch.
+        zero: Zeros with the shape of the batch.
 
     Example:
-        >>> UnitNormal(torch.zeros(3)).log_prob(torch.zeros(3))
+        >>> StandardNormalDistribution(torch.zeros(3)).log_prob(torch.zeros(3))
         tensor([-0.9189, -0.9189, -0.9189])
     """
 
@@ -68,18 +80,21 @@ class UnitNormal(Normal):
         super().__init__(zero, zero)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each element, nats."""
+        """Return the log density of each element, nats."""
         if not self.agrees_with(value):
             return super().log_prob(value)
         return -0.5 * value.square() - 0.5 * math.log(2 * math.pi)
 
-    def agrees_with(self, value: Tensor) -> bool:
-        """Whether a tensor needs neither a shape nor digits of this batch."""
-        trailing = value.shape[max(0, value.dim() - len(self.batch_shape)) :]
-        return trailing == self.batch_shape and value.dtype == self._mean.dtype
+    def agrees_with(self, *values: Tensor) -> bool:
+        """Return True if tensors end in the shape of this batch and have its dtype."""
+        for value in values:
+            trailing = value.shape[max(0, value.dim() - len(self.batch_shape)) :]
+            if trailing != self.batch_shape or value.dtype != self._mean.dtype:
+                return False
+        return True
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw."""
+        """Draw standard normal noise."""
         shape = self._shape(sample_shape)
         return torch.randn(shape, dtype=self._mean.dtype, device=self._mean.device)
 
@@ -146,7 +161,7 @@ class StudentT(Distribution):
         """Expected value, ``(*batch)``; NaN where there is none, at one degree or less."""
         return self.loc.where(self.log_df > 0, math.nan).expand(self.batch_shape)
 
-    def center(self, weights: Tensor | None = None) -> Tensor:
+    def point_estimate(self, weights: Tensor | None = None) -> Tensor:
         """Location, which exists for any degrees of freedom."""
         return pooled(self.loc.expand(self.batch_shape), weights)
 

@@ -1,5 +1,6 @@
 """Scalar families on classes, counts and levels. Values are numbers that hold integers."""
 
+from abc import ABC
 from collections.abc import Sequence
 
 import torch
@@ -103,7 +104,7 @@ class Categorical(Distribution):
         classes = torch.arange(self.logits.shape[self.dim], device=self.logits.device)
         return classes.to(self.logits.dtype).reshape(-1, *[1] * (-self.dim - 1))
 
-    def center(self, weights: Tensor | None = None) -> Tensor:
+    def point_estimate(self, weights: Tensor | None = None) -> Tensor:
         """Mean of ordered classes, else the most probable one."""
         if self.ordered:
             return pooled(self.mean, weights)
@@ -126,24 +127,16 @@ class Categorical(Distribution):
         )
 
 
-class OneHotCategorical(Distribution):
-    """Categorical distribution of one-hot values, by logits along the first event dimension.
+class OneHotDistribution(Distribution, ABC):
+    """Base class of categorical distributions of one-hot values.
 
     Args:
         logits: ``(*batch, C, *E)``.
-        event_ndim: Number of dimensions of ``(C, *E)``, of which only ``C`` is one event.
-
-    Shape:
-        value: ``(..., C, *E)``; ``log_prob``: ``(..., *E)``.
-
-    Example:
-        >>> OneHotCategorical(torch.zeros(4), 1).log_prob(torch.eye(4))
-        tensor([-1.3863, -1.3863, -1.3863, -1.3863])
+        event_ndim: Number of dimensions of ``(C, *E)``.
     """
 
-    has_rsample = False
     is_discrete = True
-    space = "one-hot values"
+    support = "one-hot values"
 
     def __init__(self, logits: Tensor, event_ndim: int) -> None:
         self.logits = logits
@@ -156,16 +149,35 @@ class OneHotCategorical(Distribution):
         """Probabilities, ``(*batch, C, *E)``."""
         return self.logits.softmax(self.dim)
 
-    def center(self, weights: Tensor | None = None) -> Tensor:
-        """Most probable class, one-hot."""
+    def point_estimate(self, weights: Tensor | None = None) -> Tensor:
+        """Return the most probable class, one-hot."""
         probs = pooled(self.mean, weights)
         winner = probs.argmax(self.dim, keepdim=True)
         return torch.zeros_like(probs).scatter_(self.dim, winner, 1.0)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log mass, summed over the event, nats."""
+        """Return the log mass, summed over the event, nats."""
         log_probs = self.logits.log_softmax(self.dim)
         return (value * log_probs).flatten(self.dim).sum(-1)
+
+
+class OneHotCategorical(OneHotDistribution):
+    """Categorical distribution of one-hot values, by logits along the first event dimension.
+
+    Args:
+        logits: ``(*batch, C, *E)``.
+        event_ndim: Number of dimensions of ``(C, *E)``. The classes ``C`` are one variable; the
+            variables at the positions ``E`` are independent.
+
+    Shape:
+        value: ``(..., C, *E)``; ``log_prob``: ``(...)``.
+
+    Example:
+        >>> OneHotCategorical(torch.zeros(4), 1).log_prob(torch.eye(4))
+        tensor([-1.3863, -1.3863, -1.3863, -1.3863])
+    """
+
+    has_rsample = False
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw one-hot values, without gradients."""

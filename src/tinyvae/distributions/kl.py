@@ -7,8 +7,13 @@ import torch
 from torch import Tensor
 
 from tinyvae.distributions.base import Distribution, Independent, sum_last
-from tinyvae.distributions.continuous import Laplace, Normal, UnitNormal
-from tinyvae.distributions.discrete import OneHotCategorical
+from tinyvae.distributions.continuous import (
+    ElementwiseNormal,
+    Laplace,
+    Normal,
+    StandardNormalDistribution,
+)
+from tinyvae.distributions.discrete import OneHotDistribution
 from tinyvae.distributions.joint import JointDistribution
 from tinyvae.distributions.multivariate import FullNormal, LowRankNormal
 from tinyvae.distributions.quantized import CodebookCategorical, Quantized
@@ -22,8 +27,8 @@ def _excess(log_ratio: Tensor) -> Tensor:
     return torch.expm1(log_ratio) - log_ratio
 
 
-def _kl_normal_normal(q: Normal, p: Normal) -> Tensor:
-    if isinstance(p, UnitNormal) and p.agrees_with(q.mean) and p.agrees_with(q.log_std):
+def _kl_normal_normal(q: ElementwiseNormal, p: ElementwiseNormal) -> Tensor:
+    if isinstance(p, StandardNormalDistribution) and p.agrees_with(q.mean, q.log_std):
         return 0.5 * torch.addcmul(_excess(2 * q.log_std), q.mean, q.mean)
     distance = (q.mean - p.mean) * torch.exp(-p.log_std)
     return 0.5 * (_excess(2 * (q.log_std - p.log_std)) + distance.square())
@@ -58,7 +63,7 @@ def _kl_spherical_uniform(q: PowerSpherical, _: SphereUniform) -> Tensor:
     return kl.to(q.direction.dtype)
 
 
-def _kl_categorical(q: OneHotCategorical, p: OneHotCategorical) -> Tensor:
+def _kl_categorical(q: OneHotDistribution, p: OneHotDistribution) -> Tensor:
     # sum q (p / q - 1 - log p / q), whose terms are none of them negative.
     log_q, log_p = q.logits.log_softmax(q.dim), p.logits.log_softmax(p.dim)
     log_ratio, probs = log_p - log_q, log_q.exp()
@@ -72,9 +77,9 @@ def _kl_code(q: Quantized, p: CodebookCategorical) -> Tensor:
     return -p.log_mass(q.codes)
 
 
-def _normal(distribution: Independent) -> Normal:
+def _normal(distribution: Independent) -> ElementwiseNormal:
     base = distribution.base
-    if not isinstance(base, Normal):
+    if not isinstance(base, ElementwiseNormal):
         raise NoClosedFormError(f"expected normal elements, got {distribution}")
     return base
 
@@ -91,28 +96,29 @@ def _full(distribution: Independent | FullNormal) -> FullNormal:
 Form = Callable[[Any, Any], Tensor]
 # Of scalar families, elementwise.
 _ELEMENTWISE: dict[tuple[type, type], Form] = {
-    (Normal, Normal): _kl_normal_normal,
+    (ElementwiseNormal, ElementwiseNormal): _kl_normal_normal,
     (Laplace, Laplace): _kl_laplace_laplace,
 }
-# Of whole events; Normal stands for independent normal elements.
+# For events; ElementwiseNormal means independent normal elements.
 _WHOLE: dict[tuple[type, type], Form] = {
     (FullNormal, FullNormal): _kl_full_full,
-    (FullNormal, Normal): lambda q, p: _kl_full_full(q, _full(p)),
-    (Normal, FullNormal): lambda q, p: _kl_full_full(_full(q), p),
-    (LowRankNormal, Normal): _kl_low_rank_diagonal,
+    (FullNormal, ElementwiseNormal): lambda q, p: _kl_full_full(q, _full(p)),
+    (ElementwiseNormal, FullNormal): lambda q, p: _kl_full_full(_full(q), p),
+    (LowRankNormal, ElementwiseNormal): _kl_low_rank_diagonal,
     (PowerSpherical, SphereUniform): _kl_spherical_uniform,
-    (OneHotCategorical, OneHotCategorical): _kl_categorical,
+    (OneHotDistribution, OneHotDistribution): _kl_categorical,
     (Quantized, CodebookCategorical): _kl_code,
 }
 
 
 def _family(distribution: Distribution) -> type:
-    """Class of a distribution, or of its elements."""
-    if isinstance(distribution, OneHotCategorical):
-        return OneHotCategorical  # however it is drawn from
+    """Return the class that the tables name, for a distribution or for its elements."""
     if isinstance(distribution, Independent) and not distribution.base.event_shape:
         distribution = distribution.base
-    return Normal if isinstance(distribution, UnitNormal) else type(distribution)
+    for family in (OneHotDistribution, ElementwiseNormal):
+        if isinstance(distribution, family):
+            return family
+    return type(distribution)
 
 
 def _look_up(q: Distribution, p: Distribution) -> tuple[Form | None, bool]:
@@ -193,3 +199,22 @@ def kl_divergence(q: Distribution, p: Distribution, *, per_dim: bool = False) ->
         terms = form(q.base, p.base)
         return terms if per_dim else sum_last(terms, q.event_ndim)
     return form(q, p)
+
+
+def log_prob_of_draws(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
+    """Return the log density under p of draws from q, nats.
+
+    Codes from codebooks are scored by their indices, which a sum of codes does not determine.
+
+    Args:
+        q: The distribution that ``z`` was drawn from.
+        p: The distribution that scores ``z``.
+        z: Draws ``(*S, *batch, *event)``.
+
+    Returns:
+        ``(*S, *batch)``.
+    """
+    base = q.base if isinstance(q, ReshapedBatch) else q
+    if isinstance(base, Quantized) and isinstance(p, CodebookCategorical):
+        return (-kl_divergence(q, p)).expand(z.shape[: z.dim() - len(q.event_shape)])
+    return p.log_prob(z)

@@ -37,16 +37,16 @@ class Mixture(Distribution):
         self.event_shape = components.event_shape
         self.is_density = components.is_density
         self.is_discrete = components.is_discrete
-        self.space = components.space
+        self.support = components.support
 
     @property
     def mean(self) -> Tensor:
         """Expected value, ``(*batch, *event)``."""
         return self._mixed(self.components.mean)
 
-    def center(self, weights: Tensor | None = None) -> Tensor:
+    def point_estimate(self, weights: Tensor | None = None) -> Tensor:
         """Weighted sum of the components' centers."""
-        return pooled(self._mixed(self.components.center()), weights)
+        return pooled(self._mixed(self.components.point_estimate()), weights)
 
     def _mixed(self, values: Tensor) -> Tensor:
         weights = unsqueeze_last(self.log_weights.exp(), len(self.event_shape))

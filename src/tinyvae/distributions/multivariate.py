@@ -1,9 +1,10 @@
-r"""Gaussian vectors whose dimensions hang together, and a point.
+r"""Normal distributions of vectors with correlated dimensions, and points.
 
-A covariance is held by a factor of it, so that densities, draws and divergences need no inverse.
+A covariance is stored as a factor, so that densities, draws and divergences need no inverse.
 """
 
 import math
+from abc import ABC
 from collections.abc import Sequence
 
 import torch
@@ -122,11 +123,44 @@ class LowRankNormal(Distribution):
         return self._mean + torch.exp(self.log_std) * noise + draw
 
 
-class Delta(Distribution):
-    """A point: what is drawn is always the same.
+class PointMass(Distribution, ABC):
+    """Base class of distributions with all mass on one value.
 
-    It has no density. Scored is its mass, 0 nats at the point and minus infinity elsewhere, so that
-    a bound's log q - log p is -log p(z) of the point.
+    Args:
+        value: The value, ``(*batch, *event)``.
+        event_ndim: Number of event dimensions.
+    """
+
+    depends_on_parameters = False
+
+    def __init__(self, value: Tensor, event_ndim: int) -> None:
+        self.value = value
+        split = value.dim() - event_ndim
+        self.batch_shape, self.event_shape = value.shape[:split], value.shape[split:]
+
+    @property
+    def mean(self) -> Tensor:
+        """The value, ``(*batch, *event)``."""
+        return self.value
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return zero at the value and minus infinity elsewhere."""
+        is_equal = value == self.value
+        if self.event_shape:
+            is_equal = is_equal.flatten(-len(self.event_shape)).all(-1)
+        zero = torch.zeros_like(is_equal, dtype=self.value.dtype)
+        return zero.masked_fill(~is_equal, -math.inf)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Return the value as every draw, with gradients."""
+        return self.value.expand(self._shape(sample_shape))
+
+
+class Delta(PointMass):
+    """A point: every draw is the same vector.
+
+    It has no density. ``log_prob`` is the log of its mass, 0 nats at the point and minus infinity
+    elsewhere, so that log q - log p of a bound is -log p(z) at the point.
 
     Args:
         value: The point, ``(*batch, *event)``.
@@ -138,24 +172,3 @@ class Delta(Distribution):
     """
 
     is_density = False
-    depends_on_parameters = False
-
-    def __init__(self, value: Tensor, event_ndim: int) -> None:
-        self.value = value
-        split = value.dim() - event_ndim
-        self.batch_shape, self.event_shape = value.shape[:split], value.shape[split:]
-
-    @property
-    def mean(self) -> Tensor:
-        """The point, ``(*batch, *event)``."""
-        return self.value
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Zero at the point, minus infinity elsewhere."""
-        hit = value == self.value
-        hit = hit.flatten(-len(self.event_shape)).all(-1) if self.event_shape else hit
-        return torch.zeros_like(hit, dtype=self.value.dtype).masked_fill(~hit, -math.inf)
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """The point, again and again, with gradients."""
-        return self.value.expand(self._shape(sample_shape))

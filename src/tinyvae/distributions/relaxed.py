@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from tinyvae.distributions.base import Distribution, pooled
-from tinyvae.distributions.discrete import OneHotCategorical
+from tinyvae.distributions.discrete import OneHotDistribution
 from tinyvae.distributions.special import gumbel_race
 
 
-class StraightThrough(OneHotCategorical):
+class StraightThrough(OneHotDistribution):
     r"""Categorical distribution of one-hot values, with a stand-in for their gradients.
 
     Draws are exactly one-hot and exactly of this distribution; their gradient is that of
@@ -32,8 +32,6 @@ class StraightThrough(OneHotCategorical):
         >>> z.sum().item(), z.requires_grad
         (1.0, True)
     """
-
-    has_rsample = True
 
     def __init__(self, logits: Tensor, event_ndim: int, temperature: float = 1.0) -> None:
         super().__init__(logits, event_ndim)
@@ -73,7 +71,7 @@ class GumbelSoftmax(Distribution):
         torch.Size([5, 3])
     """
 
-    space = "the simplex"
+    support = "the simplex"
 
     def __init__(self, logits: Tensor, event_ndim: int, temperature: float) -> None:
         if temperature < 0.3 and logits.dtype != torch.float64:
@@ -92,7 +90,7 @@ class GumbelSoftmax(Distribution):
         """NaN: the expected value has no closed form."""
         return torch.full_like(self.logits, math.nan)
 
-    def center(self, weights: Tensor | None = None) -> Tensor:
+    def point_estimate(self, weights: Tensor | None = None) -> Tensor:
         """What a draw without noise is."""
         return pooled(self._inside(self.logits), weights)
 

@@ -33,7 +33,7 @@ class SphereUniform(Distribution):
         tensor(-1.8379)
     """
 
-    space = "the unit sphere"
+    support = "the unit sphere"
 
     def __init__(self, like: Tensor) -> None:
         self._zero = torch.zeros_like(like)
@@ -76,7 +76,7 @@ class PowerSpherical(Distribution):
         tensor(-1.8379)
     """
 
-    space = "the unit sphere"
+    support = "the unit sphere"
 
     def __init__(self, direction: Tensor, log_concentration: Tensor) -> None:
         self.direction, self.log_concentration = direction, log_concentration
@@ -99,11 +99,11 @@ class PowerSpherical(Distribution):
         shrink = self.concentration / (2 * self.beta + self.concentration)
         return (shrink.unsqueeze(-1) * self.direction).expand(self.batch_shape + self.event_shape)
 
-    def center(self, weights: Tensor | None = None) -> Tensor:
+    def point_estimate(self, weights: Tensor | None = None) -> Tensor:
         """Direction; with weights, that of the weighted mean."""
         if weights is None:
             return self.direction.expand(self.batch_shape + self.event_shape)
-        return F.normalize(super().center(weights), dim=-1)
+        return F.normalize(super().point_estimate(weights), dim=-1)
 
     @property
     def log_peak(self) -> Tensor:

@@ -6,7 +6,12 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from tinyvae.distributions import GumbelSoftmax, OneHotCategorical, StraightThrough
+from tinyvae.distributions import (
+    GumbelSoftmax,
+    OneHotCategorical,
+    OneHotDistribution,
+    StraightThrough,
+)
 from tinyvae.encoders.base import NetworkEncoder, as_given, latent_size
 
 
@@ -88,7 +93,7 @@ class CategoricalEncoder(_ClassEncoder):
     ) -> None:
         super().__init__(network, num_classes, num_variables, temperature, features)
 
-    def posterior(self, features: Tensor) -> OneHotCategorical:
+    def posterior(self, features: Tensor) -> OneHotDistribution:
         """Return q(z given the features)."""
         logits = self.logits(features)
         if self.temperature is None:

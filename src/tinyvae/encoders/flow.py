@@ -53,7 +53,7 @@ class FlowEncoder(Encoder):
         features = self.encoder.encode(x, context)
         base = self.encoder.posterior(features)
         condition = features.flatten(1).to(base.mean.dtype) if self.flow.context_dim else None
-        if base.space != "reals" or base.is_discrete or not base.is_density:
+        if base.support != "reals" or base.is_discrete or not base.is_density:
             raise TypeError(
                 f"FlowEncoder expects an encoder whose posteriors are densities on R^D, got {base}"
             )

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tinyvae.core.module_state import evaluating, frozen, preserved_batch_norm
+from tinyvae.core.module_state import evaluating, frozen, preserved_statistics
 from tinyvae.distributions import Distribution, ReshapedBatch, Wrapper
 from tinyvae.distributions.special import at_least_float32
 from tinyvae.encoders import Encoder
@@ -19,11 +19,11 @@ from tinyvae.likelihoods import Likelihood
 from tinyvae.models.checks import (
     Draw,
     attempt,
-    center,
     check_prior,
     check_supports,
-    checked_center,
+    checked_point_estimate,
     expect,
+    point_estimate,
     shape_of,
 )
 from tinyvae.models.output import LatentTerm, LatentVariableModel, VAEOutput
@@ -133,9 +133,14 @@ class DecoderModel(LatentVariableModel):
         inputs = self.likelihood.encoder_input(x)
         draws: list[Tensor] = []
 
-        def draw(_: Encoder, posterior: Distribution) -> Tensor:
-            draws.append(posterior.sample((num_samples,)[len(posterior.batch_shape) - 1 :]))
-            return draws[-1]
+        def draw(_: torch.Size, posterior: Distribution) -> tuple[Tensor, Tensor | None]:
+            shape, log_q = (num_samples,)[len(posterior.batch_shape) - 1 :], None
+            if posterior.yields_log_prob:
+                z, log_q = posterior.sample_and_log_prob(shape)
+            else:
+                z = posterior.sample(shape)
+            draws.append(z)
+            return z, log_q
 
         terms, z = self.infer(inputs, context, draw)
         record = self._record(x, terms, z, context, draws)
@@ -166,11 +171,11 @@ class DecoderModel(LatentVariableModel):
             )
         inputs = self.likelihood.encoder_input(self._observed(x, mask))
         draws = iter(record.draws)
-        with frozen(self), preserved_batch_norm(self):
-            scored, _ = self.infer(inputs, context, lambda *_: next(draws))
+        with frozen(self), preserved_statistics(self):
+            scored, _ = self.infer(inputs, context, lambda *_: (next(draws), None))
         latents = (
-            # What is not scored by weights need not be frozen, and a codebook may have moved since.
-            replaced(term, posterior=_Frozen(again.posterior, self))
+            # What is not scored by weights need not be frozen, and its codebook has moved since.
+            replaced(term, posterior=_Frozen(again.posterior, self), drawn_log_q=None)
             if term.posterior.depends_on_parameters and term.posterior.has_rsample
             else term
             for term, again in zip(record.latents, scored, strict=True)
@@ -232,8 +237,8 @@ class DecoderModel(LatentVariableModel):
         """
         with torch.no_grad():
             inputs = self.likelihood.encoder_input(self._observed(x, mask))
-            _, z = self.infer(inputs, context, center)
-            return self.decode(z, context).center()[0]
+            _, z = self.infer(inputs, context, point_estimate)
+            return self.decode(z, context).point_estimate()[0]
 
     def sample(
         self, num_samples: int, context: Tensor | None = None, *, mean: bool = False
@@ -251,7 +256,7 @@ class DecoderModel(LatentVariableModel):
         """
         with torch.no_grad():
             likelihood = self.decode(self.generate(num_samples, context), context)
-            return likelihood.center() if mean else likelihood.sample()
+            return likelihood.point_estimate() if mean else likelihood.sample()
 
     def check(
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
@@ -283,7 +288,7 @@ class DecoderModel(LatentVariableModel):
             terms, z = attempt(
                 self.inference,
                 inputs,
-                lambda: self.infer(inputs, context, checked_center(len(two))),
+                lambda: self.infer(inputs, context, checked_point_estimate(len(two))),
             )
             check_supports(terms)
             output = attempt("decoder", z[0], lambda: self._decoder_output(z, context))

@@ -3,15 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tinyvae.distributions import Distribution
-from tinyvae.encoders import Encoder
 from tinyvae.errors import PosteriorError
 from tinyvae.models.output import LatentTerm
 
-# Latents (K, B, *L) for the posterior that an encoder has returned, of batch shape (B,) or (K, B).
-Draw = Callable[[Encoder, Distribution], Tensor]
+# Latents (K, B, *L) from a posterior over latents of a shape, whose batch shape is (B,) or (K, B),
+# with their log density (K, B) if drawing yields it.
+Draw = Callable[[torch.Size, Distribution], tuple[Tensor, Tensor | None]]
 # The prior to recommend for each space.
 PRIORS = {
     "reals": "StandardNormal",
@@ -34,10 +35,10 @@ def check_supports(terms: tuple[LatentTerm, ...]) -> None:
     """Raise where log q - log p would compare densities with respect to different measures."""
     for term in terms:
         q, p = term.posterior, term.prior
-        if q.space != p.space:
+        if q.support != p.support:
             raise ValueError(
-                f"the posterior of latent {term.name!r} is over {q.space}, its prior over "
-                f"{p.space}: give a prior of its kind, such as {PRIORS.get(q.space, 'another')}"
+                f"the posterior of latent {term.name!r} is over {q.support}, its prior over "
+                f"{p.support}: give a prior of its kind, such as {PRIORS.get(q.support, 'another')}"
             )
 
 
@@ -49,29 +50,29 @@ def check_prior(call: Callable[[], Distribution]) -> None:
         raise ValueError(f"the prior cannot be made of context and encoder: {error}") from error
 
 
-def center(_: Encoder, posterior: Distribution) -> Tensor:
+def point_estimate(_: torch.Size, posterior: Distribution) -> tuple[Tensor, None]:
     """One latent per example, ``(1, B, *L)``."""
-    value = posterior.center()
-    return value if len(posterior.batch_shape) == 2 else value.unsqueeze(0)
+    value = posterior.point_estimate()
+    return value if len(posterior.batch_shape) == 2 else value.unsqueeze(0), None
 
 
-def checked_center(batch: int) -> Draw:
-    """As :func:`center`, of what is found to be a posterior of so many examples."""
+def checked_point_estimate(batch: int) -> Draw:
+    """As :func:`point_estimate`, of what is found to be a posterior of so many examples."""
 
-    def draw(encoder: Encoder, posterior: object) -> Tensor:
+    def draw(latent_shape: torch.Size, posterior: object) -> tuple[Tensor, None]:
         if not isinstance(posterior, Distribution):
             raise PosteriorError(
                 f"an encoder must return a Distribution, q(z given x), got a "
                 f"{type(posterior).__name__}: wrap its network as GaussianEncoder(network, "
                 "latent_dim), or return Independent(Normal(mean, log_std), 1)"
             )
-        fits = posterior.event_shape == encoder.latent_shape
+        fits = posterior.event_shape == latent_shape
         if not fits or tuple(posterior.batch_shape) not in ((batch,), (1, batch)):
             raise PosteriorError(
                 f"the encoder's posterior should have batch_shape {(batch,)} and event_shape "
-                f"latent_shape = {tuple(encoder.latent_shape)}, got {posterior}"
+                f"latent_shape = {tuple(latent_shape)}, got {posterior}"
             )
-        return center(encoder, posterior)
+        return point_estimate(latent_shape, posterior)
 
     return draw
 

@@ -9,7 +9,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from tinyvae.distributions import Distribution, has_closed_form, kl_divergence
+from tinyvae.distributions import (
+    Distribution,
+    has_closed_form,
+    kl_divergence,
+    log_prob_of_draws,
+)
 from tinyvae.errors import NoClosedFormError
 
 KLEstimator = Literal["auto", "analytic", "sample"]
@@ -17,15 +22,16 @@ KLEstimator = Literal["auto", "analytic", "sample"]
 
 @dataclass(frozen=True)
 class LatentTerm:
-    """One latent variable of a pass: its draw, and the densities that it is charged for.
+    """One latent variable of a pass: its draws, its posterior and its prior.
 
     Attributes:
         name: Name, for reports.
         z: Draws from the posterior, ``(K, B, *L)``.
-        posterior: q(z given what is above it).
-        prior: p(z given what is above it).
-        analytic: Whether the KL divergence in closed form may stand for log q - log p. Not where
-            the prior depends on a draw that was made from ``z``, as in a bottom-up hierarchy.
+        posterior: q(z), given the data and the layers above.
+        prior: p(z), given the layers above.
+        analytic: True if the closed form of the KL divergence may replace log q - log p. False if
+            the prior depends on a draw that depends on ``z``, as in a bottom-up hierarchy.
+        drawn_log_q: Log posterior density of ``z``, ``(K, B)``, if drawing yielded it.
     """
 
     name: str
@@ -33,16 +39,20 @@ class LatentTerm:
     posterior: Distribution
     prior: Distribution
     analytic: bool = True
+    drawn_log_q: Tensor | None = None
 
     @property
     def log_q(self) -> Tensor:
-        """Log posterior density of ``z``, ``(K, B)``, nats; computed at every access."""
-        return self.posterior.log_prob(self.z)
+        """Log posterior density of ``z``, ``(K, B)``, nats.
+
+        It is computed at every access, unless drawing yielded it.
+        """
+        return self.posterior.log_prob(self.z) if self.drawn_log_q is None else self.drawn_log_q
 
     @property
     def log_p(self) -> Tensor:
         """Log prior density of ``z``, ``(K, B)``, nats; computed at every access."""
-        return self.prior.log_prob(self.z)
+        return log_prob_of_draws(self.posterior, self.prior, self.z)
 
     def kl(self, estimator: KLEstimator = "auto") -> Tensor:
         """KL(posterior || prior) of each example, ``(B,)``, nats, averaged over ``K`` draws.
@@ -91,7 +101,7 @@ class LatentTerm:
         return (
             self.posterior.is_density
             and self.prior.is_density
-            and self.posterior.space == self.prior.space
+            and self.posterior.support == self.prior.support
         )
 
     @property

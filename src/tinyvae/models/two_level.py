@@ -105,7 +105,7 @@ class TwoLevelVAE(DecoderModel):
         """Draw z_2 given x, then z_1 given x and z_2."""
         prior = self.prior_given(context)
         upper: Distribution = self.top(inputs, context)
-        z2 = draw(self.top, upper)  # (K, B, *L_2)
+        z2, log_q2 = draw(self.top.latent_shape, upper)  # (K, B, *L_2)
         rows = z2.flatten(0, 1)
         given = (
             rows
@@ -113,10 +113,11 @@ class TwoLevelVAE(DecoderModel):
             else torch.cat([rows.flatten(1), repeated(context, len(rows)).flatten(1)], 1)
         )
         lower = ReshapedBatch(self.bottom(repeated(inputs, len(rows)), given), z2.shape[:2])
-        z1 = draw(self.bottom, lower)
+        z1, log_q1 = draw(self.bottom.latent_shape, lower)
+        generated = conditional(self.generator, z2, context)
         terms = (
-            LatentTerm("z1", z1, lower, conditional(self.generator, z2, context)),
-            LatentTerm("z2", z2, upper, prior),
+            LatentTerm("z1", z1, lower, generated, drawn_log_q=log_q1),
+            LatentTerm("z2", z2, upper, prior, drawn_log_q=log_q2),
         )
         return terms, _side_by_side(z1, z2)
 

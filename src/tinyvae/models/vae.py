@@ -91,8 +91,10 @@ class VAE(DecoderModel):
         """Draw of q(z given x)."""
         prior = self.prior_given(context)
         posterior: Distribution = self.encoder(inputs, context)
-        z = draw(self.encoder, posterior)  # (K, B, *L)
-        return _terms(z, posterior, prior), z
+        if isinstance(posterior, JointDistribution) and isinstance(prior, JointDistribution):
+            return _infer_parts(posterior, prior, draw)
+        z, log_q = draw(self.encoder.latent_shape, posterior)  # (K, B, *L)
+        return (LatentTerm("z", z, posterior, prior, drawn_log_q=log_q),), z
 
     def generate(self, num_samples: int, context: Tensor | None) -> Tensor:
         """Draw of p(z)."""
@@ -104,18 +106,18 @@ class VAE(DecoderModel):
         return prior
 
 
-def _terms(z: Tensor, posterior: Distribution, prior: Distribution) -> tuple[LatentTerm, ...]:
-    """One latent term, or one for each of latents that lie side by side."""
-    if not isinstance(posterior, JointDistribution) or not isinstance(prior, JointDistribution):
-        return (LatentTerm("z", z, posterior, prior),)
+def _infer_parts(
+    posterior: JointDistribution, prior: JointDistribution, draw: Draw
+) -> tuple[tuple[LatentTerm, ...], Tensor]:
+    """Draw each part of a joint latent: one latent term per part."""
     shapes = [{n: p.event_shape for n, p in joint.parts.items()} for joint in (posterior, prior)]
     if list(shapes[0].items()) != list(shapes[1].items()):
         raise ValueError(
             f"VAE expects a joint prior of the encoder's latents in their order, {shapes[0]}, got "
             f"{shapes[1]}"
         )
-    values = posterior.split(z)
-    return tuple(
-        LatentTerm(name, values[name], part, prior.parts[name])
-        for name, part in posterior.parts.items()
-    )
+    terms = []
+    for name, part in posterior.parts.items():
+        z, log_q = draw(part.event_shape, part)
+        terms.append(LatentTerm(name, z, part, prior.parts[name], drawn_log_q=log_q))
+    return tuple(terms), posterior.concatenate([term.z for term in terms])

@@ -51,7 +51,7 @@ def terms_without_rsample(record: VAEOutput) -> list[LatentTerm]:
     """
     terms = [term for term in record.latents if not term.posterior.has_rsample]
     for term in terms:
-        if term.posterior.is_mixed:
+        if term.posterior.is_partly_reparameterized:
             raise ValueError(
                 f"a part of latent {term.name!r} is reparameterized and a part is not, in one "
                 "layer of several: give these layers of their own, or one VAE with a JointEncoder"

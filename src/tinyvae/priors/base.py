@@ -14,7 +14,7 @@ from tinyvae.distributions import (
     JointDistribution,
     Laplace,
     SphereUniform,
-    UnitNormal,
+    StandardNormalDistribution,
 )
 from tinyvae.encoders import Encoder, JointEncoder
 from tinyvae.encoders.base import as_given, latent_size
@@ -77,7 +77,7 @@ class StandardNormal(_ConstantPrior):
     ) -> Independent:
         """Return N(0, I) over one latent, whatever the context."""
         zero = self.zero.expand(self.latent_shape)
-        return Independent(UnitNormal(zero), len(self.latent_shape))
+        return Independent(StandardNormalDistribution(zero), len(self.latent_shape))
 
 
 class StandardLaplace(_ConstantPrior):

@@ -123,7 +123,11 @@ def _check_shapes(case: _Case) -> None:
             f"{p.is_density}",
         )
         x = p.sample()[0]
-        for name, value in (("sample()", p.sample()), ("mean", p.mean), ("center()", p.center())):
+        for name, value in (
+            ("sample()", p.sample()),
+            ("mean", p.mean),
+            ("point_estimate()", p.point_estimate()),
+        ):
             expected = torch.Size((draws, batch, *case.data_shape))
             require(
                 value.shape == expected,

@@ -26,7 +26,9 @@ class Rows:
         """Draw of a distribution of ``batch_shape = (1,)``, and vary around its center."""
         draws = distribution.sample((num_draws,))[:, 0].flatten(1)
         whole = (draws == draws.round()).all(0)
-        reference = torch.where(whole, draws.median(0).values, distribution.center()[0].flatten())
+        reference = torch.where(
+            whole, draws.median(0).values, distribution.point_estimate()[0].flatten()
+        )
         return cls(distribution, likelihood, draws, reference.reshape(distribution.event_shape))
 
     @property
