@@ -70,7 +70,7 @@ def joint(network=None, size=4):
         "kind": CategoricalEncoder(mlp(size), 3),
         "pose": PowerSphericalEncoder(mlp(size), 2),
     }
-    return JointEncoder(parts, network)
+    return JointEncoder(parts, network=network)
 
 
 # name: (encoder, data shape, context, other options of the check)
@@ -125,19 +125,19 @@ ENCODERS = {
         {},
     ),
     "low rank": (
-        lambda: LowRankGaussianEncoder(mlp(), 3, 2),
+        lambda: LowRankGaussianEncoder(mlp(), 3, rank=2),
         VECTOR,
         None,
         {"prior": GaussianPrior(3)},
     ),
     "low rank, more ranks than dimensions": (
-        lambda: LowRankGaussianEncoder(mlp(), 1, 2),
+        lambda: LowRankGaussianEncoder(mlp(), 1, rank=2),
         VECTOR,
         None,
         {},
     ),
     "low rank, foreign": (
-        lambda: LowRankGaussianEncoder(nn.Flatten(), 4, 1, features=6),
+        lambda: LowRankGaussianEncoder(nn.Flatten(), 4, rank=1, features=6),
         (2, 3),
         None,
         {},
@@ -151,12 +151,17 @@ ENCODERS = {
         {"prior": CategoricalPrior(4)},
     ),
     "categorical, several": (
-        lambda: CategoricalEncoder(mlp(), 3, (2, 2), temperature=0.5),
+        lambda: CategoricalEncoder(mlp(), 3, num_variables=(2, 2), temperature=0.5),
         VECTOR,
         None,
-        {"prior": CategoricalPrior(3, (2, 2))},
+        {"prior": CategoricalPrior(3, num_variables=(2, 2))},
     ),
-    "categorical, spatial": (lambda: CategoricalEncoder(conv(), 3, (2, 1)), IMAGE, None, {}),
+    "categorical, spatial": (
+        lambda: CategoricalEncoder(conv(), 3, num_variables=(2, 1)),
+        IMAGE,
+        None,
+        {},
+    ),
     "categorical, of numbers": (lambda: CategoricalEncoder(of_numbers(), 3), VECTOR, NUMBERS, {}),
     "gumbel-softmax, 2": (lambda: GumbelSoftmaxEncoder(mlp(), 2), VECTOR, None, {}),
     "gumbel-softmax, 3": (
@@ -165,7 +170,12 @@ ENCODERS = {
         None,
         {},
     ),
-    "gumbel-softmax, several": (lambda: GumbelSoftmaxEncoder(mlp(), 2, 3), VECTOR, None, {}),
+    "gumbel-softmax, several": (
+        lambda: GumbelSoftmaxEncoder(mlp(), 2, num_variables=3),
+        VECTOR,
+        None,
+        {},
+    ),
     "power spherical, 2": (
         lambda: PowerSphericalEncoder(mlp(), 2),
         VECTOR,
@@ -204,13 +214,20 @@ ENCODERS = {
         {},
     ),
     "joint, of a flow and codes": (
-        lambda: JointEncoder({"a": flow(2), "b": VectorQuantizedEncoder(mlp(), 6, 2, decay=None)}),
+        lambda: JointEncoder(
+            {
+                "a": flow(2),
+                "b": VectorQuantizedEncoder(mlp(), num_codes=6, latent_dim=2, decay=None),
+            }
+        ),
         VECTOR,
         None,
         {},
     ),
     "joint, foreign": (
-        lambda: JointEncoder({"a": GaussianEncoder(nn.Tanh(), 1, features=4)}, nn.Linear(4, 4)),
+        lambda: JointEncoder(
+            {"a": GaussianEncoder(nn.Tanh(), 1, features=4)}, network=nn.Linear(4, 4)
+        ),
         VECTOR,
         None,
         {},
@@ -231,21 +248,23 @@ ENCODERS = {
         CLASSES,
         {},
     ),
-    "codes": (lambda: VectorQuantizedEncoder(mlp(), 6, 2), VECTOR, None, {}),
+    "codes": (lambda: VectorQuantizedEncoder(mlp(), num_codes=6, latent_dim=2), VECTOR, None, {}),
     "codes, spatial": (
-        lambda: VectorQuantizedEncoder(conv(), 6, (3, 2, 1)),
+        lambda: VectorQuantizedEncoder(conv(), num_codes=6, latent_dim=(3, 2, 1)),
         IMAGE,
         None,
         {"prior": None},
     ),
     "codes, by the loss": (
-        lambda: VectorQuantizedEncoder(mlp(), 6, (2, 3), decay=None),
+        lambda: VectorQuantizedEncoder(mlp(), num_codes=6, latent_dim=(2, 3), decay=None),
         VECTOR,
         None,
         {},
     ),
     "codes, no restarts": (
-        lambda: VectorQuantizedEncoder(mlp(), 6, 2, decay=0.9, restart_below=0.0),
+        lambda: VectorQuantizedEncoder(
+            mlp(), num_codes=6, latent_dim=2, decay=0.9, restart_below=0.0
+        ),
         VECTOR,
         None,
         {},
@@ -473,7 +492,10 @@ def test_closed_forms_are_not_negative(pair, scale, dtype):
 
 
 def test_codes_to_codes_is_the_surprise():
-    encoder, prior = VectorQuantizedEncoder(mlp(), 6, (2, 3)).eval(), CodePrior(6, (2, 3))
+    encoder, prior = (
+        VectorQuantizedEncoder(mlp(), num_codes=6, latent_dim=(2, 3)).eval(),
+        CodePrior(6, latent_dim=(2, 3)),
+    )
     prior.logits.normal_()
     q = encoder(torch.randn(5, 4))
     kl = kl_divergence(q, prior(encoder=encoder))
@@ -489,7 +511,7 @@ ERRORS = {
     "no features": (
         lambda: GaussianEncoder(nn.Linear(3, 4), 2),
         TypeError,
-        "GaussianEncoder cannot read the number of features off a Linear: give features=",
+        "GaussianEncoder cannot read the number of features from a Linear: give features=",
     ),
     "latent_dim 0": (
         lambda: GaussianEncoder(mlp(), 0),
@@ -512,7 +534,7 @@ ERRORS = {
         "DeterministicEncoder expects latent_dim >= 1, got 0",
     ),
     "rank": (
-        lambda: LowRankGaussianEncoder(mlp(), 3, 0),
+        lambda: LowRankGaussianEncoder(mlp(), 3, rank=0),
         ValueError,
         "LowRankGaussianEncoder expects rank >= 1, got 0",
     ),
@@ -527,7 +549,7 @@ ERRORS = {
         "CategoricalEncoder expects num_classes >= 2, got 1",
     ),
     "no variables": (
-        lambda: CategoricalEncoder(mlp(), 3, 0),
+        lambda: CategoricalEncoder(mlp(), 3, num_variables=0),
         ValueError,
         "CategoricalEncoder expects latent_dim >= 1, got 3, 0",
     ),
@@ -542,17 +564,17 @@ ERRORS = {
         "CategoricalEncoder expects a finite temperature > 0, got nan",
     ),
     "one code": (
-        lambda: VectorQuantizedEncoder(mlp(), 1, 2),
+        lambda: VectorQuantizedEncoder(mlp(), num_codes=1, latent_dim=2),
         ValueError,
         "VectorQuantizedEncoder expects num_codes >= 2, got 1",
     ),
     "decay": (
-        lambda: VectorQuantizedEncoder(mlp(), 4, 2, decay=1.0),
+        lambda: VectorQuantizedEncoder(mlp(), num_codes=4, latent_dim=2, decay=1.0),
         ValueError,
         "VectorQuantizedEncoder expects 0 <= decay < 1 or None, got 1.0",
     ),
     "commitment": (
-        lambda: VectorQuantizedEncoder(mlp(), 4, 2, commitment=-1.0),
+        lambda: VectorQuantizedEncoder(mlp(), num_codes=4, latent_dim=2, commitment=-1.0),
         ValueError,
         "VectorQuantizedEncoder expects commitment and restart_below >= 0",
     ),
@@ -579,7 +601,7 @@ ERRORS = {
     "flow of other features": (
         lambda: FlowEncoder(GaussianEncoder(mlp(), 2), Flow(2, context_dim=5)),
         ValueError,
-        "conditioned on the network's 6 features or on none, got context_dim=5",
+        "expects a flow with context_dim=6, .* or 0, got context_dim=5",
     ),
     "flow of nothing": (
         lambda: Flow(0),

@@ -41,21 +41,23 @@ DECAYS = [0.9, None]
 
 def encoder(latent=(2, 3), *, decay=0.9, codes=CODES, network=None, **options):
     network = MLP(DATA, (7,), activation=nn.Tanh) if network is None else network
-    return VectorQuantizedEncoder(network, codes, latent, decay=decay, **options)
+    return VectorQuantizedEncoder(
+        network, num_codes=codes, latent_dim=latent, decay=decay, **options
+    )
 
 
 def make(latent=(2, 3), **options):
     decoder = MLP(latent, (7,), DATA, activation=nn.Tanh)
-    prior = CodePrior(options.get("codes", CODES), latent)
+    prior = CodePrior(options.get("codes", CODES), latent_dim=latent)
     return VAE(encoder(latent, **options), decoder, BernoulliLikelihood(), prior)
 
 
 def spatial():
     """CodebookCategorical of (3,) at each of 2 x 2 positions."""
     network = ConvNet((1, 8, 8), (4, 5))
-    vq = VectorQuantizedEncoder(network, CODES, (3, 2, 2), decay=0.9)
+    vq = VectorQuantizedEncoder(network, num_codes=CODES, latent_dim=(3, 2, 2), decay=0.9)
     decoder = TransposedConvNet((3, 2, 2), (1, 8, 8), (5, 4))
-    return VAE(vq, decoder, BernoulliLikelihood(), CodePrior(CODES, (3, 2, 2)))
+    return VAE(vq, decoder, BernoulliLikelihood(), CodePrior(CODES, latent_dim=(3, 2, 2)))
 
 
 def all_images():
@@ -491,7 +493,7 @@ def test_sample_given_a_context():
             return self.linear(torch.cat([x.flatten(1), context], 1))
 
     vq = encoder(network=Beside(DATA), features=DATA)
-    vae = VAE(vq, Beside(6), BernoulliLikelihood(), CodePrior(CODES, (2, 3)))
+    vae = VAE(vq, Beside(6), BernoulliLikelihood(), CodePrior(CODES, latent_dim=(2, 3)))
     x, context = binary(5, DATA), torch.randn(5, 1)
     vae(x, context)
     vae.eval()
@@ -512,7 +514,7 @@ def test_training_uses_the_codes_and_lowers_the_loss(decay):
     vq = encoder((2,), decay=decay, codes=8)
     with torch.no_grad():
         vq.codebook.add_(100)
-    vae = VAE(vq, MLP(2, (16,), DATA), GaussianLikelihood(0.5), CodePrior(8, 2))
+    vae = VAE(vq, MLP(2, (16,), DATA), GaussianLikelihood(0.5), CodePrior(8, latent_dim=2))
     trainer = Trainer(vae, ELBO(), Optimization(learning_rate=5e-3), progress=False)
     epochs = 60 if decay is None else 30  # use is averaged over 100 batches, or 10
     history = trainer.fit(x, x[:128], epochs=epochs, batch_size=64)
@@ -593,14 +595,19 @@ def test_prior_errors():
     vae = make().eval()
     with pytest.raises(ValueError, match=r"fit expects codes \(N, \*\(3,\)\), got \(5, 2\): give"):
         vae.prior.fit(torch.zeros(5, 2, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"needs the codebook of a Vector.*, got NoneType: prior"):
+    with pytest.raises(ValueError, match=r"expects the codebook of a Vector.*, got NoneType: call prior"):
         vae.prior()
     gaussian = GaussianEncoder(MLP(DATA), (2, 3))
-    wrong = VAE(gaussian, MLP((2, 3), out_shape=DATA), BernoulliLikelihood(), CodePrior(6, (2, 3)))
-    with pytest.raises(ValueError, match="got GaussianEncoder: prior"):
+    wrong = VAE(
+        gaussian,
+        MLP((2, 3), out_shape=DATA),
+        BernoulliLikelihood(),
+        CodePrior(6, latent_dim=(2, 3)),
+    )
+    with pytest.raises(ValueError, match="got GaussianEncoder: call prior"):
         wrong.check(binary(2, DATA))
     with pytest.raises(ValueError, match=r"latents \(2, 3\), got one over \(2, 4\)"):
-        VAE(encoder(), vae.decoder, BernoulliLikelihood(), CodePrior(CODES, (2, 4)))
+        VAE(encoder(), vae.decoder, BernoulliLikelihood(), CodePrior(CODES, latent_dim=(2, 4)))
     normal = VAE(encoder(), vae.decoder, BernoulliLikelihood(), StandardNormal((2, 3)))
     with pytest.raises(ValueError, match="over codes, its prior over reals"):
         normal.check(binary(2, DATA))
@@ -671,8 +678,8 @@ def test_codes_under_a_density_make_no_bound():
 @pytest.mark.parametrize("codes", [CODES - 1, CODES + 1])
 def test_prior_of_another_codebook_is_refused(codes):
     vae = make().eval()
-    vae.prior = CodePrior(codes, (2, 3))
-    with pytest.raises(ValueError, match=f"CodePrior of {codes} codes .* the encoder's {CODES}"):
+    vae.prior = CodePrior(codes, latent_dim=(2, 3))
+    with pytest.raises(ValueError, match=f"CodePrior expects num_codes={codes} .*, got {CODES}"):
         vae.check(binary(5, DATA))
 
 
@@ -686,7 +693,7 @@ def test_losses_pass_through_wrappers(kind):
         low = GaussianEncoder(MLP(DATA, (7,)), 3)
         top = encoder((2, 1), network=MLP(3, (7,)))
         up = FullGaussianEncoder(MLP((2, 1), (7,)), 3)
-        prior = CodePrior(CODES, (2, 1))
+        prior = CodePrior(CODES, latent_dim=(2, 1))
         vae = BottomUpVAE([low, top], [up], MLP(3, (7,), DATA), BernoulliLikelihood(), prior)
     output = vae.eval()(binary(5, DATA))
     assert [name for name in output.losses() if name.endswith("commitment")]
@@ -695,7 +702,7 @@ def test_losses_pass_through_wrappers(kind):
 
 def test_codes_beside_another_latent():
     both = {"codes": encoder((2, 1)), "style": GaussianEncoder(MLP(DATA, (7,)), 2)}
-    prior = JointPrior({"codes": CodePrior(CODES, (2, 1)), "style": StandardNormal(2)})
+    prior = JointPrior({"codes": CodePrior(CODES, latent_dim=(2, 1)), "style": StandardNormal(2)})
     vae = VAE(JointEncoder(both), MLP(4, (7,), DATA), BernoulliLikelihood(), prior).eval()
     x = binary(5, DATA)
     metrics = ELBO()(vae, Batch(x)).metrics
@@ -708,7 +715,7 @@ def test_frozen_posterior_of_codes_above_another_layer():
     low = GaussianEncoder(MLP(DATA, (7,)), 3)
     top = encoder((2, 1), network=MLP(3, (7,)))
     up = FullGaussianEncoder(MLP((2, 1), (7,)), 3)
-    prior = CodePrior(CODES, (2, 1))
+    prior = CodePrior(CODES, latent_dim=(2, 1))
     vae = BottomUpVAE([low, top], [up], MLP(3, (7,), DATA), BernoulliLikelihood(), prior).train()
     for _ in range(3):
         assert vae(binary(5, DATA), frozen_posterior=True).log_weight().isfinite().all()

@@ -51,13 +51,13 @@ DECAYS = [0.9, None]
 def encoder(latent=(2, 3), *, levels=LEVELS, codes=CODES, decay=0.9, network=None, **options):
     network = MLP(DATA, (7,), activation=nn.Tanh) if network is None else network
     return VectorQuantizedEncoder(
-        network, codes, latent, num_quantizers=levels, decay=decay, **options
+        network, num_codes=codes, latent_dim=latent, num_quantizers=levels, decay=decay, **options
     )
 
 
 def make(latent=(2, 3), *, levels=LEVELS, codes=CODES, **options):
     decoder = MLP(latent, (7,), DATA, activation=nn.Tanh)
-    prior = CodePrior(codes, latent, num_quantizers=levels)
+    prior = CodePrior(codes, latent_dim=latent, num_quantizers=levels)
     vq = encoder(latent, levels=levels, codes=codes, **options)
     return VAE(vq, decoder, BernoulliLikelihood(), prior)
 
@@ -67,7 +67,7 @@ def spatial(levels=2):
     latent = (3, 2, 2)
     vq = encoder(latent, levels=levels, network=ConvNet((1, 8, 8), (4, 5)))
     decoder = TransposedConvNet(latent, (1, 8, 8), (5, 4))
-    prior = CodePrior(CODES, latent, num_quantizers=levels)
+    prior = CodePrior(CODES, latent_dim=latent, num_quantizers=levels)
     return VAE(vq, decoder, BernoulliLikelihood(), prior)
 
 
@@ -173,7 +173,7 @@ def test_codebooks_of_nothing_change_nothing():
 
 
 def test_files_without_the_argument_have_one_codebook():
-    for part in (encoder((2, 3), levels=1), CodePrior(CODES, (2, 3))):
+    for part in (encoder((2, 3), levels=1), CodePrior(CODES, latent_dim=(2, 3))):
         description = describe_part(part)
         del description["config"]["num_quantizers"]
         twin = build_part(description)
@@ -398,7 +398,7 @@ def test_weights_in_training_are_finite():
 
 def test_codes_beside_another_latent():
     both = {"codes": encoder((2, 1)), "style": GaussianEncoder(MLP(DATA, (7,)), 2)}
-    codes = CodePrior(CODES, (2, 1), num_quantizers=LEVELS)
+    codes = CodePrior(CODES, latent_dim=(2, 1), num_quantizers=LEVELS)
     prior = JointPrior({"codes": codes, "style": StandardNormal(2)})
     vae = VAE(JointEncoder(both), MLP(4, (7,), DATA), BernoulliLikelihood(), prior).eval()
     metrics = ELBO(kl="sample")(vae, Batch(binary(5, DATA))).metrics
@@ -471,7 +471,7 @@ def test_log_prob_of_draws_tells_equal_sums_apart():
 
 
 def test_kl_is_the_surprise_of_all_codes():
-    vq, prior = encoder().eval(), CodePrior(CODES, (2, 3), num_quantizers=LEVELS)
+    vq, prior = encoder().eval(), CodePrior(CODES, latent_dim=(2, 3), num_quantizers=LEVELS)
     prior.logits.normal_()
     q, p = vq(torch.randn(7, DATA)), prior(encoder=vq)
     each = prior.logits.log_softmax(0)
@@ -490,7 +490,7 @@ def test_contracts(decay, latent):
     vq = encoder(latent, levels=2, decay=decay)
     with torch.no_grad():  # sums of float32 numbers that are the same in float64
         vq.codebook.mul_(256).round_().div_(256)
-    prior = CodePrior(CODES, latent, num_quantizers=2)
+    prior = CodePrior(CODES, latent_dim=latent, num_quantizers=2)
     prior.logits.normal_()
     check_encoder(vq, torch.randn(5, DATA), prior=prior, spread=0.0)
 
@@ -520,7 +520,7 @@ def test_two_levels_reconstruct_digits_better_than_one():
         torch.manual_seed(0)
         vq = encoder(latent, levels=levels, codes=16, network=ConvNet((1, 8, 8), (16, 32)))
         decoder = TransposedConvNet(latent, (1, 8, 8), (32, 16))
-        prior = CodePrior(16, latent, num_quantizers=levels)
+        prior = CodePrior(16, latent_dim=latent, num_quantizers=levels)
         vae = VAE(vq, decoder, GaussianLikelihood(0.1), prior)
         trainer = Trainer(vae, ELBO(), Optimization(learning_rate=5e-3), progress=False)
         trainer.fit(x[:1400], epochs=10, batch_size=64)
@@ -558,16 +558,16 @@ def test_errors():
         with pytest.raises(
             ValueError, match=f"CodePrior expects num_quantizers >= 1, got {levels}"
         ):
-            CodePrior(CODES, 2, num_quantizers=levels)
+            CodePrior(CODES, latent_dim=2, num_quantizers=levels)
     vae, x = make().eval(), binary(5, DATA)
     message = "CodePrior.fit expects codes (N, *(3, 3)), got (5, 3): give vae.encode(x).codes"
     with pytest.raises(ValueError, match=re.escape(message)):
         vae.prior.fit(torch.zeros(5, 3, dtype=torch.long))
     for levels in (1, 2):
-        vae.prior = CodePrior(CODES, (2, 3), num_quantizers=levels)
-        message = f"num_quantizers={levels} does not fit the encoder's 3: give both the same"
+        vae.prior = CodePrior(CODES, latent_dim=(2, 3), num_quantizers=levels)
+        message = f"num_quantizers={levels} from the encoder, got 3: give both the same"
         with pytest.raises(ValueError, match=message):
             vae.check(x)
-    vae.prior = CodePrior(CODES + 1, (2, 3), num_quantizers=LEVELS)
-    with pytest.raises(ValueError, match="CodePrior of 5 codes does not fit the encoder's 4"):
+    vae.prior = CodePrior(CODES + 1, latent_dim=(2, 3), num_quantizers=LEVELS)
+    with pytest.raises(ValueError, match="CodePrior expects num_codes=5 from the encoder, got 4"):
         vae.check(x)

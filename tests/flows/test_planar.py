@@ -452,7 +452,7 @@ def test_encoders_that_are_refused(kind):
     encoder = GaussianEncoder(MLP(4, hidden=(6,)), 3)
     with pytest.raises(ValueError, match="FlowEncoder expects an encoder of vectors of 2"):
         FlowEncoder(encoder, kind(2))
-    with pytest.raises(ValueError, match="features or on none, got context_dim=5"):
+    with pytest.raises(ValueError, match="features of the network, or 0, got context_dim=5"):
         FlowEncoder(encoder, kind(3, context_dim=5))
     for owner in (lambda: FlowEncoder(encoder, nn.Tanh()), lambda: FlowPrior(nn.Tanh())):
         with pytest.raises(TypeError, match=r"expects a flow such as Flow\(dim\), got a Tanh"):

@@ -594,7 +594,7 @@ def test_priors_given_a_context(cls, kind):
         prior = GaussianPrior(top)
     else:
         shape = (3,) if cls is BottomUpVAE else (DATA,)
-        prior = VampPrior(top, shape, 4, context_shape=(context,))
+        prior = VampPrior(top, input_shape=shape, num_components=4, context_shape=(context,))
     vae = make(cls, 2, prior=prior, context=context)
     vae(x, c, num_samples=3).log_weight().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in prior.parameters())
@@ -608,7 +608,7 @@ def test_priors_given_a_context(cls, kind):
 
 def test_vamp_prior_is_a_mixture_of_top_posteriors(cls):
     inputs = (3,) if cls is BottomUpVAE else (DATA,)
-    prior = VampPrior(2, inputs, 4, learned_weights=True)
+    prior = VampPrior(2, input_shape=inputs, num_components=4, learned_weights=True)
     vae, (x, _) = make(cls, 2, prior=prior), data()
     with torch.no_grad():
         prior.inputs.normal_()
@@ -647,7 +647,7 @@ def test_vamp_prior_from_data(cls, tmp_path):
 def test_sticking_the_landing_keeps_the_priors_gradient(cls):
     """A prior made of the encoder has a gradient in the encoder of its own."""
     shape = (3,) if cls is BottomUpVAE else (DATA,)
-    vae, (x, _) = make(cls, 2, prior=VampPrior(2, shape, 3)), data()
+    vae, (x, _) = make(cls, 2, prior=VampPrior(2, input_shape=shape, num_components=3)), data()
     grads = []
     for frozen in (False, True):
         torch.manual_seed(2)

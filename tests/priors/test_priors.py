@@ -38,12 +38,12 @@ from tinyvae.priors import (
     CategoricalPrior,
     CodePrior,
     ConditionalPrior,
+    FittedPrior,
     FlowPrior,
     FullGaussianPrior,
     GaussianPrior,
     GumbelSoftmaxPrior,
     JointPrior,
-    LatentDensity,
     MixturePrior,
     SphereUniformPrior,
     StandardLaplace,
@@ -79,11 +79,11 @@ def flow(dim, **options):
 def fitted(density, steps=5):
     dim = density.latent_shape.numel()
     z = torch.randn(200, dim).exp() @ torch.randn(dim, dim)
-    return LatentDensity.fit(z.reshape(-1, *density.latent_shape), density, steps=steps)
+    return FittedPrior.fit(z.reshape(-1, *density.latent_shape), density, steps=steps)
 
 
 def fitted_codes():
-    prior = CodePrior(6, (2, 3))
+    prior = CodePrior(6, latent_dim=(2, 3))
     prior.fit(torch.randint(3, (20, 3)))
     return prior
 
@@ -105,22 +105,28 @@ PRIORS = {
     "gaussian": (lambda: GaussianPrior(2), None),
     "gaussian, spatial": (lambda: GaussianPrior((2, 3, 1)), None),
     "full gaussian": (lambda: FullGaussianPrior(3), None),
-    "mixture": (lambda: MixturePrior(2, 3), None),
-    "mixture, 1 of 1": (lambda: MixturePrior(1, 2), NUMBERS),
-    "mixture, spatial": (lambda: MixturePrior((2, 1, 1), 3), None),
+    "mixture": (lambda: MixturePrior(2, num_components=3), None),
+    "mixture, 1 of 1": (lambda: MixturePrior(1, num_components=2), NUMBERS),
+    "mixture, spatial": (lambda: MixturePrior((2, 1, 1), num_components=3), None),
     "categorical": (lambda: CategoricalPrior(4), None),
-    "categorical, learned": (lambda: CategoricalPrior(3, (2, 2), learned=True), None),
+    "categorical, learned": (lambda: CategoricalPrior(3, num_variables=(2, 2), learned=True), None),
     "gumbel-softmax": (lambda: GumbelSoftmaxPrior(3), None),
     "gumbel-softmax, learned": (
-        lambda: GumbelSoftmaxPrior(2, 2, temperature=0.8, learned=True),
+        lambda: GumbelSoftmaxPrior(2, num_variables=2, temperature=0.8, learned=True),
         None,
     ),
     "codes, of one position": (
-        lambda: (CodePrior(6, (2, 1)), VectorQuantizedEncoder(mlp(), 6, (2, 1))),
+        lambda: (
+            CodePrior(6, latent_dim=(2, 1)),
+            VectorQuantizedEncoder(mlp(), num_codes=6, latent_dim=(2, 1)),
+        ),
         None,
     ),
     "codes, fitted": (
-        lambda: (fitted_codes(), VectorQuantizedEncoder(mlp(), 6, (2, 3), decay=None)),
+        lambda: (
+            fitted_codes(),
+            VectorQuantizedEncoder(mlp(), num_codes=6, latent_dim=(2, 3), decay=None),
+        ),
         None,
     ),
     "joint": (
@@ -158,7 +164,7 @@ PRIORS = {
     "flow, coupling": (lambda: flow(3, coupling=True, transforms=2), None),
     "flow, of numbers": (lambda: flow(2, context_dim=3), NUMBERS),
     "vamp": (lambda: vamp_of(gaussian(), num_components=3), None),
-    "vamp, random": (lambda: (VampPrior(2, 4, 3), gaussian()), None),
+    "vamp, random": (lambda: (VampPrior(2, input_shape=4, num_components=3), gaussian()), None),
     "vamp, all data": (lambda: vamp_of(gaussian(1), num_components=9), None),
     "vamp, learned weights": (
         lambda: vamp_of(gaussian(), num_components=3, learned_weights=True),
@@ -179,10 +185,10 @@ PRIORS = {
     ),
     "vamp, spherical": (lambda: vamp_of(PowerSphericalEncoder(mlp(), 2), num_components=3), None),
     "fitted full gaussian": (lambda: fitted(FullGaussianPrior(3)), None),
-    "fitted mixture": (lambda: fitted(MixturePrior((2, 1), 2)), None),
+    "fitted mixture": (lambda: fitted(MixturePrior((2, 1), num_components=2)), None),
     "fitted gaussian": (lambda: fitted(GaussianPrior(2)), None),
     "fitted flow": (lambda: fitted(flow(2, transforms=1)), NUMBERS),
-    "density, not fitted": (lambda: LatentDensity(MixturePrior(1, 2)), None),
+    "density, not fitted": (lambda: FittedPrior(MixturePrior(1, num_components=2)), None),
 }
 
 
@@ -231,7 +237,7 @@ def test_standard_normal_reads_no_context():
 
 
 def test_mixture_is_its_formula():
-    prior, z = MixturePrior(2, 3), torch.randn(7, 2)
+    prior, z = MixturePrior(2, num_components=3), torch.randn(7, 2)
     for parameter in prior.parameters():
         nn.init.normal_(parameter)
     weights = prior.logits.softmax(0)
@@ -328,7 +334,7 @@ def skewed(rows=300, dim=3):
 
 def test_full_gaussian_is_fitted_to_the_moments():
     z = skewed()
-    p = LatentDensity.fit(z, FullGaussianPrior(3))()
+    p = FittedPrior.fit(z, FullGaussianPrior(3))()
     covariance = torch.from_numpy(np.cov(z.numpy().T, ddof=0))
     torch.testing.assert_close(p.mean, z.mean(0), rtol=0, atol=1e-10)
     factor = p.scale[:, None] * p.base.scale_tril
@@ -350,7 +356,7 @@ def test_expectation_maximization_never_falls():
     z, likelihoods = clusters(), []
     for steps in range(1, 25):
         torch.manual_seed(3)
-        fit = LatentDensity.fit(z, MixturePrior(2, 3), steps=steps)
+        fit = FittedPrior.fit(z, MixturePrior(2, num_components=3), steps=steps)
         likelihoods.append(fit().log_prob(z).mean())
     rises = torch.stack(likelihoods).diff()
     assert (rises > -1e-10).all()
@@ -365,7 +371,7 @@ def test_expectation_maximization_finds_what_sklearn_does():
     got = []
     for seed in range(8):
         torch.manual_seed(seed)
-        fit = LatentDensity.fit(z, MixturePrior(2, 3))
+        fit = FittedPrior.fit(z, MixturePrior(2, num_components=3))
         got.append(fit().log_prob(z).mean().item())
     assert max(got) == pytest.approx(best, abs=0.01)
     assert all(value < best + 0.01 for value in got)
@@ -374,15 +380,15 @@ def test_expectation_maximization_finds_what_sklearn_does():
 @pytest.mark.parametrize("density", [lambda: flow(2), lambda: GaussianPrior(2)])
 def test_other_densities_are_fitted_by_gradient(density):
     z = skewed(dim=2)
-    before = LatentDensity.fit(z, density(), steps=1, learning_rate=0.0)().log_prob(z).mean()
-    after = LatentDensity.fit(z, density(), steps=60, learning_rate=1e-2)().log_prob(z).mean()
+    before = FittedPrior.fit(z, density(), steps=1, learning_rate=0.0)().log_prob(z).mean()
+    after = FittedPrior.fit(z, density(), steps=60, learning_rate=1e-2)().log_prob(z).mean()
     # Standardized data leave nothing to a Gaussian of independent elements.
     assert after > before + 0.3 if isinstance(density(), FlowPrior) else after > before - 1e-2
 
 
 FITS = {
     "full gaussian": lambda: FullGaussianPrior(2),
-    "mixture": lambda: MixturePrior(2, 2),
+    "mixture": lambda: MixturePrior(2, num_components=2),
     "flow": lambda: flow(2),
 }
 
@@ -391,7 +397,7 @@ FITS = {
 def test_what_was_fitted_is_saved(name, tmp_path):
     vae = VAE(DeterministicEncoder(mlp(), 2), MLP(2, out_shape=4), BernoulliLikelihood())
     z = vae.encode(torch.rand(50, 4)).sample()
-    vae.prior = LatentDensity.fit(z, FITS[name](), steps=3)
+    vae.prior = FittedPrior.fit(z, FITS[name](), steps=3)
     assert not any(p.requires_grad for p in vae.prior.parameters())
     vae.save(tmp_path / "vae.safetensors")
     twin = VAE.load(tmp_path / "vae.safetensors")
@@ -417,7 +423,7 @@ def sampling(prior, context, encoder=None):
 GIVEN = {
     "standard normal": (lambda: StandardNormal(2), NUMBERS),
     "standard normal, classes": (lambda: StandardNormal(2), CLASSES),
-    "mixture, classes": (lambda: MixturePrior(2, 3), CLASSES),
+    "mixture, classes": (lambda: MixturePrior(2, num_components=3), CLASSES),
 } | {name: PRIORS[name] for name, (_, context) in PRIORS.items() if context is not None}
 
 
@@ -441,8 +447,8 @@ def test_conditional_prior_is_the_encoder_of_the_context():
 
 
 def test_codes_without_positions_are_drawn():
-    encoder = VectorQuantizedEncoder(mlp(), 6, 2)
-    assert CodePrior(6, 2)(encoder=encoder).sample((5,)).shape == (5, 2)
+    encoder = VectorQuantizedEncoder(mlp(), num_codes=6, latent_dim=2)
+    assert CodePrior(6, latent_dim=2)(encoder=encoder).sample((5,)).shape == (5, 2)
 
 
 def test_joint_of_a_conditional_and_another_prior_is_drawn():
@@ -454,7 +460,7 @@ def test_joint_of_a_conditional_and_another_prior_is_drawn():
 
 def test_joint_of_a_prior_that_is_made_of_posteriors():
     encoder = JointEncoder({"a": gaussian()})
-    JointPrior({"a": VampPrior(2, 4, 3)})(encoder=encoder).sample((3,))
+    JointPrior({"a": VampPrior(2, input_shape=4, num_components=3)})(encoder=encoder).sample((3,))
 
 
 def test_joint_parts_are_in_one_order():
@@ -474,7 +480,7 @@ ERRORS = {
     ),
     "sphere of maps": (lambda: SphereUniformPrior((2, 2)), ValueError, r"2 or more, got \(2, 2\)"),
     "no component": (
-        lambda: MixturePrior(2, 0),
+        lambda: MixturePrior(2, num_components=0),
         ValueError,
         "MixturePrior expects num_components >= 1, got 0",
     ),
@@ -489,7 +495,7 @@ ERRORS = {
         "GumbelSoftmaxPrior expects temperature > 0, got 0.0",
     ),
     "no pseudo-input": (
-        lambda: VampPrior(2, 4, 0),
+        lambda: VampPrior(2, input_shape=4, num_components=0),
         ValueError,
         "VampPrior expects num_components >= 1, got 0",
     ),
@@ -499,9 +505,9 @@ ERRORS = {
         "at least num_components = 5 examples.* got 3: give more, or num_components=3",
     ),
     "vamp without encoder": (
-        lambda: VampPrior(2, 4, 3)(),
+        lambda: VampPrior(2, input_shape=4, num_components=3)(),
         ValueError,
-        r"posteriors of an encoder: prior\(encoder=vae.encoder\)",
+        r"VampPrior expects an encoder, got None: call prior\(encoder=vae.encoder\)",
     ),
     "conditional on a network": (
         lambda: ConditionalPrior(mlp()),
@@ -511,12 +517,12 @@ ERRORS = {
     "conditional on nothing": (
         lambda: ConditionalPrior(gaussian())(),
         ValueError,
-        "ConditionalPrior got no context: give it, context=",
+        "ConditionalPrior expects a context, got None: give context=",
     ),
     "flow of nothing": (
         lambda: flow(2, context_dim=3)(),
         ValueError,
-        "FlowPrior with context_dim got no context: give it, context=",
+        r"FlowPrior expects a context \(B, 3\), got None: give context=",
     ),
     "joint of nothing": (lambda: JointPrior({}), TypeError, r"expects priors by name, got \{\}"),
     "joint of encoders": (
@@ -525,29 +531,29 @@ ERRORS = {
         "JointPrior expects priors by name, got .*GaussianEncoder",
     ),
     "codes without codebook": (
-        lambda: CodePrior(6, 2)(encoder=gaussian()),
+        lambda: CodePrior(6, latent_dim=2)(encoder=gaussian()),
         ValueError,
-        r"codebook of a VectorQuantizedEncoder, got GaussianEncoder: prior\(encoder=vae.encoder\)",
+        r"codebook of a VectorQuantizedEncoder, got GaussianEncoder: call prior\(encoder=vae.encoder\)",
     ),
     "other codes": (
-        lambda: CodePrior(6, (2, 3)).fit(torch.zeros(5, 2, dtype=torch.long)),
+        lambda: CodePrior(6, latent_dim=(2, 3)).fit(torch.zeros(5, 2, dtype=torch.long)),
         ValueError,
         r"expects codes \(N, \*\(3,\)\), got \(5, 2\): give vae.encode\(x\).codes",
     ),
     "latents of another shape": (
-        lambda: LatentDensity.fit(torch.randn(9, 3), GaussianPrior(2)),
+        lambda: FittedPrior.fit(torch.randn(9, 3), GaussianPrior(2)),
         ValueError,
         r"two or more latents \(N, \*\(2,\)\), got \(9, 3\): z = vae.encode\(x\).sample",
     ),
     "one latent": (
-        lambda: LatentDensity.fit(torch.randn(1, 2), GaussianPrior(2)),
+        lambda: FittedPrior.fit(torch.randn(1, 2), GaussianPrior(2)),
         ValueError,
         r"two or more latents .* got \(1, 2\)",
     ),
     "a constant": (
-        lambda: LatentDensity.fit(torch.ones(9, 2), GaussianPrior(2)),
+        lambda: FittedPrior.fit(torch.ones(9, 2), GaussianPrior(2)),
         ValueError,
-        "of which a dimension never varies",
+        "expects latents that vary in every dimension, got a constant",
     ),
 }
 
@@ -601,7 +607,12 @@ def test_vamp_refuses_to_start_from_missing_values():
 
 
 def test_a_prior_that_cannot_be_made_is_not_called_an_encoder():
-    vae = VAE(gaussian(), MLP(2, out_shape=4), BernoulliLikelihood(), VampPrior(2, 7, 3))
+    vae = VAE(
+        gaussian(),
+        MLP(2, out_shape=4),
+        BernoulliLikelihood(),
+        VampPrior(2, input_shape=7, num_components=3),
+    )
     with pytest.raises(ValueError, match="the prior cannot be made of context and encoder"):
         vae.check(torch.zeros(2, 4))
 
@@ -610,7 +621,7 @@ def test_a_prior_that_cannot_be_made_is_not_called_an_encoder():
     "description",
     [
         {"part": "FlowPrior", "config": {"flow": 5}},
-        {"part": "LatentDensity", "config": {"density": 5}},
+        {"part": "FittedPrior", "config": {"density": 5}},
         {
             "part": "JointPrior",
             "config": {"priors": [["training", describe_part(StandardNormal(1))]]},

@@ -43,7 +43,7 @@ from tinyvae.likelihoods import (
     StudentTLikelihood,
     ZeroInflatedLikelihood,
 )
-from tinyvae.priors import CategoricalPrior, ConditionalPrior, GaussianPrior, LatentDensity
+from tinyvae.priors import CategoricalPrior, ConditionalPrior, FittedPrior, GaussianPrior
 from tinyvae.testing import ContractError, cases, check_encoder, check_likelihood, check_prior
 
 
@@ -529,7 +529,7 @@ class NoShape(GaussianPrior):
         self.latent_shape = 2
 
 
-class WrongJacobian(LatentDensity):
+class WrongJacobian(FittedPrior):
     """Standardizes, and forgets the units."""
 
     def forward(self, context=None, *, encoder=None):

@@ -98,7 +98,7 @@ class Distribution(ABC):
         return f"{type(self).__name__}(batch_shape={batch}, event_shape={event})"
 
 
-class Wrapper(Distribution):
+class Wrapper(Distribution, ABC):
     """A distribution that forwards to another one, to override in part.
 
     :meth:`sample_and_log_prob` is not forwarded, because a subclass may change ``sample`` or

@@ -79,10 +79,14 @@ class VectorQuantizedEncoder(RunningStatistics, NetworkEncoder):
         arXiv:2208.04554 (there each code has its own codebook on the next level).
 
     Example:
-        >>> encoder = VectorQuantizedEncoder(ConvNet((1, 28, 28)), 64, latent_dim=(16, 7, 7))
+        >>> encoder = VectorQuantizedEncoder(
+        ...     ConvNet((1, 28, 28)), num_codes=64, latent_dim=(16, 7, 7)
+        ... )
         >>> encoder(torch.zeros(5, 1, 28, 28)).codes.shape
         torch.Size([5, 7, 7])
-        >>> encoder = VectorQuantizedEncoder(MLP(4, hidden=(8,)), 16, 2, num_quantizers=3)
+        >>> encoder = VectorQuantizedEncoder(
+        ...     MLP(4, hidden=(8,)), num_codes=16, latent_dim=2, num_quantizers=3
+        ... )
         >>> encoder(torch.zeros(5, 4)).codes.shape
         torch.Size([5, 3])
     """
@@ -93,9 +97,9 @@ class VectorQuantizedEncoder(RunningStatistics, NetworkEncoder):
     def __init__(
         self,
         network: nn.Module,
+        *,
         num_codes: int,
         latent_dim: int | Sequence[int],
-        *,
         num_quantizers: int = 1,
         commitment: float = 0.25,
         decay: float | None = 0.99,

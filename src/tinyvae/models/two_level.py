@@ -42,7 +42,7 @@ class TwoLevelVAE(DecoderModel):
         ...     generator=GaussianEncoder(MLP(2, (8,)), 3),
         ...     decoder=MLP(3 + 2, (8,), out_shape=4),
         ...     likelihood=BernoulliLikelihood(),
-        ...     prior=VampPrior(2, 4, num_components=5),
+        ...     prior=VampPrior(2, input_shape=4, num_components=5),
         ... )
         >>> [(term.name, tuple(term.z.shape)) for term in vae(x).latents]
         [('z1', (1, 8, 3)), ('z2', (1, 8, 2))]
