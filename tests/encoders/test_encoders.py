@@ -338,7 +338,7 @@ def test_full_covariance_is_what_the_head_says():
 
 
 def test_low_rank_covariance_is_what_the_head_says():
-    encoder, x = of_identity(LowRankGaussianEncoder, 4, 2)
+    encoder, x = of_identity(LowRankGaussianEncoder, 4, rank=2)
     z = torch.randn(4, 4)
     for row, params in enumerate(head_of(encoder, x).reshape(4, 4, 4)):
         mean, log_std, factor = params[0], params[1], params[2:].T
@@ -356,11 +356,11 @@ def test_point_is_what_the_head_says():
 
 
 def test_logits_are_what_the_head_says():
-    encoder, x = of_identity(CategoricalEncoder, 3, 2, temperature=0.3)
+    encoder, x = of_identity(CategoricalEncoder, 3, num_variables=2, temperature=0.3)
     logits = head_of(encoder, x).reshape(4, 3, 2)
     assert_equal(encoder(x).mean, scipy.special.softmax(logits, 1))
     assert encoder(x).temperature == 0.3
-    relaxed, x = of_identity(GumbelSoftmaxEncoder, 3, 2, temperature=0.3)
+    relaxed, x = of_identity(GumbelSoftmaxEncoder, 3, num_variables=2, temperature=0.3)
     softmax = scipy.special.softmax(head_of(relaxed, x).reshape(4, 3, 2) / 0.3, 1)
     assert_equal(relaxed(x).point_estimate(), softmax)
 
@@ -380,7 +380,7 @@ def test_direction_and_concentration_are_what_the_head_says():
 
 @pytest.mark.parametrize("decay", [None, 0.99])
 def test_codes_are_the_nearest_ones(decay):
-    encoder, x = of_identity(VectorQuantizedEncoder, 5, (2, 3), decay=decay)
+    encoder, x = of_identity(VectorQuantizedEncoder, num_codes=5, latent_dim=(2, 3), decay=decay)
     q = encoder.eval()(x)
     outputs = head_of(encoder, x).reshape(4, 2, 3)
     codebook = encoder.codebook.detach().numpy()

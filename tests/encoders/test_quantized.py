@@ -595,7 +595,9 @@ def test_prior_errors():
     vae = make().eval()
     with pytest.raises(ValueError, match=r"fit expects codes \(N, \*\(3,\)\), got \(5, 2\): give"):
         vae.prior.fit(torch.zeros(5, 2, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"expects the codebook of a Vector.*, got NoneType: call prior"):
+    with pytest.raises(
+        ValueError, match=r"expects the codebook of a Vector.*, got NoneType: call prior"
+    ):
         vae.prior()
     gaussian = GaussianEncoder(MLP(DATA), (2, 3))
     wrong = VAE(

@@ -439,11 +439,11 @@ def test_sizes_that_are_refused(kind, arguments, message):
 
 @kinds
 def test_contexts_that_are_refused(kind):
-    with pytest.raises(ValueError, match=r"context_dim=2 got a context of 0 values: give it as"):
+    with pytest.raises(ValueError, match=r"context_dim=2 expects a context of as many values, got 0"):
         kind(2, context_dim=2)()
-    with pytest.raises(ValueError, match=r"context_dim=2 got a context of 3 values: give it as"):
+    with pytest.raises(ValueError, match=r"context_dim=2 expects a context of as many values, got 3"):
         kind(2, context_dim=2)(torch.zeros(5, 3))
-    with pytest.raises(ValueError, match=r"context_dim=0 got a context of 3 values: give it as"):
+    with pytest.raises(ValueError, match=r"context_dim=0 expects a context of as many values, got 3"):
         kind(2)(torch.zeros(5, 3))
 
 

@@ -476,9 +476,13 @@ ERRORS = {
     "sphere of numbers": (
         lambda: SphereUniformPrior(1),
         ValueError,
-        r"SphereUniformPrior expects vectors of 2 or more, got \(1,\)",
+        r"SphereUniformPrior expects a vector of 2 or more coordinates, got \(1,\)",
     ),
-    "sphere of maps": (lambda: SphereUniformPrior((2, 2)), ValueError, r"2 or more, got \(2, 2\)"),
+    "sphere of maps": (
+        lambda: SphereUniformPrior((2, 2)),
+        ValueError,
+        r"2 or more coordinates, got \(2, 2\)",
+    ),
     "no component": (
         lambda: MixturePrior(2, num_components=0),
         ValueError,

@@ -48,7 +48,14 @@ class Distribution(ABC):
 
     @abstractmethod
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log density or mass of ``value`` ``(*S, *batch, *event)``, ``(*S, *batch)``, nats."""
+        """Return the log density or mass of values, nats.
+
+        Args:
+            value: ``(*S, *batch, *event)``.
+
+        Returns:
+            ``(*S, *batch)``.
+        """
 
     @abstractmethod
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -68,7 +75,7 @@ class Distribution(ABC):
         return sum_last(self.log_prob(value), ndim)
 
     def elementwise_log_prob(self, value: Tensor) -> Tensor:
-        """Return the log density of each element of ``value``, ``(*S, *batch, *event)``, nats.
+        """Return the log density of each element of ``value`` ``(*S, *batch, *event)``, nats.
 
         Raises:
             TypeError: If the elements are not independent.

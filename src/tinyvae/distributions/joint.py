@@ -20,7 +20,8 @@ class TabularDistribution(Distribution):
     Example:
         >>> numbers = Normal(torch.zeros(5, 2), torch.zeros(5, 2))
         >>> flags = Bernoulli(torch.zeros(5, 1))
-        >>> TabularDistribution([numbers, flags], [torch.tensor([0, 2]), torch.tensor([1])]).sample().shape
+        >>> positions = [torch.tensor([0, 2]), torch.tensor([1])]
+        >>> TabularDistribution([numbers, flags], positions).sample().shape
         torch.Size([5, 3])
     """
 

@@ -23,7 +23,8 @@ class FullNormal(Distribution):
     Args:
         mean: :math:`\mu`, ``(*batch, D)``.
         log_diagonal: :math:`\log L_{ii}`, ``(*batch, D)``.
-        lower: Of which what is below the diagonal is :math:`L`'s, ``(*batch, D, D)``.
+        lower: Matrix ``(*batch, D, D)`` with the entries of :math:`L` below the diagonal. Its other
+            entries are ignored.
 
     Example:
         >>> p = FullNormal(torch.zeros(2), torch.zeros(2), torch.tensor([[0.0, 0.0], [3.0, 0.0]]))
@@ -43,7 +44,7 @@ class FullNormal(Distribution):
         return self._mean.expand(self.batch_shape + self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density, nats."""
+        """Return the log density, nats."""
         difference = (value - self._mean).unsqueeze(-1)
         standardized = torch.linalg.solve_triangular(self.scale_tril, difference, upper=False)
         square: Tensor = standardized.squeeze(-1).square().sum(-1)
@@ -60,11 +61,11 @@ class FullNormal(Distribution):
 
 
 class LowRankNormal(Distribution):
-    r"""Normal distribution of a vector that varies mostly along a few directions.
+    r"""Normal distribution of a vector with a low-rank plus diagonal covariance.
 
     .. math:: \Sigma = W W^\top + \operatorname{diag} \sigma^2
 
-    Densities take :math:`O(D r^2)`, by the determinant and inverse of
+    Densities take :math:`O(D r^2)` operations, with the determinant and the inverse of
     :math:`C = I + W^\top \operatorname{diag}(\sigma^{-2}) W`, ``(r, r)``.
 
     Args:
@@ -85,7 +86,7 @@ class LowRankNormal(Distribution):
         self._scaled = factor * torch.exp(-log_std).unsqueeze(-1)  # U, (*batch, D, r)
         identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
         stacked = torch.cat([identity.expand(*self._scaled.shape[:-2], -1, -1), self._scaled], -2)
-        # C = I + U' U = R' R, without the square of U's condition.
+        # C = I + U' U = R' R. A QR decomposition does not square the condition number of U.
         self._root = torch.linalg.qr(stacked).R
 
     @property
@@ -95,15 +96,15 @@ class LowRankNormal(Distribution):
 
     @property
     def log_det_excess(self) -> Tensor:
-        """Log determinant of the covariance above that of its diagonal part, ``(*batch)``."""
+        """Log determinant of the covariance minus that of its diagonal part, ``(*batch)``."""
         log_diagonal: Tensor = self._root.diagonal(dim1=-2, dim2=-1).abs().log()
         return 2 * log_diagonal.sum(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density, nats."""
+        """Return the log density, nats."""
         standardized = (value - self._mean) * torch.exp(-self.log_std)
-        # With s standardized and a = C^-1 U' s, the square s' (I + U U')^-1 s is |s - U a|^2 +
-        # |a|^2, where nothing cancels.
+        # With s the standardized value and a = C^-1 U' s, the quadratic form s' (I + U U')^-1 s is
+        # |s - U a|^2 + |a|^2, a sum without cancellation.
         with autocast_disabled(standardized):
             along = self._scaled.mT @ standardized.unsqueeze(-1)  # (..., r, 1)
             along = torch.linalg.solve_triangular(self._root.mT, along, upper=False)

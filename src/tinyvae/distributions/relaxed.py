@@ -1,4 +1,4 @@
-"""Classes as latents: draws through which gradients pass."""
+"""Distributions of classes whose draws carry gradients."""
 
 import math
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from tinyvae.distributions.special import gumbel_race
 
 
 class StraightThrough(OneHotDistribution):
-    r"""Categorical distribution of one-hot values, with a stand-in for their gradients.
+    r"""Categorical distribution of one-hot values with approximate gradients of draws.
 
-    Draws are exactly one-hot and exactly of this distribution; their gradient is that of
-    :math:`\operatorname{softmax}((\ell + g) / \tau)` with the same Gumbel noise g. So what is
-    reported is exact, and only the gradient through the draws is biased.
+    Draws are exactly one-hot and follow exactly this distribution. Their gradient is that of
+    :math:`\operatorname{softmax}((\ell + g) / \tau)` with the same Gumbel noise g. Reported values
+    are therefore exact, and only the gradient through the draws is biased.
 
     Args:
         logits: :math:`\ell`, ``(*batch, C, *E)``.
         event_ndim: Number of dimensions of ``(C, *E)``.
-        temperature: :math:`\tau`: lower ones have less bias and more variance.
+        temperature: :math:`\tau`. Lower values have less bias and more variance.
 
     References:
         Jang, Gu, Poole (2017). Categorical Reparameterization with Gumbel-Softmax.
@@ -38,7 +38,7 @@ class StraightThrough(OneHotDistribution):
         self.temperature = temperature
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw one-hot values, with the gradient of relaxed ones."""
+        """Draw one-hot values with the gradients of relaxed draws."""
         scores = -gumbel_race(self.logits, sample_shape)  # logits plus Gumbel noise
         soft = (scores / self.temperature).softmax(self.dim)
         winner = scores.argmax(self.dim, keepdim=True)
@@ -47,7 +47,7 @@ class StraightThrough(OneHotDistribution):
 
 
 class GumbelSoftmax(Distribution):
-    r"""Gumbel-softmax (Concrete) distribution on the inside of the simplex.
+    r"""Gumbel-softmax (Concrete) distribution inside the simplex.
 
     .. math:: x = \operatorname{softmax}((\ell + g) / \tau), \qquad
         p(x) = \Gamma(C)\, \tau^{C - 1} \prod_c \frac{e^{\ell_c}}{x_c^{\tau + 1}}
@@ -56,8 +56,8 @@ class GumbelSoftmax(Distribution):
     Args:
         logits: :math:`\ell`, ``(*batch, C, *E)``.
         event_ndim: Number of dimensions of ``(C, *E)``.
-        temperature: :math:`\tau > 0`. In float32 at least 0.3: below, coordinates vanish whose
-            logarithms the density needs.
+        temperature: :math:`\tau > 0`, in float32 at least 0.3. At lower values, coordinates
+            underflow whose logarithms the density needs.
 
     Raises:
         ValueError: If the temperature is too low for the precision.
@@ -77,7 +77,7 @@ class GumbelSoftmax(Distribution):
         if temperature < 0.3 and logits.dtype != torch.float64:
             raise ValueError(
                 f"GumbelSoftmax expects a temperature >= 0.3 in {logits.dtype}, got {temperature}: "
-                "lower ones need float64, or discrete latents (CategoricalEncoder)"
+                "use float64, or discrete latents (CategoricalEncoder)"
             )
         self.logits = logits
         self.dim = -event_ndim
@@ -91,11 +91,11 @@ class GumbelSoftmax(Distribution):
         return torch.full_like(self.logits, math.nan)
 
     def point_estimate(self, weights: Tensor | None = None) -> Tensor:
-        """What a draw without noise is."""
+        """Return the value of a draw without noise."""
         return pooled(self._inside(self.logits), weights)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density with respect to all but one of the coordinates, summed over E, nats."""
+        """Return the log density over all coordinates except one, summed over E, nats."""
         num_classes, tau = self.event_shape[0], self.temperature
         log_value = value.log()
         scores = self.logits - tau * log_value
@@ -108,7 +108,7 @@ class GumbelSoftmax(Distribution):
         return each.flatten(self.dim + 1).sum(-1) if self.dim < -1 else each
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw by reparameterization; no coordinate is zero, where there is no density."""
+        """Draw by reparameterization. No coordinate is zero, because the density ends there."""
         return self._inside(-gumbel_race(self.logits, sample_shape))
 
     def _inside(self, scores: Tensor) -> Tensor:

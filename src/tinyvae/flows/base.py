@@ -12,7 +12,7 @@ from tinyvae.core.configurable import Configurable
 from tinyvae.distributions import Distribution
 from tinyvae.distributions.special import autocast_disabled
 
-# What a file may make a reader allocate before its weights have been compared.
+# Limits on the memory that a model file can make its reader allocate before weights are compared.
 MOST_WEIGHTS = 100_000_000
 MOST_TRANSFORMS = 100
 
@@ -21,14 +21,14 @@ class Bijection(Protocol):
     """An invertible map of vectors ``(..., D)``, smooth almost everywhere."""
 
     def __call__(self, value: Tensor, /) -> Tensor:
-        """Return where ``value`` is mapped to."""
+        """Return the image of ``value``."""
 
     def call_and_ladj(self, value: Tensor, /) -> tuple[Tensor, Tensor]:
-        """Return where ``value`` is mapped to, and the log determinant there, ``(...)``."""
+        """Return the image of ``value``, and the log determinant of the Jacobian, ``(...)``."""
 
     @property
     def inv(self) -> "Bijection":
-        """The way back."""
+        """Inverse map."""
 
 
 class NormalizingFlow(Configurable, nn.Module, ABC):
@@ -36,7 +36,7 @@ class NormalizingFlow(Configurable, nn.Module, ABC):
 
     Attributes:
         dim: Number of dimensions of the vectors.
-        context_dim: Number of values that the bijection is conditioned on, 0 for none.
+        context_dim: Number of values of the context, 0 without a context.
     """
 
     dim: int
@@ -48,7 +48,7 @@ class NormalizingFlow(Configurable, nn.Module, ABC):
 
 
 def check_sizes(owner: str, dim: int, context_dim: int, transforms: int) -> None:
-    """Raise unless a flow can be of these sizes."""
+    """Raise unless the sizes of a flow are valid."""
     if dim < 1 or context_dim < 0 or not 1 <= transforms <= MOST_TRANSFORMS:
         raise ValueError(
             f"{owner} expects dim >= 1, context_dim >= 0 and 1 to {MOST_TRANSFORMS} transforms, "
@@ -57,7 +57,7 @@ def check_sizes(owner: str, dim: int, context_dim: int, transforms: int) -> None
 
 
 def check_weights(owner: str, count: int) -> None:
-    """Raise if a flow would have more weights than one may have."""
+    """Raise if a flow has more weights than the limit."""
     if count > MOST_WEIGHTS:
         raise ValueError(f"{owner} expects at most {MOST_WEIGHTS:,} weights: make it smaller")
 

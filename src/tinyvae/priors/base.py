@@ -123,7 +123,8 @@ class SphereUniformPrior(_ConstantPrior):
         super().__init__(latent_dim)
         if len(self.latent_shape) != 1 or self.latent_shape[0] < 2:
             raise ValueError(
-                f"SphereUniformPrior expects latent_dim >= 2, got {tuple(self.latent_shape)}"
+                "SphereUniformPrior expects a vector of 2 or more coordinates, got "
+                f"{tuple(self.latent_shape)}: give latent_dim >= 2"
             )
 
     def forward(

@@ -9,8 +9,8 @@ from tinyvae.distributions import Affine
 from tinyvae.priors.base import PosteriorOf, Prior
 from tinyvae.priors.learned import FullGaussianPrior, MixturePrior
 
-# Least scale of a component, relative to the scale of all latents: a component on a single latent
-# would shrink to a point.
+# Least scale of a component, relative to all latents. A component on a single latent would shrink
+# to a point.
 LEAST_STD = 1e-2
 # Number of runs of expectation maximization; the best one is kept.
 STARTS = 5
@@ -21,7 +21,7 @@ class FittedPrior(Prior):
 
     Samples from a VAE look like data only if its prior is close to the aggregate posterior
     :math:`q(z) = \mathbb{E}_{x} [q(z \mid x)]`. A deterministic encoder has no other useful prior.
-    Replace the prior after training: ``vae.prior = FittedPrior.fit(vae.encode(x).sample(), prior)``.
+    Replace the prior after training: ``vae.prior = FittedPrior.fit(vae.encode(x).sample(), p)``.
 
     Args:
         density: Prior of the standardized latents. :meth:`fit` sets the standardization and the
@@ -45,7 +45,8 @@ class FittedPrior(Prior):
         super().__init__()
         if not isinstance(density, Prior):
             raise TypeError(
-                f"FittedPrior expects a prior, got a {type(density).__name__}: give MixturePrior(...)"
+                f"FittedPrior expects a prior, got a {type(density).__name__}: "
+                "give MixturePrior(latent_dim, num_components=10)"
             )
         self.density = density
         self.latent_shape = density.latent_shape
@@ -64,9 +65,9 @@ class FittedPrior(Prior):
     ) -> "FittedPrior":
         """Fit by maximum likelihood.
 
-        A :class:`FullGaussianPrior` is fitted in closed form, a :class:`MixturePrior` by expectation
-        maximization from several starts, and any other prior by Adam on mini-batches. The fit
-        draws from torch's default generator.
+        A :class:`FullGaussianPrior` is fitted in closed form, a :class:`MixturePrior` by
+        expectation maximization from several starts, and any other prior by Adam on mini-batches.
+        The fit draws from torch's default generator.
 
         Args:
             z: Latents ``(N, *L)``, drawn from the posteriors of the training data.
@@ -143,7 +144,7 @@ def _spread(rows: Tensor, count: int) -> Tensor:
 
 
 def _maximize(rows: Tensor, means: Tensor, steps: int) -> tuple[float, Tensor, Tensor, Tensor]:
-    """Run expectation maximization until the mean log-likelihood no longer increases."""
+    """Run expectation maximization until the mean log-likelihood stops increasing."""
     log_std = torch.zeros_like(means)
     weights = rows.new_full((len(means),), 1 / len(means))
     latest = -math.inf
@@ -168,8 +169,8 @@ def _fit_by_gradient(
 ) -> None:
     if not any(parameter.requires_grad for parameter in density.parameters()):
         raise ValueError(
-            f"FittedPrior.fit expects a prior with parameters, got a {type(density).__name__}: give "
-            "a MixturePrior, FullGaussianPrior or FlowPrior"
+            f"FittedPrior.fit expects a prior with parameters, got a {type(density).__name__}: "
+            "give a MixturePrior, FullGaussianPrior or FlowPrior"
         )
     optimizer = torch.optim.Adam(density.parameters(), learning_rate)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -101,8 +101,8 @@ class VampPrior(Prior):
             )
         if not torch.isfinite(x).all():
             raise ValueError(
-                "VampPrior.from_data expects finite inputs, got NaN or infinity: give the encoder's "
-                "inputs, likelihood.encoder_input(data)"
+                "VampPrior.from_data expects finite inputs, got NaN or infinity: give the inputs "
+                "of the encoder, likelihood.encoder_input(data)"
             )
         prior = cls(
             encoder.latent_shape,
