@@ -300,7 +300,7 @@ def test_log_prob_and_gradient(name, data):
     assert gradient.isfinite().all()
 
 
-def test_forty_digits_agree_with_scipy():
+def test_mpmath_references_agree_with_scipy():
     x = np.logspace(-6, 6, 40)
     exact = [float(log_gamma(Decimal(v))) for v in x]
     np.testing.assert_allclose(exact, scipy.special.gammaln(x), rtol=1e-13, atol=1e-14)
@@ -537,7 +537,7 @@ def test_discretized_logistic_sums_to_one(num_levels, mean, log_scale):
         assert p.mean.item() == pytest.approx((levels * mass).sum().item(), abs=1e-9)
 
 
-def test_what_open_edges_are_for():
+def test_discretized_logistic_edges_have_all_remaining_mass():
     """Bins that end at the edges lose what lies beyond: here .157."""
     mean, log_scale, half = -0.3, -1.0, 1 / 255
     levels = torch.arange(256)
@@ -646,7 +646,7 @@ def test_mixture_of_events():
     torch.testing.assert_close(p.mean, torch.full((2,), 9 * (2 * share - 1)))
 
 
-def test_mixture_broadcasts_its_weights_and_says_what_it_is():
+def test_mixture_broadcasts_weights_and_keeps_attributes():
     p = Mixture(torch.zeros(2), Poisson(torch.randn(4, 2)))
     assert p.batch_shape == (4,)
     assert p.is_discrete
@@ -654,7 +654,7 @@ def test_mixture_broadcasts_its_weights_and_says_what_it_is():
     assert not Mixture(torch.zeros(2), normal(4, 2)).is_discrete
 
 
-def test_mixture_draws_do_not_touch_the_gradient():
+def test_mixture_draws_carry_no_gradient():
     p = Mixture(torch.zeros(2), Normal(torch.zeros(2, requires_grad=True), torch.zeros(2)))
     assert not p.sample().requires_grad
 
@@ -674,7 +674,7 @@ def test_zero_inflated(logits):
         assert chi_squared(draws[:, i].numpy(), mass[:, i].numpy()) > 1e-4
 
 
-def test_observed_counts_what_was_seen():
+def test_masked_distribution_scores_observed_entries():
     loc = torch.randn(4, 3, requires_grad=True)
     base = Normal(loc, torch.zeros(3))
     p = MaskedDistribution(base, inside=torch.tensor(0.0))
@@ -693,7 +693,7 @@ def test_observed_counts_what_was_seen():
 
 
 @families
-def test_observed_has_no_gradient_of_what_is_missing(name):
+def test_masked_distribution_has_no_gradient_at_missing_entries(name):
     family = FAMILIES[name]
     inside = torch.tensor(0.5 if name in ("beta", "continuous bernoulli") else 1.0)
     num_params = len(inspect.signature(family.make).parameters)
@@ -705,7 +705,7 @@ def test_observed_has_no_gradient_of_what_is_missing(name):
     assert (gradient == 0).all()
 
 
-def test_columns():
+def test_tabular_distribution():
     numbers, flags, amounts = normal(5, 2), Bernoulli(torch.randn(5, 1)), normal(5, 1)
     p = TabularDistribution(
         [numbers, flags, amounts], [torch.tensor([3, 0]), torch.tensor([1]), torch.tensor([2])]
@@ -757,7 +757,7 @@ def test_categorical_broadcasts_its_values():
     assert torch.equal(p.log_prob(x), p.log_prob(x.expand(4, 3)))
 
 
-def test_categorical_center_of_a_pool():
+def test_categorical_point_estimate_with_weights():
     """The mode of a mixture may be that of none of its members."""
     probs = torch.tensor([[0.55, 0.45, 1e-9], [1e-9, 0.45, 0.55]])
     p, weights = Categorical(probs.log()), torch.tensor([0.5, 0.5])
@@ -790,7 +790,7 @@ def test_one_hot_is_categorical(shape):
     torch.testing.assert_close(p.mean.sum(-len(shape)), torch.ones(4, *shape[1:]))
 
 
-def test_race_is_won_in_proportion():
+def test_gumbel_race_follows_the_probabilities():
     logits = torch.tensor([0.0, 1.0, -2.0, 500.0]) - torch.tensor([0, 0, 0, 499.0])
     winners = gumbel_race(logits, (20_000,)).argmin(-1).numpy()
     assert chi_squared(winners, np.append(scipy.special.softmax(logits.numpy()), 0.0)) > 1e-4
@@ -821,7 +821,7 @@ def test_draws_of_large_counts_are_counts():
     assert (wide == wide.round()).all()
 
 
-def test_a_center_ignores_what_weighs_nothing():
+def test_point_estimate_ignores_zero_weights():
     p = LogNormal(torch.zeros(2, 1), torch.tensor([[0.0], [300.0]]))
     assert p.point_estimate(torch.tensor([[1.0], [0.0]])).item() == pytest.approx(math.exp(0.5))
 

@@ -224,41 +224,6 @@ def test_shapes_and_dtypes(name, dtype):
 
 
 @cases
-def test_float32_agrees_with_float64(name):
-    case = CASES[name]
-    if name == "sphere":
-        pytest.skip("has no parameters")
-    params = draw_params(name, largest_batch(name))
-    narrow = case.make(*[v.float() for v in params])
-    wide, z = case.make(*params), narrow.sample((20,))
-    close = {"rtol": case.tolerance, "atol": case.tolerance, "equal_nan": True}
-    torch.testing.assert_close(
-        narrow.log_prob(z.clone()).double(), wide.log_prob(z.double()), **close
-    )
-    torch.testing.assert_close(narrow.mean.double(), wide.mean, **close)
-    torch.testing.assert_close(narrow.point_estimate().double(), wide.point_estimate(), **close)
-
-
-@cases
-def test_each_of_a_batch_is_on_its_own(name):
-    case = CASES[name]
-    if (5,) not in case.batches:
-        pytest.skip("is no batch of vectors")
-    params = draw_params(name, (5,))
-    p = case.make(*params)
-    z = p.sample((3,))
-    log_prob = p.log_prob(z)
-    order = torch.tensor([3, 0, 4, 2, 1])
-    shuffled = case.make(*[v[order] for v in params]).log_prob(z[:, order])
-    torch.testing.assert_close(shuffled, log_prob[:, order], rtol=1e-9, atol=1e-9)
-    for i in range(5):
-        one = case.make(*[v[i : i + 1] for v in params])
-        torch.testing.assert_close(one.log_prob(z[:, i : i + 1]), log_prob[:, i : i + 1])
-        torch.testing.assert_close(one.mean[0], p.mean[i], equal_nan=True)
-        torch.testing.assert_close(one.point_estimate()[0], p.point_estimate()[i])
-
-
-@cases
 def test_gradients_of_log_prob(name):
     case = CASES[name]
     if not case.scored or name == "sphere":
@@ -561,7 +526,7 @@ def test_draws_of_gumbel_softmax(temperature):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_draws_through_which_gradients_pass_are_exact(dtype):
+def test_straight_through_draws_are_exact(dtype):
     logits = torch.tensor([[0.0, 1.0, -2.0], [200.0, -200.0, 199.0]], dtype=dtype)
     z = StraightThrough(logits.requires_grad_(), 1, 0.1).sample((5000,))
     assert ((z == 0) | (z == 1)).all()
@@ -578,7 +543,7 @@ def test_draws_through_which_gradients_pass_are_exact(dtype):
 
 @pytest.mark.parametrize(("shape", "event_ndim"), [((5, 3), 1), ((5, 3, 2), 2)])
 @pytest.mark.parametrize("temperature", [0.3, 1.0])
-def test_gradient_through_one_hot_draws_is_that_of_soft_ones(shape, event_ndim, temperature):
+def test_straight_through_gradient_is_that_of_relaxed_draws(shape, event_ndim, temperature):
     logits, direction = torch.randn(shape).requires_grad_(), torch.randn(4, *shape)
 
     def gradient(draw):
@@ -595,7 +560,7 @@ def test_gradient_through_one_hot_draws_is_that_of_soft_ones(shape, event_ndim, 
     torch.testing.assert_close(relaxed, gradient(soft), rtol=1e-12, atol=1e-14)
 
 
-def test_relaxed_draws_of_low_temperature_need_digits():
+def test_gumbel_softmax_low_temperature_needs_float64():
     """Below, coordinates underflow whose logarithms a density would need."""
     assert GumbelSoftmax(torch.zeros(3), 1, 0.05).sample().dtype == torch.float64
     with pytest.raises(ValueError, match=r"temperature >= 0.3 in torch.float32, got 0.05: lower"):
@@ -640,7 +605,7 @@ def test_draws_of_flows(dim, kind, coupling):
             assert ks(z[:, 0], lambda v: np.interp(v, axis, cdf)) > 1e-4
 
 
-def test_draws_of_two_dimensions_fall_into_cells_as_the_density_says():
+def test_draws_in_cells_agree_with_density():
     p = CASES["flow, 2, spline"].make(*draw_params("flow, 2, spline", ()))
     with torch.no_grad():
         z = p.sample((10_000,))
@@ -673,7 +638,7 @@ def test_draws_of_codes():
 
 
 @cases
-def test_mean_is_that_of_draws(name):
+def test_mean_agrees_with_draws(name):
     case = CASES[name]
     if not case.has_mean:
         pytest.skip("has no closed form")
@@ -734,7 +699,7 @@ def test_gradient_of_an_expectation(name):
 # Each by itself -----------------------------------------------------------------------------------
 
 
-def test_center_of_a_direction():
+def test_power_spherical_point_estimate():
     p = power_spherical(torch.randn(4, 3), torch.randn(4))
     torch.testing.assert_close(p.point_estimate(), p.direction)
     weights = torch.tensor([0.1, 0.2, 0.3, 0.4])
@@ -742,7 +707,7 @@ def test_center_of_a_direction():
     torch.testing.assert_close(p.point_estimate(weights), mean / mean.norm())
 
 
-def test_centers():
+def test_point_estimates():
     logits, weights = torch.randn(4, 3), torch.tensor([0.1, 0.2, 0.3, 0.4])
     relaxed = GumbelSoftmax(logits, 1, 0.5)
     torch.testing.assert_close(relaxed.point_estimate(), (2 * logits).softmax(-1))
@@ -816,7 +781,7 @@ def test_code_of_one_vector():
     torch.testing.assert_close(p.log_prob(p.codebook[1]), p.log_probs[1])
 
 
-def test_joint_takes_apart_what_it_puts_together():
+def test_joint_split_undoes_concatenate():
     p = joint(*draw_params("joint", (5,)))
     z = p.sample((3,))
     parts = p.split(z)
@@ -832,7 +797,7 @@ def test_joint_takes_apart_what_it_puts_together():
 
 
 @pytest.mark.parametrize("lead", [(), (4,), (5,), (2, 5)])
-def test_joint_draws_parts_that_share_no_batch_once_for_each(lead):
+def test_joint_draws_parts_without_batch_for_each_row(lead):
     # Once: a part of batch_shape () beside one of (5,) is drawn once for all five, or not at all.
     p = JointDistribution(
         {
@@ -846,7 +811,7 @@ def test_joint_draws_parts_that_share_no_batch_once_for_each(lead):
     assert len(z[..., 2].unique()) == z[..., 2].numel()
 
 
-def test_unflattened_is_its_rows():
+def test_reshaped_batch_agrees_with_rows():
     rows = FullNormal(torch.randn(6, 2), torch.randn(6, 2), torch.randn(6, 2, 2))
     p = ReshapedBatch(rows, (2, 3))
     z = torch.randn(4, 2, 3, 2)
@@ -874,7 +839,7 @@ def exact_power_spherical(direction, log_concentration, x):
 
 @pytest.mark.parametrize("dim", [2, 3, 5, 20])
 @pytest.mark.parametrize("concentration", [1e-3, 0.1, 1.0, 10.0, 1e3, 1e5])
-def test_digits_of_power_spherical(dim, concentration):
+def test_power_spherical_accuracy(dim, concentration):
     direction = F.normalize(torch.randn(dim), dim=-1).float()
     log_concentration = torch.tensor(math.log(concentration)).float()
     narrow = PowerSpherical(direction, log_concentration)
@@ -956,7 +921,7 @@ def test_gradient_of_a_height_to_the_concentration(dim, concentration, dtype):
 
 
 @pytest.mark.parametrize("log_std", [0.0, -2.0, -4.0, -6.0])
-def test_digits_of_low_rank_normal(log_std):
+def test_low_rank_normal_accuracy(log_std):
     # Once: in float32 two large squares cancel, 0.1 nats are lost at -4, and 10 at -6.
     mean, factor = torch.randn(50, 20).float(), torch.randn(50, 20, 3).float()
     params = (mean, torch.full_like(mean, log_std), factor)
@@ -990,7 +955,7 @@ def test_log_determinant_is_that_of_the_jacobian(dim, kind, coupling):
 
 
 @flows
-def test_there_and_back(dim, kind, coupling):
+def test_inverse_undoes_the_flow(dim, kind, coupling):
     flow = perturbed_flow(dim, kind, coupling, context_dim=2)
     transform, z = flow(torch.randn(50, 2)), 3 * torch.randn(3, 50, dim)
     value, log_det = transform.call_and_ladj(z)
@@ -1002,7 +967,7 @@ def test_there_and_back(dim, kind, coupling):
 
 
 @pytest.mark.parametrize("kind", ["affine", "spline"])
-def test_an_inverse_is_a_density_as_well(kind):
+def test_inverse_flow_is_a_density(kind):
     """As a prior is one, that is fast where densities are asked for."""
     base = independent_normal(torch.randn(2) / 2, torch.randn(2) / 4)
     p = Transformed(base, perturbed_flow(2, kind)().inv)
@@ -1013,7 +978,7 @@ def test_an_inverse_is_a_density_as_well(kind):
 
 
 @flows
-def test_a_flow_is_the_identity_at_first(dim, kind, coupling):
+def test_flow_is_initially_the_identity(dim, kind, coupling):
     flow = Flow(dim, context_dim=2, kind=kind, coupling=coupling)
     base = independent_normal(torch.randn(5, dim), torch.randn(5, dim))
     for transform in (flow(torch.randn(5, 2)), flow(torch.randn(5, 2)).inv):
@@ -1084,7 +1049,7 @@ def test_sample_and_log_prob_needs_no_inverse():
             p.log_prob(z)
 
 
-def test_flows_leave_torch_as_found():
+def test_flows_do_not_change_torch_settings():
     code = """
 import torch
 torch.manual_seed(5)
@@ -1372,7 +1337,7 @@ def test_kl_is_nonnegative_near_equality(name, seed, log_step, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("difference", [1e-4, -1e-4, 1e-2])
-def test_kl_keeps_its_digits_near_equality(difference, dtype):
+def test_kl_is_accurate_near_equality(difference, dtype):
     zero, near = torch.zeros(1, dtype=dtype), torch.full((1,), difference, dtype=dtype)
     r = float(near)
     normal = 0.5 * float(mpmath.expm1(2 * r) - 2 * mpmath.mpf(r))
@@ -1537,7 +1502,7 @@ def test_losses_of_rows():
 
 
 @pytest.mark.parametrize("log_std", [-3.0, -8.0, -20.0])
-def test_low_rank_factors_that_hardly_differ(log_std):
+def test_low_rank_normal_with_nearly_equal_factors(log_std):
     column = torch.randn(6, 1)
     factor = torch.cat([column, column + 1e-3 * torch.randn(6, 1)], 1).float().requires_grad_()
     p = LowRankNormal(torch.zeros(6).float(), torch.full((6,), log_std).float(), factor)
@@ -1552,7 +1517,7 @@ def test_low_rank_factors_that_hardly_differ(log_std):
         )
 
 
-def test_products_keep_their_digits_under_autocast():
+def test_products_are_accurate_under_autocast():
     shape = (torch.randn(20), 0.1 * torch.randn(20) - 2)
     low = LowRankNormal(*(t.float() for t in (*shape, torch.randn(20, 3))))
     full = FullNormal(*(t.float() for t in (*shape, 0.1 * torch.randn(20, 20))))

@@ -273,7 +273,7 @@ ENCODERS = {
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_encoders_keep_their_contract(name):
+def test_encoder_contract(name):
     make, data_shape, context, options = ENCODERS[name]
     check_encoder(make(), torch.randn(6, *data_shape), context, **options)
 
@@ -317,12 +317,12 @@ def test_spatial_parameters_are_channels_of_a_convolution():
     torch.testing.assert_close(posterior.log_prob(z), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_a_head_is_linear_where_sizes_differ():
+def test_head_is_linear_if_sizes_differ():
     assert isinstance(GaussianEncoder(conv(), (2, 1, 2)).head, nn.Linear)
     assert isinstance(GaussianEncoder(mlp(), (2, 2, 1)).head, nn.Linear)
 
 
-def test_full_covariance_is_what_the_head_says():
+def test_full_gaussian_encoder_reads_the_head():
     encoder, x = of_identity(FullGaussianEncoder, 3)
     head = head_of(encoder, x)
     assert head.shape[1] == 3 + 3 + 3
@@ -337,7 +337,7 @@ def test_full_covariance_is_what_the_head_says():
         assert_equal(p.log_prob(z[row]), [expected])
 
 
-def test_low_rank_covariance_is_what_the_head_says():
+def test_low_rank_encoder_reads_the_head():
     encoder, x = of_identity(LowRankGaussianEncoder, 4, rank=2)
     z = torch.randn(4, 4)
     for row, params in enumerate(head_of(encoder, x).reshape(4, 4, 4)):
@@ -349,13 +349,13 @@ def test_low_rank_covariance_is_what_the_head_says():
         assert_equal(p.log_prob(z[row]), [expected])
 
 
-def test_point_is_what_the_head_says():
+def test_deterministic_encoder_reads_the_head():
     encoder, x = of_identity(DeterministicEncoder, (2, 2))
     assert_equal(encoder(x).sample((2,))[1].flatten(1), head_of(encoder, x))
     assert not encoder.is_density
 
 
-def test_logits_are_what_the_head_says():
+def test_class_encoders_read_the_head():
     encoder, x = of_identity(CategoricalEncoder, 3, num_variables=2, temperature=0.3)
     logits = head_of(encoder, x).reshape(4, 3, 2)
     assert_equal(encoder(x).mean, scipy.special.softmax(logits, 1))
@@ -365,7 +365,7 @@ def test_logits_are_what_the_head_says():
     assert_equal(relaxed(x).point_estimate(), softmax)
 
 
-def test_direction_and_concentration_are_what_the_head_says():
+def test_power_spherical_encoder_reads_the_head():
     encoder, x = of_identity(PowerSphericalEncoder, 3)
     head, p = head_of(encoder, x), encoder(x)
     direction = head[:, :3] / np.linalg.norm(head[:, :3], axis=1, keepdims=True)
@@ -379,7 +379,7 @@ def test_direction_and_concentration_are_what_the_head_says():
 
 
 @pytest.mark.parametrize("decay", [None, 0.99])
-def test_codes_are_the_nearest_ones(decay):
+def test_codes_are_nearest_to_the_head(decay):
     encoder, x = of_identity(VectorQuantizedEncoder, num_codes=5, latent_dim=(2, 3), decay=decay)
     q = encoder.eval()(x)
     outputs = head_of(encoder, x).reshape(4, 2, 3)
@@ -391,7 +391,7 @@ def test_codes_are_the_nearest_ones(decay):
     assert ("codebook" in q.losses) == (decay is None)
 
 
-def test_joint_is_the_product_of_its_parts():
+def test_joint_encoder_multiplies_its_parts():
     encoder, x = joint(MLP(4, hidden=(5,)), 5), torch.randn(5, 4)
     q, features = encoder(x), encoder.network(x)
     z = q.sample((3,)).detach()
@@ -403,7 +403,7 @@ def test_joint_is_the_product_of_its_parts():
 
 
 @pytest.mark.parametrize("context_dim", [0, 6])
-def test_a_flow_starts_as_the_posterior_below_it(context_dim):
+def test_flow_encoder_is_initially_the_base_encoder(context_dim):
     encoder, x = flow(2, context_dim=context_dim), torch.randn(5, 4)
     z = torch.randn(5, 2)
     expected = encoder.encoder(x).log_prob(z)
@@ -412,7 +412,7 @@ def test_a_flow_starts_as_the_posterior_below_it(context_dim):
 
 @pytest.mark.parametrize("options", [{}, {"kind": "affine"}, {"coupling": True}])
 @pytest.mark.parametrize("dim", [1, 2, 3])
-def test_a_flow_counts_its_jacobian(dim, options):
+def test_flow_encoder_includes_the_jacobian(dim, options):
     encoder, x = flow(dim, **options), torch.randn(1, 4)
     for parameter in encoder.flow.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -424,14 +424,14 @@ def test_a_flow_counts_its_jacobian(dim, options):
     torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-7)
 
 
-def test_a_flow_scores_draws_made_without_gradients():
+def test_flow_encoder_log_prob_of_draws_without_gradients():
     q = flow(2)(torch.randn(5, 4))
     with torch.no_grad():
         z = q.sample()
     assert q.log_prob(z).requires_grad
 
 
-def test_a_flow_scores_a_draw_that_was_changed():
+def test_flow_encoder_log_prob_of_a_changed_draw():
     q = flow(2)(torch.randn(5, 4))
     z = q.sample().detach()
     z = q.sample()
@@ -446,7 +446,7 @@ def test_gradients_of_the_input():
     assert gradcheck(lambda x: encoder(x).log_prob(torch.ones(3)), x)
 
 
-def test_context_is_the_networks_second_argument():
+def test_encoder_passes_the_context_as_second_argument():
     class Sum(nn.Module):
         def forward(self, x, context):
             return x + context
@@ -491,7 +491,7 @@ def test_closed_forms_are_not_negative(pair, scale, dtype):
         assert (kl.abs() < 1e-6).all()
 
 
-def test_codes_to_codes_is_the_surprise():
+def test_kl_of_codes_is_minus_log_mass():
     encoder, prior = (
         VectorQuantizedEncoder(mlp(), num_codes=6, latent_dim=(2, 3)).eval(),
         CodePrior(6, latent_dim=(2, 3)),
@@ -622,7 +622,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_what_is_refused(case):
+def test_errors(case):
     make, error, message = ERRORS[case]
     with pytest.raises(error, match=message):
         make()
@@ -633,6 +633,6 @@ def test_encoder_is_abstract():
         Encoder()
 
 
-def test_relaxed_draws_need_a_temperature():
+def test_gumbel_softmax_encoder_needs_a_temperature():
     with pytest.raises(TypeError, match="expects a temperature > 0, got None"):
         GumbelSoftmaxEncoder(mlp(), 3, temperature=None)

@@ -72,7 +72,7 @@ def all_images():
 @pytest.mark.parametrize("latent", [(2, 3), (2,), (1, 3), (5, 2, 2)])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_value_is_the_nearest_row(decay, latent, training, dtype):
+def test_quantized_value_is_the_nearest_code(decay, latent, training, dtype):
     vq = encoder(latent, decay=decay).to(dtype).train(training)
     x = torch.randn(9, DATA).to(dtype)
     vq(x)
@@ -128,7 +128,7 @@ def test_spatial_codes():
 
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("training", [True, False])
-def test_straight_through(decay, training):
+def test_codes_pass_gradients_straight_through(decay, training):
     """The network's gradient is the decoder's, as if its outputs were the codes."""
     vae, x = make(decay=decay).train(training), binary(5, DATA)
     vae(x)
@@ -144,7 +144,7 @@ def test_straight_through(decay, training):
     assert any(g.any() for g in found)
 
 
-def test_codebook_learns_from_its_own_loss_alone():
+def test_codebook_gradient_is_from_the_codebook_loss_only():
     vae, x = make(decay=None).eval(), binary(5, DATA)
     record, codebook = vae(x), vae.encoder.codebook
     for value in (record.log_px.sum(), record.losses()["z_commitment"].sum()):
@@ -178,7 +178,7 @@ def test_averaged_codes_have_no_gradient():
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_losses_are_their_formulas(decay):
+def test_quantization_losses_agree_with_formulas(decay):
     vae, x = make(decay=decay, commitment=0.7).eval(), binary(5, DATA)
     rows, codes = outputs(vae.encoder, x).numpy(), vae.encode(x).codes.numpy()
     codebook = vae.encoder.codebook.detach().numpy()
@@ -197,7 +197,7 @@ def test_losses_are_their_formulas(decay):
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_losses_are_those_of_an_example(decay):
+def test_quantization_losses_are_per_example(decay):
     """Not of the batch's size (pythae's weighed the commitment by it)."""
     vae, x = make(decay=decay).eval(), binary(1, DATA)
     one = vae(x)
@@ -218,7 +218,7 @@ def test_losses_are_those_of_an_example(decay):
 
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("beta", [1.0, 4.0])
-def test_elbo_adds_losses_to_the_loss_alone(decay, beta):
+def test_elbo_adds_quantization_losses_to_the_loss_only(decay, beta):
     vae, x = make(decay=decay).eval(), binary(5, DATA)
     output = ELBO(beta)(vae, Batch(x))
     m = output.metrics
@@ -236,7 +236,7 @@ def test_elbo_adds_losses_to_the_loss_alone(decay, beta):
 # Averages -----------------------------------------------------------------------------------------
 
 
-def test_averages_agree_with_numpy():
+def test_moving_averages_agree_with_numpy():
     vq = encoder(decay=0.8, restart_below=0.0).train()
     codebook, usage, sums = vq.codebook.numpy().copy(), np.zeros(CODES), np.zeros((CODES, 2))
     for n in range(1, 9):  # of the first 1 / (1 - 0.8) = 5 batches alike
@@ -254,7 +254,7 @@ def test_averages_agree_with_numpy():
     assert used.sum() > 1
 
 
-def test_no_memory_is_the_mean_of_the_batch():
+def test_zero_decay_gives_the_batch_mean():
     vq = encoder(decay=0.0, restart_below=0.0).train()
     for _ in range(3):
         x = torch.randn(9, DATA)
@@ -281,7 +281,7 @@ def test_codebook_moves_in_forward_and_not_in_draws(decay):
     assert same(state(vq), after)
 
 
-def test_codebook_rests_if_statistics_are_preserved():
+def test_preserved_statistics_suspends_codebook_updates():
     vq, x = encoder().train(), torch.randn(9, DATA)
     before = state(vq)
     with preserved_statistics(vq):
@@ -306,7 +306,7 @@ def test_codebook_rests_if_statistics_are_preserved():
         lambda vae, x: torch.no_grad()(vae.encode)(x),
     ],
 )
-def test_nothing_moves_but_in_training(decay, call):
+def test_codebook_moves_only_in_training(decay, call):
     vae, x = make(decay=decay).train(), binary(9, DATA)
     vae(x)
     before = state(vae)
@@ -316,7 +316,7 @@ def test_nothing_moves_but_in_training(decay, call):
     assert not torch.equal(vae.encoder.usage, before["encoder.usage"])
 
 
-def test_validation_moves_nothing():
+def test_codebook_does_not_move_in_validation():
     x = binary(32, DATA)
     states = []
     for validation in (None, binary(16, DATA)):
@@ -331,7 +331,7 @@ def test_validation_moves_nothing():
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_dead_codes_restart_from_outputs_and_live_ones_stay(decay):
+def test_dead_codes_restart_and_live_codes_stay(decay):
     vq = encoder(decay=decay, restart_below=0.5).train()
     x = torch.randn(8, DATA)
     rows = outputs(vq, x).reshape(-1, 2)
@@ -358,7 +358,7 @@ def test_dead_codes_restart_from_outputs_and_live_ones_stay(decay):
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_codes_from_far_away_start_from_the_first_batch(decay):
+def test_distant_codes_restart_at_the_first_batch(decay):
     vq = encoder(decay=decay).train()
     with torch.no_grad():
         vq.codebook.add_(100)
@@ -371,7 +371,7 @@ def test_codes_from_far_away_start_from_the_first_batch(decay):
     assert len(vq(x).codes.unique()) >= 3
 
 
-def test_no_restarts_where_none_are_wanted():
+def test_restart_below_zero_disables_restarts():
     vq = encoder(decay=0.9, restart_below=0.0).train()
     before = vq.codebook.clone()
     codes = vq(torch.randn(8, DATA)).codes.unique()
@@ -382,7 +382,7 @@ def test_no_restarts_where_none_are_wanted():
     assert vq.codebook.isfinite().all()
 
 
-def test_restart_draws_from_the_default_generator_alone():
+def test_restarts_draw_from_the_default_generator():
     x, found = torch.randn(8, DATA), []
     vq = encoder().train()
     first = state(vq)
@@ -466,7 +466,7 @@ def test_fit_gives_smoothed_frequencies():
     assert (np.abs(found - expected) < 4.5 * error).all()
 
 
-def test_prior_is_the_codebooks():
+def test_code_prior_uses_the_codebook():
     vae = make().eval()
     prior = vae.prior(encoder=vae.encoder)
     assert isinstance(prior, CodebookCategorical)
@@ -555,7 +555,7 @@ def test_file_round_trip_is_bitwise(build, dtype, tmp_path):
     assert loaded.encoder.codebook.requires_grad == vae.encoder.codebook.requires_grad
 
 
-def test_a_copy_is_independent():
+def test_copied_model_is_independent():
     vae, x = make().train(), binary(9, DATA)
     vae(x)
     twin, before = copy.deepcopy(vae), state(vae)
@@ -670,7 +670,7 @@ def test_autocast_counts_exactly():
     torch.testing.assert_close(vae.encoder.usage, torch.tensor([0.99 * 500 + 2.57, 495.0]).float())
 
 
-def test_codes_under_a_density_make_no_bound():
+def test_codes_with_a_density_prior_are_refused():
     vae, x = make().eval(), binary(5, DATA)
     vae.prior = StandardNormal((2, 3))
     with pytest.raises(ValueError, match=r"over codes, its prior over reals.*CodePrior"):
@@ -678,7 +678,7 @@ def test_codes_under_a_density_make_no_bound():
 
 
 @pytest.mark.parametrize("codes", [CODES - 1, CODES + 1])
-def test_prior_of_another_codebook_is_refused(codes):
+def test_code_prior_refuses_another_number_of_codes(codes):
     vae = make().eval()
     vae.prior = CodePrior(codes, latent_dim=(2, 3))
     with pytest.raises(ValueError, match=f"CodePrior expects num_codes={codes} .*, got {CODES}"):
@@ -702,7 +702,7 @@ def test_losses_pass_through_wrappers(kind):
     assert [name for name in output.metrics() if name.endswith("perplexity")]
 
 
-def test_codes_beside_another_latent():
+def test_codes_with_another_latent():
     both = {"codes": encoder((2, 1)), "style": GaussianEncoder(MLP(DATA, (7,)), 2)}
     prior = JointPrior({"codes": CodePrior(CODES, latent_dim=(2, 1)), "style": StandardNormal(2)})
     vae = VAE(JointEncoder(both), MLP(4, (7,), DATA), BernoulliLikelihood(), prior).eval()
@@ -723,7 +723,7 @@ def test_frozen_posterior_of_codes_above_another_layer():
         assert vae(binary(5, DATA), frozen_posterior=True).log_weight().isfinite().all()
 
 
-def test_unused_codes_stay_where_they_are():
+def test_unused_codes_do_not_move():
     vae = make((2,), decay=0.5, codes=2, restart_below=0.0).train()
     with torch.no_grad():
         vae.encoder.codebook.copy_(torch.tensor([[0.0, 0.0], [50.0, 50.0]]))

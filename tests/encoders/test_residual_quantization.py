@@ -134,7 +134,7 @@ class Single:
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("latent", [(2,), (2, 3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_one_codebook_is_bitwise_what_it_was(decay, latent, dtype):
+def test_one_codebook_agrees_bitwise_with_reference(decay, latent, dtype):
     vq = encoder(latent, levels=1, codes=8, decay=decay).to(dtype).train()
     assert vq.codebook.shape == (8, 2)
     assert vq.usage.shape == (8,)
@@ -156,7 +156,7 @@ def test_one_codebook_is_bitwise_what_it_was(decay, latent, dtype):
         assert list(posterior.metrics) == ["perplexity"]
 
 
-def test_codebooks_of_nothing_change_nothing():
+def test_zero_codebooks_do_not_change_the_value():
     one, many = make(levels=1).eval(), make().eval()
     with torch.no_grad():
         for name, tensor in one.state_dict().items():
@@ -172,7 +172,7 @@ def test_codebooks_of_nothing_change_nothing():
     assert torch.equal(many.reconstruct(x), one.reconstruct(x))
 
 
-def test_files_without_the_argument_have_one_codebook():
+def test_description_without_num_quantizers_has_one_codebook():
     for part in (encoder((2, 3), levels=1), CodePrior(CODES, latent_dim=(2, 3))):
         description = describe_part(part)
         del description["config"]["num_quantizers"]
@@ -188,7 +188,7 @@ def test_files_without_the_argument_have_one_codebook():
 @pytest.mark.parametrize("levels", [2, 5])
 @pytest.mark.parametrize("latent", [(2,), (2, 3), (1, 3), (5, 2, 2)])
 @pytest.mark.parametrize("training", [True, False])
-def test_each_code_is_nearest_to_what_was_left(decay, levels, latent, training):
+def test_codes_are_nearest_to_the_residuals(decay, levels, latent, training):
     vq = encoder(latent, levels=levels, decay=decay, codes=9).train(training)
     assert vq.codebook.shape == (levels, 9, latent[0])
     x = 3 * torch.randn(30, DATA)
@@ -217,7 +217,7 @@ def test_levels_reduce_the_error():
     assert (np.diff(errors) < -0.3 * errors[:-1]).all()
 
 
-def test_decoder_reads_the_sum():
+def test_decoder_reads_the_sum_of_codes():
     vae, x, read = spatial().eval(), binary(5, 1, 8, 8), []
     vae.decoder.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].detach()))
     vae.reconstruct(x)
@@ -237,7 +237,7 @@ def test_decoder_reads_the_sum():
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_losses_are_their_formulas(decay):
+def test_quantization_losses_agree_with_formulas(decay):
     vae, x = make(decay=decay, commitment=0.7).eval(), binary(9, DATA)
     codes, left = by_hand(outputs(vae.encoder, x).numpy(), vae.encoder.codebook.detach().numpy())
     squares = (left[1:] ** 2).sum((0, 2, 3))  # of levels, positions and coordinates
@@ -255,7 +255,7 @@ def test_losses_are_their_formulas(decay):
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_gradients_by_hand(decay):
+def test_quantization_gradients_agree_with_formulas(decay):
     vae, x = make(decay=decay, commitment=0.7).eval(), binary(9, DATA)
     vq = vae.encoder
     codebooks = vq.codebook.detach().numpy()
@@ -290,7 +290,7 @@ def test_gradients_by_hand(decay):
 # Averages and restarts ----------------------------------------------------------------------------
 
 
-def test_averages_agree_with_numpy():
+def test_moving_averages_agree_with_numpy():
     vq = encoder(decay=0.8, restart_below=0.0).train()
     codebooks, usage = vq.codebook.numpy().copy(), np.zeros((LEVELS, CODES))
     sums = np.zeros((LEVELS, CODES, 2))
@@ -310,7 +310,7 @@ def test_averages_agree_with_numpy():
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_dead_codes_start_from_what_was_left_for_their_level(decay):
+def test_dead_codes_restart_at_residuals_of_their_level(decay):
     vq, x = encoder(decay=decay, restart_below=0.5).train(), torch.randn(8, DATA)
     with torch.no_grad():
         vq.codebook[:, 1:] += 50  # nothing is near but the first code of each
@@ -341,7 +341,7 @@ def test_dead_codes_start_from_what_was_left_for_their_level(decay):
         lambda vae, x: torch.no_grad()(vae)(x),
     ],
 )
-def test_nothing_moves_but_in_training(decay, call):
+def test_codebook_moves_only_in_training(decay, call):
     vae, x = make(decay=decay).train(), binary(9, DATA)
     vae(x)
     before = state(vae)
@@ -396,7 +396,7 @@ def test_weights_in_training_are_finite():
         torch.testing.assert_close(term.kl("sample"), term.kl("analytic"))
 
 
-def test_codes_beside_another_latent():
+def test_codes_with_another_latent():
     both = {"codes": encoder((2, 1)), "style": GaussianEncoder(MLP(DATA, (7,)), 2)}
     codes = CodePrior(CODES, latent_dim=(2, 1), num_quantizers=LEVELS)
     prior = JointPrior({"codes": codes, "style": StandardNormal(2)})
@@ -423,7 +423,7 @@ def test_fit_gives_frequencies_per_level(latent):
         np.testing.assert_allclose(found[:, q, s], counts / counts.sum(), rtol=1e-12)
 
 
-def test_samples_are_sums_of_codes_by_their_probabilities():
+def test_code_prior_samples_sums_of_codes():
     vae = make((2, 2), levels=2, codes=3).eval()
     vae.prior.logits.normal_()
     prior = vae.prior(encoder=vae.encoder)
@@ -470,7 +470,7 @@ def test_log_prob_of_draws_tells_equal_sums_apart():
     assert torch.equal(log_prob_of_draws(rows, prior, rows.sample()), log_p[:1])
 
 
-def test_kl_is_the_surprise_of_all_codes():
+def test_kl_of_residual_codes_is_minus_log_mass():
     vq, prior = encoder().eval(), CodePrior(CODES, latent_dim=(2, 3), num_quantizers=LEVELS)
     prior.logits.normal_()
     q, p = vq(torch.randn(7, DATA)), prior(encoder=vq)
@@ -485,7 +485,7 @@ def test_kl_is_the_surprise_of_all_codes():
 
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("latent", [2, (2, 1)])
-def test_contracts(decay, latent):
+def test_residual_encoder_contract(decay, latent):
     torch.set_default_dtype(torch.float32)
     vq = encoder(latent, levels=2, decay=decay)
     with torch.no_grad():  # sums of float32 numbers that are the same in float64

@@ -193,7 +193,7 @@ PRIORS = {
 
 
 @pytest.mark.parametrize("name", PRIORS)
-def test_priors_keep_their_contract(name):
+def test_prior_contract(name):
     make, context = PRIORS[name]
     made = make()
     prior, encoder = made if isinstance(made, tuple) else (made, None)
@@ -213,7 +213,7 @@ ELEMENTWISE = {
 @pytest.mark.parametrize("sample_shape", [(), (5,), (3, 5)])
 @pytest.mark.parametrize("latent_shape", [3, (2, 3, 1)])
 @pytest.mark.parametrize("name", ELEMENTWISE)
-def test_log_prob(name, latent_shape, sample_shape):
+def test_standard_prior_log_prob(name, latent_shape, sample_shape):
     cls, log_density = ELEMENTWISE[name]
     prior = cls(latent_shape)
     z = torch.randn(*sample_shape, *prior.latent_shape)
@@ -224,19 +224,19 @@ def test_log_prob(name, latent_shape, sample_shape):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("cls", [StandardNormal, StandardLaplace, SphereUniformPrior])
-def test_follows_the_dtype(cls, dtype):
+def test_constant_prior_follows_the_dtype(cls, dtype):
     prior = cls(3).to(dtype)
     assert prior().mean.dtype == prior().sample().dtype == dtype
     assert not prior.state_dict()
 
 
-def test_standard_normal_reads_no_context():
+def test_standard_normal_ignores_the_context():
     prior = StandardNormal(2)
     assert prior(torch.randn(7, 3)).batch_shape == ()
     assert repr(prior) == "StandardNormal((2,))"
 
 
-def test_mixture_is_its_formula():
+def test_mixture_prior_agrees_with_formula():
     prior, z = MixturePrior(2, num_components=3), torch.randn(7, 2)
     for parameter in prior.parameters():
         nn.init.normal_(parameter)
@@ -247,7 +247,7 @@ def test_mixture_is_its_formula():
     torch.testing.assert_close(prior().mean, weights @ prior.means)
 
 
-def test_vamp_is_the_mixture_of_posteriors_at_its_inputs():
+def test_vamp_prior_is_the_mixture_of_posteriors():
     prior, encoder = vamp_of(of_classes(), torch.arange(9) % 4, num_components=4)
     weighted, _ = vamp_of(encoder, torch.arange(9) % 4, num_components=4, learned_weights=True)
     weighted.load_state_dict(prior.state_dict() | {"logits": torch.randn(4)})
@@ -267,7 +267,7 @@ def _posteriors(encoder, prior):
 # VampPrior ----------------------------------------------------------------------------------------
 
 
-def test_vamp_of_all_data_charges_the_mutual_information():
+def test_vamp_prior_of_all_data_costs_the_mutual_information():
     rows = 6
     encoder = GaussianEncoder(mlp(), 1)
     encoder.head.weight.data *= 4
@@ -298,7 +298,7 @@ def test_vamp_trains_encoder_and_inputs():
     assert all(p.grad.abs().max() > 0 for p in encoder.parameters())
 
 
-def test_vamp_starts_from_different_examples():
+def test_vamp_from_data_draws_without_replacement():
     encoder, x, context = of_numbers(), torch.randn(9, 4), torch.randn(9, 3)
     prior = VampPrior.from_data(encoder, x, context, num_components=9)
     order = [int((x == row).all(1).nonzero()) for row in prior.inputs]
@@ -306,7 +306,7 @@ def test_vamp_starts_from_different_examples():
     assert torch.equal(prior.contexts, context[order])
 
 
-def test_vamp_of_classes_is_saved(tmp_path):
+def test_vamp_of_classes_round_trips(tmp_path):
     prior, encoder = vamp_of(of_classes(), torch.arange(9) % 4, num_components=4)
     decoder = ConcatContext(MLP(2 + 4, out_shape=4), num_classes=4)
     vae = VAE(encoder, decoder, GaussianLikelihood(), prior).eval()
@@ -318,7 +318,7 @@ def test_vamp_of_classes_is_saved(tmp_path):
     )
 
 
-def test_vamp_of_classes_takes_a_state_dict():
+def test_vamp_of_classes_loads_a_state_dict():
     prior, encoder = vamp_of(of_classes(), torch.arange(9) % 4, num_components=4)
     twin = VampPrior(**prior.config())
     twin.load_state_dict(prior.state_dict())
@@ -332,7 +332,7 @@ def skewed(rows=300, dim=3):
     return torch.randn(rows, dim).exp() @ torch.randn(dim, dim) + 5
 
 
-def test_full_gaussian_is_fitted_to_the_moments():
+def test_fitted_prior_full_gaussian_matches_moments():
     z = skewed()
     p = FittedPrior.fit(z, FullGaussianPrior(3))()
     covariance = torch.from_numpy(np.cov(z.numpy().T, ddof=0))
@@ -352,7 +352,7 @@ def clusters(rows=600):
     )
 
 
-def test_expectation_maximization_never_falls():
+def test_fitted_prior_em_never_decreases():
     z, likelihoods = clusters(), []
     for steps in range(1, 25):
         torch.manual_seed(3)
@@ -363,7 +363,7 @@ def test_expectation_maximization_never_falls():
     assert rises.sum() > 0.1
 
 
-def test_expectation_maximization_finds_what_sklearn_does():
+def test_fitted_prior_em_agrees_with_sklearn():
     mixture = pytest.importorskip("sklearn.mixture")
     z = clusters()
     options = {"covariance_type": "diag", "n_init": 5, "random_state": 0, "tol": 1e-8}
@@ -378,7 +378,7 @@ def test_expectation_maximization_finds_what_sklearn_does():
 
 
 @pytest.mark.parametrize("density", [lambda: flow(2), lambda: GaussianPrior(2)])
-def test_other_densities_are_fitted_by_gradient(density):
+def test_fitted_prior_by_gradient(density):
     z = skewed(dim=2)
     before = FittedPrior.fit(z, density(), steps=1, learning_rate=0.0)().log_prob(z).mean()
     after = FittedPrior.fit(z, density(), steps=60, learning_rate=1e-2)().log_prob(z).mean()
@@ -394,7 +394,7 @@ FITS = {
 
 
 @pytest.mark.parametrize("name", FITS)
-def test_what_was_fitted_is_saved(name, tmp_path):
+def test_fitted_prior_round_trips(name, tmp_path):
     vae = VAE(DeterministicEncoder(mlp(), 2), MLP(2, out_shape=4), BernoulliLikelihood())
     z = vae.encode(torch.rand(50, 4)).sample()
     vae.prior = FittedPrior.fit(z, FITS[name](), steps=3)
@@ -428,7 +428,7 @@ GIVEN = {
 
 
 @pytest.mark.parametrize("name", GIVEN)
-def test_data_are_drawn_for_each_row_of_the_context(name):
+def test_sample_draws_for_each_row_of_context(name):
     make, context = GIVEN[name]
     made = make()
     prior, encoder = made if isinstance(made, tuple) else (made, None)
@@ -437,7 +437,7 @@ def test_data_are_drawn_for_each_row_of_the_context(name):
     assert vae.sample(1, context=context[:1], mean=True).shape == (1, 1, 2, 2)
 
 
-def test_conditional_prior_is_the_encoder_of_the_context():
+def test_conditional_prior_encodes_the_context():
     encoder = GaussianEncoder(mlp(3), 2)
     z, prior = torch.randn(5, 2), ConditionalPrior(encoder)
     assert torch.equal(prior(NUMBERS).log_prob(z), encoder(NUMBERS).log_prob(z))
@@ -446,24 +446,24 @@ def test_conditional_prior_is_the_encoder_of_the_context():
 # What the parts do not do yet ---------------------------------------------------------------------
 
 
-def test_codes_without_positions_are_drawn():
+def test_code_prior_samples_codes_without_positions():
     encoder = VectorQuantizedEncoder(mlp(), num_codes=6, latent_dim=2)
     assert CodePrior(6, latent_dim=2)(encoder=encoder).sample((5,)).shape == (5, 2)
 
 
-def test_joint_of_a_conditional_and_another_prior_is_drawn():
+def test_joint_prior_samples_conditional_and_plain_parts():
     prior = JointPrior({"a": ConditionalPrior(GaussianEncoder(mlp(3), 2)), "b": StandardNormal(1)})
     draws = prior(NUMBERS).sample((3,))
     assert draws.shape == (3, 5, 3)
     assert draws[:, :, 2].unique().numel() == 15
 
 
-def test_joint_of_a_prior_that_is_made_of_posteriors():
+def test_joint_prior_passes_encoders_to_its_parts():
     encoder = JointEncoder({"a": gaussian()})
     JointPrior({"a": VampPrior(2, input_shape=4, num_components=3)})(encoder=encoder).sample((3,))
 
 
-def test_joint_parts_are_in_one_order():
+def test_joint_prior_keeps_the_order_of_its_parts():
     encoder = JointEncoder({"a": gaussian(1), "b": gaussian(1)})
     prior = JointPrior({"b": StandardNormal(1), "a": StandardNormal(1)})
     with pytest.raises(ValueError, match="order"):
@@ -563,7 +563,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_what_is_refused(case):
+def test_errors(case):
     make, error, message = ERRORS[case]
     with pytest.raises(error, match=message):
         make()
@@ -577,7 +577,7 @@ def test_prior_is_abstract():
 # What once went wrong -----------------------------------------------------------------------------
 
 
-def test_a_conditional_prior_in_another_order_is_refused():
+def test_conditional_joint_prior_in_another_order_is_refused():
     parts = {name: GaussianEncoder(ConcatContext(mlp(4 + 2), context_dim=2), 1) for name in "ab"}
     prior = ConditionalPrior(JointEncoder({name: GaussianEncoder(mlp(2), 1) for name in "ba"}))
     decoder = ConcatContext(MLP(2 + 2, out_shape=4), context_dim=2)
@@ -586,31 +586,31 @@ def test_a_conditional_prior_in_another_order_is_refused():
         vae.check(torch.zeros(2, 4), torch.zeros(2, 2))
 
 
-def test_real_parts_side_by_side_take_a_plain_prior():
+def test_joint_of_real_parts_accepts_a_plain_prior():
     encoder = JointEncoder({"a": gaussian(1), "b": gaussian(2)})
     vae = VAE(encoder, MLP(3, out_shape=4), BernoulliLikelihood())
     assert [term.name for term in vae.check(torch.zeros(2, 4)).latents] == ["z"]
 
 
-def test_classes_given_a_context_have_a_closed_form():
+def test_conditional_categorical_prior_has_a_closed_form():
     q = CategoricalEncoder(mlp(), 3)(torch.randn(5, 4))
     p = ConditionalPrior(CategoricalEncoder(mlp(), 3))(torch.randn(5, 4))
     assert (kl_divergence(q, p) >= 0).all()
     assert not kl_divergence(p, p).any()
 
 
-def test_vamp_keeps_numbers_of_a_context_that_has_no_shape():
+def test_vamp_keeps_a_scalar_context():
     context = torch.tensor([0.13, 0.41, 0.77])
     prior = VampPrior.from_data(gaussian(), torch.randn(3, 4), context, num_components=3)
     assert sorted(prior.contexts.tolist()) == context.tolist()
 
 
-def test_vamp_refuses_to_start_from_missing_values():
+def test_vamp_from_data_refuses_nan():
     with pytest.raises(ValueError, match=r"got NaN or infinity: give .*encoder_input\(data\)"):
         VampPrior.from_data(gaussian(), torch.full((3, 4), torch.nan), num_components=3)
 
 
-def test_a_prior_that_cannot_be_made_is_not_called_an_encoder():
+def test_failing_prior_is_named_in_the_error():
     vae = VAE(
         gaussian(),
         MLP(2, out_shape=4),

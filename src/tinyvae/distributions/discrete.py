@@ -47,7 +47,8 @@ class Bernoulli(Distribution):
     def summed_log_prob(self, value: Tensor, ndim: int) -> Tensor:
         """Return the sum of log masses over the last ``ndim`` batch dimensions, nats."""
         total = None
-        if ndim and value.dim() >= ndim and self.logits.dim() > ndim:
+        is_overridden = type(self).log_prob is not Bernoulli.log_prob
+        if not is_overridden and ndim and value.dim() >= ndim and self.logits.dim() > ndim:
             total = summed_log_mass(self.logits.flatten(-ndim), value.flatten(-ndim))
         return super().summed_log_prob(value, ndim) if total is None else total
 
