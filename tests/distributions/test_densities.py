@@ -1,4 +1,4 @@
-"""Distributions against scipy, and against forty digits where scipy has fewer than they do."""
+"""Distributions against scipy, and against 40-digit references if scipy is less accurate."""
 
 import decimal
 import inspect
@@ -68,7 +68,7 @@ STIRLING = [
 
 
 def log_gamma(x):
-    """Stirling's series, after the recurrence has brought x to 16."""
+    """Return log gamma by Stirling's series, after the recurrence has raised x to 16."""
     product = Decimal(1)
     while x < 16:
         product *= x
@@ -152,7 +152,7 @@ def exact_discretized_logistic(num_levels):
 
 
 def floats(low, high):
-    """Numbers that are the same in float32 and in float64."""
+    """Generate numbers that are equal in float32 and float64."""
     bounds = (float(np.float32(bound)) for bound in (low, high))
     return st.floats(*bounds, width=32, allow_subnormal=False)
 
@@ -176,7 +176,7 @@ def count_and_log_mean(draw):
 
 @st.composite
 def near_and_far(draw, value, log_scale):
-    """A value, a location at most ten scales away or anywhere, and the logarithm of the scale."""
+    """Generate a value, a location near it or anywhere, and the logarithm of the scale."""
     x, log_s = draw(value), draw(log_scale)
     offset = floats(-10, 10).map(lambda d: float(np.float32(x + d * math.exp(log_s))))
     return x, draw(st.one_of(offset, value)), log_s
@@ -266,7 +266,7 @@ FAMILIES = {
 
 
 def evaluate(make, inputs, dtype):
-    """Log density and its gradient with respect to every parameter."""
+    """Return the log density and its gradient with respect to every parameter."""
     value, *params = (torch.tensor(float(v), dtype=dtype) for v in inputs)
     params = [p.requires_grad_() for p in params]
     log_prob = make(*params).log_prob(value)
@@ -274,7 +274,7 @@ def evaluate(make, inputs, dtype):
 
 
 def exact_gradient(exact, inputs):
-    """By central differences, of which forty digits leave more than float64 has."""
+    """Return the gradient by central differences, exact in float64 thanks to 40 digits."""
     for i in range(1, len(inputs)):
         high, low = ([*inputs[:i], inputs[i] + d, *inputs[i + 1 :]] for d in (STEP, -STEP))
         yield float((exact(*high) - exact(*low)) / (2 * STEP))
@@ -428,14 +428,14 @@ def test_log_prob_and_mean_agree_with_scipy(name):
 
 
 def masses(distribution, values):
-    """Masses ``(values, batch)`` of the least values, and of all others together."""
+    """Return masses ``(values, batch)`` of the least values, and of all others together."""
     grid = torch.arange(values, dtype=torch.get_default_dtype())
     mass = distribution.log_prob(grid[:, None]).exp()
     return torch.cat([mass, 1 - mass.sum(0, keepdim=True)]).clamp(min=0)
 
 
 def chi_squared(draws, mass):
-    """The p value of draws ``(n,)`` of 0, 1, ... with the rare ones put together."""
+    """Return the p value of draws ``(n,)`` of 0, 1, ... with rare values pooled."""
     observed = np.bincount(np.minimum(draws, len(mass) - 1).astype(int), minlength=len(mass))
     expected = mass * len(draws)
     rare = expected < 5
@@ -538,7 +538,7 @@ def test_discretized_logistic_sums_to_one(num_levels, mean, log_scale):
 
 
 def test_discretized_logistic_edges_have_all_remaining_mass():
-    """Bins that end at the edges lose what lies beyond: here .157."""
+    """Bins that end at the edges would lose the mass outside them: here .157."""
     mean, log_scale, half = -0.3, -1.0, 1 / 255
     levels = torch.arange(256)
     grid = 2 * levels.numpy() / 255 - 1
@@ -630,7 +630,7 @@ def test_mixture_of_scalars(dim):
 
 
 def test_mixture_of_events():
-    """The elements of one event are of one component."""
+    """All elements of one event belong to one component."""
     loc = torch.tensor([[-9.0, -9.0], [9.0, 9.0]])
     p = Mixture(torch.tensor([0.0, 1.0]), Independent(Normal(loc, torch.zeros(2, 2)), 1))
     assert (p.batch_shape, p.event_shape) == ((), (2,))
@@ -758,7 +758,7 @@ def test_categorical_broadcasts_its_values():
 
 
 def test_categorical_point_estimate_with_weights():
-    """The mode of a mixture may be that of none of its members."""
+    """The mode of a mixture may differ from the modes of all its members."""
     probs = torch.tensor([[0.55, 0.45, 1e-9], [1e-9, 0.45, 0.55]])
     p, weights = Categorical(probs.log()), torch.tensor([0.5, 0.5])
     assert p.point_estimate().tolist() == [0.0, 2.0]

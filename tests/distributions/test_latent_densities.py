@@ -56,7 +56,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 @functools.cache
 def perturbed_flow(dim, kind, coupling=False, context_dim=0, dtype=torch.float64):
-    """A flow that is not the identity, the same at every call."""
+    """Return a flow that is not the identity, the same at every call."""
     if dtype != torch.float64:
         return copy.deepcopy(perturbed_flow(dim, kind, coupling, context_dim)).to(dtype)
     with torch.random.fork_rng():
@@ -184,7 +184,7 @@ cases = pytest.mark.parametrize("name", CASES)
 
 
 def draw_params(name, batch, dtype=torch.float64):
-    """Random parameters that are the same numbers in float32 and in float64."""
+    """Return random parameters that are equal in float32 and float64."""
     return [(0.5 * torch.randn((*batch, *s))).float().to(dtype) for s in CASES[name].shapes]
 
 
@@ -270,7 +270,7 @@ SMOOTH_DRAWS = [
 
 @pytest.mark.parametrize("name", SMOOTH_DRAWS)
 def test_gradients_of_draws(name):
-    """With the same noise, a draw is a function of the parameters, and smooth."""
+    """With fixed noise, a draw is a smooth function of the parameters."""
     case = CASES[name]
     batch = (2, 2) if len(case.batches[0]) == 2 else (2,)
 
@@ -320,7 +320,7 @@ def torch_joint(mean, log_std, logits, tail, x):
 
 
 def quadrature_power_spherical(direction, log_concentration, x):
-    """With its normalizer by Gauss-Legendre over the angle to the direction."""
+    """Return the log density, normalized by Gauss-Legendre quadrature over the angle."""
     dim, kappa = x.shape[-1], log_concentration.exp()
     concentration = kappa.numpy()
     nodes, weights = np.polynomial.legendre.leggauss(200)
@@ -361,14 +361,14 @@ def test_log_prob_agrees_with_references(name):
 
 
 def grid(*axes):
-    """Nodes ``(n, D)`` of the trapezoidal rule and their cell."""
+    """Return nodes ``(n, D)`` of the trapezoidal rule and the volume of a cell."""
     return torch.cartesian_prod(*axes).reshape(-1, len(axes)), math.prod(
         (axis[1] - axis[0]).item() for axis in axes
     )
 
 
 def integral(p, reach, nodes):
-    """Of a density ``batch_shape = ()`` over ``[-reach, reach]^D``."""
+    """Return the integral of a density with ``batch_shape = ()`` over ``[-reach, reach]^D``."""
     z, cell = grid(*[torch.linspace(-reach, reach, nodes)] * p.event_shape[0])
     return p.log_prob(z).exp().sum().item() * cell
 
@@ -425,7 +425,7 @@ def test_power_spherical_integrates_to_one(concentration):
 
 
 def one_hots(num_classes, num_variables):
-    """All values ``(C^E, C, E)``."""
+    """Return all one-hot values ``(C^E, C, E)``."""
     classes = torch.tensor([*itertools.product(range(num_classes), repeat=num_variables)])
     return F.one_hot(classes, num_classes).movedim(-1, 1).double()
 
@@ -509,7 +509,7 @@ def test_draws_of_the_whole_sphere(dim):
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
 def test_draws_of_gumbel_softmax(temperature):
-    """The density is that of logistic differences; the largest is a draw of the classes."""
+    """Differences of log draws are logistic, and the largest coordinate is a draw of the class."""
     logits = torch.randn(4)
     z = GumbelSoftmax(logits, 1, temperature).sample((5000,))
     kept = (z > 1e-300).all(-1)
@@ -561,7 +561,7 @@ def test_straight_through_gradient_is_that_of_relaxed_draws(shape, event_ndim, t
 
 
 def test_gumbel_softmax_low_temperature_needs_float64():
-    """Below, coordinates underflow whose logarithms a density would need."""
+    """At lower temperatures, coordinates underflow whose logarithms the density needs."""
     assert GumbelSoftmax(torch.zeros(3), 1, 0.05).sample().dtype == torch.float64
     with pytest.raises(ValueError, match=r"temperature >= 0.3 in torch.float32, got 0.05: lower"):
         GumbelSoftmax(torch.zeros(3).float(), 1, 0.05)
@@ -583,7 +583,7 @@ def test_relaxed_draws_have_a_density_in_float32(temperature, scale):
 
 @pytest.mark.parametrize(("dim", "kind", "coupling"), FLOWS)
 def test_draws_of_flows(dim, kind, coupling):
-    """The mean of r(z) / q(z), for any other density r with lighter tails, is one."""
+    """The mean of r(z) / q(z) is one for any density r with lighter tails."""
     name = f"flow, {dim}, {kind}{', coupling' * coupling}"
     p = CASES[name].make(*draw_params(name, ()))
     with torch.no_grad():
@@ -650,7 +650,7 @@ def test_mean_agrees_with_draws(name):
 
 
 def second_moment(p):
-    """E z z' of a power spherical distribution."""
+    """Return E z z' of a power spherical distribution."""
     k, b = p.concentration, p.beta
     up, total = b + k, 2 * b + k
     # E t^2 of t = 2 u - 1, where u is a Beta(up, b) variable.
@@ -675,7 +675,7 @@ def covariance_plus_square(p):
     ["full normal", "low rank normal", *(f"power spherical, {dim}" for dim in (2, 3, 5, 20))],
 )
 def test_gradient_of_an_expectation(name):
-    """Of a linear and a quadratic function, against the closed form."""
+    """Gradients of expectations of a linear and a quadratic function have a closed form."""
     case, count = CASES[name], 20_000
     params = draw_params(name, ())
     a, b = torch.randn(2, *case.event)
@@ -774,7 +774,7 @@ def test_masses_of_all_codes_sum_to_one(num_codes, positions):
 
 
 def test_code_of_one_vector():
-    # Once: CodebookCategorical of a latent without positions, (J,), neither draws nor scores one vector.
+    # Regression: codes without positions, (J,), could neither be drawn nor scored.
     p = CodebookCategorical(torch.randn(3), torch.tensor(CODEBOOK))
     assert p.sample((4,)).shape == (4, 2)
     assert p.sample().shape == (2,)
@@ -798,7 +798,7 @@ def test_joint_split_undoes_concatenate():
 
 @pytest.mark.parametrize("lead", [(), (4,), (5,), (2, 5)])
 def test_joint_draws_parts_without_batch_for_each_row(lead):
-    # Once: a part of batch_shape () beside one of (5,) is drawn once for all five, or not at all.
+    # Regression: a part of batch_shape () beside one of (5,) is drawn once for all five, or not at all.
     p = JointDistribution(
         {
             "given": independent_normal(torch.zeros(5, 2), torch.zeros(5, 2)),
@@ -826,7 +826,7 @@ def test_reshaped_batch_agrees_with_rows():
 
 
 def exact_power_spherical(direction, log_concentration, x):
-    """By sixty digits, of the vectors brought to length one."""
+    """Return the log density with sixty digits, after normalizing the vectors."""
     with mpmath.workdps(60):
         u, v = ([mpmath.mpf(float(c)) for c in w] for w in (direction, x))
         length = mpmath.sqrt(mpmath.fsum(c * c for c in u) * mpmath.fsum(c * c for c in v))
@@ -856,7 +856,7 @@ def test_power_spherical_accuracy(dim, concentration):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("dim", [2, 3, 5, 20])
 def test_density_opposite_to_the_direction(dim, dtype):
-    # Once: where rounding makes |x - mu|^2 more than four, the log density is NaN.
+    # Regression: where rounding makes |x - mu|^2 more than four, the log density is NaN.
     direction = F.normalize(torch.randn(500, dim, dtype=dtype), dim=-1)
     log_prob = PowerSpherical(direction, torch.zeros(500, dtype=dtype)).log_prob(-direction)
     assert not log_prob.isnan().any()
@@ -864,7 +864,7 @@ def test_density_opposite_to_the_direction(dim, dtype):
 
 
 def test_density_of_nearly_uniform_draws_on_the_circle():
-    # Once: NaN, as opposite to the direction, at one of some 30,000 draws.
+    # Regression: NaN, as opposite to the direction, at one of some 30,000 draws.
     direction = F.normalize(torch.randn(100_000, 2).float(), dim=-1)
     p = PowerSpherical(direction, torch.full((100_000,), -7.0).float())
     assert p.log_prob(p.sample()).isfinite().all()
@@ -874,7 +874,7 @@ def test_density_of_nearly_uniform_draws_on_the_circle():
 @pytest.mark.parametrize("angle", [0.0, 1e-6, 1e-4, 1e-2, math.pi - 1e-4, math.pi])
 @pytest.mark.parametrize("dim", [2, 3, 5])
 def test_draws_near_the_poles(dim, angle, dtype):
-    """The pole of the reflection, e1, and what is opposite to it, are directions like others."""
+    """The pole of the reflection, e1, and its opposite are ordinary directions."""
     direction = torch.zeros(dim)
     direction[0], direction[1] = math.cos(angle), math.sin(angle)
     if angle == math.pi:
@@ -894,7 +894,7 @@ def test_draws_near_the_poles(dim, angle, dtype):
 
 @pytest.mark.parametrize("angle", [0.0, 1e-3, 0.1, 1.5, 3.0, math.pi])
 def test_gradient_of_draws_near_the_poles(angle):
-    # Once: at the pole the gradient is zero, and near it its error grows as 1 / angle.
+    # Regression: at the pole the gradient is zero, and near it its error grows as 1 / angle.
     direction = torch.zeros(4000, 3)
     direction[:, 0], direction[:, 1] = math.cos(angle), math.sin(angle)
     direction.requires_grad_()
@@ -909,7 +909,7 @@ def test_gradient_of_draws_near_the_poles(angle):
 @pytest.mark.parametrize("concentration", [1e-2, 1.0, 100.0, 1e4, 1e5])
 @pytest.mark.parametrize("dim", [2, 3, 5])
 def test_gradient_of_a_height_to_the_concentration(dim, concentration, dtype):
-    # Once: in float32 at 1e5, where shares of a float32 Dirichlet are all but one: 34 % too small.
+    # Regression: in float32 at 1e5, where shares of a float32 Dirichlet are all but one: 34 % too small.
     count = 10_000
     direction = F.normalize(torch.randn(dim), dim=-1).to(dtype)
     log_concentration = torch.full((count,), math.log(concentration), dtype=dtype).requires_grad_()
@@ -922,7 +922,7 @@ def test_gradient_of_a_height_to_the_concentration(dim, concentration, dtype):
 
 @pytest.mark.parametrize("log_std", [0.0, -2.0, -4.0, -6.0])
 def test_low_rank_normal_accuracy(log_std):
-    # Once: in float32 two large squares cancel, 0.1 nats are lost at -4, and 10 at -6.
+    # Regression: in float32 two large squares cancel, 0.1 nats are lost at -4, and 10 at -6.
     mean, factor = torch.randn(50, 20).float(), torch.randn(50, 20, 3).float()
     params = (mean, torch.full_like(mean, log_std), factor)
     p = LowRankNormal(*params)
@@ -968,7 +968,7 @@ def test_inverse_undoes_the_flow(dim, kind, coupling):
 
 @pytest.mark.parametrize("kind", ["affine", "spline"])
 def test_inverse_flow_is_a_density(kind):
-    """As a prior is one, that is fast where densities are asked for."""
+    """A prior is an inverse flow, whose density needs no inverse."""
     base = independent_normal(torch.randn(2) / 2, torch.randn(2) / 4)
     p = Transformed(base, perturbed_flow(2, kind)().inv)
     with torch.no_grad():
@@ -1145,7 +1145,7 @@ def numpy_classes(q, p):
 
 
 def numpy_sphere(q, p):
-    """By quadrature over the angle: E log q, of what is normalized by quadrature too."""
+    """Return E log q by quadrature over the angle, with a quadrature for the normalizer too."""
     direction, log_concentration = q
     dim, k = direction.shape[-1], np.exp(log_concentration)[..., None]
     nodes, weights = np.polynomial.legendre.leggauss(400)
@@ -1277,7 +1277,7 @@ def test_gradients_of_kl(name):
 
 @pairs
 def test_kl_of_one_prior_for_all(name):
-    """A prior of batch_shape () stands for that of every example, in rows and in (K, B)."""
+    """A prior with batch_shape () applies to every example, in rows and in (K, B)."""
     pair, (q, p) = PAIRS[name], draw_pair(name, (6,))
     p_one = [v[0] for v in p]
     p_all = [v.expand(6, *v.shape) for v in p_one]
@@ -1462,7 +1462,7 @@ def vector(*batch):
             lambda: Affine(independent_normal(vector(), vector()), torch.zeros(3), torch.ones(3)),
             lambda: independent_normal(vector(), vector()),
         ),
-        # Once: AttributeError, classes along different dimensions of one event shape.
+        # Regression: AttributeError, classes along different dimensions of one event shape.
         (
             lambda: OneHotCategorical(torch.zeros(2, 3), 2),
             lambda: Independent(OneHotCategorical(torch.zeros(2, 3), 1), 1),
@@ -1477,7 +1477,7 @@ def test_no_closed_form(q, p):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_kl_of_a_full_normal_to_elements_of_one_scale(first):
-    # Once: IndexError, where the log_std of the elements is broadcast.
+    # Regression: IndexError, where the log_std of the elements is broadcast.
     mean, log_std = torch.randn(3), torch.tensor(0.3)
     full = FullNormal(torch.randn(3), torch.randn(3), torch.randn(3, 3))
     one, each = (Independent(Normal(mean, s), 1) for s in (log_std, log_std.expand(3)))
@@ -1486,14 +1486,14 @@ def test_kl_of_a_full_normal_to_elements_of_one_scale(first):
 
 
 def test_points_without_event_or_batch():
-    # Once: IndexError without event dimensions; a value without the batch is taken for one event.
+    # Regression: IndexError without event dimensions; a value without the batch is taken for one event.
     value = torch.randn(3)
     assert Delta(value, 0).log_prob(value).tolist() == [0.0] * 3
     assert Delta(value.expand(5, 3), 1).log_prob(value).tolist() == [0.0] * 5
 
 
 def test_losses_of_rows():
-    # Once: a wrapper has none of the losses and metrics of what it wraps.
+    # Regression: a wrapper has none of the losses and metrics of what it wraps.
     losses, metrics = {"commitment": torch.arange(6.0)}, {"perplexity": torch.tensor(2.0)}
     rows = Quantized(torch.randn(6, 2, 1), torch.zeros(6, 1, dtype=torch.long), losses, metrics)
     wide = ReshapedBatch(rows, (2, 3))

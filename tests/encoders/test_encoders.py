@@ -1,4 +1,4 @@
-"""Every encoder keeps the contract, and is its formula."""
+"""The contract of encoders, and references for each one."""
 
 import math
 from functools import partial
@@ -282,13 +282,13 @@ def test_encoder_contract(name):
 
 
 def head_of(encoder, x):
-    """What the head gives, in numpy: a linear layer on the flattened features."""
+    """Return the output of the head, a linear layer on the flattened features, in numpy."""
     weight, bias = (p.detach().numpy() for p in (encoder.head.weight, encoder.head.bias))
     return x.flatten(1).numpy() @ weight.T + bias
 
 
 def of_identity(cls, *args, **options):
-    """An encoder whose features are x, of three values."""
+    """Return an encoder whose features are x, with three values."""
     return cls(nn.Identity(), *args, features=3, **options), torch.randn(4, 3)
 
 

@@ -53,7 +53,7 @@ def make(latent=(2, 3), **options):
 
 
 def spatial():
-    """CodebookCategorical of (3,) at each of 2 x 2 positions."""
+    """Return a model with codes of (3,) at each of 2 x 2 positions."""
     network = ConvNet((1, 8, 8), (4, 5))
     vq = VectorQuantizedEncoder(network, num_codes=CODES, latent_dim=(3, 2, 2), decay=0.9)
     decoder = TransposedConvNet((3, 2, 2), (1, 8, 8), (5, 4))
@@ -129,7 +129,7 @@ def test_spatial_codes():
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("training", [True, False])
 def test_codes_pass_gradients_straight_through(decay, training):
-    """The network's gradient is the decoder's, as if its outputs were the codes."""
+    """The gradient of the network is that of the decoder, as if its outputs were the codes."""
     vae, x = make(decay=decay).train(training), binary(5, DATA)
     vae(x)
     record = vae(x)
@@ -198,7 +198,7 @@ def test_quantization_losses_agree_with_formulas(decay):
 
 @pytest.mark.parametrize("decay", DECAYS)
 def test_quantization_losses_are_per_example(decay):
-    """Not of the batch's size (pythae's weighed the commitment by it)."""
+    """The losses do not depend on the batch size (in pythae the commitment does)."""
     vae, x = make(decay=decay).eval(), binary(1, DATA)
     one = vae(x)
     metrics = ELBO()(vae, Batch(x)).metrics
@@ -398,7 +398,7 @@ def test_restarts_draw_from_the_default_generator():
 
 
 def log_evidence(vae, x):
-    """log p(x) by all sequences of codes."""
+    """Return log p(x) by a sum over all sequences of codes."""
     positions = vae.prior.logits.shape[1:].numel()
     grid = torch.cartesian_prod(*[torch.arange(CODES)] * positions).reshape(-1, positions)
     z = vae.encoder.codebook.detach()[grid].movedim(-1, 1)  # (n, C, S)
@@ -507,7 +507,7 @@ def test_sample_given_a_context():
 
 @pytest.mark.parametrize("decay", DECAYS)
 def test_training_uses_the_codes_and_lowers_the_loss(decay):
-    """Eight blobs; a codebook of eight that starts far away."""
+    """The data are eight blobs. The codebook of eight codes starts far away."""
     torch.manual_seed(2)
     centers = 3 * torch.randn(8, DATA)
     x = centers[torch.randint(8, (512,))] + 0.1 * torch.randn(512, DATA)
@@ -615,7 +615,7 @@ def test_prior_errors():
         normal.check(binary(2, DATA))
 
 
-# What once went wrong -----------------------------------------------------------------------------
+# Regressions --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("call", ["fit", "sample"])

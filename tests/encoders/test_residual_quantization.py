@@ -1,4 +1,4 @@
-"""Several codebooks, each of which quantizes what the ones before it left."""
+"""Several codebooks, each of which quantizes the residual of the ones before."""
 
 import itertools
 import math
@@ -63,7 +63,7 @@ def make(latent=(2, 3), *, levels=LEVELS, codes=CODES, **options):
 
 
 def spatial(levels=2):
-    """CodebookCategorical of (3,) at each of 2 x 2 positions."""
+    """Return a model with codes of (3,) at each of 2 x 2 positions."""
     latent = (3, 2, 2)
     vq = encoder(latent, levels=levels, network=ConvNet((1, 8, 8), (4, 5)))
     decoder = TransposedConvNet(latent, (1, 8, 8), (5, 4))
@@ -72,7 +72,7 @@ def spatial(levels=2):
 
 
 def by_hand(rows, codebooks):
-    """CodebookCategorical ``(Q, ...)`` and what they leave ``(Q + 1, ..., C)``, in numpy."""
+    """Return codes ``(Q, ...)`` and residuals ``(Q + 1, ..., C)``, computed in numpy."""
     left, codes = [rows], []
     for codebook in codebooks:
         distances = ((left[-1][..., None, :] - codebook) ** 2).sum(-1)
@@ -82,13 +82,13 @@ def by_hand(rows, codebooks):
 
 
 def every_choice(levels, codes, positions):
-    """All codes of all levels and positions, ``(n, Q, S)``."""
+    """Return all codes of all levels and positions, ``(n, Q, S)``."""
     index = torch.tensor([*itertools.product(range(codes), repeat=levels * positions)])
     return index.reshape(-1, levels, positions)
 
 
 def summed(codebook, index):
-    """Sums of codes ``(n, Q, S)``, as ``(n, C, S)``."""
+    """Return the sums ``(n, C, S)`` of codes ``(n, Q, S)``."""
     total = codebook[0][index[:, 0]]
     for q in range(1, len(codebook)):
         total = total + codebook[q][index[:, q]]
@@ -99,7 +99,7 @@ def summed(codebook, index):
 
 
 class Single:
-    """The encoder of one codebook, step by step."""
+    """Step-by-step reference of the encoder with one codebook."""
 
     def __init__(self, vq):
         self.vq = vq
@@ -512,7 +512,7 @@ def test_fifty_steps_lower_the_loss(decay):
 
 
 def test_two_levels_reconstruct_digits_better_than_one():
-    """Of 16 codes at each of 2 x 2 positions: squared errors of 1.9 and 2.9 were found."""
+    """With 16 codes at each of 2 x 2 positions, the squared errors are 1.9 and 2.9."""
     torch.set_default_dtype(torch.float32)
     x, latent = digits().images / 16, (8, 2, 2)
     errors = []

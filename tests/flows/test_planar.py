@@ -47,7 +47,7 @@ def close(value, expected, tolerance=1e-10):
 
 
 def invertible(x):
-    """The paper's m(x) = log(1 + exp x) - 1, through the origin, in numpy."""
+    """Return the paper's m(x) = log(1 + exp x) - 1, shifted to the origin, in numpy."""
     return (1 - LEAST_STRETCH) * (np.logaddexp(0, x + np.log(np.e - 1)) - 1)
 
 
@@ -133,7 +133,7 @@ def test_inverse_undoes_extreme_transforms(kind, spread):
 
 @pytest.mark.parametrize("along", [-1e4, -7.0, 0.0, 7.0, 1e3, 1e5])
 def test_planar_inverse_across_the_hyperplane(along):
-    """Where space is squeezed most, and from where it is stretched most."""
+    """The hyperplane is the place of the strongest compression, or of the strongest stretch."""
     flow = PlanarFlow(2, transforms=1)
     with torch.no_grad():
         flow.offset.copy_(torch.tensor([along, 0.3, 1.0, 0.0, 0.5]))
@@ -285,7 +285,7 @@ def test_gradients_of_flow_and_inverse(kind, context_dim):
 
 
 def test_planar_flow_fits_two_modes():
-    """Two modes, far apart, of which the best Gaussian takes one: log 2 nats are left."""
+    """The best Gaussian covers one of two distant modes, at a gap of log 2 nats."""
     modes = torch.tensor([[-2.0, 0.0], [2.0, 0.0]])
     mean, log_std = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
     flow = PlanarFlow(2, transforms=4)
@@ -395,7 +395,7 @@ def test_single_precision(kind, context_dim):
 
 @kinds
 def test_flow_is_finite_far_away(kind):
-    """Where a way back by differences would cancel, and divide by zero in what is not chosen."""
+    """An inverse by differences would cancel, and divide by zero in the branch not taken."""
     flow = perturbed(kind, 2, 0.5).float()
     z = (10 ** torch.linspace(0, 12, 100)[:, None] * torch.tensor([0.6, 0.8])).float()
     z.requires_grad_()
@@ -416,7 +416,7 @@ def test_products_are_accurate_under_autocast(kind):
         assert torch.equal(Transformed(base, flow(context)).log_prob(z), expected)
 
 
-# What is refused ----------------------------------------------------------------------------------
+# Errors -------------------------------------------------------------------------------------------
 
 
 @kinds
@@ -439,11 +439,17 @@ def test_flow_size_errors(kind, arguments, message):
 
 @kinds
 def test_flow_context_errors(kind):
-    with pytest.raises(ValueError, match=r"context_dim=2 expects a context of as many values, got 0"):
+    with pytest.raises(
+        ValueError, match=r"expects a context of 2 values, got 0: give context_dim=0"
+    ):
         kind(2, context_dim=2)()
-    with pytest.raises(ValueError, match=r"context_dim=2 expects a context of as many values, got 3"):
+    with pytest.raises(
+        ValueError, match=r"expects a context of 2 values, got 3: give context_dim=3"
+    ):
         kind(2, context_dim=2)(torch.zeros(5, 3))
-    with pytest.raises(ValueError, match=r"context_dim=0 expects a context of as many values, got 3"):
+    with pytest.raises(
+        ValueError, match=r"expects a context of 0 values, got 3: give context_dim=3"
+    ):
         kind(2)(torch.zeros(5, 3))
 
 
@@ -460,7 +466,7 @@ def test_flow_encoder_errors(kind):
 
 
 class Shift(NormalizingFlow):
-    """A flow of one's own: it moves the posterior by a vector."""
+    """A user-defined flow that shifts the posterior by a vector."""
 
     def __init__(self, dim):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Every prior keeps the contract, is its formula, and fits as it says."""
+"""The contract of priors, references for each one, and fits."""
 
 import math
 
@@ -89,7 +89,7 @@ def fitted_codes():
 
 
 def vamp_of(encoder, context=None, **options):
-    """Prior and encoder."""
+    """Return a VampPrior and its encoder."""
     return VampPrior.from_data(encoder, torch.randn(9, 4), context, **options), encoder
 
 
@@ -411,7 +411,7 @@ def test_fitted_prior_round_trips(name, tmp_path):
 
 
 def sampling(prior, context, encoder=None):
-    """Model of the prior, whose decoder reads the context."""
+    """Return a model with the prior, whose decoder reads the context."""
     classes = not context.is_floating_point()
     like = {"num_classes": 4} if classes else {"context_dim": 3}
     width = prior.latent_shape.numel() + (4 if classes else 3)
@@ -443,7 +443,7 @@ def test_conditional_prior_encodes_the_context():
     assert torch.equal(prior(NUMBERS).log_prob(z), encoder(NUMBERS).log_prob(z))
 
 
-# What the parts do not do yet ---------------------------------------------------------------------
+# Combinations of priors ---------------------------------------------------------------------------
 
 
 def test_code_prior_samples_codes_without_positions():
@@ -537,7 +537,7 @@ ERRORS = {
     "codes without codebook": (
         lambda: CodePrior(6, latent_dim=2)(encoder=gaussian()),
         ValueError,
-        r"codebook of a VectorQuantizedEncoder, got GaussianEncoder: call prior\(encoder=vae.encoder\)",
+        r"codebook of a VectorQuantizedEncoder, got GaussianEncoder: call prior\(encoder=",
     ),
     "other codes": (
         lambda: CodePrior(6, latent_dim=(2, 3)).fit(torch.zeros(5, 2, dtype=torch.long)),
@@ -574,7 +574,7 @@ def test_prior_is_abstract():
         Prior()
 
 
-# What once went wrong -----------------------------------------------------------------------------
+# Regressions --------------------------------------------------------------------------------------
 
 
 def test_conditional_joint_prior_in_another_order_is_refused():

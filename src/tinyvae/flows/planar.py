@@ -84,8 +84,8 @@ class _LayeredFlow(NormalizingFlow):
         num_values = 0 if context is None else context.shape[-1]
         if num_values != self.context_dim:
             raise ValueError(
-                f"{type(self).__name__} with context_dim={self.context_dim} expects a context of as "
-                f"many values, got {num_values}"
+                f"{type(self).__name__} expects a context of {self.context_dim} values, got "
+                f"{num_values}: give context_dim={num_values}"
             )
         if context is None or self.context_map is None:
             # A copy, so that an optimizer step does not change the bijection.
