@@ -34,7 +34,7 @@ def build(name: str, x: Tensor, latents: int) -> VAE:
     encoder = GaussianEncoder(MLP(shape, hidden=(200,)), latents)
     prior = {
         "N(0, I)": lambda: StandardNormal(latents),
-        "mixture": lambda: MixturePrior(latents, COMPONENTS),
+        "mixture": lambda: MixturePrior(latents, num_components=COMPONENTS),
         "flow": lambda: FlowPrior(Flow(latents)),
         "VampPrior": lambda: VampPrior.from_data(encoder, x, num_components=COMPONENTS),
     }[name]()

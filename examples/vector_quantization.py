@@ -27,8 +27,8 @@ def build(shape: torch.Size) -> VAE:
     network = ConvNet(shape, channels=(32, 64))
     latent = (SIZE, *network.out_shape[1:])
     decoder = TransposedConvNet(latent, shape, channels=(64, 32))
-    encoder = VectorQuantizedEncoder(network, CODES, latent)
-    return VAE(encoder, decoder, BernoulliLikelihood(), CodePrior(CODES, latent))
+    encoder = VectorQuantizedEncoder(network, num_codes=CODES, latent_dim=latent)
+    return VAE(encoder, decoder, BernoulliLikelihood(), CodePrior(CODES, latent_dim=latent))
 
 
 def main() -> None:

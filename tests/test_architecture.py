@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from abc import ABC
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -165,6 +166,32 @@ def test_public_objects_are_documented():
             for member, function in members:
                 if inspect.isfunction(function) and not member.startswith("_"):
                     assert function.__doc__, f"{name}.{member}"
+
+
+# Classes without abstract methods that exist to be subclassed.
+BASES = {
+    *("TinyVAEError", "Configurable", "RunningStatistics", "Scheduled", "Callback"),
+    *("MapNetwork", "SeededNetwork", "CountLikelihood"),
+}
+# Private subclasses of concrete classes that remain.
+NOT_FINAL = {"Delta <- _Decoded", "Normal <- _OptimalNormal"}
+
+
+def test_public_classes_are_abstract_or_final():
+    classes = {
+        value
+        for name in MODULES
+        for value in vars(importlib.import_module(name)).values()
+        if inspect.isclass(value) and value.__module__ in MODULES
+    }
+    subclassed = {
+        f"{base.__name__} <- {cls.__name__}"
+        for cls in classes
+        for base in classes.intersection(cls.__bases__)
+        if not (inspect.isabstract(base) or ABC in base.__bases__ or base.__name__.startswith("_"))
+        and base.__name__ not in BASES
+    }
+    assert subclassed <= NOT_FINAL
 
 
 def test_no_file_is_long():

@@ -6,9 +6,9 @@ from torch import nn
 
 from tinyvae.core.module_state import (
     evaluating,
-    preserved_batch_norm,
     preserved_buffers,
     preserved_modes,
+    preserved_statistics,
 )
 
 
@@ -66,13 +66,13 @@ def test_preserved_buffers_restores_buffers():
         assert torch.equal(buffer, before[name])
 
 
-def test_preserved_batch_norm_keeps_statistics_and_output():
+def test_preserved_statistics_keeps_statistics_and_output():
     layers = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False))
     evaluated = nn.BatchNorm1d(3).eval()
     layers.append(evaluated)
     x = torch.randn(5, 3)
     before = [buffer.clone() for buffer in layers.buffers()]
-    with preserved_batch_norm(layers):
+    with preserved_statistics(layers):
         output = layers(x)
     assert all(torch.equal(a, b) for a, b in zip(layers.buffers(), before, strict=True))
     assert [layer.track_running_stats for layer in layers] == [True, False, True]

@@ -100,8 +100,8 @@ class SharedNoise(Normal):
 
 
 class CenterElsewhere(Normal):
-    def center(self, weights=None):
-        return super().center(weights) * float("inf")
+    def point_estimate(self, weights=None):
+        return super().point_estimate(weights) * float("inf")
 
 
 class CorrelatedElements(Normal):

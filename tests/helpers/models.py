@@ -34,12 +34,12 @@ from tinyvae.flows import Flow
 from tinyvae.likelihoods import Learned
 from tinyvae.priors import (
     CategoricalPrior,
+    FittedPrior,
     FlowPrior,
     FullGaussianPrior,
     GaussianPrior,
     GumbelSoftmaxPrior,
     JointPrior,
-    LatentDensity,
     MixturePrior,
     SphereUniformPrior,
     StandardLaplace,
@@ -213,9 +213,9 @@ REAL_PRIORS = {
     "gaussian": lambda: GaussianPrior(2),
     "full": lambda: FullGaussianPrior(2),
     "mixture": lambda: MixturePrior(2, num_components=3),
-    "vamp": lambda: VampPrior(2, 4, 3, learned_weights=True),
+    "vamp": lambda: VampPrior(2, input_shape=4, num_components=3, learned_weights=True),
     "flow": lambda: FlowPrior(perturbed_flow(2)),
-    "density": lambda: LatentDensity.fit(torch.randn(50, 2), FullGaussianPrior(2)),
+    "density": lambda: FittedPrior.fit(torch.randn(50, 2), FullGaussianPrior(2)),
 }
 
 
@@ -228,30 +228,33 @@ COMBINATIONS = {
         lambda: PowerSphericalEncoder(features(), 3),
         lambda: SphereUniformPrior(3),
     ),
-    "sphere, vamp": (lambda: PowerSphericalEncoder(features(), 3), lambda: VampPrior(3, 4, 3)),
+    "sphere, vamp": (
+        lambda: PowerSphericalEncoder(features(), 3),
+        lambda: VampPrior(3, input_shape=4, num_components=3),
+    ),
     "classes, uniform": (
-        lambda: CategoricalEncoder(features(), 3, 2),
-        lambda: CategoricalPrior(3, 2),
+        lambda: CategoricalEncoder(features(), 3, num_variables=2),
+        lambda: CategoricalPrior(3, num_variables=2),
     ),
     "classes, learned": (
-        lambda: CategoricalEncoder(features(), 3, 2),
-        lambda: CategoricalPrior(3, 2, learned=True),
+        lambda: CategoricalEncoder(features(), 3, num_variables=2),
+        lambda: CategoricalPrior(3, num_variables=2, learned=True),
     ),
     "classes, vamp": (
-        lambda: CategoricalEncoder(features(), 3, 2),
-        lambda: VampPrior((3, 2), 4, 3),
+        lambda: CategoricalEncoder(features(), 3, num_variables=2),
+        lambda: VampPrior((3, 2), input_shape=4, num_components=3),
     ),
     "relaxed, symmetric": (
-        lambda: GumbelSoftmaxEncoder(features(), 3, 2),
-        lambda: GumbelSoftmaxPrior(3, 2),
+        lambda: GumbelSoftmaxEncoder(features(), 3, num_variables=2),
+        lambda: GumbelSoftmaxPrior(3, num_variables=2),
     ),
     "relaxed, learned": (
-        lambda: GumbelSoftmaxEncoder(features(), 3, 2),
-        lambda: GumbelSoftmaxPrior(3, 2, learned=True),
+        lambda: GumbelSoftmaxEncoder(features(), 3, num_variables=2),
+        lambda: GumbelSoftmaxPrior(3, num_variables=2, learned=True),
     ),
     "codes": (
-        lambda: VectorQuantizedEncoder(features(), 5, (2, 3), decay=None),
-        lambda: CodePrior(5, (2, 3)),
+        lambda: VectorQuantizedEncoder(features(), num_codes=5, latent_dim=(2, 3), decay=None),
+        lambda: CodePrior(5, latent_dim=(2, 3)),
     ),
     "joint": (joint_encoder, joint_prior),
 }

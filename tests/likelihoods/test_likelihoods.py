@@ -128,7 +128,7 @@ def test_with_mask_needs_a_masked_likelihood(sample):
 def test_center_of_classes_is_the_most_probable_class(name):
     sample = Sample(LIKELIHOODS[name], LIKELIHOODS[name].events[0])
     x, p = sample.observed(1)[0], sample(sample.params(1))
-    center = p.center().flatten(1)[0]
+    center = p.point_estimate().flatten(1)[0]
     for index in range(math.prod(sample.event)):
         is_column = sample.family.params is not None
         if is_column and not list(COLUMNS.values())[index][0].levels:
@@ -138,14 +138,14 @@ def test_center_of_classes_is_the_most_probable_class(name):
         rows = x.repeat(num_classes, 1, *[1] * len(sample.event))
         rows.flatten(1)[:, index] = torch.arange(num_classes)
         assert center[index] == p.log_prob(rows)[:, 0].argmax()
-    torch.testing.assert_close(p.center(torch.ones(1)), p.center()[0])
+    torch.testing.assert_close(p.point_estimate(torch.ones(1)), p.point_estimate()[0])
 
 
 @pytest.mark.parametrize("name", ["gaussian, learned", "beta", "poisson", "categorical, gray"])
 def test_center_of_numbers_is_the_mean(name):
     sample = Sample(LIKELIHOODS[name], (4,))
     p = sample(sample.params(3, 5))
-    torch.testing.assert_close(p.center(), p.mean)
+    torch.testing.assert_close(p.point_estimate(), p.mean)
 
 
 def test_model_round_trips_bitwise(sample, tmp_path):

@@ -110,7 +110,7 @@ def check_complete_data(drawn):
     p, q = drawn.plain(drawn.params, 1), drawn.masked(drawn.params, 1)
     assert torch.equal(q.log_prob(drawn.x), p.log_prob(drawn.x))
     assert torch.equal(q.mean, p.mean)
-    assert torch.equal(q.center(), p.center())
+    assert torch.equal(q.point_estimate(), p.point_estimate())
     for attribute in ("is_density", "is_discrete", "has_rsample"):
         assert getattr(q, attribute) == getattr(p, attribute)
     assert torch.equal(drawn.masked.encoder_input(drawn.x), drawn.plain.encoder_input(drawn.x))

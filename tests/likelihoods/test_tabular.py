@@ -209,7 +209,7 @@ def test_permuted_columns_permute_all_results(custom, order):
     torch.testing.assert_close(permute_dims, each[order])
     torch.testing.assert_close(q.log_prob(x[order]), p.log_prob(x))
     torch.testing.assert_close(q.mean, p.mean[order])
-    torch.testing.assert_close(q.center(), p.center()[order])
+    torch.testing.assert_close(q.point_estimate(), p.point_estimate()[order])
     assert torch.equal(other.fill_value, one.fill_value[order])
     bad = torch.tensor([[math.inf, 3.0, -1.0, math.nan, 0.0, 0.5]])
     assert not one.in_support(bad).any()
@@ -268,10 +268,10 @@ def test_center_of_a_category_is_its_mode():
     logits = torch.tensor([0.4, 0.25, 0.35]).log()  # its mean is 0.95
     params = torch.cat([logits, torch.tensor([0.5])])
     p = likelihood(params, 1)
-    torch.testing.assert_close(p.center(), torch.tensor([0.0, 46.0]))
+    torch.testing.assert_close(p.point_estimate(), torch.tensor([0.0, 46.0]))
     weights = torch.tensor([[0.5], [0.5]])  # two rows for one datum
     other = torch.cat([torch.tensor([0.2, 0.42, 0.38]).log(), torch.tensor([-0.5])])
-    pooled = likelihood(torch.stack([params, other])[:, None], 1).center(weights)
+    pooled = likelihood(torch.stack([params, other])[:, None], 1).point_estimate(weights)
     # (0.3, 0.335, 0.365): the mode of the mixture differs from those of the rows.
     torch.testing.assert_close(pooled, torch.tensor([[2.0, 40.0]]))
 
@@ -523,7 +523,7 @@ def test_results_have_the_dtype_of_the_parameters(dtype):
     params = drawn(likelihood, 3, 2)
     exact = likelihood(params, 1).log_prob(ROWS)
     p = likelihood.to(dtype)(params.to(dtype), 1)
-    for tensor in (p.log_prob(ROWS.to(dtype)), p.sample(), p.mean, p.center()):
+    for tensor in (p.log_prob(ROWS.to(dtype)), p.sample(), p.mean, p.point_estimate()):
         assert tensor.dtype == dtype
     assert likelihood.encoder_input(ROWS.to(dtype)).dtype == dtype
     log_prob = p.log_prob(ROWS.to(dtype)).double()

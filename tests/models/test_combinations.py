@@ -190,7 +190,7 @@ def test_joint_latents_read_the_context():
     "encoder",
     [
         lambda: PowerSphericalEncoder(features(), 3),
-        lambda: VectorQuantizedEncoder(features(), 5, 3),
+        lambda: VectorQuantizedEncoder(features(), num_codes=5, latent_dim=3),
     ],
 )
 def test_flow_encoder_refuses_other_spaces(encoder):

@@ -594,7 +594,7 @@ def test_prior_reads_the_context(cls, kind):
         prior = GaussianPrior(top)
     else:
         shape = (3,) if cls is BottomUpVAE else (DATA,)
-        prior = VampPrior(top, shape, 4, context_shape=(context,))
+        prior = VampPrior(top, input_shape=shape, num_components=4, context_shape=(context,))
     vae = make(cls, 2, prior=prior, context=context)
     vae(x, c, num_samples=3).log_weight().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in prior.parameters())
@@ -608,7 +608,7 @@ def test_prior_reads_the_context(cls, kind):
 
 def test_vamp_prior_is_a_mixture_of_top_posteriors(cls):
     inputs = (3,) if cls is BottomUpVAE else (DATA,)
-    prior = VampPrior(2, inputs, 4, learned_weights=True)
+    prior = VampPrior(2, input_shape=inputs, num_components=4, learned_weights=True)
     vae, (x, _) = make(cls, 2, prior=prior), data()
     with torch.no_grad():
         prior.inputs.normal_()
@@ -647,7 +647,7 @@ def test_vamp_prior_from_data_is_saved(cls, tmp_path):
 def test_frozen_posterior_keeps_the_gradient_of_a_vamp_prior(cls):
     """A prior that uses the encoder has its own gradient in the encoder's parameters."""
     shape = (3,) if cls is BottomUpVAE else (DATA,)
-    vae, (x, _) = make(cls, 2, prior=VampPrior(2, shape, 3)), data()
+    vae, (x, _) = make(cls, 2, prior=VampPrior(2, input_shape=shape, num_components=3)), data()
     grads = []
     for frozen in (False, True):
         torch.manual_seed(2)
@@ -778,7 +778,7 @@ def test_reconstruct_and_check_draw_nothing(cls):
     record = vae.check(x)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(vae.reconstruct(x), reconstruction)
-    torch.testing.assert_close(record.likelihood.center()[0], reconstruction[:2])
+    torch.testing.assert_close(record.likelihood.point_estimate()[0], reconstruction[:2])
 
 
 def test_reconstruct_decodes_the_centers():

@@ -219,7 +219,7 @@ def test_from_shapes_trains_on_a_table():
 
 
 def test_from_shapes_takes_a_prior():
-    prior = VampPrior(3, (1, 5, 5), num_components=2)
+    prior = VampPrior(3, input_shape=(1, 5, 5), num_components=2)
     vae = VAE.from_shapes(
         (1, 5, 5), latent_dim=3, likelihood=BernoulliLikelihood(), network="conv", prior=prior
     )
@@ -252,5 +252,8 @@ def test_from_shapes_names_the_remedy():
         VAE.from_shapes((4,), latent_dim=2, likelihood=BernoulliLikelihood)
     with pytest.raises(ValueError, match=r"over the encoder's latents \(2,\), got one over \(3,\)"):
         VAE.from_shapes(
-            (4,), latent_dim=2, likelihood=BernoulliLikelihood(), prior=VampPrior(3, 4, 2)
+            (4,),
+            latent_dim=2,
+            likelihood=BernoulliLikelihood(),
+            prior=VampPrior(3, input_shape=4, num_components=2),
         )

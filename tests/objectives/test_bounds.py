@@ -173,7 +173,12 @@ def test_piwae_trains_each_group_on_its_bound():
 
 def test_piwae_groups_share_no_parameter():
     encoder = GaussianEncoder(MLP(5, hidden=(6,)), 2)
-    vae = VAE(encoder, MLP(2, out_shape=5), GaussianLikelihood(), VampPrior(2, 5, 3))
+    vae = VAE(
+        encoder,
+        MLP(2, out_shape=5),
+        GaussianLikelihood(),
+        VampPrior(2, input_shape=5, num_components=3),
+    )
     groups = PIWAE(2, num_bounds=2).parameter_groups(vae)
     ids = [{id(p) for p in group} for group in groups.values()]
     assert ids[0] == {id(p) for p in encoder.parameters()}

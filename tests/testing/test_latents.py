@@ -23,7 +23,7 @@ from torch import nn
 
 from tinyvae import MLP, Encoder, GaussianEncoder, Prior, StandardNormal, VampPrior
 from tinyvae.distributions import Independent, Normal, OneHotCategorical
-from tinyvae.priors import CategoricalPrior, ConditionalPrior, GaussianPrior, LatentDensity
+from tinyvae.priors import CategoricalPrior, ConditionalPrior, FittedPrior, GaussianPrior
 from tinyvae.testing import ContractError, check_encoder, check_prior, latents
 
 INPUTS = torch.linspace(-2, 2, 20).sin().reshape(5, 4)
@@ -157,7 +157,7 @@ ENCODER_FAULTS = {
     "batch shape": (FirstOnly, r"expected batch_shape \(5,\).*batch_shape=\(1,\)"),
     "centered": (
         forward_of(lambda m: m - m.mean(0)),
-        r"center\(\) of a permuted|in two chunks",
+        r"point_estimate\(\) of a permuted|in two chunks",
     ),
     "coupled log_prob": (of(CoupledRows), "log_prob of a batch in two chunks: differs by"),
     "a constant": (of(Unnormalized), r"total mass: expected 1, got 6\.[23]"),
@@ -169,7 +169,10 @@ ENCODER_FAULTS = {
     "half precision": (of(Imprecise), "its gradient in the|total mass: expected 1, got"),
     "draws": (of(OtherDraws), r"sample\(\) does not agree with log_prob along"),
     "the mean": (of(OtherMean), "mean: .* but draws have"),
-    "the center": (of(CenterElsewhere), r"log_prob: expected finite numbers for center\(\)"),
+    "the center": (
+        of(CenterElsewhere),
+        r"log_prob: expected finite numbers for point_estimate\(\)",
+    ),
     "shared noise": (of(SharedNoise), r"sample\(\): noise of two examples: correlated by"),
     "one noise for all": (of(CorrelatedElements), r"sample\(\): elements: correlated by"),
     "no draws' gradient": (
@@ -256,7 +259,7 @@ class NoShape(GaussianPrior):
         self.latent_shape = 2
 
 
-class WrongJacobian(LatentDensity):
+class WrongJacobian(FittedPrior):
     """A standardized prior without its Jacobian."""
 
     def forward(self, context=None, *, encoder=None):

@@ -61,10 +61,26 @@ def preserved_buffers(module: nn.Module) -> Iterator[None]:
             buffer.copy_(copy)
 
 
+class RunningStatistics:
+    """Mixin of modules whose ``forward`` updates their buffers in training mode, as BatchNorm does.
+
+    A module updates them only if ``training`` and ``track_running_stats`` are True and gradients
+    are enabled.
+
+    Attributes:
+        track_running_stats: False suspends the updates. The constructor of the module sets it.
+    """
+
+    track_running_stats: bool
+
+
 @contextmanager
-def preserved_batch_norm(module: nn.Module) -> Iterator[None]:
-    """Stop batch normalization in training mode from updating its running statistics."""
-    layers = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+def preserved_statistics(module: nn.Module) -> Iterator[None]:
+    """Run modules in training mode without an update of their running statistics.
+
+    A second pass over the same batch uses it: each batch updates the statistics once.
+    """
+    layers = [m for m in module.modules() if isinstance(m, (_BatchNorm, RunningStatistics))]
     tracking = [layer for layer in layers if layer.training and layer.track_running_stats]
     try:
         for layer in tracking:

@@ -78,7 +78,7 @@ def _impute_chunk(
     output = forward(model, data, num_samples)
     weights = output.log_weight().softmax(0)  # (K, B)
     if num_imputations is None:
-        values = output.likelihood.center(weights)  # (B, *E)
+        values = output.likelihood.point_estimate(weights)  # (B, *E)
     else:
         chosen = torch.multinomial(weights.T, num_imputations, replacement=True).T  # (M, B)
         examples = torch.arange(len(x), device=x.device)

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinyvae.core.module_state import evaluating, frozen, preserved_batch_norm
+from tinyvae.core.module_state import evaluating, frozen, preserved_statistics
 from tinyvae.distributions import Distribution
 from tinyvae.distributions.special import at_least_float32
-from tinyvae.encoders import Encoder
 from tinyvae.likelihoods import Likelihood
 from tinyvae.models.checks import (
     call_part,
@@ -26,8 +25,8 @@ from tinyvae.models.decoding import build_decoder, infer_data_shape, set_output_
 from tinyvae.models.latents import (
     Draw,
     FrozenPosterior,
-    draw_center,
-    draw_checked_center,
+    draw_checked_point_estimate,
+    draw_point_estimate,
     repeat_rows,
 )
 from tinyvae.models.output import LatentTerm, LatentVariableModel, VAEOutput
@@ -155,9 +154,14 @@ class DecoderModel(SavableModel, LatentVariableModel):
         inputs = self.likelihood.encoder_input(x)
         draws: list[Tensor] = []
 
-        def draw(_: Encoder, posterior: Distribution) -> Tensor:
-            draws.append(posterior.sample((num_samples,)[len(posterior.batch_shape) - 1 :]))
-            return draws[-1]
+        def draw(_: torch.Size, posterior: Distribution) -> tuple[Tensor, Tensor | None]:
+            shape, log_q = (num_samples,)[len(posterior.batch_shape) - 1 :], None
+            if posterior.yields_log_prob:
+                z, log_q = posterior.sample_and_log_prob(shape)
+            else:
+                z = posterior.sample(shape)
+            draws.append(z)
+            return z, log_q
 
         terms, z = self.infer(inputs, context, draw)
         record = self._record(x, terms, z, context, draws)
@@ -188,11 +192,11 @@ class DecoderModel(SavableModel, LatentVariableModel):
             )
         inputs = self.likelihood.encoder_input(self._observed(x, mask))
         draws = iter(record.draws)
-        with frozen(self), preserved_batch_norm(self):
-            scored, _ = self.infer(inputs, context, lambda *_: next(draws))
+        with frozen(self), preserved_statistics(self):
+            scored, _ = self.infer(inputs, context, lambda *_: (next(draws), None))
         latents = (
             # Other posteriors stay: their codebook may have moved since the draw.
-            replace(term, posterior=FrozenPosterior(scored_term.posterior, self))
+            replace(term, posterior=FrozenPosterior(scored_term.posterior, self), drawn_log_q=None)
             if term.posterior.depends_on_parameters and term.posterior.has_rsample
             else term
             for term, scored_term in zip(record.latents, scored, strict=True)
@@ -257,8 +261,8 @@ class DecoderModel(SavableModel, LatentVariableModel):
         """
         with torch.no_grad():
             inputs = self.likelihood.encoder_input(self._observed(x, mask))
-            _, z = self.infer(inputs, context, draw_center)
-            return self.decode(z, context).center()[0]
+            _, z = self.infer(inputs, context, draw_point_estimate)
+            return self.decode(z, context).point_estimate()[0]
 
     def sample(
         self, num_samples: int, context: Tensor | None = None, *, mean: bool = False
@@ -276,7 +280,7 @@ class DecoderModel(SavableModel, LatentVariableModel):
         """
         with torch.no_grad():
             likelihood = self.decode(self.generate(num_samples, context), context)
-            return likelihood.center() if mean else likelihood.sample()
+            return likelihood.point_estimate() if mean else likelihood.sample()
 
     def check(
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
@@ -308,7 +312,7 @@ class DecoderModel(SavableModel, LatentVariableModel):
             terms, z = call_part(
                 self.inference,
                 inputs,
-                lambda: self.infer(inputs, context, draw_checked_center(len(two))),
+                lambda: self.infer(inputs, context, draw_checked_point_estimate(len(two))),
             )
             check_supports(terms)
             output = call_part("decoder", z[0], lambda: self._decoder_output(z, context))

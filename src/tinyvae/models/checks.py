@@ -42,10 +42,11 @@ def check_supports(terms: tuple[LatentTerm, ...]) -> None:
     """Raise if log q - log p would compare densities with respect to different measures."""
     for term in terms:
         q, p = term.posterior, term.prior
-        if q.space != p.space:
+        if q.support != p.support:
             raise ValueError(
-                f"the posterior of latent {term.name!r} is over {q.space}, its prior over "
-                f"{p.space}: give a prior over {q.space}, such as {PRIORS.get(q.space, 'another')}"
+                f"the posterior of latent {term.name!r} is over {q.support}, its prior over "
+                f"{p.support}: give a prior over {q.support}, such as "
+                f"{PRIORS.get(q.support, 'another')}"
             )
 
 

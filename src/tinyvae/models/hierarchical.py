@@ -149,12 +149,12 @@ class BottomUpVAE(_HierarchicalVAE):
         """Draw z_1 from q(z_1 given x), then each layer given the one below."""
         top_prior = self.prior_given(context)
         posteriors: list[Distribution] = [self._encoder(0)(inputs, context)]
-        draws = [draw(self._encoder(0), posteriors[0])]
+        draws = [draw(self._encoder(0).latent_shape, posteriors[0])]
         for layer in range(1, len(self.encoders)):
-            posteriors.append(conditional_density(self._encoder(layer), draws[-1], context))
-            draws.append(draw(self._encoder(layer), posteriors[-1]))
+            posteriors.append(conditional_density(self._encoder(layer), draws[-1][0], context))
+            draws.append(draw(self._encoder(layer).latent_shape, posteriors[-1]))
         priors = [
-            self._generated(layer, draws[layer + 1], context)
+            self._generated(layer, draws[layer + 1][0], context)
             for layer in range(len(self.generators))
         ]
         priors.append(top_prior)
@@ -162,10 +162,10 @@ class BottomUpVAE(_HierarchicalVAE):
         # The prior of a lower layer depends on a draw that was made from that layer's draw, so the
         # closed form of the KL does not apply.
         terms = tuple(
-            LatentTerm(f"z{n + 1}", z, q, p, analytic=n == top)
-            for n, (z, q, p) in enumerate(zip(draws, posteriors, priors, strict=True))
+            LatentTerm(f"z{n + 1}", z, q, p, analytic=n == top, drawn_log_q=log_q)
+            for n, ((z, log_q), q, p) in enumerate(zip(draws, posteriors, priors, strict=True))
         )
-        return terms, draws[0]
+        return terms, draws[0][0]
 
 
 class LadderVAE(_HierarchicalVAE):
@@ -250,13 +250,13 @@ class LadderVAE(_HierarchicalVAE):
         features = self._upwards(inputs, context)
         encoder = self._encoder(-1)
         posterior = encoder.posterior(features[-1])
-        z = draw(encoder, posterior)
+        z, _ = draw(encoder.latent_shape, posterior)
         terms = [LatentTerm(f"z{len(features)}", z, posterior, self.prior_given(context))]
         for layer in reversed(range(len(self.generators))):
             encoder = self._encoder(layer)
             prior = self._generated(layer, z, context)
             posterior = _product(encoder.location_and_scale(features[layer]), prior)
-            z = draw(encoder, posterior)
+            z, _ = draw(encoder.latent_shape, posterior)
             terms.append(LatentTerm(f"z{layer + 1}", z, posterior, prior))
         return tuple(reversed(terms)), z
 

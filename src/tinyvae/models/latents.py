@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from tinyvae.core.module_state import frozen
@@ -9,21 +10,21 @@ from tinyvae.distributions import Distribution, ReshapedBatch, Wrapper
 from tinyvae.encoders import Encoder
 from tinyvae.errors import PosteriorError
 
-# A rule that returns latents (K, B, *L) for an encoder and the posterior that it returned, which
-# has batch shape (B,) or (K, B).
-Draw = Callable[[Encoder, Distribution], Tensor]
+# A rule that draws latents (K, B, *L) of a latent shape from a posterior, whose batch shape is (B,)
+# or (K, B). It also returns their log density (K, B) if drawing yields it.
+Draw = Callable[[torch.Size, Distribution], tuple[Tensor, Tensor | None]]
 
 
-def draw_center(_: Encoder, posterior: Distribution) -> Tensor:
-    """Return the posterior's center, one latent per example, ``(1, B, *L)``."""
-    center = posterior.center()
-    return center if len(posterior.batch_shape) == 2 else center.unsqueeze(0)
+def draw_point_estimate(_: torch.Size, posterior: Distribution) -> tuple[Tensor, None]:
+    """Return the posterior's point estimate, one latent per example, ``(1, B, *L)``."""
+    value = posterior.point_estimate()
+    return value if len(posterior.batch_shape) == 2 else value.unsqueeze(0), None
 
 
-def draw_checked_center(batch_size: int) -> Draw:
-    """Return :func:`draw_center` with a check that each posterior has the right shapes."""
+def draw_checked_point_estimate(batch_size: int) -> Draw:
+    """Return :func:`draw_point_estimate` with a check that each posterior has the right shapes."""
 
-    def draw(encoder: Encoder, posterior: object) -> Tensor:
+    def draw(latent_shape: torch.Size, posterior: object) -> tuple[Tensor, None]:
         if not isinstance(posterior, Distribution):
             raise PosteriorError(
                 f"an encoder must return a Distribution, q(z given x), got a "
@@ -31,12 +32,12 @@ def draw_checked_center(batch_size: int) -> Draw:
                 "latent_dim), or return Independent(Normal(mean, log_std), 1)"
             )
         batch_fits = tuple(posterior.batch_shape) in ((batch_size,), (1, batch_size))
-        if posterior.event_shape != encoder.latent_shape or not batch_fits:
+        if posterior.event_shape != latent_shape or not batch_fits:
             raise PosteriorError(
                 f"the encoder's posterior must have batch_shape {(batch_size,)} and event_shape "
-                f"latent_shape = {tuple(encoder.latent_shape)}, got {posterior}"
+                f"latent_shape = {tuple(latent_shape)}, got {posterior}"
             )
-        return draw_center(encoder, posterior)
+        return draw_point_estimate(latent_shape, posterior)
 
     return draw
 

@@ -47,7 +47,7 @@ class TwoLevelVAE(DecoderModel):
         ...     generator=GaussianEncoder(MLP(2, (8,)), 3),
         ...     decoder=MLP(3 + 2, (8,), out_shape=4),
         ...     likelihood=BernoulliLikelihood(),
-        ...     prior=VampPrior(2, 4, num_components=5),
+        ...     prior=VampPrior(2, input_shape=4, num_components=5),
         ... )
         >>> [(term.name, tuple(term.z.shape)) for term in vae(x).latents]
         [('z1', (1, 8, 3)), ('z2', (1, 8, 2))]
@@ -105,7 +105,7 @@ class TwoLevelVAE(DecoderModel):
         """Draw z_2 given x, then z_1 given x and z_2."""
         prior = self.prior_given(context)
         upper: Distribution = self.top(inputs, context)
-        z2 = draw(self.top, upper)  # (K, B, *L_2)
+        z2, log_q2 = draw(self.top.latent_shape, upper)  # (K, B, *L_2)
         condition = z2.flatten(0, 1)  # (K * B, *L_2)
         num_rows = len(condition)
         if context is not None:
@@ -113,10 +113,11 @@ class TwoLevelVAE(DecoderModel):
             condition = torch.cat([condition.flatten(1), row_context.flatten(1)], 1)
         posterior = self.bottom(repeat_rows(inputs, num_rows), condition)
         lower = ReshapedBatch(posterior, z2.shape[:2])
-        z1 = draw(self.bottom, lower)
+        z1, log_q1 = draw(self.bottom.latent_shape, lower)
+        generated = conditional_density(self.generator, z2, context)
         terms = (
-            LatentTerm("z1", z1, lower, conditional_density(self.generator, z2, context)),
-            LatentTerm("z2", z2, upper, prior),
+            LatentTerm("z1", z1, lower, generated, drawn_log_q=log_q1),
+            LatentTerm("z2", z2, upper, prior, drawn_log_q=log_q2),
         )
         return terms, _concatenate(z1, z2)
 

@@ -188,8 +188,10 @@ class VAE(DecoderModel):
         """Draw from q(z given x)."""
         prior = self.prior_given(context)
         posterior: Distribution = self.encoder(inputs, context)
-        z = draw(self.encoder, posterior)  # (K, B, *L)
-        return _terms(z, posterior, prior), z
+        if isinstance(posterior, JointDistribution) and isinstance(prior, JointDistribution):
+            return _infer_parts(posterior, prior, draw)
+        z, log_q = draw(self.encoder.latent_shape, posterior)  # (K, B, *L)
+        return (LatentTerm("z", z, posterior, prior, drawn_log_q=log_q),), z
 
     def generate(self, num_samples: int, context: Tensor | None) -> Tensor:
         """Draw from p(z)."""
@@ -201,10 +203,10 @@ class VAE(DecoderModel):
         return prior
 
 
-def _terms(z: Tensor, posterior: Distribution, prior: Distribution) -> tuple[LatentTerm, ...]:
-    """Return one latent term, or one per part if posterior and prior are joint distributions."""
-    if not isinstance(posterior, JointDistribution) or not isinstance(prior, JointDistribution):
-        return (LatentTerm("z", z, posterior, prior),)
+def _infer_parts(
+    posterior: JointDistribution, prior: JointDistribution, draw: Draw
+) -> tuple[tuple[LatentTerm, ...], Tensor]:
+    """Draw each part of a joint latent, and return one latent term per part."""
     expected, got = (
         {name: part.event_shape for name, part in joint.parts.items()}
         for joint in (posterior, prior)
@@ -214,8 +216,8 @@ def _terms(z: Tensor, posterior: Distribution, prior: Distribution) -> tuple[Lat
             f"VAE expects a joint prior of the encoder's latents in their order, {expected}, got "
             f"{got}"
         )
-    values = posterior.split(z)
-    return tuple(
-        LatentTerm(name, values[name], part, prior.parts[name])
-        for name, part in posterior.parts.items()
-    )
+    terms = []
+    for name, part in posterior.parts.items():
+        z, log_q = draw(part.event_shape, part)
+        terms.append(LatentTerm(name, z, part, prior.parts[name], drawn_log_q=log_q))
+    return tuple(terms), posterior.concatenate([term.z for term in terms])

@@ -51,7 +51,7 @@ def terms_without_rsample(output: VAEOutput) -> list[LatentTerm]:
     """
     terms = [term for term in output.latents if not term.posterior.has_rsample]
     for term in terms:
-        if term.posterior.is_mixed:
+        if term.posterior.is_partly_reparameterized:
             raise ValueError(
                 f"a layer of several expects a latent that is reparameterized as a whole or not at "
                 f"all, got {term.name!r} with both parts: give each part its own layer, or use one "

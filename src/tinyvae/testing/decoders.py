@@ -9,8 +9,14 @@ from torch import Tensor, nn
 
 from tinyvae.core.random import forked_rng
 from tinyvae.networks import Decoder, Network
-from tinyvae.testing.contract import require, require_close
-from tinyvae.testing.modules import cast, perturbed, require_gradients, twin_of
+from tinyvae.testing.contract import (
+    cast,
+    perturbed,
+    rebuilt,
+    require,
+    require_close,
+    require_gradients,
+)
 
 BATCH = 5
 
@@ -155,7 +161,7 @@ def _check_gradients(case: _Case) -> None:
 
 
 def _check_description(case: _Case) -> None:
-    twin = _Case(twin_of(case.decoder), case.z, case.context, case.out_shape)
+    twin = _Case(rebuilt(case.decoder), case.z, case.context, case.out_shape)
     with torch.no_grad():
         require_close(twin.decode(), case.decode(), "a decoder built from its description")
 

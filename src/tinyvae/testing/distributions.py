@@ -118,7 +118,7 @@ def check_shapes(
         f"{tuple(event_shape)}, got {p}",
     )
     require_shape("mean", p.mean, (*batch, *event))
-    require_shape("center()", p.center(), (*batch, *event))
+    require_shape("point_estimate()", p.point_estimate(), (*batch, *event))
     for leading in ((), (1,), (3,), (3, 2)):
         draws = p.sample(leading)
         require_shape(f"sample({leading})", draws, (*leading, *batch, *event))
@@ -129,7 +129,10 @@ def check_values(p: Distribution, in_support: Support | None = None) -> None:
     """Raise unless draws have finite densities and are in the support."""
     z = p.sample()
     log_prob = p.log_prob(z)
-    for name, value in (("its own draws", log_prob), ("center()", p.log_prob(p.center()))):
+    for name, value in (
+        ("its own draws", log_prob),
+        ("point_estimate()", p.log_prob(p.point_estimate())),
+    ):
         finite = torch.isfinite(value).all() or not p.is_density
         require(finite, f"log_prob: expected finite numbers for {name}, got {value.tolist()}")
     if in_support is not None:
@@ -150,10 +153,17 @@ def check_precision(narrow: Distribution, wide: Distribution, tolerance: float =
     z = narrow.sample().clone()
     log_prob, exact = narrow.log_prob(z), wide.log_prob(z.double())
     for p, value, dtype in ((narrow, log_prob, torch.float32), (wide, exact, torch.float64)):
-        named = {"mean": p.mean, "center()": p.center(), "sample()": p.sample(), "log_prob": value}
+        named = {
+            "mean": p.mean,
+            "point_estimate()": p.point_estimate(),
+            "sample()": p.sample(),
+            "log_prob": value,
+        }
         for name, tensor in named.items():
             require(tensor.dtype == dtype, f"{name}: expected {dtype}, got {tensor.dtype}")
-    require_close(narrow.center(), wide.center(), "center() in float32", tolerance)
+    require_close(
+        narrow.point_estimate(), wide.point_estimate(), "point_estimate() in float32", tolerance
+    )
     if wide.is_density:
         require_close(log_prob, exact, "log_prob in float32", tolerance)
 
@@ -216,7 +226,10 @@ def _check_rsample(
 ) -> None:
     """Compare pathwise gradients of E[f(x)] with score-function gradients, for a bounded f."""
     p = make(*params)
-    if not (p.has_rsample and p.is_density and p.is_discrete is False) or p.is_mixed:
+    if (
+        not (p.has_rsample and p.is_density and p.is_discrete is False)
+        or p.is_partly_reparameterized
+    ):
         return
     leaves = [
         x.detach().expand(num_draws, *x.shape).clone().requires_grad_(x.is_floating_point())
@@ -263,7 +276,7 @@ def _check_elements(p: Distribution, draws: Tensor, in_support: Support) -> None
     """Integrate one element at a time, and compare with one, with the mean and with draws."""
     flat = draws.flatten(1)
     integers = (flat == flat.round()).all(0)
-    reference = torch.where(integers, flat.median(0).values, p.center().flatten())
+    reference = torch.where(integers, flat.median(0).values, p.point_estimate().flatten())
     elements = Elements(log_density_of(p), flat, reference.reshape(p.event_shape))
     marginals = [Marginal.of(i, elements, in_support) for i in range(flat.shape[1])]
     log_total = elements.log_reference + sum(m.log_total for m in marginals)

@@ -244,10 +244,12 @@ def _check_batches(case: _Case) -> None:
     p, permuted = case.make(), case.make(order)
     chunks = [case.make(part) for part in parts]
     if p.batch_shape:
-        center = p.center()
-        require_close(permuted.center(), center[order], "center() of a permuted batch")
-        joined = torch.cat([chunk.center() for chunk in chunks])
-        require_close(joined, center, "center() of a batch in two chunks")
+        center = p.point_estimate()
+        require_close(
+            permuted.point_estimate(), center[order], "point_estimate() of a permuted batch"
+        )
+        joined = torch.cat([chunk.point_estimate() for chunk in chunks])
+        require_close(joined, center, "point_estimate() of a batch in two chunks")
     if p.is_density:
         log_prob = p.log_prob(z)
         moved = permuted.log_prob(z[order])
@@ -293,7 +295,7 @@ def _check_description(case: _Case) -> None:
     z, got, expected = case.values(), case.make(part=rebuilt(case.part)), case.make()
     same = torch.equal(got.log_prob(z), expected.log_prob(z))
     require(
-        same and torch.equal(got.center(), expected.center()),
+        same and torch.equal(got.point_estimate(), expected.point_estimate()),
         "config(): the rebuilt part, with the same state_dict, has another log_prob: is an "
         "argument missing, or a buffer not saved?",
     )
