@@ -245,7 +245,9 @@ class Trainer:
     def _train_epoch(self, source: ValidatedSource) -> bool:
         """Make an update per batch. Return True if all batches of the epoch were used."""
         state = self.state
-        for batch in self._batches(source):  # x: (B, *E)
+        # A name keeps the iterator open if a step raises. Closing it would end the loader's epoch.
+        batches = self._batches(source)
+        for batch in batches:  # x: (B, *E)
             with defer_sigchld():
                 state.is_consistent = False
                 output = self._train_step(batch)
