@@ -270,7 +270,7 @@ def clip(parameters: list[nn.Parameter], max_norm: float | None) -> None:
 # Optimizers and schedulers ------------------------------------------------------------------------
 
 
-def after_a_step(optimizer: Optimizer) -> dict[str, Any]:
+def state_after_step(optimizer: Optimizer) -> dict[str, Any]:
     """Return the state of a copy after one step: the reference for the layout of later states."""
     twin = copy.deepcopy(optimizer)  # without its hooks
     for group in twin.param_groups:

@@ -15,7 +15,7 @@ from tinyvae.training.callbacks import Callback, require_keys
 from tinyvae.training.checkpoints.directory import RunDirectory
 from tinyvae.training.checkpoints.writer import Writer
 from tinyvae.training.history import require_validation, watched
-from tinyvae.training.optimization import after_a_step
+from tinyvae.training.optimization import state_after_step
 from tinyvae.training.state import capture
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Checkpoint(Callback):
     def _begin(self, trainer: "Trainer", *, ending: bool) -> None:
         """Make the folder that of the run, and see that it can be written before the first step."""
         for name, optimizer in trainer.optimizers.items():
-            encode_state(after_a_step(optimizer), f"optimizers.{name}")
+            encode_state(state_after_step(optimizer), f"optimizers.{name}")
         self._owner = ref(trainer)
         self._files.archive_after(trainer.step, with_model=not ending)
         self._files.reset_history(trainer.history.epochs)

@@ -8,7 +8,7 @@ from torch import Tensor
 from tinyvae.errors import CheckpointError
 from tinyvae.training.callbacks import callback_names
 from tinyvae.training.checkpoints.schema import is_generator_state, is_number
-from tinyvae.training.optimization import after_a_step
+from tinyvae.training.optimization import state_after_step
 
 if TYPE_CHECKING:
     from tinyvae.training.trainer import Trainer
@@ -33,7 +33,9 @@ def require_same_run(trainer: "Trainer", state: Mapping[str, Any]) -> None:
             )
     for name, module in (("model", trainer.model), ("objective", trainer.objective)):
         _require_alike(name, module.state_dict(), state[name])
-    optimizers = {name: after_a_step(optimizer) for name, optimizer in trainer.optimizers.items()}
+    optimizers = {
+        name: state_after_step(optimizer) for name, optimizer in trainer.optimizers.items()
+    }
     _require_names("optimizers", optimizers, state["optimizers"])
     for name, own in optimizers.items():
         _require_same_optimizer(f"optimizers.{name}", own, state["optimizers"][name])
