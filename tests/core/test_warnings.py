@@ -39,3 +39,21 @@ def test_warn_accepts_a_stack_without_outer_frames():
         warnings.simplefilter("always")
         exec(code, {"warn": warn})
     assert len(record) == 1
+
+
+def test_warn_skips_inner_frames_of_the_standard_library():
+    code = """
+import contextlib
+@contextlib.contextmanager
+def block():
+    warn('wrong')
+    yield
+def function():
+    with block():
+        pass
+"""
+    names = {"warn": warn}
+    exec(compile(code, str(PACKAGE / "made_up.py"), "exec"), names)
+    with pytest.warns(UserWarning, match="^wrong$") as record:
+        names["function"]()
+    assert [w.filename for w in record] == [__file__]

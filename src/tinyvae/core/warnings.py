@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from types import FrameType
 
 import torch
 
@@ -14,13 +15,17 @@ INTERNAL += (contextlib.__file__,)  # enters the library's own context managers
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the innermost line outside of this library and of torch.
+    """Warn at the line that called the outermost frame of this library or of torch.
 
     Args:
-        message: What is wrong, and what happens next.
+        message: The problem and its consequence.
         category: Class of the warning.
     """
-    frame, stacklevel = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(INTERNAL):
-        frame, stacklevel = frame.f_back, stacklevel + 1
+    frame: FrameType | None = sys._getframe()
+    level = stacklevel = 1
+    while frame is not None:
+        level += 1
+        if frame.f_code.co_filename.startswith(INTERNAL):
+            stacklevel = level
+        frame = frame.f_back
     warnings.warn(message, category, stacklevel=stacklevel)

@@ -698,7 +698,7 @@ def test_shared_weights_are_kept_with_a_warning(tmp_path):
 
 
 UNWRITABLE = {
-    "object": (lambda: object(), TypeError, r"callbacks\.Remembers\.own' is <object"),
+    "object": (lambda: object(), TypeError, r"got <object .* as 'callbacks\.Remembers\.own'"),
     "function": (lambda: [1, {"deep": len}], TypeError, r"callbacks\.Remembers\.own\.1\.deep"),
     "sparse": (
         lambda: torch.eye(2).to_sparse(),
@@ -1185,8 +1185,6 @@ def test_an_optimizer_whose_state_no_file_can_hold_is_refused_before_the_first_s
     trainer = Trainer(
         make_vae(), ELBO(), optimization, callbacks=callbacks, device="cpu", progress=False
     )
-    with pytest.raises(
-        TypeError, match=r"(?s)'optimizers.model.state.0.seen' is .* a set: expected"
-    ):
+    with pytest.raises(TypeError, match=r"(?s)got .* a set, as 'optimizers.model.state.0.seen': "):
         trainer.fit(DATA, epochs=1)
     assert trainer.step == 0
