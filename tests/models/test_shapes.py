@@ -69,7 +69,7 @@ MODELS = {
     "flow": lambda shape: VAE(
         FlowEncoder(GaussianEncoder(MLP(5, (4,)), 3), Flow(3)),
         MLP(3, (4,), (4, 5) if shape else None),
-        MixtureLikelihood(GaussianLikelihood(), 2),
+        MixtureLikelihood(GaussianLikelihood(), num_components=2),
     ),
     "given": lambda shape: VAE(
         GaussianEncoder(nn.Sequential(nn.Flatten(), nn.Linear(30, 4)), 3, features=4),
@@ -126,7 +126,7 @@ def test_decoder_without_a_shape_needs_the_data_shape():
     encoders = {
         "any module": (GaussianEncoder(nn.Linear(5, 4), 2, features=4), BernoulliLikelihood()),
         "any module, then networks": (
-            JointEncoder({"a": GaussianEncoder(MLP(5), 2)}, nn.Linear(4, 5)),
+            JointEncoder({"a": GaussianEncoder(MLP(5), 2)}, network=nn.Linear(4, 5)),
             BernoulliLikelihood(),
         ),
         "one-hot input": (GaussianEncoder(MLP((7, 6)), 2), CategoricalLikelihood(7)),
@@ -171,7 +171,7 @@ FIRST_MODELS = {
     "two parameters": (lambda: GaussianLikelihood("predicted"), (3, 9, 6), 4, ALL),
     "spatial latents": (BernoulliLikelihood, (1, 8, 8), (2, 2, 2), ALL),
     "mixture": (
-        lambda: MixtureLikelihood(DiscretizedLogisticLikelihood(256), 3),
+        lambda: MixtureLikelihood(DiscretizedLogisticLikelihood(256), num_components=3),
         (1, 9, 6),
         4,
         ALL,

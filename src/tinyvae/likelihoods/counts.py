@@ -1,5 +1,6 @@
 """Likelihoods of counts."""
 
+from abc import ABC
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from tinyvae.likelihoods.base import Likelihood
 from tinyvae.likelihoods.parameters import PositiveLike, as_positive, check_broadcast
 
 
-class CountLikelihood(Likelihood):
+class CountLikelihood(Likelihood, ABC):
     """Base class of likelihoods of counts: support, baseline, and log(1 + x) for the encoder.
 
     Args:

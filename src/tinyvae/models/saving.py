@@ -1,6 +1,7 @@
 """Models as files: weights, and a description of the composition."""
 
 import os
+from abc import ABC
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from tinyvae.models.serialization import (
 Model = TypeVar("Model", bound="SavableModel")
 
 
-class SavableModel(Configurable, nn.Module):
+class SavableModel(Configurable, nn.Module, ABC):
     """A model of parts that can be saved to a file and loaded from it.
 
     A file holds the weights and the description of the constructor's arguments.

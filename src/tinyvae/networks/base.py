@@ -68,7 +68,7 @@ class Network(Configurable, nn.Module, ABC):
         return f"{tuple(self.in_shape)} -> {tuple(self.out_shape)}"
 
 
-class MapNetwork(Network):
+class MapNetwork(Network, ABC):
     """Layers that read maps."""
 
     layers: nn.Sequential
@@ -80,7 +80,7 @@ class MapNetwork(Network):
         return output
 
 
-class UpsamplingNetwork(Network):
+class UpsamplingNetwork(Network, ABC):
     """Layers from an input to a small map, and from there to an image of any size.
 
     A subclass makes the layers in :meth:`make_layers`. They are made by the constructor if it is

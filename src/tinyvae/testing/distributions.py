@@ -20,6 +20,7 @@ from tinyvae.testing.statistics import (
     Weighted,
     chi_squared,
     log_density_of,
+    require_uncorrelated,
     weighted_points,
 )
 
@@ -180,7 +181,7 @@ def check_moments(p: Distribution, num_draws: int) -> None:
     )
     if len(p.batch_shape) == 1 and p.batch_shape[0] > 1:
         for i in range(draws.shape[-1]):
-            _require_uncorrelated(draws[:, :2, i], "sample(): noise of two examples")
+            require_uncorrelated(draws[:, :2, i], "sample(): noise of two examples")
 
 
 def check_agreement(
@@ -316,7 +317,7 @@ def _check_draws(p: Distribution, draws: Tensor, of: str) -> None:
         if isinstance(p, Independent):
             flat = draws.flatten(1)
             for i in range(1, flat.shape[1]):
-                _require_uncorrelated(flat[:, i - 1 : i + 1], f"sample(): elements{of}")
+                require_uncorrelated(flat[:, i - 1 : i + 1], f"sample(): elements{of}")
 
 
 def _check_drawn_masses(p: Distribution, draws: Tensor, of: str) -> None:
@@ -349,15 +350,4 @@ def _check_directions(w: Weighted, of: str) -> None:
             p_value > LEAST_P_VALUE / dim,
             f"sample() does not agree with log_prob{of} along {direction.tolist()}: "
             f"p = {p_value:.1e}",
-        )
-
-
-def _require_uncorrelated(pairs: Tensor, what: str) -> None:
-    """Raise if the columns of ``(N, 2)`` are correlated."""
-    if bool((pairs.std(0) > 1e-12).all()):
-        correlation = float(pairs.T.corrcoef()[0, 1])
-        most = 6 / math.sqrt(len(pairs))
-        require(
-            abs(correlation) <= most,
-            f"{what}: correlated by {correlation:.2g}, expected at most {most:.2g}",
         )

@@ -18,6 +18,7 @@ from tinyvae.distributions import (
     SphereUniform,
     has_closed_form,
     kl_divergence,
+    log_prob_of_draws,
 )
 from tinyvae.encoders import Encoder
 from tinyvae.priors import Prior
@@ -331,7 +332,7 @@ def _check_kl(q: Distribution, priors: list[Distribution], num_draws: int) -> No
             continue
         kl, z = kl_divergence(q, p), q.sample((num_draws,))
         require((kl >= 0).all(), f"KL to {p}: expected >= 0, got {kl.tolist()}")
-        ratio = q.log_prob(z.clone()) - p.log_prob(z)
+        ratio = q.log_prob(z.clone()) - log_prob_of_draws(q, p, z)
         got, error = ratio.mean(0), ratio.std(0) / math.sqrt(num_draws)
         off = (got - kl).abs() > 4 * error + 1e-8 * (1 + kl)
         require(

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinyvae.distributions import Distribution, Independent
+from tinyvae.testing.contract import require
 
 NUM_BINS = 20
 NUM_KERNELS = 128
@@ -309,3 +310,14 @@ def _log_kernels(points: Tensor, centers: Tensor, width: Tensor) -> Tensor:
     ]
     each = torch.stack(by_freedom).logsumexp(0) - dim * width.log()
     return each.logsumexp(1) - math.log(len(centers))
+
+
+def require_uncorrelated(pairs: Tensor, what: str) -> None:
+    """Raise if the columns of ``(N, 2)`` are correlated."""
+    if bool((pairs.std(0) > 1e-12).all()):
+        correlation = float(pairs.T.corrcoef()[0, 1])
+        most = 6 / math.sqrt(len(pairs))
+        require(
+            abs(correlation) <= most,
+            f"{what}: correlated by {correlation:.2g}, expected at most {most:.2g}",
+        )
