@@ -205,10 +205,6 @@ def check_agreement(
         _check_draws(p, draws, "")
 
 
-def _rounded(value: Tensor) -> Tensor:
-    return value.float().double() if value.is_floating_point() else value
-
-
 def _check_gradients(make: Callable[..., Distribution], params: tuple[Tensor, ...]) -> None:
     """Compare gradients of ``log_prob`` in the parameters with finite differences."""
     with torch.no_grad():

@@ -240,7 +240,7 @@ class Trainer:
             self._warn_about_unfinished_schedules()
         return state.history
 
-    # The loop --------------------------------------------------------------------------------------
+    # The loop -------------------------------------------------------------------------------------
 
     def _train_epoch(self, source: ValidatedSource) -> bool:
         """Make an update per batch. Return True if all batches of the epoch were used."""
@@ -337,7 +337,7 @@ class Trainer:
                 raise worker_error from error
             # The signal that stopped the run has also reached the processes that read data.
 
-    # Messages --------------------------------------------------------------------------------------
+    # Messages -------------------------------------------------------------------------------------
 
     def _warn_about_unfinished_schedules(self) -> None:
         """Warn if the run has ended before its schedules, unless it will be resumed."""
