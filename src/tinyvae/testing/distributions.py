@@ -100,7 +100,7 @@ def check_distribution(
             check_shapes(scalar, (tuple(scalar.batch_shape),), scalar.event_shape)
             check_values(p, in_support)
             narrow = event(*(x.float() if x.is_floating_point() else x for x in params))
-            check_precision(narrow, event(*map(_rounded, params)))
+            check_precision(narrow, event(*map(rounded, params)))
         _check_gradients(event, params)
         with torch.no_grad():
             check_agreement(p, num_draws, in_support, values)
