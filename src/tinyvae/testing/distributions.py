@@ -21,6 +21,7 @@ from tinyvae.testing.statistics import (
     chi_squared,
     log_density_of,
     require_uncorrelated,
+    rounded,
     weighted_points,
 )
 
