@@ -90,7 +90,7 @@ def digest(trainer):
     return f"{trainer.epoch} {trainer.step} {sha.hexdigest()}"
 
 
-# Data that other processes read ------------------------------------------------------------
+# Data that other processes read ------------------------------------------------------------------
 
 
 class Fatal(Dataset):
@@ -122,7 +122,7 @@ def make_train(kind, flag):
     return loader, {}
 
 
-# Faults ----------------------------------------------------------------------
+# Faults ------------------------------------------------------------------------------------------
 
 
 def kill_itself():
@@ -283,7 +283,9 @@ def serve():
         pid = os.fork()
         if pid == 0:
             os.setpgid(0, 0)
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes ignore it
+            signal.signal(
+                signal.SIGINT, signal.default_int_handler
+            )  # background processes ignore it
             signal.alarm(LIMIT)
             call_and_exit(train, folder, **request)
         answer(pid=pid)

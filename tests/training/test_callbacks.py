@@ -229,7 +229,7 @@ def test_callbacks_restore_swapped_weights_after_an_error_in_the_validation():
     assert same(model, recorder.weights[STEPS])
 
 
-# state.stop -----------------------------------------------------------------------------------------
+# state.stop --------------------------------------------------------------------------------------
 
 
 def test_stop_ends_the_run_after_its_step_without_validation():

@@ -109,7 +109,7 @@ def equal(first, second):
     return len(first) == len(second) and all(map(torch.equal, first, second))
 
 
-# Deferred checks -------------------------------------------------------------------------------------------
+# Deferred checks ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -284,7 +284,7 @@ def test_guard_leaves_metrics_that_are_not_tensors_to_the_history(deferred):
         run(make_linear(), FloatMetric())
 
 
-# Immediate checks -----------------------------------------------------------------------------------------
+# Immediate checks --------------------------------------------------------------------------------
 
 
 def test_guard_waits_on_a_cpu():
@@ -314,7 +314,7 @@ def test_guard_that_waits_does_not_take_the_bad_step():
     assert same(model, recorder.weights[-1])
 
 
-# Means of an epoch -------------------------------------------------------------------------------------------
+# Means of an epoch -------------------------------------------------------------------------------
 
 
 def output(loss, **metrics):
@@ -365,7 +365,7 @@ def test_running_mean_keeps_no_graph():
     assert mean.row("train") == {"train/loss": 2.0, "train/twice": 2.0}
 
 
-# Resources ------------------------------------------------------------------------------
+# Resources ---------------------------------------------------------------------------------------
 
 
 def resident_memory():

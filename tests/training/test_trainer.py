@@ -43,7 +43,7 @@ from tinyvae.core.random import Stream, derive_seed, epoch_order
 from tinyvae.errors import NonFiniteError
 from tinyvae.schedules import Cosine, Cyclical, Linear
 
-# Reproducible runs ---------------------------------------------------------------------------
+# Reproducible runs -------------------------------------------------------------------------------
 
 
 def test_fit_depends_on_the_seed_alone():
@@ -188,7 +188,7 @@ def test_fit_ignores_gradients_that_an_error_left():
     assert same(trainer.model, clean.model)
 
 
-# Global state --------------------------------------------------------------------
+# Global state ------------------------------------------------------------------------------------
 
 
 def global_state():
@@ -423,7 +423,7 @@ def test_fit_raises_where_a_large_learning_rate_overflows_the_loss():
     assert same(trainer.model, model)
 
 
-# Arguments ------------------------------------------------------------------------------------
+# Arguments ---------------------------------------------------------------------------------------
 
 
 def test_trainer_checks_its_arguments():

@@ -165,7 +165,9 @@ def test_checkpoint_writes_the_best_if_no_other_is_due(mode, epoch, tmp_path):
 @pytest.mark.parametrize("step", [STEPS + 2, 2 * STEPS + 2, 4 * STEPS + 2])
 def test_prune_keeps_the_best_over_a_resume(mode, epoch, step, tmp_path):
     options = {"monitor": "score", "mode": mode, "keep": 1, "every_steps": 1}
-    first = trainer_of(tmp_path, Scores(*SCORES), After(step, raises(OSError("planted"))), **options)
+    first = trainer_of(
+        tmp_path, Scores(*SCORES), After(step, raises(OSError("planted"))), **options
+    )
     with pytest.raises(OSError, match="planted"):
         fit(first, epochs=5)
     trainer = fit(trainer_of(tmp_path, Scores(*SCORES), **options), epochs=5, **AUTO)

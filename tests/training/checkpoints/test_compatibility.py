@@ -65,7 +65,7 @@ def test_resume_migrates_an_older_state_version_bitwise(complete, tmp_path, monk
 
     versions = []
     file = forged_run(complete, tmp_path / "run", make_old)
-    with pytest.raises(CheckpointError, match="expected 'position' with .*'epoch'"):
+    with pytest.raises(CheckpointError, match=r"expected 'position' with .*'epoch'"):
         load_checkpoint(file)
     set_version(monkeypatch, 3, from_1=to_2, from_2=to_3)
     trainer = fit(trainer_of(tmp_path / "run", every_steps=1, keep=99), **AUTO)

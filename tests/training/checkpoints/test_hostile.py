@@ -24,7 +24,7 @@ from helpers.training import BATCH_SIZE, DATA, make_vae
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 
-from tinyvae import ELBO, Callback, Checkpoint, EarlyStopping, Optimization, Speed, Trainer
+from tinyvae import ELBO, Callback, Checkpoint, EarlyStopping, Optimization, Trainer
 from tinyvae.errors import CheckpointError
 from tinyvae.schedules import Linear
 from tinyvae.training.checkpoints.directory import load_checkpoint
@@ -130,7 +130,7 @@ def assert_refused(trainer, path, train=DATA):
     assert (trainer.step, trainer.epoch, len(trainer.history)) == (0, 0, 0)
 
 
-# Controls -------------------------------------------------------------------------------------
+# Controls ----------------------------------------------------------------------------------------
 
 
 def test_resume_continues_from_a_valid_checkpoint(valid):
@@ -168,7 +168,7 @@ def test_resume_continues_after_a_refused_checkpoint(valid, tmp_path):
     assert fit(trainer, resume=valid)["train/loss"] == fit(trainer_of(), resume=valid)["train/loss"]
 
 
-# Damage -------------------------------------------------------------------------------------------
+# Damage ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -187,7 +187,7 @@ def test_load_checkpoint_detects_flipped_bits(valid, tmp_path):
             load_checkpoint(file)
 
 
-# Files --------------------------------------------------------------------------------------------
+# Files -------------------------------------------------------------------------------------------
 
 
 class Trap:
@@ -289,7 +289,7 @@ def test_resume_does_not_execute_a_pickle_in_tensors(valid, tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-# States -------------------------------------------------------------------------------------------
+# States ------------------------------------------------------------------------------------------
 
 
 def put(value, *path):
@@ -383,7 +383,9 @@ STATES = {
     "reason is a number": put(3, "history", "stop_reason"),
     "rows are not JSON": put_rows(b"\x00\xff{]"),
     "rows of epochs are numbers": put_rows({"epochs": [1, 2], "updates": []}),
-    "rows are deeply nested": put_rows(b'{"epochs":[],"updates":' + b"[" * 10**5 + b"]" * 10**5 + b"}"),
+    "rows are deeply nested": put_rows(
+        b'{"epochs":[],"updates":' + b"[" * 10**5 + b"]" * 10**5 + b"}"
+    ),
 }
 
 
@@ -414,7 +416,9 @@ def test_resume_refuses_forged_generators_of_a_loader(case, valid_of_loader, tmp
         fit(trainer_of(Gate()), make_loader(), resume=valid_of_loader)
     state = load_checkpoint(valid_of_loader)
     state["data"] = LOADERS[case]
-    assert_refused(trainer_of(Gate()), forge_checkpoint(valid_of_loader, state, tmp_path / "f"), make_loader())
+    assert_refused(
+        trainer_of(Gate()), forge_checkpoint(valid_of_loader, state, tmp_path / "f"), make_loader()
+    )
 
 
 def test_resume_refuses_a_forged_state_in_a_folder_and_keeps_the_file(valid, tmp_path):
@@ -426,7 +430,7 @@ def test_resume_refuses_a_forged_state_in_a_folder_and_keeps_the_file(valid, tmp
     assert file.read_bytes() == data
 
 
-# Mutations ----------------------------------------------------------------------------------------
+# Mutations ---------------------------------------------------------------------------------------
 
 WORDS = ["null", "true", "-1", "0", "1e30", "9" * 30, "[]", '""', '"x"', "{}", '{"dict":[]}']
 WORDS += ['{"float":"nan"}', '{"tuple":[]}', '{"tensor":"rng.cpu"}', "1.5", "[" * 500]

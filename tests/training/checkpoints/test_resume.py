@@ -1,6 +1,5 @@
 """Resuming is bitwise: weights, moments and history equal those of an uninterrupted run."""
 
-import json
 import random
 import shutil
 import warnings
@@ -8,8 +7,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers.runs import checkpoint_of, digest
-from helpers.training import BATCH_SIZE, DATA, STEPS, Unsized, make_vae
+from helpers.runs import AUTO, checkpoint_of, digest, epochs_in
+from helpers.training import BATCH_SIZE, DATA, STEPS, Unsized, make_vae, same, weights_of
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
@@ -35,7 +34,6 @@ from tinyvae.schedules import Linear
 
 EPOCHS = 3
 END = EPOCHS * STEPS
-AUTO = {"resume": "auto"}
 
 
 def flip(x, generator):
@@ -83,9 +81,7 @@ def plateau():
 SETTINGS = {"everything": everything, "plateau": plateau}
 
 
-def trainer_of(
-    folder, settings=everything, model=make_model, *, every_steps=1, more=(), **options
-):
+def trainer_of(folder, settings=everything, model=make_model, *, every_steps=1, more=(), **options):
     torch.manual_seed(1)
     arguments = settings()
     objective, callbacks = arguments.pop("objective"), arguments.pop("callbacks", [])
@@ -133,8 +129,7 @@ def test_resume_at_each_step_equals_the_uninterrupted_run(complete, tmp_path):
         assert trainer.history.stop_reason == "enough"
     trainer = fit(trainer_of(tmp_path, complete["settings"]), **AUTO)
     assert digest(trainer) == complete["digest"]
-    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == list(range(1, EPOCHS + 1))
+    assert epochs_in(tmp_path) == list(range(1, EPOCHS + 1))
 
 
 def drop_rng(state):
@@ -159,27 +154,27 @@ def drop_step(state):
     state["position"]["step"] = 0
 
 
-CONTROLS = [drop_rng, drop_cursor, drop_moments, drop_scheduler, drop_step]
-
-
 @pytest.mark.filterwarnings("ignore:a schedule does not end")
-@pytest.mark.parametrize("control", CONTROLS)
-def test_resume_without_a_part_of_the_state_differs(control, tmp_path, monkeypatch):
-    settings = {"folder": tmp_path / "complete", "settings": everything}
-    expected = digest(fit(trainer_of(settings["folder"])))
+def test_resume_without_a_part_of_the_state_differs(tmp_path, monkeypatch):
+    run = {"folder": tmp_path / "complete", "settings": everything}
+    expected = digest(fit(trainer_of(run["folder"])))
     read = tinyvae.training.checkpoints.directory.load_checkpoint
+    assert digest(resumed(run, STEPS + 2, tmp_path / "control")) == expected
+    for drop in (drop_rng, drop_cursor, drop_moments, drop_scheduler, drop_step):
 
-    def forgetful(file):
-        state = read(file)
-        control(state)
-        return state
+        def read_without(file, drop=drop):
+            state = read(file)
+            drop(state)
+            return state
 
-    assert digest(resumed(settings, STEPS + 2, tmp_path / "control")) == expected
-    monkeypatch.setattr(tinyvae.training.checkpoints.directory, "load_checkpoint", forgetful)
-    assert digest(resumed(settings, STEPS + 2, tmp_path / "forgetful")) != expected
+        with monkeypatch.context() as patch:
+            directory = tinyvae.training.checkpoints.directory
+            patch.setattr(directory, "load_checkpoint", read_without)
+            trainer = resumed(run, STEPS + 2, tmp_path / drop.__name__)
+        assert digest(trainer) != expected, drop.__name__
 
 
-# Data ------------------------------------------------------------------------------
+# Data --------------------------------------------------------------------------------------------
 
 
 class Drawn(Dataset):
@@ -274,31 +269,29 @@ def test_resume_continues_a_loader_with_a_state(tmp_path):
     Stateful.read = STEPS + 2
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        trainer = resumed(complete, STEPS + 2, tmp_path / "within", train=Stateful(DATA, BATCH_SIZE))
+        trainer = resumed(
+            complete, STEPS + 2, tmp_path / "within", train=Stateful(DATA, BATCH_SIZE)
+        )
     assert digest(trainer) == expected
     assert Stateful.read == END
 
 
-# Other runs ---------------------------------------------------------------
+# Other runs --------------------------------------------------------------------------------------
 
 
-OTHERS = {
-    "seed": ({"seed": 1}, {}, r"seed = 0, got 1"),
-    "examples": ({}, {"train": DATA[:33]}, r"number of examples = 37, got 33"),
-    "batches": ({}, {"batch_size": 4}, r"batches per epoch = 5, got 10"),
-}
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_resume_refuses_another_run_before_anything_changes(name, tmp_path):
-    options, data, message = OTHERS[name]
+def test_resume_refuses_another_run_before_anything_changes(tmp_path):
     fit(trainer_of(tmp_path, plateau))
-    trainer = trainer_of(tmp_path, plateau, **options)
-    before = {n: t.clone() for n, t in trainer.model.state_dict().items()}
-    with pytest.raises(ValueError, match=message):
-        fit(trainer, **data, **AUTO)
-    assert trainer.step == 0
-    assert all(torch.equal(before[n], t) for n, t in trainer.model.state_dict().items())
+    for options, data, message in (
+        ({"seed": 1}, {}, r"seed = 0, got 1"),
+        ({}, {"train": DATA[:33]}, r"number of examples = 37, got 33"),
+        ({}, {"batch_size": 4}, r"batches per epoch = 5, got 10"),
+    ):
+        trainer = trainer_of(tmp_path, plateau, **options)
+        before = weights_of(trainer.model)
+        with pytest.raises(ValueError, match=message):
+            fit(trainer, **data, **AUTO)
+        assert trainer.step == 0
+        assert same(trainer.model, before)
 
 
 def test_resume_refuses_another_model(tmp_path):
