@@ -244,8 +244,8 @@ class Trainer:
 
     def _train_epoch(self, source: ValidatedSource) -> bool:
         """Make an update per batch. Return True if all batches of the epoch were used."""
-        state = self.state
-        for batch in self._batches(source):  # x: (B, *E)
+        state, batches = self.state, self._batches(source)  # a name keeps them open after an error
+        for batch in batches:  # x: (B, *E)
             with defer_sigchld():
                 state.is_consistent = False
                 output = self._train_step(batch)

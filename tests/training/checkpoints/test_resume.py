@@ -2,13 +2,14 @@
 
 import random
 import shutil
+import signal
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from helpers.runs import AUTO, checkpoint_of, digest, epochs_in
-from helpers.training import BATCH_SIZE, DATA, STEPS, Unsized, make_vae, same, weights_of
+from helpers.runs import AUTO, checkpoint_of, digest, epochs_in, steps_in
+from helpers.training import BATCH_SIZE, DATA, STEPS, After, Unsized, make_vae, same, weights_of
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
@@ -258,6 +259,30 @@ def test_resume_reads_a_loader_again_up_to_its_position(name, tmp_path):
         assert digest(resumed(complete, step, tmp_path / f"{step}", train=make())) == expected
     with pytest.warns(UserWarning, match="2 batches that were used in this epoch are read again"):
         trainer = resumed(complete, STEPS + 2, tmp_path / "within", train=make())
+    assert digest(trainer) == expected
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="needs SIGCHLD")
+def test_resume_after_an_error_between_steps_keeps_the_order_of_a_loader(tmp_path):
+    """The handler of torch raises between two steps if a process that reads data dies."""
+
+    def fail(signum, frame):
+        raise RuntimeError("planted")
+
+    make = loaders()["generator"]
+    complete = {"folder": tmp_path / "complete", "settings": plateau}
+    expected = digest(fit(trainer_of(complete["folder"], plateau), make()))
+    folder = tmp_path / "run"
+    send = After(STEPS + 2, lambda _: signal.raise_signal(signal.SIGCHLD))
+    previous = signal.signal(signal.SIGCHLD, fail)
+    try:
+        with pytest.raises(RuntimeError, match="planted"):
+            fit(trainer_of(folder, plateau, every_steps=99, more=[send]), make())
+    finally:
+        signal.signal(signal.SIGCHLD, previous)
+    assert steps_in(folder)[-1] == STEPS + 2
+    with pytest.warns(UserWarning, match="2 batches that were used in this epoch are read again"):
+        trainer = fit(trainer_of(folder, plateau), make(), **AUTO)
     assert digest(trainer) == expected
 
 
