@@ -283,9 +283,8 @@ def serve():
         pid = os.fork()
         if pid == 0:
             os.setpgid(0, 0)
-            signal.signal(
-                signal.SIGINT, signal.default_int_handler
-            )  # background processes ignore it
+            # A process in the background ignores SIGINT.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.alarm(LIMIT)
             call_and_exit(train, folder, **request)
         answer(pid=pid)

@@ -258,9 +258,9 @@ def test_stop_ends_the_run_after_its_step_without_validation():
 
 
 def test_stop_keeps_the_first_reason():
-    def stop_twice(trainer):
-        trainer.stop("first")
-        trainer.stop("second")
+    def stop_twice(state):
+        state.stop("first")
+        state.stop("second")
 
     assert fit(After(2, stop_twice)).history.stop_reason == "first"
 

@@ -1,4 +1,4 @@
-"""The training step: the only code that changes weights, a few frames below ``fit``."""
+"""The training step: the only code that changes weights, and the parameters of each loss."""
 
 import sys
 from pathlib import Path
@@ -20,7 +20,9 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import ExponentialLR
 
 import tinyvae
-from tinyvae import ELBO, Batch, Callback, EarlyStopping, Optimization, Trainer
+from tinyvae import ELBO, Batch, Callback, Optimization, Trainer
+from tinyvae.core import ObjectiveOutput
+from tinyvae.core.random import epoch_order
 from tinyvae.training.state import RunPlan, TrainState
 from tinyvae.training.step import Gradients, TrainStep
 
@@ -154,8 +156,78 @@ def test_gradients_expects_a_loss_for_each_group():
         gradients(Batch(DATA[:BATCH_SIZE]))
 
 
-def test_early_stopping_changes_weights_only_after_the_last_step(monkeypatch):
-    versions = Versions(monkeypatch)
-    stopping = EarlyStopping("train/error_nats", patience=1, mode="max")
-    run(make_linear(), LeastSquares(), callbacks=[stopping, versions], epochs=3)
-    assert {change for change in versions.changes() if change[1] != "after"} == set()
+# Parameter groups --------------------------------------------------------------------------------
+
+
+SGD_01 = Optimization(optimizer=lambda parameters: SGD(parameters, lr=0.1))
+
+
+def test_parameter_groups_are_trained_by_their_own_loss():
+    model, objective = make_linear(), Adversarial()
+    for epoch in range(2):
+        for index in epoch_order(len(DATA), 0, epoch).split(BATCH_SIZE):
+            losses = objective(model, Batch(DATA[index])).losses
+            model_parameters = list(model.parameters())
+            critic_parameters = list(objective.critic.parameters())
+            gradients = [
+                *torch.autograd.grad(losses["model"], model_parameters, retain_graph=True),
+                *torch.autograd.grad(losses["discriminator"], critic_parameters),
+            ]
+            with torch.no_grad():
+                for p, g in zip(model_parameters + critic_parameters, gradients, strict=True):
+                    p.add_(g, alpha=-0.1)
+
+    trainer = run(make_linear(), Adversarial(), optimization=SGD_01)
+    assert same(trainer.model, model)
+    assert same(trainer.objective.critic, objective.critic)
+
+
+def test_parameter_groups_have_columns_in_the_history():
+    per_group = {
+        "model": lambda p: SGD(p, lr=0.1),
+        "discriminator": lambda p: SGD(p, lr=0.2),
+    }
+    trainer = run(make_linear(), Adversarial(), optimization=Optimization(optimizer=per_group))
+    assert {"train/loss_model", "train/loss_discriminator"} < trainer.history.epochs[0].keys()
+    assert trainer.history["learning_rate/model"] == [0.1, 0.1]
+    assert trainer.history["learning_rate/discriminator"] == [0.2, 0.2]
+
+
+def test_parameter_groups_need_a_loss_each():
+    class OneLoss(Adversarial):
+        def forward(self, model, batch):
+            return ObjectiveOutput({"model": super().forward(model, batch).losses["model"]}, {})
+
+    model = make_linear()
+    with pytest.raises(ValueError, match=r"groups \['model', 'discriminator'\].*got \['model'\]"):
+        run(model, OneLoss())
+    assert same(model, make_linear())
+
+
+def test_parameter_groups_may_not_share_a_parameter():
+    class Twice(LeastSquares):
+        def parameter_groups(self, model):
+            return {"one": model.parameters(), "two": model.parameters()}
+
+    with pytest.raises(ValueError, match="without a common parameter"):
+        run(make_linear(), Twice())
+
+
+def test_parameter_groups_may_be_generators():
+    class Lazy(LeastSquares):
+        def parameter_groups(self, model):
+            return {"model": model.parameters()}
+
+    optimization = Optimization(clip_norm=1e-3)
+    lazy = run(make_linear(), Lazy(), optimization=optimization)
+    assert same(lazy.model, run(make_linear(), LeastSquares(), optimization=optimization).model)
+
+
+def test_fit_leaves_no_gradients():
+    class Part(LeastSquares):
+        def parameter_groups(self, model):
+            return {"model": [model.weight]}
+
+    model = make_linear()
+    run(model, Part())
+    assert all(parameter.grad is None for parameter in model.parameters())

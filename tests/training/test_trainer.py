@@ -1,4 +1,4 @@
-"""The Trainer: reproducible runs, validation, parameter groups, schedules, errors."""
+"""The Trainer: reproducible runs, validation, schedules, errors."""
 
 import math
 import random
@@ -13,7 +13,6 @@ from helpers.training import (
     BATCH_SIZE,
     DATA,
     STEPS,
-    Adversarial,
     After,
     Corner,
     LeastSquares,
@@ -245,54 +244,6 @@ def test_fit_trains_in_training_mode_and_validates_in_evaluation_mode():
     assert seen == epoch * 2
 
 
-# Parameter groups --------------------------------------------------------------------------------
-
-
-SGD_01 = Optimization(optimizer=lambda parameters: SGD(parameters, lr=0.1))
-
-
-def test_parameter_groups_are_trained_by_their_own_loss():
-    model, objective = make_linear(), Adversarial()
-    for epoch in range(2):
-        for index in epoch_order(len(DATA), 0, epoch).split(BATCH_SIZE):
-            losses = objective(model, Batch(DATA[index])).losses
-            model_parameters = list(model.parameters())
-            critic_parameters = list(objective.critic.parameters())
-            gradients = [
-                *torch.autograd.grad(losses["model"], model_parameters, retain_graph=True),
-                *torch.autograd.grad(losses["discriminator"], critic_parameters),
-            ]
-            with torch.no_grad():
-                for p, g in zip(model_parameters + critic_parameters, gradients, strict=True):
-                    p.add_(g, alpha=-0.1)
-
-    trainer = run(make_linear(), Adversarial(), optimization=SGD_01)
-    assert same(trainer.model, model)
-    assert same(trainer.objective.critic, objective.critic)
-
-
-def test_parameter_groups_have_columns_in_the_history():
-    per_group = {
-        "model": lambda p: SGD(p, lr=0.1),
-        "discriminator": lambda p: SGD(p, lr=0.2),
-    }
-    trainer = run(make_linear(), Adversarial(), optimization=Optimization(optimizer=per_group))
-    assert {"train/loss_model", "train/loss_discriminator"} < trainer.history.epochs[0].keys()
-    assert trainer.history["learning_rate/model"] == [0.1, 0.1]
-    assert trainer.history["learning_rate/discriminator"] == [0.2, 0.2]
-
-
-def test_parameter_groups_need_a_loss_each():
-    class OneLoss(Adversarial):
-        def forward(self, model, batch):
-            return ObjectiveOutput({"model": super().forward(model, batch).losses["model"]}, {})
-
-    model = make_linear()
-    with pytest.raises(ValueError, match=r"groups \['model', 'discriminator'\].*got \['model'\]"):
-        run(model, OneLoss())
-    assert same(model, make_linear())
-
-
 # Schedules of the objective ----------------------------------------------------------------------
 
 
@@ -487,35 +438,6 @@ def test_fit_trains_under_no_grad():
         trainer = run(make_vae(), ELBO())
         assert not torch.is_grad_enabled()
     assert same(trainer.model, run(make_vae(), ELBO()).model)
-
-
-def test_parameter_groups_may_not_share_a_parameter():
-    class Twice(LeastSquares):
-        def parameter_groups(self, model):
-            return {"one": model.parameters(), "two": model.parameters()}
-
-    with pytest.raises(ValueError, match="without a common parameter"):
-        run(make_linear(), Twice())
-
-
-def test_parameter_groups_may_be_generators():
-    class Lazy(LeastSquares):
-        def parameter_groups(self, model):
-            return {"model": model.parameters()}
-
-    optimization = Optimization(clip_norm=1e-3)
-    lazy = run(make_linear(), Lazy(), optimization=optimization)
-    assert same(lazy.model, run(make_linear(), LeastSquares(), optimization=optimization).model)
-
-
-def test_fit_leaves_no_gradients():
-    class Part(LeastSquares):
-        def parameter_groups(self, model):
-            return {"model": [model.weight]}
-
-    model = make_linear()
-    run(model, Part())
-    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("step", [1, STEPS + 2])
