@@ -1,7 +1,7 @@
-"""The process that trains, and dies, in the tests of kills: it forks one life for each request.
+"""A server that forks one process per request, which trains and may be killed.
 
-Torch is imported once. The process that forks has one thread and has computed nothing, so that a
-life begins as a process of its own would.
+Torch is imported once. The server has one thread and computes nothing, so that a forked process
+starts like a new one.
 """
 
 import gc
@@ -18,7 +18,7 @@ import warnings
 from pathlib import Path
 
 import torch
-import torch._dynamo  # takes seconds, and the first optimizer does it
+import torch._dynamo  # takes seconds; the first optimizer would import it
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -41,11 +41,11 @@ from tinyvae.training.checkpoints.directory import RunDirectory
 
 EPOCHS = 10
 BATCH_SIZE = 16
-STEPS = 10  # of an epoch, the last of them short
+STEPS = 10  # per epoch; the last batch is smaller
 EXAMPLES = BATCH_SIZE * STEPS - 5
 FATAL_INDEX = 77
-EVERY = 3  # steps from checkpoint to checkpoint
-LIMIT = 60  # seconds of a life; only what hangs takes so long
+EVERY = 3  # steps between checkpoints
+LIMIT = 60  # seconds after which SIGALRM ends a process that hangs
 
 
 def make_data():
@@ -71,7 +71,7 @@ def make_trainer(folder, keep, extra):
 
 
 def digest(trainer):
-    """What a run leaves: weights, moments, rates and history, without the time."""
+    """Return a digest of weights, moments, rates and history, without the time."""
     sha = hashlib.sha256()
     states = [trainer.model.state_dict()]
     for optimizer in trainer.state.optimizers.values():
@@ -85,11 +85,11 @@ def digest(trainer):
     return f"{trainer.epoch} {trainer.step} {sha.hexdigest()}"
 
 
-# Data that are read by other processes ------------------------------------------------------------
+# Data that other processes read ------------------------------------------------------------------
 
 
 class Fatal(Dataset):
-    """Ends the process that reads one of its items, once."""
+    """Kills the process that reads one of its examples, once."""
 
     def __init__(self, data, flag):
         self.data, self.flag = data, flag
@@ -105,7 +105,7 @@ class Fatal(Dataset):
 
 
 def make_train(kind, flag):
-    """Training data, and options of fit."""
+    """Return training data and options of ``fit``."""
     data = make_data()
     if kind == "tensor":
         return data, {}
@@ -117,20 +117,20 @@ def make_train(kind, flag):
     return loader, {}
 
 
-# What is planted into a life ----------------------------------------------------------------------
+# Faults ------------------------------------------------------------------------------------------
 
 
-def die():
+def kill_itself():
     os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(LIMIT)
 
 
 def die_in_writer(when, name, number):
-    """Die before, after or half-way through the n-th call of a function by the writer."""
+    """Die before, after or in the middle of the n-th call of a function by the writer."""
     owner = Path if name == "unlink" else os
     original, count = getattr(owner, name), [0]
 
-    def planted(*args, **kwargs):
+    def call_and_die(*args, **kwargs):
         count[0] += threading.current_thread().name.startswith("tinyvae-writer")
         if count[0] != number:
             return original(*args, **kwargs)
@@ -138,13 +138,13 @@ def die_in_writer(when, name, number):
             original(args[0], args[1][: len(args[1]) // 2])
         if when == "after":
             original(*args, **kwargs)
-        return die()
+        return kill_itself()
 
-    setattr(owner, name, planted)
+    setattr(owner, name, call_and_die)
 
 
 def write_in_place():
-    """A slow writer that knows no temporary file."""
+    """Write slowly and without a temporary file."""
 
     def write(path, data):
         with Path(path).open("wb", buffering=0) as file:
@@ -157,11 +157,11 @@ def write_in_place():
 
 
 def delete_first():
-    """A slow writer that makes room for a checkpoint before it is written."""
+    """Delete all checkpoints before the next one is written, slowly."""
     original = RunDirectory.write
 
     def write(self, *args):
-        self.keep(0, None)
+        self.prune(0, None)
         time.sleep(0.08)
         original(self, *args)
 
@@ -169,24 +169,24 @@ def delete_first():
 
 
 def signal_at(name, function):
-    """A signal comes before a function of the folder is called."""
+    """Send a signal before a function of the folder is called."""
     owner = (
         RunDirectory if hasattr(RunDirectory, function) else tinyvae.training.checkpoints.directory
     )
     original = getattr(owner, function)
 
-    def signaled(*args):
+    def signal_and_call(*args):
         os.kill(os.getpid(), getattr(signal, name))
         return original(*args)
 
-    setattr(owner, function, signaled)
+    setattr(owner, function, signal_and_call)
 
 
-def stay_offline(tried):
-    """Refuse all ways to other computers, and write down who asked."""
+def stay_offline(log):
+    """Refuse connections to other computers, and log the attempts."""
 
     def refuse(*args, **kwargs):
-        write_line(tried, repr(args))
+        write_line(log, repr(args))
         raise OSError("there is no network")
 
     class Offline(socket.socket):
@@ -199,19 +199,19 @@ def stay_offline(tried):
 
 
 class Report(Callback):
-    """Writes each step down, and may take long over one."""
+    """Logs each step, and may be slow at one step or at all."""
 
     def __init__(self, log, slow_step=None, seconds=LIMIT):
         self.log, self.slow_step, self.seconds = log, slow_step, seconds
 
-    def on_step_end(self, trainer, output):
-        write_line(self.log, str(trainer.step))
-        if self.slow_step in (trainer.step, "all"):
+    def on_step_end(self, state, output):
+        write_line(self.log, str(state.step))
+        if self.slow_step in (state.step, "all"):
             write_line(self.log, "slow")
             time.sleep(self.seconds)
 
 
-PLANTS = [die_in_writer, write_in_place, delete_first, signal_at]
+FAULTS = [die_in_writer, write_in_place, delete_first, signal_at]
 
 
 def write_line(log, line):
@@ -219,37 +219,37 @@ def write_line(log, line):
         file.write(line.encode() + b"\n")
 
 
-def live(folder, *, plants=(), kind="tensor", keep=2, slow=(), resume="auto"):
-    """Train up to the end, in a folder that may hold a run; write a report beside it."""
+def train(folder, *, faults=(), kind="tensor", keep=2, slow=(), resume="auto"):
+    """Train to the end in a folder that may hold a run, and write a report next to it."""
     torch.set_num_threads(1)
     warnings.simplefilter("error", UserWarning)
     warnings.filterwarnings("ignore", "the data cannot restore their position")
     log = folder.with_suffix(".log")
-    named = {plant.__name__: plant for plant in PLANTS}
-    for name, *arguments in plants:
-        named[name](*arguments)
-    held = RunDirectory.lock
+    functions = {fault.__name__: fault for fault in FAULTS}
+    for name, *arguments in faults:
+        functions[name](*arguments)
+    lock = RunDirectory.lock
 
-    def lock(self):  # by now signals are heeded
-        write_line(log, "held")
-        return held(self)
+    def log_and_lock(self):  # the handlers of signals are installed by now
+        write_line(log, "locked")
+        return lock(self)
 
-    RunDirectory.lock = lock
-    train, options = make_train(kind, folder.with_suffix(".flag"))
+    RunDirectory.lock = log_and_lock
+    data, options = make_train(kind, folder.with_suffix(".flag"))
     trainer = make_trainer(folder, keep, [Report(log, *slow)])
     transform = DynamicBinarization()
     settings = {"epochs": EPOCHS, "batch_size": BATCH_SIZE, "transform": transform, **options}
     report = {}
     try:
-        trainer.fit(train, make_data()[:32], resume=resume, **settings)
+        trainer.fit(data, make_data()[:32], resume=resume, **settings)
         report = {"digest": digest(trainer), "stop_reason": trainer.history.stop_reason}
     except RuntimeError as error:
         report = {"error": str(error)}
-    folder.with_suffix(".json").write_text(json.dumps({**report, "time": time.time()}))
+    folder.with_suffix(".json").write_text(json.dumps(report))
 
 
-def end_as(call, *args, **kwargs):
-    """End the process as Python would, without a second of tidying up."""
+def call_and_exit(call, *args, **kwargs):
+    """Call a function, and end the process at once with the exit code that Python would give."""
     code = 1
     try:
         call(*args, **kwargs)
@@ -262,15 +262,15 @@ def end_as(call, *args, **kwargs):
 
 
 def serve():
-    """Fork a life for each line; tell its process, its end, and how that was."""
+    """Fork a process per line of input. Print its pid, its end and its exit code."""
     torch.set_num_threads(1)
-    gc.freeze()  # memory that no life has to copy
+    gc.freeze()  # forked processes need not copy this memory
     while line := sys.stdin.readline():
         request = json.loads(line)
         folder, forks = Path(request.pop("folder")), request.pop("forks", True)
         if not forks:
-            live(folder, **request)
-            tell(ended=True)
+            train(folder, **request)
+            answer(ended=True)
             continue
         tasks = Path("/proc/self/task")
         threads = len(list(tasks.iterdir())) if tasks.exists() else threading.active_count()
@@ -278,18 +278,19 @@ def serve():
         pid = os.fork()
         if pid == 0:
             os.setpgid(0, 0)
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a background ignores it
+            # A process in the background ignores SIGINT.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.alarm(LIMIT)
-            end_as(live, folder, **request)
-        tell(pid=pid)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # its number stays its own
-        tell(ended=True)
+            call_and_exit(train, folder, **request)
+        answer(pid=pid)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # keeps the pid
+        answer(ended=True)
         sys.stdin.readline()
-        tell(code=os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        answer(code=os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
-def tell(**words):
-    print(json.dumps(words), flush=True)
+def answer(**values):
+    print(json.dumps(values), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from tinyvae import (
 from tinyvae.core import ObjectiveOutput
 
 BATCH_SIZE = 8
-STEPS = 5  # of an epoch: 8 + 8 + 8 + 8 + 5 examples
+STEPS = 5  # per epoch: 8 + 8 + 8 + 8 + 5 examples
 
 
 def binary(num_examples=37, seed=1):
@@ -40,7 +40,7 @@ def make_linear():
 
 
 class LeastSquares(Objective):
-    """Squared error of predicting x from x: an objective without noise."""
+    """Squared error of a reconstruction: an objective without noise."""
 
     def forward(self, model, batch):
         error = (model(batch.x) - batch.x).square().sum(1)
@@ -48,28 +48,28 @@ class LeastSquares(Objective):
 
 
 class Recorder(Callback):
-    """Copies of the weights after every step."""
+    """Copies the weights before the first step, and after every step."""
 
-    def on_fit_start(self, trainer):
-        self.weights = [weights_of(trainer.model)]
+    def on_fit_start(self, state):
+        self.weights = [weights_of(state.model)]
 
-    def on_step_end(self, trainer, output):
-        self.weights.append(weights_of(trainer.model))
+    def on_step_end(self, state, output):
+        self.weights.append(weights_of(state.model))
 
 
 class After(Callback):
-    """Calls ``action(trainer)`` after a step."""
+    """Calls ``action(state)`` after a step."""
 
     def __init__(self, step, action):
         self.step, self.action = step, action
 
-    def on_step_end(self, trainer, output):
-        if trainer.step == self.step:
-            self.action(trainer)
+    def on_step_end(self, state, output):
+        if state.step == self.step:
+            self.action(state)
 
 
 class Unsized(IterableDataset):
-    """Rows of a tensor, without a length."""
+    """Rows of a tensor as a stream without a length."""
 
     def __init__(self, x):
         self.x = x
@@ -79,7 +79,7 @@ class Unsized(IterableDataset):
 
 
 def run(model, objective, train=DATA, validation=None, *, epochs=2, fit=None, **options):
-    """Fit on the CPU, in batches of 8; return the Trainer."""
+    """Fit on the CPU in batches of 8, and return the Trainer."""
     trainer = Trainer(model, objective, **{"device": "cpu", "progress": False, **options})
     settings = {"epochs": epochs, "batch_size": BATCH_SIZE, **(fit or {})}
     trainer.fit(train, validation, **settings)
@@ -91,7 +91,7 @@ def weights_of(model):
 
 
 def same(first, second):
-    """Whether two modules, or two copies of their weights, are bitwise equal."""
+    """Return True if two modules, or two copies of their weights, are bitwise equal."""
     first, second = (m.state_dict() if isinstance(m, nn.Module) else m for m in (first, second))
     return first.keys() == second.keys() and all(
         torch.equal(first[name], second[name]) for name in first
@@ -99,7 +99,7 @@ def same(first, second):
 
 
 def rows(history, part=""):
-    """Rows of the epochs without the time."""
+    """Return the rows of the epochs without the time."""
     return [
         {name: v for name, v in row.items() if name != "time_seconds" and name.startswith(part)}
         for row in history
@@ -107,7 +107,9 @@ def rows(history, part=""):
 
 
 def raises(exception):
-    def action(trainer):
+    """Return an action for :class:`After` that raises."""
+
+    def action(state):
         raise exception
 
     return action
@@ -119,7 +121,7 @@ def flip(x, generator):
 
 
 class Adversarial(Objective):
-    """A critic between x and its reconstruction; both losses share the forward pass."""
+    """A critic that compares x with its reconstruction. Both losses share the forward pass."""
 
     def __init__(self):
         super().__init__()
@@ -127,8 +129,8 @@ class Adversarial(Objective):
         self.critic = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
 
     def parameter_groups(self, model):
-        own = list(self.critic.parameters())
-        return {**super().parameter_groups(model), "discriminator": own}
+        critic = list(self.critic.parameters())
+        return {**super().parameter_groups(model), "discriminator": critic}
 
     def forward(self, model, batch):
         fake = self.critic(model(batch.x).tanh()).mean()
@@ -137,7 +139,7 @@ class Adversarial(Objective):
 
 
 class Corner(LeastSquares):
-    """A finite loss, whose slope is infinite in one step."""
+    """A finite loss with an infinite slope in one step."""
 
     def __init__(self, step):
         super().__init__()

@@ -1,3 +1,5 @@
+"""Callbacks: their order, their hooks, stopping a run, and EarlyStopping."""
+
 import math
 
 import pytest
@@ -9,6 +11,7 @@ from helpers.training import (
     LeastSquares,
     Recorder,
     make_linear,
+    make_vae,
     raises,
     rows,
     run,
@@ -17,37 +20,43 @@ from helpers.training import (
 )
 from torch.optim.lr_scheduler import ExponentialLR
 
-from tinyvae import Callback, EarlyStopping, Optimization, Trainer
+from tinyvae import ELBO, Callback, EarlyStopping, Optimization, Trainer
 
 
 class Log(Callback):
-    """Events in a list that callbacks share."""
+    """Logs the calls of its hooks in a list that callbacks share."""
 
     def __init__(self, events, name=""):
         self.events, self.name = events, name
 
-    def on_fit_start(self, trainer):
+    def on_fit_start(self, state):
         self.events.append(f"{self.name}start")
 
-    def on_step_end(self, trainer, output):
-        self.events.append(f"{self.name}step {trainer.step}")
+    def on_step_end(self, state, output):
+        self.events.append(f"{self.name}step {state.step}")
 
-    def on_epoch_end(self, trainer, row):
-        self.events.append(f"{self.name}epoch {trainer.epoch}")
+    def on_validation_start(self, state):
+        self.events.append(f"{self.name}validation start {state.epoch}")
 
-    def on_fit_end(self, trainer):
+    def on_validation_end(self, state):
+        self.events.append(f"{self.name}validation end {state.epoch}")
+
+    def on_epoch_end(self, state, row):
+        self.events.append(f"{self.name}epoch {state.epoch}")
+
+    def on_fit_end(self, state):
         self.events.append(f"{self.name}end")
 
 
 class Script(Callback):
-    """A column ``score`` of given values, and the weights of every epoch."""
+    """Adds a column ``score``, and copies the weights of every epoch."""
 
     def __init__(self, *values):
         self.values, self.weights = values, []
 
-    def on_epoch_end(self, trainer, row):
+    def on_epoch_end(self, state, row):
         row["score"] = self.values[int(row["epoch"]) - 1]
-        self.weights.append(weights_of(trainer.model))
+        self.weights.append(weights_of(state.model))
 
 
 def fit(*callbacks, epochs=2, **options):
@@ -57,7 +66,7 @@ def fit(*callbacks, epochs=2, **options):
 # Order -------------------------------------------------------------------------------------------
 
 
-def test_callbacks_are_called_in_order_and_end_in_reverse():
+def test_callbacks_run_in_order_and_end_in_reverse():
     events = []
     run(
         make_linear(),
@@ -65,48 +74,47 @@ def test_callbacks_are_called_in_order_and_end_in_reverse():
         DATA[:9],
         callbacks=[Log(events, "a "), Log(events, "b ")],
     )
-    inner = [f"step {s}" for s in (1, 2)], [f"step {s}" for s in (3, 4)]
-    expected = ["start", *inner[0], "epoch 1", *inner[1], "epoch 2"]
+    expected = ["start", "step 1", "step 2", "epoch 1", "step 3", "step 4", "epoch 2"]
     both = [f"{name} {event}" for event in expected for name in "ab"]
     assert events == [*both, "b end", "a end"]
 
 
-def test_callbacks_change_nothing():
+def test_callbacks_do_not_change_the_run():
     assert same(fit(Log([]), Recorder()).model, fit().model)
 
 
-def test_what_a_callback_sees():
-    class Sees(Callback):
-        def on_fit_start(self, trainer):
-            seen.append((trainer.plan.num_steps, trainer.plan.total_steps))
+def test_callbacks_see_the_current_state():
+    class Look(Callback):
+        def on_fit_start(self, state):
+            seen.append((state.plan.num_steps, state.plan.total_steps))
 
-        def on_step_end(self, trainer, output):
-            seen.append((trainer.epoch, trainer.step, len(trainer.history)))
+        def on_step_end(self, state, output):
+            seen.append((state.epoch, state.step, len(state.history)))
 
-        def on_epoch_end(self, trainer, row):
-            seen.append((trainer.epoch, trainer.step, trainer.history.epochs[-1] is row))
+        def on_epoch_end(self, state, row):
+            seen.append((state.epoch, state.step, state.history.epochs[-1] is row))
 
     seen = []
-    trainer = run(make_linear(), LeastSquares(), DATA[:9], epochs=1, callbacks=[Sees()])
+    trainer = run(make_linear(), LeastSquares(), DATA[:9], epochs=1, callbacks=[Look()])
     trainer.fit(DATA[:9], epochs=1)
     first = [(2, 2), (0, 1, 0), (0, 2, 0), (1, 2, True)]
     assert seen == [*first, (1, 3), (1, 3, 1), (2, 3, True)]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("planted"), KeyboardInterrupt()])
-def test_the_end_is_called_after_an_error_too(error):
-    events = []
-    with pytest.raises(type(error)):
-        fit(Log(events, "a "), After(2, raises(error)), Log(events, "b "))
-    assert events[-3:] == ["a step 2", "b end", "a end"]
+def test_callbacks_on_fit_end_runs_after_an_error():
+    for error in (RuntimeError("planted"), KeyboardInterrupt()):
+        events = []
+        with pytest.raises(type(error)):
+            fit(Log(events, "a "), After(2, raises(error)), Log(events, "b "))
+        assert events[-3:] == ["a step 2", "b end", "a end"]
 
 
-def test_only_callbacks_that_started_end():
+def test_callbacks_on_fit_end_runs_only_after_on_fit_start():
     class Refuses(Callback):
-        def on_fit_start(self, trainer):
+        def on_fit_start(self, state):
             raise RuntimeError("planted")
 
-        def on_fit_end(self, trainer):
+        def on_fit_end(self, state):
             events.append("not started")
 
     events = []
@@ -115,14 +123,116 @@ def test_only_callbacks_that_started_end():
     assert events == ["start", "end"]
 
 
-def test_what_a_callback_adds_to_a_row_becomes_history():
+def test_callbacks_on_epoch_end_adds_columns_to_the_history():
     assert fit(Script(1.0, 2.0)).history["score"] == [1.0, 2.0]
 
 
-# stop() ------------------------------------------------------------------------------------------
+# Validation --------------------------------------------------------------------------------------
 
 
-def test_stop_ends_the_run_after_its_step():
+def test_callbacks_validation_hooks_run_around_every_validation():
+    class LogForward(LeastSquares):
+        def forward(self, model, batch):
+            if not model.training:
+                events.append("validate")
+            return super().forward(model, batch)
+
+    events = []
+    callbacks = [Log(events, "a "), Log(events, "b ")]
+    run(make_linear(), LogForward(), DATA[:8], DATA[:9], callbacks=callbacks)
+    expected = []
+    for epoch in (0, 1):
+        expected += [f"a validation start {epoch}", f"b validation start {epoch}"]
+        expected += ["validate", "validate"]
+        expected += [f"b validation end {epoch}", f"a validation end {epoch}"]
+    assert [event for event in events if "valid" in event] == expected
+    first_end, first_epoch = events.index("a validation end 0"), events.index("a epoch 1")
+    assert events.index("b step 1") < events.index("a validation start 0")
+    assert first_end < first_epoch
+
+
+def test_callbacks_validation_hooks_do_not_run_without_a_validation():
+    events = []
+    fit(Log(events))
+    stop = After(2, lambda state: state.stop("enough"))  # an epoch cut short is not validated
+    run(make_linear(), LeastSquares(), DATA, DATA, callbacks=[Log(events), stop])
+    assert "epoch 1" in events
+    assert not [event for event in events if "validation" in event]
+
+
+def test_callbacks_on_validation_end_runs_after_an_error():
+    class Refuses(Callback):
+        def on_validation_start(self, state):
+            raise RuntimeError("planted")
+
+        def on_validation_end(self, state):
+            events.append("not started")
+
+    class FailsToValidate(LeastSquares):
+        def forward(self, model, batch):
+            if not model.training:
+                raise RuntimeError("planted")
+            return super().forward(model, batch)
+
+    ends = ["b validation end 0", "a validation end 0", "b end", "a end"]
+    for objective, third, expected in (
+        (FailsToValidate(), Callback(), ends),
+        (LeastSquares(), Refuses(), ends),
+    ):
+        events = []
+        callbacks = [Log(events, "a "), Log(events, "b "), third]
+        with pytest.raises(RuntimeError, match="planted"):
+            run(make_linear(), objective, DATA, DATA, callbacks=callbacks)
+        assert events[-4:] == expected
+        assert "not started" not in events
+
+
+class SwapWeights(Callback):
+    """Validates with the first weights of the run, as an average of weights would be swapped in."""
+
+    def on_fit_start(self, state):
+        self.first = weights_of(state.model)
+
+    def on_validation_start(self, state):
+        self.current = weights_of(state.model)
+        state.model.load_state_dict(self.first)
+
+    def on_validation_end(self, state):
+        state.model.load_state_dict(self.current)
+
+
+def test_callbacks_that_swap_weights_change_the_validation_and_not_the_run():
+    plain, swapped = Recorder(), Recorder()
+    options = {"train": DATA, "validation": DATA, "epochs": 3}
+    expected = run(make_vae(dropout=0.2), ELBO(), callbacks=[plain], **options)
+    trainer = run(make_vae(dropout=0.2), ELBO(), callbacks=[SwapWeights(), swapped], **options)
+    assert all(map(same, swapped.weights, plain.weights))
+    assert len(swapped.weights) == len(plain.weights)
+    assert rows(trainer.history, "train/") == rows(expected.history, "train/")
+    first, *others = rows(trainer.history, "validation/")
+    assert others == [first, first]
+    still = Optimization(learning_rate=0.0)
+    untrained = run(make_vae(dropout=0.2), ELBO(), optimization=still, **options)
+    assert first == rows(untrained.history, "validation/")[0]
+    assert first not in rows(expected.history, "validation/")
+
+
+def test_callbacks_restore_swapped_weights_after_an_error_in_the_validation():
+    class FailsToValidate(LeastSquares):
+        def forward(self, model, batch):
+            assert model.training, "planted"
+            return super().forward(model, batch)
+
+    model, recorder = make_linear(), Recorder()
+    with pytest.raises(AssertionError, match="planted"):
+        run(model, FailsToValidate(), DATA, DATA, callbacks=[SwapWeights(), recorder])
+    assert same(model, recorder.weights[STEPS])
+
+
+# state.stop --------------------------------------------------------------------------------------
+
+
+def test_stop_ends_the_run_after_its_step_without_validation():
     recorder = Recorder()
     halving = Optimization(scheduler=lambda o: ExponentialLR(o, 0.5))
     trainer = run(
@@ -132,7 +242,7 @@ def test_stop_ends_the_run_after_its_step():
         DATA,
         epochs=5,
         optimization=halving,
-        callbacks=[recorder, After(STEPS + 2, lambda t: t.stop("enough"))],
+        callbacks=[recorder, After(STEPS + 2, lambda state: state.stop("enough"))],
         record_every=1,
     )
     assert trainer.step == STEPS + 2
@@ -147,10 +257,10 @@ def test_stop_ends_the_run_after_its_step():
     assert trainer.state.optimizers["model"].param_groups[0]["lr"] == 5e-4
 
 
-def test_the_first_reason_counts():
-    def stop_twice(trainer):
-        trainer.stop("first")
-        trainer.stop("second")
+def test_stop_keeps_the_first_reason():
+    def stop_twice(state):
+        state.stop("first")
+        state.stop("second")
 
     assert fit(After(2, stop_twice)).history.stop_reason == "first"
 
@@ -172,11 +282,11 @@ def test_the_first_reason_counts():
         ([1, 2, 3, 4, 5, 6], {"patience": 1}, 6, 6),
     ],
     ids=[
-        "max", "min", "patience 1", "equal", "min_delta", "min_delta of min", "NaN",
-        "NaN at first", "never",
+        "max", "min", "patience 1", "equal", "min_delta", "min_delta of min", "nan",
+        "nan first", "never",
     ],
 )  # fmt: skip
-def test_early_stopping_stops_in_time_with_the_best_weights(scores, settings, epochs, best):
+def test_early_stopping_stops_after_patience_with_the_best_weights(scores, settings, epochs, best):
     script, stopping = Script(*scores), EarlyStopping("score", **settings)
     trainer = fit(script, stopping, epochs=6)
     assert len(trainer.history) == epochs
@@ -189,7 +299,7 @@ def test_early_stopping_stops_in_time_with_the_best_weights(scores, settings, ep
     assert trainer.history.stop_reason == (None if epochs == 6 else reason)
 
 
-def test_early_stopping_that_never_saw_a_number_keeps_the_last_weights():
+def test_early_stopping_keeps_the_last_weights_if_all_values_are_nan():
     script, stopping = Script(*[math.nan] * 6), EarlyStopping("score", patience=3)
     trainer = fit(script, stopping, epochs=6)
     assert len(trainer.history) == 3
@@ -197,13 +307,13 @@ def test_early_stopping_that_never_saw_a_number_keeps_the_last_weights():
     assert same(trainer.model, script.weights[-1])
 
 
-def test_early_stopping_may_keep_the_last_weights():
+def test_early_stopping_without_restore_best_keeps_the_last_weights():
     script = Script(1, 0, 0)
     trainer = fit(script, EarlyStopping("score", patience=1, restore_best=False), epochs=3)
     assert same(trainer.model, script.weights[1])
 
 
-def test_early_stopping_restores_buffers_too():
+def test_early_stopping_restores_buffers():
     model = torch.nn.Sequential(make_linear(), torch.nn.BatchNorm1d(4))
     script = Script(1, 0, 0)
     run(model, LeastSquares(), epochs=3, callbacks=[script, EarlyStopping("score", patience=2)])
@@ -224,24 +334,25 @@ def test_early_stopping_watches_the_validation_bound_by_default():
     assert (stopping.patience, stopping.best_epoch) == (10, 4)
 
 
-@pytest.mark.parametrize(
-    ("stopping", "message"),
-    [
-        (EarlyStopping(), "'validation/elbo_nats', but fit got no validation data"),
+def test_early_stopping_names_a_missing_column():
+    for stopping, message in (
+        (EarlyStopping(), "'validation/elbo_nats', but fit was given no validation data"),
         (EarlyStopping("train/elbo"), r"watches 'train/elbo', expected one of \['epoch', "),
-    ],
-)
-def test_early_stopping_needs_its_column(stopping, message):
-    with pytest.raises(ValueError, match=message):
-        fit(stopping)
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(stopping)
 
 
-def test_early_stopping_needs_patience():
-    with pytest.raises(ValueError, match="patience >= 1, got 0"):
-        EarlyStopping(patience=0)
+def test_early_stopping_checks_its_arguments():
+    for options, message in (
+        ({"patience": 0}, "patience >= 1, got 0"),
+        ({"mode": "most"}, "mode 'max' or 'min', got 'most'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            EarlyStopping(**options)
 
 
-def test_early_stopping_starts_afresh_with_every_fit():
+def test_early_stopping_forgets_earlier_calls_of_fit():
     script, stopping = Script(9, 1, 1, 2, 3, 2), EarlyStopping("score", patience=2)
     trainer = fit(script, stopping, epochs=3)
     assert (len(trainer.history), stopping.best_epoch) == (3, 1)
@@ -250,15 +361,15 @@ def test_early_stopping_starts_afresh_with_every_fit():
     assert same(trainer.model, script.weights[4])
 
 
-def test_early_stopping_restores_after_a_stop_in_the_middle_of_an_epoch():
+def test_early_stopping_restores_weights_after_a_stop_within_an_epoch():
     script, stopping = Script(1, 2, 1, 0, 0), EarlyStopping("validation/score", patience=3)
 
     class Rename(Callback):
-        def on_epoch_end(self, trainer, row):
-            if "validation/loss" in row:  # as validation columns are: only of whole epochs
+        def on_epoch_end(self, state, row):
+            if "validation/loss" in row:  # only complete epochs have validation columns
                 row["validation/score"] = row["score"]
 
-    stop = After(3 * STEPS + 2, lambda t: t.stop("interrupted"))
+    stop = After(3 * STEPS + 2, lambda state: state.stop("interrupted"))
     trainer = run(
         make_linear(), LeastSquares(), DATA, DATA, epochs=5,
         callbacks=[stop, script, Rename(), stopping],
@@ -269,11 +380,11 @@ def test_early_stopping_restores_after_a_stop_in_the_middle_of_an_epoch():
     assert same(trainer.model, script.weights[1])
 
 
-def test_early_stopping_counts_an_epoch_at_whose_end_the_run_was_stopped():
+def test_early_stopping_counts_an_epoch_that_ends_with_a_stop():
     class StopAfterTwo(Callback):
-        def on_epoch_end(self, trainer, row):
-            if trainer.epoch == 2:
-                trainer.stop("two are enough")
+        def on_epoch_end(self, state, row):
+            if state.epoch == 2:
+                state.stop("two are enough")
 
     script, stopping = Script(1, 2, 3), EarlyStopping("score")
     trainer = fit(script, StopAfterTwo(), stopping, epochs=3)
@@ -282,7 +393,7 @@ def test_early_stopping_counts_an_epoch_at_whose_end_the_run_was_stopped():
     assert trainer.history.stop_reason == "two are enough"
 
 
-def test_early_stopping_restores_after_an_error():
+def test_early_stopping_restores_weights_after_an_error():
     script, stopping = Script(1, 0, 0), EarlyStopping("score")
     trainer = Trainer(
         make_linear(),
@@ -296,7 +407,7 @@ def test_early_stopping_restores_after_an_error():
     assert same(trainer.model, script.weights[0])
 
 
-def test_early_stopping_is_the_run_until_then():
+def test_early_stopping_does_not_change_earlier_epochs():
     stopped = fit(Script(2, 1, 1, 1), EarlyStopping("score", patience=2), epochs=4)
-    whole = fit(Script(2, 1, 1, 1), epochs=3)
-    assert rows(stopped.history) == rows(whole.history)
+    complete = fit(Script(2, 1, 1, 1), epochs=3)
+    assert rows(stopped.history) == rows(complete.history)

@@ -1,6 +1,6 @@
-"""What is not finite, found at once or some steps later; means of an epoch; what a step leaves.
+"""The guard against values that are not finite, which checks each step at once or later.
 
-The CPU's fused optimizers heed the flag of :class:`NonFiniteGuard` as those of a GPU do.
+Fused optimizers on the CPU read the flag of :class:`NonFiniteGuard` as those on a GPU do.
 """
 
 import gc
@@ -31,7 +31,6 @@ from tinyvae import ELBO, MLP, Callback, Objective, Optimization, Trainer
 from tinyvae.core import ObjectiveOutput
 from tinyvae.errors import NonFiniteError
 from tinyvae.objectives import AdversarialTotalCorrelationRegularizer
-from tinyvae.training.history import RunningMean
 from tinyvae.training.nonfinite import NonFiniteGuard
 
 IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
@@ -39,19 +38,19 @@ IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 
 @pytest.fixture
 def deferred(monkeypatch):
-    """The Trainer's losses are looked at later, as on a GPU; the NonFiniteGuard that it made."""
-    made = []
+    """Make the Trainer check losses later, as on a GPU. Return the list of its guards."""
+    guards = []
 
-    def later(*arguments):
-        made.append(NonFiniteGuard(*arguments, waits=False))
-        return made[-1]
+    def make_guard(*arguments):
+        guards.append(NonFiniteGuard(*arguments, waits=False))
+        return guards[-1]
 
-    monkeypatch.setattr(tinyvae.training.step, "NonFiniteGuard", later)
-    return made
+    monkeypatch.setattr(tinyvae.training.step, "NonFiniteGuard", make_guard)
+    return guards
 
 
 class Breaks(LeastSquares):
-    """A loss that is NaN at a step, counted from 1, and finite again after."""
+    """A loss that is NaN at one step, counted from 1."""
 
     def __init__(self, step, value=float("nan")):
         super().__init__()
@@ -65,7 +64,7 @@ class Breaks(LeastSquares):
 
 
 class Groups(Objective):
-    """Two layers, each with a loss of its own; that of ``bad`` breaks at a step."""
+    """Two layers, each with its own loss. The loss of ``bad`` is infinite at one step."""
 
     def __init__(self, bad=None, step=0):
         super().__init__()
@@ -84,16 +83,16 @@ class Groups(Objective):
 
 
 class Moments(Callback):
-    """Copies of weights and of the optimizers' state after every step."""
+    """Copies weights and the optimizers' state after every step."""
 
     def __init__(self):
         self.seen = []
 
-    def on_step_end(self, trainer, output):
-        weights = [p.detach().clone() for p in trainer.model.parameters()]
+    def on_step_end(self, state, output):
+        weights = [p.detach().clone() for p in state.model.parameters()]
         moments = [
             state[name].clone()
-            for optimizer in trainer.optimizers.values()
+            for optimizer in state.optimizers.values()
             for state in optimizer.state.values()
             for name in sorted(state)
         ]
@@ -109,12 +108,12 @@ def equal(first, second):
     return len(first) == len(second) and all(map(torch.equal, first, second))
 
 
-# Later -------------------------------------------------------------------------------------------
+# Deferred checks ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("step", [1, 2, STEPS + 3, 2 * STEPS])
-def test_no_update_from_the_bad_step_on(deferred, step, value):
+def test_deferred_guard_takes_no_update_from_the_bad_step_on(deferred, step, value):
     moments, plain = Moments(), Moments()
     model = make_linear()
     with pytest.raises(NonFiniteError, match=rf"^step {step} \(epoch") as error:
@@ -124,8 +123,8 @@ def test_no_update_from_the_bad_step_on(deferred, step, value):
     run(make_linear(), LeastSquares(), callbacks=[plain])
     end = STEPS * math.ceil(step / STEPS)
     assert len(moments.seen) == end
-    for position, seen in enumerate(moments.seen[: step - 1]):
-        assert equal(seen, plain.seen[position])
+    for seen, expected in zip(moments.seen[: step - 1], plain.seen, strict=False):
+        assert equal(seen, expected)
     if step > 1:
         for seen in moments.seen[step - 1 :]:
             assert equal(seen, plain.seen[step - 2])
@@ -135,7 +134,7 @@ def test_no_update_from_the_bad_step_on(deferred, step, value):
 
 
 @pytest.mark.parametrize("step", [1, STEPS + 2])
-def test_a_gradient_is_named_later(deferred, step):
+def test_deferred_guard_names_a_gradient(deferred, step):
     plain = Moments()
     model = make_linear()
     with pytest.raises(NonFiniteError, match=rf"^step {step} .*: gradient of weight = nan"):
@@ -146,7 +145,7 @@ def test_a_gradient_is_named_later(deferred, step):
 
 
 @pytest.mark.parametrize("optimizer", [Adam, AdamW, SGD])
-def test_fused_optimizers_heed_the_flag(deferred, optimizer):
+def test_deferred_guard_makes_fused_optimizers_skip_updates(deferred, optimizer):
     def factory(parameters):
         options = {"momentum": 0.9} if optimizer is SGD else {"weight_decay": 0.1}
         return optimizer(parameters, lr=0.01, fused=True, **options)
@@ -161,7 +160,7 @@ def test_fused_optimizers_heed_the_flag(deferred, optimizer):
 
 
 @pytest.mark.parametrize("bad", ["first", "second"])
-def test_a_bad_loss_stops_every_group(deferred, bad):
+def test_deferred_guard_stops_every_group_after_a_bad_loss(deferred, bad):
     moments, plain = Moments(), Moments()
     with pytest.raises(NonFiniteError, match=rf"^step 4 \(epoch 1\): loss_{bad} = inf\. "):
         run(make_two(), Groups(bad, step=4), callbacks=[moments])
@@ -170,7 +169,7 @@ def test_a_bad_loss_stops_every_group(deferred, bad):
     assert equal(moments.seen[-1], plain.seen[2])
 
 
-def test_it_is_found_at_the_latest_after_an_interval(deferred):
+def test_deferred_guard_raises_after_an_interval_at_the_latest(deferred):
     model, objective = make_linear(), Breaks(3)
     trainer = Trainer(model, objective, device="cpu", progress=False)
     with pytest.raises(NonFiniteError, match=r"^step 3 \(epoch 1\)"):
@@ -179,7 +178,7 @@ def test_it_is_found_at_the_latest_after_an_interval(deferred):
     assert deferred[0].INTERVAL < 37 * 4
 
 
-def test_a_step_of_a_later_interval_is_named(deferred):
+def test_deferred_guard_names_a_step_of_a_later_interval(deferred):
     step = 2 * NonFiniteGuard.INTERVAL + 5
     objective = Breaks(step)
     with pytest.raises(NonFiniteError, match=rf"^step {step} \(epoch 1\)"):
@@ -187,7 +186,7 @@ def test_a_step_of_a_later_interval_is_named(deferred):
     assert objective.calls == 148  # of the epoch
 
 
-def test_of_many_bad_steps_the_first_is_named(deferred):
+def test_deferred_guard_names_the_first_of_many_bad_steps(deferred):
     class BreaksForGood(Breaks):
         def forward(self, model, batch):
             self.step = max(self.step, self.calls + 1)
@@ -197,7 +196,7 @@ def test_of_many_bad_steps_the_first_is_named(deferred):
         run(make_linear(), BreaksForGood(3))
 
 
-def test_what_came_before_stays_in_the_history(deferred):
+def test_deferred_guard_keeps_the_history_before_the_bad_step(deferred):
     trainer = Trainer(make_linear(), Breaks(STEPS + 2), device="cpu", progress=False)
     with pytest.raises(NonFiniteError, match=rf"^step {STEPS + 2} \(epoch 2\)"):
         trainer.fit(DATA, epochs=3, batch_size=8)
@@ -206,7 +205,7 @@ def test_what_came_before_stays_in_the_history(deferred):
     assert trainer.history.stop_reason.startswith("NonFiniteError: step 7")
 
 
-def test_a_run_goes_on_after_the_error(deferred):
+def test_deferred_guard_allows_another_fit_after_the_error(deferred):
     model = make_linear()
     trainer = Trainer(model, Breaks(2), device="cpu", progress=False)
     with pytest.raises(NonFiniteError):
@@ -217,7 +216,7 @@ def test_a_run_goes_on_after_the_error(deferred):
     assert len(deferred) == 2
 
 
-def test_the_optimizers_are_left_as_they_were(deferred):
+def test_deferred_guard_leaves_no_flag_in_the_optimizers(deferred):
     model = make_linear()
     trainer = Trainer(model, Breaks(2), device="cpu", progress=False)
     with pytest.raises(NonFiniteError):
@@ -230,7 +229,7 @@ def test_the_optimizers_are_left_as_they_were(deferred):
     assert not equal(before, list(model.parameters()))
 
 
-def test_a_finite_run_is_the_plain_one(deferred):
+def test_deferred_guard_does_not_change_a_finite_run(deferred):
     def adversarial():
         torch.manual_seed(3)
         return ELBO() + AdversarialTotalCorrelationRegularizer(MLP(2, (16,), 1), weight=2.0)
@@ -245,11 +244,11 @@ def test_a_finite_run_is_the_plain_one(deferred):
         assert all(map(same, callbacks[0].weights, callbacks[1].weights))
         assert rows(later.history) == rows(plain.history)
     assert len(deferred) == 2
-    assert not any(finite.waits for finite in deferred)
+    assert not any(guard.waits for guard in deferred)
 
 
-class Named(LeastSquares):
-    """A metric whose name begins as a loss's does, NaN from the first step on."""
+class LossyMetric(LeastSquares):
+    """A metric that is always NaN, and whose name begins like that of a loss."""
 
     def forward(self, model, batch):
         loss = super().forward(model, batch).losses["model"]
@@ -259,12 +258,12 @@ class Named(LeastSquares):
         return ObjectiveOutput({"model": loss}, {"lossy_pixels": torch.tensor(float("nan"))})
 
 
-def test_a_metric_that_is_called_like_a_loss_is_none(deferred):
+def test_guard_ignores_a_metric_with_the_name_of_a_loss(deferred):
     with pytest.raises(NonFiniteError, match=r"^step 3 \(epoch 1\)"):
-        run(make_linear(), Named())
+        run(make_linear(), LossyMetric())
 
 
-def test_metrics_may_be_nan(deferred):
+def test_guard_accepts_metrics_that_are_nan(deferred):
     class NanMetric(LeastSquares):
         def forward(self, model, batch):
             losses = super().forward(model, batch).losses
@@ -275,7 +274,7 @@ def test_metrics_may_be_nan(deferred):
     assert all(map(math.isnan, trainer.history["train/ratio"]))
 
 
-def test_a_metric_that_is_no_tensor_is_refused_as_ever(deferred):
+def test_guard_leaves_metrics_that_are_not_tensors_to_the_history(deferred):
     class FloatMetric(LeastSquares):
         def forward(self, model, batch):
             return ObjectiveOutput(super().forward(model, batch).losses, {"ratio": 1.0})
@@ -284,33 +283,27 @@ def test_a_metric_that_is_no_tensor_is_refused_as_ever(deferred):
         run(make_linear(), FloatMetric())
 
 
-# At once -----------------------------------------------------------------------------------------
+# Immediate checks --------------------------------------------------------------------------------
 
 
-def optimizers(factory=lambda p: Adam(p, fused=True)):
-    return {"model": factory(make_linear().parameters())}
+def test_guard_waits_on_a_cpu():
+    optimizers = {"model": Adam(make_linear().parameters(), fused=True)}
+    assert NonFiniteGuard(optimizers).waits
+    assert NonFiniteGuard(optimizers, waits=True).waits
+    assert not NonFiniteGuard(optimizers, waits=False).waits
 
 
-def test_a_cpu_waits():
-    assert NonFiniteGuard(optimizers()).waits
-    assert NonFiniteGuard(optimizers(), waits=True).waits
-    assert not NonFiniteGuard(optimizers(), waits=False).waits
+def test_guard_waits_on_a_device_unless_all_optimizers_are_fused():
+    for fused, waits in (((True,), False), ((False,), True), ((True, None), True)):
+        optimizers = {}
+        for index, value in enumerate(fused):
+            parameter = nn.Parameter(torch.ones(2, device="meta"))
+            optimizers[str(index)] = SGD([parameter], lr=0.1)
+            optimizers[str(index)].param_groups[0]["fused"] = value
+        assert NonFiniteGuard(optimizers).waits is waits
 
 
-@pytest.mark.parametrize(
-    ("on_device", "fused", "waits"),
-    [(True, (True,), False), (True, (False,), True), (True, (True, None), True)],
-)
-def test_a_device_waits_where_an_optimizer_does_not_heed_the_flag(on_device, fused, waits):
-    parameters = [nn.Parameter(torch.ones(2, device="meta")) for _ in fused]
-    made = {}
-    for position, (parameter, flag) in enumerate(zip(parameters, fused, strict=True)):
-        made[str(position)] = SGD([parameter], lr=0.1)
-        made[str(position)].param_groups[0]["fused"] = flag
-    assert NonFiniteGuard(made).waits is waits
-
-
-def test_at_once_the_bad_step_is_not_taken():
+def test_guard_that_waits_does_not_take_the_bad_step():
     objective, model = Breaks(STEPS + 3), make_linear()
     recorder = Recorder()
     with pytest.raises(NonFiniteError, match=rf"^step {STEPS + 3} \(epoch 2\): loss = nan\. "):
@@ -320,93 +313,43 @@ def test_at_once_the_bad_step_is_not_taken():
     assert same(model, recorder.weights[-1])
 
 
-# Means -------------------------------------------------------------------------------------------
+# Resources ---------------------------------------------------------------------------------------
 
 
-def output(loss, **metrics):
-    return ObjectiveOutput({"model": loss}, metrics)
-
-
-@pytest.mark.parametrize("num_steps", [1, 63, 64, 65, 128, 300])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_means_of_many_steps(num_steps, dtype):
-    generator = torch.Generator().manual_seed(0)
-    values = 1e3 * torch.randn(num_steps, 2, generator=generator, dtype=dtype)
-    weights = torch.randint(1, 200, (num_steps,), generator=generator).tolist()
-    mean = RunningMean()
-    for (loss, metric), weight in zip(values, weights, strict=True):
-        mean.add(output(loss, metric=metric), weight)
-    row = mean.row("train")
-    for column, name in enumerate(("train/loss", "train/metric")):
-        terms = [w * v for w, v in zip(weights, values[:, column].tolist(), strict=True)]
-        assert row[name] == pytest.approx(math.fsum(terms) / sum(weights), rel=1e-12)
-    assert mean.row("train") == row
-
-
-def test_a_row_in_the_middle_does_not_end_a_mean():
-    mean = RunningMean()
-    for value in range(100):
-        mean.add(output(torch.tensor(float(value))), 1)
-        assert mean.row("train") == {"train/loss": pytest.approx(value / 2, rel=1e-12)}
-
-
-def test_a_metric_that_lives_on_is_averaged_by_its_values_at_the_time():
-    mean, live = RunningMean(), torch.tensor(0.0)
-    for value in range(100):
-        live.fill_(value)
-        mean.add(output(torch.tensor(1.0), live=live), 1 + value % 2)
-    live.fill_(float("nan"))
-    weights = [1 + value % 2 for value in range(100)]
-    expected = sum(w * v for v, w in enumerate(weights)) / sum(weights)
-    assert mean.row("train")["train/live"] == pytest.approx(expected, rel=1e-12)
-
-
-def test_a_mean_keeps_no_graph():
-    mean, parameter = RunningMean(), torch.ones((), requires_grad=True)
-    for _ in range(70):
-        loss = 2 * parameter
-        mean.add(output(loss, twice=loss), 1)
-    assert not mean._totals.requires_grad
-    assert mean.row("train") == {"train/loss": 2.0, "train/twice": 2.0}
-
-
-# What a step leaves ------------------------------------------------------------------------------
-
-
-def memory():
-    """Resident memory of this process, bytes."""
+def resident_memory():
+    """Return the resident memory of this process in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 class Residue(Callback):
-    """Tensors and bytes that are alive at some steps."""
+    """Counts tensors and bytes that are alive at some steps."""
 
     def __init__(self, *steps):
         self.steps, self.tensors, self.bytes = steps, [], []
 
-    def on_step_end(self, trainer, output):
-        if trainer.step in self.steps:
+    def on_step_end(self, state, output):
+        if state.step in self.steps:
             gc.collect()
-            kinds = map(type, gc.get_objects())  # isinstance() wakes up what only warns
+            kinds = map(type, gc.get_objects())  # isinstance() makes some objects warn
             self.tensors.append(sum(issubclass(kind, torch.Tensor) for kind in kinds))
-            self.bytes.append(memory())
+            self.bytes.append(resident_memory())
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc to read memory from")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to read memory")
 @pytest.mark.parametrize("waits", [True, False])
-def test_a_step_leaves_nothing(monkeypatch, waits):
+def test_train_step_releases_tensors_and_memory(monkeypatch, waits):
     monkeypatch.setattr(
-        tinyvae.training.step, "NonFiniteGuard", lambda *made: NonFiniteGuard(*made, waits=waits)
+        tinyvae.training.step, "NonFiniteGuard", lambda *args: NonFiniteGuard(*args, waits=waits)
     )
-    # Whole intervals of NonFiniteGuard and of RunningMean; what leaks does so in each of them.
+    # Complete intervals of NonFiniteGuard and of RunningMean: a leak shows in each of them.
     length = 10_240 if IS_SOAK else 320
     steps = [128 + length * n for n in range(4)]
     residue = Residue(*steps)
     trainer = Trainer(make_vae(), ELBO(), callbacks=[residue], device="cpu", progress=False)
     trainer.fit(DATA.repeat(-(-4 * steps[-1] // 37), 1), epochs=1, batch_size=4)
     assert len(residue.tensors) == 4
-    # What earlier tests left behind may still go; nothing comes.
+    # Tensors of earlier tests may be freed here, but the count must not grow.
     assert residue.tensors == sorted(residue.tensors, reverse=True)
     assert min(b - a for a, b in itertools.pairwise(residue.bytes)) <= 2 * 2**20

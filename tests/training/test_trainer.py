@@ -1,13 +1,11 @@
-"""The Trainer: what it computes, what it promises, and what it leaves alone.
-
-The toys below serve the other tests of the training side too.
-"""
+"""The Trainer: reproducible runs, validation, schedules, errors."""
 
 import math
 import random
 import signal
 import warnings
 
+import helpers.training
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,6 @@ from helpers.training import (
     BATCH_SIZE,
     DATA,
     STEPS,
-    Adversarial,
     After,
     Corner,
     LeastSquares,
@@ -45,13 +42,13 @@ from tinyvae.core.random import Stream, derive_seed, epoch_order
 from tinyvae.errors import NonFiniteError
 from tinyvae.schedules import Cosine, Cyclical, Linear
 
-# The same run, bitwise ---------------------------------------------------------------------------
+# Reproducible runs -------------------------------------------------------------------------------
 
 
-def test_the_seed_decides_the_run():
+def test_fit_depends_on_the_seed_alone():
     def trained(seed, disturbance):
         model = make_vae(dropout=0.2)
-        torch.manual_seed(disturbance)  # the global generator must not matter
+        torch.manual_seed(disturbance)  # the global generator does not matter
         return run(model, ELBO(), DATA, DATA, seed=seed, record_every=1)
 
     first, second, other = trained(5, 0), trained(5, 1), trained(6, 0)
@@ -63,22 +60,22 @@ def test_the_seed_decides_the_run():
     assert first.history.updates != other.history.updates
 
 
-def test_every_use_of_a_seed_has_a_seed_of_its_own():
+def test_derive_seed_differs_for_every_use():
     uses = [(seed, stream, epoch) for seed in range(3) for stream in Stream for epoch in range(3)]
     assert len({derive_seed(*use) for use in uses}) == len(uses) == 45
-    # Another value would silently change every published run.
+    # Another value would change every published run.
     assert derive_seed(0, Stream.NOISE, 0) == 15793235383387715774
 
 
 @pytest.mark.parametrize("transform", [None, flip])
-def test_a_run_is_this_loop(transform):
+def test_fit_equals_a_plain_loop(transform):
     vae, objective, seed = make_vae(dropout=0.2), ELBO(num_samples=2), 3
     optimizer = Adam(vae.parameters(), lr=1e-3, fused=True)
     for epoch in range(3):
         torch.manual_seed(derive_seed(seed, Stream.NOISE, epoch))
         generator = torch.Generator()
-        for place, index in enumerate(epoch_order(len(DATA), seed, epoch).split(BATCH_SIZE)):
-            generator.manual_seed(derive_seed(seed, Stream.TRANSFORM, epoch, place))
+        for batch, index in enumerate(epoch_order(len(DATA), seed, epoch).split(BATCH_SIZE)):
+            generator.manual_seed(derive_seed(seed, Stream.TRANSFORM, epoch, batch))
             x = DATA[index] if transform is None else transform(DATA[index], generator)
             loss = objective(vae, Batch(x)).losses["model"]
             optimizer.zero_grad()
@@ -95,14 +92,14 @@ def test_a_run_is_this_loop(transform):
     [binary(1), binary(50), DataLoader(binary(20), batch_size=3, shuffle=True)],
     ids=["one", "more than training", "shuffled loader"],
 )
-def test_validation_changes_nothing(validation):
+def test_validation_does_not_change_the_run(validation):
     alone = run(make_vae(dropout=0.5), ELBO())
-    watched = run(make_vae(dropout=0.5), ELBO(), DATA, validation)
-    assert same(alone.model, watched.model)
-    assert rows(alone.history, "train/") == rows(watched.history, "train/")
+    validated = run(make_vae(dropout=0.5), ELBO(), DATA, validation)
+    assert same(alone.model, validated.model)
+    assert rows(alone.history, "train/") == rows(validated.history, "train/")
 
 
-def test_validation_sees_the_same_noise_every_epoch_and_no_dropout():
+def test_validation_has_the_same_noise_in_every_epoch_and_no_dropout():
     still = Optimization(learning_rate=0.0)
     trainer = run(make_vae(dropout=0.5), ELBO(), DATA, DATA, epochs=3, optimization=still)
     validation = rows(trainer.history, "validation/")
@@ -112,7 +109,7 @@ def test_validation_sees_the_same_noise_every_epoch_and_no_dropout():
     assert rows(without.history, "validation/")[0] == validation[0]
 
 
-def test_validation_noise_is_a_stream_of_its_own():
+def test_validation_noise_has_its_own_seed():
     still = Optimization(learning_rate=0.0)
     trainer = run(make_vae(), ELBO(), DATA, DATA, epochs=1, optimization=still)
     model = make_vae().eval()
@@ -126,7 +123,7 @@ def test_validation_noise_is_a_stream_of_its_own():
 @pytest.mark.parametrize(
     "validation", [DATA, DataLoader(DATA, BATCH_SIZE, shuffle=True)], ids=["tensor", "shuffled"]
 )
-def test_validation_is_transformed_and_ordered_alike_every_epoch(validation):
+def test_validation_has_the_same_order_and_transforms_in_every_epoch(validation):
     fit = {
         "transform": lambda x, generator: (torch.rand(x.shape, generator=generator) < 0.5).float()
     }
@@ -137,40 +134,40 @@ def test_validation_is_transformed_and_ordered_alike_every_epoch(validation):
     assert len(set(trainer.history["train/elbo_nats"])) == 3
 
 
-def test_validation_draws_nothing_from_callbacks():
+def test_validation_does_not_change_draws_of_callbacks():
     class Draws(Callback):
         def __init__(self):
             self.seen = []
 
-        def on_epoch_end(self, trainer, row):
+        def on_epoch_end(self, state, row):
             self.seen.append(torch.rand(3).tolist())
 
-    alone, watched = Draws(), Draws()
+    alone, validated = Draws(), Draws()
     run(make_vae(), ELBO(), callbacks=[alone])
-    run(make_vae(), ELBO(), DATA, DATA, callbacks=[watched])
-    assert alone.seen == watched.seen
+    run(make_vae(), ELBO(), DATA, DATA, callbacks=[validated])
+    assert alone.seen == validated.seen
 
 
-def test_fit_continues():
+def test_fit_continues_at_a_second_call():
     trainer = run(make_vae(), ELBO(), DATA, DATA, epochs=2, record_every=3)
     trainer.fit(DATA, DATA, epochs=2, batch_size=BATCH_SIZE)
-    whole = run(make_vae(), ELBO(), DATA, DATA, epochs=4, record_every=3)
-    assert same(trainer.model, whole.model)
-    assert rows(trainer.history) == rows(whole.history)
-    assert trainer.history.updates == whole.history.updates
+    complete = run(make_vae(), ELBO(), DATA, DATA, epochs=4, record_every=3)
+    assert same(trainer.model, complete.model)
+    assert rows(trainer.history) == rows(complete.history)
+    assert trainer.history.updates == complete.history.updates
     assert trainer.history["epoch"] == [1, 2, 3, 4]
     times = trainer.history["time_seconds"]
     assert times == sorted(times)
 
 
-def test_gradients_found_are_no_part_of_the_run():
+def test_fit_ignores_earlier_gradients():
     model = make_vae()
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     assert same(run(model, ELBO()).model, run(make_vae(), ELBO()).model)
 
 
-def test_an_error_between_backward_and_update_leaves_no_gradient_behind():
+def test_fit_ignores_gradients_that_an_error_left():
     def failing(parameters):
         optimizer = SGD(parameters, lr=0.1)
         hook = optimizer.register_step_pre_hook(lambda *_: raises(RuntimeError("once"))(None))
@@ -190,7 +187,7 @@ def test_an_error_between_backward_and_update_leaves_no_gradient_behind():
     assert same(trainer.model, clean.model)
 
 
-# What is left as it was found --------------------------------------------------------------------
+# Global state ------------------------------------------------------------------------------------
 
 
 def global_state():
@@ -212,7 +209,7 @@ def global_state():
 
 @pytest.mark.parametrize("error", [None, RuntimeError("planted"), KeyboardInterrupt()])
 @pytest.mark.parametrize("loader", [False, True])
-def test_global_state_and_modes_are_left_as_found(error, loader):
+def test_fit_restores_global_state_and_modes(error, loader):
     model, objective = make_vae(dropout=0.2), ELBO()
     model.eval()
     model.encoder.network[1].train()
@@ -235,7 +232,7 @@ def test_global_state_and_modes_are_left_as_found(error, loader):
     assert not objective.training
 
 
-def test_the_model_trains_in_training_mode_and_validates_in_evaluation_mode():
+def test_fit_trains_in_training_mode_and_validates_in_evaluation_mode():
     class Modes(LeastSquares):
         def forward(self, model, batch):
             seen.append((model.training, self.training, torch.is_grad_enabled()))
@@ -245,54 +242,6 @@ def test_the_model_trains_in_training_mode_and_validates_in_evaluation_mode():
     run(make_linear().eval(), Modes().eval(), DATA, DATA[:3], epochs=2)
     epoch = [(True, True, True)] * STEPS + [(False, False, False)]
     assert seen == epoch * 2
-
-
-# Parameter groups --------------------------------------------------------------------------------
-
-
-SGD_01 = Optimization(optimizer=lambda parameters: SGD(parameters, lr=0.1))
-
-
-def test_no_loss_leaks_into_the_parameters_of_another_group():
-    model, objective = make_linear(), Adversarial()
-    for epoch in range(2):
-        for index in epoch_order(len(DATA), 0, epoch).split(BATCH_SIZE):
-            losses = objective(model, Batch(DATA[index])).losses
-            model_parameters = list(model.parameters())
-            critic_parameters = list(objective.critic.parameters())
-            gradients = [
-                *torch.autograd.grad(losses["model"], model_parameters, retain_graph=True),
-                *torch.autograd.grad(losses["discriminator"], critic_parameters),
-            ]
-            with torch.no_grad():
-                for p, g in zip(model_parameters + critic_parameters, gradients, strict=True):
-                    p.add_(g, alpha=-0.1)
-
-    trainer = run(make_linear(), Adversarial(), optimization=SGD_01)
-    assert same(trainer.model, model)
-    assert same(trainer.objective.critic, objective.critic)
-
-
-def test_columns_of_several_groups():
-    per_group = {
-        "model": lambda p: SGD(p, lr=0.1),
-        "discriminator": lambda p: SGD(p, lr=0.2),
-    }
-    trainer = run(make_linear(), Adversarial(), optimization=Optimization(optimizer=per_group))
-    assert {"train/loss_model", "train/loss_discriminator"} < trainer.history.epochs[0].keys()
-    assert trainer.history["learning_rate/model"] == [0.1, 0.1]
-    assert trainer.history["learning_rate/discriminator"] == [0.2, 0.2]
-
-
-def test_every_group_needs_its_loss():
-    class Forgetful(Adversarial):
-        def forward(self, model, batch):
-            return ObjectiveOutput({"model": super().forward(model, batch).losses["model"]}, {})
-
-    model = make_linear()
-    with pytest.raises(ValueError, match=r"groups \['model', 'discriminator'\].*got \['model'\]"):
-        run(model, Forgetful())
-    assert same(model, make_linear())
 
 
 # Schedules of the objective ----------------------------------------------------------------------
@@ -308,7 +257,7 @@ def test_every_group_needs_its_loss():
     ],
     ids=["linear", "fraction", "cosine", "cyclical"],
 )
-def test_the_weight_of_every_step(schedule, expected):
+def test_schedule_sets_the_weight_of_every_step(schedule, expected):
     trainer = run(make_vae(), ELBO(beta=schedule), record_every=1)
     for row in trainer.history.updates:
         assert row["beta"] == pytest.approx(expected(row["step"] - 1), abs=1e-7)
@@ -317,7 +266,7 @@ def test_the_weight_of_every_step(schedule, expected):
     assert len(trainer.history.updates) == 2 * STEPS
 
 
-def test_a_fraction_is_of_the_first_call_of_fit():
+def test_schedule_fraction_counts_steps_of_the_first_fit():
     trainer = run(make_vae(), ELBO(beta=Linear(0.0, 1.0, fraction=1.0)), record_every=1)
     trainer.fit(DATA, epochs=2, batch_size=BATCH_SIZE)
     betas = [row["beta"] for row in trainer.history.updates]
@@ -330,20 +279,20 @@ def test_a_fraction_is_of_the_first_call_of_fit():
     [
         (DATA, [], 2 * STEPS),
         (Unsized(DATA), [], 2 * STEPS),
-        (DATA, [After(3, lambda trainer: trainer.stop("enough"))], 3),
+        (DATA, [After(3, lambda state: state.stop("enough"))], 3),
     ],
     ids=["known", "unknown length", "stopped"],
 )
-def test_a_run_that_ends_before_its_schedule_warns(data, callbacks, steps):
+def test_schedule_that_does_not_end_gives_a_warning(data, callbacks, steps):
     length = 100 if not callbacks else 2 * STEPS
     objective = ELBO(beta=Linear(0.0, 1.0, steps=length))
     expected = f"beta reaches its last value after {length} steps, the run ends after {steps}"
     with pytest.warns(UserWarning, match=expected) as caught:
         run(make_vae(), objective, data, callbacks=callbacks)
-    assert [w.filename for w in caught] == [run.__code__.co_filename]  # the call of fit
+    assert [w.filename for w in caught] == [helpers.training.__file__]  # the call of fit
 
 
-def test_a_fraction_of_an_unknown_length_is_refused_before_the_first_step():
+def test_schedule_fraction_of_an_unknown_length_is_refused():
     model = make_vae()
     with pytest.raises(ValueError, match=r"Linear\(fraction=0\.5\) needs the length .* steps="):
         run(model, ELBO(beta=Linear(0.0, 1.0, fraction=0.5)), Unsized(DATA))
@@ -354,25 +303,25 @@ def test_a_fraction_of_an_unknown_length_is_refused_before_the_first_step():
 
 
 class Planted(LeastSquares):
-    """NaN or infinity in the loss, or in a loss by way of a term, at one step."""
+    """NaN or infinity in the loss and in a metric at one step."""
 
     def __init__(self, step, value, term):
         super().__init__()
         self.bad_step, self.value, self.term = step, value, term
 
     def set_step(self, step, total_steps):
-        self.now = step + 1
+        self.current_step = step + 1
 
     def forward(self, model, batch):
         output = super().forward(model, batch)
-        planted = self.value if self.now == self.bad_step else 0.0
+        planted = self.value if self.current_step == self.bad_step else 0.0
         loss = output.losses["model"] + planted
         return ObjectiveOutput({"model": loss}, {self.term: torch.tensor(1.0 + planted)})
 
 
 @pytest.mark.parametrize("step", [1, STEPS + 2])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(step, value):
+def test_fit_raises_at_the_step_of_a_loss_that_is_not_finite(step, value):
     recorder = Recorder()
     trainer = Trainer(
         make_linear(),
@@ -388,14 +337,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(step, value):
         trainer.fit(DATA, epochs=3, batch_size=BATCH_SIZE)
     healthy = Recorder()
     run(make_linear(), LeastSquares(), callbacks=[healthy])
-    assert len(recorder.weights) == step  # the first is of the start
+    assert len(recorder.weights) == step  # the first copy is from the start
     assert same(trainer.model, healthy.weights[step - 1])
     assert trainer.step == step - 1
     assert len(trainer.history) == epoch - 1
     assert [row["step"] for row in trainer.history.updates] == list(range(1, step))
 
 
-def test_only_the_terms_that_are_not_finite_are_named():
+def test_fit_names_only_terms_that_are_not_finite():
     class OneOfTwo(Planted):
         def forward(self, model, batch):
             output = super().forward(model, batch)
@@ -405,7 +354,7 @@ def test_only_the_terms_that_are_not_finite_are_named():
         run(make_linear(), OneOfTwo(2, math.nan, "unused"))
 
 
-def test_an_exploding_learning_rate_ends_the_run_where_the_loss_overflows():
+def test_fit_raises_where_a_large_learning_rate_overflows_the_loss():
     model, step = make_linear(), 0
     optimizer = SGD(model.parameters(), lr=1e12)
     for index in epoch_order(len(DATA), 0, 0).split(BATCH_SIZE):
@@ -425,92 +374,74 @@ def test_an_exploding_learning_rate_ends_the_run_where_the_loss_overflows():
     assert same(trainer.model, model)
 
 
-# Construction ------------------------------------------------------------------------------------
+# Arguments ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("objective", "options", "fit", "error", "message"),
-    [
-        (ELBO, {}, {}, TypeError, r"Objective such as ELBO\(\), got <class"),
-        (ELBO(), {"seed": -1}, {}, ValueError, "seed >= 0, got -1"),
-        (ELBO(), {"record_every": 0}, {}, ValueError, "record_every >= 1 or None, got 0"),
-        (ELBO(), {}, {"epochs": 0}, ValueError, "epochs as an integer >= 1, got 0"),
-        (ELBO(), {}, {"batch_size": 0}, ValueError, "batch_size as an integer >= 1, got 0"),
-    ],
-)
-def test_settings_are_checked(objective, options, fit, error, message):
-    with pytest.raises(error, match=message):
-        run(make_vae(), objective, fit=fit, **options)
+def test_trainer_checks_its_arguments():
+    for options, error, message in (
+        ({"objective": ELBO}, TypeError, r"Objective such as ELBO\(\), got <class"),
+        ({"optimization": 1e-3}, TypeError, r"expects an Optimization\(.*got 0\.001"),
+        ({"speed": "fast"}, TypeError, r"expects a Speed\(.*got 'fast'"),
+        ({"callbacks": Callback()}, TypeError, r"sequence of callbacks, got one: write \[<tiny"),
+        ({"seed": -1}, ValueError, "seed >= 0, got -1"),
+        ({"seed": 0.5}, ValueError, "integer seed >= 0, got 0.5"),
+        ({"record_every": 0}, ValueError, "record_every >= 1 or None, got 0"),
+    ):
+        with pytest.raises(error, match=message):
+            Trainer(make_vae(), **{"objective": ELBO(), **options})
 
 
-def test_an_objective_refuses_a_model_before_the_first_step():
+def test_fit_checks_its_numbers():
+    for name, value, message in (
+        ("epochs", 0, "epochs as an integer >= 1, got 0"),
+        ("epochs", 1.5, "epochs as an integer >= 1, got 1.5"),
+        ("batch_size", 0, "batch_size as an integer >= 1, got 0"),
+        ("workers", -1, "workers as an integer >= 0, got -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(make_vae(), ELBO(), fit={name: value})
+
+
+def test_fit_checks_the_model_of_the_objective():
     with pytest.raises(TypeError, match="training data: ELBO expects a VAE, got a Linear"):
         run(make_linear(), ELBO())
 
 
-@pytest.mark.parametrize(
-    ("cuda", "mps", "expected"),
-    [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
-)
-def test_the_device_is_the_best_there_is(monkeypatch, cuda, mps, expected):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert Trainer(make_linear(), LeastSquares()).device == torch.device(expected)
-    assert Trainer(make_linear(), LeastSquares(), device="cpu").device == torch.device("cpu")
+def test_device_auto_takes_the_best_device(monkeypatch):
+    for cuda, mps, expected in (
+        (True, True, "cuda"),
+        (False, True, "mps"),
+        (False, False, "cpu"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        assert Trainer(make_linear(), LeastSquares()).device == torch.device(expected)
+        assert Trainer(make_linear(), LeastSquares(), device="cpu").device == torch.device("cpu")
 
 
-def test_auto_on_a_cpu_is_the_cpu(monkeypatch):
+def test_device_auto_on_a_cpu_equals_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     auto = run(make_vae(), ELBO(), device="auto")
     assert same(auto.model, run(make_vae(), ELBO(), device="cpu").model)
 
 
-def test_data_take_the_dtype_of_the_model():
+def test_fit_converts_data_to_the_dtype_of_the_model():
     trainer = run(make_vae().double(), ELBO(beta=Linear(0.0, 0.1, steps=10)), DATA, DATA)
     converted = run(make_vae().double(), ELBO(beta=Linear(0.0, 0.1, steps=10)), DATA.double())
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float64}
     assert same(trainer.model, converted.model)
 
 
-def test_fit_trains_where_gradients_are_off():
+def test_fit_trains_under_no_grad():
     with torch.no_grad():
         trainer = run(make_vae(), ELBO())
         assert not torch.is_grad_enabled()
     assert same(trainer.model, run(make_vae(), ELBO()).model)
 
 
-def test_a_parameter_in_two_groups_is_refused():
-    class Twice(LeastSquares):
-        def parameter_groups(self, model):
-            return {"one": model.parameters(), "two": model.parameters()}
-
-    with pytest.raises(ValueError, match="share 2 parameters"):
-        run(make_linear(), Twice())
-
-
-def test_groups_may_be_generators():
-    class Lazy(LeastSquares):
-        def parameter_groups(self, model):
-            return {"model": model.parameters()}
-
-    optimization = Optimization(clip_norm=1e-3)
-    lazy = run(make_linear(), Lazy(), optimization=optimization)
-    assert same(lazy.model, run(make_linear(), LeastSquares(), optimization=optimization).model)
-
-
-def test_only_the_groups_get_gradients():
-    class Part(LeastSquares):
-        def parameter_groups(self, model):
-            return {"model": [model.weight]}
-
-    model = make_linear()
-    run(model, Part())
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
 @pytest.mark.parametrize("step", [1, STEPS + 2])
-def test_a_gradient_that_is_not_finite_is_named_and_its_step_not_taken(step):
+def test_fit_names_a_gradient_that_is_not_finite_before_its_step(step):
     recorder, plain = Recorder(), Recorder()
     model = make_linear()
     with pytest.raises(NonFiniteError, match=rf"^step {step} .*: gradient of weight = nan\. The"):
@@ -519,7 +450,7 @@ def test_a_gradient_that_is_not_finite_is_named_and_its_step_not_taken(step):
     assert same(model, plain.weights[step - 1])
 
 
-def test_gradients_may_be_large():
+def test_fit_accepts_gradients_whose_sum_overflows():
     class Steep(LeastSquares):
         def forward(self, model, batch):
             return ObjectiveOutput({"model": (3e38 / 32) * model.weight.tanh().sum()}, {})
@@ -528,23 +459,27 @@ def test_gradients_may_be_large():
     assert run(make_linear(), Steep(), optimization=still).step == 2 * STEPS
 
 
-def test_weights_that_an_update_spoilt_are_found():
+def test_fit_names_weights_that_an_update_made_infinite():
     far = Optimization(optimizer=lambda p: SGD(p, lr=3e38))
     with pytest.raises(NonFiniteError, match=r"step 1 .*group 'model' are not finite after"):
         run(make_linear(), LeastSquares(), optimization=far, fit={"batch_size": len(DATA)})
 
 
-@pytest.mark.parametrize("metric", [1.0, torch.ones(3)])
-def test_metrics_must_be_scalars(metric):
-    class Odd(LeastSquares):
+def test_fit_expects_metrics_to_be_scalar_tensors():
+    class OddMetric(LeastSquares):
+        def __init__(self, metric):
+            super().__init__()
+            self.metric = metric
+
         def forward(self, model, batch):
-            return ObjectiveOutput(super().forward(model, batch).losses, {"odd": metric})
+            return ObjectiveOutput(super().forward(model, batch).losses, {"odd": self.metric})
 
-    with pytest.raises(TypeError, match=r"must be 0-d tensors, got .* for 'odd'"):
-        run(make_linear(), Odd())
+    for metric in (1.0, torch.ones(3)):
+        with pytest.raises(TypeError, match=r"must be 0-d tensors, got .* for 'odd'"):
+            run(make_linear(), OddMetric(metric))
 
 
-def test_an_error_is_the_reason_of_the_end():
+def test_fit_records_an_error_as_stop_reason():
     trainer = Trainer(make_linear(), LeastSquares(), device="cpu", progress=False)
     trainer.callbacks.append(After(3, raises(RuntimeError("planted"))))
     with pytest.raises(RuntimeError, match="planted"):

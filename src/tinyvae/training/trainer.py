@@ -244,9 +244,8 @@ class Trainer:
 
     def _train_epoch(self, source: ValidatedSource) -> bool:
         """Make an update per batch. Return True if all batches of the epoch were used."""
-        state = self.state
-        # A name keeps the iterator open if a step raises. Closing it would end the loader's epoch.
-        batches = self._batches(source)
+        # The name keeps the iterator open after an error, so that a loader's position is saved.
+        state, batches = self.state, self._batches(source)
         for batch in batches:  # x: (B, *E)
             with defer_sigchld():
                 state.is_consistent = False

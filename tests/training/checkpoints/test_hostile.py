@@ -1,7 +1,8 @@
-"""Checkpoints that are damaged or forged are refused before anything of a run has changed.
+"""Damaged and forged checkpoints are refused before the run changes.
 
-A checkpoint with a correct digest may hold anything. What is not of the make of the run's own state
-is a CheckpointError; what is may hold other numbers, and the run goes on with them.
+A checkpoint with a correct digest may hold anything. A state whose structure differs from that of
+the run is a CheckpointError. A state of the same structure may hold other numbers, and the run
+continues with them.
 """
 
 import copy
@@ -18,16 +19,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import forge_checkpoint
 from helpers.training import BATCH_SIZE, DATA, make_vae
 from torch.utils.data import DataLoader
 
 from tinyvae import ELBO, Callback, Checkpoint, EarlyStopping, Optimization, Trainer
 from tinyvae.errors import CheckpointError
-from tinyvae.io import encode_state, load_tensors, save_tensors
 from tinyvae.schedules import Linear
 from tinyvae.training.checkpoints.directory import load_checkpoint
 
-# The runs that go on have no Checkpoint, which is said.
+# The resumed runs have no Checkpoint, and a warning says so.
 pytestmark = pytest.mark.filterwarnings("ignore:the checkpoint has state for callbacks")
 
 IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
@@ -36,21 +37,21 @@ EPOCHS, STEP = 3, 7  # a checkpoint within the second epoch
 MEGABYTES = 200
 
 
-class Began(Exception):
-    """The run was about to go on from the checkpoint."""
+class Continued(Exception):
+    """The run was about to continue from the checkpoint."""
 
 
 class Gate(Callback):
-    """Lets no run go on, for a step from a forged state may break the process."""
+    """Stops a run before its first step: a step from a forged state may crash the process."""
 
     is_open = False
 
-    def on_safe_point(self, trainer, *, last):
+    def on_safe_point(self, state, *, last):
         if not self.is_open:
-            raise Began
+            raise Continued
 
 
-def loader():
+def make_loader():
     generator = torch.Generator().manual_seed(3)
     return DataLoader(DATA, BATCH_SIZE, shuffle=True, generator=generator)
 
@@ -67,40 +68,32 @@ def fit(trainer, train=DATA, **options):
     return trainer.fit(train, DATA, epochs=EPOCHS, batch_size=BATCH_SIZE, **options)
 
 
-def written(folder, train=DATA):
+def write_checkpoint(folder, train=DATA):
     fit(trainer_of(Checkpoint(folder, every_steps=1, every_minutes=None, keep=99)), train)
     return folder / f"step-{STEP:08d}.safetensors"
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory):
+def valid(tmp_path_factory):
     """A checkpoint as a run writes it."""
-    return written(tmp_path_factory.mktemp("run"))
+    return write_checkpoint(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
-def sound_of_loader(tmp_path_factory):
+def valid_of_loader(tmp_path_factory):
     """A checkpoint of a run whose data are a DataLoader with a generator."""
-    return written(tmp_path_factory.mktemp("run"), loader())
+    return write_checkpoint(tmp_path_factory.mktemp("run"), make_loader())
 
 
-def forge(file, state, into):
-    """A checkpoint with the description of ``file`` and another state, by the library's writer."""
-    form, tensors = encode_state(state, "state")
-    info = {**load_tensors(file)[1], "state": form}
-    save_tensors(into, tensors, info)
-    return into
-
-
-def parts(file):
-    """Header and body of a file."""
+def split_file(file):
+    """Return the header and the body of a file."""
     data = file.read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
     return json.loads(data[8:end]), data[end:]
 
 
-def sealed(header, body):
-    """A file with a correct digest around any header."""
+def seal(header, body):
+    """Return the bytes of a file with a correct digest around any header."""
     header["__metadata__"] |= {"sha256": "0" * 64}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -110,8 +103,8 @@ def sealed(header, body):
     return data.replace(key + b"0" * 64, key + digest, 1)
 
 
-def peak():
-    """Most memory that the process has had, in megabytes."""
+def peak_memory():
+    """Return the peak memory of the process in megabytes."""
     resource = pytest.importorskip("resource")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -122,65 +115,66 @@ def weights_of(trainer):
 
 
 def assert_refused(trainer, path, train=DATA):
-    """Refused by a CheckpointError, in little memory, and with nothing changed."""
+    """Assert that resuming raises a CheckpointError, takes little memory and changes nothing."""
     before, random_state = weights_of(trainer), torch.get_rng_state()
-    memory = peak()
+    memory = peak_memory()
     with pytest.raises(CheckpointError) as caught:
         fit(trainer, train, resume=path)
-    assert peak() - memory < MEGABYTES
+    assert peak_memory() - memory < MEGABYTES
     assert len(str(caught.value)) < 1000 + len(str(path))
     assert all(map(torch.equal, before, weights_of(trainer)))
     assert torch.equal(random_state, torch.get_rng_state())
     assert (trainer.step, trainer.epoch, len(trainer.history)) == (0, 0, 0)
 
 
-# The controls -------------------------------------------------------------------------------------
+# Controls ----------------------------------------------------------------------------------------
 
 
-def test_the_sound_checkpoint_goes_on(sound):
+def test_resume_continues_from_a_valid_checkpoint(valid):
     trainer = trainer_of()
-    assert fit(trainer, resume=sound)["epoch"] == [1, 2, 3]
-    with pytest.raises(Began):
-        fit(trainer_of(Gate()), resume=sound)
+    assert fit(trainer, resume=valid)["epoch"] == [1, 2, 3]
+    with pytest.raises(Continued):
+        fit(trainer_of(Gate()), resume=valid)
 
 
-def test_a_state_that_was_rewritten_unchanged_goes_on(sound, tmp_path):
-    forged = forge(sound, load_checkpoint(sound), tmp_path / "f")
-    with pytest.raises(Began):
+def test_resume_continues_from_a_rewritten_checkpoint(valid, tmp_path):
+    forged = forge_checkpoint(valid, load_checkpoint(valid), tmp_path / "f")
+    with pytest.raises(Continued):
         fit(trainer_of(Gate()), resume=forged)
-    header, body = parts(sound)
-    forged.write_bytes(sealed(header, body))
-    assert forged.read_bytes() == sound.read_bytes()
+    header, body = split_file(valid)
+    forged.write_bytes(seal(header, body))
+    assert forged.read_bytes() == valid.read_bytes()
 
 
-def test_after_a_refusal_a_run_can_begin(sound, tmp_path):
-    state = load_checkpoint(sound)
+def test_fit_starts_a_run_after_a_refused_checkpoint(valid, tmp_path):
+    state = load_checkpoint(valid)
     del state["position"]
     trainer = trainer_of()
-    assert_refused(trainer, forge(sound, state, tmp_path / "f"))
+    assert_refused(trainer, forge_checkpoint(valid, state, tmp_path / "f"))
     other = trainer_of()
     assert fit(trainer)["train/loss"] == fit(other)["train/loss"]
 
 
-def test_after_a_refusal_the_sound_checkpoint_goes_on(sound, tmp_path):
-    state = load_checkpoint(sound)
+def test_resume_continues_after_a_refused_checkpoint(valid, tmp_path):
+    state = load_checkpoint(valid)
     state["optimizers"]["model"]["state"][0]["exp_avg"] = torch.zeros(1)
     gate = Gate()
     trainer = trainer_of(gate)
-    assert_refused(trainer, forge(sound, state, tmp_path / "f"))
+    assert_refused(trainer, forge_checkpoint(valid, state, tmp_path / "f"))
     gate.is_open = True
-    assert fit(trainer, resume=sound)["train/loss"] == fit(trainer_of(), resume=sound)["train/loss"]
+    assert fit(trainer, resume=valid)["train/loss"] == fit(trainer_of(), resume=valid)["train/loss"]
 
 
-# Damage -------------------------------------------------------------------------------------------
+# Damage ------------------------------------------------------------------------------------------
 
 
-def test_a_thousand_flipped_bits_are_found(sound, tmp_path):
-    data = sound.read_bytes()
+@pytest.mark.slow
+def test_load_checkpoint_detects_flipped_bits(valid, tmp_path):
+    data = valid.read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
     bits = random.Random(0).sample(range(len(data) * 8), 1000)
     assert 100 < sum(bit < 8 * end for bit in bits) < 900  # header and tensors
-    file = tmp_path / sound.name
+    file = tmp_path / valid.name
     for bit in [*bits, *range(64)]:  # and each bit of the length field
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
@@ -190,7 +184,7 @@ def test_a_thousand_flipped_bits_are_found(sound, tmp_path):
             load_checkpoint(file)
 
 
-# Files --------------------------------------------------------------------------------------------
+# Files -------------------------------------------------------------------------------------------
 
 
 class Trap:
@@ -221,29 +215,29 @@ def zip_bomb(file, folder):
 
 def claiming(count):
     def write(file, folder):
-        header, body = parts(file)
+        header, body = split_file(file)
         header["model.encoder.head.bias"]["shape"] = [count]
-        return sealed(header, body)
+        return seal(header, body)
 
     return write
 
 
 def of_version(version):
     def write(file, folder):
-        header, body = parts(file)
+        header, body = split_file(file)
         header["__metadata__"]["format_version"] = version
-        return sealed(header, body)
+        return seal(header, body)
 
     return write
 
 
 def with_info(old, new):
     def write(file, folder):
-        header, body = parts(file)
+        header, body = split_file(file)
         info = header["__metadata__"]["info"]
         assert info.count(old) == 1
         header["__metadata__"]["info"] = info.replace(old, new)
-        return sealed(header, body)
+        return seal(header, body)
 
     return write
 
@@ -264,39 +258,39 @@ FILES = {
     "a tensor of 2^62 elements": claiming(2**62),
     "future version": of_version("2"),
     "no state": with_info('"state":', '"estate":'),
-    "state is a word": with_info('"state":', '"state":"model","estate":'),
+    "state is a string": with_info('"state":', '"state":"model","estate":'),
     "state is a list": with_info('"state":', '"state":[],"estate":'),
-    "a tensor that is not there": with_info('"rng.cpu"', '"rng.cpV"'),
+    "a missing tensor": with_info('"rng.cpu"', '"rng.cpV"'),
     "a part twice": with_info('["fingerprint",', '["fingerprint",null],["fingerprint",'),
     **{f"{depth} levels": nested(depth) for depth in (900, 100_000)},
 }
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_a_hostile_file_is_refused_and_not_executed(case, sound, tmp_path):
+def test_resume_refuses_a_hostile_file_without_executing_it(case, valid, tmp_path):
     file = tmp_path / "f"
-    file.write_bytes(FILES[case](sound, tmp_path))
+    file.write_bytes(FILES[case](valid, tmp_path))
     assert_refused(trainer_of(Gate()), file)
     assert not (tmp_path / "executed").exists()
 
 
-def test_the_trap_of_these_tests_works(tmp_path):
+def test_trap_of_these_tests_executes_code(tmp_path):
     pickle.loads(payload(tmp_path))
     assert (tmp_path / "executed").exists()
 
 
-def test_tensors_that_are_a_pickle_are_not_executed(sound, tmp_path):
-    state = load_checkpoint(sound)
+def test_resume_does_not_execute_a_pickle_in_tensors(valid, tmp_path):
+    state = load_checkpoint(valid)
     state["history"]["rows"] = torch.frombuffer(bytearray(payload(tmp_path)), dtype=torch.uint8)
-    assert_refused(trainer_of(Gate()), forge(sound, state, tmp_path / "f"))
+    assert_refused(trainer_of(Gate()), forge_checkpoint(valid, state, tmp_path / "f"))
     assert not (tmp_path / "executed").exists()
 
 
-# States -------------------------------------------------------------------------------------------
+# States ------------------------------------------------------------------------------------------
 
 
 def put(value, *path):
-    """A change of a state: the value at a path."""
+    """Return a change of a state: another value at a path."""
 
     def change(state):
         for key in path[:-1]:
@@ -308,7 +302,7 @@ def put(value, *path):
 
 
 def add(value, *path):
-    """A change of a state: another value, where there was none."""
+    """Return a change of a state: a value at a new path."""
 
     def change(state):
         for key in path[:-1]:
@@ -320,7 +314,7 @@ def add(value, *path):
 
 
 def drop(*path):
-    """A change of a state: nothing at a path."""
+    """Return a change of a state: no value at a path."""
 
     def change(state):
         for key in path[:-1]:
@@ -330,8 +324,8 @@ def drop(*path):
     return change
 
 
-def rows(value):
-    """A change of a state: other bytes as history."""
+def put_rows(value):
+    """Return a change of a state: other bytes as history."""
     data = value if isinstance(value, bytes) else json.dumps(value).encode()
     return put(torch.tensor(list(data), dtype=torch.uint8), "history", "rows")
 
@@ -348,16 +342,16 @@ STATES = {
     "a part is a list": put([], "optimizers"),
     "version missing": drop("state_version"),
     "version of the future": put(99, "state_version"),
-    "version is a word": put("1", "state_version"),
+    "version is a string": put("1", "state_version"),
     "seed missing": drop("fingerprint", "seed"),
     "threads are a tensor": put(RNG, "mode", "threads"),
-    "fast path is a word": put("fast", "mode", "resolved_speed"),
+    "fast path is a string": put("fast", "mode", "resolved_speed"),
     "fast path of an unknown kind": add("x", "mode", "resolved_speed", "kernel"),
     "fast path of an unknown product": put("mkl", "mode", "resolved_speed", "matmul"),
     "weight of another shape": put(torch.zeros(5), *WEIGHT),
     "weight of another dtype": put(torch.zeros(4, dtype=torch.int64), *WEIGHT),
-    "weight too many": add(torch.zeros(1), "model", "_metadata"),
-    "weight too few": drop(*WEIGHT),
+    "extra weight": add(torch.zeros(1), "model", "_metadata"),
+    "weight missing": drop(*WEIGHT),
     "buffer of another shape": put(torch.zeros(2), "objective", "beta"),
     **{
         f"step is {value!r:.20}": put(value, "position", "step")
@@ -371,40 +365,42 @@ STATES = {
     "rng too short": put(RNG[:-1], "rng", "cpu"),
     "optimizer of another name": add({}, "optimizers", "other"),
     "optimizer without state": drop("optimizers", "model", "state"),
-    "optimizer of a group too many": put([{}, {}], "optimizers", "model", "param_groups"),
+    "optimizer with another number of groups": put([{}, {}], "optimizers", "model", "param_groups"),
     "group of other parameters": put([0] * 8, *GROUP, "params"),
     "rate is a tensor": put(torch.zeros(3), *GROUP, "lr"),
-    "option too many": add(True, *GROUP, "post_hook"),
+    "extra option": add(True, *GROUP, "post_hook"),
     "moment of another shape": put(torch.zeros(1), *FIRST, "exp_avg"),
     "moment of more elements": put(torch.zeros(99, 99), *FIRST, "exp_avg_sq"),
     "moment missing": drop(*FIRST, "exp_avg_sq"),
     "moments of a parameter missing": drop(*FIRST),
     "scheduler with another method": add("x", "schedulers", "model", "step"),
-    "scheduler at a word": put("x", "schedulers", "model", "last_epoch"),
+    "scheduler at a string": put("x", "schedulers", "model", "last_epoch"),
     "callback with a value missing": drop(*EARLY, "best"),
     "callback with other weights": put({"x": torch.zeros(1)}, *EARLY, "best_weights"),
     "reason is a number": put(3, "history", "stop_reason"),
-    "rows are no JSON": rows(b"\x00\xff{]"),
-    "rows of epochs are numbers": rows({"epochs": [1, 2], "updates": []}),
-    "rows are deep": rows(b'{"epochs":[],"updates":' + b"[" * 10**5 + b"]" * 10**5 + b"}"),
+    "rows are not JSON": put_rows(b"\x00\xff{]"),
+    "rows of epochs are numbers": put_rows({"epochs": [1, 2], "updates": []}),
+    "rows are deeply nested": put_rows(
+        b'{"epochs":[],"updates":' + b"[" * 10**5 + b"]" * 10**5 + b"}"
+    ),
 }
 
 
 @pytest.mark.parametrize("case", STATES)
 @pytest.mark.filterwarnings("ignore:the run continues, but not bitwise")
 @pytest.mark.filterwarnings("ignore:the run was begun for")
-def test_a_forged_state_is_refused_before_anything_changes(case, sound, tmp_path):
-    state = load_checkpoint(sound)
+def test_resume_refuses_a_forged_state_before_anything_changes(case, valid, tmp_path):
+    state = load_checkpoint(valid)
     STATES[case](state)
-    assert_refused(trainer_of(Gate()), forge(sound, state, tmp_path / "f"))
+    assert_refused(trainer_of(Gate()), forge_checkpoint(valid, state, tmp_path / "f"))
 
 
 LOADERS = {
     "missing": {},
     "none": {"generators": [], "loader": None},
     "two": {"generators": [RNG, RNG], "loader": None},
-    "a word": {"generators": "x", "loader": None},
-    "words": {"generators": ["x"], "loader": None},
+    "a string": {"generators": "x", "loader": None},
+    "strings": {"generators": ["x"], "loader": None},
     "of another dtype": {"generators": [RNG.float()], "loader": None},
     "too short": {"generators": [RNG[:-8]], "loader": None},
 }
@@ -412,100 +408,101 @@ LOADERS = {
 
 @pytest.mark.filterwarnings("ignore:the data cannot restore their position")
 @pytest.mark.parametrize("case", LOADERS)
-def test_forged_generators_of_a_loader_are_refused(case, sound_of_loader, tmp_path):
-    with pytest.raises(Began):
-        fit(trainer_of(Gate()), loader(), resume=sound_of_loader)
-    state = load_checkpoint(sound_of_loader)
+def test_resume_refuses_forged_generators_of_a_loader(case, valid_of_loader, tmp_path):
+    with pytest.raises(Continued):
+        fit(trainer_of(Gate()), make_loader(), resume=valid_of_loader)
+    state = load_checkpoint(valid_of_loader)
     state["data"] = LOADERS[case]
-    assert_refused(trainer_of(Gate()), forge(sound_of_loader, state, tmp_path / "f"), loader())
+    assert_refused(
+        trainer_of(Gate()), forge_checkpoint(valid_of_loader, state, tmp_path / "f"), make_loader()
+    )
 
 
-def test_in_a_folder_a_forged_state_is_refused_and_stays_there(sound, tmp_path):
-    state = load_checkpoint(sound)
+def test_resume_refuses_a_forged_state_in_a_folder_and_keeps_the_file(valid, tmp_path):
+    state = load_checkpoint(valid)
     del state["plan"]
-    file = forge(sound, state, tmp_path / sound.name)
+    file = forge_checkpoint(valid, state, tmp_path / valid.name)
     data = file.read_bytes()
     assert_refused(trainer_of(Gate(), Checkpoint(tmp_path)), "auto")
     assert file.read_bytes() == data
 
 
-# Mutations ----------------------------------------------------------------------------------------
+# Mutations ---------------------------------------------------------------------------------------
 
 WORDS = ["null", "true", "-1", "0", "1e30", "9" * 30, "[]", '""', '"x"', "{}", '{"dict":[]}']
 WORDS += ['{"float":"nan"}', '{"tuple":[]}', '{"tensor":"rng.cpu"}', "1.5", "[" * 500]
 VALUE = re.compile(r'-?\d[\d.e+-]*|true|false|null|"[^"]*"|\[\]|\{"tensor":"[^"]*"\}')
 
 
-def mutated(text, source):
-    """Text with one to three bytes, values or spans changed."""
+def mutate(text, source):
+    """Return the text with one to three bytes, values or spans changed."""
     for _ in range(source.choice([1, 1, 2, 3])):
         start = source.randrange(len(text))
         end = min(start + source.choice([1, 1, 2, 8, 60]), len(text))
         match source.randrange(6):
             case 0:  # a byte
                 text = text[:start] + chr(source.randrange(256)) + text[start + 1 :]
-            case 1:  # a span less
+            case 1:  # a missing span
                 text = text[:start] + text[end:]
-            case 2:  # a span twice
+            case 2:  # a repeated span
                 text = text[:end] + text[start:end] + text[end:]
-            case 3 | 4:  # a value by a word
-                if found := VALUE.search(text, start):
-                    text = text[: found.start()] + source.choice(WORDS) + text[found.end() :]
-            case 5:  # a value by another
-                one, two = (
-                    VALUE.search(text, start),
-                    VALUE.search(text, source.randrange(len(text))),
-                )
+            case 3 | 4:  # a word in place of a value
+                if match := VALUE.search(text, start):
+                    text = text[: match.start()] + source.choice(WORDS) + text[match.end() :]
+            case 5:  # another value in place of a value
+                one = VALUE.search(text, start)
+                two = VALUE.search(text, source.randrange(len(text)))
                 if one and two:
                     text = text[: one.start()] + two[0] + text[one.end() :]
     return text
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_mutated_state_is_refused_or_goes_on(sound, tmp_path):
-    header, body = parts(sound)
+def test_resume_refuses_a_mutated_state_or_continues(valid, tmp_path):
+    header, body = split_file(valid)
     info = header["__metadata__"]["info"]
     state = info.index('"state"')
     source = random.Random(None if IS_SOAK else 0)
     file, trainer, ends, wrong = tmp_path / "f", trainer_of(Gate()), {}, {}
     for _ in range(MUTATIONS):
         forged = copy.deepcopy(header)
-        text = info[:state] + mutated(info[state:], source)
+        text = info[:state] + mutate(info[state:], source)
         forged["__metadata__"]["info"] = text
         file.unlink(missing_ok=True)
-        file.write_bytes(sealed(forged, body))
+        file.write_bytes(seal(forged, body))
         before = weights_of(trainer)
-        end = outcome(trainer, file)
+        end = resume_outcome(trainer, file)
         ends[end] = ends.get(end, 0) + 1
-        if end not in ("refused", "another run", "went on"):
+        if end not in ("refused", "another run", "continued"):
             wrong.setdefault(end, difference(info, text))
-        elif end != "went on" and not all(map(torch.equal, before, weights_of(trainer))):
+        elif end != "continued" and not all(map(torch.equal, before, weights_of(trainer))):
             wrong.setdefault(f"{end}, but changed", difference(info, text))
         if end not in ("refused", "another run"):
             trainer = trainer_of(Gate())
     assert wrong == {}
     assert ends["refused"] > MUTATIONS / 10
-    assert ends["went on"] > MUTATIONS / 100
+    assert ends["continued"] > MUTATIONS / 100
 
 
-def outcome(trainer, file):
-    """What became of a run that was to go on from a file."""
+def resume_outcome(trainer, file):
+    """Resume a run from a file, and return how that ended."""
     try:
         fit(trainer, resume=file)
     except CheckpointError:
         return "refused"
-    except Began:
-        return "went on"
+    except Continued:
+        return "continued"
     except ValueError as error:
-        is_said = str(error).startswith("the checkpoint's run had")
-        return "another run" if is_said else f"ValueError: {error}"
+        is_refused = str(error).startswith("the checkpoint's run had")
+        return "another run" if is_refused else f"ValueError: {error}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "ended"
 
 
 def difference(old, new):
-    """Where two texts differ, with a little around."""
+    """Return the first difference of two texts with some context."""
     pairs = enumerate(zip(old, new, strict=False))
     start = next((i for i, (a, b) in pairs if a != b), 0)
     return f"{old[max(start - 40, 0) : start + 20]} -> {new[max(start - 40, 0) : start + 20]}"

@@ -1,6 +1,7 @@
-"""A run may be killed at any instant: a real process trains, dies, and goes on bitwise.
+"""Processes that train are killed or signaled at any time, and resume bitwise.
 
-HYPOTHESIS_PROFILE=soak kills it more often.
+HYPOTHESIS_PROFILE=soak kills them more often. A process that hangs is ended by SIGALRM, which shows
+in its exit code.
 """
 
 import json
@@ -27,25 +28,20 @@ pytestmark = [
 IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 END = EPOCHS * STEPS
 KILLED = -signal.SIGKILL
-SOON = 5.0  # seconds
+MAX_POLLS = 60_000
+HELPERS = Path(__file__).parents[2] / "helpers"
 
 
 class Server:
-    """The process that forks a life for each request."""
+    """The process that forks a process for each request."""
 
     def __init__(self, *arguments, **environment):
-        command = [
-            sys.executable,
-            str(Path(__file__).parents[2] / "helpers" / "killed.py"),
-            *arguments,
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         self.process = subprocess.Popen(
-            command,
+            [sys.executable, str(HELPERS / "killed.py"), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             start_new_session=True,
         )
 
@@ -61,45 +57,46 @@ class Server:
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
-    def read(self, word):
-        return json.loads(self.process.stdout.readline())[word]
+    def read(self, name):
+        return json.loads(self.process.stdout.readline())[name]
 
-    def here(self, run, **request):
-        """Train in the server itself, once no more lives are to be forked."""
+    def train_in_server(self, run, **request):
+        """Train in the server itself. After this it can fork no more."""
         self.write(json.dumps({"folder": str(run.folder), "forks": False, **request}))
         self.read("ended")
 
-    def live(self, run, meanwhile=None, **request):
-        """One life: how it ended, and how many seconds after ``meanwhile(pid)`` did."""
+    def train(self, run, meanwhile=None, **request):
+        """Train in a new process, call ``meanwhile(pid)``, and return the exit code."""
         run.report_file.unlink(missing_ok=True)
         run.log.write_bytes(b"")
         self.write(json.dumps({"folder": str(run.folder), **request}))
         pid = self.read("pid")
-        start = time.monotonic()
         try:
             if meanwhile is not None:
                 meanwhile(pid)
-            start = time.monotonic()
         except BaseException:
             os.kill(pid, signal.SIGKILL)
             raise
         finally:
             self.read("ended")
-            seconds = time.monotonic() - start
             self.write("")
             code = self.read("code")
-        return code, seconds
+        return code
 
 
 @dataclass
 class Run:
-    """The folder of a run, and what its lives say of themselves."""
+    """The folder of a run, and the reports of its processes."""
 
     folder: Path
 
     @property
     def log(self):
         return self.folder.with_suffix(".log")
+
+    @property
+    def flag(self):
+        return self.folder.with_suffix(".flag")
 
     @property
     def report_file(self):
@@ -115,7 +112,7 @@ class Run:
 
     @property
     def steps(self):
-        """Steps of the checkpoints, the newest last; each is whole."""
+        """Steps of the checkpoints, the newest last. Each file is valid."""
         files = sorted(self.folder.glob("step-*.safetensors"))
         return [load_checkpoint(file)["position"]["step"] for file in files]
 
@@ -123,14 +120,20 @@ class Run:
     def model(self):
         return self.folder / "model.safetensors"
 
+    def last_step(self, default=0):
+        """Return the last step of the latest process, ``default`` if it made none."""
+        steps = [int(line) for line in self.lines if line.isdigit()]
+        return steps[-1] if steps else default
+
     def wait_for(self, line):
-        end = time.monotonic() + 20
-        while line not in self.lines:
-            assert time.monotonic() < end, f"no '{line}' has come"
+        for _ in range(MAX_POLLS):
+            if line in self.lines:
+                return
             time.sleep(0.001)
+        raise AssertionError(f"no '{line}' in the log")
 
     def check_end(self, digest):
-        """It went on to the end, bitwise; nothing else is left in the folder."""
+        """Assert that the run has ended bitwise, and that its folder holds nothing else."""
         assert self.report["digest"] == digest
         lines = (self.folder / "history.jsonl").read_text().splitlines()
         rows = [json.loads(line) for line in lines]
@@ -141,12 +144,6 @@ class Run:
         assert names == {"history.jsonl", "lock", "model.safetensors", *steps}
 
 
-def last_step(run, before):
-    """The last step of a life; ``before`` if it took none."""
-    steps = [int(line) for line in run.lines if line.isdigit()]
-    return steps[-1] if steps else before
-
-
 @pytest.fixture(scope="module")
 def server():
     with Server() as server:
@@ -154,49 +151,52 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def whole(server, tmp_path_factory):
-    """A run that nobody has touched, and its time."""
-    run = Run(tmp_path_factory.mktemp("whole") / "run")
-    assert server.live(run)[0] == 0
-    _, seconds = server.live(Run(run.folder.with_name("again")))
-    return {"digest": run.report["digest"], "seconds": seconds}
+def complete(server, tmp_path_factory):
+    """The digest of an uninterrupted run, and its duration, to draw times of kills from."""
+    folder = tmp_path_factory.mktemp("complete")
+    run = Run(folder / "run")
+    assert server.train(run) == 0
+    start = time.monotonic()
+    assert server.train(Run(folder / "again")) == 0
+    return {"digest": run.report["digest"], "seconds": time.monotonic() - start}
 
 
-# Killed without a word ----------------------------------------------------------------------------
+# SIGKILL -----------------------------------------------------------------------------------------
 
 
-def killed_at_random(server, whole, folder, kills, **request):
-    """Kill a run again and again; begin another whenever one has got through."""
-    draw, count, runs = random.Random(0), 0, 1
-    run, newest, is_through = Run(folder / "0"), [], False
-    while count < kills or not is_through:
-        if is_through:
-            run, newest, runs = Run(folder / f"{runs}"), [], runs + 1
-        delay = draw.uniform(0.01, 0.6) * whole["seconds"] if count < kills else None
+def kill_at_random(server, complete, folder, kills, **request):
+    """Kill a run at random times. Start another one whenever one has reached its end."""
+    source, count, index = random.Random(0), 0, 0
+    run, newest, has_ended = Run(folder / "0"), [], False
+    while count < kills or not has_ended:
+        if has_ended:
+            index += 1
+            run, newest = Run(folder / f"{index}"), []
+        delay = source.uniform(0.01, 0.6) * complete["seconds"] if count < kills else None
 
         def kill(pid, delay=delay):
             time.sleep(delay)
             os.kill(pid, signal.SIGKILL)
 
-        code, _ = server.live(run, None if delay is None else kill, **request)
+        code = server.train(run, None if delay is None else kill, **request)
         assert code in (KILLED, 0)
         count += code == KILLED
-        steps, done = run.steps, last_step(run, 0)
-        assert steps or not (newest or done), "all checkpoints have been lost"
+        steps, last_step = run.steps, run.last_step()
+        assert steps or not (newest or last_step), "all checkpoints have been lost"
         assert not newest or steps[-1] >= newest[-1]
-        assert not done or steps[-1] >= done - 2 * EVERY  # at most one is being written
+        assert not last_step or steps[-1] >= last_step - 2 * EVERY  # one may be in the writer
         assert len(steps) <= 3
         assert not run.model.exists() or steps[-1] == END
-        newest, is_through = steps, code == 0
-        if is_through:
-            run.check_end(whole["digest"])
+        newest, has_ended = steps, code == 0
+        if has_ended:
+            run.check_end(complete["digest"])
 
 
-def test_a_run_that_is_killed_at_random_gets_through_bitwise(server, whole, tmp_path):
-    killed_at_random(server, whole, tmp_path, 60 if IS_SOAK else 12)
+def test_resume_after_random_kills_is_bitwise(server, complete, tmp_path):
+    kill_at_random(server, complete, tmp_path, 60 if IS_SOAK else 12)
 
 
-# Instants of the writer: a checkpoint is one write, two fsyncs, one replace, and soon one unlink.
+# A checkpoint is one write, two fsyncs, one replace, and later one unlink.
 INSTANTS = [
     "before write",
     "half write",
@@ -208,197 +208,190 @@ INSTANTS = [
 ]
 
 
-def killed_in_the_writer(server, whole, run, instant, faults=()):
-    """Let the writer die at each of its first checkpoints, over and over."""
+def kill_in_writer(server, complete, run, instant, faults=()):
+    """Let the writer of one process after the other die at its n-th checkpoint."""
     newest = []
     for number in range(1, 6):
-        plants = [["die_in_writer", *instant.split(), number], *faults]
-        assert server.live(run, plants=plants)[0] == KILLED
+        die = ["die_in_writer", *instant.split(), number]
+        assert server.train(run, faults=[die, *faults]) == KILLED
         assert not newest or run.steps[-1] >= newest[-1]
         newest = run.steps
-    assert server.live(run)[0] == 0
-    run.check_end(whole["digest"])
+    assert server.train(run) == 0
+    run.check_end(complete["digest"])
 
 
 @pytest.mark.parametrize("instant", INSTANTS)
-def test_a_run_whose_writer_dies_gets_through_bitwise(server, whole, tmp_path, instant):
-    killed_in_the_writer(server, whole, Run(tmp_path / "run"), instant)
+def test_resume_after_kills_of_the_writer_is_bitwise(server, complete, tmp_path, instant):
+    kill_in_writer(server, complete, Run(tmp_path / "run"), instant)
 
 
 @pytest.mark.parametrize("instant", ["half write", "before write"])
-def test_a_writer_in_place_is_found_out(server, whole, tmp_path, instant):
+def test_kills_of_the_writer_detect_writing_in_place(server, complete, tmp_path, instant):
     with pytest.raises(CheckpointError):
-        killed_in_the_writer(server, whole, Run(tmp_path / "run"), instant, [["write_in_place"]])
+        kill_in_writer(server, complete, Run(tmp_path / "run"), instant, [["write_in_place"]])
 
 
-def test_random_kills_find_out_a_writer_in_place(server, whole, tmp_path):
+def test_random_kills_detect_writing_in_place(server, complete, tmp_path):
     with pytest.raises(CheckpointError):
-        killed_at_random(server, whole, tmp_path, 30, plants=[["write_in_place"]])
+        kill_at_random(server, complete, tmp_path, 30, faults=[["write_in_place"]])
 
 
-def test_random_kills_find_out_a_writer_that_makes_room_first(server, whole, tmp_path):
+def test_random_kills_detect_pruning_before_writing(server, complete, tmp_path):
     with pytest.raises(AssertionError, match="all checkpoints have been lost"):
-        killed_at_random(server, whole, tmp_path, 30, plants=[["delete_first"]], keep=1)
+        kill_at_random(server, complete, tmp_path, 30, faults=[["delete_first"]], keep=1)
 
 
-# Told to end --------------------------------------------------------------------------------------
+# Signals that end a run --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_a_run_that_is_told_to_end_keeps_its_last_step(server, whole, tmp_path, name):
-    signum, draw, told, before = getattr(signal, name), random.Random(1), 0, 0
-    run, runs = Run(tmp_path / "0"), 1
-    while told < (20 if IS_SOAK else 8):
-        delay = draw.uniform(0.0, 0.2) * whole["seconds"]
+def test_signal_at_random_times_keeps_the_last_step(server, complete, tmp_path, name):
+    signum, source, count, previous = getattr(signal, name), random.Random(1), 0, 0
+    run, index = Run(tmp_path / "0"), 0
+    while count < (20 if IS_SOAK else 8):
+        delay = source.uniform(0.0, 0.2) * complete["seconds"]
 
-        def tell(pid, run=run, delay=delay):
-            run.wait_for("held")
+        def send(pid, run=run, delay=delay):
+            run.wait_for("locked")
             time.sleep(delay)
             os.kill(pid, signum)
 
-        code, seconds = server.live(run, tell)
-        if END in run.steps:  # it was faster
-            run, runs, before = Run(tmp_path / f"{runs}"), runs + 1, 0
-            assert runs < 20
+        code = server.train(run, send)
+        if END in run.steps:  # the run ended before the signal
+            index += 1
+            run, previous = Run(tmp_path / f"{index}"), 0
+            assert index < 20
             continue
         assert code == 128 + signum
-        assert seconds < SOON
-        assert run.steps[-1] == last_step(run, before)
+        assert run.steps[-1] == run.last_step(previous)
         assert not run.model.exists()
-        told, before = told + 1, run.steps[-1]
-    assert server.live(run)[0] == 0
-    run.check_end(whole["digest"])
+        count, previous = count + 1, run.steps[-1]
+    assert server.train(run) == 0
+    run.check_end(complete["digest"])
 
 
-def stop_at(run, pid, line, signum=signal.SIGTERM):
-    run.wait_for(str(line))
-    os.kill(pid, signum)
+def signal_after(run, line, signum=signal.SIGTERM):
+    """Return a function that sends a signal after a line of the log."""
+
+    def send(pid):
+        run.wait_for(str(line))
+        os.kill(pid, signum)
+
+    return send
 
 
 @pytest.mark.parametrize("function", ["load_checkpoint", "reset_history"])
-def test_a_run_that_is_told_to_end_before_its_first_step_ends(server, whole, tmp_path, function):
+def test_signal_before_the_first_step_ends_the_run(server, complete, tmp_path, function):
     run = Run(tmp_path / "run")
-    code, _ = server.live(run, lambda pid: stop_at(run, pid, 24))
-    assert code == 128 + signal.SIGTERM
+    assert server.train(run, signal_after(run, 24)) == 128 + signal.SIGTERM
     steps = run.steps
-    code, _ = server.live(run, plants=[["signal_at", "SIGTERM", function]])
+    code = server.train(run, faults=[["signal_at", "SIGTERM", function]])
     assert code == 128 + signal.SIGTERM
     assert run.steps == steps
     assert not run.model.exists()
-    assert server.live(run)[0] == 0
-    run.check_end(whole["digest"])
+    assert server.train(run) == 0
+    run.check_end(complete["digest"])
 
 
-def test_a_run_that_went_to_another_folder_and_died_at_once_gets_through(server, whole, tmp_path):
+def test_resume_into_another_folder_after_an_early_kill_is_bitwise(server, complete, tmp_path):
     first, run = Run(tmp_path / "first"), Run(tmp_path / "run")
-    code, _ = server.live(first, lambda pid: stop_at(first, pid, 24))
-    assert code == 128 + signal.SIGTERM
+    assert server.train(first, signal_after(first, 24)) == 128 + signal.SIGTERM
     newest = first.folder / f"step-{first.steps[-1]:08d}.safetensors"
-    dies = [["die_in_writer", "before", "write", 2]]
-    assert server.live(run, plants=dies, resume=str(newest))[0] == KILLED
+    die = ["die_in_writer", "before", "write", 2]
+    assert server.train(run, faults=[die], resume=str(newest)) == KILLED
     assert run.steps == first.steps[-1:]
-    assert server.live(run)[0] == 0
-    run.check_end(whole["digest"])
+    assert server.train(run) == 0
+    run.check_end(complete["digest"])
 
 
-def test_a_run_that_is_told_to_end_and_killed_at_its_last_write_leaves_nothing(
-    server, whole, tmp_path
-):
+def test_signal_and_a_kill_in_the_last_write_leave_valid_files(server, complete, tmp_path):
     run = Run(tmp_path / "run")
-    dies = [["die_in_writer", "before", "replace", 8]]  # checkpoints of steps 0, 3, ..., 18, and 20
-
-    def tell(pid):
-        stop_at(run, pid, "slow")
-
-    assert server.live(run, tell, plants=dies, slow=[20, 0.3])[0] == KILLED
+    die = ["die_in_writer", "before", "replace", 8]  # checkpoints of steps 0, 3, ..., 18, and 20
+    code = server.train(run, signal_after(run, "slow"), faults=[die], slow=[20, 0.3])
+    assert code == KILLED
     assert run.steps[-1] == 18
-    assert server.live(run)[0] == 0
-    run.check_end(whole["digest"])
+    assert server.train(run) == 0
+    run.check_end(complete["digest"])
 
 
-def test_a_run_that_is_told_twice_ends_at_once(server, whole, tmp_path):
+def test_signal_sent_twice_ends_the_process_within_a_step(server, complete, tmp_path):
     run = Run(tmp_path / "run")
 
-    def tell_twice(pid):
-        run.wait_for("slow")
+    def send_twice(pid):
+        run.wait_for("slow")  # the step lasts until SIGALRM
         os.kill(pid, signal.SIGTERM)
         time.sleep(0.2)
         os.kill(pid, signal.SIGTERM)
 
-    code, seconds = server.live(run, tell_twice, slow=[20])
-    assert code == -signal.SIGTERM
-    assert seconds < SOON
-    assert server.live(run)[0] == 0
-    run.check_end(whole["digest"])
+    assert server.train(run, send_twice, slow=[20]) == -signal.SIGTERM
+    assert server.train(run) == 0
+    run.check_end(complete["digest"])
 
 
-def test_an_interrupted_run_returns_and_goes_on(server, whole, tmp_path):
+def test_signal_of_the_keyboard_returns_from_fit(server, complete, tmp_path):
     run = Run(tmp_path / "run")
-
-    slow = [24, 0.3]
-    assert server.live(run, lambda pid: stop_at(run, pid, "slow", signal.SIGINT), slow=slow)[0] == 0
+    assert server.train(run, signal_after(run, "slow", signal.SIGINT), slow=[24, 0.3]) == 0
     assert run.report["stop_reason"] == "interrupted"
-    assert run.steps[-1] == last_step(run, 0) == 24
+    assert run.steps[-1] == run.last_step() == 24
     assert not run.model.exists()
-    assert server.live(run)[0] == 0
-    run.check_end(whole["digest"])
+    assert server.train(run) == 0
+    run.check_end(complete["digest"])
 
 
-# Data that are read by a process that dies --------------------------------------------------------
+# Processes that read data ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=["workers", "loader"])
-def read(request, server, tmp_path_factory):
-    """A run whose data are read by other processes, none of which dies."""
-    run = Run(tmp_path_factory.mktemp("read") / "run")
-    run.folder.with_suffix(".flag").touch()
-    assert server.live(run, kind=request.param)[0] == 0
+def worker_run(request, server, tmp_path_factory):
+    """The kind of data that other processes read, and the digest of an uninterrupted run."""
+    run = Run(tmp_path_factory.mktemp("workers") / "run")
+    run.flag.touch()  # no process dies
+    assert server.train(run, kind=request.param) == 0
     return {"kind": request.param, "digest": run.report["digest"]}
 
 
-@pytest.mark.parametrize("slow", [[], ["all", 0.05]], ids=["waits for data", "amid a step"])
-def test_a_run_whose_reader_dies_says_so_and_goes_on(server, read, tmp_path, slow):
+@pytest.mark.parametrize("slow", [[], ["all", 0.05]], ids=["waiting", "within a step"])
+def test_resume_after_the_death_of_a_data_worker_is_bitwise(server, worker_run, tmp_path, slow):
     run = Run(tmp_path / "run")
-    assert server.live(run, kind=read["kind"], slow=slow)[0] == 0
-    assert run.report["time"] - run.folder.with_suffix(".flag").stat().st_mtime < SOON
-    assert 'fit(..., resume="auto") continues' in run.report["error"]
-    assert run.steps[-1] == last_step(run, 0)
+    assert server.train(run, kind=worker_run["kind"], slow=slow) == 0
+    assert run.flag.exists()
+    assert 'fit(..., resume="auto")' in run.report["error"]
+    assert run.steps[-1] == run.last_step()
     assert not run.model.exists()
-    assert server.live(run, kind=read["kind"])[0] == 0
-    run.check_end(read["digest"])
+    assert server.train(run, kind=worker_run["kind"]) == 0
+    run.check_end(worker_run["digest"])
 
 
-def test_a_signal_to_the_processes_that_read_as_well_ends_the_run(server, read, tmp_path):
-    run, kind, step = Run(tmp_path / "run"), read["kind"], 4
-    run.folder.with_suffix(".flag").touch()
+def test_signal_that_also_reaches_data_workers_ends_the_run(server, worker_run, tmp_path):
+    run, kind, step = Run(tmp_path / "run"), worker_run["kind"], 4
+    run.flag.touch()
 
-    def tell_all(pid):
+    def send_to_group(pid):
         run.wait_for(str(step))
         os.killpg(pid, signum)
 
     for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        for slow in [[], ["all", 0.05]]:  # the run waits for data; it is amid a step
-            code, seconds = server.live(run, tell_all, kind=kind, slow=slow)
+        for slow in [[], ["all", 0.05]]:  # the run waits for data, or is within a step
+            code = server.train(run, send_to_group, kind=kind, slow=slow)
             assert code == (0 if signum == signal.SIGINT else 128 + signum)
-            assert seconds < SOON
-            assert step <= run.steps[-1] == last_step(run, 0) < END
+            assert step <= run.steps[-1] == run.last_step() < END
             step = run.steps[-1] + 4
-    assert server.live(run, kind=kind)[0] == 0
-    run.check_end(read["digest"])
+    assert server.train(run, kind=kind) == 0
+    run.check_end(worker_run["digest"])
 
 
-# Alone --------------------------------------------------------------------------------------------
+# Environment -------------------------------------------------------------------------------------
 
 
-def test_neither_a_network_nor_a_home_is_needed(whole, tmp_path):
+def test_fit_needs_neither_network_nor_home(complete, tmp_path):
     (tmp_path / "file").touch()
-    home, tried = tmp_path / "file" / "home", tmp_path / "tried"  # no home can be made there
-    with Server(str(tried), HOME=str(home), XDG_CACHE_HOME=str(home / "cache")) as server:
+    home, log = tmp_path / "file" / "home", tmp_path / "connections"  # a folder that cannot exist
+    with Server(str(log), HOME=str(home), XDG_CACHE_HOME=str(home / "cache")) as server:
         run = Run(tmp_path / "run")
-        assert server.live(run, lambda pid: stop_at(run, pid, 20))[0] == 128 + signal.SIGTERM
-        assert server.live(run)[0] == 0
-        run.check_end(whole["digest"])
-        here = Run(tmp_path / "here")
-        server.here(here)  # as a process trains that nobody has forked
-        here.check_end(whole["digest"])
-    assert not tried.exists()
+        assert server.train(run, signal_after(run, 20)) == 128 + signal.SIGTERM
+        assert server.train(run) == 0
+        run.check_end(complete["digest"])
+        other = Run(tmp_path / "other")
+        server.train_in_server(other)  # in a process that is not forked
+        other.check_end(complete["digest"])
+    assert not log.exists()

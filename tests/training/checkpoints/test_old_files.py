@@ -1,7 +1,7 @@
-"""Files of every release are read for ever: a model, a checkpoint, and what has to come of them.
+"""Files of every release stay readable: a model, a checkpoint, and the expected results.
 
-Of each release there are three files in ``data``. Those of the present one were written by
-``python tests/test_old_files.py``; files that are there are never written again.
+``tests/data`` has three files per release. ``python tests/training/checkpoints/test_old_files.py``
+writes those of the current release. Existing files are never overwritten.
 """
 
 import json
@@ -30,8 +30,8 @@ from tinyvae.schedules import Linear
 
 DATA = Path(__file__).parents[2] / "data"
 VERSIONS = sorted(file.stem.removeprefix("expected-") for file in DATA.glob("expected-*.json"))
-EPOCHS, BATCH_SIZE, STEP = 3, 8, 5  # of 4 steps an epoch
-LARGEST = 20_000  # bytes
+EPOCHS, BATCH_SIZE, STEP = 3, 8, 5  # an epoch has 4 steps
+MAX_BYTES = 24_000
 
 
 def make_model():
@@ -51,8 +51,9 @@ def make_trainer(*callbacks):
 
 
 def fit(trainer, x, **options):
-    with warnings.catch_warnings():  # another release of torch is another mode, and said to be
-        warnings.filterwarnings("ignore", "the run goes on, but not bitwise")
+    with warnings.catch_warnings():
+        # Another release of torch is another mode.
+        warnings.filterwarnings("ignore", "the run continues, but not bitwise")
         warnings.filterwarnings("ignore", "the checkpoint has state for callbacks")
         trainer.fit(x, epochs=EPOCHS, batch_size=BATCH_SIZE, **options)
     return trainer
@@ -60,14 +61,14 @@ def fit(trainer, x, **options):
 
 @torch.no_grad()
 def results(model, x):
-    """What a model makes of data, without a draw."""
+    """Return what a model computes from data without random numbers."""
     posterior = model.eval().encoder(x)
     return {"mean": posterior.mean.tolist(), "reconstruction": model.reconstruct(x).tolist()}
 
 
 def columns(trainer):
-    found = trainer.history.to_dict()["epochs"]
-    return {name: column for name, column in found.items() if name != "time_seconds"}
+    columns = trainer.history.to_dict()["epochs"]
+    return {name: column for name, column in columns.items() if name != "time_seconds"}
 
 
 @pytest.fixture(params=VERSIONS)
@@ -78,33 +79,33 @@ def release(request):
     return *files, expected, torch.tensor(expected["x"])
 
 
-def assert_close(found, expected, tolerance):
-    assert found.keys() == expected.keys()
-    for name in found:
+def assert_close(actual, expected, tolerance):
+    assert actual.keys() == expected.keys()
+    for name in actual:
         torch.testing.assert_close(
-            torch.tensor(found[name]), torch.tensor(expected[name]), rtol=tolerance, atol=tolerance
+            torch.tensor(actual[name]), torch.tensor(expected[name]), rtol=tolerance, atol=tolerance
         )
 
 
-def test_there_are_files_of_this_release():
+def test_old_files_include_this_release():
     assert tinyvae._version.__version__ in VERSIONS
 
 
 def test_old_files_are_small(release):
-    assert all(0 < file.stat().st_size <= LARGEST for file in release[:2])
+    assert all(0 < file.stat().st_size <= MAX_BYTES for file in release[:2])
 
 
-def test_an_old_model_is_loaded(release):
+def test_old_model_is_loaded(release):
     model, _, expected, x = release
     assert_close(results(VAE.load(model), x), expected["model"], 1e-5)
 
 
-def test_the_model_of_an_old_checkpoint_is_loaded(release):
+def test_old_checkpoint_is_loaded_as_a_model(release):
     _, checkpoint, expected, x = release
     assert_close(results(VAE.load(checkpoint), x), expected["checkpoint"], 1e-5)
 
 
-def test_an_old_checkpoint_goes_on_to_the_end(release):
+def test_old_checkpoint_is_resumed_to_the_end(release):
     _, checkpoint, expected, x = release
     trainer = fit(make_trainer(), x, resume=checkpoint)
     assert trainer.step == expected["steps"]
@@ -113,7 +114,7 @@ def test_an_old_checkpoint_goes_on_to_the_end(release):
     assert_close(results(trainer.model, x), expected["end"], 1e-4)
 
 
-def test_what_is_expected_is_what_the_run_comes_to_from_its_start(release):
+def test_old_run_has_the_same_results_from_its_start(release):
     *_, expected, x = release
     trainer = fit(make_trainer(), x)
     assert_close(columns(trainer), expected["history"], 1e-4)
@@ -121,16 +122,16 @@ def test_what_is_expected_is_what_the_run_comes_to_from_its_start(release):
     assert expected["checkpoint"] != expected["end"] == expected["model"]
 
 
-# Writing ------------------------------------------------------------------------------------------
+# Writing of new files ----------------------------------------------------------------------------
 
 
 def write():
-    """Write the files of the present release."""
+    """Write the files of the current release."""
     generator = torch.Generator().manual_seed(1)
     x = (torch.rand(29, 4, generator=generator) < 0.4).float()
     expected = DATA / f"expected-{tinyvae._version.__version__}.json"
     if expected.exists():
-        sys.exit(f"{expected} is there already")
+        sys.exit(f"{expected} exists already")
     model, checkpoint = (
         DATA / f"{name}-{tinyvae._version.__version__}.safetensors"
         for name in ("model", "checkpoint")
@@ -140,7 +141,7 @@ def write():
         trainer = fit(make_trainer(Checkpoint(folder, every_steps=1, keep=99)), x)
         shutil.copy(Path(folder, "model.safetensors"), model)
         shutil.copy(Path(folder, f"step-{STEP:08d}.safetensors"), checkpoint)
-    found = {
+    results_of_run = {
         "x": x.tolist(),
         "steps": trainer.step,
         "history": columns(trainer),
@@ -148,7 +149,7 @@ def write():
         "checkpoint": results(VAE.load(checkpoint), x),
         "end": results(trainer.model, x),
     }
-    expected.write_text(json.dumps(found, indent=1) + "\n")
+    expected.write_text(json.dumps(results_of_run, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Resuming is bitwise: the same weights, moments and history as a run that nobody has touched."""
+"""Resuming is bitwise: weights, moments and history equal those of an uninterrupted run."""
 
-import json
 import random
 import shutil
+import signal
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from helpers.runs import checkpoint_of, digest
-from helpers.training import BATCH_SIZE, DATA, STEPS, Unsized, make_vae
+from helpers.runs import AUTO, checkpoint_of, digest, epochs_in, steps_in
+from helpers.training import BATCH_SIZE, DATA, STEPS, After, Unsized, make_vae, same, weights_of
 from torch import nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
 
 import tinyvae.training.checkpoints.directory
@@ -35,11 +35,10 @@ from tinyvae.schedules import Linear
 
 EPOCHS = 3
 END = EPOCHS * STEPS
-AUTO = {"resume": "auto"}
 
 
 def flip(x, generator):
-    """Noise of pixels, a transform that draws."""
+    """Flip a tenth of the pixels: a transform that draws."""
     noise = torch.rand(x.shape, generator=generator)
     return torch.where(noise < 0.1, 1 - x, x)
 
@@ -52,14 +51,14 @@ def make_model():
 
 
 def everything():
-    """A run of all that has a state."""
+    """Return the settings of a run with every kind of state."""
     objective = ELBO(beta=Linear(0.0, 1.0, fraction=0.8)) + AdversarialTotalCorrelationRegularizer(
-        MLP(2, (6,), 1),
-        weight=2.0,
+        MLP(2, (6,), 1), weight=2.0
     )
     optimization = Optimization(
         0.02,
-        schedule="cosine",
+        scheduler=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
+        scheduler_interval="step",
         clip_norm=1.0,
     )
     return {
@@ -71,7 +70,7 @@ def everything():
 
 
 def plateau():
-    """A scheduler that watches epochs, and plain descent with momentum."""
+    """Return settings with momentum and a scheduler that monitors a column."""
     optimization = Optimization(
         optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
         scheduler=lambda o: ReduceLROnPlateau(o, mode="max", patience=0, threshold=0.5),
@@ -83,14 +82,13 @@ def plateau():
 SETTINGS = {"everything": everything, "plateau": plateau}
 
 
-def trainer_of(folder, settings=everything, model=make_model, *, progress=False, **options):
+def trainer_of(folder, settings=everything, model=make_model, *, every_steps=1, more=(), **options):
     torch.manual_seed(1)
-    own = settings()
-    objective, callbacks = own.pop("objective"), own.pop("callbacks", [])
-    keeping = {"every_steps": 1, "every_minutes": None, "keep": 10**6, **options.pop("keeping", {})}
-    callbacks = [Checkpoint(folder, **keeping), *callbacks, *options.pop("more", [])]
-    own |= {"device": "cpu", "callbacks": callbacks, "progress": progress, **options}
-    return Trainer(model(), objective, **own)
+    arguments = settings()
+    objective, callbacks = arguments.pop("objective"), arguments.pop("callbacks", [])
+    checkpoint = Checkpoint(folder, every_steps=every_steps, every_minutes=None, keep=10**6)
+    arguments["callbacks"] = [checkpoint, *callbacks, *more]
+    return Trainer(model(), objective, **arguments, device="cpu", progress=False, **options)
 
 
 def fit(trainer, train=DATA, **options):
@@ -100,40 +98,39 @@ def fit(trainer, train=DATA, **options):
 
 
 @pytest.fixture(scope="module", params=SETTINGS)
-def whole(request, tmp_path_factory):
-    """A run that nobody has touched, with a checkpoint of each of its steps."""
-    folder = tmp_path_factory.mktemp("whole")
+def complete(request, tmp_path_factory):
+    """An uninterrupted run with a checkpoint of each step."""
+    folder = tmp_path_factory.mktemp("complete")
     trainer = fit(trainer_of(folder, SETTINGS[request.param]))
     return {"folder": folder, "digest": digest(trainer), "settings": SETTINGS[request.param]}
 
 
-def resumed(whole, step, folder, **options):
-    """The run, gone on with from the checkpoint of a step, in a process that knows nothing."""
+def resumed(complete, step, folder, **options):
+    """Continue a run from the checkpoint of a step in a new folder, with other random states."""
     folder.mkdir()
-    shutil.copy(checkpoint_of(whole["folder"], step), folder)
+    shutil.copy(checkpoint_of(complete["folder"], step), folder)
     random.seed(step)
     torch.manual_seed(100 + step)
-    return fit(trainer_of(folder, whole["settings"]), **AUTO, **options)
+    return fit(trainer_of(folder, complete["settings"]), **AUTO, **options)
 
 
 @pytest.mark.parametrize("step", [0, 1, 3, STEPS - 1, STEPS, STEPS + 1, 2 * STEPS, END - 1, END])
-def test_a_resumed_run_is_the_whole_one(whole, step, tmp_path):
-    trainer = resumed(whole, step, tmp_path / "run")
-    assert digest(trainer) == whole["digest"]
+def test_resume_equals_the_uninterrupted_run(complete, step, tmp_path):
+    trainer = resumed(complete, step, tmp_path / "run")
+    assert digest(trainer) == complete["digest"]
 
 
-def test_a_run_that_is_resumed_at_each_step_is_the_whole_one(whole, tmp_path):
+def test_resume_at_each_step_equals_the_uninterrupted_run(complete, tmp_path):
     class StopAt(Callback):
-        def on_step_end(self, trainer, output):
-            trainer.stop("enough", resumable=True)
+        def on_step_end(self, state, output):
+            state.stop("enough", resumable=True)
 
     for _ in range(END):
-        trainer = fit(trainer_of(tmp_path, whole["settings"], more=[StopAt()]), **AUTO)
+        trainer = fit(trainer_of(tmp_path, complete["settings"], more=[StopAt()]), **AUTO)
         assert trainer.history.stop_reason == "enough"
-    trainer = fit(trainer_of(tmp_path, whole["settings"]), **AUTO)
-    assert digest(trainer) == whole["digest"]
-    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == list(range(1, EPOCHS + 1))
+    trainer = fit(trainer_of(tmp_path, complete["settings"]), **AUTO)
+    assert digest(trainer) == complete["digest"]
+    assert epochs_in(tmp_path) == list(range(1, EPOCHS + 1))
 
 
 def drop_rng(state):
@@ -158,31 +155,31 @@ def drop_step(state):
     state["position"]["step"] = 0
 
 
-CONTROLS = [drop_rng, drop_cursor, drop_moments, drop_scheduler, drop_step]
-
-
 @pytest.mark.filterwarnings("ignore:a schedule does not end")
-@pytest.mark.parametrize("control", CONTROLS)
-def test_whatever_is_left_out_shows(control, tmp_path, monkeypatch):
-    settings = {"folder": tmp_path / "whole", "settings": everything}
-    expected = digest(fit(trainer_of(settings["folder"])))
+def test_resume_without_a_part_of_the_state_differs(tmp_path, monkeypatch):
+    run = {"folder": tmp_path / "complete", "settings": everything}
+    expected = digest(fit(trainer_of(run["folder"])))
     read = tinyvae.training.checkpoints.directory.load_checkpoint
+    assert digest(resumed(run, STEPS + 2, tmp_path / "control")) == expected
+    for drop in (drop_rng, drop_cursor, drop_moments, drop_scheduler, drop_step):
 
-    def forgetful(file):
-        state = read(file)
-        control(state)
-        return state
+        def read_without(file, drop=drop):
+            state = read(file)
+            drop(state)
+            return state
 
-    assert digest(resumed(settings, STEPS + 2, tmp_path / "control")) == expected
-    monkeypatch.setattr(tinyvae.training.checkpoints.directory, "load_checkpoint", forgetful)
-    assert digest(resumed(settings, STEPS + 2, tmp_path / "forgetful")) != expected
+        with monkeypatch.context() as patch:
+            directory = tinyvae.training.checkpoints.directory
+            patch.setattr(directory, "load_checkpoint", read_without)
+            trainer = resumed(run, STEPS + 2, tmp_path / drop.__name__)
+        assert digest(trainer) != expected, drop.__name__
 
 
-# Data that are read ------------------------------------------------------------------------------
+# Data --------------------------------------------------------------------------------------------
 
 
 class Drawn(Dataset):
-    """Items that draw by every generator there is."""
+    """Examples that draw from each global generator."""
 
     def __len__(self):
         return len(DATA)
@@ -194,19 +191,19 @@ class Drawn(Dataset):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_dataset_that_draws_goes_on(workers, tmp_path):
-    whole = {"folder": tmp_path / "whole", "settings": plateau}
-    expected = digest(fit(trainer_of(whole["folder"], plateau), Drawn(), workers=workers))
+def test_resume_continues_a_dataset_that_draws(workers, tmp_path):
+    complete = {"folder": tmp_path / "complete", "settings": plateau}
+    expected = digest(fit(trainer_of(complete["folder"], plateau), Drawn(), workers=workers))
     for step in (2, STEPS):
-        trainer = resumed(whole, step, tmp_path / f"{step}", train=Drawn(), workers=2 - workers)
+        trainer = resumed(complete, step, tmp_path / f"{step}", train=Drawn(), workers=2 - workers)
         assert digest(trainer) == expected
 
 
-def test_items_draw_anew_in_every_epoch_and_leave_global_generators_alone(tmp_path):
+def test_dataset_draws_differ_per_epoch_and_leave_global_generators_alone(tmp_path):
     seen = []
 
     class Spy(Callback):
-        def on_epoch_end(self, trainer, row):
+        def on_epoch_end(self, state, row):
             seen.append(row["train/loss"])
 
     frozen = Optimization(optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
@@ -223,7 +220,7 @@ def test_items_draw_anew_in_every_epoch_and_leave_global_generators_alone(tmp_pa
 
 
 class Stateful(DataLoader):
-    """A DataLoader that knows where it is, and never reads a batch again."""
+    """A DataLoader that saves its position, so that no batch is read again."""
 
     read = 0
 
@@ -254,59 +251,81 @@ def loaders():
 
 
 @pytest.mark.parametrize("name", loaders())
-def test_a_loader_is_read_again_up_to_where_it_was(name, tmp_path):
+def test_resume_reads_a_loader_again_up_to_its_position(name, tmp_path):
     make = loaders()[name]
-    whole = {"folder": tmp_path / "whole", "settings": plateau}
-    expected = digest(fit(trainer_of(whole["folder"], plateau), make()))
+    complete = {"folder": tmp_path / "complete", "settings": plateau}
+    expected = digest(fit(trainer_of(complete["folder"], plateau), make()))
     for step in (0, STEPS, 2 * STEPS):
-        assert digest(resumed(whole, step, tmp_path / f"{step}", train=make())) == expected
-    with pytest.warns(UserWarning, match="the 2 batches that this epoch has used are read again"):
-        trainer = resumed(whole, STEPS + 2, tmp_path / "amid", train=make())
+        assert digest(resumed(complete, step, tmp_path / f"{step}", train=make())) == expected
+    with pytest.warns(UserWarning, match="2 batches that were used in this epoch are read again"):
+        trainer = resumed(complete, STEPS + 2, tmp_path / "within", train=make())
     assert digest(trainer) == expected
 
 
-def test_a_loader_with_a_state_goes_on_where_it_was(tmp_path):
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="needs SIGCHLD")
+def test_resume_after_an_error_between_steps_keeps_the_order_of_a_loader(tmp_path):
+    """The handler of torch raises between two steps if a process that reads data dies."""
+
+    def fail(signum, frame):
+        raise RuntimeError("planted")
+
+    make = loaders()["generator"]
+    complete = {"folder": tmp_path / "complete", "settings": plateau}
+    expected = digest(fit(trainer_of(complete["folder"], plateau), make()))
+    folder = tmp_path / "run"
+    send = After(STEPS + 2, lambda _: signal.raise_signal(signal.SIGCHLD))
+    previous = signal.signal(signal.SIGCHLD, fail)
+    try:
+        with pytest.raises(RuntimeError, match="planted"):
+            fit(trainer_of(folder, plateau, every_steps=99, more=[send]), make())
+    finally:
+        signal.signal(signal.SIGCHLD, previous)
+    assert steps_in(folder)[-1] == STEPS + 2
+    with pytest.warns(UserWarning, match="2 batches that were used in this epoch are read again"):
+        trainer = fit(trainer_of(folder, plateau), make(), **AUTO)
+    assert digest(trainer) == expected
+
+
+def test_resume_continues_a_loader_with_a_state(tmp_path):
     Stateful.read = 0
-    whole = {"folder": tmp_path / "whole", "settings": plateau}
-    expected = digest(fit(trainer_of(whole["folder"], plateau), Stateful(DATA, BATCH_SIZE)))
+    complete = {"folder": tmp_path / "complete", "settings": plateau}
+    expected = digest(fit(trainer_of(complete["folder"], plateau), Stateful(DATA, BATCH_SIZE)))
     assert Stateful.read == END
     Stateful.read = STEPS + 2
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        trainer = resumed(whole, STEPS + 2, tmp_path / "amid", train=Stateful(DATA, BATCH_SIZE))
+        trainer = resumed(
+            complete, STEPS + 2, tmp_path / "within", train=Stateful(DATA, BATCH_SIZE)
+        )
     assert digest(trainer) == expected
     assert Stateful.read == END
 
 
-# What is refused, and what is said ---------------------------------------------------------------
+# Other runs --------------------------------------------------------------------------------------
 
 
-OTHERS = {
-    "seed": ({"seed": 1}, {}, r"seed = 0, got 1"),
-    "examples": ({}, {"train": DATA[:33]}, r"number of examples = 37, got 33"),
-    "batches": ({}, {"batch_size": 4}, r"batches per epoch = 5, got 10"),
-}
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_another_run_is_refused_before_anything_changes(name, tmp_path):
-    options, data, message = OTHERS[name]
+def test_resume_refuses_another_run_before_anything_changes(tmp_path):
     fit(trainer_of(tmp_path, plateau))
-    trainer = trainer_of(tmp_path, plateau, **options)
-    before = {n: t.clone() for n, t in trainer.model.state_dict().items()}
-    with pytest.raises(ValueError, match=message):
-        fit(trainer, **data, **AUTO)
-    assert trainer.step == 0
-    assert all(torch.equal(before[n], t) for n, t in trainer.model.state_dict().items())
+    for options, data, message in (
+        ({"seed": 1}, {}, r"seed = 0, got 1"),
+        ({}, {"train": DATA[:33]}, r"number of examples = 37, got 33"),
+        ({}, {"batch_size": 4}, r"batches per epoch = 5, got 10"),
+    ):
+        trainer = trainer_of(tmp_path, plateau, **options)
+        before = weights_of(trainer.model)
+        with pytest.raises(ValueError, match=message):
+            fit(trainer, **data, **AUTO)
+        assert trainer.step == 0
+        assert same(trainer.model, before)
 
 
-def test_another_model_is_refused(tmp_path):
+def test_resume_refuses_another_model(tmp_path):
     fit(trainer_of(tmp_path, plateau))
     with pytest.raises(CheckpointError, match=r"of another model: .* differ, first 'encoder.net"):
         fit(trainer_of(tmp_path, plateau, make_vae), **AUTO)
 
 
-def test_another_mode_is_said(tmp_path):
+def test_resume_warns_about_another_mode(tmp_path):
     fit(trainer_of(tmp_path, plateau), epochs=1)
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
@@ -317,7 +336,7 @@ def test_another_mode_is_said(tmp_path):
         torch.set_num_threads(threads)
 
 
-def test_more_epochs_are_more_of_the_same_run(tmp_path):
+def test_resume_with_more_epochs_continues_the_run(tmp_path):
     fit(trainer_of(tmp_path, plateau), epochs=1)
     with pytest.warns(UserWarning, match="begun for 1 epochs and now continues to 3"):
         trainer = fit(trainer_of(tmp_path, plateau), **AUTO)
@@ -325,16 +344,16 @@ def test_more_epochs_are_more_of_the_same_run(tmp_path):
     assert trainer.step == END
 
 
-def test_a_complete_run_returns_its_history(tmp_path):
+def test_resume_of_a_complete_run_returns_its_history(tmp_path):
     first = fit(trainer_of(tmp_path))
     again = fit(trainer_of(tmp_path), **AUTO)
     assert digest(first) == digest(again)
 
 
-def test_a_run_that_decided_to_stop_stays_stopped(tmp_path):
+def test_resume_of_a_stopped_run_makes_no_step(tmp_path):
     class Enough(Callback):
-        def on_epoch_end(self, trainer, row):
-            trainer.stop("enough")
+        def on_epoch_end(self, state, row):
+            state.stop("enough")
 
     trainer = fit(trainer_of(tmp_path, plateau, more=[Enough()]))
     again = fit(trainer_of(tmp_path, plateau), **AUTO)
@@ -342,23 +361,23 @@ def test_a_run_that_decided_to_stop_stays_stopped(tmp_path):
     assert again.history.stop_reason == "enough"
 
 
-def test_resume_auto_wants_a_checkpoint(tmp_path):
+def test_resume_needs_a_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="reads the folder of a Checkpoint, and there is none"):
         Trainer(make_vae(), ELBO(), progress=False).fit(DATA, epochs=1, resume="auto")
     with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
         Trainer(make_vae(), ELBO(), progress=False).fit(DATA, epochs=1, resume=tmp_path)
 
 
-def test_a_checkpoint_by_its_path(tmp_path):
-    folder = tmp_path / "whole"
+def test_resume_from_a_path_or_a_folder(tmp_path):
+    folder = tmp_path / "complete"
     expected = digest(fit(trainer_of(folder, plateau)))
     for name, path in {"a": folder, "b": checkpoint_of(folder, 4)}.items():
         trainer = fit(trainer_of(tmp_path / name, plateau), resume=path)
         assert digest(trainer) == expected
 
 
-def test_going_back_puts_the_future_aside(tmp_path):
-    expected = digest(fit(trainer_of(tmp_path, plateau, keeping={"every_steps": 4})))
+def test_resume_from_an_earlier_step_renames_later_files(tmp_path):
+    expected = digest(fit(trainer_of(tmp_path, plateau, every_steps=4)))
     trainer = fit(trainer_of(tmp_path, plateau), resume=checkpoint_of(tmp_path, 4))
     assert digest(trainer) == expected
     assert sorted(file.name for file in tmp_path.glob("*.replaced")) == [
@@ -371,12 +390,12 @@ def test_going_back_puts_the_future_aside(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler was found")
-def test_a_compiled_run_goes_on_bitwise(tmp_path):
-    whole = {"folder": tmp_path / "whole", "settings": plateau}
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_resume_of_a_compiled_run_is_bitwise(tmp_path):
+    complete = {"folder": tmp_path / "complete", "settings": plateau}
     speed = Speed(compile=True)
-    expected = digest(fit(trainer_of(whole["folder"], plateau, speed=speed)))
+    expected = digest(fit(trainer_of(complete["folder"], plateau, speed=speed)))
     folder = tmp_path / "run"
     folder.mkdir()
-    shutil.copy(checkpoint_of(whole["folder"], STEPS + 2), folder)
+    shutil.copy(checkpoint_of(complete["folder"], STEPS + 2), folder)
     assert digest(fit(trainer_of(folder, plateau, speed=speed), **AUTO)) == expected

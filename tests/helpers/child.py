@@ -1,0 +1,58 @@
+"""Runs in a process of their own: refused, killed, out of disk space, ended by a signal."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from helpers.runs import Remembers, fit, trainer_of
+from helpers.training import After
+
+
+def run_in_child(action, folder):
+    """Call a function of this module in a new process, and return the completed process."""
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    threads = str(torch.get_num_threads())
+    return subprocess.run(
+        [sys.executable, "-m", "helpers.child", action.__name__, str(folder), threads],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def resume_run(folder):
+    fit(trainer_of(folder), resume="auto")
+
+
+def kill_itself(folder):
+    kill = After(8, lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    fit(trainer_of(folder, kill, every_steps=1))
+
+
+def fill_disk(folder):
+    """Write checkpoints of which the one of step 4 is too large."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    callback = Remembers({"x": torch.zeros(1)})
+    grow = After(4, lambda _: setattr(callback, "memory", {"x": torch.zeros(300_000)}))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+    fit(trainer_of(folder, callback, grow, every_steps=1))
+
+
+def terminate_itself(folder):
+    fit(trainer_of(folder, After(7, lambda _: signal.raise_signal(signal.SIGTERM))))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[3]))
+    try:
+        globals()[sys.argv[1]](Path(sys.argv[2]))
+    except OSError as error:
+        print(json.dumps([type(error).__name__, str(error), str(error.filename)]))

@@ -1,0 +1,57 @@
+"""The mean of the losses and metrics of an epoch."""
+
+import math
+
+import pytest
+import torch
+
+from tinyvae.core import ObjectiveOutput
+from tinyvae.training.history import RunningMean
+
+
+def output(loss, **metrics):
+    return ObjectiveOutput({"model": loss}, metrics)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("num_steps", [1, 63, 64, 65, 300])
+def test_running_mean_of_many_steps(num_steps, dtype):
+    generator = torch.Generator().manual_seed(0)
+    values = 1e3 * torch.randn(num_steps, 2, generator=generator, dtype=dtype)
+    weights = torch.randint(1, 200, (num_steps,), generator=generator).tolist()
+    mean = RunningMean()
+    for (loss, metric), weight in zip(values, weights, strict=True):
+        mean.add(output(loss, metric=metric), weight)
+    row = mean.row("train")
+    for column, name in enumerate(("train/loss", "train/metric")):
+        terms = [w * v for w, v in zip(weights, values[:, column].tolist(), strict=True)]
+        assert row[name] == pytest.approx(math.fsum(terms) / sum(weights), rel=1e-12)
+    assert mean.row("train") == row
+
+
+def test_running_mean_continues_after_a_row():
+    mean = RunningMean()
+    for value in range(100):
+        mean.add(output(torch.tensor(float(value))), 1)
+        assert mean.row("train") == {"train/loss": pytest.approx(value / 2, rel=1e-12)}
+
+
+def test_running_mean_copies_metrics_that_change_in_place():
+    mean, live = RunningMean(), torch.tensor(0.0)
+    for value in range(100):
+        live.fill_(value)
+        mean.add(output(torch.tensor(1.0), live=live), 1 + value % 2)
+    live.fill_(float("nan"))
+    weights = [1 + value % 2 for value in range(100)]
+    expected = sum(w * v for v, w in enumerate(weights)) / sum(weights)
+    assert mean.row("train")["train/live"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_running_mean_keeps_no_graph():
+    mean, parameter = RunningMean(), torch.ones((), requires_grad=True)
+    for _ in range(70):
+        loss = 2 * parameter
+        mean.add(output(loss, twice=loss), 1)
+    assert not any(t.requires_grad for t in mean._aside)
+    assert not mean._total.requires_grad
+    assert mean.row("train") == {"train/loss": 2.0, "train/twice": 2.0}
