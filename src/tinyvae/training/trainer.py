@@ -29,7 +29,6 @@ from tinyvae.training.checkpoints.checkpoint import load_resume_state, order_cal
 from tinyvae.training.data.loaders import data_worker_error
 from tinyvae.training.data.sources import PickBatch, Transform
 from tinyvae.training.data.validated import ValidatedSource
-from tinyvae.training.headline import headline
 from tinyvae.training.history import History, Row, RunningMean, plain
 from tinyvae.training.nonfinite import require_finite_weights
 from tinyvae.training.optimization import Optimization, learning_rates
@@ -40,7 +39,7 @@ from tinyvae.training.preparation import (
     restored_speed,
     select_fast_path,
 )
-from tinyvae.training.progress import Progress
+from tinyvae.training.progress import Progress, headline
 from tinyvae.training.signals import defer_sigchld, graceful_stop
 from tinyvae.training.state import TrainState, choose_device
 from tinyvae.training.step import Gradients, TrainStep
