@@ -213,6 +213,7 @@ def run_child(args, folder, files, tests, mutant, trace):
     plugin = Plugin(tests, tracer if trace else None)
     options = "-q --no-header -p no:cacheprovider -p no:xdist -p no:pytest_cov -W".split()
     options += ["ignore::pytest.PytestAssertRewriteWarning", *([] if trace else ["-x"])]
+    options += ["-m", "slow or not slow"]  # all tests, whatever the default selection is
     with tracer.collect() if trace else contextlib.nullcontext():
         code = pytest.main([*options, *files], plugins=[plugin])
     for path in tracer.get_data().measured_files() if trace else ():
