@@ -1,9 +1,9 @@
-"""What gradient estimators cost: a step of IWAE by each, in ratios to the pathwise one.
+"""Cost of gradient estimators: time of a step of IWAE relative to the pathwise estimator.
 
     python benchmarks/estimators.py
 
-Rounds of all three are interleaved, so that what disturbs the machine disturbs all alike; reported
-is the median of the rounds' ratios, with their quartiles.
+Rounds of all estimators are interleaved, so that other load on the machine affects them equally.
+The script reports the median and the quartiles of the ratios within rounds.
 """
 
 import time
@@ -18,7 +18,7 @@ ESTIMATORS = ("pathwise", "stl", "dreg")
 
 
 def seconds(objective: IWAE, vae: VAE, batch: Batch) -> float:
-    """Time of a few passes forwards and backwards."""
+    """Return the time of a few forward and backward passes."""
     start = time.perf_counter()
     for _ in range(STEPS):
         objective(vae, batch).losses["model"].backward()

@@ -1,11 +1,12 @@
-"""What log p(x) by importance sampling costs, with 5000 draws of each image.
+"""Cost of log p(x) by importance sampling with 5000 draws per image.
 
     python benchmarks/evaluation.py
 
-Three ways, interleaved, on one model (784-200-200-50): :func:`tinyvae.log_marginal`; the way of the
-textbooks, one image a time in copies of 100, encoder and all, with probabilities and their binary
-cross-entropy; and the matrix products of the decoder alone, which nobody can do without. Besides,
-the largest difference to float64 arithmetic on the same draws.
+The script compares three tasks on one model (784-200-200-50), in interleaved rounds:
+:func:`tinyvae.log_marginal`; the textbook method, which passes 100 copies of one image through the
+whole model and uses probabilities and their binary cross-entropy; and the matrix products of the
+decoder alone, which are a lower limit. It also reports the largest difference from float64 on the
+same draws.
 """
 
 import argparse
@@ -31,12 +32,14 @@ DRAWS, COPIES, IMAGES = 5000, 100, 4
 
 
 def by_copies(vae: VAE, x: Tensor) -> Tensor:
-    """The textbooks' way."""
-    return torch.stack([_of_copies(vae, one.expand(COPIES, *one.shape)) for one in x])
+    """Return log p(x) by the textbook method."""
+    return torch.stack(
+        [_log_marginal_of_copies(vae, image.expand(COPIES, *image.shape)) for image in x]
+    )
 
 
 @torch.no_grad()
-def _of_copies(vae: VAE, copies: Tensor) -> Tensor:
+def _log_marginal_of_copies(vae: VAE, copies: Tensor) -> Tensor:
     log_weights = []
     for _ in range(DRAWS // COPIES):
         q: Distribution = vae.encode(copies)
@@ -50,7 +53,7 @@ def _of_copies(vae: VAE, copies: Tensor) -> Tensor:
 
 @torch.no_grad()
 def products(vae: VAE, x: Tensor) -> None:
-    """The decoder's matrix products, rows in the chunks that are fastest."""
+    """Compute the decoder's matrix products, in chunks of the fastest size."""
     weights = [m.weight.T for m in vae.decoder.modules() if isinstance(m, nn.Linear)]
     rows = DRAWS // 4
     buffers = [torch.empty(rows, weight.shape[1]) for weight in weights]
@@ -62,7 +65,7 @@ def products(vae: VAE, x: Tensor) -> None:
 
 
 def error(vae: VAE, x: Tensor) -> float:
-    """Largest difference to float64 on the same draws, nats."""
+    """Return the largest difference from float64 on the same draws, nats."""
     z = torch.randn(DRAWS, len(x), *vae.latent_shape)
     with torch.no_grad():
         narrow = vae.decode(z).log_prob(x)
@@ -72,7 +75,7 @@ def error(vae: VAE, x: Tensor) -> float:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
@@ -86,19 +89,21 @@ def main() -> None:
     workload = WORKLOADS["w3-50"]
     vae = build(workload).eval()
     x = (torch.from_numpy(images(workload, IMAGES)) > 127).float()
-    ways: dict[str, Callable[[], object]] = {
+    tasks: dict[str, Callable[[], object]] = {
         "log_marginal": lambda: log_marginal(vae, x, num_samples=DRAWS),
         "copies": lambda: by_copies(vae, x[:1]),
         "products": lambda: products(vae, x),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for _ in range(args.rounds + 1):
-        for name, way in ways.items():
+        for name, task in tasks.items():
             start = time.perf_counter()
-            way()
+            task()
             seconds[name].append(time.perf_counter() - start)
-    scored = {"log_marginal": IMAGES, "copies": 1, "products": IMAGES}
-    times = {name: np.array(seconds[name][1:]) / scored[name] for name in ways}  # 1st: warm-up
+    images_per_call = {"log_marginal": IMAGES, "copies": 1, "products": IMAGES}
+    times = {
+        name: np.array(seconds[name][1:]) / images_per_call[name] for name in tasks
+    }  # without the warm-up
     print(f"{args.threads} threads, {args.allocator} allocator, {DRAWS} draws, ms per image")
     for name, values in times.items():
         low, middle, high = 1e3 * np.quantile(values, (0.25, 0.5, 0.75))
@@ -107,7 +112,7 @@ def main() -> None:
     share = np.median(times["products"] / times["log_marginal"])
     print(f"{speedup:.1f} times as fast as by copies, at {share:.0%} of the products' rate")
     difference = error(vae, x)
-    print(f"largest difference to float64 on the same draws: {difference:.1e} nats")
+    print(f"largest difference from float64 on the same draws: {difference:.1e} nats")
     args.output.mkdir(parents=True, exist_ok=True)
     record = head(args.threads) | {"allocator": args.allocator, "torch": torch.__version__}
     record |= {"seconds_per_image": {name: list(values) for name, values in times.items()}}

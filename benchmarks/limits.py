@@ -1,15 +1,15 @@
-"""What the machine can do at most, which the times of a training step are to be read against.
+"""Limits of the machine, for comparison with the times of a training step.
 
     python benchmarks/limits.py --threads 2
 
-Multiply-adds, the matrix products of the workloads by torch's default route and through oneDNN,
-memory, elementwise functions, random numbers, and the cost of the smallest calls. Repetitions of
-a table are interleaved, so that what disturbs the machine disturbs all rows alike; reported are
-medians and quartiles. The peak is the best that multiply-adds reached, before all the rest or
-after it: a median would be below what others reach in better moments.
+The script measures multiply-adds, the matrix products of the workloads by torch's default kernels
+and by oneDNN, memory, elementwise functions, random numbers, and the smallest calls. Repetitions
+are interleaved, so that other load on the machine affects all rows of a table equally. It reports
+medians and quartiles. The peak is the best rate of multiply-adds, measured before and after the
+rest, because other tasks may exceed a median.
 
-Beside the printed tables, ``limits.json`` is written to the output folder, where
-``benchmarks/training.py`` finds the peak, ``fma_gflops``.
+It writes ``limits.json`` to the output folder, from which ``benchmarks/training.py`` reads the
+peak, ``fma_gflops``.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from workloads import WORKLOADS, Workload
 from tinyvae.training.acceleration.options import matmul_route
 
 ROUNDS = 9
-SHORTEST = 2e-3  # seconds of a repetition, at least
+SHORTEST = 2e-3  # minimal duration of a repetition, seconds
 FMA = Path(__file__).with_name("fma.c")
 COMPILE = ("cc", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp")
 ROUTES = ("default", "onednn")
@@ -50,7 +50,7 @@ Quartiles = dict[str, np.ndarray]
 
 
 def seconds(tasks: Tasks) -> Quartiles:
-    """Quartiles of the time of a call, rounds of all tasks interleaved."""
+    """Return quartiles of the time of a call; rounds of all tasks are interleaved."""
     repeats = {name: _repeats(task) for name, task in tasks.items()}
     rounds = [
         {name: _time(task, repeats[name]) for name, task in tasks.items()} for _ in range(ROUNDS)
@@ -75,7 +75,7 @@ def _quartiles(values: list[float]) -> np.ndarray:
 
 
 def per(amount: float, taken: np.ndarray) -> np.ndarray:
-    """Quartiles of a rate from those of a time."""
+    """Return quartiles of a rate, computed from quartiles of a time."""
     return amount / taken[::-1]
 
 
@@ -83,7 +83,7 @@ def per(amount: float, taken: np.ndarray) -> np.ndarray:
 
 
 def fma_rates(threads: int) -> tuple[list[float], str]:
-    """GFLOP/s of every repetition, and how they were measured."""
+    """Return GFLOP/s of every repetition, and the method of measurement."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "fma"
         try:
@@ -118,11 +118,11 @@ class Product:
 
     @property
     def gflop(self) -> float:
-        """10^9 operations, a multiplication with its addition being two."""
+        """10^9 operations; a multiplication with its addition counts as two."""
         return 2e-9 * self.rows * self.n_in * self.n_out
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Random factors, laid out in memory as in training."""
+        """Return random factors with the memory layout of training."""
         generator = torch.Generator().manual_seed(0)
         x, y, weight = (
             torch.randn(shape, generator=generator)
@@ -136,7 +136,7 @@ class Product:
 
 
 def products(workload: Workload) -> set[Product]:
-    """Matrix products of a step; convolutions have none."""
+    """Return the matrix products of a step; convolutional workloads have none."""
     hidden = () if workload.convolutional else (workload.num_pixels, *workload.hidden[:-1])
     encoder = (*hidden, workload.num_features)
     decoder = (workload.latent_dim, *encoder[::-1])
@@ -154,7 +154,7 @@ def products(workload: Workload) -> set[Product]:
 
 
 def by(route: str, task: Callable[[], Any]) -> Callable[[], Any]:
-    """The task, by a route."""
+    """Return the task of a product with the given kernels."""
 
     def routed() -> Any:
         with matmul_route(route):
@@ -164,7 +164,7 @@ def by(route: str, task: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def measure_products() -> list[dict[str, Any]]:
-    """Rates and errors of the products of all workloads."""
+    """Measure rates and errors of the products of all workloads."""
     users: dict[Product, list[str]] = {}
     for workload in WORKLOADS.values():
         for product in products(workload):
@@ -194,7 +194,7 @@ def _measure_product(product: Product) -> dict[str, Any]:
 
 
 def bandwidth() -> Quartiles:
-    """GB/s; of a copy, what is read and what is written."""
+    """Measure GB/s; a copy counts what it reads and what it writes."""
     x, y = torch.ones(LARGE), torch.ones(LARGE)
     taken = seconds({"copy": lambda: y.copy_(x), "read": x.sum})
     volume = 4e-9 * LARGE
@@ -202,7 +202,7 @@ def bandwidth() -> Quartiles:
 
 
 def elementwise() -> Quartiles:
-    """Nanoseconds per element."""
+    """Measure nanoseconds per element."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(ELEMENTS, generator=generator)
     y, words = torch.empty_like(x), torch.empty(ELEMENTS, dtype=torch.int64)
@@ -221,7 +221,7 @@ def elementwise() -> Quartiles:
 
 
 def calls() -> Quartiles:
-    """Microseconds of a call that has next to nothing to compute."""
+    """Measure microseconds of calls with almost no computation."""
     scalar, matrix = torch.ones(()), torch.ones(1, 1)
     weight = torch.ones((), requires_grad=True)
     taken = seconds(
@@ -246,13 +246,13 @@ OTHERS = {
 
 
 def table(heads: list[str], rows: list[list[str]]) -> str:
-    """Markdown."""
+    """Return a table in Markdown."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def product_rows(measured: list[dict[str, Any]], peak: float) -> list[list[str]]:
-    """Shape, users, and by route: rate, quartiles, share of the peak and error."""
+    """Return rows of shape, workloads, and per route rate, quartiles, share of peak, error."""
     rows = []
     for product in measured:
         row = [product["kind"], " x ".join(map(str, product["shape"]))]
@@ -266,7 +266,7 @@ def product_rows(measured: list[dict[str, Any]], peak: float) -> list[list[str]]
 
 
 def spread_rows(measured: Quartiles, unit: str) -> list[list[str]]:
-    """Name, median with its unit, quartiles."""
+    """Return rows of name, median with its unit, and quartiles."""
     rows = []
     for name, quartiles in measured.items():
         middle, both = spread(quartiles, "{:.3g}".format)
@@ -275,17 +275,17 @@ def spread_rows(measured: Quartiles, unit: str) -> list[list[str]]:
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--threads", type=int, default=2, help="threads, and cores")
+    parser.add_argument("--threads", type=int, default=2, help="number of threads and cores")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print and write the results."""
     args = parse()
     use_cores(args.threads)
     torch.set_num_threads(args.threads)

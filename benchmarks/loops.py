@@ -1,8 +1,8 @@
-"""The loop that an expert would write by hand for one model: what the Trainer is measured against.
+"""A hand-tuned training loop for one model, the reference for the Trainer.
 
-Autograd, the objectives' own formulas, and the tricks that a page of code has room for: data
-resident as bytes, one ``index_select`` per batch, logits losses, fused Adam, terms summed up
-without a look at them, compilation of the loss. No checks, no callbacks, no other model.
+It uses autograd, the formulas of the objectives, and the techniques that fit on a page: data stay
+on the device as bytes, one ``index_select`` per batch, losses of logits, fused Adam, metrics summed
+without synchronization, compilation of the loss. It has no checks, no callbacks and no other model.
 """
 
 import math
@@ -15,8 +15,6 @@ from competitors.layers import decoder, encoder
 from torch import Tensor, nn
 from workloads import Workload
 
-__all__ = ["Model", "loss_and_terms", "train"]
-
 
 class Model(nn.Module):
     """Encoder and decoder of a workload."""
@@ -27,7 +25,7 @@ class Model(nn.Module):
 
 
 def loss_and_terms(model: Model, x: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
-    """Minus the bound, and the terms to report."""
+    """Return minus the bound, and the metrics."""
     mean, log_std = model.encoder(x).chunk(2, dim=1)
     if num_samples == 1:
         z = torch.addcmul(mean, log_std.exp(), torch.randn_like(mean))
@@ -47,7 +45,7 @@ def loss_and_terms(model: Model, x: Tensor, num_samples: int) -> tuple[Tensor, T
 
 
 def bits(pixels: Tensor, gray: bool) -> Tensor:
-    """Bytes as zeros and ones: as they are, or drawn with a gray level's probability."""
+    """Return zeros and ones: the bytes, or draws with the gray levels as probabilities."""
     return torch.rand(pixels.shape).lt_(pixels / 255) if gray else pixels.float()
 
 
@@ -58,7 +56,7 @@ def train(
     *,
     compile: bool = False,  # noqa: A002
 ) -> None:
-    """Train an epoch after the other, until ``round_done``, called after each, says False."""
+    """Train epochs until ``round_done``, which is called after each epoch, returns False."""
     torch.manual_seed(0)
     model = Model(workload)
     data = torch.from_numpy(images)

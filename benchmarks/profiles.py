@@ -1,9 +1,10 @@
-"""Where the time of a training step goes, on each workload.
+"""Profile of a training step on each workload.
 
     python benchmarks/profiles.py
 
-Shares of the wall clock by kind of operation, of torch's profiler; the rest is Python, dispatch and
-autograd's bookkeeping, the profiler's own cost included, so that it is at most what is said.
+The script prints shares of the wall-clock time by kind of operation, from torch's profiler. The
+rest is Python, dispatch and autograd; it includes the cost of the profiler, so it is an upper
+limit.
 """
 
 import argparse
@@ -29,7 +30,7 @@ KINDS = {
 
 
 def shares(workload: Workload) -> dict[str, float]:
-    """Share of the time by kind of operation, of an epoch after the first."""
+    """Return the share of the time by kind of operation, in an epoch after the first."""
     objective = ELBO() if workload.num_samples == 1 else IWAE(workload.num_samples)
     trainer = Trainer(build(workload), objective, progress=False, device="cpu")
     data = torch.from_numpy(images(workload))

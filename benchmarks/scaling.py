@@ -1,10 +1,10 @@
-"""What grows with the data and with the number of draws, and what a start costs.
+"""Scaling with the size of the data and the number of draws, and the time of an import.
 
     python benchmarks/scaling.py
 
-Time of a training step per image with 60,000 and with 600,000 images at hand; time of a step of
-IWAE per draw with 50 and with 200 draws; time of ``import tinyvae`` beyond ``import torch``, in
-processes of their own. All in turn, in one run.
+The script measures the time of a training step per image with 60,000 and with 600,000 images, the
+time of a step of IWAE per draw with 50 and with 200 draws, and the time that ``import tinyvae``
+adds to ``import torch`` in a new process. The measurements are interleaved.
 """
 
 import argparse
@@ -26,31 +26,31 @@ from workloads import WORKLOADS, Workload, images
 from tinyvae import ELBO, IWAE, Callback, Objective, Trainer
 from tinyvae.core.objective import ObjectiveOutput
 from tinyvae.datasets import DynamicBinarization
-from tinyvae.training import tune_malloc
+from tinyvae.training import TrainState, tune_malloc
 
 STEPS = 100
 CLOCK = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
 
 
 class Stop(Callback):
-    """Ends the run after so many steps, timed without the first few."""
+    """Callback that measures the time per step after a warm-up, and stops the run."""
 
     WARM_UP = 10
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
-    def on_step_end(self, trainer: Trainer, output: ObjectiveOutput) -> None:
-        """Start the clock, or stop it."""
-        if trainer.step == self.WARM_UP:
+    def on_step_end(self, state: TrainState, output: ObjectiveOutput) -> None:
+        """Start or stop the clock."""
+        if state.step == self.WARM_UP:
             self.start = time.perf_counter()
-        if trainer.step == self.WARM_UP + self.steps:
+        if state.step == self.WARM_UP + self.steps:
             self.seconds = (time.perf_counter() - self.start) / self.steps
-            trainer.stop("measured")
+            state.stop("measured")
 
 
 def step_seconds(workload: Workload, data: torch.Tensor, objective: Objective, steps: int) -> float:
-    """Time of a training step."""
+    """Return the time of a training step."""
     stop = Stop(steps)
     trainer = Trainer(build(workload), objective, callbacks=[stop], progress=False, device="cpu")
     transform = DynamicBinarization(255) if workload.gray else None
@@ -59,13 +59,13 @@ def step_seconds(workload: Workload, data: torch.Tensor, objective: Objective, s
 
 
 def import_seconds(module: str) -> float:
-    """Time of an import in a fresh interpreter."""
+    """Return the time of an import in a new interpreter."""
     command = [sys.executable, "-c", CLOCK.format(module)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)

@@ -1,18 +1,18 @@
-"""What a training step costs, by tinyvae and by others, on the same models and data.
+"""Time of a training step with tinyvae and with other libraries, on the same models and data.
 
     pip install pythae==0.1.2 lightning==2.6.6 jax==0.10.2
     python benchmarks/training.py
 
-Everybody trains in a process of its own, with its own allocator and nothing of the others imported,
-and with another interpreter where one is given: ``--python pythae=other/bin/python``. Who is not
-installed is left out. Rounds, an epoch each, are interleaved, so that what disturbs the machine
-disturbs all alike; a pause before each lets the threads of the last one fall asleep. The first
-rounds, in which some compile, are not counted. Reported are medians and quartiles over the rounds
-of the time of a step, and of its ratio to tinyvae's in the same round.
+Each competitor trains in its own process, optionally with another interpreter: ``--python
+pythae=other/bin/python``. Competitors that are not installed are left out. Rounds of one epoch are
+interleaved, so that other load on the machine affects all of them equally; a pause before each
+round lets the threads of the previous one go to sleep. The first rounds, in which some compile, do
+not count. The script reports medians and quartiles of the time of a step, and of its ratio to
+tinyvae's in the same round.
 
-Beside the printed table, ``training.json`` and ``training.png`` are written to the output folder.
-Where ``limits.json`` tells the machine's peak, the table has the share of it that is reached by the
-matrix products and convolutions of a step.
+It writes ``training.json`` and ``training.png`` to the output folder. If ``limits.json`` has the
+peak of the machine, the table also shows which share of the peak the matrix products and
+convolutions reach.
 """
 
 import argparse
@@ -33,10 +33,12 @@ from workloads import WORKLOADS, Workload, flops
 
 PAUSE = 0.3  # seconds; OpenMP's threads spin for 0.2
 WARM_UP = 2  # rounds
-START_LIMIT = 300.0  # seconds to import a library, beside others that do
+START_LIMIT = 300.0  # seconds to import a library while others are imported
 REFERENCE = "tinyvae"
 
-Results = dict[str, dict[str, Any]]  # by competitor: versions and seconds, or why there are none
+Results = dict[
+    str, dict[str, Any]
+]  # by competitor: versions and seconds, or the reason why there are none
 
 
 def measure(workload: Workload, names: Iterable[str], args: argparse.Namespace) -> Results:
@@ -68,7 +70,7 @@ def _start(name: str, workload: Workload, args: argparse.Namespace) -> Worker:
 
 
 def _keep(results: Results, worker: Worker, answer: dict[str, Any]) -> None:
-    """Add an answer to what there is of a competitor, and end one that has none."""
+    """Add an answer to the results of a competitor; end it if there is no answer."""
     if "seconds" in answer:
         results[worker.name].setdefault("seconds", []).append(answer["seconds"])
         return
@@ -82,12 +84,12 @@ def _report(text: str) -> None:
 
 
 def step_times(result: dict[str, Any], workload: Workload) -> np.ndarray:
-    """Seconds of a step in the rounds that count."""
+    """Return seconds of a step in the rounds that count."""
     return np.array(result["seconds"][WARM_UP:]) / workload.steps
 
 
 def ratios(results: Results) -> dict[str, np.ndarray]:
-    """Time over the reference's in the same round: quartiles, the median in the middle."""
+    """Return quartiles of the ratio to the reference's time in the same round."""
     measured = {name: result["seconds"][WARM_UP:] for name, result in _measured(results).items()}
     if REFERENCE not in measured:
         return {}
@@ -102,7 +104,7 @@ def _measured(results: Results) -> Results:
 
 
 def table(workload: Workload, results: Results, peak: float | None) -> str:
-    """Markdown: who takes how long."""
+    """Return a table of times in Markdown."""
     heads = ["", "step", "quartiles", f"times {REFERENCE}'s", "quartiles"]
     rows = [[*heads, *(["share of peak"] if peak else [])]]
     rows.append(["---"] * len(rows[0]))
@@ -128,7 +130,7 @@ def _duration(seconds: float) -> str:
 
 
 def figure(measured: dict[str, Results], subtitle: str) -> Any:
-    """Ratios to the reference: a panel per workload, a row per competitor."""
+    """Draw ratios to the reference: a panel per workload, a row per competitor."""
     from matplotlib.figure import Figure
 
     quotients = {name: ratios(results) for name, results in measured.items()}
@@ -142,7 +144,7 @@ def figure(measured: dict[str, Results], subtitle: str) -> Any:
     panels = drawing.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for panel in panels[len(quotients) :]:
         panel.set_axis_off()
-    panels[0].set_xscale("log")  # of all: before the ticks, which it sets anew
+    panels[0].set_xscale("log")  # shared by all panels; it resets the ticks
     for panel, (name, values) in zip(panels, quotients.items(), strict=False):
         _draw(panel, names, values)
         panel.set_title(f"{name}: {WORKLOADS[name].title}", loc="left", fontsize=10)
@@ -182,22 +184,27 @@ def _draw(panel: Any, names: list[str], values: dict[str, np.ndarray]) -> None:
 
 
 def read_peak(path: Path) -> float | None:
-    """Peak of the machine in GFLOP/s, where it is known."""
+    """Return the peak of the machine in GFLOP/s, None if unknown."""
     return json.loads(path.read_text()).get("fma_gflops") if path.exists() else None
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME")
     add("--competitors", nargs="+", choices=COMPETITORS, default=list(COMPETITORS), metavar="NAME")
-    add("--threads", type=int, default=2, help="threads, and cores, of everybody")
-    add("--rounds", type=int, default=9, help=f"rounds, of which {WARM_UP} are not counted")
-    add("--limit", type=float, default=60.0, help="seconds of a round after which one is dropped")
-    add("--allocator", choices=("default", "tuned"), default="default", help="everybody's")
+    add("--threads", type=int, default=2, help="number of threads and cores of each process")
+    add("--rounds", type=int, default=9, help=f"rounds; the first {WARM_UP} do not count")
+    add("--limit", type=float, default=60.0, help="seconds after which a round is given up")
+    add(
+        "--allocator",
+        choices=("default", "tuned"),
+        default="default",
+        help="allocator of all processes",
+    )
     add("--python", action="append", type=_interpreter, default=[], metavar="NAME=PATH")
     add("--output", type=Path, default=Path(__file__).parent / "results")
     add("--peak", type=Path, help="limits.json, if it is not in the output folder")
@@ -217,7 +224,7 @@ def _interpreter(text: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print and write the results."""
     args = parse()
     peak = read_peak(args.peak or args.output / "limits.json")
     record = {

@@ -1,6 +1,6 @@
-"""The workloads that everybody is timed on, from a small MLP to convolutions and many draws.
+"""The workloads of the benchmarks, from a small MLP to convolutions and many draws.
 
-Images are drawn, not loaded: what is in them costs no time, and nothing has to be at hand.
+Images are generated and not loaded: their contents do not affect the time.
 """
 
 from dataclasses import dataclass
@@ -9,8 +9,6 @@ from math import prod
 
 import numpy as np
 
-__all__ = ["WORKLOADS", "Workload", "flops", "halvings", "images"]
-
 
 @dataclass(frozen=True)
 class Workload:
@@ -18,18 +16,18 @@ class Workload:
 
     Attributes:
         name: Short name.
-        title: What it is, in words.
+        title: Description.
         data_shape: Shape of an image.
         hidden: Widths of the encoder's hidden layers, or channels of its stride-2 convolutions
             (3 x 3, padding 1); the decoder mirrors them.
         latent_dim: Dimensions of the latent.
         activation: ``"tanh"`` or ``"relu"``.
         batch_size: Examples per step.
-        num_samples: Draws per example; the objective is IWAE where there are several.
+        num_samples: Draws per example; the objective is IWAE if there are several.
         steps: Steps of a round, which is an epoch.
-        gray: Whether images are gray levels 0..255, drawn as zeros and ones anew at every use;
-            otherwise they are zeros and ones.
-        convolutional: Whether ``hidden`` are channels.
+        gray: True if images are gray levels 0..255, from which zeros and ones are drawn for every
+            batch; False if they are zeros and ones.
+        convolutional: True if ``hidden`` are channels.
     """
 
     name: str
@@ -46,17 +44,17 @@ class Workload:
 
     @property
     def num_examples(self) -> int:
-        """Examples of an epoch."""
+        """Number of examples in an epoch."""
         return self.batch_size * self.steps
 
     @property
     def num_pixels(self) -> int:
-        """Numbers in an image."""
+        """Number of pixels in an image."""
         return prod(self.data_shape)
 
     @property
     def num_features(self) -> int:
-        """Numbers that the encoder's hidden layers end in."""
+        """Number of features that the encoder's hidden layers return."""
         return self.hidden[-1] * (prod(halvings(self)[-1]) if self.convolutional else 1)
 
 
@@ -88,7 +86,7 @@ WORKLOADS = {
 
 
 def halvings(workload: Workload) -> list[tuple[int, int]]:
-    """Heights and widths that the stride-2 convolutions pass through, halves rounded up."""
+    """Return heights and widths before and after each stride-2 convolution, rounded up."""
     sizes = [workload.data_shape[-2:]]
     for _ in workload.hidden:
         height, width = sizes[-1]
@@ -97,11 +95,11 @@ def halvings(workload: Workload) -> list[tuple[int, int]]:
 
 
 def flops(workload: Workload) -> int:
-    """Floating-point operations of a step in matrix products and convolutions.
+    """Return the floating-point operations of a step in matrix products and convolutions.
 
-    A multiplication with its addition counts as two; of a convolution, those with its padding
-    count too. The backward pass takes as many again for the gradients of weights and as many for
-    those of inputs, except for the images, which have none.
+    A multiplication with its addition counts as two, also with the padding of a convolution. The
+    backward pass needs the same number for gradients of weights, and again for gradients of inputs,
+    except for the images.
     """
     hidden = _hidden_multiplications(workload)
     ends = workload.num_features * workload.latent_dim
@@ -111,7 +109,7 @@ def flops(workload: Workload) -> int:
 
 
 def _hidden_multiplications(workload: Workload) -> list[int]:
-    """Multiplications per example in the layers that the decoder mirrors, one pass forwards."""
+    """Return multiplications per example in the mirrored layers, for one forward pass."""
     if not workload.convolutional:
         return [n_in * n_out for n_in, n_out in pairwise((workload.num_pixels, *workload.hidden))]
     channels = pairwise((workload.data_shape[0], *workload.hidden))
@@ -120,7 +118,7 @@ def _hidden_multiplications(workload: Workload) -> list[int]:
 
 
 def images(workload: Workload, num_examples: int | None = None) -> np.ndarray:
-    """Images of a workload, uint8 ``(N, *data_shape)``: blobs, zeros and ones or gray levels."""
+    """Return images of a workload, uint8 ``(N, *data_shape)``: two blobs per image."""
     generator = np.random.default_rng(0)
     num = workload.num_examples if num_examples is None else num_examples
     height, width = workload.data_shape[-2:]

@@ -1,13 +1,14 @@
-"""What several draws are worth: bounds and gradient estimators on the digits.
+"""Bounds of several draws and gradient estimators, compared on the digits.
 
     python examples/bounds.py
 
-One VAE of 8 latents, seven objectives. Reported is log p(x) of held-out images, by importance
-sampling. Then the ratio of signal to noise, |mean| / std over passes, of the gradient of IWAE in
-the encoder's and in the decoder's last weights, against the number of draws K, at the end of
-training by the ELBO. For large K that of the encoder falls as 1 / sqrt(K) with the pathwise
-gradient (Rainforth et al. 2018, arXiv:1802.04537), and rises as sqrt(K) with the doubly
-reparameterized one (Tucker et al. 2019, arXiv:1810.04152); here K is not large yet.
+The script fits a VAE with 8 latent dimensions by seven objectives and reports log p(x) of held-out
+images by importance sampling. Then it measures the signal-to-noise ratio of the gradient of IWAE,
+|mean| / std over passes, in the last weights of the encoder and of the decoder of a model that was
+trained by the ELBO, for several numbers of draws K. For large K, the ratio of the encoder falls as
+1 / sqrt(K) with the pathwise gradient (Rainforth et al. 2018, arXiv:1802.04537) and rises as
+sqrt(K) with the doubly reparameterized one (Tucker et al. 2019, arXiv:1810.04152). Here K is not
+yet large.
 """
 
 import torch
@@ -25,20 +26,20 @@ OBJECTIVES = {
     "IWAE, K = 20": lambda: IWAE(20),
     "IWAE, K = 20, DReG": lambda: IWAE(20, estimator="dreg"),
     "multiply IWAE, 4 x 5": lambda: MultiplyIWAE(5, num_bounds=4),
-    "Renyi 1/2, K = 20": lambda: RenyiBound(0.5, 20),
+    "Renyi 1/2, K = 20": lambda: RenyiBound(20, alpha=0.5),
     "TVO, K = 20": lambda: TVO(20, num_partitions=5, smallest=0.03),
 }
 SIZES = (4, 16, 64, 256)
 
 
 def build(shape: torch.Size) -> VAE:
-    """The VAE, whatever the objective."""
+    """Return the VAE, which is the same for all objectives."""
     encoder = GaussianEncoder(MLP(shape, hidden=(200,)), 8)
     return VAE(encoder, MLP(8, hidden=(200,), out_shape=shape), BernoulliLikelihood())
 
 
 def signal_to_noise(vae: VAE, x: Tensor, objective: IWAE, part: nn.Module, passes: int) -> float:
-    """Root mean square over the weights of their gradient's mean, over that of its std."""
+    """Return the RMS over weights of the gradient's mean, divided by that of its std."""
     weight = next(part.parameters())
     draws = []
     for _ in range(passes):
@@ -46,13 +47,13 @@ def signal_to_noise(vae: VAE, x: Tensor, objective: IWAE, part: nn.Module, passe
         draws.append(torch.autograd.grad(loss, weight)[0])
     gradients = torch.stack(draws).double()
     mean, variance = gradients.mean(0), gradients.var(0)
-    # Without the noise that the mean of so many passes has itself.
+    # The mean over passes is itself noisy: subtract the variance of that noise.
     signal = (mean.square() - variance / passes).mean().clamp(min=0)
     return float((signal / variance.mean()).sqrt())
 
 
 def main() -> None:
-    """Fit with every objective, measure, draw."""
+    """Fit with every objective, measure the gradients, draw the figure."""
     args = arguments(__doc__, epochs=100)
     train, test = images(args.mnist)
     x, x_test = binary(train), binary(test)[:1000]

@@ -1,10 +1,11 @@
-"""Posterior collapse: it comes with a weight beta that is too high, and goes with free bits.
+"""Posterior collapse: a large weight beta causes it, and free bits prevent it.
 
     python examples/collapse.py
 
-One VAE of 16 latents, three objectives: the ELBO, the KL term weighted by beta = 10, and the same
-with half a nat free in each dimension. Reported are the active dimensions, whose posterior means
-vary over held-out images (Burda et al. 2016, arXiv:1509.00519, section 5.2), and log p(x).
+The script fits a VAE with 16 latent dimensions by three objectives: the ELBO, the ELBO with beta =
+10, and the latter with 0.5 free nats per dimension. It reports log p(x) and the number of active
+dimensions, whose posterior means vary over held-out images (Burda et al. 2016, arXiv:1509.00519,
+section 5.2).
 """
 
 import torch
@@ -24,13 +25,13 @@ OBJECTIVES = {
 
 
 def build(shape: torch.Size) -> VAE:
-    """The VAE, whatever the objective."""
+    """Return the VAE, which is the same for all objectives."""
     encoder = GaussianEncoder(MLP(shape, hidden=(200,)), LATENTS)
     return VAE(encoder, MLP(LATENTS, hidden=(200,), out_shape=shape), BernoulliLikelihood())
 
 
 def main() -> None:
-    """Fit with every objective, count, draw."""
+    """Fit with every objective, count active dimensions, draw the figures."""
     args = arguments(__doc__, epochs=150)
     train, test = images(args.mnist)
     x, x_test = binary(train), binary(test)[:1000]
@@ -58,7 +59,7 @@ def main() -> None:
         panel.set(yscale="log", ylim=(1e-6, 3), xticks=[1, 4, 8, 12, 16])
         heading(panel, f"{name}: {activity.count} active", "dimension, sorted")
         shown[name] = vae.reconstruct(x_test[:16])
-    panels[0].set_ylabel("variance of the posterior's mean", fontsize=13, color=INK)
+    panels[0].set_ylabel("variance of the posterior mean", fontsize=13, color=INK)
     save_figure(chart, args.output / "gallery_collapse.png")
     save_figure(image_rows(shown), args.output / "gallery_collapse_images.png")
 

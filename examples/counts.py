@@ -1,13 +1,14 @@
-"""Counts that vary more than a Poisson variable, and hold more zeros than that.
+"""Overdispersed counts with extra zeros, by four likelihoods.
 
     python examples/counts.py
 
-Synthetic counts of a known process, 20 columns that hang together by two factors z:
+The counts are synthetic: 20 columns that depend on two factors z,
 
     log mean = log 4 + W z,   count ~ NegativeBinomial(mean, concentration r = 2),
 
-as it is, and with every count replaced by zero with probability 0.3. Four likelihoods are fitted
-to each, and compared by log p(x) of held-out rows with one another and with the process itself.
+with and without additional zeros (each count is replaced by zero with probability 0.3). The script
+fits four likelihoods to both tables, and compares log p(x) of held-out rows with that of the
+process itself.
 """
 
 import argparse
@@ -19,7 +20,6 @@ import numpy as np
 import torch
 from charts import GREEN, dots, figure, heading
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from tinyvae import ELBO, MLP, VAE, GaussianEncoder, Likelihood, Optimization, Trainer, evaluate
 from tinyvae.likelihoods import (
@@ -35,7 +35,7 @@ LOADINGS = 0.5 * np.random.default_rng(0).standard_normal((COLUMNS, FACTORS))
 
 
 def draw(num_rows: int, extra_zeros: float) -> Tensor:
-    """Counts of the process: Poisson variables whose means are multiplied by gamma ones."""
+    """Draw counts: Poisson variables with gamma-distributed factors on their means."""
     rng = np.random.default_rng(1)
     means = MEAN * np.exp(rng.standard_normal((num_rows, FACTORS)) @ LOADINGS.T)
     counts = rng.poisson(means * rng.gamma(CONCENTRATION, 1 / CONCENTRATION, means.shape))
@@ -43,44 +43,40 @@ def draw(num_rows: int, extra_zeros: float) -> Tensor:
 
 
 def process(likelihood: Likelihood) -> VAE:
-    """The process as a VAE, whose decoder is linear and known; only its encoder is to be fitted."""
+    """Return the process as a VAE: the linear decoder is known, only the encoder is trained."""
     shape = likelihood.param_shape((COLUMNS,))
     decoder = MLP(FACTORS, hidden=(), out_shape=shape).requires_grad_(False)
     (linear,) = decoder.layers
     linear.weight.zero_()[-COLUMNS:] = torch.from_numpy(LOADINGS)
     linear.bias.zero_()
-    if len(shape) == 2:  # the log odds of an extra zero come first
+    if len(shape) == 2:  # the log odds of an extra zero are the first parameter
         linear.bias[:COLUMNS] = math.log(EXTRA_ZEROS / (1 - EXTRA_ZEROS))
     return VAE(GaussianEncoder(MLP(COLUMNS, hidden=(64,)), FACTORS), decoder, likelihood)
 
 
 def build(likelihood: Likelihood) -> VAE:
-    """A model of the same shape, of which nothing is known."""
+    """Return a VAE of the same shape with unknown weights."""
     decoder = MLP(FACTORS, hidden=(), out_shape=likelihood.param_shape((COLUMNS,)))
     return VAE(GaussianEncoder(MLP(COLUMNS, hidden=(64,)), FACTORS), decoder, likelihood)
 
 
 def fit(vae: VAE, x: Tensor, seed: int, epochs: int) -> VAE:
     """Maximize the ELBO."""
-    optimization = Optimization(
-        2e-2,
-        scheduler=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
-        scheduler_interval="step",
-    )
+    optimization = Optimization(2e-2, schedule="cosine")
     trainer = Trainer(vae, ELBO(num_samples=2), optimization, seed=seed, progress=False)
     trainer.fit(x, epochs=epochs, batch_size=128)
     return vae.cpu()
 
 
 def concentration(likelihood: Likelihood) -> Tensor:
-    """The learned concentration of every column."""
+    """Return the learned concentration of every column."""
     counts = likelihood.likelihood if isinstance(likelihood, ZeroInflatedLikelihood) else likelihood
     with torch.no_grad():
         return counts.concentration(torch.zeros(COLUMNS), 1).exp()
 
 
 def main() -> None:
-    """Draw the counts, fit, compare, draw the figure."""
+    """Draw counts, fit every likelihood, compare, draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=60)

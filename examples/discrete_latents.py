@@ -1,11 +1,11 @@
-"""A class beside a style: discrete and continuous latents in one model, without labels.
+"""Unsupervised classes: a discrete and a continuous latent in one model.
 
     python examples/discrete_latents.py
 
-One categorical latent of ten classes and one Gaussian one. The labels are never shown; afterwards
-each class of the model is named after the label that is most frequent in it, and the share of
-held-out images whose label that is (purity) is reported. Trained by straight-through gradients, the
-bound is that of truly discrete latents.
+The model has a categorical latent with ten classes and a Gaussian latent. Training uses no labels.
+Each class is then assigned its most frequent label, and the script reports the share of held-out
+images with that label (purity). Gradients are straight-through; the bound is that of discrete
+latents.
 """
 
 import torch
@@ -21,7 +21,7 @@ CLASSES, STYLES = 10, 1
 
 
 def build(shape: torch.Size) -> VAE:
-    """A VAE with two latents, of which each has its own KL."""
+    """Return a VAE with two latents, each with its own KL term."""
     encoder = JointEncoder(
         {
             "kind": CategoricalEncoder(MLP(200, hidden=(100,)), CLASSES, temperature=0.3),
@@ -35,13 +35,13 @@ def build(shape: torch.Size) -> VAE:
 
 
 def kinds(vae: VAE, x: Tensor) -> Tensor:
-    """Most probable class of each image."""
+    """Return the most probable class of each image."""
     with torch.no_grad():
         return vae.encode(x).parts["kind"].mean.flatten(1).argmax(1)
 
 
 def purity(vae: VAE, x: Tensor, labels: Tensor, x_test: Tensor, labels_test: Tensor) -> float:
-    """Share of held-out images with the label that is most frequent in their class."""
+    """Return the share of held-out images with the most frequent label of their class."""
     table = torch.zeros(CLASSES, CLASSES).index_put_(
         (kinds(vae, x), labels), torch.ones(len(x)), accumulate=True
     )
@@ -49,7 +49,7 @@ def purity(vae: VAE, x: Tensor, labels: Tensor, x_test: Tensor, labels_test: Ten
 
 
 def main() -> None:
-    """Fit, compare with continuous latents alone, draw."""
+    """Fit, compare with a continuous latent alone, draw the figure."""
     args = arguments(__doc__, epochs=200)
     train, test = images(args.mnist)
     x, x_test, labels = binary(train), binary(test)[:1000], test.labels[:1000]
@@ -74,7 +74,7 @@ def main() -> None:
     )
     continuous, _ = fit(continuous, x, epochs=args.epochs, seed=0)
     report = evaluate(continuous, x_test, importance_samples=1000)
-    print(f"the style alone, without a class: log p(x) {report.log_marginal}")
+    print(f"without a class: log p(x) {report.log_marginal}")
     style = torch.linspace(-2, 2, 12).unsqueeze(1)
     rows = {}
     for kind in range(CLASSES):

@@ -1,4 +1,4 @@
-"""What the examples of latents share: binary images, and one way to fit to them."""
+"""Code that the examples of latents share: arguments, binary images, training."""
 
 import argparse
 from collections.abc import Callable
@@ -6,21 +6,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from tinyvae import ELBO, Batch, History, Objective, Optimization, Trainer
 from tinyvae.datasets import LabeledImages, digits, mnist, split, threshold
 from tinyvae.models import LatentVariableModel
 
-__all__ = ["arguments", "binary", "fit", "images"]
-
 Model = TypeVar("Model", bound=LatentVariableModel)
 
 
 def arguments(description: str, *, epochs: int, seeds: int = 3) -> argparse.Namespace:
-    """What every one of these examples can be told."""
+    """Parse the arguments of an example."""
     parser = argparse.ArgumentParser(description=description.split("\n")[0])
-    parser.add_argument("--mnist", type=Path, help="folder that holds MNIST/raw; else the digits")
+    parser.add_argument("--mnist", type=Path, help="folder of MNIST/raw (default: the digits)")
     parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--output", type=Path, default=Path("runs/gallery"))
@@ -28,7 +25,7 @@ def arguments(description: str, *, epochs: int, seeds: int = 3) -> argparse.Name
 
 
 def images(root: Path | None) -> tuple[LabeledImages, LabeledImages]:
-    """Images to train on and to test on: the embedded digits, or MNIST."""
+    """Return training and test images: the embedded digits, or MNIST."""
     if root is None:
         train, test = split(digits(), (1397, 400))
         return train, test
@@ -36,7 +33,7 @@ def images(root: Path | None) -> tuple[LabeledImages, LabeledImages]:
 
 
 def binary(data: LabeledImages) -> Tensor:
-    """Zeros and ones: brighter than half of white, or not."""
+    """Return 1 for pixels brighter than half of white, 0 for others."""
     return threshold(data.images, data.max_value / 2)
 
 
@@ -52,14 +49,10 @@ def fit(
     batch_size: int = 64,
     validation: Any = None,
 ) -> tuple[Model, History]:
-    """Maximize a bound by Adam, annealed to zero along a cosine."""
-    optimization = Optimization(
-        learning_rate,
-        scheduler=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
-        scheduler_interval="step",
-    )
+    """Minimize an objective by Adam, with a learning rate that falls to zero along a cosine."""
+    optimization = Optimization(learning_rate, schedule="cosine")
     trainer = Trainer(model, objective(), optimization, seed=seed, progress=False)
     data = train if context is None else (train, context)
-    pick = None if context is None else (lambda pair: Batch(x=pair[0], context=pair[1]))
-    history = trainer.fit(data, validation, epochs=epochs, batch_size=batch_size, batch=pick)
+    to_batch = None if context is None else (lambda pair: Batch(x=pair[0], context=pair[1]))
+    history = trainer.fit(data, validation, epochs=epochs, batch_size=batch_size, batch=to_batch)
     return model.cpu(), history

@@ -1,11 +1,11 @@
-"""A posterior that is no Gaussian, and a flow that finds it.
+"""A posterior that is not Gaussian, and a flow that fits it.
 
     python examples/flow_posterior.py
 
 The decoder is fixed and known: z ~ N(0, I) in two dimensions, x = z2 - z1^2 / 2 + noise. Given x,
-the posterior is a crescent. Encoders are fitted to draws of x, one with a diagonal Gaussian, one
-with a full covariance, one with a flow on top of the first. As log p(x) is known by quadrature, so
-is what each loses: log p(x) - ELBO = KL(q(z given x) || p(z given x)).
+the posterior is a crescent. The script fits three encoders to draws of x: a diagonal Gaussian, a
+full Gaussian, and a flow on top of the diagonal one. Quadrature gives log p(x), and so the gap of
+each encoder: log p(x) - ELBO = KL(q(z given x) || p(z given x)).
 """
 
 import torch
@@ -30,26 +30,26 @@ class Crescent(nn.Module):
 
 
 def grid(steps: int) -> tuple[Tensor, float]:
-    """Points of the plane, and the area that each stands for."""
+    """Return points of the plane, and the area per point."""
     line = torch.linspace(-4.5, 4.5, steps, dtype=torch.float64)
     points = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)  # (H, W, 2)
     return points, float(line[1] - line[0]) ** 2
 
 
 def log_joint(vae: VAE, x: Tensor, points: Tensor) -> Tensor:
-    """JointDistribution log density of each x at each point, ``(N, B)``."""
+    """Return log p(x, z) of each x at each point z, ``(N, B)``."""
     rows = points.reshape(-1, 1, 2)
     return vae.prior().log_prob(rows) + vae.decode(rows).log_prob(x)
 
 
 def density(vae: VAE, x: Tensor, points: Tensor) -> Tensor:
-    """q(z given x) at each point."""
+    """Return q(z given x) at each point."""
     with torch.no_grad():
         return vae.encode(x).log_prob(points.reshape(-1, 1, 2)).exp().reshape(points.shape[:-1])
 
 
 def main() -> None:
-    """Fit the encoders, compare with the true posterior, draw."""
+    """Fit the encoders, compare them with the true posterior, draw the figure."""
     args = arguments(__doc__, epochs=30, seeds=3)
     torch.manual_seed(100)
     z = torch.randn(21000, 2)
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def draw(fitted: dict[str, VAE], path: object) -> None:
-    """The true posterior at one x, and beside it what each encoder makes of it."""
+    """Draw the true posterior of one x, and the posterior of each encoder."""
     x = torch.tensor([[-1.5]], dtype=torch.float64)
     points, area = grid(301)
     vae = next(iter(fitted.values()))

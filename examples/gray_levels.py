@@ -1,11 +1,10 @@
-"""Gray levels of digits, by five likelihoods, in the same bits per dimension.
+"""Gray levels of digits: five likelihoods, compared in bits per dimension.
 
     python examples/gray_levels.py
 
-The digits count ink in blocks of 4 x 4 bits: levels 0 to 16, seventeen of them. A categorical
-distribution, a discretized logistic one and a mixture of five give each level a mass. A Gaussian
-gives a density, which stands for masses once the levels are spread uniformly over their bins of
-width 1/17: E log p(y) + log(1/17) per pixel is a lower bound on the log mass.
+The digits have seventeen levels, 0 to 16. A categorical distribution, a discretized logistic
+distribution and a mixture of five give each level a mass. A Gaussian gives a density. With uniform
+noise in bins of width 1/17, E log p(y) + log(1/17) per pixel is a lower bound on the log mass.
 """
 
 import argparse
@@ -40,7 +39,7 @@ MASSES: dict[str, Callable[[], Likelihood]] = {
     "categorical": lambda: CategoricalLikelihood(LEVELS, ordered=True),
     "discretized logistic": lambda: DiscretizedLogisticLikelihood(LEVELS),
     "mixture of 5\ndiscretized logistics": lambda: MixtureLikelihood(
-        DiscretizedLogisticLikelihood(LEVELS), 5
+        DiscretizedLogisticLikelihood(LEVELS), num_components=5
     ),
 }
 DENSITIES: dict[str, Callable[[], Likelihood]] = {
@@ -52,12 +51,12 @@ DENSITIES: dict[str, Callable[[], Likelihood]] = {
 def fit(
     likelihood: Likelihood, parts: tuple[Tensor, ...], transform: Dequantization | None, seed: int
 ) -> tuple[VAE, Report, int]:
-    """Fit until validation images no longer gain; evaluate on test images."""
+    """Fit until the validation ELBO no longer improves; evaluate on test images."""
     torch.manual_seed(seed)
     encoder = GaussianEncoder(MLP(SHAPE, hidden=(128,)), latent_dim=12)
     decoder = MLP(12, hidden=(128,), out_shape=likelihood.param_shape(SHAPE))
     vae = VAE(encoder, decoder, likelihood)
-    stop = EarlyStopping("validation/elbo_nats", maximize=True, patience=15)
+    stop = EarlyStopping("validation/elbo_nats", mode="max", patience=15)
     rates = {"likelihood": 2e-2} if list(likelihood.parameters()) else {}
     trainer = Trainer(
         vae,
@@ -78,7 +77,7 @@ def fit(
 
 
 def main() -> None:
-    """Fit each likelihood with each seed; print a table, draw figures."""
+    """Fit each likelihood with each seed, print a table, draw the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("runs/gallery"))
@@ -109,7 +108,7 @@ def main() -> None:
     dots(axes, bits)
     heading(axes, "Held-out digits, 17 gray levels", "bits per dimension (fewer are better)")
     save_figure(chart, args.output / "gallery_gray_levels.png")
-    title = "Draws of the levels themselves, not means"
+    title = "Draws of levels, not means"
     save_figure(image_rows(rows, title=title), args.output / "gallery_gray_samples.png")
 
 

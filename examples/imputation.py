@@ -1,11 +1,11 @@
-"""Half of a table's values removed, and filled in by three methods.
+"""Imputation of a table with half of its values removed, by three methods.
 
     python examples/imputation.py
 
-The table has 569 tumors by 30 measurements (UCI breast cancer, as in scikit-learn). Values are
-removed completely at random, as many as Mattei and Frellsen (2019, arXiv:1812.02633) remove, and
-nothing is fitted to complete rows. The VAE's settings were chosen with removals of seeds 100 to
-102; seeds 0 to 4 are reported.
+The table has 569 tumors by 30 measurements (UCI breast cancer, as in scikit-learn). Half of the
+values are removed completely at random, as by Mattei and Frellsen (2019, arXiv:1812.02633); no
+complete rows are used. The settings of the VAE were chosen with seeds 100 to 102; the script
+reports seeds 0 to 4.
 """
 
 import argparse
@@ -20,7 +20,6 @@ from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from tinyvae import (
     IWAE,
@@ -41,28 +40,23 @@ LEVELS = np.linspace(0.1, 0.9, 9)
 
 
 def fit(x: Tensor, seed: int) -> VAE:
-    """Fit a VAE to an incomplete table, NaN where a value is missing."""
+    """Fit a VAE to an incomplete table; NaN is a missing value."""
     columns = x.shape[1:]
     mean, std = np.nanmean(x, 0), np.nanstd(x, 0)
     noise = GaussianLikelihood(Learned(columns, initial=0.5))
-    likelihood = MaskedLikelihood(StandardizedLikelihood(noise, mean, std), show_mask=True)
+    likelihood = MaskedLikelihood(StandardizedLikelihood(noise, mean=mean, std=std), show_mask=True)
     torch.manual_seed(seed)
     network = MLP(likelihood.input_shape(columns), hidden=(128,), activation=nn.Tanh)
     decoder = MLP(10, hidden=(128,), out_shape=columns, activation=nn.Tanh)
     vae = VAE(GaussianEncoder(network, latent_dim=10), decoder, likelihood)
-    optimization = Optimization(
-        3e-3,
-        optimizer=partial(AdamW, fused=True),
-        scheduler=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
-        scheduler_interval="step",
-    )
+    optimization = Optimization(3e-3, optimizer=partial(AdamW, fused=True), schedule="cosine")
     trainer = Trainer(vae, IWAE(5), optimization, seed=seed, progress=False)
     trainer.fit(x, epochs=300, batch_size=64)
     return vae.cpu()
 
 
-def answer(observed: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """The table as each method completes it, and 99 draws of it."""
+def complete(observed: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Return the table completed by each method, and 99 draws of it."""
     x = torch.from_numpy(observed).float()
     vae = fit(x, seed)
     iterative = IterativeImputer(max_iter=100, random_state=0)
@@ -77,7 +71,7 @@ def answer(observed: np.ndarray, seed: int) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    """Remove, fill in, compare, draw."""
+    """Remove values, impute them, compare, draw the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--table", choices=TABLES, default="breast_cancer")
     parser.add_argument("--missing", type=float, default=0.5)
@@ -92,8 +86,8 @@ def main() -> None:
         removed = np.random.default_rng(seed).random(table.shape) < args.missing
         observed = np.where(removed, np.nan, table)
         mean, std = np.nanmean(observed, 0), np.nanstd(observed, 0)
-        answers = answer(observed, seed)
-        # Of 99 draws and the truth, each of the 100 ranks of the truth is as probable.
+        answers = complete(observed, seed)
+        # If draws are calibrated, the true value has each of its 100 ranks equally often.
         rank = (answers.pop("draws") < table).sum(0)[removed]
         covered.append([np.mean(np.abs(rank - 49.5) < 50 * level) for level in LEVELS])
         for name, filled in answers.items():

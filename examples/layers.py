@@ -1,12 +1,11 @@
-"""One stochastic layer, two inferred upwards, two inferred along the ladder.
+"""One stochastic layer, two layers inferred bottom-up, two layers of a ladder.
 
     python examples/layers.py
 
-The same widths throughout: z1 of 16 next to the data, z2 of 8 above. A single layer has 16. The
-weight of the KL rises from 0 to 1 in the first half of training, without which the ladder's layers
-stay at their priors (Sonderby et al. 2016, arXiv:1602.02282). Reported are log p(x) of held-out
-images by importance sampling with the joint weight of all layers, and the KL of each layer in the
-course of training.
+z1 has 16 dimensions, z2 above it has 8; the single layer has 16. The weight of the KL rises from 0
+to 1 in the first half of training, because otherwise the ladder's layers stay at their priors
+(Sonderby et al. 2016, arXiv:1602.02282). The script reports log p(x) of held-out images by
+importance sampling over all layers, and the KL of each layer during training.
 """
 
 from functools import partial
@@ -34,32 +33,32 @@ Z1, Z2 = 16, 8
 
 
 def gaussian(inputs: int | torch.Size, latents: int) -> GaussianEncoder:
-    """A conditional Gaussian by two hidden layers."""
+    """Return a conditional Gaussian with two hidden layers."""
     network = MLP(inputs, hidden=(200, 200), activation=nn.LeakyReLU, normalize=True)
     return GaussianEncoder(network, latents)
 
 
 def build(name: str, shape: torch.Size) -> LatentVariableModel:
-    """The model of that name."""
+    """Return the model of that name."""
     decoder = MLP(Z1, hidden=(200, 200), out_shape=shape, activation=nn.LeakyReLU, normalize=True)
     if name == "one layer":
         return VAE(gaussian(shape, Z1), decoder, BernoulliLikelihood())
     generators = [gaussian(Z2, Z1)]
-    if name == "two, upwards":
+    if name == "two, bottom-up":
         encoders = [gaussian(shape, Z1), gaussian(Z1, Z2)]
         return BottomUpVAE(encoders, generators, decoder, BernoulliLikelihood())
-    encoders = [gaussian(shape, Z1), gaussian(200, Z2)]  # reads the first one's features
+    encoders = [gaussian(shape, Z1), gaussian(200, Z2)]  # reads features of the first
     return LadderVAE(encoders, generators, decoder, BernoulliLikelihood())
 
 
 def main() -> None:
-    """Fit, compare, draw."""
+    """Fit every model, compare, draw the figures."""
     args = arguments(__doc__, epochs=150)
     train, test = images(args.mnist)
     x, x_test = binary(train), binary(test)[:1000]
     chart, panels = figure(10, 4.2, columns=2, sharey=True)
     rows = {}
-    for name in ("one layer", "two, upwards", "two, ladder"):
+    for name in ("one layer", "two, bottom-up", "two, ladder"):
         values = []
         for seed in range(args.seeds):
             torch.manual_seed(seed)
@@ -79,7 +78,7 @@ def main() -> None:
         if name != "one layer":
             kls = {n: history[f"train/kl_{n}_nats"] for n in ("z1", "z2")}
             print("".join(f", of {n} {kl[-1]:.2f}" for n, kl in kls.items()), end="")
-            panel = panels[0 if name == "two, upwards" else 1]
+            panel = panels[0 if name == "two, bottom-up" else 1]
             for (layer, kl), color in zip(kls.items(), (BLUE, ORANGE), strict=True):
                 panel.plot(range(1, len(kl) + 1), kl, color=color, linewidth=2, label=layer)
             panel.grid(axis="y", color="#E5E5E5")

@@ -1,10 +1,11 @@
-"""The learned scale of a Gaussian is the size of its residuals, against scales that are fixed.
+"""A learned scale of the Gaussian likelihood, compared with fixed scales.
 
     python examples/learned_scale.py
     python examples/learned_scale.py --frey-faces data/freyfaces/freyfaces.npy
 
-Without a file of the Frey faces, the data are the embedded digits. The last fifth of the faces,
-which are frames of one film, is held out; of the digits a random part.
+The learned scale is the RMS of the residuals. Without a file of the Frey faces, the data are the
+embedded digits. Held out are the last fifth of the faces, which are frames of one film, and a
+random part of the digits.
 """
 
 import argparse
@@ -32,7 +33,7 @@ FIXED = (1.0, 0.5, 0.25, 0.15, 0.1, 0.05)
 
 
 def load(path: Path | None) -> tuple[Tensor, Tensor]:
-    """Gray images in [0, 1], to train on and to test on."""
+    """Return gray training and test images in [0, 1]."""
     if path is not None:
         faces = frey_faces(path).float() / 255
         return faces[:1572], faces[1572:]
@@ -41,7 +42,7 @@ def load(path: Path | None) -> tuple[Tensor, Tensor]:
 
 
 def fit(std: float | Learned, train: Tensor, epochs: int, seed: int = 0) -> VAE:
-    """Maximize the ELBO with a scale that is fixed, or learned at a rate of its own."""
+    """Maximize the ELBO with a fixed scale, or a learned one that has its own learning rate."""
     torch.manual_seed(seed)
     shape = train.shape[1:]
     encoder = GaussianEncoder(MLP(shape, hidden=(200,)), latent_dim=8)
@@ -53,7 +54,7 @@ def fit(std: float | Learned, train: Tensor, epochs: int, seed: int = 0) -> VAE:
 
 
 def residual_rms(vae: VAE, x: Tensor) -> float:
-    """Root of the mean squared distance between data and means, at draws from the posterior."""
+    """Return the RMS of x - mean at draws from the posterior."""
     torch.manual_seed(0)
     with torch.no_grad():
         output = vae(x, num_samples=16)
@@ -61,7 +62,7 @@ def residual_rms(vae: VAE, x: Tensor) -> float:
 
 
 def main() -> None:
-    """Fit with learned and fixed scales, compare, draw."""
+    """Fit with learned and fixed scales, compare, draw the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--frey-faces", type=Path, help="the file; see tinyvae.datasets.frey_faces")
     parser.add_argument("--epochs", type=int, default=60)
@@ -70,7 +71,7 @@ def main() -> None:
 
     train, test = load(args.frey_faces)
     name = "digits" if args.frey_faces is None else "frey_faces"
-    print(f"{name}: {len(train):,} images to train on, {len(test)} to test on")
+    print(f"{name}: {len(train):,} training images, {len(test)} test images")
     print("          std   residual rms (training, test)   ELBO of a test image, nats")
     elbos: dict[float, float] = {}
     rows: dict[str, Tensor] = {"test image": test[:: len(test) // 10][:10]}
@@ -100,10 +101,10 @@ def main() -> None:
     axes.minorticks_off()
     axes.grid(axis="y", color="#E5E5E5")
     axes.legend(fontsize=12, frameon=False)
-    what = "held-out digits" if args.frey_faces is None else "held-out Frey faces"
-    heading(axes, f"ELBO of {what}", "scale of the Gaussian (white is 1)", "nats per image")
+    data_name = "held-out digits" if args.frey_faces is None else "held-out Frey faces"
+    heading(axes, f"ELBO of {data_name}", "scale of the Gaussian (white is 1)", "nats per image")
     save_figure(chart, args.output / f"gallery_{name}_scale.png")
-    title = "A scale that is too large blurs; mean images"
+    title = "Mean images: a large scale blurs them"
     save_figure(image_rows(rows, title=title), args.output / f"gallery_{name}_images.png")
 
 

@@ -1,12 +1,12 @@
-"""A linear VAE reaches the likelihood that principal components have in closed form.
+"""A linear VAE reaches the likelihood of probabilistic PCA, which has a closed form.
 
     python examples/linear_vae.py
     python examples/linear_vae.py --frey-faces data/freyfaces/freyfaces.npy
 
-With a linear decoder, Gaussian noise and q latents, the best log-likelihood of data is known
-(probabilistic PCA, Tipping and Bishop 1999): with eigenvalues l of the 1/N covariance, the noise is
-the mean of those behind the first q. A VAE at these weights, and one that was trained, are held
-against it. All images are used, as the question is the optimization's.
+The best log-likelihood of a linear decoder with Gaussian noise and q latent dimensions is known
+(Tipping and Bishop 1999): the noise variance is the mean of the covariance's eigenvalues after the
+first q. The script compares it with a VAE at these weights and with a trained VAE. It uses all
+images, because it measures optimization and not generalization.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from tinyvae.likelihoods import Learned
 
 
 def load(path: Path | None) -> Tensor:
-    """Centered rows, ``(N, D)``, of gray levels in [0, 1]."""
+    """Return centered gray levels, ``(N, D)``, scaled by the largest level."""
     x = digits().images.double() / 16 if path is None else frey_faces(path).double() / 255
     x = x.flatten(1)
     return x - x.mean(0)
 
 
 def principal_components(x: Tensor, latents: int) -> tuple[Tensor, float, float]:
-    """Decoder's weights, noise, and log-likelihood per datum, of the best linear model."""
+    """Return weights, noise and log-likelihood per datum of the best linear model."""
     values, vectors = torch.linalg.eigh(x.T @ x / len(x))
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
     noise = values[latents:].mean().item()
@@ -41,13 +41,13 @@ def principal_components(x: Tensor, latents: int) -> tuple[Tensor, float, float]
 
 
 def build(dims: int, latents: int, std: float | Learned) -> VAE:
-    """A VAE of linear maps only."""
+    """Return a VAE with linear maps only."""
     encoder = GaussianEncoder(nn.Identity(), latents, features=dims)
     return VAE(encoder, MLP(latents, hidden=(), out_shape=dims), GaussianLikelihood(std))
 
 
 def exact(weights: Tensor, std: float) -> VAE:
-    """The VAE at given weights, and with the posterior that they have."""
+    """Return the VAE with these decoder weights and their exact posterior."""
     dims, latents = weights.shape
     vae = build(dims, latents, std).double()
     precision = 1 + weights.square().sum(0) / std**2

@@ -1,10 +1,11 @@
-"""A table of numbers, amounts, counts, yes and no, and categories, of which 30 % is missing.
+"""Imputation of a table with numbers, amounts, counts and categories, 30 % of it missing.
 
     python examples/mixed_table.py
 
-The table is synthetic: 3,000 visitors of a museum, each with two hidden traits a and b from N(0, 1)
-on which every column depends as `given` says. So the best possible is known, too: what the process
-itself expects of an entry, given the observed entries of its row.
+The table is synthetic: 3,000 visitors of a museum, each with two hidden traits a and b from N(0,
+1). ``columns_given`` is the distribution of every column given the traits. The best possible
+imputation is therefore known: the expectation of the process itself given the observed entries of a
+row.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import torch
 from charts import compare, figure, heading
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, LogNormal, Normal, Poisson
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from tinyvae import ELBO, MLP, VAE, GaussianEncoder, Optimization, Trainer, impute
 from tinyvae.likelihoods import MaskedLikelihood, MixedLikelihood
@@ -29,8 +29,8 @@ LEVELS = {
 }
 
 
-def given(a: Tensor, b: Tensor) -> dict[str, Distribution]:
-    """The process: what the traits say of each column."""
+def columns_given(a: Tensor, b: Tensor) -> dict[str, Distribution]:
+    """Return the distribution of each column given the traits."""
     zero = torch.zeros_like(a)
     return {
         "age": Normal(45 + 12 * a, 5.0),
@@ -46,9 +46,9 @@ def given(a: Tensor, b: Tensor) -> dict[str, Distribution]:
     }
 
 
-def process_expects(x: Tensor, num_samples: int = 4000) -> Tensor:
-    """Conditional means, or most probable levels, of every entry under the process itself."""
-    columns = given(*torch.randn(2, num_samples, 1))  # each (S, 1)
+def expect_by_process(x: Tensor, num_samples: int = 4000) -> Tensor:
+    """Return conditional means, or most probable levels, of every entry under the process."""
+    columns = columns_given(*torch.randn(2, num_samples, 1))  # each (S, 1)
     pairs = list(zip(columns.values(), x.T, strict=True))
     log_weight = torch.zeros(num_samples, len(x))
     for column, values in pairs:
@@ -66,7 +66,7 @@ def process_expects(x: Tensor, num_samples: int = 4000) -> Tensor:
 
 
 def fit(table: dict[str, list], seed: int = 0, epochs: int = 100) -> tuple[VAE, Tensor]:
-    """Describe the table by its columns, and fit to what is there."""
+    """Build a VAE from the columns of the table, and fit it to the observed values."""
     columns = MixedLikelihood.from_table(table, kinds=KINDS)
     x = columns.to_tensor(table)
     torch.manual_seed(seed)
@@ -74,18 +74,13 @@ def fit(table: dict[str, list], seed: int = 0, epochs: int = 100) -> tuple[VAE, 
     encoder = GaussianEncoder(MLP(likelihood.input_shape(x.shape[1:]), hidden=(64,)), latent_dim=4)
     decoder = MLP(4, hidden=(64,), out_shape=likelihood.param_shape(x.shape[1:]))
     vae = VAE(encoder, decoder, likelihood)
-    optimization = Optimization(
-        3e-3,
-        learning_rates={"likelihood": 1e-2},
-        scheduler=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
-        scheduler_interval="step",
-    )
+    optimization = Optimization(3e-3, learning_rates={"likelihood": 1e-2}, schedule="cosine")
     Trainer(vae, ELBO(), optimization, seed=seed, progress=False).fit(x, epochs=epochs)
     return vae.cpu(), x
 
 
 def main() -> None:
-    """Draw the table, take values out, fill them in, compare."""
+    """Draw the table, remove values, impute them, compare, draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=3000)
     parser.add_argument("--missing", type=float, default=0.3)
@@ -93,7 +88,7 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    columns = {name: p.sample() for name, p in given(*torch.randn(2, args.rows)).items()}
+    columns = {name: p.sample() for name, p in columns_given(*torch.randn(2, args.rows)).items()}
     truth = torch.stack(list(columns.values()), 1)  # (N, D), with indices of levels
     removed = torch.rand(truth.shape) < args.missing
     table = {}
@@ -104,25 +99,25 @@ def main() -> None:
 
     vae, x = fit(table)
     filled = impute(vae, x)
-    best = process_expects(x)
+    best = expect_by_process(x)
     errors, hits = {}, {}
     for i, name in enumerate(columns):
-        gone, there = removed[:, i], x[~removed[:, i], i]
-        simple = there.mode().values if name in LEVELS else there.mean()
-        answers = {"mean or mode": simple, "VAE": filled[gone, i], "process": best[gone, i]}
-        wrong = {method: answer - truth[gone, i] for method, answer in answers.items()}
+        missing, observed = removed[:, i], x[~removed[:, i], i]
+        simple = observed.mode().values if name in LEVELS else observed.mean()
+        answers = {"mean or mode": simple, "VAE": filled[missing, i], "process": best[missing, i]}
+        wrong = {method: answer - truth[missing, i] for method, answer in answers.items()}
         if name in LEVELS:
             hits[name] = {m: 100 * (w == 0).double().mean().item() for m, w in wrong.items()}
             print(f"{name:<12}" + "".join(f"{m} {v:5.1f} %   " for m, v in hits[name].items()))
         else:
-            scale = there.std(correction=0)
+            scale = observed.std(correction=0)
             errors[name] = {m: (w / scale).square().mean().sqrt().item() for m, w in wrong.items()}
             print(f"{name:<12}" + "".join(f"{m} {v:5.3f}     " for m, v in errors[name].items()))
     chart, (left, right) = figure(10, 4.6, columns=2)
     compare(left, errors)
     heading(left, "Numbers, amounts, counts", "RMSE of removed entries (std of the column)")
     compare(right, hits)
-    heading(right, "Yes and no, categories", "removed entries found (%)")
+    heading(right, "Categories", "removed entries found (%)")
     handles, labels = right.get_legend_handles_labels()
     chart.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=12, frameon=False)
     save_figure(chart, args.output / "gallery_mixed_table.png")

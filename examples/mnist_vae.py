@@ -1,12 +1,12 @@
-"""The MNIST VAE: data, model, training, figures and honest numbers on one page.
+"""The MNIST VAE: data, model, training, evaluation and figures on one page.
 
-    python examples/mnist_vae.py                 # MNIST where it can be had, else embedded digits
+    python examples/mnist_vae.py                 # MNIST if available, else embedded digits
     python examples/mnist_vae.py --data mnist    # MNIST or an error
-    python examples/mnist_vae.py --reference     # the published model that this one follows
+    python examples/mnist_vae.py --reference     # the published model
 
-The model has 196-128(tanh)-z8 and 8-128(tanh)-196 units and sees 14 x 14 binary images, after
-https://github.com/williamcfrancis/Variational-Autoencoder-for-MNIST. Figures and ``results.json``
-go to ``runs/mnist_vae``.
+The encoder has 196-128(tanh)-z8 units, the decoder 8-128(tanh)-196, for 14 x 14 binary images,
+after https://github.com/williamcfrancis/Variational-Autoencoder-for-MNIST. Figures and
+``results.json`` go to ``runs/mnist_vae``.
 """
 
 import argparse
@@ -20,7 +20,6 @@ from published_reference import report_reference
 from small_images import SmallImages, load_images, report_test_images
 from torch import nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from tinyvae import (
     ELBO,
@@ -39,26 +38,25 @@ from tinyvae.training import tune_malloc
 
 
 def build(data_shape: torch.Size, latent_dim: int = 8) -> VAE:
-    """An encoder and a decoder with one hidden layer each."""
+    """Return a VAE with one hidden layer in the encoder and in the decoder."""
     encoder = GaussianEncoder(MLP(data_shape, hidden=(128,), activation=nn.Tanh), latent_dim)
     decoder = MLP(latent_dim, hidden=(128,), out_shape=data_shape, activation=nn.Tanh)
     return VAE(encoder, decoder, BernoulliLikelihood())
 
 
 def train(vae: VAE, data: SmallImages, args: argparse.Namespace) -> History:
-    """Maximize the ELBO; the defaults were chosen on the validation images of MNIST."""
+    """Maximize the ELBO. The defaults were chosen on the validation images of MNIST."""
     optimization = Optimization(
         args.learning_rate,
         optimizer=partial(AdamW, fused=True),
-        scheduler=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
-        scheduler_interval="step",
+        schedule="cosine",
     )
     trainer = Trainer(vae, ELBO(), optimization, seed=args.seed, record_every=1)
     return trainer.fit(data.train, data.validation, epochs=args.epochs, batch_size=args.batch_size)
 
 
 def figures(vae: VAE, data: SmallImages, history: History) -> dict[str, Figure]:
-    """What one looks at after a run."""
+    """Return the figures of a run by name."""
     updates = history.to_dict()["updates"]
     terms = {
         "E log p(x | z)": (updates["step"], updates["log_likelihood_nats"]),
@@ -66,11 +64,11 @@ def figures(vae: VAE, data: SmallImages, history: History) -> dict[str, Figure]:
     }
     rows = {}
     for part, images in (("training", data.train), ("validation", data.validation)):
-        twelve = images[:: len(images) // 12][:12]
-        rows |= {part: twelve, f"{part}, reconstructed": vae.reconstruct(twelve)}
+        shown = images[:: len(images) // 12][:12]
+        rows |= {part: shown, f"{part}, reconstructed": vae.reconstruct(shown)}
     means = vae.encode(data.test).mean
-    share = torch.linspace(0, 1, 11).reshape(-1, 1, 1)
-    walks = torch.lerp(means[:8], means[8:16], share).transpose(0, 1)  # (8 walks, 11 steps, D)
+    position = torch.linspace(0, 1, 11).reshape(-1, 1, 1)
+    walks = torch.lerp(means[:8], means[8:16], position).transpose(0, 1)  # (8 walks, 11 steps, D)
     walked = vae.decode(walks).mean.flatten(0, 1)
     samples = vae.sample(100, mean=True)
     title = data.title
@@ -84,12 +82,12 @@ def figures(vae: VAE, data: SmallImages, history: History) -> dict[str, Figure]:
         "reconstructions": image_rows(rows, title=title("Images and reconstructions")),
         "samples": image_grid(samples, title=title("Samples, z from N(0, I)")),
         "latent_means": latent_scatter(means, data.test_labels, title=title("Posterior means")),
-        "latent_walk": image_grid(walked, columns=11, title=title("From image to image")),
+        "latent_walk": image_grid(walked, columns=11, title=title("Interpolations")),
     }
 
 
 def main() -> None:
-    """Parse arguments; train, draw, evaluate, save."""
+    """Train, evaluate and save figures, the model and the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", choices=("auto", "mnist", "digits"), default="auto")
     parser.add_argument("--data-root", default="data", help="folder that holds MNIST/raw")
@@ -114,7 +112,7 @@ def main() -> None:
     vae = build(data.train.shape[1:])
     print(summary(vae))
     history = train(vae, data, args)
-    vae.cpu()  # the Trainer may have moved it to a GPU
+    vae.cpu()  # the Trainer moves it to a GPU if there is one
     with torch.no_grad():
         for name, figure in figures(vae, data, history).items():
             save_figure(figure, args.output / f"{data.name}_{name}.png")

@@ -1,15 +1,15 @@
-"""A run that one may kill as often as one likes.
+"""A run that may be killed at any time and continues when it is started again.
 
     python examples/preemptible.py
 
 trains on the embedded digits, in the folder ``runs/preemptible``. Kill it in any way (Ctrl-C,
-``kill``, ``kill -9``, the plug) and start it again by the same line: it goes on after the step of
-its last checkpoint, and ends with the very bytes of a run that nobody has touched.
+``kill``, ``kill -9``) and start it again with the same command. It continues after the step of its
+last checkpoint, and its final model file has the same bytes as that of an uninterrupted run.
 
     python examples/preemptible.py --show
 
-sees to that itself, and draws it: one run is left in peace, another is killed ``--kills`` times at
-random instants, by SIGKILL and SIGTERM in turn, and started again each time.
+demonstrates this with a figure: one run is uninterrupted, another is killed ``--kills`` times at
+random times, by SIGKILL and SIGTERM in turn, and started again each time.
 """
 
 import argparse
@@ -41,25 +41,26 @@ from tinyvae.core import ObjectiveOutput
 from tinyvae.datasets import DynamicBinarization, digits
 from tinyvae.plotting import save_figure
 from tinyvae.schedules import Linear
+from tinyvae.training import TrainState
 
-EVERY = 200  # steps from a checkpoint to the next
+EVERY = 200  # steps between checkpoints
 SIGNALS = {signal.SIGKILL: ORANGE, signal.SIGTERM: INK}
 
 
 class Log(Callback):
-    """Adds each step to a file, after the number of the process, for the figure."""
+    """Append the process id and the step to a file after every step, for the figure."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def on_step_end(self, trainer: Trainer, output: ObjectiveOutput) -> None:
-        """Add a line."""
+    def on_step_end(self, state: TrainState, output: ObjectiveOutput) -> None:
+        """Append a line."""
         with self.path.open("a") as file:
-            file.write(f"{os.getpid()} {trainer.step}\n")
+            file.write(f"{os.getpid()} {state.step}\n")
 
 
 def train(folder: Path, epochs: int) -> None:
-    """Train from where the folder's last checkpoint is, or from the start."""
+    """Train from the last checkpoint of the folder, or from the start."""
     data = digits()
     torch.manual_seed(0)
     vae = VAE(
@@ -86,16 +87,16 @@ def train(folder: Path, epochs: int) -> None:
 
 
 def steps_of(log: Path) -> dict[str, list[int]]:
-    """Steps that each process has made, in the order of the processes."""
-    made: dict[str, list[int]] = {}
+    """Return the steps of each process, in the order of the processes."""
+    steps_by_process: dict[str, list[int]] = {}
     for line in log.read_text().splitlines():
         pid, step = line.split()
-        made.setdefault(pid, []).append(int(step))
-    return made
+        steps_by_process.setdefault(pid, []).append(int(step))
+    return steps_by_process
 
 
-def live(folder: Path, epochs: int, signum: int | None, steps: int) -> None:
-    """One process, killed when it has made so many steps, if at all."""
+def run_process(folder: Path, epochs: int, signum: int | None, steps: int) -> None:
+    """Run one process; send it ``signum`` after ``steps`` steps, unless ``signum`` is None."""
     log = folder.with_suffix(".steps")
     log.touch()
     before = len(log.read_text().splitlines())
@@ -110,50 +111,50 @@ def live(folder: Path, epochs: int, signum: int | None, steps: int) -> None:
 
 
 def show(output: Path, epochs: int, kills: int) -> None:
-    """Train in peace and under fire, compare, draw."""
-    peaceful, killed = output / "in_peace", output / "killed"
+    """Run an uninterrupted and a killed run, compare their models and draw the figure."""
+    uninterrupted, killed = output / "uninterrupted", output / "killed"
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
-    live(peaceful, epochs, None, 0)
-    chance = random.Random(0)
-    sent = [list(SIGNALS)[place % len(SIGNALS)] for place in range(kills)]
+    run_process(uninterrupted, epochs, None, 0)
+    generator = random.Random(0)
+    sent = [list(SIGNALS)[index % len(SIGNALS)] for index in range(kills)]
     for signum in (*sent, None):
-        live(killed, epochs, signum, chance.randrange(50, 500))
-    models = [(folder / "model.safetensors").read_bytes() for folder in (peaceful, killed)]
+        run_process(killed, epochs, signum, generator.randrange(50, 500))
+    models = [(folder / "model.safetensors").read_bytes() for folder in (uninterrupted, killed)]
     verdict = "the same bytes" if models[0] == models[1] else "NOT THE SAME BYTES"
     print(f"killed {kills} times: {verdict} in model.safetensors")
     chart = draw(list(steps_of(killed.with_suffix(".steps")).values()), sent)
     save_figure(chart, output / "gallery_preemptible.png")
 
 
-def draw(made: list[list[int]], sent: list[int]) -> Figure:
-    """Steps of the run against steps that were computed, and what ended each process."""
+def draw(processes: list[list[int]], sent: list[int]) -> Figure:
+    """Plot steps of the run against computed steps, with the signal that ended each process."""
     chart, (axes,) = figure(10, 4.5)
     computed = 0
-    for place, steps in enumerate(made):
+    for index, steps in enumerate(processes):
         axes.plot(range(computed, computed + len(steps)), steps, color=BLUE, linewidth=2.5)
         computed += len(steps)
-        if place < len(sent):
+        if index < len(sent):
             axes.plot(
-                computed - 1, steps[-1], "X", color=SIGNALS[sent[place]], markersize=11, zorder=3
+                computed - 1, steps[-1], "X", color=SIGNALS[sent[index]], markersize=11, zorder=3
             )
     for signum, color in SIGNALS.items():
         axes.plot([], [], "X", color=color, markersize=11, label=signal.Signals(signum).name)
     axes.legend(frameon=False, fontsize=12, loc="upper left")
-    lost = computed - made[-1][-1]
-    title = f"{len(made)} processes, one run: {lost} steps were computed twice"
+    lost = computed - processes[-1][-1]
+    title = f"{len(processes)} processes, one run: {lost} steps were computed twice"
     heading(axes, title, "steps computed", "step of the run")
     return chart
 
 
 def main() -> None:
-    """Train, or show."""
+    """Train, or demonstrate."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("runs/preemptible"))
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--show", action="store_true", help="kill a run, and draw what happens")
+    parser.add_argument("--show", action="store_true", help="kill a run and draw a figure")
     parser.add_argument("--kills", type=int, default=8)
     args = parser.parse_args()
     if args.show:

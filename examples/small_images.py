@@ -1,4 +1,4 @@
-"""The example's data, the published model's own MNIST images or digits, and the test on them."""
+"""Data of the MNIST example (the published model's images, or digits), and its evaluation."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from tinyvae.datasets import LabeledImages, digits, mnist, split, threshold
 
 @dataclass(frozen=True)
 class SmallImages:
-    """Binary images ``(N, 1, H, W)``, and why they are not MNIST if they are not."""
+    """Binary images ``(N, 1, H, W)``; ``not_mnist`` is the reason if they are not MNIST."""
 
     name: str
     train: Tensor
@@ -24,7 +24,7 @@ class SmallImages:
 
     @property
     def headline(self) -> str:
-        """What the data are, in a line."""
+        """Description of the data in one line."""
         sizes = f"{len(self.train):,} training, {len(self.validation):,} validation and "
         sizes += f"{len(self.test):,} test images of {tuple(self.train.shape[2:])} binary pixels"
         if self.not_mnist is None:
@@ -32,13 +32,13 @@ class SmallImages:
         return f"NOT MNIST ({self.not_mnist}): 8 x 8 UCI digits, {sizes}"
 
     def title(self, text: str) -> str:
-        """A figure's title that says what the data are."""
+        """Return the title of a figure with the name of the data."""
         if self.not_mnist is None:
             return f"{text} (MNIST, 14 x 14, binary)"
         return f"{text}\n8 x 8 UCI digits, NOT MNIST: {self.not_mnist}"
 
     def describe(self) -> dict[str, str | int | bool | None]:
-        """What the data are, for a report."""
+        """Return a description of the data for a report."""
         return {
             "data": self.name,
             "is_mnist": self.not_mnist is None,
@@ -50,9 +50,9 @@ class SmallImages:
 
 
 def load_images(choice: str, root: str) -> SmallImages:
-    """MNIST from ``root`` or by download, or the embedded digits: ``auto`` prefers MNIST."""
+    """Return MNIST (from ``root`` or downloaded) or the embedded digits; ``auto`` prefers MNIST."""
     if choice == "digits":
-        return small_digits("digits were asked for")
+        return small_digits("--data digits")
     if choice == "mnist":
         return small_mnist(root)
     try:
@@ -64,11 +64,11 @@ def load_images(choice: str, root: str) -> SmallImages:
 
 
 def small_mnist(root: str) -> SmallImages:
-    """The first 1,000 training images of each class, the next 100 to validate, all test images."""
+    """Return 1,000 training images of each class, the next 100 for validation, all test images."""
     train, test = mnist(root, download=True), mnist(root, train=False, download=True)
-    of_class = [(train.labels == label).nonzero().flatten() for label in range(10)]
-    first = torch.cat([index[:1000] for index in of_class])
-    following = torch.cat([index[1000:1100] for index in of_class])
+    indices = [(train.labels == label).nonzero().flatten() for label in range(10)]
+    first = torch.cat([index[:1000] for index in indices])
+    following = torch.cat([index[1000:1100] for index in indices])
     return SmallImages(
         name="mnist",
         train=halved(train[first]),
@@ -79,19 +79,19 @@ def small_mnist(root: str) -> SmallImages:
 
 
 def halved(images: LabeledImages) -> Tensor:
-    """14 x 14 means of 2 x 2 pixels, not rounded, 1 where above 128 of 255."""
+    """Return 14 x 14 images: 1 where the mean of 2 x 2 pixels is above 128 of 255."""
     return threshold(avg_pool2d(images.images.float(), kernel_size=2), level=128)
 
 
-def small_digits(why: str) -> SmallImages:
-    """The 1,797 embedded digits, 1 where above half the scale."""
+def small_digits(reason: str) -> SmallImages:
+    """Return the 1,797 embedded digits: 1 where the level is above half of the scale."""
     parts = split(digits(), (1197, 200, 400), seed=0)
     train, validation, test = (threshold(part.images, level=8) for part in parts)
-    return SmallImages("digits_not_mnist", train, validation, test, parts[2].labels, why)
+    return SmallImages("digits_not_mnist", train, validation, test, parts[2].labels, reason)
 
 
 def report_test_images(vae: VAE, data: SmallImages, *, full: bool, seed: int) -> dict[str, Any]:
-    """ELBO of the first 1,000 and of all test images; log p(x) of the first 1,000, or of all."""
+    """Report the ELBO of 1,000 and of all test images, and log p(x) of 1,000 (``full``: all)."""
     results = {}
     for count in sorted({min(1000, len(data.test)), len(data.test)}):
         draws = 5000 if full or count <= 1000 else None

@@ -1,9 +1,9 @@
-"""What a prior is worth: N(0, I), a mixture of Gaussians, a flow, and the VampPrior.
+"""Four priors compared: N(0, I), a mixture of Gaussians, a flow and the VampPrior.
 
     python examples/vamp_prior.py
 
-Four VAEs of the same networks, of two latents so that they can be drawn, and of eight. Each prior
-is trained with the rest; log p(x) of held-out digits is by importance sampling.
+The VAEs have the same networks, with two latent dimensions (for the figure) or eight. Each prior is
+trained with its VAE. The script reports log p(x) of held-out digits by importance sampling.
 """
 
 import torch
@@ -29,12 +29,12 @@ NAMES = ("N(0, I)", "mixture", "flow", "VampPrior")
 
 
 def build(name: str, x: Tensor, latents: int) -> VAE:
-    """A VAE with the prior of that name."""
+    """Return a VAE with the prior of that name."""
     shape = x.shape[1:]
     encoder = GaussianEncoder(MLP(shape, hidden=(200,)), latents)
     prior = {
         "N(0, I)": lambda: StandardNormal(latents),
-        "mixture": lambda: MixturePrior(latents, COMPONENTS),
+        "mixture": lambda: MixturePrior(latents, num_components=COMPONENTS),
         "flow": lambda: FlowPrior(Flow(latents)),
         "VampPrior": lambda: VampPrior.from_data(encoder, x, num_components=COMPONENTS),
     }[name]()
@@ -43,7 +43,7 @@ def build(name: str, x: Tensor, latents: int) -> VAE:
 
 
 def main() -> None:
-    """Fit with every prior, compare, draw."""
+    """Fit with every prior, compare, draw the figure."""
     args = arguments(__doc__, epochs=100)
     train, test = images(args.mnist)
     x, x_test = binary(train), binary(test)[:1000]
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def draw(panel: object, name: str, vae: VAE, x: Tensor, value: float) -> None:
-    """Density of the prior, and on it where the training images lie."""
+    """Draw the density of the prior and posterior draws of training images."""
     reach = 7.0
     line = torch.linspace(-reach, reach, 201)
     points = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)

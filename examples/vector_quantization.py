@@ -1,10 +1,11 @@
-"""Images as codes: a VAE with a codebook, and a prior over codes fitted after.
+"""Images as codes: a VQ-VAE, and a prior over codes that is fitted after training.
 
     python examples/vector_quantization.py
 
-An image becomes one of 64 codes at each of 2 x 2 positions (of 7 x 7 for MNIST). The perplexity
-says how many codes are in use. log p(x given codes) + log p(codes) is a lower bound on log p(x):
-with the uniform prior of training, and with frequencies of codes counted after it.
+An image becomes one of 64 codes at each of 2 x 2 positions (7 x 7 for MNIST). The perplexity
+measures how many codes are in use. log p(x given codes) + log p(codes) is a lower bound on log
+p(x), both with the uniform prior of training and with frequencies of codes that are counted after
+training.
 """
 
 import math
@@ -22,16 +23,16 @@ CODES, SIZE = 64, 8
 
 
 def build(shape: torch.Size) -> VAE:
-    """A convolutional VAE with one code per position."""
+    """Return a convolutional VAE with one code per position."""
     network = ConvNet(shape, channels=(32, 64))
     latent = (SIZE, *network.out_shape[1:])
     decoder = TransposedConvNet(latent, shape, channels=(64, 32))
-    encoder = VectorQuantizedEncoder(network, CODES, latent)
-    return VAE(encoder, decoder, BernoulliLikelihood(), CodePrior(CODES, latent))
+    encoder = VectorQuantizedEncoder(network, num_codes=CODES, latent_dim=latent)
+    return VAE(encoder, decoder, BernoulliLikelihood(), CodePrior(CODES, latent_dim=latent))
 
 
 def main() -> None:
-    """Fit, count the codes, draw."""
+    """Fit, count the codes, draw the figures."""
     args = arguments(__doc__, epochs=150)
     train, test = images(args.mnist)
     x, x_test = binary(train), binary(test)[:1000]
@@ -60,7 +61,7 @@ def main() -> None:
         "sample,\nuniform codes": uniform,
         "sample,\nfitted codes": vae.sample(12, mean=True),
     }
-    grid = image_rows(rows, title=f"Out of {CODES} codes; mean images")
+    grid = image_rows(rows, title=f"Mean images from {CODES} codes")
     save_figure(grid, args.output / "gallery_codes.png")
     chart, (axes,) = figure(8, 3.4)
     counts = torch.bincount(codes.flatten(), minlength=CODES).sort(descending=True).values

@@ -2,14 +2,18 @@ import os
 import signal
 import socket
 
+# One thread per process, also in child processes: tensors here are small, and pytest-xdist already
+# uses every core. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# Nothing is written to a home, that of a child's neither.
+# Neither a test nor a child process may write to the home directory.
 os.environ["HOME"] = os.devnull
 
-# The fixtures below need no renewal between the examples of one test.
+# The fixtures below may stay as they are between the examples of one test.
 settings.register_profile(
     "tinyvae",
     max_examples=200,
@@ -17,7 +21,7 @@ settings.register_profile(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-# HYPOTHESIS_PROFILE=soak pytest tests/test_densities.py
+# HYPOTHESIS_PROFILE=soak pytest tests/distributions/test_densities.py
 settings.register_profile(
     "soak", settings.get_profile("tinyvae"), max_examples=5000, derandomize=False
 )
@@ -30,7 +34,7 @@ def _no_network(monkeypatch):
 
     def refuse(self, address):
         if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
-            raise AssertionError(f"a test asks the network for {address}")
+            raise AssertionError(f"a test connects to the network address {address}")
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
@@ -38,10 +42,10 @@ def _no_network(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _interruptible():
-    """Start from Python's own handler, which a shell's background has not, and end with it."""
-    found = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Install Python's SIGINT handler, which a background job of a shell does not have."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, found)
+    signal.signal(signal.SIGINT, previous)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +55,8 @@ def _seeded():
 
 @pytest.fixture
 def float64():
-    before = torch.get_default_dtype()
+    """Make float64 the default dtype."""
+    previous = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield
-    torch.set_default_dtype(before)
+    torch.set_default_dtype(previous)

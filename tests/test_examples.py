@@ -1,4 +1,4 @@
-"""The examples, run as a user would run them."""
+"""The examples run from the command line."""
 
 import json
 import math
@@ -12,29 +12,31 @@ import torch
 
 from tinyvae import MLP, VAE, BernoulliLikelihood, datasets
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(scope="module")
 def run_on_digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """An empty folder, no MNIST, and no torchvision: what a first run may meet."""
+    """Run the MNIST example in an empty folder, without MNIST and torchvision."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "torchvision.py").write_text("raise RuntimeError('operator nms does not exist')")
     command = [sys.executable, EXAMPLES / "mnist_vae.py", "--epochs", "2"]
     environment = {"PYTHONPATH": str(folder), "PATH": "", "HOME": str(folder)}
-    done = subprocess.run(
+    result = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout, folder / "runs" / "mnist_vae"
+    assert result.returncode == 0, result.stderr
+    return result.stdout, folder / "runs" / "mnist_vae"
 
 
-def test_the_first_line_says_that_it_is_not_mnist_and_why(run_on_digits):
+def test_mnist_example_prints_why_data_are_not_mnist(run_on_digits):
     first = run_on_digits[0].splitlines()[0]
     assert first.startswith("NOT MNIST (none in data/MNIST/raw, and no torchvision to download it)")
 
 
-def test_every_file_says_what_the_data_are(run_on_digits):
+def test_mnist_example_names_the_data_in_every_file(run_on_digits):
     folder = run_on_digits[1]
     names = {path.name for path in folder.iterdir()}
     figures = (
@@ -54,7 +56,7 @@ def test_every_file_says_what_the_data_are(run_on_digits):
     assert test["elbo"]["nats"] < test["log_marginal"]["nats"] < 0
 
 
-def test_the_saved_model_gives_the_reported_elbo(run_on_digits, monkeypatch: pytest.MonkeyPatch):
+def test_mnist_example_saves_the_evaluated_model(run_on_digits, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     from small_images import small_digits
 
@@ -67,20 +69,20 @@ def test_the_saved_model_gives_the_reported_elbo(run_on_digits, monkeypatch: pyt
     assert report.elbo.mean == pytest.approx(results["test_400"]["elbo"]["nats"], abs=1e-4)
 
 
-def test_mnist_asked_for_and_not_there_fails_loudly(tmp_path: Path):
+def test_mnist_example_fails_without_requested_mnist(tmp_path: Path):
     command = [sys.executable, EXAMPLES / "mnist_vae.py", "--data", "mnist"]
     (tmp_path / "torchvision.py").write_text("raise ImportError('none here')")
     environment = {"PYTHONPATH": str(tmp_path), "PATH": "", "HOME": str(tmp_path)}
-    done = subprocess.run(
+    result = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode != 0
-    assert "MNIST/raw" in done.stderr
+    assert result.returncode != 0
+    assert "MNIST/raw" in result.stderr
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_published_quantity_is_no_bound_by_its_identity(monkeypatch: pytest.MonkeyPatch):
-    """reported = ELBO(q~) + (D / 2) ln 2 - sum(s^2) / 4 for each image, per draw."""
+def test_published_quantity_exceeds_the_elbo_by_its_identity(monkeypatch: pytest.MonkeyPatch):
+    """Check reported = ELBO(q~) + (D / 2) ln 2 - sum(s^2) / 4 for each image and draw."""
     monkeypatch.syspath_prepend(EXAMPLES)
     from published_reference import TwoDrawEncoder, published_quantity
 
@@ -99,12 +101,12 @@ def test_the_published_quantity_is_no_bound_by_its_identity(monkeypatch: pytest.
     _, std = vae.encoder.head(vae.encoder.network(x)).chunk(2, dim=1)
     gap = 4 * math.log(2) - std.square().sum(1) / 4
     torch.testing.assert_close(reported - elbo, gap, rtol=0, atol=1e-10)
-    # The law of z is that of the mean of two draws from N(m, s^2).
+    # z has the distribution of the mean of two draws from N(m, s^2).
     torch.testing.assert_close(term.posterior.base.log_std.exp() * math.sqrt(2), std.abs())
 
 
-def test_the_published_data_are_the_first_thousand_of_each_class(monkeypatch: pytest.MonkeyPatch):
-    """Where real MNIST is at hand: 10,000 images in the order of their classes."""
+def test_small_mnist_has_the_first_thousand_images_of_each_class(monkeypatch: pytest.MonkeyPatch):
+    """Check the order of images, if MNIST is in data/."""
     monkeypatch.syspath_prepend(EXAMPLES)
     from small_images import small_mnist
 
@@ -133,7 +135,7 @@ def test_the_published_data_are_the_first_thousand_of_each_class(monkeypatch: py
         ("vector_quantization", ["gallery_code_usage.png", "gallery_codes.png"]),
     ],
 )
-def test_latents_of_the_gallery_run(name, figures, tmp_path, monkeypatch, capsys):
+def test_gallery_example_runs(name, figures, tmp_path, monkeypatch, capsys):
     arguments = ["--epochs", "1", "--seeds", "1", "--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     monkeypatch.syspath_prepend(str(EXAMPLES))
@@ -142,7 +144,7 @@ def test_latents_of_the_gallery_run(name, figures, tmp_path, monkeypatch, capsys
     assert "nan" not in capsys.readouterr().out.split()
 
 
-def test_a_run_that_is_killed_ends_with_the_same_bytes(tmp_path, monkeypatch, capsys):
+def test_preemptible_example_ends_with_the_same_bytes(tmp_path, monkeypatch, capsys):
     arguments = ["--show", "--kills", "2", "--epochs", "15", "--output", str(tmp_path / "show")]
     monkeypatch.setattr(sys, "argv", ["preemptible", *arguments])
     monkeypatch.syspath_prepend(str(EXAMPLES))

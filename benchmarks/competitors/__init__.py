@@ -1,8 +1,8 @@
-"""Those who train the workloads: one file each, of which only the one that runs is imported.
+"""Competitors: training loops and libraries, one file each, imported only when they run.
 
-A competitor is a function ``run(workload, images, round_done)`` that trains one epoch after the
-other with Adam at 1e-3 in float32, reshuffles every epoch, calls ``round_done()`` at the end of
-each, and returns when that is False. ``images`` are bytes, ``(N, *data_shape)``.
+A competitor is a function ``run(workload, images, round_done)`` that trains with Adam at 1e-3 in
+float32, reshuffles every epoch, calls ``round_done()`` after every epoch, and returns when that is
+False. ``images`` are bytes, ``(N, *data_shape)``.
 """
 
 from collections.abc import Callable
@@ -10,18 +10,16 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-__all__ = ["COMPETITORS", "Competitor"]
-
 
 @dataclass(frozen=True)
 class Competitor:
-    """Where to find one, and what it needs.
+    """Location and requirements of a competitor.
 
     Attributes:
-        title: What it is, in words.
+        title: Description.
         target: ``"module:function"``.
-        requirement: What pip installs for it.
-        workloads: Names of the workloads that it is made for; empty for all.
+        requirement: Requirement for pip.
+        workloads: Names of the workloads that it supports; empty for all.
     """
 
     title: str
@@ -30,11 +28,11 @@ class Competitor:
     workloads: tuple[str, ...] = ()
 
     def fits(self, workload: str) -> bool:
-        """Whether it is made for the workload of this name."""
+        """Return True if it supports the workload of this name."""
         return not self.workloads or workload in self.workloads
 
     def load(self) -> Callable[..., Any]:
-        """Import it."""
+        """Import its function."""
         module, function = self.target.split(":")
         return getattr(import_module(f"{__name__}.{module}"), function)
 

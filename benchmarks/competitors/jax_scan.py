@@ -1,4 +1,4 @@
-"""JAX: a jit of a scan over the steps of an epoch, with Adam by hand and the data resident.
+"""JAX: a jitted scan over the steps of an epoch, with its own Adam and data on the device.
 
 Convolutions are matrix products of shifted images, since the gradients of XLA's own are an order of
 magnitude slower on CPUs.
@@ -15,8 +15,6 @@ import numpy as np
 from jax import Array, lax
 from workloads import Workload, halvings
 
-__all__ = ["run"]
-
 TAPS = tuple(product(range(3), repeat=2))  # offsets in a kernel
 LEARNING_RATE, BETAS, EPSILON = 1e-3, (0.9, 0.999), 1e-8
 
@@ -25,7 +23,7 @@ Network = list[Layer]
 
 
 class State(NamedTuple):
-    """What a step changes."""
+    """State that a step changes."""
 
     parameters: tuple[Network, Network]
     first: tuple[Network, Network]
@@ -41,7 +39,7 @@ def _layer(key: Array, shape: tuple[int, ...], fan_in: int, n_out: int) -> Layer
 
 
 def _network(key: Array, workload: Workload, sizes: list[int]) -> Network:
-    """Convolutions between channels, or linear layers between widths."""
+    """Return convolutions between channels, or linear layers between widths."""
     pairs = list(pairwise(sizes))
     kernel = (3, 3) if workload.convolutional else ()
     fan = 9 if workload.convolutional else 1
@@ -52,7 +50,7 @@ def _network(key: Array, workload: Workload, sizes: list[int]) -> Network:
 
 
 def initial(key: Array, workload: Workload) -> State:
-    """Weights, and moments of zero."""
+    """Return initial weights and moments of zero."""
     keys = jax.random.split(key, 4)
     first = workload.data_shape[0] if workload.convolutional else workload.num_pixels
     sizes = [first, *workload.hidden]
@@ -67,7 +65,7 @@ def initial(key: Array, workload: Workload) -> State:
 
 
 def _down(x: Array, weight: Array) -> Array:
-    """3 x 3 convolution of stride 2 and padding 1."""
+    """Apply a 3 x 3 convolution with stride 2 and padding 1."""
     height, width = ((n + 1) // 2 for n in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     taps = [padded[:, i : i + 2 * height - 1 : 2, j : j + 2 * width - 1 : 2] for i, j in TAPS]
@@ -75,7 +73,7 @@ def _down(x: Array, weight: Array) -> Array:
 
 
 def _up(x: Array, weight: Array, size: tuple[int, int]) -> Array:
-    """Transposed 3 x 3 convolution of stride 2 and padding 1, up to an image of this size."""
+    """Apply a transposed 3 x 3 convolution with stride 2 and padding 1, to this size."""
     n_in, n_out = weight.shape[2:]
     products = x @ jnp.moveaxis(weight, 2, 0).reshape(n_in, -1)
     products = products.reshape(*x.shape[:3], 9, n_out)
@@ -90,7 +88,7 @@ def _up(x: Array, weight: Array, size: tuple[int, int]) -> Array:
 
 
 def encode(network: Network, x: Array, workload: Workload) -> tuple[Array, Array]:
-    """Mean and logarithm of the scale of q(z given x)."""
+    """Return the mean and the log scale of q(z given x)."""
     activation = jnp.tanh if workload.activation == "tanh" else jax.nn.relu
     *hidden, (weight, bias) = network
     h = x.reshape(len(x), *workload.data_shape[1:], -1) if workload.convolutional else x
@@ -100,7 +98,7 @@ def encode(network: Network, x: Array, workload: Workload) -> tuple[Array, Array
 
 
 def decode(network: Network, z: Array, workload: Workload) -> Array:
-    """Logits ``(N, pixels)``."""
+    """Return logits ``(N, pixels)``."""
     activation = jnp.tanh if workload.activation == "tanh" else jax.nn.relu
     (weight, bias), *layers = network
     h = z @ weight + bias
@@ -116,7 +114,7 @@ def decode(network: Network, z: Array, workload: Workload) -> Array:
 
 
 def loss(parameters: tuple[Network, Network], x: Array, key: Array, workload: Workload) -> Array:
-    """Negative ELBO, or importance-weighted bound, the mean over the images."""
+    """Return the negative ELBO or importance-weighted bound, mean over images."""
     encoder, decoder = parameters
     mean, log_std = encode(encoder, x, workload)
     noise = jax.random.normal(key, (workload.num_samples, *mean.shape))  # (K, B, D)
@@ -132,7 +130,7 @@ def loss(parameters: tuple[Network, Network], x: Array, key: Array, workload: Wo
 
 
 def adam(state: State, gradients: tuple[Network, Network]) -> State:
-    """One update."""
+    """Take one update."""
     (beta_1, beta_2), count = BETAS, state.count + 1
     first = jax.tree.map(lambda m, g: beta_1 * m + (1 - beta_1) * g, state.first, gradients)
     second = jax.tree.map(lambda v, g: beta_2 * v + (1 - beta_2) * g * g, state.second, gradients)
@@ -146,7 +144,7 @@ def adam(state: State, gradients: tuple[Network, Network]) -> State:
 
 @partial(jax.jit, static_argnames="workload", donate_argnames="state")
 def epoch(state: State, images: Array, key: Array, workload: Workload) -> tuple[State, Array]:
-    """All steps of an epoch."""
+    """Take all steps of an epoch."""
 
     def step(state: State, inputs: tuple[Array, Array]) -> tuple[State, Array]:
         index, key = inputs

@@ -1,4 +1,4 @@
-"""Layers of the workloads as plain torch modules, shared by the competitors that are torch users.
+"""Layers of the workloads as plain torch modules, shared by competitors that use torch.
 
 The encoder emits the mean and then the second parameter, ``(B, 2 D)``; the decoder emits logits.
 """
@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 from workloads import Workload, halvings
 
-__all__ = ["decoder", "encoder", "pixels"]
-
 
 def pixels(images: Tensor, workload: Workload) -> Tensor:
-    """Images as floats between 0 and 1."""
+    """Return images as floats between 0 and 1."""
     return images.to(torch.float32) / (255 if workload.gray else 1)
 
 
@@ -22,7 +20,7 @@ def _activation(workload: Workload) -> nn.Module:
 
 
 def encoder(workload: Workload) -> nn.Sequential:
-    """Images ``(B, *data_shape)`` to parameters of the posterior ``(B, 2 D)``."""
+    """Return a network from images ``(B, *data_shape)`` to posterior parameters ``(B, 2 D)``."""
     layers: list[nn.Module] = []
     if workload.convolutional:
         for n_in, n_out in pairwise((workload.data_shape[0], *workload.hidden)):
@@ -36,7 +34,7 @@ def encoder(workload: Workload) -> nn.Sequential:
 
 
 def decoder(workload: Workload) -> nn.Sequential:
-    """Latents ``(N, D)`` to logits ``(N, *data_shape)``."""
+    """Return a network from latents ``(N, D)`` to logits ``(N, *data_shape)``."""
     widths = workload.hidden[::-1]
     layers: list[nn.Module] = []
     if workload.convolutional:

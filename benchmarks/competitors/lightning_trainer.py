@@ -1,4 +1,4 @@
-"""Lightning's Trainer with a module that takes the cheap loss of the logits, and logs it.
+"""Lightning's Trainer with a module that computes the loss from logits and logs it.
 
 No checkpoints, no bar, no logger.
 """
@@ -15,11 +15,9 @@ from workloads import Workload
 
 from competitors.layers import decoder, encoder, pixels
 
-__all__ = ["run"]
-
 
 class LightningVAE(lightning.LightningModule):
-    """VAE, or IWAE where there are several draws."""
+    """VAE, or IWAE if there are several draws."""
 
     def __init__(self, workload: Workload) -> None:
         super().__init__()
@@ -29,7 +27,7 @@ class LightningVAE(lightning.LightningModule):
         self.num_samples = workload.num_samples
 
     def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
-        """Loss of a batch, the mean over its images."""
+        """Return the loss of a batch, mean over images."""
         x = torch.bernoulli(batch[0]) if self.gray else batch[0]
         mean, log_std = self.encoder(x).chunk(2, dim=1)
         loss = (self.iwae if self.num_samples > 1 else self.elbo)(x, mean, log_std)
@@ -37,14 +35,14 @@ class LightningVAE(lightning.LightningModule):
         return loss
 
     def elbo(self, x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-        """Negative ELBO."""
+        """Return the negative ELBO."""
         z = mean + log_std.exp() * torch.randn_like(mean)
         bce = F.binary_cross_entropy_with_logits(self.decoder(z), x, reduction="sum")
         kl = 0.5 * (mean.square() + (2 * log_std).exp() - 1).sum() - log_std.sum()
         return (bce + kl) / len(x)
 
     def iwae(self, x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-        """Negative importance-weighted bound, up to a constant."""
+        """Return the negative importance-weighted bound, up to a constant."""
         noise = torch.randn(self.num_samples, *mean.shape)  # (K, B, D)
         z = mean + log_std.exp() * noise
         logits = self.decoder(z.flatten(0, 1)).view(-1, *x.shape)
@@ -53,12 +51,12 @@ class LightningVAE(lightning.LightningModule):
         return -torch.logsumexp(log_ratio - bce.flatten(2).sum(-1), dim=0).mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
+        """Return Adam."""
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
 class EndOfRound(lightning.Callback):
-    """Ends a round at every epoch's end."""
+    """Callback that ends a round after every epoch."""
 
     def __init__(self, round_done: Callable[[], bool]) -> None:
         self.round_done = round_done
@@ -66,7 +64,7 @@ class EndOfRound(lightning.Callback):
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """End a round."""
+        """End the round."""
         trainer.should_stop = not self.round_done()
 
 

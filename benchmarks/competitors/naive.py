@@ -11,11 +11,9 @@ from workloads import Workload
 
 from competitors.layers import decoder, encoder, pixels
 
-__all__ = ["run"]
-
 
 class NaiveVAE(nn.Module):
-    """Encoder, decoder, and the losses of papers, summed over the batch."""
+    """Encoder, decoder and losses as in papers, summed over the batch."""
 
     def __init__(self, workload: Workload) -> None:
         super().__init__()
@@ -24,19 +22,19 @@ class NaiveVAE(nn.Module):
         self.num_samples = workload.num_samples
 
     def forward(self, x: Tensor) -> Tensor:
-        """Loss of a batch."""
+        """Return the loss of a batch."""
         mean, log_var = self.encoder(x).chunk(2, dim=1)
         return self.iwae(x, mean, log_var) if self.num_samples > 1 else self.elbo(x, mean, log_var)
 
     def elbo(self, x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-        """Negative ELBO."""
+        """Return the negative ELBO."""
         z = mean + torch.exp(0.5 * log_var) * torch.randn_like(mean)
         reconstruction = torch.sigmoid(self.decoder(z))
         bce = F.binary_cross_entropy(reconstruction, x, reduction="sum")
         return bce - 0.5 * torch.sum(1 + log_var - mean.pow(2) - log_var.exp())
 
     def iwae(self, x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-        """Negative importance-weighted bound."""
+        """Return the negative importance-weighted bound."""
         noise = torch.randn(self.num_samples, *mean.shape)  # (K, B, D)
         z = mean + torch.exp(0.5 * log_var) * noise
         reconstruction = torch.sigmoid(self.decoder(z.flatten(0, 1))).view(-1, *x.shape)

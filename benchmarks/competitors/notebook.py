@@ -16,11 +16,9 @@ from workloads import Workload
 
 from competitors.layers import decoder, encoder, pixels
 
-__all__ = ["run"]
-
 
 class NotebookVAE(nn.Module):
-    """Encoder, and decoder with a sigmoid at its end."""
+    """Encoder, and a decoder that ends in a sigmoid."""
 
     def __init__(self, workload: Workload) -> None:
         super().__init__()
@@ -28,7 +26,7 @@ class NotebookVAE(nn.Module):
         self.decoder = nn.Sequential(decoder(workload), nn.Sigmoid())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruction, mean and scale."""
+        """Return reconstruction, mean and scale."""
         mean, scale = self.encoder(x).chunk(2, dim=1)
         draws = [mean + scale * torch.randn_like(scale) for _ in range(2)]
         return self.decoder((draws[0] + draws[1]) / 2), mean, scale

@@ -1,4 +1,4 @@
-"""The driver's end of a worker: start it, have it run a round, end it."""
+"""The driver's side of a worker: start it, run rounds, end it."""
 
 import json
 import os
@@ -9,14 +9,12 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
-__all__ = ["Worker"]
-
 # The largest threshold that every glibc takes, above every tensor of the workloads.
 _TUNED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
 
 
 class Worker:
-    """A process that trains one competitor, a round at a time.
+    """A process that trains one competitor, one round at a time.
 
     Args:
         name: Name of the competitor.
@@ -48,11 +46,11 @@ class Worker:
         self._answers.put({"error": f"ended with code {self.process.wait()}"})
 
     def _say(self, word: str) -> None:
-        with suppress(OSError):  # it may have ended, as its answers then tell
+        with suppress(OSError):  # the worker may have ended; the next answer shows it
             print(word, file=self.process.stdin, flush=True)
 
     def answer(self, limit: float) -> dict[str, Any]:
-        """Next answer, within so many seconds."""
+        """Return the next answer, or the failure after a time limit."""
         try:
             return self._answers.get(timeout=limit)
         except Empty:
@@ -64,7 +62,7 @@ class Worker:
         return self.answer(limit)
 
     def end(self) -> None:
-        """End the process, by force if it is busy."""
+        """End the process; kill it if it is busy."""
         self._say("stop")
         try:
             self.process.wait(timeout=3)
@@ -74,7 +72,7 @@ class Worker:
 
 
 def _environment(threads: int, allocator: str) -> dict[str, str]:
-    """Environment of a worker: so many threads, no GPU, and the allocator's settings."""
+    """Return the environment of a worker: threads, no GPU, settings of the allocator."""
     inherited = {name: value for name, value in os.environ.items() if name not in _TUNED}
     counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     devices = {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}

@@ -1,4 +1,4 @@
-"""pythae's BaseTrainer with its VAE or IWAE, given the workload's layers.
+"""pythae's BaseTrainer with its VAE or IWAE and the layers of the workload.
 
 Pixels are real-valued, as pythae takes them: nothing is drawn per batch. No evaluation, no
 checkpoints, and its progress bar switched off by the variable that tqdm reads.
@@ -23,8 +23,6 @@ from workloads import Workload
 
 from competitors.layers import decoder, encoder, pixels
 
-__all__ = ["run"]
-
 
 class Encoder(BaseEncoder):
     """The workload's encoder."""
@@ -34,7 +32,7 @@ class Encoder(BaseEncoder):
         self.layers = encoder(workload)
 
     def forward(self, x: Tensor) -> ModelOutput:
-        """Mean and logarithm of the variance."""
+        """Return the mean and the log variance."""
         mean, log_var = self.layers(x).chunk(2, dim=1)
         return ModelOutput(embedding=mean, log_covariance=log_var)
 
@@ -47,28 +45,28 @@ class Decoder(BaseDecoder):
         self.layers = decoder(workload)
 
     def forward(self, z: Tensor) -> ModelOutput:
-        """Means of the pixels."""
+        """Return the means of the pixels."""
         return ModelOutput(reconstruction=torch.sigmoid(self.layers(z)))
 
 
-class Finished(Exception):
-    """Ends a training, for which pythae has no other way."""
+class FinishedError(Exception):
+    """Exception that ends a training, because pythae has no other way."""
 
 
 class EndOfRound(TrainingCallback):
-    """Ends a round at every epoch's end."""
+    """Callback that ends a round after every epoch."""
 
     def __init__(self, round_done: Callable[[], bool]) -> None:
         self.round_done = round_done
 
     def on_epoch_end(self, training_config: BaseTrainerConfig, **kwargs: object) -> None:
-        """End a round."""
+        """End the round."""
         if not self.round_done():
-            raise Finished
+            raise FinishedError
 
 
 def build(workload: Workload) -> VAE:
-    """Model of the workload."""
+    """Return the model of the workload."""
     sizes = {"input_dim": workload.data_shape, "latent_dim": workload.latent_dim}
     parts = {"encoder": Encoder(workload), "decoder": Decoder(workload)}
     if workload.num_samples == 1:
@@ -91,5 +89,5 @@ def run(workload: Workload, images: np.ndarray, round_done: Callable[[], bool]) 
         trainer = BaseTrainer(build(workload), data, training_config=config, callbacks=callbacks)
         try:
             trainer.train()
-        except Finished:
+        except FinishedError:
             return

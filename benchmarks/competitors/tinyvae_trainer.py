@@ -1,4 +1,4 @@
-"""tinyvae's Trainer: images stay bytes, and gray levels are drawn per batch."""
+"""tinyvae's Trainer: images stay bytes, and binary pixels are drawn per batch."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,14 +22,12 @@ from tinyvae import (
     TransposedConvNet,
 )
 from tinyvae.datasets import DynamicBinarization
-from tinyvae.training import tune_malloc
+from tinyvae.training import TrainState, tune_malloc
 from tinyvae.training.history import Row
-
-__all__ = ["build", "run", "run_both", "run_compiled", "run_kept"]
 
 
 def build(workload: Workload) -> VAE:
-    """Model of the workload."""
+    """Return the model of the workload."""
     shape, hidden, latent_dim = workload.data_shape, workload.hidden, workload.latent_dim
     activation = nn.Tanh if workload.activation == "tanh" else nn.ReLU
     if workload.convolutional:
@@ -42,15 +40,15 @@ def build(workload: Workload) -> VAE:
 
 
 class EndOfRound(Callback):
-    """Ends a round at every epoch's end."""
+    """Callback that ends a round after every epoch."""
 
     def __init__(self, round_done: Callable[[], bool]) -> None:
         self.round_done = round_done
 
-    def on_epoch_end(self, trainer: Trainer, row: Row) -> None:
-        """End a round."""
+    def on_epoch_end(self, state: TrainState, row: Row) -> None:
+        """End the round."""
         if not self.round_done():
-            trainer.stop("told to")
+            state.stop("end of the measurement")
 
 
 def run(
@@ -61,7 +59,7 @@ def run(
     compile: bool = False,  # noqa: A002
     keep: bool = False,
 ) -> None:
-    """Train, with freed memory kept where asked for."""
+    """Train, optionally with freed memory kept."""
     if keep:
         tune_malloc()
     objective = ELBO() if workload.num_samples == 1 else IWAE(workload.num_samples)

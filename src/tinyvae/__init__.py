@@ -1,11 +1,11 @@
 """Variational autoencoders in PyTorch: exact, simple, useful, fast, reliable.
 
-A model is composed along four axes, and any part of one goes with any part of another: the posterior
-(an encoder), the decoder with its likelihood, the prior, and the objective. :class:`VAE` combines
-the first three, an :class:`~tinyvae.core.Objective` says what is optimized, and the
-:class:`Trainer`, which knows neither, optimizes it.
+A model is composed of parts along four axes, and any part of one axis works with any part of
+another: the posterior (an encoder), the decoder with its likelihood, the prior, and the objective.
+:class:`VAE` combines the first three. An :class:`~tinyvae.core.Objective` defines the loss, and the
+:class:`Trainer`, which depends on neither, minimizes it.
 
-The names that most programs need are here. All others are in the submodules.
+The names that most programs need are here. All other names are in the submodules.
 """
 
 from tinyvae import datasets as datasets
@@ -41,6 +41,7 @@ from tinyvae.models import TwoLevelVAE as TwoLevelVAE
 from tinyvae.models import summary as summary
 from tinyvae.networks import MLP as MLP
 from tinyvae.networks import ConvNet as ConvNet
+from tinyvae.networks import Decoder as Decoder
 from tinyvae.networks import ResNet as ResNet
 from tinyvae.networks import TransposedConvNet as TransposedConvNet
 from tinyvae.networks import TransposedResNet as TransposedResNet

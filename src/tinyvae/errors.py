@@ -1,6 +1,6 @@
 """Errors that the library raises.
 
-Each is a :class:`TinyVAEError`, and also the built-in exception whose meaning it shares::
+Each is a :class:`TinyVAEError` and also the built-in exception with the same meaning::
 
     TinyVAEError
     ├── CheckpointError      RuntimeError
@@ -19,20 +19,20 @@ class TinyVAEError(Exception):
 
 
 class CheckpointError(TinyVAEError, RuntimeError):
-    """A file is damaged, hostile, of another origin or of a newer version. Nothing was loaded."""
+    """Error of a file that is damaged, hostile, foreign or newer. Nothing was loaded."""
 
 
 class DataWorkerError(TinyVAEError, RuntimeError):
-    """A process that reads data has died."""
+    """Death of a process that reads data."""
 
 
 class NoClosedFormError(TinyVAEError, NotImplementedError):
-    """The Kullback-Leibler divergence of this pair has no closed form. Estimate it by samples."""
+    """Kullback-Leibler divergence without a closed form. Estimate it by samples."""
 
 
 class NonFiniteError(TinyVAEError, ArithmeticError):
-    """A loss or a gradient was NaN or infinite and its step was not taken, or weights became so."""
+    """NaN or infinity in a loss or a gradient, whose step was not taken, or in weights."""
 
 
 class PosteriorError(TinyVAEError, TypeError, ValueError):
-    """An encoder returned something other than the posterior that it promises."""
+    """Wrong return value of an encoder, other than the posterior that it declares."""

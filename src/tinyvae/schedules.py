@@ -1,11 +1,13 @@
 """Schedules: weights that change with the step.
 
-A schedule is a pure function of the step, so that resuming needs nothing but the step. Its length
-is in steps, or a fraction of the run.
+A schedule is a pure function of the step, so a resumed run needs nothing but the step. Its length
+is a number of steps or a fraction of the run. A :class:`ScheduledWeight` holds the current value.
 """
 
 import math
 from abc import ABC, abstractmethod
+
+import torch
 
 
 class Schedule(ABC):
@@ -28,30 +30,30 @@ class Schedule(ABC):
         self.fraction = fraction
 
     @property
-    def extent(self) -> tuple[float, float]:
-        """Least and largest value, as far as they are known."""
+    def value_range(self) -> tuple[float, float]:
+        """Smallest and largest value; infinite if they are unknown."""
         return -math.inf, math.inf
 
     @abstractmethod
-    def shape(self, step: int, length: int) -> float:
-        """Value at ``step`` in 0..length of a schedule that ends at ``length``."""
+    def value_at(self, step: int, length: int) -> float:
+        """Return the value at ``step`` in 0..length of a schedule that ends at ``length``."""
 
     def length(self, total_steps: int | None) -> int:
-        """Steps until the last value, in a run of ``total_steps`` (None: not known)."""
+        """Return the steps until the last value in a run of ``total_steps`` (None: unknown)."""
         if self.steps is not None:
             return self.steps
         if total_steps is None or self.fraction is None:
             raise ValueError(
                 f"{type(self).__name__}(fraction={self.fraction}) needs the length of the run, "
-                "which these data do not tell: give steps= instead"
+                "got data of unknown length: use steps= instead of fraction="
             )
-        # Of a run's updates, 0 to total_steps - 1, so that fraction=1 ends with the last of them.
+        # The updates of a run are 0 to total_steps - 1: fraction=1 ends with the last of them.
         return max(1, round(self.fraction * (total_steps - 1)))
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
-        """Value at ``step`` (from 0) of a run of ``total_steps``."""
+        """Return the value at ``step`` (from 0) of a run of ``total_steps``."""
         length = self.length(total_steps)
-        return self.shape(min(step, length), length)
+        return self.value_at(min(step, length), length)
 
 
 def _finite(value: float) -> float:
@@ -61,7 +63,7 @@ def _finite(value: float) -> float:
 
 
 class Constant(Schedule):
-    """The same value at every step.
+    """A constant value.
 
     Args:
         value: The value.
@@ -76,16 +78,16 @@ class Constant(Schedule):
         self.value = _finite(value)
 
     @property
-    def extent(self) -> tuple[float, float]:
+    def value_range(self) -> tuple[float, float]:
         """The value, twice."""
         return self.value, self.value
 
-    def shape(self, step: int, length: int) -> float:
-        """Value at any step."""
+    def value_at(self, step: int, length: int) -> float:
+        """Return the value."""
         return self.value
 
     def length(self, total_steps: int | None) -> int:
-        """No steps: the first value is the last."""
+        """Return 0: the first value is the last."""
         return 0
 
 
@@ -110,17 +112,17 @@ class Ramp(Schedule):
         return f"{type(self).__name__}({self.start:g}, {self.end:g}, {length})"
 
     @property
-    def extent(self) -> tuple[float, float]:
+    def value_range(self) -> tuple[float, float]:
         """The smaller and the larger of start and end."""
         return min(self.start, self.end), max(self.start, self.end)
 
-    def between(self, share: float) -> float:
-        """Value at ``share`` in [0, 1] of the way from start to end."""
+    def interpolate(self, share: float) -> float:
+        """Return the value at ``share`` in [0, 1] of the way from start to end."""
         return self.end if share == 1.0 else self.start + (self.end - self.start) * share
 
 
 class Linear(Ramp):
-    """A straight line from ``start`` to ``end``, then ``end``.
+    """A linear ramp from ``start`` to ``end``, then ``end``.
 
     Args:
         start: First value.
@@ -134,9 +136,9 @@ class Linear(Ramp):
         [0.0, 0.5, 1.0, 1.0]
     """
 
-    def shape(self, step: int, length: int) -> float:
-        """Value at ``step`` of the line."""
-        return self.between(step / length)
+    def value_at(self, step: int, length: int) -> float:
+        """Return the value of the line at ``step``."""
+        return self.interpolate(step / length)
 
 
 class Cosine(Ramp):
@@ -153,19 +155,19 @@ class Cosine(Ramp):
         0.5
     """
 
-    def shape(self, step: int, length: int) -> float:
-        """Value at ``step`` of the wave."""
-        return self.between(0.5 - 0.5 * math.cos(math.pi * step / length))
+    def value_at(self, step: int, length: int) -> float:
+        """Return the value of the wave at ``step``."""
+        return self.interpolate(0.5 - 0.5 * math.cos(math.pi * step / length))
 
 
 class Cyclical(Ramp):
-    """Repeated climbs from ``start`` to ``end``, each followed by a rest at ``end``.
+    """Cycles: a linear ramp from ``start`` to ``end``, then a plateau at ``end``.
 
     Args:
         start: First value of every cycle.
-        end: Value at rest, and after the last cycle.
+        end: Value of the plateaus, and after the last cycle.
         cycles: Number of cycles.
-        ramp: Share of a cycle that climbs.
+        ramp: Fraction of each cycle that the ramp takes.
         steps: Length of all cycles in optimizer steps.
         fraction: Length of all cycles as a fraction of the run.
 
@@ -195,9 +197,96 @@ class Cyclical(Ramp):
             )
         self.cycles, self.ramp = cycles, ramp
 
-    def shape(self, step: int, length: int) -> float:
-        """Value at ``step`` of all cycles."""
+    def value_at(self, step: int, length: int) -> float:
+        """Return the value at ``step`` of all cycles."""
         if step == length:
             return self.end
-        within = (step * self.cycles % length) / length  # in integers, so that no seam is rounded
-        return self.between(min(within / self.ramp, 1.0))
+        # The remainder is taken of integers, so that every cycle starts exactly at ``start``.
+        share = (step * self.cycles % length) / length
+        return self.interpolate(min(share / self.ramp, 1.0))
+
+
+class ScheduledWeight(torch.nn.Module):
+    """The current value of a weight that follows a schedule.
+
+    Assign it to an attribute of an objective or a regularizer: the objective then sets it at every
+    step. The value is a 0-d buffer, so a new value never recompiles a graph. A weight that changes
+    is part of the ``state_dict``; a constant one is not.
+
+    Args:
+        schedule: A number or a :class:`Schedule`.
+        name: Name of the weight in errors, such as ``"CIWAE's elbo_weight"``.
+        least: Smallest allowed value.
+        most: Largest allowed value.
+
+    Attributes:
+        value: Current value, ``()``, float64.
+
+    Raises:
+        ValueError: If a value is known to be outside [``least``, ``most``].
+
+    Example:
+        >>> weight = ScheduledWeight(Linear(0.0, 1.0, steps=10))
+        >>> weight.set_step(4, total_steps=None)
+        >>> weight.value
+        tensor(0.4000, dtype=torch.float64)
+    """
+
+    value: torch.Tensor
+
+    def __init__(
+        self,
+        schedule: float | Schedule,
+        *,
+        name: str = "ScheduledWeight",
+        least: float = -math.inf,
+        most: float = math.inf,
+    ) -> None:
+        super().__init__()
+        self.schedule = schedule if isinstance(schedule, Schedule) else Constant(schedule)
+        low, high = self.value_range
+        is_known = (low, high) != (-math.inf, math.inf)
+        if is_known and not (least <= low and high <= most):
+            allowed = f"in [{least:g}, {most:g}]" if most < math.inf else f">= {least:g}"
+            raise ValueError(f"{name} expects a value {allowed}, got {schedule!r}")
+        # float64 keeps weights such as 0.1 exact enough for float64 models.
+        start = torch.tensor(self.schedule.value_at(0, 1), dtype=torch.float64)
+        self.register_buffer("value", start, persistent=self.changes)
+
+    @property
+    def changes(self) -> bool:
+        """True unless the schedule is a :class:`Constant`."""
+        return not isinstance(self.schedule, Constant)
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Smallest and largest value; infinite if they are unknown."""
+        return self.schedule.value_range
+
+    def is_constant(self, value: float) -> bool:
+        """Return True if the weight is the constant ``value``."""
+        return isinstance(self.schedule, Constant) and self.schedule.value == value
+
+    def set_step(self, step: int, total_steps: int | None) -> None:
+        """Set the value to that of ``step`` of ``total_steps`` (None: unknown)."""
+        self.value.fill_(self.schedule(step, total_steps))
+
+    def type_as(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the value in the dtype of ``tensor``.
+
+        A 0-d float64 factor would promote another 0-d tensor, such as a loss.
+        """
+        return self.value.to(tensor.dtype)
+
+    def __repr__(self) -> str:
+        schedule = self.schedule
+        return f"{schedule.value:g}" if isinstance(schedule, Constant) else repr(schedule)
+
+
+def scheduled_values(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return copies of the weights of ``module`` itself that change, by attribute name."""
+    return {
+        name: weight.value.clone()
+        for name, weight in module.named_children()
+        if isinstance(weight, ScheduledWeight) and weight.changes
+    }

@@ -1,4 +1,4 @@
-"""Every fast path against the plain one, on every workload of the benchmarks."""
+"""Fast paths agree with plain ones on every workload of the benchmarks."""
 
 import shutil
 import sys
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tinyvae import ELBO, IWAE, Batch, log_marginal
-from tinyvae.distributions import bernoulli_sum as bits
+from tinyvae.distributions import bernoulli_sum
 from tinyvae.training.acceleration.compiled import CompiledGradients
 from tinyvae.training.step import Gradients
 
@@ -18,7 +18,7 @@ NEVER = 1 << 62
 
 @pytest.fixture(scope="module")
 def benchmarks():
-    """Modules of the folder, which is no package."""
+    """Import the modules of benchmarks/, which is not a package."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         import workloads
@@ -33,7 +33,7 @@ NAMES = ["w1-32", "w1-128", "w2", "w3-1", "w3-50", "w4"]
 
 
 def make(benchmarks, name):
-    """Pass and batch of a workload."""
+    """Return the gradients and a batch of a workload."""
     workloads, trainer, _ = benchmarks
     workload = workloads.WORKLOADS[name]
     torch.manual_seed(0)
@@ -44,15 +44,15 @@ def make(benchmarks, name):
     return Gradients(vae, objective, objective.parameter_groups(vae)), Batch(x)
 
 
-def taken(differentiate, gradients, batch):
-    """Loss and gradients on noise that is always the same."""
+def loss_and_gradients(differentiate, gradients, batch):
+    """Return loss, metrics and gradients on fixed noise."""
     torch.manual_seed(1)
     output = differentiate(batch)
     parameters = gradients.groups["model"]
-    found = [p.grad.clone() for p in parameters]
+    grads = [p.grad.clone() for p in parameters]
     for parameter in parameters:
         parameter.grad = None
-    return [output.losses["model"].detach(), *output.metrics.values(), *found]
+    return [output.losses["model"].detach(), *output.metrics.values(), *grads]
 
 
 def assert_near(left, right, bound):
@@ -60,50 +60,52 @@ def assert_near(left, right, bound):
         assert torch.linalg.vector_norm(a - b) <= bound * torch.linalg.vector_norm(b)
 
 
-def test_the_table_names_every_workload(benchmarks):
+def test_workloads_are_in_the_table(benchmarks):
     workloads, _, _ = benchmarks
     assert list(workloads.WORKLOADS) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_models_have_the_layers_of_the_others(benchmarks, name):
+def test_workload_models_have_the_layers_of_competitors(benchmarks, name):
     workloads, trainer, layers = benchmarks
     workload = workloads.WORKLOADS[name]
     vae = trainer.build(workload)
-    for own, plain in ((vae.encoder, layers.encoder), (vae.decoder, layers.decoder)):
-        shapes = [p.shape for p in own.parameters()]
+    for part, plain in ((vae.encoder, layers.encoder), (vae.decoder, layers.decoder)):
+        shapes = [p.shape for p in part.parameters()]
         assert shapes == [p.shape for p in plain(workload).parameters()]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sums_by_pieces_are_the_sums(benchmarks, name, monkeypatch):
+def test_bernoulli_sum_in_chunks_equals_the_sum(benchmarks, name, monkeypatch):
     gradients, batch = make(benchmarks, name)
-    monkeypatch.setattr(bits, "PIECE", NEVER)
-    plain = taken(gradients, gradients, batch)
-    monkeypatch.setattr(bits, "PIECE", 10_000)
-    assert_near(taken(gradients, gradients, batch), plain, 2e-6)
+    monkeypatch.setattr(bernoulli_sum, "PIECE", NEVER)
+    plain = loss_and_gradients(gradients, gradients, batch)
+    monkeypatch.setattr(bernoulli_sum, "PIECE", 10_000)
+    assert_near(loss_and_gradients(gradients, gradients, batch), plain, 2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_evidence_by_products_of_masses_is_the_evidence(benchmarks, name, monkeypatch):
+def test_log_marginal_with_chunks_equals_the_plain_one(benchmarks, name, monkeypatch):
     gradients, batch = make(benchmarks, name)
     vae, x = gradients.model, batch.x[:3].float()
     fast = log_marginal(vae, x, num_samples=2000)
-    monkeypatch.setattr(bits, "PIECE", NEVER)
+    monkeypatch.setattr(bernoulli_sum, "PIECE", NEVER)
     plain = log_marginal(vae, x, num_samples=2000)
     assert (fast - plain).abs().max() < 2e-4
     exact = log_marginal(vae.double(), x.double(), num_samples=2000)
     assert exact.dtype == torch.float64
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
-    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch compiles by a C++ compiler"
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler was found"
 )
 @pytest.mark.parametrize("name", NAMES)
-def test_the_compiled_pass_is_the_pass(benchmarks, name):
+def test_compiled_pass_equals_the_plain_pass(benchmarks, name):
     gradients, batch = make(benchmarks, name)
     compiled = CompiledGradients(gradients, batch)
-    plain, own = (taken(d, gradients, batch) for d in (gradients, compiled))
-    # Weights of IWAE are exponentials of log weights, whose rounding they inherit.
+    plain, fast = (loss_and_gradients(d, gradients, batch) for d in (gradients, compiled))
+    # The weights of IWAE are exponentials of log weights and inherit their rounding.
     rounding = 2 * torch.finfo(torch.float32).eps * float(plain[0].abs())
-    assert_near(own, plain, rounding if name == "w3-50" else 1e-5)
+    assert_near(fast, plain, rounding if name == "w3-50" else 1e-5)

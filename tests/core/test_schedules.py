@@ -33,19 +33,19 @@ schedules = pytest.mark.parametrize("name", SCHEDULES)
         (Cyclical(0, 2, cycles=2, ramp=1, steps=8), {0: 0, 3: 1.5, 4: 0, 6: 1, 7: 1.5, 8: 2}),
     ],
 )
-def test_values(schedule, values):
+def test_schedule_values(schedule, values):
     assert {step: schedule(step) for step in values} == pytest.approx(values, abs=1e-12)
 
 
 @schedules
 @given(step=st.integers(0, 10**6), steps=st.integers(1, 10**6))
-def test_bounds(name, step, steps):
+def test_schedule_stays_in_range(name, step, steps):
     assert 0.25 - 1e-12 <= SCHEDULES[name](steps=steps)(step) <= 1.5 + 1e-12
 
 
 @schedules
 @given(fraction=st.floats(0.01, 1), total=st.integers(1, 10**6), share=st.floats(0, 1.5, width=16))
-def test_fraction_agrees_with_steps(name, fraction, total, share):
+def test_schedule_fraction_agrees_with_steps(name, fraction, total, share):
     by_fraction = SCHEDULES[name](fraction=fraction)
     steps = by_fraction.length(total)
     assert abs(steps - max(1, fraction * (total - 1))) <= 0.5
@@ -55,14 +55,14 @@ def test_fraction_agrees_with_steps(name, fraction, total, share):
 
 @schedules
 @given(steps=st.integers(1, 10**6), beyond=st.integers(0, 10**6))
-def test_ends_exactly(name, steps, beyond):
+def test_schedule_ends_exactly(name, steps, beyond):
     schedule = SCHEDULES[name](steps=steps)
     assert schedule(steps + beyond) == schedule.end
     assert schedule(0) == schedule.start
 
 
 @given(cycles=st.integers(1, 12), length=st.integers(1, 50), data=st.data())
-def test_cycles_repeat(cycles, length, data):
+def test_cyclical_repeats(cycles, length, data):
     schedule = Cyclical(0.25, 1.5, cycles=cycles, steps=cycles * length)
     cycle, step = data.draw(st.integers(0, cycles - 1)), data.draw(st.integers(0, length - 1))
     assert schedule(cycle * length + step) == pytest.approx(schedule(step), abs=1e-9)
@@ -80,23 +80,23 @@ def test_cycles_repeat(cycles, length, data):
         ({"fraction": math.nan}, "0 < fraction <= 1, got nan"),
     ],
 )
-def test_length_errors(cls, length, message):
+def test_schedule_refuses_invalid_lengths(cls, length, message):
     with pytest.raises(ValueError, match=f"{cls.__name__} expects {message}"):
         cls(0.0, 1.0, **length)
 
 
 @pytest.mark.parametrize("options", [{"cycles": 0}, {"ramp": 0.0}, {"ramp": 1.1}])
-def test_cyclical_errors(options):
+def test_cyclical_refuses_invalid_arguments(options):
     with pytest.raises(ValueError, match="cycles >= 1 and 0 < ramp <= 1, got"):
         Cyclical(0.0, 1.0, steps=8, **options)
 
 
-def test_fraction_needs_the_length_of_the_run():
-    with pytest.raises(ValueError, match=r"Linear\(fraction=0.5\) needs the length.*give steps="):
+def test_schedule_fraction_needs_the_length_of_the_run():
+    with pytest.raises(ValueError, match=r"Linear\(fraction=0.5\) needs the length.*use steps="):
         Linear(0.0, 1.0, fraction=0.5)(3)
 
 
-def test_lengths():
+def test_schedule_length():
     assert Constant(1.0).length(None) == 0
     assert Linear(0, 1, steps=7).length(None) == Linear(0, 1, steps=7).length(3) == 7
     assert Linear(0, 1, fraction=0.25).length(100) == 25
@@ -108,12 +108,12 @@ def test_schedule_is_abstract():
         Schedule(steps=1, fraction=None)
 
 
-def test_a_fraction_of_one_ends_with_the_last_update():
+def test_schedule_fraction_of_one_ends_with_the_last_update():
     schedule = Linear(0.0, 1.0, fraction=1.0)
     assert [schedule(step, 5) for step in range(5)] == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
 @given(cycles=st.integers(1, 50), length=st.integers(2, 50))
-def test_every_cycle_begins_at_the_start(cycles: int, length: int):
+def test_cyclical_cycles_begin_at_the_start(cycles: int, length: int):
     schedule = Cyclical(0.0, 1.0, cycles=cycles, steps=cycles * length)
     assert {schedule(cycle * length) for cycle in range(cycles)} == {0.0}

@@ -39,7 +39,7 @@ def test_threshold_is_strict_on_every_scale():
 
 
 def count(x: torch.Tensor, max_value: int, fine: torch.Tensor) -> torch.Tensor:
-    """Number of words that make a one of each level, ``(*fine, *x)``."""
+    """Return the number of words that give a one for each level, ``(*fine, *x)``."""
     words = ALL_WORDS.expand(len(x), -1)
     binary = ones(words, fine[:, None, None], x[:, None], max_value)
     assert ((binary == 0) | (binary == 1)).all()
@@ -51,7 +51,7 @@ def all_fine(steps: int, max_value: int, dtype: torch.dtype = torch.float32) -> 
 
 
 @pytest.mark.parametrize("v", [0, 1, 127, 253, 254])
-def test_every_level_of_a_byte_over_all_words(v):
+def test_ones_count_every_byte_level_over_all_words(v):
     x = torch.arange(256)
     counts = count(x.to(torch.uint8), 255, all_fine(255, 255)[[v]])[0]
     assert counts[0] == 0
@@ -61,7 +61,7 @@ def test_every_level_of_a_byte_over_all_words(v):
 
 
 @pytest.mark.parametrize("max_value", [1, 2, 3, 15, 16])
-def test_levels_are_exact_over_all_words_and_fine_digits(max_value):
+def test_ones_are_exact_over_all_words_and_fine_digits(max_value):
     x = torch.arange(max_value + 1)
     counts = count(x.to(torch.uint8), max_value, all_fine(max_value, max_value)).sum(0)
     assert torch.equal(counts, (x * 2**16).double())  # of 2^16 M
@@ -70,13 +70,13 @@ def test_levels_are_exact_over_all_words_and_fine_digits(max_value):
 @pytest.mark.parametrize(
     ("max_value", "level"), [(255, 1), (255, 100), (255, 254), (256, 77), (256, 255)]
 )
-def test_a_level_of_a_byte_is_exact_over_all_words_and_fine_digits(max_value, level):
+def test_ones_are_exact_for_byte_levels(max_value, level):
     x = torch.tensor([level])
     assert count(x, max_value, all_fine(max_value, max_value)).sum() == level * 2**16
 
 
 @pytest.mark.parametrize(("max_value", "level"), [(1000, 999), (65535, 65534), (2**37, 2**37 - 1)])
-def test_wide_levels_are_exact(max_value, level):
+def test_ones_are_exact_for_wide_levels(max_value, level):
     """All fine digits were too many: the first and the last that make a one of the last word."""
     x, word = torch.tensor([level]), ALL_WORDS[-1:]
     last = 2**16 * level - (2**16 - 1) * max_value - 1  # w M + v < 2^16 x
@@ -86,13 +86,13 @@ def test_wide_levels_are_exact(max_value, level):
 
 
 @pytest.mark.parametrize("numerator", [1, 12344.75, 12345, 2**23, 2**24 - 1])
-def test_float32_probabilities_are_exact_to_24_bits(numerator):
+def test_ones_are_exact_to_24_bits_for_float32(numerator):
     p = torch.tensor([numerator / 2**24])
     assert p.item() == numerator / 2**24
     assert count(p, 1, all_fine(2**8, 1)).sum() == math.ceil(numerator)
 
 
-def test_float64_probabilities_are_exact_to_53_bits():
+def test_ones_are_exact_to_53_bits_for_float64():
     p = torch.tensor([1 - 2**-53, 1 - 2**-53, 2**-53, 2**-53], dtype=torch.float64)
     v = torch.tensor([2**37 - 2, 2**37 - 1, 0, 1], dtype=torch.float64)
     words = ALL_WORDS[[-1, -1, 0, 0]]
@@ -100,7 +100,7 @@ def test_float64_probabilities_are_exact_to_53_bits():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_what_is_out_of_range_is_decided_for_all_words(dtype):
+def test_ones_clamp_floats_out_of_range(dtype):
     x = torch.tensor([math.nan, -math.inf, -0.5, -0.0, 0.0, 1.0, 1.5, math.inf]).to(dtype)
     steps, fine_dtype = (2**37, dtype) if dtype == torch.float64 else (2**8, torch.float32)
     fine = torch.tensor([0, steps - 1], dtype=fine_dtype) / steps / 2**16
@@ -108,7 +108,7 @@ def test_what_is_out_of_range_is_decided_for_all_words(dtype):
 
 
 @pytest.mark.parametrize("max_value", [1, 16, 100])
-def test_levels_out_of_range_are_decided_for_all_words(max_value):
+def test_ones_clamp_levels_out_of_range(max_value):
     x = torch.tensor([-128, -1, 0, max_value, max_value + 1, 127], dtype=torch.int8)
     counts = count(x, max_value, all_fine(max_value, max_value)[[0, -1]])
     assert (counts == torch.tensor([0] * 3 + [2**16] * 3)).all()
@@ -118,7 +118,7 @@ def test_levels_out_of_range_are_decided_for_all_words(max_value):
 
 
 class Spy:
-    """Stands in for `ones`, and keeps the digits it was given."""
+    """Replacement of `ones` that records its random digits."""
 
     def __call__(self, words, fine, x, max_value):
         self.words, self.fine = words, fine
@@ -132,7 +132,7 @@ def spy(monkeypatch):
     return spy
 
 
-def test_every_lane_of_the_random_numbers_is_uniform(spy):
+def test_binarization_words_are_uniform_in_every_lane(spy):
     DynamicBinarization(255)(torch.zeros(1000, 1000, dtype=torch.uint8), generator())
     lanes = spy.words.reshape(-1, 4).T
     assert not torch.equal(lanes[0], lanes[1])
@@ -146,14 +146,14 @@ def test_every_lane_of_the_random_numbers_is_uniform(spy):
         assert both.abs().max() < 5 / math.sqrt(len(lane))
 
 
-def test_lanes_do_not_depend_on_each_other(spy):
+def test_binarization_words_are_independent_across_lanes(spy):
     DynamicBinarization(255)(torch.zeros(1000, 1000, dtype=torch.uint8), generator())
     lanes = spy.words.reshape(-1, 4).T.double()
     assert (torch.corrcoef(lanes) - torch.eye(4)).abs().max() < 4.5 / math.sqrt(lanes.shape[1])
 
 
 @pytest.mark.parametrize("max_value", [None, 16, 255, 1000])
-def test_examples_have_fine_digits_of_their_own(spy, max_value):
+def test_binarization_draws_fine_digits_per_example(spy, max_value):
     x = torch.zeros(20_000, 2, 1, dtype=torch.float32 if max_value is None else torch.int16)
     DynamicBinarization(max_value)(x, generator())
     assert spy.fine.shape == (20_000, 1, 1)
@@ -175,7 +175,7 @@ def test_examples_have_fine_digits_of_their_own(spy, max_value):
         (torch.int64, 2**33, torch.float64, 2**33),
     ],
 )
-def test_digits_fit_their_type(spy, dtype, max_value, fine_dtype, steps):
+def test_binarization_fine_digits_fit_their_dtype(spy, dtype, max_value, fine_dtype, steps):
     DynamicBinarization(max_value)(torch.zeros(20_000, 1, dtype=dtype), generator())
     assert spy.fine.dtype == fine_dtype
     v = spy.fine.double() * 2**16 * steps / (max_value or 1)
@@ -189,12 +189,12 @@ def test_digits_fit_their_type(spy, dtype, max_value, fine_dtype, steps):
 
 
 def check_frequencies(binary: torch.Tensor, p: torch.Tensor) -> None:
-    """Each column of zeros and ones has frequency p, and so have all of them together."""
+    """Check that each column of zeros and ones has frequency p, and so has their sum."""
     draws = len(binary)
     assert binary.dtype == torch.float32
     assert ((binary == 0) | (binary == 1)).all()
     errors, variances = binary.double().mean(0) - p, p * (1 - p) / draws
-    assert (errors.abs() <= 4 * variances.sqrt()).all()  # where p is 0 or 1: without exception
+    assert (errors.abs() <= 4 * variances.sqrt()).all()  # exact where p is 0 or 1
     assert errors.sum().abs() <= 4 * variances.sum().sqrt()
 
 
@@ -212,7 +212,7 @@ def check_frequencies(binary: torch.Tensor, p: torch.Tensor) -> None:
         (1000, torch.int16),
     ],
 )
-def test_gray_levels_are_exact_probabilities(max_value, dtype):
+def test_binarization_reads_gray_levels_as_probabilities(max_value, dtype):
     levels = torch.arange(max_value + 1)
     x = levels.to(dtype).expand(2_000 if max_value > 256 else 10_000, -1)
     binary = DynamicBinarization(max_value)(x, generator())
@@ -220,12 +220,12 @@ def test_gray_levels_are_exact_probabilities(max_value, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_floats_are_probabilities(dtype):
+def test_binarization_reads_floats_as_probabilities(dtype):
     p = torch.tensor([0, 2**-12, 0.1, 0.5, 0.9, 1 - 2**-8, 1]).to(dtype)
     check_frequencies(DynamicBinarization()(p.expand(100_000, -1), generator()), p.double())
 
 
-def test_pixels_are_independent():
+def test_binarization_draws_independent_pixels():
     x = torch.tensor([64, 128, 200, 254], dtype=torch.uint8).expand(100_000, -1)
     binary = DynamicBinarization(255)(x, generator())
     both = torch.corrcoef(binary.T.double()) - torch.eye(4)
@@ -234,13 +234,13 @@ def test_pixels_are_independent():
 
 
 @pytest.mark.parametrize("max_value", [None, 255])
-def test_draws_follow_the_generator_alone(max_value):
+def test_binarization_depends_on_the_generator_alone(max_value):
     x = torch.full((4, 1, 8, 8), 100, dtype=torch.uint8) if max_value else torch.full((4, 64), 0.4)
     transform = DynamicBinarization(max_value)
     one, two = generator(3), generator(3)
     first, second = transform(x, one), transform(x, one)
     assert first.shape == x.shape
-    assert not torch.equal(first, second)  # drawn anew
+    assert not torch.equal(first, second)  # a new draw
     assert torch.equal(first, transform(x, two))
     with torch.random.fork_rng():
         torch.manual_seed(99)
@@ -249,7 +249,7 @@ def test_draws_follow_the_generator_alone(max_value):
     assert not torch.equal(first, transform(x, generator(4)))
 
 
-def test_layout_does_not_change_the_draw():
+def test_binarization_ignores_memory_layout():
     x = digits().images[:32]
     transposed = x.transpose(2, 3).contiguous().transpose(2, 3)
     assert torch.equal(
@@ -261,7 +261,7 @@ def test_layout_does_not_change_the_draw():
     "shape", [(), (1,), (3,), (5, 1), (1, 5), (3, 7), (2, 1, 3, 3), (0, 1, 8, 8), (4, 0)]
 )
 @pytest.mark.parametrize("max_value", [None, 255, 1000])
-def test_any_number_of_pixels(shape, max_value):
+def test_binarization_accepts_any_number_of_pixels(shape, max_value):
     dtype = torch.float32 if max_value is None else torch.int16
     black, white = torch.zeros(shape, dtype=dtype), torch.full(shape, max_value or 1, dtype=dtype)
     binarize = DynamicBinarization(max_value)
@@ -271,7 +271,7 @@ def test_any_number_of_pixels(shape, max_value):
         assert torch.equal(binary, torch.full(shape, expected))
 
 
-def test_binarization_refuses_a_scale_that_does_not_fit():
+def test_binarization_rejects_max_value_that_does_not_fit():
     with pytest.raises(ValueError, match="max_value >= 1, got 0"):
         DynamicBinarization(0)
     with pytest.raises(ValueError, match=r"got torch\.uint8: .*max_value=255"):

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def on_disk(relative: str) -> Path:
-    """The folder that holds real data under this name, or a skipped test."""
+    """Return the folder with real data of this name, or skip the test."""
     for folder in (ROOT / "data", ROOT.parent / "shared" / "data"):
         if (folder / relative).exists():
             return folder
@@ -67,7 +67,7 @@ def idx_files(draw):
 
 @settings(max_examples=80, deadline=None)
 @given(idx=idx_files(), compress=st.booleans())
-def test_idx_round_trip(tmp_path_factory, idx, compress):
+def test_read_idx_round_trip(tmp_path_factory, idx, compress):
     code, sizes, values = idx
     data = idx_bytes(sizes, values, code)
     path = tmp_path_factory.getbasetemp() / "round-trip"
@@ -81,7 +81,7 @@ def test_idx_round_trip(tmp_path_factory, idx, compress):
     tensor.zero_()  # owns writable memory
 
 
-def test_idx_of_the_highest_rank(tmp_path):
+def test_read_idx_reads_the_highest_rank(tmp_path):
     path = tmp_path / "deep"
     path.write_bytes(idx_bytes((1,) * 254 + (2,), (3, 4)))
     assert read_idx(str(path)).shape == (1,) * 254 + (2,)
@@ -92,21 +92,21 @@ SMALL = idx_bytes((2, 3), (1, 2, 3, 4, 5, 6))
 
 
 def field_at(position: int) -> str:
-    """The field of SMALL to which the byte at this position belongs."""
+    """Return the field of SMALL that contains the byte at this position."""
     fields = ["magic"] * 3 + ["number of dimensions"] + ["size 0"] * 4 + ["size 1"] * 4
     return (fields + ["payload"] * 6)[position]
 
 
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("length", range(len(SMALL)))
-def test_truncated_idx_names_file_and_field(tmp_path, length, compress):
+def test_read_idx_error_names_file_and_field(tmp_path, length, compress):
     path = tmp_path / "cut-short"
     path.write_bytes(gzip.compress(SMALL[:length]) if compress else SMALL[:length])
     with pytest.raises(ValueError, match=rf"cut-short: {field_at(length)}.*: expected \d+ bytes"):
         read_idx(path)
 
 
-def test_truncated_payload_says_how_much_came(tmp_path):
+def test_read_idx_error_names_the_bytes_of_a_truncated_payload(tmp_path):
     path = tmp_path / "cut-short"
     path.write_bytes(SMALL[:-2])
     with pytest.raises(ValueError, match=r"payload of sizes \[2, 3\]: expected 6 bytes, got 4"):
@@ -114,7 +114,7 @@ def test_truncated_payload_says_how_much_came(tmp_path):
 
 
 @pytest.mark.parametrize("compress", [False, True])
-def test_overlong_idx_is_refused(tmp_path, compress):
+def test_read_idx_rejects_extra_bytes(tmp_path, compress):
     path = tmp_path / "long"
     path.write_bytes(gzip.compress(SMALL + b"\0") if compress else SMALL + b"\0")
     with pytest.raises(ValueError, match=r"long: payload.*expected 6 bytes, got more"):
@@ -124,14 +124,14 @@ def test_overlong_idx_is_refused(tmp_path, compress):
 @pytest.mark.parametrize(
     "start", [b"\x00\x00\x07", b"\x00\x00\x0a", b"\x01\x00\x08", b"\x00\x01\x08", b"\x93NU"]
 )
-def test_idx_magic_is_checked(tmp_path, start):
+def test_read_idx_checks_the_magic(tmp_path, start):
     path = tmp_path / "other"
     path.write_bytes(start + SMALL[3:])
     with pytest.raises(ValueError, match=rf"other: magic: .* got {start.hex(' ')}"):
         read_idx(path)
 
 
-def test_every_truncation_of_a_gzip_stream_is_refused(tmp_path):
+def test_read_idx_rejects_every_truncated_gzip_stream(tmp_path):
     path = tmp_path / "cut.gz"
     data = gzip.compress(SMALL)
     for length in range(len(data)):
@@ -140,7 +140,7 @@ def test_every_truncation_of_a_gzip_stream_is_refused(tmp_path):
             read_idx(path)
 
 
-def test_no_flipped_bit_of_a_gzip_stream_gives_other_values(tmp_path):
+def test_read_idx_never_returns_other_values_after_a_flipped_bit(tmp_path):
     path = tmp_path / "flipped.gz"
     data = gzip.compress(SMALL)
     refused = 0
@@ -153,12 +153,12 @@ def test_no_flipped_bit_of_a_gzip_stream_gives_other_values(tmp_path):
         except ValueError as error:
             assert "flipped.gz: " in str(error)  # noqa: PT017
             refused += 1
-        else:  # the time stamp and other remarks in the header do not matter
+        else:  # the time stamp and comments in the header do not matter
             assert tensor.tolist() == [[1, 2, 3], [4, 5, 6]]
     assert refused > 8 * (len(data) - 10)
 
 
-def test_damaged_gzip_names_the_field(tmp_path):
+def test_read_idx_error_of_damaged_gzip_names_the_field(tmp_path):
     path = tmp_path / "damaged.gz"
     data = bytearray(gzip.compress(SMALL))
     data[-8] ^= 1  # the checksum, which is read after the last byte
@@ -179,7 +179,7 @@ def peak_of_refusal(path: Path) -> int:
         tracemalloc.stop()
 
 
-def test_a_gzip_bomb_is_not_expanded(tmp_path):
+def test_read_idx_does_not_expand_a_gzip_bomb(tmp_path):
     path = tmp_path / "bomb.gz"
     buffer = io.BytesIO()
     with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1) as stream:
@@ -191,21 +191,21 @@ def test_a_gzip_bomb_is_not_expanded(tmp_path):
 
 
 @pytest.mark.parametrize("compress", [False, True])
-def test_a_header_that_promises_too_much_costs_no_memory(tmp_path, compress):
+def test_read_idx_allocates_no_memory_for_a_wrong_header(tmp_path, compress):
     path = tmp_path / "boast"
     data = idx_bytes((2**32 - 1, 2**32 - 1, 64), (1, 2, 3))
     path.write_bytes(gzip.compress(data) if compress else data)
     assert peak_of_refusal(path) < 4 << 20
 
 
-def test_sizes_beyond_torch_are_refused_without_a_payload(tmp_path):
+def test_read_idx_rejects_sizes_beyond_torch(tmp_path):
     path = tmp_path / "void"
     path.write_bytes(idx_bytes((0,) + (2**32 - 1,) * 3, ()))
     with pytest.raises(ValueError, match="void: sizes: "):
         read_idx(path)
 
 
-def test_idx_missing(tmp_path):
+def test_read_idx_raises_file_not_found(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read_idx(tmp_path / "nowhere")
 
@@ -226,7 +226,7 @@ def write_mnist(root: Path, *, count=3, labels=(5, 0, 9), side=28, part="train",
 
 @pytest.fixture
 def no_torchvision(monkeypatch):
-    """Torchvision is neither installed nor imported, and nothing of it stays behind."""
+    """Hide torchvision, and remove its modules after the test."""
     for name in list(sys.modules):
         if name.partition(".")[0] == "torchvision":
             monkeypatch.delitem(sys.modules, name)
@@ -236,7 +236,7 @@ def no_torchvision(monkeypatch):
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize(("train", "part"), [(True, "train"), (False, "t10k")])
 @pytest.mark.parametrize("download", [False, True])
-def test_mnist_from_the_disk_needs_no_torchvision(
+def test_mnist_loads_files_without_torchvision(
     tmp_path, no_torchvision, train, part, suffix, download
 ):
     write_mnist(tmp_path, part=part, suffix=suffix)
@@ -249,7 +249,7 @@ def test_mnist_from_the_disk_needs_no_torchvision(
 
 
 @pytest.mark.parametrize("missing", ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"])
-def test_mnist_missing_files_are_named(tmp_path, missing):
+def test_mnist_error_names_missing_files(tmp_path, missing):
     write_mnist(tmp_path)
     (tmp_path / "MNIST" / "raw" / missing).unlink()
     with pytest.raises(FileNotFoundError, match=rf"{missing}.*raw, got train-.*download=True"):
@@ -265,13 +265,13 @@ def test_mnist_missing_files_are_named(tmp_path, missing):
         ({"side": 27}, r"images-idx3-ubyte: images: .*\(N, 28, 28\), got .*\(3, 27, 28\)"),
     ],
 )
-def test_mnist_contents_are_checked(tmp_path, options, message):
+def test_mnist_checks_contents(tmp_path, options, message):
     write_mnist(tmp_path, **options)
     with pytest.raises(ValueError, match=message):
         mnist(tmp_path)
 
 
-def test_mnist_mislabeled_files_are_refused(tmp_path):
+def test_mnist_rejects_mislabeled_files(tmp_path):
     write_mnist(tmp_path)
     folder = tmp_path / "MNIST" / "raw"
     (folder / "train-images-idx3-ubyte").write_bytes(
@@ -288,7 +288,7 @@ def fake_torchvision(monkeypatch, dataset) -> None:
     monkeypatch.setitem(sys.modules, "torchvision.datasets", module)
 
 
-def test_mnist_downloads_only_when_asked_and_needed(tmp_path, no_torchvision, monkeypatch):
+def test_mnist_downloads_only_if_requested_and_needed(tmp_path, no_torchvision, monkeypatch):
     calls = []
 
     def dataset(root, *, download):
@@ -313,13 +313,13 @@ def test_mnist_reports_a_failed_download(tmp_path, no_torchvision, monkeypatch):
         mnist(tmp_path, download=True)
 
 
-def test_mnist_reports_a_download_that_left_nothing(tmp_path, no_torchvision, monkeypatch):
+def test_mnist_reports_a_download_without_files(tmp_path, no_torchvision, monkeypatch):
     fake_torchvision(monkeypatch, lambda *_, **__: None)
     with pytest.raises(FileNotFoundError, match="got none of them"):
         mnist(tmp_path, download=True)
 
 
-def test_mnist_says_what_to_do_without_torchvision(tmp_path, no_torchvision):
+def test_mnist_error_without_torchvision_names_the_remedy(tmp_path, no_torchvision):
     message = r"ModuleNotFoundError.*pip install 'tinyvae\[examples\]'.*train-images.*MNIST.raw"
     with pytest.raises(ImportError, match=message):
         mnist(tmp_path, download=True)
@@ -343,14 +343,16 @@ def torchvision_modules() -> dict[str, ModuleType]:
 
 
 @pytest.mark.parametrize("error", ["RuntimeError", "OSError", "AttributeError", "ImportError"])
-def test_a_broken_torchvision_leaves_nothing_behind(tmp_path, no_torchvision, monkeypatch, error):
+def test_mnist_removes_a_broken_torchvision_from_modules(
+    tmp_path, no_torchvision, monkeypatch, error
+):
     write_torchvision(
         tmp_path, ending=f"raise {error}('operator torchvision::nms does not exist')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torchvision")
     before, filters = dict(sys.modules), list(warnings.filters)
-    for _ in range(2):  # the second attempt meets the same error, not half a module
+    for _ in range(2):  # the second attempt fails in the same way, not with half a module
         with pytest.raises(ImportError, match=rf"{error}: operator torchvision::nms .*pip install"):
             mnist(tmp_path, download=True)
         assert torchvision_modules() == {}
@@ -358,7 +360,7 @@ def test_a_broken_torchvision_leaves_nothing_behind(tmp_path, no_torchvision, mo
     assert warnings.filters == filters
 
 
-def test_a_torchvision_that_was_there_stays(tmp_path, no_torchvision, monkeypatch):
+def test_mnist_keeps_an_imported_torchvision(tmp_path, no_torchvision, monkeypatch):
     fake_torchvision(monkeypatch, None)
     monkeypatch.delattr(sys.modules["torchvision.datasets"], "MNIST")
     before = torchvision_modules()
@@ -368,7 +370,7 @@ def test_a_torchvision_that_was_there_stays(tmp_path, no_torchvision, monkeypatc
     assert len(before) == 2
 
 
-def test_warnings_of_a_torchvision_that_works_are_silenced(tmp_path, no_torchvision, monkeypatch):
+def test_mnist_silences_warnings_of_torchvision(tmp_path, no_torchvision, monkeypatch):
     write_torchvision(tmp_path, ending="")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torchvision")
@@ -387,13 +389,13 @@ def test_warnings_of_a_torchvision_that_works_are_silenced(tmp_path, no_torchvis
         (False, [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]),
     ],
 )
-def test_real_mnist(train, counts):
+def test_mnist_real_files(train, counts):
     data = mnist(on_disk("MNIST/raw"), train=train)
     assert data.images.shape == (sum(counts), 1, 28, 28)
     assert data.labels.bincount().tolist() == counts
 
 
-def test_real_mnist_has_the_known_binarization_entropy():
+def test_mnist_real_files_have_the_known_binarization_entropy():
     # 45.534 nats per test image: no model of dynamically binarized images codes them in fewer
     images = mnist(on_disk("MNIST/raw"), train=False).images
     p = torch.arange(256, dtype=torch.float64) / 255
@@ -405,7 +407,7 @@ def test_real_mnist_has_the_known_binarization_entropy():
 # --- Digits, Frey faces ---------------------------------------------------------------------------
 
 
-def test_digits_are_those_of_scikit_learn():
+def test_digits_equal_those_of_scikit_learn():
     from sklearn.datasets import load_digits
 
     reference, data = load_digits(), digits()
@@ -446,17 +448,17 @@ def test_frey_faces_are_rows_first(tmp_path, order):
         (FACES.T, r"header: expected shape \(1965, 560\).*got shape \(560, 1965\)"),
         (FACES[:-1], r"header: .*got shape \(1964, 560\)"),
         (FACES / np.float32(255), r"header: .*dtype uint8, got .*dtype float32"),
-        (np.full((1965, 560), None), r"header: .*dtype object"),  # a pickle, which stays unread
+        (np.full((1965, 560), None), r"header: .*dtype object"),  # a pickle, which is not read
     ],
 )
-def test_frey_faces_of_another_kind_are_refused(tmp_path, array, message):
+def test_frey_faces_reject_other_arrays(tmp_path, array, message):
     path = tmp_path / "faces.npy"
     np.save(path, array, allow_pickle=True)
     with pytest.raises(ValueError, match=rf"faces\.npy: {message}"):
         frey_faces(path)
 
 
-def test_frey_faces_damaged_files_are_refused(tmp_path):
+def test_frey_faces_reject_damaged_files(tmp_path):
     path = tmp_path / "faces.npy"
     np.save(path, FACES)
     data = path.read_bytes()
@@ -472,7 +474,7 @@ def test_frey_faces_damaged_files_are_refused(tmp_path):
 
 @settings(max_examples=100, deadline=None)
 @given(position=st.integers(0, 127), value=st.integers(0, 255))
-def test_frey_faces_with_a_damaged_header_are_refused_or_right(tmp_path_factory, position, value):
+def test_frey_faces_reject_or_read_a_damaged_header(tmp_path_factory, position, value):
     path = tmp_path_factory.getbasetemp() / "header.npy"
     np.save(path, FACES)
     data = bytearray(path.read_bytes())
@@ -486,7 +488,7 @@ def test_frey_faces_with_a_damaged_header_are_refused_or_right(tmp_path_factory,
         assert faces.shape == (1965, 1, 28, 20)
 
 
-def test_real_frey_faces():
+def test_frey_faces_real_file():
     faces = frey_faces(on_disk("freyfaces/freyfaces.npy") / "freyfaces" / "freyfaces.npy").double()
     assert (int(faces.min()), int(faces.max())) == (8, 238)
     mirrored = faces.flatten(0, 1).transpose(1, 2).reshape(1965, 28, 20)
@@ -498,13 +500,13 @@ def test_real_frey_faces():
 
 
 def numbered(count: int) -> LabeledImages:
-    """Images that tell their position, as do the labels."""
+    """Return images and labels that contain their position."""
     positions = torch.arange(count)
     images = positions.to(torch.uint8).reshape(count, 1, 1, 1).expand(count, 1, 2, 3)
     return LabeledImages(images, positions, max_value=255, name="numbered")
 
 
-def test_subsets_keep_images_and_labels_together():
+def test_labeled_images_subsets_keep_labels():
     data = numbered(10)
     for index, expected in (
         (slice(2, 8, 3), [2, 5]),
@@ -524,7 +526,7 @@ def test_subsets_keep_images_and_labels_together():
     "index",
     [3, torch.tensor(3), torch.zeros(10, dtype=torch.uint8), [1, 2], torch.zeros(2, 2).long()],
 )
-def test_an_index_that_is_no_subset_is_refused(index):
+def test_labeled_images_reject_other_indices(index):
     with pytest.raises(TypeError, match="slice or a 1-d tensor of int64 or bool"):
         numbered(10)[index]
 
@@ -545,7 +547,7 @@ IMAGES, LABELS = torch.full((4, 1, 2, 2), 16, dtype=torch.uint8), torch.arange(4
         (IMAGES, LABELS, 256, ValueError, r"max_value in 1\.\.255, got 256"),
     ],
 )
-def test_labeled_images_are_checked(images, labels, max_value, error, message):
+def test_labeled_images_check_arguments(images, labels, max_value, error, message):
     with pytest.raises(error, match=message):
         LabeledImages(images, labels, max_value=max_value, name="bad")
 
@@ -584,19 +586,19 @@ def test_split_by_fractions_loses_nothing(weights, count):
         assert abs(len(part) - fraction * count) <= 1
 
 
-def test_split_leaves_a_rest_and_takes_numpy_integers():
+def test_split_leaves_a_remainder_and_accepts_numpy_integers():
     assert [len(part) for part in split(torch.arange(10), (0.5, 0.2))] == [5, 2]
     assert [len(part) for part in split(torch.arange(10), tuple(np.array([5, 2])))] == [5, 2]
     assert [len(split(torch.arange(10), one)[0]) for one in ((1,), (1.0,))] == [1, 10]
 
 
-def test_split_forgives_rounding_errors_of_a_sum():
+def test_split_tolerates_rounding_errors_of_the_sum():
     fractions = (0.2, 0.4, 0.3, 0.1)
     assert sum(fractions) > 1
     assert [len(part) for part in split(torch.arange(10), fractions)] == [2, 4, 3, 1]
 
 
-def test_split_puts_every_item_anywhere_alike():
+def test_split_is_uniform():
     draws = 2000
     hits = torch.zeros(6)
     for seed in range(draws):
@@ -619,6 +621,6 @@ def test_split_puts_every_item_anywhere_alike():
         (("5",), TypeError, "all integers or all finite floats"),
     ],
 )
-def test_split_refuses_sizes_that_cannot_be(sizes, error, message):
+def test_split_rejects_impossible_sizes(sizes, error, message):
     with pytest.raises(error, match=message):
         split(torch.arange(10), sizes)

@@ -41,21 +41,21 @@ def seeded(seed=0):
 
 
 @given(st.integers(2, 1000), st.integers(0, 2**31))
-def test_values_lie_in_the_bins_of_their_levels(num_levels, seed):
+def test_dequantization_values_are_in_the_bins_of_their_levels(num_levels, seed):
     x = torch.randint(0, num_levels, (50,))
     y = Dequantization(num_levels)(x.double(), seeded(seed))
     assert torch.equal((y * num_levels).floor(), x.double())
     assert ((y >= 0) & (y < 1)).all()
 
 
-def test_noise_is_uniform_in_a_bin():
+def test_dequantization_noise_is_uniform_in_a_bin():
     x = torch.randint(0, 16, (5000,))
     noise = Dequantization(16)(x.double(), seeded()) * 16 - x
     assert kstest(noise.numpy(), "uniform").pvalue > 1e-4
     assert abs(torch.corrcoef(torch.stack([noise, x.double()]))[0, 1]) < 4.5 / math.sqrt(5000)
 
 
-def test_generator_determines_the_draw():
+def test_dequantization_depends_on_the_generator_alone():
     dequantize, x = Dequantization(8), torch.randint(0, 8, (3, 2, 4))
     state = torch.get_rng_state()
     one, other = dequantize(x, seeded(1)), dequantize(x, seeded(1))
@@ -78,23 +78,23 @@ def test_generator_determines_the_draw():
         (torch.float64, torch.float64),
     ],
 )
-def test_dtypes(dtype, expected):
+def test_dequantization_dtypes(dtype, expected):
     x = torch.tensor([0, 1, 1]).to(dtype)
     assert Dequantization(2)(x, seeded()).dtype == expected
 
 
 @pytest.mark.parametrize("num_levels", [1, 0, -3])
-def test_too_few_levels(num_levels):
+def test_dequantization_rejects_too_few_levels(num_levels):
     with pytest.raises(ValueError, match=f"num_levels >= 2, got {num_levels}"):
         Dequantization(num_levels)
 
 
 @pytest.mark.parametrize("num_levels", [2, 16, 256])
-def test_bin_width(num_levels):
+def test_dequantization_bin_width(num_levels):
     assert Dequantization(num_levels).bin_width == 1 / num_levels
 
 
-def test_missing_levels_stay_missing():
+def test_dequantization_keeps_missing_levels():
     x = torch.tensor([[0.0, math.nan, 3.0]])
     assert Dequantization(4)(x, seeded()).isnan().tolist() == [[False, True, False]]
 
@@ -103,7 +103,7 @@ def test_missing_levels_stay_missing():
 
 
 def uniform_vae(num_dims=3):
-    """p(x given z) is uniform on [0, 1], q(z given x) the prior."""
+    """Return a VAE with p(x given z) uniform on [0, 1] and q(z given x) equal to the prior."""
     encoder = GaussianEncoder(MLP(num_dims, (4,)), 2)
     decoder = MLP(2, hidden=(), out_shape=num_dims)
     with torch.no_grad():
@@ -113,7 +113,7 @@ def uniform_vae(num_dims=3):
 
 
 @pytest.mark.parametrize("num_levels", [2, 16, 255, 256])
-def test_a_uniform_density_has_the_bits_of_its_levels(num_levels):
+def test_evaluate_bits_of_a_uniform_density(num_levels):
     dequantize = Dequantization(num_levels)
     x = dequantize(torch.randint(0, num_levels, (20, 3)).double(), seeded())
     report = evaluate(
@@ -125,13 +125,13 @@ def test_a_uniform_density_has_the_bits_of_its_levels(num_levels):
 
 
 def gaussian_vae(std):
-    """x ~ N(0.5, std^2) in each of four dimensions, whatever z."""
+    """Return a VAE with x ~ N(0.5, std^2) in each of four dimensions, for every z."""
     return linear_gaussian(torch.zeros(4, 1), torch.full((4,), 0.5), std).vae
 
 
 @pytest.mark.parametrize("std", [0.1, 0.3])
-def test_bits_are_above_those_of_the_masses(std):
-    """Jensen's inequality, and its gap by quadrature."""
+def test_evaluate_bits_exceed_those_of_the_masses(std):
+    """Check Jensen's inequality, with its gap by quadrature."""
     dequantize, width = Dequantization(8), 1 / 8
     levels = torch.arange(8).repeat(1000).reshape(-1, 4)[torch.randperm(2000)]
     x = dequantize(levels.double(), seeded())
@@ -155,8 +155,8 @@ def test_bits_are_above_those_of_the_masses(std):
 
 @settings(max_examples=20)
 @given(st.floats(1e-3, 1e3))
-def test_bits_of_levels_do_not_depend_on_units(unit):
-    """Data and bins in other units: the same bits."""
+def test_evaluate_bits_do_not_depend_on_units(unit):
+    """Check that data and bins in other units give the same bits."""
     model = random_linear_gaussian(num_data=4)
     x = model.evidence.sample((5,))
     options = {"elbo_samples": 2, "importance_samples": 2}
@@ -174,7 +174,7 @@ def test_bits_of_levels_do_not_depend_on_units(unit):
     assert bits[1] - density == pytest.approx(-math.log2(0.1 * unit), abs=1e-9)
 
 
-def test_bits_count_observed_dimensions():
+def test_evaluate_bits_count_observed_dimensions():
     vae = uniform_vae()
     vae.likelihood = MaskedLikelihood(ContinuousBernoulliLikelihood())
     x = torch.rand(6, 3)
@@ -189,29 +189,29 @@ def test_bits_count_observed_dimensions():
     [
         BernoulliLikelihood(),
         CategoricalLikelihood(2, ordered=True),
-        DiscretizedLogisticLikelihood(2, 0.5),
+        DiscretizedLogisticLikelihood(2, scale=0.5),
         MaskedLikelihood(BernoulliLikelihood()),
     ],
 )
-def test_a_mass_has_no_bins(likelihood):
+def test_evaluate_rejects_bin_width_for_masses(likelihood):
     vae = VAE(
         GaussianEncoder(MLP(3, (4,)), 2),
         MLP(2, (4,), out_shape=likelihood.param_shape((3,))),
         likelihood,
     )
     x = torch.randint(0, 2, (4, 3)).double()
-    with pytest.raises(ValueError, match="leave it out where dimensions have masses"):
+    with pytest.raises(ValueError, match="leave it out if dimensions have masses"):
         evaluate(vae, x, bin_width=0.5)
     report = evaluate(vae, x, elbo_samples=2, importance_samples=2)
     assert report.is_discrete
-    assert report.bits_are == "exact masses"
+    assert report.bits_unit == "exact masses"
     nats = report.elbo.mean
     assert report.bits_per_dim(nats) == pytest.approx(-nats / 3 / math.log(2))
 
 
 @pytest.mark.parametrize("bin_width", [0.0, -0.1, math.nan])
-def test_bins_have_a_width(bin_width):
-    with pytest.raises(ValueError, match="bin_width, the width > 0"):
+def test_evaluate_rejects_bin_width_of_zero(bin_width):
+    with pytest.raises(ValueError, match="expects bin_width > 0"):
         evaluate(uniform_vae(), torch.rand(4, 3), bin_width=bin_width)
 
 
@@ -231,15 +231,15 @@ def report(**options):
         (lambda: replace(report(), is_discrete=True), "exact masses"),
     ],
 )
-def test_report_says_what_its_bits_are_of(one, words):
+def test_report_names_the_bits(one, words):
     one = one()
     assert isinstance(one, Report)
-    assert one.bits_are == words
-    assert one.to_dict()["bits_per_dim_are_of"] == words
+    assert one.bits_unit == words
+    assert one.to_dict()["bits_per_dim_unit"] == words
     assert str(one).splitlines()[-1].endswith(f"bits per dimension of {words}")
 
 
-def test_bits_in_words_and_in_the_dictionary_are_those_of_the_levels():
+def test_report_bits_are_those_of_the_levels():
     with_bins = report(bin_width=1 / 16)
     assert "4.0000 bits per dimension" in str(with_bins)
     for name in ("elbo", "log_marginal"):
@@ -247,7 +247,7 @@ def test_bits_in_words_and_in_the_dictionary_are_those_of_the_levels():
         assert report().to_dict()[name]["bits_per_dim"] == pytest.approx(0, abs=1e-9)
 
 
-def test_nats_do_not_know_of_bins():
+def test_evaluate_nats_ignore_bin_width():
     with_bins, without = report(bin_width=0.1), report()
     assert (with_bins.elbo, with_bins.log_marginal) == (without.elbo, without.log_marginal)
 
@@ -255,7 +255,7 @@ def test_nats_do_not_know_of_bins():
 # In training --------------------------------------------------------------------------------------
 
 
-def test_fit_draws_it_anew_and_the_same_for_a_seed():
+def test_fit_draws_new_noise_per_epoch_and_repeats_it_for_a_seed():
     x = torch.randint(0, 8, (20, 3), dtype=torch.uint8)
     dequantize = Dequantization(8)
     seen = []
@@ -278,14 +278,14 @@ def test_fit_draws_it_anew_and_the_same_for_a_seed():
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32])
-def test_the_highest_levels_stay_in_their_bins(dtype):
+def test_dequantization_keeps_the_highest_levels_in_their_bins(dtype):
     x = torch.full((1_000_000,), 255).to(dtype)
     y = Dequantization(256)(x, torch.Generator().manual_seed(0))
     assert y.dtype == torch.float32
     assert torch.equal((y * 256).floor(), x.float())
 
 
-def test_what_is_wholly_missing_has_no_bits():
+def test_evaluate_bits_of_missing_data_are_none():
     vae = VAE(
         GaussianEncoder(MLP(2, (4,)), 1),
         MLP(1, (4,), out_shape=2),
@@ -295,17 +295,17 @@ def test_what_is_wholly_missing_has_no_bits():
     assert "nan bits per dimension" in str(report)
 
 
-def test_bins_of_a_table_are_refused():
+def test_evaluate_rejects_bin_width_for_tables():
     table = MixedLikelihood([("a", "number"), ("b", "count")])
     vae = VAE(GaussianEncoder(MLP(2, (4,)), 1), MLP(1, (4,), out_shape=2), table)
     x = torch.tensor([[0.5, 3.0]])
     assert "masses and densities" in str(evaluate(vae, x, elbo_samples=2, importance_samples=2))
-    with pytest.raises(ValueError, match="leave it out where dimensions have masses"):
+    with pytest.raises(ValueError, match="leave it out if dimensions have masses"):
         evaluate(vae, x, bin_width=0.5)
 
 
-def test_edges_alone_are_no_dequantized_data():
+def test_evaluate_rejects_data_without_noise():
     vae = VAE(GaussianEncoder(MLP(2, (4,)), 1), MLP(1, (4,), out_shape=2), GaussianLikelihood())
     x = torch.tensor([[0.0, 3.0], [7.0, 1.0]]) / 16
-    with pytest.raises(ValueError, match="data that were spread over their bins"):
+    with pytest.raises(ValueError, match="expects data with noise in the bins"):
         evaluate(vae, x, bin_width=1 / 16)

@@ -5,7 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
-from tinyvae.distributions import Bernoulli, Independent, Normal, UnitNormal, kl_divergence
+from tinyvae.distributions import (
+    Bernoulli,
+    Independent,
+    Normal,
+    StandardNormalDistribution,
+    kl_divergence,
+)
 from tinyvae.distributions import bernoulli_sum as bits
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -40,7 +46,7 @@ def make(name, dtype=torch.float64, *, scale=3.0):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_values_and_gradients_are_the_plain_ones(name):
+def test_summed_log_mass_agrees_with_plain_operations(name):
     logits, value = make(name)
     logits.requires_grad_()
     total = bits.summed_log_mass(logits, value)
@@ -53,7 +59,7 @@ def test_values_and_gradients_are_the_plain_ones(name):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_without_gradients_four_pixels_share_a_logarithm(name, monkeypatch):
+def test_summed_log_mass_takes_one_log_per_four_elements(name, monkeypatch):
     logits, value = make(name)
     expected = plain(logits, value)
     monkeypatch.setattr(bits, "_by_terms", None)
@@ -62,7 +68,7 @@ def test_without_gradients_four_pixels_share_a_logarithm(name, monkeypatch):
 
 @pytest.mark.parametrize("peculiar", [0.5, math.nan, 25.0, -25.0, math.inf, -math.inf])
 @pytest.mark.parametrize("of", ["logits", "value"])
-def test_what_is_not_tame_is_summed_by_terms(of, peculiar, monkeypatch):
+def test_extreme_values_are_summed_by_terms(of, peculiar, monkeypatch):
     logits, value = make("draws")
     {"logits": logits, "value": value}[of][..., 0] = peculiar
     expected = plain(logits, value)
@@ -72,7 +78,7 @@ def test_what_is_not_tame_is_summed_by_terms(of, peculiar, monkeypatch):
     torch.testing.assert_close(found, expected, equal_nan=True)
 
 
-def test_a_confident_pixel_is_off_by_less_than_a_rounding():
+def test_confident_pixel_error_is_below_rounding():
     for logit in (-19.9, -17.5, -16.0, 16.0, 19.9):
         logits = torch.full((3, 1, 400), logit, dtype=torch.float32)
         value = (logits[0] > 0).float()
@@ -99,14 +105,14 @@ def test_first_and_second_derivatives():
         (torch.zeros(9, 3, 5), torch.zeros(3, 5, requires_grad=True)),
     ],
 )
-def test_the_rest_is_left_to_torch(logits, value):
+def test_small_or_unusual_inputs_use_plain_operations(logits, value):
     assert bits.summed_log_mass(logits, value) is None
     p = Independent(Bernoulli(logits), 1)
     torch.testing.assert_close(p.log_prob(value), plain(logits, value), check_dtype=False)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in its forward mode
-def test_transforms_of_torch_see_plain_operations():
+def test_torch_transforms_use_plain_operations():
     logits, value = make("draws")
     tangent = torch.randn_like(logits)
 
@@ -124,7 +130,7 @@ def test_transforms_of_torch_see_plain_operations():
     torch.testing.assert_close(jacobian[0, 1, 0, 1], (value - torch.sigmoid(logits))[0, 1])
 
 
-def test_a_density_of_ones_own_is_heeded_at_any_size():
+def test_overridden_log_prob_is_used_at_any_size():
     class Half(Bernoulli):
         def log_prob(self, value):
             return 0.5 * super().log_prob(value)
@@ -139,12 +145,12 @@ def test_a_density_of_ones_own_is_heeded_at_any_size():
 
 def normals(shape, dtype=torch.float64):
     zero = torch.zeros(shape, dtype=dtype)
-    return UnitNormal(zero), Normal(zero, zero)
+    return StandardNormalDistribution(zero), Normal(zero, zero)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3), ()])
 @pytest.mark.parametrize("value", [(), (3,), (2, 3), (5, 2, 3), (2, 1), (5, 1, 1)])
-def test_a_unit_normal_is_a_normal(shape, value):
+def test_standard_normal_distribution_agrees_with_normal(shape, value):
     x = torch.randn(value)
     unit, normal = normals(shape)
     assert torch.equal(unit.log_prob(x), normal.log_prob(x))
@@ -154,7 +160,7 @@ def test_a_unit_normal_is_a_normal(shape, value):
     torch.testing.assert_close(kl, expected, rtol=1e-14, atol=0)
 
 
-def test_a_unit_normal_draws_what_a_normal_draws():
+def test_standard_normal_distribution_draws_like_normal():
     unit, normal = normals((2, 3))
     draws = []
     for p in (unit, normal):

@@ -1,4 +1,4 @@
-"""Distributions against scipy, and against forty digits where scipy has fewer than they do."""
+"""Distributions against scipy, and against 40-digit references if scipy is less accurate."""
 
 import decimal
 import inspect
@@ -68,7 +68,7 @@ STIRLING = [
 
 
 def log_gamma(x):
-    """Stirling's series, after the recurrence has brought x to 16."""
+    """Return log gamma by Stirling's series, after the recurrence has raised x to 16."""
     product = Decimal(1)
     while x < 16:
         product *= x
@@ -152,7 +152,7 @@ def exact_discretized_logistic(num_levels):
 
 
 def floats(low, high):
-    """Numbers that are the same in float32 and in float64."""
+    """Generate numbers that are equal in float32 and float64."""
     bounds = (float(np.float32(bound)) for bound in (low, high))
     return st.floats(*bounds, width=32, allow_subnormal=False)
 
@@ -176,7 +176,7 @@ def count_and_log_mean(draw):
 
 @st.composite
 def near_and_far(draw, value, log_scale):
-    """A value, a location at most ten scales away or anywhere, and the logarithm of the scale."""
+    """Generate a value, a location near it or anywhere, and the logarithm of the scale."""
     x, log_s = draw(value), draw(log_scale)
     offset = floats(-10, 10).map(lambda d: float(np.float32(x + d * math.exp(log_s))))
     return x, draw(st.one_of(offset, value)), log_s
@@ -266,7 +266,7 @@ FAMILIES = {
 
 
 def evaluate(make, inputs, dtype):
-    """Log density and its gradient with respect to every parameter."""
+    """Return the log density and its gradient with respect to every parameter."""
     value, *params = (torch.tensor(float(v), dtype=dtype) for v in inputs)
     params = [p.requires_grad_() for p in params]
     log_prob = make(*params).log_prob(value)
@@ -274,7 +274,7 @@ def evaluate(make, inputs, dtype):
 
 
 def exact_gradient(exact, inputs):
-    """By central differences, of which forty digits leave more than float64 has."""
+    """Return the gradient by central differences, exact in float64 thanks to 40 digits."""
     for i in range(1, len(inputs)):
         high, low = ([*inputs[:i], inputs[i] + d, *inputs[i + 1 :]] for d in (STEP, -STEP))
         yield float((exact(*high) - exact(*low)) / (2 * STEP))
@@ -300,7 +300,7 @@ def test_log_prob_and_gradient(name, data):
     assert gradient.isfinite().all()
 
 
-def test_forty_digits_agree_with_scipy():
+def test_mpmath_references_agree_with_scipy():
     x = np.logspace(-6, 6, 40)
     exact = [float(log_gamma(Decimal(v))) for v in x]
     np.testing.assert_allclose(exact, scipy.special.gammaln(x), rtol=1e-13, atol=1e-14)
@@ -428,14 +428,14 @@ def test_log_prob_and_mean_agree_with_scipy(name):
 
 
 def masses(distribution, values):
-    """Masses ``(values, batch)`` of the least values, and of all others together."""
+    """Return masses ``(values, batch)`` of the least values, and of all others together."""
     grid = torch.arange(values, dtype=torch.get_default_dtype())
     mass = distribution.log_prob(grid[:, None]).exp()
     return torch.cat([mass, 1 - mass.sum(0, keepdim=True)]).clamp(min=0)
 
 
 def chi_squared(draws, mass):
-    """The p value of draws ``(n,)`` of 0, 1, ... with the rare ones put together."""
+    """Return the p value of draws ``(n,)`` of 0, 1, ... with rare values pooled."""
     observed = np.bincount(np.minimum(draws, len(mass) - 1).astype(int), minlength=len(mass))
     expected = mass * len(draws)
     rare = expected < 5
@@ -537,8 +537,8 @@ def test_discretized_logistic_sums_to_one(num_levels, mean, log_scale):
         assert p.mean.item() == pytest.approx((levels * mass).sum().item(), abs=1e-9)
 
 
-def test_what_open_edges_are_for():
-    """Bins that end at the edges lose what lies beyond: here .157."""
+def test_discretized_logistic_edges_have_all_remaining_mass():
+    """Bins that end at the edges would lose the mass outside them: here .157."""
     mean, log_scale, half = -0.3, -1.0, 1 / 255
     levels = torch.arange(256)
     grid = 2 * levels.numpy() / 255 - 1
@@ -576,8 +576,8 @@ def test_zero_counts(make, log_mean, dtype):
 def test_student_t_without_a_mean():
     p = StudentT(torch.tensor([1.0, 2.0]), torch.zeros(()), torch.tensor([0.0, 0.7]))
     assert p.mean.isnan().tolist() == [True, False]
-    assert p.center().tolist() == [1.0, 2.0]
-    assert p.center(torch.tensor([0.25, 0.75])).item() == 1.75
+    assert p.point_estimate().tolist() == [1.0, 2.0]
+    assert p.point_estimate(torch.tensor([0.25, 0.75])).item() == 1.75
 
 
 # Compositions -------------------------------------------------------------------------------------
@@ -596,7 +596,7 @@ def test_affine():
     np.testing.assert_allclose(p.log_prob(x), expected, rtol=1e-12)
     torch.testing.assert_close(p.mean, loc)
     weights = torch.randn(4).softmax(0)
-    torch.testing.assert_close(p.center(weights), (weights[:, None] * loc).sum(0))
+    torch.testing.assert_close(p.point_estimate(weights), (weights[:, None] * loc).sum(0))
     uniform = scipy.stats.norm.cdf(p.sample((2000,)), loc, std)
     assert scipy.stats.kstest(uniform.ravel(), "uniform", method="asymp").pvalue > 1e-4
     assert (p.batch_shape, p.event_shape, p.has_rsample) == ((4, 3), (), True)
@@ -619,9 +619,9 @@ def test_mixture_of_scalars(dim):
     np.testing.assert_allclose(p.log_prob(x), np.log((weights * density).sum(dim)), rtol=1e-12)
     mean = (weights * components.mean.numpy()).sum(dim)
     np.testing.assert_allclose(p.mean, mean, rtol=1e-12)
-    np.testing.assert_allclose(p.center(), mean, rtol=1e-12)
+    np.testing.assert_allclose(p.point_estimate(), mean, rtol=1e-12)
     pool = torch.randn(len(mean)).softmax(0)
-    np.testing.assert_allclose(p.center(pool), np.tensordot(pool, mean, 1), rtol=1e-12)
+    np.testing.assert_allclose(p.point_estimate(pool), np.tensordot(pool, mean, 1), rtol=1e-12)
     cdf = scipy.stats.norm.cdf(
         np.expand_dims(p.sample((2000,)).numpy(), dim), components.mean, components.log_std.exp()
     )
@@ -630,7 +630,7 @@ def test_mixture_of_scalars(dim):
 
 
 def test_mixture_of_events():
-    """The elements of one event are of one component."""
+    """All elements of one event belong to one component."""
     loc = torch.tensor([[-9.0, -9.0], [9.0, 9.0]])
     p = Mixture(torch.tensor([0.0, 1.0]), Independent(Normal(loc, torch.zeros(2, 2)), 1))
     assert (p.batch_shape, p.event_shape) == ((), (2,))
@@ -646,7 +646,7 @@ def test_mixture_of_events():
     torch.testing.assert_close(p.mean, torch.full((2,), 9 * (2 * share - 1)))
 
 
-def test_mixture_broadcasts_its_weights_and_says_what_it_is():
+def test_mixture_broadcasts_weights_and_keeps_attributes():
     p = Mixture(torch.zeros(2), Poisson(torch.randn(4, 2)))
     assert p.batch_shape == (4,)
     assert p.is_discrete
@@ -654,7 +654,7 @@ def test_mixture_broadcasts_its_weights_and_says_what_it_is():
     assert not Mixture(torch.zeros(2), normal(4, 2)).is_discrete
 
 
-def test_mixture_draws_do_not_touch_the_gradient():
+def test_mixture_draws_carry_no_gradient():
     p = Mixture(torch.zeros(2), Normal(torch.zeros(2, requires_grad=True), torch.zeros(2)))
     assert not p.sample().requires_grad
 
@@ -674,7 +674,7 @@ def test_zero_inflated(logits):
         assert chi_squared(draws[:, i].numpy(), mass[:, i].numpy()) > 1e-4
 
 
-def test_observed_counts_what_was_seen():
+def test_masked_distribution_scores_observed_entries():
     loc = torch.randn(4, 3, requires_grad=True)
     base = Normal(loc, torch.zeros(3))
     p = MaskedDistribution(base, inside=torch.tensor(0.0))
@@ -687,13 +687,13 @@ def test_observed_counts_what_was_seen():
     (gradient,) = torch.autograd.grad(log_prob.sum(), loc)
     torch.testing.assert_close(gradient, ((x - loc.detach()) * ~missing).sum(0))
     assert torch.equal(p.mean, base.mean)
-    assert torch.equal(p.center(), base.center())
+    assert torch.equal(p.point_estimate(), base.point_estimate())
     assert p.sample((7,)).shape == (7, 4, 3)
     assert p.has_rsample == base.has_rsample
 
 
 @families
-def test_observed_has_no_gradient_of_what_is_missing(name):
+def test_masked_distribution_has_no_gradient_at_missing_entries(name):
     family = FAMILIES[name]
     inside = torch.tensor(0.5 if name in ("beta", "continuous bernoulli") else 1.0)
     num_params = len(inspect.signature(family.make).parameters)
@@ -705,7 +705,7 @@ def test_observed_has_no_gradient_of_what_is_missing(name):
     assert (gradient == 0).all()
 
 
-def test_columns():
+def test_tabular_distribution():
     numbers, flags, amounts = normal(5, 2), Bernoulli(torch.randn(5, 1)), normal(5, 1)
     p = TabularDistribution(
         [numbers, flags, amounts], [torch.tensor([3, 0]), torch.tensor([1]), torch.tensor([2])]
@@ -722,7 +722,7 @@ def test_columns():
     )
     assert torch.equal(p.mean, means)
     weights = torch.randn(5, 1).softmax(0)
-    torch.testing.assert_close(p.center(weights), (weights * means).sum(0))
+    torch.testing.assert_close(p.point_estimate(weights), (weights * means).sum(0))
     draws = p.sample((3000,))
     assert set(draws[..., 1].unique().tolist()) == {0.0, 1.0}
     error = draws.std(0) / math.sqrt(3000)
@@ -747,8 +747,8 @@ def test_categorical(dim, lead):
     assert p.sample(lead).shape == x.shape
     classes = np.arange(logits.shape[dim]).reshape(-1, *[1] * (-dim - 1))
     np.testing.assert_allclose(p.mean, (np.exp(each) * classes).sum(dim), rtol=1e-12)
-    assert (p.center().numpy() == each.argmax(dim)).all()
-    assert torch.equal(Categorical(logits, dim, ordered=True).center(), p.mean)
+    assert (p.point_estimate().numpy() == each.argmax(dim)).all()
+    assert torch.equal(Categorical(logits, dim, ordered=True).point_estimate(), p.mean)
 
 
 def test_categorical_broadcasts_its_values():
@@ -757,14 +757,14 @@ def test_categorical_broadcasts_its_values():
     assert torch.equal(p.log_prob(x), p.log_prob(x.expand(4, 3)))
 
 
-def test_categorical_center_of_a_pool():
-    """The mode of a mixture may be that of none of its members."""
+def test_categorical_point_estimate_with_weights():
+    """The mode of a mixture may differ from the modes of all its members."""
     probs = torch.tensor([[0.55, 0.45, 1e-9], [1e-9, 0.45, 0.55]])
     p, weights = Categorical(probs.log()), torch.tensor([0.5, 0.5])
-    assert p.center().tolist() == [0.0, 2.0]
-    assert p.center(weights).item() == 1.0
+    assert p.point_estimate().tolist() == [0.0, 2.0]
+    assert p.point_estimate(weights).item() == 1.0
     ordered = Categorical(probs.log(), ordered=True)
-    torch.testing.assert_close(ordered.center(weights), ordered.mean.mean(0))
+    torch.testing.assert_close(ordered.point_estimate(weights), ordered.mean.mean(0))
 
 
 def test_categorical_draws():
@@ -790,7 +790,7 @@ def test_one_hot_is_categorical(shape):
     torch.testing.assert_close(p.mean.sum(-len(shape)), torch.ones(4, *shape[1:]))
 
 
-def test_race_is_won_in_proportion():
+def test_gumbel_race_follows_the_probabilities():
     logits = torch.tensor([0.0, 1.0, -2.0, 500.0]) - torch.tensor([0, 0, 0, 499.0])
     winners = gumbel_race(logits, (20_000,)).argmin(-1).numpy()
     assert chi_squared(winners, np.append(scipy.special.softmax(logits.numpy()), 0.0)) > 1e-4
@@ -821,11 +821,13 @@ def test_draws_of_large_counts_are_counts():
     assert (wide == wide.round()).all()
 
 
-def test_a_center_ignores_what_weighs_nothing():
+def test_point_estimate_ignores_zero_weights():
     p = LogNormal(torch.zeros(2, 1), torch.tensor([[0.0], [300.0]]))
-    assert p.center(torch.tensor([[1.0], [0.0]])).item() == pytest.approx(math.exp(0.5))
+    assert p.point_estimate(torch.tensor([[1.0], [0.0]])).item() == pytest.approx(math.exp(0.5))
 
 
-def test_masses_have_no_units():
-    with pytest.raises(TypeError, match="whose masses know no units"):
+def test_affine_refuses_masses():
+    with pytest.raises(
+        TypeError, match=r"expects a density to shift and scale.*masses have no units"
+    ):
         Affine(Poisson(torch.zeros(2)), torch.tensor(0.0), torch.tensor(2.0))

@@ -103,7 +103,7 @@ def test_bernoulli_is_exact_in_the_tails():
     assert Bernoulli(logits).log_prob(torch.tensor([0.0, 1.0])).tolist() == [-200.0, -200.0]
 
 
-def test_samples_carry_gradients_where_has_rsample(family):
+def test_samples_carry_gradients_if_has_rsample(family):
     _, reference, make, params = family
     params = [p.clone().requires_grad_() for p in params]
     ours = make(*params)
@@ -257,7 +257,7 @@ def test_kl_is_nonnegative_near_zero(mean, log_std, dtype):
     assert kl_to_standard_normal(*torch.tensor([mean, log_std], dtype=dtype)) >= 0
 
 
-def test_kl_keeps_its_digits_near_zero():
+def test_kl_is_accurate_near_zero():
     log_std = torch.logspace(-8, -3, 50)
     exact = log_std**2 + 2 / 3 * log_std**3 + log_std**4 / 3  # series of the closed form
     kl = kl_to_standard_normal(torch.zeros(50), log_std)
@@ -285,7 +285,7 @@ def test_no_closed_form(q, p):
         kl_divergence(q(), p())
 
 
-def test_repr_says_family_and_shapes():
+def test_repr_names_family_and_shapes():
     p = Independent(Normal(torch.zeros(5, 2), torch.zeros(5, 2)), 1)
     assert repr(p) == "Independent(Normal, batch_shape=(5,), event_shape=(2,))"
     assert repr(p.base) == "Normal(batch_shape=(5, 2), event_shape=())"

@@ -1,4 +1,4 @@
-"""Every encoder keeps the contract, and is its formula."""
+"""The contract of encoders, and references for each one."""
 
 import math
 from functools import partial
@@ -70,7 +70,7 @@ def joint(network=None, size=4):
         "kind": CategoricalEncoder(mlp(size), 3),
         "pose": PowerSphericalEncoder(mlp(size), 2),
     }
-    return JointEncoder(parts, network)
+    return JointEncoder(parts, network=network)
 
 
 # name: (encoder, data shape, context, other options of the check)
@@ -125,19 +125,19 @@ ENCODERS = {
         {},
     ),
     "low rank": (
-        lambda: LowRankGaussianEncoder(mlp(), 3, 2),
+        lambda: LowRankGaussianEncoder(mlp(), 3, rank=2),
         VECTOR,
         None,
         {"prior": GaussianPrior(3)},
     ),
     "low rank, more ranks than dimensions": (
-        lambda: LowRankGaussianEncoder(mlp(), 1, 2),
+        lambda: LowRankGaussianEncoder(mlp(), 1, rank=2),
         VECTOR,
         None,
         {},
     ),
     "low rank, foreign": (
-        lambda: LowRankGaussianEncoder(nn.Flatten(), 4, 1, features=6),
+        lambda: LowRankGaussianEncoder(nn.Flatten(), 4, rank=1, features=6),
         (2, 3),
         None,
         {},
@@ -151,12 +151,17 @@ ENCODERS = {
         {"prior": CategoricalPrior(4)},
     ),
     "categorical, several": (
-        lambda: CategoricalEncoder(mlp(), 3, (2, 2), temperature=0.5),
+        lambda: CategoricalEncoder(mlp(), 3, num_variables=(2, 2), temperature=0.5),
         VECTOR,
         None,
-        {"prior": CategoricalPrior(3, (2, 2))},
+        {"prior": CategoricalPrior(3, num_variables=(2, 2))},
     ),
-    "categorical, spatial": (lambda: CategoricalEncoder(conv(), 3, (2, 1)), IMAGE, None, {}),
+    "categorical, spatial": (
+        lambda: CategoricalEncoder(conv(), 3, num_variables=(2, 1)),
+        IMAGE,
+        None,
+        {},
+    ),
     "categorical, of numbers": (lambda: CategoricalEncoder(of_numbers(), 3), VECTOR, NUMBERS, {}),
     "gumbel-softmax, 2": (lambda: GumbelSoftmaxEncoder(mlp(), 2), VECTOR, None, {}),
     "gumbel-softmax, 3": (
@@ -165,7 +170,12 @@ ENCODERS = {
         None,
         {},
     ),
-    "gumbel-softmax, several": (lambda: GumbelSoftmaxEncoder(mlp(), 2, 3), VECTOR, None, {}),
+    "gumbel-softmax, several": (
+        lambda: GumbelSoftmaxEncoder(mlp(), 2, num_variables=3),
+        VECTOR,
+        None,
+        {},
+    ),
     "power spherical, 2": (
         lambda: PowerSphericalEncoder(mlp(), 2),
         VECTOR,
@@ -204,13 +214,20 @@ ENCODERS = {
         {},
     ),
     "joint, of a flow and codes": (
-        lambda: JointEncoder({"a": flow(2), "b": VectorQuantizedEncoder(mlp(), 6, 2, decay=None)}),
+        lambda: JointEncoder(
+            {
+                "a": flow(2),
+                "b": VectorQuantizedEncoder(mlp(), num_codes=6, latent_dim=2, decay=None),
+            }
+        ),
         VECTOR,
         None,
         {},
     ),
     "joint, foreign": (
-        lambda: JointEncoder({"a": GaussianEncoder(nn.Tanh(), 1, features=4)}, nn.Linear(4, 4)),
+        lambda: JointEncoder(
+            {"a": GaussianEncoder(nn.Tanh(), 1, features=4)}, network=nn.Linear(4, 4)
+        ),
         VECTOR,
         None,
         {},
@@ -231,21 +248,23 @@ ENCODERS = {
         CLASSES,
         {},
     ),
-    "codes": (lambda: VectorQuantizedEncoder(mlp(), 6, 2), VECTOR, None, {}),
+    "codes": (lambda: VectorQuantizedEncoder(mlp(), num_codes=6, latent_dim=2), VECTOR, None, {}),
     "codes, spatial": (
-        lambda: VectorQuantizedEncoder(conv(), 6, (3, 2, 1)),
+        lambda: VectorQuantizedEncoder(conv(), num_codes=6, latent_dim=(3, 2, 1)),
         IMAGE,
         None,
         {"prior": None},
     ),
     "codes, by the loss": (
-        lambda: VectorQuantizedEncoder(mlp(), 6, (2, 3), decay=None),
+        lambda: VectorQuantizedEncoder(mlp(), num_codes=6, latent_dim=(2, 3), decay=None),
         VECTOR,
         None,
         {},
     ),
     "codes, no restarts": (
-        lambda: VectorQuantizedEncoder(mlp(), 6, 2, decay=0.9, restart_below=0.0),
+        lambda: VectorQuantizedEncoder(
+            mlp(), num_codes=6, latent_dim=2, decay=0.9, restart_below=0.0
+        ),
         VECTOR,
         None,
         {},
@@ -254,7 +273,7 @@ ENCODERS = {
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_encoders_keep_their_contract(name):
+def test_encoder_contract(name):
     make, data_shape, context, options = ENCODERS[name]
     check_encoder(make(), torch.randn(6, *data_shape), context, **options)
 
@@ -263,13 +282,13 @@ def test_encoders_keep_their_contract(name):
 
 
 def head_of(encoder, x):
-    """What the head gives, in numpy: a linear layer on the flattened features."""
+    """Return the output of the head, a linear layer on the flattened features, in numpy."""
     weight, bias = (p.detach().numpy() for p in (encoder.head.weight, encoder.head.bias))
     return x.flatten(1).numpy() @ weight.T + bias
 
 
 def of_identity(cls, *args, **options):
-    """An encoder whose features are x, of three values."""
+    """Return an encoder whose features are x, with three values."""
     return cls(nn.Identity(), *args, features=3, **options), torch.randn(4, 3)
 
 
@@ -298,12 +317,12 @@ def test_spatial_parameters_are_channels_of_a_convolution():
     torch.testing.assert_close(posterior.log_prob(z), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_a_head_is_linear_where_sizes_differ():
+def test_head_is_linear_if_sizes_differ():
     assert isinstance(GaussianEncoder(conv(), (2, 1, 2)).head, nn.Linear)
     assert isinstance(GaussianEncoder(mlp(), (2, 2, 1)).head, nn.Linear)
 
 
-def test_full_covariance_is_what_the_head_says():
+def test_full_gaussian_encoder_reads_the_head():
     encoder, x = of_identity(FullGaussianEncoder, 3)
     head = head_of(encoder, x)
     assert head.shape[1] == 3 + 3 + 3
@@ -318,8 +337,8 @@ def test_full_covariance_is_what_the_head_says():
         assert_equal(p.log_prob(z[row]), [expected])
 
 
-def test_low_rank_covariance_is_what_the_head_says():
-    encoder, x = of_identity(LowRankGaussianEncoder, 4, 2)
+def test_low_rank_encoder_reads_the_head():
+    encoder, x = of_identity(LowRankGaussianEncoder, 4, rank=2)
     z = torch.randn(4, 4)
     for row, params in enumerate(head_of(encoder, x).reshape(4, 4, 4)):
         mean, log_std, factor = params[0], params[1], params[2:].T
@@ -330,27 +349,27 @@ def test_low_rank_covariance_is_what_the_head_says():
         assert_equal(p.log_prob(z[row]), [expected])
 
 
-def test_point_is_what_the_head_says():
+def test_deterministic_encoder_reads_the_head():
     encoder, x = of_identity(DeterministicEncoder, (2, 2))
     assert_equal(encoder(x).sample((2,))[1].flatten(1), head_of(encoder, x))
     assert not encoder.is_density
 
 
-def test_logits_are_what_the_head_says():
-    encoder, x = of_identity(CategoricalEncoder, 3, 2, temperature=0.3)
+def test_class_encoders_read_the_head():
+    encoder, x = of_identity(CategoricalEncoder, 3, num_variables=2, temperature=0.3)
     logits = head_of(encoder, x).reshape(4, 3, 2)
     assert_equal(encoder(x).mean, scipy.special.softmax(logits, 1))
     assert encoder(x).temperature == 0.3
-    relaxed, x = of_identity(GumbelSoftmaxEncoder, 3, 2, temperature=0.3)
+    relaxed, x = of_identity(GumbelSoftmaxEncoder, 3, num_variables=2, temperature=0.3)
     softmax = scipy.special.softmax(head_of(relaxed, x).reshape(4, 3, 2) / 0.3, 1)
-    assert_equal(relaxed(x).center(), softmax)
+    assert_equal(relaxed(x).point_estimate(), softmax)
 
 
-def test_direction_and_concentration_are_what_the_head_says():
+def test_power_spherical_encoder_reads_the_head():
     encoder, x = of_identity(PowerSphericalEncoder, 3)
     head, p = head_of(encoder, x), encoder(x)
     direction = head[:, :3] / np.linalg.norm(head[:, :3], axis=1, keepdims=True)
-    assert_equal(p.center(), direction)
+    assert_equal(p.point_estimate(), direction)
     z = torch.nn.functional.normalize(torch.randn(4, 3), dim=1)
     kappa = np.exp(head[:, 3])
     # In three dimensions (1 + mu . z) is uniform under the uniform distribution.
@@ -360,8 +379,8 @@ def test_direction_and_concentration_are_what_the_head_says():
 
 
 @pytest.mark.parametrize("decay", [None, 0.99])
-def test_codes_are_the_nearest_ones(decay):
-    encoder, x = of_identity(VectorQuantizedEncoder, 5, (2, 3), decay=decay)
+def test_codes_are_nearest_to_the_head(decay):
+    encoder, x = of_identity(VectorQuantizedEncoder, num_codes=5, latent_dim=(2, 3), decay=decay)
     q = encoder.eval()(x)
     outputs = head_of(encoder, x).reshape(4, 2, 3)
     codebook = encoder.codebook.detach().numpy()
@@ -372,7 +391,7 @@ def test_codes_are_the_nearest_ones(decay):
     assert ("codebook" in q.losses) == (decay is None)
 
 
-def test_joint_is_the_product_of_its_parts():
+def test_joint_encoder_multiplies_its_parts():
     encoder, x = joint(MLP(4, hidden=(5,)), 5), torch.randn(5, 4)
     q, features = encoder(x), encoder.network(x)
     z = q.sample((3,)).detach()
@@ -384,7 +403,7 @@ def test_joint_is_the_product_of_its_parts():
 
 
 @pytest.mark.parametrize("context_dim", [0, 6])
-def test_a_flow_starts_as_the_posterior_below_it(context_dim):
+def test_flow_encoder_is_initially_the_base_encoder(context_dim):
     encoder, x = flow(2, context_dim=context_dim), torch.randn(5, 4)
     z = torch.randn(5, 2)
     expected = encoder.encoder(x).log_prob(z)
@@ -393,7 +412,7 @@ def test_a_flow_starts_as_the_posterior_below_it(context_dim):
 
 @pytest.mark.parametrize("options", [{}, {"kind": "affine"}, {"coupling": True}])
 @pytest.mark.parametrize("dim", [1, 2, 3])
-def test_a_flow_counts_its_jacobian(dim, options):
+def test_flow_encoder_includes_the_jacobian(dim, options):
     encoder, x = flow(dim, **options), torch.randn(1, 4)
     for parameter in encoder.flow.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -405,14 +424,14 @@ def test_a_flow_counts_its_jacobian(dim, options):
     torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-7)
 
 
-def test_a_flow_scores_draws_made_without_gradients():
+def test_flow_encoder_log_prob_of_draws_without_gradients():
     q = flow(2)(torch.randn(5, 4))
     with torch.no_grad():
         z = q.sample()
     assert q.log_prob(z).requires_grad
 
 
-def test_a_flow_scores_a_draw_that_was_changed():
+def test_flow_encoder_log_prob_of_a_changed_draw():
     q = flow(2)(torch.randn(5, 4))
     z = q.sample().detach()
     z = q.sample()
@@ -427,7 +446,7 @@ def test_gradients_of_the_input():
     assert gradcheck(lambda x: encoder(x).log_prob(torch.ones(3)), x)
 
 
-def test_context_is_the_networks_second_argument():
+def test_encoder_passes_the_context_as_second_argument():
     class Sum(nn.Module):
         def forward(self, x, context):
             return x + context
@@ -472,8 +491,11 @@ def test_closed_forms_are_not_negative(pair, scale, dtype):
         assert (kl.abs() < 1e-6).all()
 
 
-def test_codes_to_codes_is_the_surprise():
-    encoder, prior = VectorQuantizedEncoder(mlp(), 6, (2, 3)).eval(), CodePrior(6, (2, 3))
+def test_kl_of_codes_is_minus_log_mass():
+    encoder, prior = (
+        VectorQuantizedEncoder(mlp(), num_codes=6, latent_dim=(2, 3)).eval(),
+        CodePrior(6, latent_dim=(2, 3)),
+    )
     prior.logits.normal_()
     q = encoder(torch.randn(5, 4))
     kl = kl_divergence(q, prior(encoder=encoder))
@@ -489,7 +511,7 @@ ERRORS = {
     "no features": (
         lambda: GaussianEncoder(nn.Linear(3, 4), 2),
         TypeError,
-        "GaussianEncoder cannot read the number of features off a Linear: give features=",
+        "GaussianEncoder cannot read the number of features from a Linear: give features=",
     ),
     "latent_dim 0": (
         lambda: GaussianEncoder(mlp(), 0),
@@ -512,7 +534,7 @@ ERRORS = {
         "DeterministicEncoder expects latent_dim >= 1, got 0",
     ),
     "rank": (
-        lambda: LowRankGaussianEncoder(mlp(), 3, 0),
+        lambda: LowRankGaussianEncoder(mlp(), 3, rank=0),
         ValueError,
         "LowRankGaussianEncoder expects rank >= 1, got 0",
     ),
@@ -527,7 +549,7 @@ ERRORS = {
         "CategoricalEncoder expects num_classes >= 2, got 1",
     ),
     "no variables": (
-        lambda: CategoricalEncoder(mlp(), 3, 0),
+        lambda: CategoricalEncoder(mlp(), 3, num_variables=0),
         ValueError,
         "CategoricalEncoder expects latent_dim >= 1, got 3, 0",
     ),
@@ -542,17 +564,17 @@ ERRORS = {
         "CategoricalEncoder expects a finite temperature > 0, got nan",
     ),
     "one code": (
-        lambda: VectorQuantizedEncoder(mlp(), 1, 2),
+        lambda: VectorQuantizedEncoder(mlp(), num_codes=1, latent_dim=2),
         ValueError,
         "VectorQuantizedEncoder expects num_codes >= 2, got 1",
     ),
     "decay": (
-        lambda: VectorQuantizedEncoder(mlp(), 4, 2, decay=1.0),
+        lambda: VectorQuantizedEncoder(mlp(), num_codes=4, latent_dim=2, decay=1.0),
         ValueError,
         "VectorQuantizedEncoder expects 0 <= decay < 1 or None, got 1.0",
     ),
     "commitment": (
-        lambda: VectorQuantizedEncoder(mlp(), 4, 2, commitment=-1.0),
+        lambda: VectorQuantizedEncoder(mlp(), num_codes=4, latent_dim=2, commitment=-1.0),
         ValueError,
         "VectorQuantizedEncoder expects commitment and restart_below >= 0",
     ),
@@ -579,7 +601,7 @@ ERRORS = {
     "flow of other features": (
         lambda: FlowEncoder(GaussianEncoder(mlp(), 2), Flow(2, context_dim=5)),
         ValueError,
-        "conditioned on the network's 6 features or on none, got context_dim=5",
+        "expects a flow with context_dim=6, .* or 0, got context_dim=5",
     ),
     "flow of nothing": (
         lambda: Flow(0),
@@ -600,7 +622,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_what_is_refused(case):
+def test_errors(case):
     make, error, message = ERRORS[case]
     with pytest.raises(error, match=message):
         make()
@@ -611,6 +633,6 @@ def test_encoder_is_abstract():
         Encoder()
 
 
-def test_relaxed_draws_need_a_temperature():
+def test_gumbel_softmax_encoder_needs_a_temperature():
     with pytest.raises(TypeError, match="expects a temperature > 0, got None"):
         GumbelSoftmaxEncoder(mlp(), 3, temperature=None)

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers.codebooks import binary, drawn, outputs, same, state
+from helpers.codebooks import binary, outputs, same, state
 from torch import nn
 
 from tinyvae import (
@@ -25,6 +25,7 @@ from tinyvae import (
     evaluate,
     log_marginal,
 )
+from tinyvae.core.module_state import preserved_statistics
 from tinyvae.distributions import CodebookCategorical, Quantized
 from tinyvae.encoders import FullGaussianEncoder, JointEncoder
 from tinyvae.encoders.quantized import VectorQuantizedEncoder
@@ -40,21 +41,23 @@ DECAYS = [0.9, None]
 
 def encoder(latent=(2, 3), *, decay=0.9, codes=CODES, network=None, **options):
     network = MLP(DATA, (7,), activation=nn.Tanh) if network is None else network
-    return VectorQuantizedEncoder(network, codes, latent, decay=decay, **options)
+    return VectorQuantizedEncoder(
+        network, num_codes=codes, latent_dim=latent, decay=decay, **options
+    )
 
 
 def make(latent=(2, 3), **options):
     decoder = MLP(latent, (7,), DATA, activation=nn.Tanh)
-    prior = CodePrior(options.get("codes", CODES), latent)
+    prior = CodePrior(options.get("codes", CODES), latent_dim=latent)
     return VAE(encoder(latent, **options), decoder, BernoulliLikelihood(), prior)
 
 
 def spatial():
-    """CodebookCategorical of (3,) at each of 2 x 2 positions."""
+    """Return a model with codes of (3,) at each of 2 x 2 positions."""
     network = ConvNet((1, 8, 8), (4, 5))
-    vq = VectorQuantizedEncoder(network, CODES, (3, 2, 2), decay=0.9)
+    vq = VectorQuantizedEncoder(network, num_codes=CODES, latent_dim=(3, 2, 2), decay=0.9)
     decoder = TransposedConvNet((3, 2, 2), (1, 8, 8), (5, 4))
-    return VAE(vq, decoder, BernoulliLikelihood(), CodePrior(CODES, (3, 2, 2)))
+    return VAE(vq, decoder, BernoulliLikelihood(), CodePrior(CODES, latent_dim=(3, 2, 2)))
 
 
 def all_images():
@@ -69,10 +72,10 @@ def all_images():
 @pytest.mark.parametrize("latent", [(2, 3), (2,), (1, 3), (5, 2, 2)])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_value_is_the_nearest_row(decay, latent, training, dtype):
+def test_quantized_value_is_the_nearest_code(decay, latent, training, dtype):
     vq = encoder(latent, decay=decay).to(dtype).train(training)
     x = torch.randn(9, DATA).to(dtype)
-    drawn(vq, x)
+    vq(x)
     before = vq.codebook.detach().clone()
     posterior = vq(x)
     assert posterior.event_shape == latent
@@ -125,8 +128,8 @@ def test_spatial_codes():
 
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("training", [True, False])
-def test_straight_through(decay, training):
-    """The network's gradient is the decoder's, as if its outputs were the codes."""
+def test_codes_pass_gradients_straight_through(decay, training):
+    """The gradient of the network is that of the decoder, as if its outputs were the codes."""
     vae, x = make(decay=decay).train(training), binary(5, DATA)
     vae(x)
     record = vae(x)
@@ -141,7 +144,7 @@ def test_straight_through(decay, training):
     assert any(g.any() for g in found)
 
 
-def test_codebook_learns_from_its_own_loss_alone():
+def test_codebook_gradient_is_from_the_codebook_loss_only():
     vae, x = make(decay=None).eval(), binary(5, DATA)
     record, codebook = vae(x), vae.encoder.codebook
     for value in (record.log_px.sum(), record.losses()["z_commitment"].sum()):
@@ -175,7 +178,7 @@ def test_averaged_codes_have_no_gradient():
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_losses_are_their_formulas(decay):
+def test_quantization_losses_agree_with_formulas(decay):
     vae, x = make(decay=decay, commitment=0.7).eval(), binary(5, DATA)
     rows, codes = outputs(vae.encoder, x).numpy(), vae.encode(x).codes.numpy()
     codebook = vae.encoder.codebook.detach().numpy()
@@ -194,8 +197,8 @@ def test_losses_are_their_formulas(decay):
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_losses_are_those_of_an_example(decay):
-    """Not of the batch's size (pythae's weighed the commitment by it)."""
+def test_quantization_losses_are_per_example(decay):
+    """The losses do not depend on the batch size (in pythae the commitment does)."""
     vae, x = make(decay=decay).eval(), binary(1, DATA)
     one = vae(x)
     metrics = ELBO()(vae, Batch(x)).metrics
@@ -215,7 +218,7 @@ def test_losses_are_those_of_an_example(decay):
 
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("beta", [1.0, 4.0])
-def test_elbo_adds_losses_to_the_loss_alone(decay, beta):
+def test_elbo_adds_quantization_losses_to_the_loss_only(decay, beta):
     vae, x = make(decay=decay).eval(), binary(5, DATA)
     output = ELBO(beta)(vae, Batch(x))
     m = output.metrics
@@ -233,14 +236,14 @@ def test_elbo_adds_losses_to_the_loss_alone(decay, beta):
 # Averages -----------------------------------------------------------------------------------------
 
 
-def test_averages_agree_with_numpy():
+def test_moving_averages_agree_with_numpy():
     vq = encoder(decay=0.8, restart_below=0.0).train()
     codebook, usage, sums = vq.codebook.numpy().copy(), np.zeros(CODES), np.zeros((CODES, 2))
     for n in range(1, 9):  # of the first 1 / (1 - 0.8) = 5 batches alike
         x = 2 * torch.randn(9, DATA)
         rows = outputs(vq, x).numpy().reshape(-1, 2)
         codes = ((rows[:, None] - codebook) ** 2).sum(-1).argmin(1)
-        assert np.array_equal(drawn(vq, x).codes.numpy().ravel(), codes)
+        assert np.array_equal(vq(x).codes.numpy().ravel(), codes)
         one_hot, weight = np.eye(CODES)[codes], max(1 / n, 0.2)
         usage = (1 - weight) * usage + weight * one_hot.sum(0)
         sums = (1 - weight) * sums + weight * one_hot.T @ rows
@@ -251,27 +254,40 @@ def test_averages_agree_with_numpy():
     assert used.sum() > 1
 
 
-def test_no_memory_is_the_mean_of_the_batch():
+def test_zero_decay_gives_the_batch_mean():
     vq = encoder(decay=0.0, restart_below=0.0).train()
     for _ in range(3):
         x = torch.randn(9, DATA)
         rows, before = outputs(vq, x).reshape(-1, 2), vq.codebook.clone()
-        codes = drawn(vq, x).codes.flatten()
+        codes = vq(x).codes.flatten()
         for k in range(CODES):
             own = rows[codes == k]
             torch.testing.assert_close(vq.codebook[k], own.mean(0) if len(own) else before[k])
         assert torch.equal(vq.usage, torch.bincount(codes, minlength=CODES).double())
 
 
-def test_a_posterior_is_learnt_from_once():
-    vq, x = encoder().train(), torch.randn(9, DATA)
-    posterior, before = vq(x), state(vq)
-    assert same(state(vq), before)
-    posterior.sample()
+@pytest.mark.parametrize("decay", DECAYS)
+def test_codebook_moves_in_forward_and_not_in_draws(decay):
+    vq, x = encoder(decay=decay).train(), torch.randn(9, DATA)
+    before = state(vq)
+    posterior = vq(x)
     after = state(vq)
-    assert not same(after, before)
+    assert not torch.equal(after["usage"], before["usage"])
+    assert after["num_batches"] == 1
+    posterior.sample()
     posterior.sample((3,))
+    posterior.log_prob(posterior.mean)
+    vq.posterior(vq.encode(x))
     assert same(state(vq), after)
+
+
+def test_preserved_statistics_suspends_codebook_updates():
+    vq, x = encoder().train(), torch.randn(9, DATA)
+    before = state(vq)
+    with preserved_statistics(vq):
+        vq(x)
+    assert same(state(vq), before)
+    assert vq.track_running_stats
 
 
 @pytest.mark.parametrize("decay", DECAYS)
@@ -290,7 +306,7 @@ def test_a_posterior_is_learnt_from_once():
         lambda vae, x: torch.no_grad()(vae.encode)(x),
     ],
 )
-def test_nothing_moves_but_in_training(decay, call):
+def test_codebook_moves_only_in_training(decay, call):
     vae, x = make(decay=decay).train(), binary(9, DATA)
     vae(x)
     before = state(vae)
@@ -300,7 +316,7 @@ def test_nothing_moves_but_in_training(decay, call):
     assert not torch.equal(vae.encoder.usage, before["encoder.usage"])
 
 
-def test_validation_moves_nothing():
+def test_codebook_does_not_move_in_validation():
     x = binary(32, DATA)
     states = []
     for validation in (None, binary(16, DATA)):
@@ -315,7 +331,7 @@ def test_validation_moves_nothing():
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_dead_codes_restart_from_outputs_and_live_ones_stay(decay):
+def test_dead_codes_restart_and_live_codes_stay(decay):
     vq = encoder(decay=decay, restart_below=0.5).train()
     x = torch.randn(8, DATA)
     rows = outputs(vq, x).reshape(-1, 2)
@@ -325,7 +341,7 @@ def test_dead_codes_restart_from_outputs_and_live_ones_stay(decay):
     with torch.no_grad():
         vq.codebook[[1, 3, 5]] += 50  # nothing is near
     before, old = vq.codebook.detach().clone(), vq.usage.clone()
-    codes = drawn(vq, x).codes.flatten()
+    codes = vq(x).codes.flatten()
     one_hot = nn.functional.one_hot(codes, CODES).double()
     usage = memory * old + (1 - memory) * one_hot.sum(0)
     dead = torch.tensor([False, True, False, True, False, True])
@@ -342,23 +358,23 @@ def test_dead_codes_restart_from_outputs_and_live_ones_stay(decay):
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_codes_from_far_away_start_from_the_first_batch(decay):
+def test_distant_codes_restart_at_the_first_batch(decay):
     vq = encoder(decay=decay).train()
     with torch.no_grad():
         vq.codebook.add_(100)
     x = torch.randn(50, DATA)
     rows = outputs(vq, x).reshape(-1, 2)
-    assert len(drawn(vq, x).codes.unique()) < 4
+    assert len(vq(x).codes.unique()) < 4
     moved = vq.codebook.detach()
     near = [bool((rows - code).abs().amax(1).min() < 1e-12) for code in moved]
     assert sum(near) >= CODES - 3
     assert len(vq(x).codes.unique()) >= 3
 
 
-def test_no_restarts_where_none_are_wanted():
+def test_restart_below_zero_disables_restarts():
     vq = encoder(decay=0.9, restart_below=0.0).train()
     before = vq.codebook.clone()
-    codes = drawn(vq, torch.randn(8, DATA)).codes.unique()
+    codes = vq(torch.randn(8, DATA)).codes.unique()
     unused = [k for k in range(CODES) if k not in codes]
     assert unused
     assert torch.equal(vq.codebook[unused], before[unused])
@@ -366,14 +382,14 @@ def test_no_restarts_where_none_are_wanted():
     assert vq.codebook.isfinite().all()
 
 
-def test_restart_draws_from_the_default_generator_alone():
+def test_restarts_draw_from_the_default_generator():
     x, found = torch.randn(8, DATA), []
     vq = encoder().train()
     first = state(vq)
     for _ in range(2):
         vq.load_state_dict(first)
         torch.manual_seed(3)
-        drawn(vq, x)
+        vq(x)
         found.append(state(vq))
     assert same(*found)
 
@@ -382,7 +398,7 @@ def test_restart_draws_from_the_default_generator_alone():
 
 
 def log_evidence(vae, x):
-    """log p(x) by all sequences of codes."""
+    """Return log p(x) by a sum over all sequences of codes."""
     positions = vae.prior.logits.shape[1:].numel()
     grid = torch.cartesian_prod(*[torch.arange(CODES)] * positions).reshape(-1, positions)
     z = vae.encoder.codebook.detach()[grid].movedim(-1, 1)  # (n, C, S)
@@ -450,7 +466,7 @@ def test_fit_gives_smoothed_frequencies():
     assert (np.abs(found - expected) < 4.5 * error).all()
 
 
-def test_prior_is_the_codebooks():
+def test_code_prior_uses_the_codebook():
     vae = make().eval()
     prior = vae.prior(encoder=vae.encoder)
     assert isinstance(prior, CodebookCategorical)
@@ -462,7 +478,7 @@ def test_prior_is_the_codebooks():
     vae.prior.logits.normal_()
     p = vae.prior.logits.softmax(0)
     torch.testing.assert_close(prior.mean, torch.einsum("js,jc->cs", p, vae.encoder.codebook))
-    assert torch.equal(prior.center(), vae.encoder.codebook[p.argmax(0)].T)
+    assert torch.equal(prior.point_estimate(), vae.encoder.codebook[p.argmax(0)].T)
     draws = prior.sample((20_000,))
     assert (draws.mean(0) - prior.mean).abs().max() < 0.1
 
@@ -477,7 +493,7 @@ def test_sample_given_a_context():
             return self.linear(torch.cat([x.flatten(1), context], 1))
 
     vq = encoder(network=Beside(DATA), features=DATA)
-    vae = VAE(vq, Beside(6), BernoulliLikelihood(), CodePrior(CODES, (2, 3)))
+    vae = VAE(vq, Beside(6), BernoulliLikelihood(), CodePrior(CODES, latent_dim=(2, 3)))
     x, context = binary(5, DATA), torch.randn(5, 1)
     vae(x, context)
     vae.eval()
@@ -491,14 +507,14 @@ def test_sample_given_a_context():
 
 @pytest.mark.parametrize("decay", DECAYS)
 def test_training_uses_the_codes_and_lowers_the_loss(decay):
-    """Eight blobs; a codebook of eight that starts far away."""
+    """The data are eight blobs. The codebook of eight codes starts far away."""
     torch.manual_seed(2)
     centers = 3 * torch.randn(8, DATA)
     x = centers[torch.randint(8, (512,))] + 0.1 * torch.randn(512, DATA)
     vq = encoder((2,), decay=decay, codes=8)
     with torch.no_grad():
         vq.codebook.add_(100)
-    vae = VAE(vq, MLP(2, (16,), DATA), GaussianLikelihood(0.5), CodePrior(8, 2))
+    vae = VAE(vq, MLP(2, (16,), DATA), GaussianLikelihood(0.5), CodePrior(8, latent_dim=2))
     trainer = Trainer(vae, ELBO(), Optimization(learning_rate=5e-3), progress=False)
     epochs = 60 if decay is None else 30  # use is averaged over 100 batches, or 10
     history = trainer.fit(x, x[:128], epochs=epochs, batch_size=64)
@@ -539,7 +555,7 @@ def test_file_round_trip_is_bitwise(build, dtype, tmp_path):
     assert loaded.encoder.codebook.requires_grad == vae.encoder.codebook.requires_grad
 
 
-def test_a_copy_is_independent():
+def test_copied_model_is_independent():
     vae, x = make().train(), binary(9, DATA)
     vae(x)
     twin, before = copy.deepcopy(vae), state(vae)
@@ -579,20 +595,27 @@ def test_prior_errors():
     vae = make().eval()
     with pytest.raises(ValueError, match=r"fit expects codes \(N, \*\(3,\)\), got \(5, 2\): give"):
         vae.prior.fit(torch.zeros(5, 2, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"needs the codebook of a Vector.*, got NoneType: prior"):
+    with pytest.raises(
+        ValueError, match=r"expects the codebook of a Vector.*, got NoneType: call prior"
+    ):
         vae.prior()
     gaussian = GaussianEncoder(MLP(DATA), (2, 3))
-    wrong = VAE(gaussian, MLP((2, 3), out_shape=DATA), BernoulliLikelihood(), CodePrior(6, (2, 3)))
-    with pytest.raises(ValueError, match="got GaussianEncoder: prior"):
+    wrong = VAE(
+        gaussian,
+        MLP((2, 3), out_shape=DATA),
+        BernoulliLikelihood(),
+        CodePrior(6, latent_dim=(2, 3)),
+    )
+    with pytest.raises(ValueError, match="got GaussianEncoder: call prior"):
         wrong.check(binary(2, DATA))
     with pytest.raises(ValueError, match=r"latents \(2, 3\), got one over \(2, 4\)"):
-        VAE(encoder(), vae.decoder, BernoulliLikelihood(), CodePrior(CODES, (2, 4)))
+        VAE(encoder(), vae.decoder, BernoulliLikelihood(), CodePrior(CODES, latent_dim=(2, 4)))
     normal = VAE(encoder(), vae.decoder, BernoulliLikelihood(), StandardNormal((2, 3)))
     with pytest.raises(ValueError, match="over codes, its prior over reals"):
         normal.check(binary(2, DATA))
 
 
-# What once went wrong -----------------------------------------------------------------------------
+# Regressions --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("call", ["fit", "sample"])
@@ -643,11 +666,11 @@ def test_autocast_counts_exactly():
         vae.encoder.usage.fill_(500.0)
         vae.encoder.num_batches.fill_(1000)
     with torch.autocast("cpu", torch.bfloat16):
-        drawn(vae.encoder, binary(257, DATA).float())
+        vae.encoder(binary(257, DATA).float())
     torch.testing.assert_close(vae.encoder.usage, torch.tensor([0.99 * 500 + 2.57, 495.0]).float())
 
 
-def test_codes_under_a_density_make_no_bound():
+def test_codes_with_a_density_prior_are_refused():
     vae, x = make().eval(), binary(5, DATA)
     vae.prior = StandardNormal((2, 3))
     with pytest.raises(ValueError, match=r"over codes, its prior over reals.*CodePrior"):
@@ -655,10 +678,10 @@ def test_codes_under_a_density_make_no_bound():
 
 
 @pytest.mark.parametrize("codes", [CODES - 1, CODES + 1])
-def test_prior_of_another_codebook_is_refused(codes):
+def test_code_prior_refuses_another_number_of_codes(codes):
     vae = make().eval()
-    vae.prior = CodePrior(codes, (2, 3))
-    with pytest.raises(ValueError, match=f"CodePrior of {codes} codes .* the encoder's {CODES}"):
+    vae.prior = CodePrior(codes, latent_dim=(2, 3))
+    with pytest.raises(ValueError, match=f"CodePrior expects num_codes={codes} .*, got {CODES}"):
         vae.check(binary(5, DATA))
 
 
@@ -672,16 +695,16 @@ def test_losses_pass_through_wrappers(kind):
         low = GaussianEncoder(MLP(DATA, (7,)), 3)
         top = encoder((2, 1), network=MLP(3, (7,)))
         up = FullGaussianEncoder(MLP((2, 1), (7,)), 3)
-        prior = CodePrior(CODES, (2, 1))
+        prior = CodePrior(CODES, latent_dim=(2, 1))
         vae = BottomUpVAE([low, top], [up], MLP(3, (7,), DATA), BernoulliLikelihood(), prior)
     output = vae.eval()(binary(5, DATA))
     assert [name for name in output.losses() if name.endswith("commitment")]
     assert [name for name in output.metrics() if name.endswith("perplexity")]
 
 
-def test_codes_beside_another_latent():
+def test_codes_with_another_latent():
     both = {"codes": encoder((2, 1)), "style": GaussianEncoder(MLP(DATA, (7,)), 2)}
-    prior = JointPrior({"codes": CodePrior(CODES, (2, 1)), "style": StandardNormal(2)})
+    prior = JointPrior({"codes": CodePrior(CODES, latent_dim=(2, 1)), "style": StandardNormal(2)})
     vae = VAE(JointEncoder(both), MLP(4, (7,), DATA), BernoulliLikelihood(), prior).eval()
     x = binary(5, DATA)
     metrics = ELBO()(vae, Batch(x)).metrics
@@ -694,16 +717,16 @@ def test_frozen_posterior_of_codes_above_another_layer():
     low = GaussianEncoder(MLP(DATA, (7,)), 3)
     top = encoder((2, 1), network=MLP(3, (7,)))
     up = FullGaussianEncoder(MLP((2, 1), (7,)), 3)
-    prior = CodePrior(CODES, (2, 1))
+    prior = CodePrior(CODES, latent_dim=(2, 1))
     vae = BottomUpVAE([low, top], [up], MLP(3, (7,), DATA), BernoulliLikelihood(), prior).train()
     for _ in range(3):
         assert vae(binary(5, DATA), frozen_posterior=True).log_weight().isfinite().all()
 
 
-def test_unused_codes_stay_where_they_are():
+def test_unused_codes_do_not_move():
     vae = make((2,), decay=0.5, codes=2, restart_below=0.0).train()
     with torch.no_grad():
         vae.encoder.codebook.copy_(torch.tensor([[0.0, 0.0], [50.0, 50.0]]))
     for _ in range(60):
-        drawn(vae.encoder, binary(9, DATA))
+        vae.encoder(binary(9, DATA))
     assert vae.encoder.codebook[1].tolist() == [50, 50]

@@ -1,4 +1,4 @@
-"""Active units, of linear VAEs whose collapse is known in closed form."""
+"""Active units of linear VAEs, whose collapse is known in closed form."""
 
 import math
 
@@ -23,11 +23,11 @@ from tinyvae.flows import PlanarFlow
 pytestmark = pytest.mark.usefixtures("float64")
 
 EIGENVALUES = torch.tensor([4.0, 2.0, 1.0, 0.3, 0.1], dtype=torch.float64)
-VARIANCE = 0.5  # of the decoder
+VARIANCE = 0.5  # variance of the decoder
 
 
 def data(num=400):
-    """Rows whose covariance, by 1/N, has exactly these eigenvalues."""
+    """Return rows whose covariance (with 1/N) has exactly the eigenvalues, and its eigenvectors."""
     noise = torch.randn(num, 5)
     noise = noise - noise.mean(0)
     u, _, _ = torch.linalg.svd(noise, full_matrices=False)
@@ -36,7 +36,7 @@ def data(num=400):
 
 
 def optimal(beta, rotation, latents=4):
-    """The linear VAE that minimizes -E log p(x given z) + beta KL."""
+    """Return the linear VAE that minimizes -E log p(x given z) + beta KL."""
     kept = (EIGENVALUES[:latents] - beta * VARIANCE).clamp(min=0)
     encoder = GaussianEncoder(nn.Identity(), latents, features=5)
     decoder = MLP(latents, hidden=(), out_shape=5)
@@ -51,7 +51,7 @@ def optimal(beta, rotation, latents=4):
 
 
 @pytest.mark.parametrize(("beta", "count"), [(0.5, 4), (1.0, 3), (1.5, 3), (3.0, 2), (9.0, 0)])
-def test_active_are_the_directions_that_exceed_beta_times_the_noise(beta, count):
+def test_active_units_of_linear_vaes(beta, count):
     x, rotation = data()
     vae = optimal(beta, rotation)
     activity = active_units(vae, x)["z"]
@@ -66,8 +66,8 @@ def test_active_are_the_directions_that_exceed_beta_times_the_noise(beta, count)
     torch.testing.assert_close(own, closed, rtol=1e-10, atol=1e-12)
 
 
-def test_training_collapses_as_the_theory_has_it():
-    """From any start the ELBO's weight beta decides how many dimensions remain."""
+def test_active_units_after_training_agree_with_theory():
+    """The weight beta determines how many dimensions stay active, for any start."""
     torch.manual_seed(3)
     x, rotation = data(200)
     beta = 2.5
@@ -75,11 +75,7 @@ def test_training_collapses_as_the_theory_has_it():
     with torch.no_grad():
         for parameter in vae.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-    optimization = Optimization(
-        0.02,
-        scheduler=lambda o, total: torch.optim.lr_scheduler.CosineAnnealingLR(o, total),
-        scheduler_interval="step",
-    )
+    optimization = Optimization(0.02, schedule="cosine")
     trainer = Trainer(
         vae, ELBO(beta, num_samples=4), optimization, progress=False, device="cpu", seed=1
     )
@@ -91,8 +87,8 @@ def test_training_collapses_as_the_theory_has_it():
     assert activity.count == 2
 
 
-def test_draws_take_the_place_of_a_mean_that_is_not_known():
-    """A flow at its start is the Gaussian under it: the same activity, without the draws' noise."""
+def test_active_units_sample_unknown_means():
+    """A new flow is the identity, so the activity is that of its Gaussian base."""
     x, rotation = data(2000)
     vae = optimal(1.0, rotation)
     expected = active_units(vae, x)["z"]
@@ -103,7 +99,7 @@ def test_draws_take_the_place_of_a_mean_that_is_not_known():
     assert expected.variance[3] < 1e-12
 
 
-def test_each_layer_by_its_name():
+def test_active_units_of_each_layer():
     vae = BottomUpVAE(
         [GaussianEncoder(MLP(5, (8,)), 3), GaussianEncoder(MLP(3, (8,)), 2)],
         [GaussianEncoder(MLP(2, (8,)), 3)],
@@ -117,7 +113,7 @@ def test_each_layer_by_its_name():
     }
 
 
-def test_chunks_and_random_state_change_nothing(monkeypatch):
+def test_active_units_do_not_depend_on_chunks(monkeypatch):
     import tinyvae.evaluation.activity as module
 
     x, rotation = data(60)
@@ -131,7 +127,7 @@ def test_chunks_and_random_state_change_nothing(monkeypatch):
     assert torch.equal(torch.rand(3), after)
 
 
-def test_errors():
+def test_active_units_refuses_invalid_arguments():
     x, rotation = data(10)
     with pytest.raises(ValueError, match="at least two examples, got 1"):
         active_units(optimal(1.0, rotation), x[:1])

@@ -35,7 +35,7 @@ STD = 0.7
 
 
 class Posterior(Encoder):
-    """q(z given x_obs) of a linear-Gaussian model, of data and mask: exact without a shift."""
+    """Posterior q(z given x_obs) of a linear-Gaussian model; exact without a shift."""
 
     def __init__(self, weight, bias, *, shift=0.0, spread=1.0, diagonal=False):
         super().__init__()
@@ -74,7 +74,7 @@ class LinearGaussian:
         return MultivariateNormal(self.bias, self.covariance).sample((count,))
 
     def evidence(self, x):
-        """log N(x_obs; b_obs, covariance_obs) of each row, by scipy."""
+        """Return log N(x_obs; b_obs, covariance_obs) of each row by scipy."""
         x, mean, covariance = x.numpy(), self.bias.numpy(), self.covariance.numpy()
         rows = []
         for row in x:
@@ -84,7 +84,7 @@ class LinearGaussian:
         return torch.tensor(rows)
 
     def conditional(self, row):
-        """Mean and covariance of the missing entries of a row given the observed ones."""
+        """Return mean and covariance of the missing entries of a row given the observed ones."""
         missing = row.isnan()
         seen = ~missing
         gain = self.covariance[missing][:, seen] @ torch.linalg.inv(self.covariance[seen][:, seen])
@@ -109,7 +109,7 @@ def with_holes(model, rows):
 @pytest.mark.parametrize("options", [ONE, MANY, {"num_latents": 4}])
 @settings(max_examples=30)
 @given(rows=masks)
-def test_exact_posterior_attains_the_evidence_for_every_draw(options, rows):
+def test_masked_vae_at_exact_posterior_gives_evidence(options, rows):
     model = LinearGaussian(**options)
     x = with_holes(model, rows)
     exact = model.evidence(x)
@@ -125,7 +125,7 @@ def test_exact_posterior_attains_the_evidence_for_every_draw(options, rows):
 
 @given(rows=masks.filter(lambda rows: any(map(any, rows))))
 @settings(max_examples=20)
-def test_report_is_of_the_evidence(rows):
+def test_evaluate_reports_evidence_of_observed_entries(rows):
     model = LinearGaussian(**MANY)
     x = with_holes(model, rows)
     report = evaluate(model.vae, x, elbo_samples=3, importance_samples=2)
@@ -138,7 +138,7 @@ def test_report_is_of_the_evidence(rows):
 
 
 @pytest.mark.parametrize("elements", [1, 12, 60])
-def test_chunks_of_data_take_their_masks_along(monkeypatch, elements):
+def test_evaluate_splits_masks_with_data(monkeypatch, elements):
     for module in ("importance", "report"):
         monkeypatch.setattr(f"tinyvae.evaluation.{module}.CHUNK_ELEMENTS", elements)
     model = LinearGaussian(**MANY)
@@ -152,14 +152,14 @@ def test_chunks_of_data_take_their_masks_along(monkeypatch, elements):
     assert report.log_marginal.mean == pytest.approx(exact[:3].mean().item(), abs=1e-10)
 
 
-def test_closed_form_kl_with_missing_entries():
+def test_elbo_with_missing_entries_uses_closed_form_kl():
     model = LinearGaussian(**ONE)
     x = with_holes(model, [[True, False, True, False, False], [False] * 5])
     report = evaluate(model.vae, x.repeat(50, 1), elbo_samples=400, importance_samples=None)
     posterior = model.vae.encode(x).base
     mean, variance = posterior.mean[:, 0], (2 * posterior.log_std[:, 0]).exp()
     kl = 0.5 * (mean**2 + variance - 1 - variance.log())
-    assert kl[1].item() == pytest.approx(0, abs=1e-12)  # nothing seen: the prior
+    assert kl[1].item() == pytest.approx(0, abs=1e-12)  # without observed entries, the prior
     assert report.kl.mean == pytest.approx(kl.mean().item(), abs=1e-12)
     exact = model.evidence(x).mean().item()
     # Half of the rows have no noise; the others are 50 independent means of 400 draws.
@@ -168,7 +168,7 @@ def test_closed_form_kl_with_missing_entries():
 
 
 @pytest.mark.parametrize("options", [ONE, MANY])
-def test_wrong_posterior_is_below_the_evidence(options):
+def test_masked_vae_with_wrong_posterior_is_below_evidence(options):
     model = LinearGaussian(**options, **WRONG)
     x = model.sample(200).masked_fill(torch.rand(200, D) < 0.4, math.nan)
     exact = model.evidence(x).mean().item()
@@ -184,7 +184,7 @@ def test_wrong_posterior_is_below_the_evidence(options):
 @pytest.mark.parametrize("num_imputations", [None, 3])
 @settings(max_examples=20)
 @given(rows=masks)
-def test_observed_entries_stay_bitwise(num_imputations, rows):
+def test_impute_keeps_observed_entries(num_imputations, rows):
     model = LinearGaussian(**MANY)
     x = with_holes(model, rows)
     seen = ~x.isnan()
@@ -199,27 +199,27 @@ ROW = torch.tensor([1.5, math.nan, -0.5, math.nan, math.nan], dtype=torch.float6
 
 @pytest.mark.parametrize("options", [ONE, MANY])
 @pytest.mark.parametrize("wrong", [{}, WRONG])
-def test_best_value_is_the_conditional_mean(options, wrong):
-    """Over independent runs: each row of the batch has draws of its own."""
+def test_impute_gives_the_conditional_mean(options, wrong):
+    """Average over the rows of a batch, which have independent samples."""
     model = LinearGaussian(**options, **wrong)
     mean, _ = model.conditional(ROW)
     filled = impute(model.vae, ROW.expand(400, D), num_samples=1000)[:, ROW.isnan()]
     error = filled.std(0) / math.sqrt(400)
     assert ((filled.mean(0) - mean).abs() < 4 * error + 1e-4).all()
     assert error.max() < 0.01
-    if wrong:  # without weights it would be off by far
+    if wrong:  # without weights the error would be large
         unweighted = model.vae.decode(model.vae.encode(ROW[None]).mean).mean[0, ROW.isnan()]
         assert ((unweighted - mean).abs() > 20 * error).any()
 
 
 @pytest.mark.parametrize("options", [ONE, MANY])
 @pytest.mark.parametrize("wrong", [{}, WRONG])
-def test_draws_have_the_conditional_mean_and_covariance(options, wrong):
+def test_impute_samples_the_conditional_distribution(options, wrong):
     model = LinearGaussian(**options, **wrong)
     mean, covariance = model.conditional(ROW)
     count = 5000
     draws = impute(model.vae, ROW.expand(count, D), num_samples=200, num_imputations=2)
-    draws = draws[0][:, ROW.isnan()]  # one of each row: independent
+    draws = draws[0][:, ROW.isnan()]  # one sample per row, so they are independent
     error = covariance.diagonal().sqrt() / math.sqrt(count)
     assert ((draws.mean(0) - mean).abs() < 4.5 * error).all()
     scale = covariance.diagonal().sqrt()
@@ -228,16 +228,16 @@ def test_draws_have_the_conditional_mean_and_covariance(options, wrong):
     assert ((draws.T.cov() - covariance).abs() < 4.5 * error).all()
 
 
-def test_imputations_of_a_row_differ():
+def test_impute_gives_different_imputations():
     model = LinearGaussian(**MANY)
     filled = impute(model.vae, ROW[None], num_samples=50, num_imputations=20)
     assert len(filled[:, 0, ROW.isnan()].unique(dim=0)) == 20
     pairs = impute(model.vae, ROW.expand(2000, D), num_samples=100, num_imputations=2)[:, :, 1]
     correlation = torch.corrcoef(pairs)[0, 1].item()
-    assert abs(correlation) < 4.5 / math.sqrt(2000) + 1 / 100  # one latent in a hundred is shared
+    assert abs(correlation) < 4.5 / math.sqrt(2000) + 1 / 100  # one in a hundred latents is shared
 
 
-def test_nothing_missing_and_all_missing():
+def test_impute_with_nothing_and_everything_missing():
     model = LinearGaussian(**MANY)
     x = model.sample(3)
     assert torch.equal(impute(model.vae, x, num_samples=2), x)
@@ -252,7 +252,7 @@ def test_nothing_missing_and_all_missing():
 
 
 def tiny_table():
-    """Three classes, a class of two and one of four, over one latent, with a wrong posterior."""
+    """Return a model of columns with 3, 2 and 4 classes, one latent and a wrong posterior."""
     columns = [
         Column("a", "category", ("u", "v", "w")),
         Column("b", "binary", (False, True)),
@@ -271,7 +271,7 @@ ALL_CELLS = torch.tensor(list(itertools.product(range(3), range(2), range(4)))).
 
 
 def cell_probabilities(vae):
-    """Of all 24 rows, by quadrature over the latent."""
+    """Return the probabilities of all 24 rows by quadrature over the latent."""
     nodes, log_weights = gauss_hermite(60)
     with torch.no_grad():
         log_px = vae.decode(nodes[:, None]).log_prob(ALL_CELLS)
@@ -279,14 +279,14 @@ def cell_probabilities(vae):
 
 
 def patterns():
-    """Every row of which one entry or two are observed, -1 where they are not."""
+    """Return every row with one or two observed entries; -1 is missing."""
     seen = [mask for mask in itertools.product([True, False], repeat=3) if 0 < sum(mask) < 3]
     rows = [ALL_CELLS.masked_fill(~torch.tensor(mask), -1) for mask in seen]
     return torch.cat(rows).unique(dim=0)
 
 
 def conditional_probabilities(vae):
-    """Rows with holes, position of one, and the probabilities of its classes given the rest."""
+    """Yield rows, the position of a missing entry, and the probabilities of its classes."""
     joint = cell_probabilities(vae)
     assert joint.sum().item() == pytest.approx(1, abs=1e-10)
     for row in patterns():
@@ -297,7 +297,7 @@ def conditional_probabilities(vae):
             yield row.masked_fill(row < 0, math.nan), at, p / p.sum()
 
 
-def test_best_class_is_the_most_probable_one():
+def test_impute_gives_the_most_probable_class():
     vae = tiny_table()
     cases = list(conditional_probabilities(vae))
     assert len(cases) == (3 + 2 + 4) * 2 + 3 * 2 + 3 * 4 + 2 * 4
@@ -305,15 +305,15 @@ def test_best_class_is_the_most_probable_one():
     clear = 0
     for (_, at, p), got in zip(cases, filled, strict=True):
         first, second = p.sort(descending=True).values[:2]
-        if first - second > 0.05:  # not nearly a tie
+        if first - second > 0.05:  # no tie
             clear += 1
             assert got[at] == p.argmax()
     assert clear > 25
     best = {(at, int(p.argmax())) for _, at, p in cases}
-    assert len(best) > 4  # not the same class whatever was observed
+    assert len(best) > 4  # the best class depends on the observed entries
 
 
-def test_drawn_classes_have_their_probabilities():
+def test_impute_samples_classes_by_probability():
     vae = tiny_table()
     for row, at, p in list(conditional_probabilities(vae))[::6]:
         draws = impute(vae, row.expand(1000, 3), num_samples=200, num_imputations=1)[0, :, at]
@@ -323,7 +323,7 @@ def test_drawn_classes_have_their_probabilities():
 
 
 class Step(nn.Module):
-    """Logits of three classes: one pair is likely on either side of zero."""
+    """Decoder with logits of three classes; two of them are likely for either sign of z."""
 
     def forward(self, z):
         left, right = torch.tensor([[0.51, 0.49, 1e-9], [1e-9, 0.49, 0.51]]).log()
@@ -331,15 +331,15 @@ class Step(nn.Module):
         return torch.cat([rows, rows], -1)  # (N, 3, 2)
 
 
-def test_probabilities_are_pooled_and_not_classes():
-    """The mean of the best classes is 1 as well, but the best of the two halves never is."""
+def test_impute_pools_probabilities():
+    """The mean of the best classes is 1, a class that is never the best one."""
     encoder = GaussianEncoder(MLP((3, 2), (4,)), 1)
     vae = VAE(encoder, Step(), MaskedLikelihood(CategoricalLikelihood(3)))
     filled = impute(vae, torch.full((4, 2), math.nan), num_samples=2000)
     assert torch.equal(filled, torch.ones(4, 2))
 
 
-def test_best_class_is_no_rounded_mean():
+def test_impute_does_not_round_a_mean_class():
     encoder = GaussianEncoder(MLP((3, 2), (4,)), 1)
     decoder = MLP(1, hidden=(), out_shape=(3, 2))
     with torch.no_grad():
@@ -354,7 +354,7 @@ def test_best_class_is_no_rounded_mean():
     torch.testing.assert_close(impute(vae, x, num_samples=20), expected)
 
 
-def test_a_table_is_completed():
+def test_impute_completes_a_table():
     columns = [Column("age", "number", (), 40.0, 12.0), Column("smokes", "binary", ("no", "yes"))]
     likelihood = MaskedLikelihood(MixedLikelihood(columns), show_mask=True)
     mixed = likelihood.likelihood
@@ -369,14 +369,14 @@ def test_a_table_is_completed():
             assert rows["smokes"][2] in ("no", "yes")
             assert (rows["age"] > -60).all()
             assert (rows["age"] < 140).all()
-            assert (rows["age"][1:] > 5).any()  # in the units of the table
+            assert (rows["age"][1:] > 5).any()  # units of the table
 
 
 # Chunks, seeds, state -----------------------------------------------------------------------------
 
 
 def certain_vae():
-    """A model without noise: whatever is drawn, and in whatever chunks, is the same."""
+    """A model without noise gives the same samples for any chunks."""
     encoder = GaussianEncoder(MLP(2 * D, (6,)), 2)
     with torch.no_grad():
         encoder.head.weight[2:] = 0
@@ -387,7 +387,7 @@ def certain_vae():
 
 @pytest.mark.parametrize("elements", [1, 25, 100, 10**6])
 @pytest.mark.parametrize("num_imputations", [None, 2])
-def test_chunks_change_nothing(monkeypatch, elements, num_imputations):
+def test_impute_does_not_depend_on_chunks(monkeypatch, elements, num_imputations):
     monkeypatch.setattr("tinyvae.evaluation.imputation.CHUNK_ELEMENTS", elements)
     vae = certain_vae()
     x = torch.randn(9, D)
@@ -397,18 +397,18 @@ def test_chunks_change_nothing(monkeypatch, elements, num_imputations):
     torch.testing.assert_close(filled, expected.expand_as(filled), rtol=0, atol=1e-12)
 
 
-def test_chunks_do_not_change_the_law(monkeypatch):
+def test_impute_in_chunks_has_the_same_distribution(monkeypatch):
     model = LinearGaussian(**MANY)
     mean, covariance = model.conditional(ROW)
-    monkeypatch.setattr("tinyvae.evaluation.imputation.CHUNK_ELEMENTS", 5000)  # of 10 rows
+    monkeypatch.setattr("tinyvae.evaluation.imputation.CHUNK_ELEMENTS", 5000)  # chunks of 10 rows
     draws = impute(model.vae, ROW.expand(2000, D), num_samples=100, num_imputations=1)[0]
-    assert len(draws[:, 1].unique()) == 2000  # no two chunks of the same draws
+    assert len(draws[:, 1].unique()) == 2000  # chunks do not share samples
     error = covariance.diagonal().sqrt() / math.sqrt(2000)
     assert ((draws[:, ROW.isnan()].mean(0) - mean).abs() < 4.5 * error).all()
 
 
 @pytest.mark.parametrize("num_imputations", [None, 3])
-def test_same_seed_same_numbers(num_imputations):
+def test_impute_is_reproducible(num_imputations):
     model = LinearGaussian(**MANY)
     x = with_holes(model, [[True, False, True, False, True]] * 4)
     options = {"num_samples": 7, "num_imputations": num_imputations}
@@ -418,7 +418,7 @@ def test_same_seed_same_numbers(num_imputations):
     assert not torch.equal(impute(model.vae, x, seed=1, **options), first)
 
 
-def test_leaves_everything_as_found():
+def test_impute_leaves_no_trace():
     network = nn.Sequential(nn.Linear(2 * D, 6), nn.Dropout(0.5))
     encoder = GaussianEncoder(network, 2, features=6)
     likelihood = MaskedLikelihood(GaussianLikelihood(), show_mask=True)
@@ -433,11 +433,11 @@ def test_leaves_everything_as_found():
     assert torch.is_grad_enabled()
     assert not filled.requires_grad
     torch.testing.assert_close(x, before, rtol=0, atol=0, equal_nan=True)
-    # Dropout is off inside.
+    # Dropout is off during imputation.
     assert torch.equal(impute(vae.eval(), x, num_samples=5, num_imputations=2), filled)
 
 
-def test_mask_is_nan():
+def test_impute_treats_mask_and_nan_alike():
     model = LinearGaussian(**MANY)
     x = model.sample(6)
     mask = torch.rand(6, D) > 0.5
@@ -448,7 +448,7 @@ def test_mask_is_nan():
             assert torch.equal(impute(model.vae, x, mask=beside, **options), expected)
 
 
-def test_integers_with_a_mask():
+def test_impute_integers_with_a_mask():
     encoder = GaussianEncoder(MLP((3, 2), (4,)), 1)
     vae = VAE(
         encoder, MLP(1, hidden=(), out_shape=(3, 2)), MaskedLikelihood(CategoricalLikelihood(3))
@@ -460,7 +460,7 @@ def test_integers_with_a_mask():
     assert torch.equal(filled, impute(vae, x.double(), mask=mask, num_samples=20))
 
 
-def test_images():
+def test_impute_images():
     likelihood = MaskedLikelihood(BernoulliLikelihood(), show_mask=True)
     encoder = GaussianEncoder(MLP((2, 4, 3), (4,)), 2)
     vae = VAE(encoder, MLP(2, (4,), out_shape=(1, 4, 3)), likelihood)
@@ -475,22 +475,22 @@ def test_images():
 
 
 class Conditional(nn.Module):
-    """Its context, whatever z."""
+    """Decoder that returns its context."""
 
     def forward(self, z, context):
         return context
 
 
 class Ignorant(Posterior):
-    """N(0, I), whatever x and context."""
+    """Posterior N(0, I) for any x and context."""
 
     def forward(self, x, context=None):
         zeros = torch.zeros(len(x), *self.latent_shape)
         return Independent(Normal(zeros, zeros), 1)
 
 
-def test_conditional_models(monkeypatch):
-    monkeypatch.setattr("tinyvae.evaluation.imputation.CHUNK_ELEMENTS", 30)  # of two rows
+def test_impute_with_context(monkeypatch):
+    monkeypatch.setattr("tinyvae.evaluation.imputation.CHUNK_ELEMENTS", 30)  # chunks of two rows
     encoder = Ignorant(torch.zeros(D, 2), torch.zeros(D))
     vae = VAE(encoder, Conditional(), MaskedLikelihood(GaussianLikelihood(1e-9)))
     context, x = torch.randn(7, D), torch.full((7, D), math.nan)
@@ -502,7 +502,7 @@ def test_conditional_models(monkeypatch):
         impute(vae, x, context[:6])
 
 
-def test_float32_model():
+def test_impute_float32_model():
     x = torch.randn(4, D).masked_fill(torch.rand(4, D) < 0.5, math.nan)
     vae = certain_vae()
     exact = impute(vae, x, num_samples=5)
@@ -516,13 +516,13 @@ def test_float32_model():
 
 
 @pytest.mark.parametrize("options", [{"num_samples": 0}, {"num_imputations": 0}])
-def test_counts_below_one(options):
+def test_impute_refuses_counts_below_one(options):
     (name,) = options
     with pytest.raises(ValueError, match=f"impute expects {name} >= 1, got 0"):
         impute(LinearGaussian(**MANY).vae, ROW[None], **options)
 
 
-def test_a_likelihood_that_is_not_masked():
+def test_impute_refuses_other_likelihoods():
     vae = VAE(GaussianEncoder(MLP(D, (4,)), 1), MLP(1, (4,), out_shape=D), GaussianLikelihood())
     with pytest.raises(ValueError, match=r"NaN .*MaskedLikelihood\(likelihood\)"):
         impute(vae, ROW[None])
@@ -530,11 +530,11 @@ def test_a_likelihood_that_is_not_masked():
         impute(vae, torch.zeros(1, D), mask=torch.zeros(1, D, dtype=torch.bool))
 
 
-def test_data_that_do_not_fit():
+def test_impute_refuses_data_of_other_shapes():
     vae = LinearGaussian(**MANY).vae
     with pytest.raises(ValueError, match=r"a mask of the data's shape \(1, 5\)"):
         impute(vae, ROW[None], mask=torch.ones(5, dtype=torch.bool))
     with pytest.raises(ValueError, match="B >= 1"):
         impute(vae, ROW[None][:0])
-    with pytest.raises(TypeError, match="expected a tensor"):
+    with pytest.raises(TypeError, match="expects a tensor"):
         impute(vae, ROW[None].numpy())

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("float64")
     "make",
     [random_linear_gaussian, lambda: TwoLayers(top_down=True), lambda: TwoLayers(top_down=False)],
 )
-def test_exact_posterior_attains_the_evidence(make):
+def test_evaluate_at_exact_posterior_gives_evidence(make):
     model = make()
     x = model.evidence.sample((7,))
     vae = getattr(model, "vae", model)
@@ -49,7 +49,7 @@ def test_exact_posterior_attains_the_evidence(make):
     assert report.log_marginal.mean == pytest.approx(exact.mean().item(), abs=1e-10)
 
 
-def test_elbo_importance_sampling_and_evidence_are_in_order():
+def test_evaluate_orders_elbo_importance_sampling_and_evidence():
     model = random_linear_gaussian()
     x = model.evidence.sample((200,))
     exact = model.evidence.log_prob(x).mean().item()
@@ -59,14 +59,14 @@ def test_elbo_importance_sampling_and_evidence_are_in_order():
 
 
 def is_error(vae, x, num_samples):
-    """Standard error of log p(x) by importance sampling, from draws of its own."""
+    """Return the standard error of log p(x) by importance sampling, from separate samples."""
     with torch.no_grad():
         log_weight = vae(x, num_samples=num_samples).log_weight()
     weight = (log_weight - log_weight.logsumexp(0)).exp() * num_samples  # mean 1
     return weight.std(0) / math.sqrt(num_samples)
 
 
-def test_importance_sampling_converges_to_the_evidence():
+def test_log_marginal_converges_to_the_evidence():
     model = random_linear_gaussian()
     x = model.evidence.sample((20,))
     vae = model.spoil_posterior()
@@ -84,12 +84,14 @@ def binary_vae(num_latents):
         for parameter in decoder.layers[2].parameters():
             parameter.mul_(3)  # p(x) far from uniform
         encoder.head.weight.mul_(0.3)
-        encoder.head.bias.copy_(torch.tensor([0.0, 0.2]).repeat_interleave(num_latents))  # wide
+        encoder.head.bias.copy_(
+            torch.tensor([0.0, 0.2]).repeat_interleave(num_latents)
+        )  # a wide posterior
     return vae
 
 
 @pytest.mark.parametrize("num_latents", [1, 2])
-def test_probabilities_of_all_images_sum_to_one(num_latents):
+def test_log_marginal_sums_to_one_over_all_images(num_latents):
     vae = binary_vae(num_latents)
     x = torch.tensor(list(itertools.product([0.0, 1.0], repeat=8)))
     with torch.no_grad():
@@ -116,8 +118,8 @@ def frey_faces():
 @pytest.mark.parametrize(
     ("num_latents", "nats"), [(2, 555.82779), (5, 667.68661), (10, 754.55074), (20, 861.56946)]
 )
-def test_probabilistic_pca_of_frey_faces(num_latents, nats):
-    """A linear VAE at the closed-form weights of Tipping and Bishop (1999)."""
+def test_log_marginal_of_probabilistic_pca(num_latents, nats):
+    """A linear VAE with the closed-form weights of Tipping and Bishop (1999)."""
     x = frey_faces()
     bias = x.mean(0)
     values, vectors = torch.linalg.eigh((x - bias).T @ (x - bias) / len(x))  # ascending
@@ -135,7 +137,7 @@ def test_probabilistic_pca_of_frey_faces(num_latents, nats):
 
 
 class Tabulated(LatentVariableModel):
-    """The k-th draw of example ``x[i, 0]`` weighs ``table[k, x[i, 0]]``, in whatever chunks."""
+    """Model whose k-th sample of ``x[i, 0]`` has the log weight ``table[k, x[i, 0]]``."""
 
     is_density = True
 
@@ -173,7 +175,7 @@ def in_chunks_of(monkeypatch, elements):
 
 @pytest.mark.parametrize("elements", [1, 12, 40, 150, 10**6])
 @pytest.mark.parametrize("with_context", [False, True])
-def test_chunks_change_nothing(monkeypatch, elements, with_context):
+def test_evaluate_does_not_depend_on_chunks(monkeypatch, elements, with_context):
     model = Tabulated(16, 7)
     x = torch.arange(7.0)[:, None].repeat(1, 4)  # (7, 4)
     context = x[:, :2] if with_context else None
@@ -197,7 +199,7 @@ def dropout_vae():
     return VAE(encoder, MLP(2, hidden=(), out_shape=5), GaussianLikelihood(0.5))
 
 
-def test_same_seed_same_numbers():
+def test_evaluate_is_reproducible():
     vae, x = dropout_vae(), torch.randn(6, 5)
     options = {"elbo_samples": 3, "importance_samples": 4}
     first = evaluate(vae, x, **options)
@@ -205,7 +207,7 @@ def test_same_seed_same_numbers():
     other = evaluate(vae, x, seed=1, **options)
     assert other.log_likelihood.mean != first.log_likelihood.mean
     assert other.log_marginal.mean != first.log_marginal.mean
-    assert other.kl == first.kl  # in closed form
+    assert other.kl == first.kl  # the closed form has no noise
 
 
 @pytest.mark.parametrize(
@@ -216,7 +218,7 @@ def test_same_seed_same_numbers():
         lambda vae, x: vae.check(x),
     ],
 )
-def test_leaves_everything_as_found(call):
+def test_evaluate_leaves_no_trace(call):
     vae, x = dropout_vae(), torch.randn(6, 5)
     vae.encoder.eval()
     modes = [m.training for m in vae.modules()]
@@ -231,13 +233,13 @@ def test_leaves_everything_as_found(call):
     assert all(p.grad is None for p in vae.parameters())
 
 
-def test_evaluates_in_evaluation_mode():
+def test_evaluate_uses_evaluation_mode():
     vae, x = dropout_vae(), torch.randn(6, 5)
     options = {"elbo_samples": 3, "importance_samples": 4}
     assert evaluate(vae.train(), x, **options) == evaluate(vae.eval(), x, **options)
 
 
-def test_float32_model():
+def test_evaluate_float32_model():
     model = random_linear_gaussian()
     x = model.evidence.sample((7,))
     exact = model.evidence.log_prob(x)
@@ -246,7 +248,7 @@ def test_float32_model():
     torch.testing.assert_close(estimate.double(), exact, rtol=1e-5, atol=1e-5)
 
 
-def test_fewer_examples_for_the_evidence():
+def test_evaluate_uses_importance_examples():
     model = random_linear_gaussian()
     x = model.evidence.sample((7,))
     report = evaluate(model.vae, x, importance_samples=2, importance_examples=3)
@@ -265,7 +267,7 @@ def test_fewer_examples_for_the_evidence():
         (lambda vae, x: evaluate(vae, x[:, :3]), "encoder does not accept"),
     ],
 )
-def test_errors(call, message):
+def test_evaluate_refuses_invalid_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call(dropout_vae(), torch.randn(6, 5))
 
@@ -282,7 +284,7 @@ def test_estimate_agrees_with_numpy():
     assert str(Estimate(-1.234, 0.056, 1000)) == "-1.23 +- 0.06 (1,000 examples)"
 
 
-def test_estimate_of_one_example_knows_no_error():
+def test_estimate_of_one_example_has_no_error():
     estimate = Estimate.of(torch.tensor([3.0]))
     assert estimate.mean == 3.0
     assert math.isnan(estimate.standard_error)
@@ -309,7 +311,7 @@ def small_report(is_bound=True):
     )
 
 
-def test_bits_per_dim():
+def test_report_bits_per_dim():
     assert small_report().bits_per_dim(-784 * math.log(2)) == pytest.approx(1, abs=1e-15)
     assert small_report().bits_per_dim(560.0) < 0  # a density may exceed one
 
@@ -327,13 +329,13 @@ def test_report_as_a_dictionary():
         "elbo_samples": 64,
         "importance_samples": 5000,
         "num_dims": 784,
-        "bits_per_dim_are_of": "a density, in the units of the data",
+        "bits_per_dim_unit": "a density, in the units of the data",
         "is_bound": True,
         "seed": 3,
     }
 
 
-def test_report_in_words():
+def test_report_as_text():
     lines = [
         "ELBO (64 draws)                  -90.00 +- 0.30 (100 examples) nats",
         "  log-likelihood                 -70.00 +- 0.20 (100 examples) nats",
@@ -353,18 +355,18 @@ def test_report_without_the_evidence():
         "importance_samples": None,
     }
     lines = str(small_report()).splitlines()
-    bits = lines[-1].replace("0.1564", "0.1656")  # of the ELBO
+    bits = lines[-1].replace("0.1564", "0.1656")  # bits of the ELBO
     assert str(report).splitlines() == [*lines[:3], bits]
 
 
-def test_evidence_may_be_left_out():
+def test_evaluate_without_importance_samples():
     vae, x = dropout_vae(), torch.randn(6, 5)
     report = evaluate(vae, x, elbo_samples=3, importance_samples=None)
     whole = evaluate(vae, x, elbo_samples=3, importance_samples=2)
     assert report == replace(whole, log_marginal=None, importance_samples=None)
 
 
-def test_report_says_whether_it_is_a_bound():
+def test_report_is_bound():
     vae, x = dropout_vae(), torch.randn(6, 5)
     options = {"elbo_samples": 2, "importance_samples": 2}
     assert evaluate(vae, x, **options).is_bound
@@ -372,8 +374,8 @@ def test_report_says_whether_it_is_a_bound():
     assert not evaluate(vae, x, **options).is_bound
 
 
-def test_bernoulli_of_the_training_means_is_the_ceiling():
-    """A decoder that ignores z gives the evidence of its own constant Bernoulli."""
+def test_evaluate_stays_below_the_entropy_bound():
+    """A decoder that ignores z gives the evidence of a constant Bernoulli."""
     vae = binary_vae(2)
     with torch.no_grad():
         vae.decoder.layers[2].weight.zero_()
@@ -383,7 +385,7 @@ def test_bernoulli_of_the_training_means_is_the_ceiling():
     assert ((estimate - exact).abs() < 4 * is_error(vae, x, 20_000) + 1e-12).all()
 
 
-def test_data_are_taken_to_the_models_dtype(float64):
+def test_evaluate_casts_data_to_the_dtype_of_the_model(float64):
     model = random_linear_gaussian(num_data=5).vae.float()
     x = torch.randn(3, 5)
     assert x.dtype == torch.float64

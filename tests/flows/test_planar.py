@@ -47,7 +47,7 @@ def close(value, expected, tolerance=1e-10):
 
 
 def invertible(x):
-    """The paper's m(x) = log(1 + exp x) - 1, through the origin, in numpy."""
+    """Return the paper's m(x) = log(1 + exp x) - 1, shifted to the origin, in numpy."""
     return (1 - LEAST_STRETCH) * (np.logaddexp(0, x + np.log(np.e - 1)) - 1)
 
 
@@ -71,7 +71,7 @@ def radial_in_numpy(numbers, z):
 @pytest.mark.parametrize(
     ("kind", "oracle"), [(PlanarFlow, planar_in_numpy), (RadialFlow, radial_in_numpy)]
 )
-def test_the_papers_formulas(kind, oracle):
+def test_flow_agrees_with_the_paper(kind, oracle):
     flow = perturbed(kind, 3)
     numbers = flow.offset.detach().numpy()
     for z in 2 * torch.randn(5, 3):
@@ -80,7 +80,7 @@ def test_the_papers_formulas(kind, oracle):
         close(flow()(z).detach(), torch.from_numpy(expected), 1e-12)
 
 
-def test_what_keeps_them_invertible():
+def test_constraints_keep_flows_invertible():
     x = torch.tensor([-1e4, -50.0, -1.0, -1e-9, 0.0, 1e-9, 1.0, 50.0, 1e4])
     close(_excess(x), torch.from_numpy(invertible(x.numpy())), 1e-11)
     assert _excess(torch.zeros(())) == 0
@@ -108,7 +108,7 @@ def test_log_determinant_is_that_of_the_jacobian(kind, dim, context_dim):
 @kinds
 @context_dims
 @pytest.mark.parametrize("dim", [1, 2, 5])
-def test_there_and_back(kind, dim, context_dim):
+def test_inverse_undoes_the_flow(kind, dim, context_dim):
     flow = perturbed(kind, dim, 0.5, context_dim=context_dim)
     bijection, z = flow(given(flow, 50)), 3 * torch.randn(4, 50, dim)
     value, log_det = bijection.call_and_ladj(z)
@@ -123,7 +123,7 @@ def test_there_and_back(kind, dim, context_dim):
 
 @kinds
 @pytest.mark.parametrize("spread", [0.1, 3.0, 10.0])
-def test_there_and_back_of_extreme_transforms(kind, spread):
+def test_inverse_undoes_extreme_transforms(kind, spread):
     for _ in range(20):
         flow = perturbed(kind, 2, spread, transforms=1)
         z = torch.cat([3 * torch.randn(500, 2), 100 * torch.randn(500, 2)])
@@ -132,8 +132,8 @@ def test_there_and_back_of_extreme_transforms(kind, spread):
 
 
 @pytest.mark.parametrize("along", [-1e4, -7.0, 0.0, 7.0, 1e3, 1e5])
-def test_back_through_a_hyperplane(along):
-    """Where space is squeezed most, and from where it is stretched most."""
+def test_planar_inverse_across_the_hyperplane(along):
+    """The hyperplane is the place of the strongest compression, or of the strongest stretch."""
     flow = PlanarFlow(2, transforms=1)
     with torch.no_grad():
         flow.offset.copy_(torch.tensor([along, 0.3, 1.0, 0.0, 0.5]))
@@ -145,7 +145,7 @@ def test_back_through_a_hyperplane(along):
         assert push.abs().max() > 0.2
 
 
-def test_back_to_the_point():
+def test_radial_inverse_near_the_point():
     flow = perturbed(RadialFlow, 3, transforms=1)
     point = flow.offset[0, :3].detach().requires_grad_()
     for bijection in (flow(), flow().inv):
@@ -156,7 +156,7 @@ def test_back_to_the_point():
         assert torch.autograd.grad(log_det, point)[0].isfinite().all()
 
 
-def test_back_to_a_point_from_which_space_is_stretched():
+def test_radial_inverse_near_a_stretched_point():
     flow = RadialFlow(3, transforms=1)
     with torch.no_grad():
         flow.offset.copy_(torch.tensor([0.0, 0.0, 0.0, 0.5, 1e7]))
@@ -168,7 +168,7 @@ def test_back_to_a_point_from_which_space_is_stretched():
     close(log_det_back, -log_det)
 
 
-def test_no_direction_at_all():
+def test_planar_flow_with_zero_direction():
     flow = PlanarFlow(2, transforms=1)
     with torch.no_grad():
         flow.offset.copy_(torch.tensor([1.0, -2.0, 0.0, 0.0, 0.5]))
@@ -181,7 +181,7 @@ def test_no_direction_at_all():
 
 @kinds
 @context_dims
-def test_the_identity_at_first(kind, context_dim):
+def test_flow_is_initially_the_identity(kind, context_dim):
     flow = kind(3, context_dim=context_dim)
     bijection, base, z = flow(given(flow, 5)), gaussian(5, 3), 3 * torch.randn(4, 5, 3)
     for transform in (bijection, bijection.inv):
@@ -191,12 +191,12 @@ def test_the_identity_at_first(kind, context_dim):
         draws = q.sample((3,))
         torch.manual_seed(1)
         close(draws, base.sample((3,)), 1e-12)
-        close(q.center(), base.mean, 1e-12)
+        close(q.point_estimate(), base.mean, 1e-12)
 
 
 @kinds
 @context_dims
-def test_a_bijection_stays_what_it_was(kind, context_dim):
+def test_bijection_is_unaffected_by_an_optimizer_step(kind, context_dim):
     flow = perturbed(kind, 2, context_dim=context_dim)
     bijection, z = flow(given(flow, 5)), torch.randn(5, 2)
     before = bijection(z)
@@ -207,7 +207,7 @@ def test_a_bijection_stays_what_it_was(kind, context_dim):
 
 @kinds
 @context_dims
-def test_every_parameter_is_trained(kind, context_dim):
+def test_flow_trains_every_parameter(kind, context_dim):
     encoder = GaussianEncoder(MLP(4, hidden=(2,)), 2)
     flow = kind(2, context_dim=context_dim, transforms=2)
     posterior, x = FlowEncoder(encoder, flow), torch.randn(50, 4)
@@ -244,19 +244,19 @@ def test_density_integrates_to_one(kind):
 
 @kinds
 @context_dims
-def test_density_of_the_latest_draw(kind, context_dim):
+def test_sample_and_log_prob_agrees_with_log_prob(kind, context_dim):
     flow = perturbed(kind, 3, 0.5, context_dim=context_dim)
     context = given(flow, 5)
     params = [torch.randn(5, 3).requires_grad_(), (0.3 * torch.randn(5, 3)).requires_grad_()]
     inputs = [*params, *flow.parameters()]
     base = Independent(Normal(*params), 1)
     q = Transformed(base, flow(context))
-    z = q.sample((3,))
-    known, fresh = q.log_prob(z), Transformed(base, flow(context)).log_prob(z)
-    assert known is not fresh
-    close(known, fresh)
+    z, drawn = q.sample_and_log_prob((3,))
+    by_inverse = q.log_prob(z)
+    close(drawn, by_inverse)
     each = [
-        torch.autograd.grad(v.square().sum(), inputs, retain_graph=True) for v in (known, fresh)
+        torch.autograd.grad(v.square().sum(), inputs, retain_graph=True)
+        for v in (drawn, by_inverse)
     ]
     for got, expected in zip(*each, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8)
@@ -264,7 +264,7 @@ def test_density_of_the_latest_draw(kind, context_dim):
 
 @kinds
 @context_dims
-def test_gradients_of_both_ways(kind, context_dim):
+def test_gradients_of_flow_and_inverse(kind, context_dim):
     flow = perturbed(kind, 2, 0.7, context_dim=context_dim, transforms=2)
     context = given(flow, 3)
     names = [name for name, _ in flow.named_parameters()]
@@ -284,8 +284,8 @@ def test_gradients_of_both_ways(kind, context_dim):
         assert gradgradcheck(mapped(back), (z, *values))
 
 
-def test_a_flow_fits_what_a_gaussian_does_not():
-    """Two modes, far apart, of which the best Gaussian takes one: log 2 nats are left."""
+def test_planar_flow_fits_two_modes():
+    """The best Gaussian covers one of two distant modes, at a gap of log 2 nats."""
     modes = torch.tensor([[-2.0, 0.0], [2.0, 0.0]])
     mean, log_std = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
     flow = PlanarFlow(2, transforms=4)
@@ -333,7 +333,7 @@ def test_frozen_posterior(kind, context_dim):
 
 @kinds
 @pytest.mark.parametrize("context_dim", [0, 6])
-def test_saved_and_loaded(kind, context_dim, tmp_path):
+def test_flow_round_trips(kind, context_dim, tmp_path):
     vae, x = planar_vae(kind, context_dim), torch.rand(5, 4)
     vae.prior = FlowPrior(perturbed(kind, 2))
     vae.save(tmp_path / "vae")
@@ -349,7 +349,7 @@ def test_saved_and_loaded(kind, context_dim, tmp_path):
 @kinds
 @pytest.mark.parametrize("context_dim", [0, 6])
 @pytest.mark.parametrize("dim", [1, 2])
-def test_the_contract_of_an_encoder(kind, context_dim, dim):
+def test_flow_encoder_contract(kind, context_dim, dim):
     encoder = GaussianEncoder(MLP(4, hidden=(6,)), dim)
     check_encoder(
         FlowEncoder(encoder, kind(dim, context_dim=context_dim, transforms=3)), torch.randn(5, 4)
@@ -358,13 +358,13 @@ def test_the_contract_of_an_encoder(kind, context_dim, dim):
 
 @kinds
 @context_dims
-def test_the_contract_of_a_prior(kind, context_dim):
+def test_flow_prior_contract(kind, context_dim):
     flow = kind(2, context_dim=context_dim, transforms=3)
     check_prior(FlowPrior(flow), given(flow, 5))
 
 
 @kinds
-def test_each_row_has_transforms_of_its_own(kind):
+def test_context_rows_have_separate_transforms(kind):
     flow = perturbed(kind, 2, context_dim=3)
     context, z = torch.randn(4, 3), torch.randn(2)
     together = flow(context)(z)
@@ -394,8 +394,8 @@ def test_single_precision(kind, context_dim):
 
 
 @kinds
-def test_far_away(kind):
-    """Where a way back by differences would cancel, and divide by zero in what is not chosen."""
+def test_flow_is_finite_far_away(kind):
+    """An inverse by differences would cancel, and divide by zero in the branch not taken."""
     flow = perturbed(kind, 2, 0.5).float()
     z = (10 ** torch.linspace(0, 12, 100)[:, None] * torch.tensor([0.6, 0.8])).float()
     z.requires_grad_()
@@ -407,7 +407,7 @@ def test_far_away(kind):
 
 
 @kinds
-def test_products_keep_their_digits_under_autocast(kind):
+def test_products_are_accurate_under_autocast(kind):
     flow = perturbed(kind, 3, 0.5, context_dim=2).float()
     base = Independent(Normal(torch.zeros(7, 3).float(), torch.zeros(7, 3).float()), 1)
     context, z = torch.randn(7, 2).float(), torch.randn(7, 3).float()
@@ -416,7 +416,7 @@ def test_products_keep_their_digits_under_autocast(kind):
         assert torch.equal(Transformed(base, flow(context)).log_prob(z), expected)
 
 
-# What is refused ----------------------------------------------------------------------------------
+# Errors -------------------------------------------------------------------------------------------
 
 
 @kinds
@@ -430,7 +430,7 @@ def test_products_keep_their_digits_under_autocast(kind):
         ({"dim": 10**5, "context_dim": 10**5}, "expects at most 100,000,000 weights"),
     ],
 )
-def test_sizes_that_are_refused(kind, arguments, message):
+def test_flow_size_errors(kind, arguments, message):
     with pytest.raises(ValueError, match=f"{kind.__name__} .*{message}"):
         kind(**arguments)
     with pytest.raises(CheckpointError, match=message):
@@ -438,21 +438,27 @@ def test_sizes_that_are_refused(kind, arguments, message):
 
 
 @kinds
-def test_contexts_that_are_refused(kind):
-    with pytest.raises(ValueError, match=r"context_dim=2 got a context of 0 values: give it as"):
+def test_flow_context_errors(kind):
+    with pytest.raises(
+        ValueError, match=r"expects a context of 2 values, got 0: give context_dim=0"
+    ):
         kind(2, context_dim=2)()
-    with pytest.raises(ValueError, match=r"context_dim=2 got a context of 3 values: give it as"):
+    with pytest.raises(
+        ValueError, match=r"expects a context of 2 values, got 3: give context_dim=3"
+    ):
         kind(2, context_dim=2)(torch.zeros(5, 3))
-    with pytest.raises(ValueError, match=r"context_dim=0 got a context of 3 values: give it as"):
+    with pytest.raises(
+        ValueError, match=r"expects a context of 0 values, got 3: give context_dim=3"
+    ):
         kind(2)(torch.zeros(5, 3))
 
 
 @kinds
-def test_encoders_that_are_refused(kind):
+def test_flow_encoder_errors(kind):
     encoder = GaussianEncoder(MLP(4, hidden=(6,)), 3)
     with pytest.raises(ValueError, match="FlowEncoder expects an encoder of vectors of 2"):
         FlowEncoder(encoder, kind(2))
-    with pytest.raises(ValueError, match="features or on none, got context_dim=5"):
+    with pytest.raises(ValueError, match="features of the network, or 0, got context_dim=5"):
         FlowEncoder(encoder, kind(3, context_dim=5))
     for owner in (lambda: FlowEncoder(encoder, nn.Tanh()), lambda: FlowPrior(nn.Tanh())):
         with pytest.raises(TypeError, match=r"expects a flow such as Flow\(dim\), got a Tanh"):
@@ -460,7 +466,7 @@ def test_encoders_that_are_refused(kind):
 
 
 class Shift(NormalizingFlow):
-    """A flow of one's own: it moves the posterior by a vector."""
+    """A user-defined flow that shifts the posterior by a vector."""
 
     def __init__(self, dim):
         super().__init__()
@@ -489,7 +495,7 @@ class Shifted:
         return Shifted(-self.shift)
 
 
-def test_a_flow_of_ones_own(tmp_path):
+def test_user_defined_flow(tmp_path):
     flow = Shift(2)
     encoder = FlowEncoder(GaussianEncoder(MLP(4, hidden=(6,)), 2), flow)
     nn.init.ones_(flow.shift)

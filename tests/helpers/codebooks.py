@@ -1,4 +1,4 @@
-"""What tests of one codebook and of several share."""
+"""Helpers of the tests of one codebook and of several."""
 
 import copy
 
@@ -18,13 +18,6 @@ def same(a, b):
 
 
 def outputs(vq, x):
-    """What the network says, ``(B, *S, C)``."""
+    """Return the outputs of the network, ``(B, *S, C)``."""
     with torch.no_grad():
         return vq.params(vq.encode(x)).unflatten(1, vq.latent_shape).movedim(1, -1)
-
-
-def drawn(vq, x):
-    """The posterior, after a draw: what codebooks learn from."""
-    posterior = vq(x)
-    posterior.sample()
-    return posterior

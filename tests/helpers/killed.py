@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 import torch._dynamo  # takes seconds; the first optimizer would import it
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 import tinyvae.io.tensors
@@ -58,11 +57,7 @@ def make_trainer(folder, keep, extra):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.Dropout(0.2), nn.ReLU())
     encoder = GaussianEncoder(network, latent_dim=2, features=32)
-    optimization = Optimization(
-        0.01,
-        scheduler=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
-        scheduler_interval="step",
-    )
+    optimization = Optimization(0.01, schedule="cosine")
     checkpoint = Checkpoint(folder, every_steps=EVERY, every_minutes=None, keep=keep)
     return Trainer(
         VAE(encoder, MLP(2, (32,), 16), BernoulliLikelihood()),
@@ -228,7 +223,7 @@ def train(folder, *, faults=(), kind="tensor", keep=2, slow=(), resume="auto"):
     """Train to the end in a folder that may hold a run, and write a report next to it."""
     torch.set_num_threads(1)
     warnings.simplefilter("error", UserWarning)
-    warnings.filterwarnings("ignore", "the data cannot say where they were")
+    warnings.filterwarnings("ignore", "the data cannot restore their position")
     log = folder.with_suffix(".log")
     functions = {fault.__name__: fault for fault in FAULTS}
     for name, *arguments in faults:

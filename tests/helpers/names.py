@@ -1,4 +1,4 @@
-"""The library's public names, as the examples in the documentation use them."""
+"""The public names of the library, which the examples in the documentation use."""
 
 from types import ModuleType
 
@@ -8,7 +8,7 @@ SUBMODULES = [module for module in vars(tinyvae).values() if isinstance(module, 
 
 
 def public_names():
-    """Names of all public submodules and of the top level, by name."""
+    """Return all objects of the public submodules and the top level, by name."""
     names = {}
     for module in (*SUBMODULES, tinyvae):
         names |= {n: value for n, value in vars(module).items() if not n.startswith("_")}

@@ -14,7 +14,7 @@ from tinyvae.models import LatentTerm, LatentVariableModel, VAEOutput
 
 
 def gauss_hermite(num_nodes: int, dim: int = 1) -> tuple[Tensor, Tensor]:
-    """Nodes ``(n ** dim, dim)`` and log weights ``(n ** dim,)`` of expectations under N(0, I)."""
+    """Return nodes ``(n ** dim, dim)`` and log weights ``(n ** dim,)`` of means under N(0, I)."""
     nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(num_nodes))
     log_weights = weights.log() - 0.5 * math.log(2 * math.pi)
     grid = torch.cartesian_prod(*[nodes] * dim).reshape(-1, dim)
@@ -22,14 +22,14 @@ def gauss_hermite(num_nodes: int, dim: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def log_evidence(vae: VAE, x: Tensor, num_nodes: int) -> Tensor:
-    """log p(x) ``(B,)`` of a VAE with an N(0, I) prior over one or two latents, by quadrature."""
+    """Return log p(x) ``(B,)`` of a VAE with an N(0, I) prior of 1 or 2 latents by quadrature."""
     nodes, log_weights = gauss_hermite(num_nodes, vae.latent_shape.numel())
     log_px = vae.decode(nodes[:, None]).log_prob(x)  # (n, B)
     return (log_px + log_weights[:, None]).logsumexp(0)
 
 
 def log_weight_at(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
-    """Log importance weights ``(K, B)`` at given latents instead of drawn ones."""
+    """Return log importance weights ``(K, B)`` at given latents."""
     term = LatentTerm("z", z, vae.encode(x), vae.prior())
     likelihood = vae.decode(z)
     return VAEOutput((term,), likelihood, likelihood.log_prob(x)).log_weight()
@@ -43,7 +43,7 @@ class LinearGaussian:
     evidence: MultivariateNormal
 
     def spoil_posterior(self, mean: float = 0.3, log_std: float = 0.2) -> VAE:
-        """Shift the posterior's mean and log std in place; the evidence stays."""
+        """Shift the posterior's mean and log std in place, without a change of the evidence."""
         shift = torch.tensor([mean, log_std]).repeat_interleave(self.vae.latent_shape[0])
         with torch.no_grad():
             self.vae.encoder.head.bias += shift
@@ -51,7 +51,7 @@ class LinearGaussian:
 
 
 def linear_gaussian(weight: Tensor, bias: Tensor, std: float) -> LinearGaussian:
-    """Build it of ``weight`` ``(data, latent)`` with orthogonal columns: a diagonal posterior."""
+    """Return the model for ``weight`` ``(data, latent)`` with orthogonal columns."""
     num_data, num_latents = weight.shape
     precision = 1 + weight.square().sum(0) / std**2
     gain = weight.T / (std**2 * precision[:, None])  # (latent, data)
@@ -68,13 +68,13 @@ def linear_gaussian(weight: Tensor, bias: Tensor, std: float) -> LinearGaussian:
 
 
 def random_linear_gaussian(num_data: int = 5, num_latents: int = 2) -> LinearGaussian:
-    """One with random weights."""
+    """Return a model with random weights."""
     u, s, _ = torch.linalg.svd(torch.randn(num_data, num_latents), full_matrices=False)
     return linear_gaussian(u * s, torch.randn(num_data), std=0.7)
 
 
 def conjugate_normal() -> LinearGaussian:
-    """z ~ N(0, 1), x given z ~ N(z, 1), but q = N(0.4, variance 2/3) whatever x."""
+    """z ~ N(0, 1), x given z ~ N(z, 1), but q = N(0.4, variance 2/3) for every x."""
     model = linear_gaussian(torch.ones(1, 1), torch.zeros(1), std=1.0)
     with torch.no_grad():
         model.vae.encoder.head.weight.zero_()
@@ -137,13 +137,13 @@ class TwoLayers(LatentVariableModel):
 
 
 def _normal(precision: Tensor, linear: Tensor) -> Independent:
-    """The normal density proportional to exp(linear z - precision z^2 / 2)."""
+    """Return the normal density proportional to exp(linear z - precision z^2 / 2)."""
     mean = linear / precision
     return Independent(Normal(mean, (-0.5 * precision.log()).expand(mean.shape)), 1)
 
 
 class Rows(Encoder):
-    """q(z given x) = N(mean, exp(log_std)^2) of one latent, parameters of each example its own.
+    """q(z given x) = N(mean, exp(log_std)^2) of one latent, with parameters for each example.
 
     So the gradient of a batch of ``B`` equal data is that of ``B`` draws, one by one.
     """
@@ -163,7 +163,7 @@ class Rows(Encoder):
 
 
 class Scale(nn.Module):
-    """Decoder z to weight z, its weight of each example its own."""
+    """Decoder from z to weight z, with a weight for each example."""
 
     def __init__(self, num_rows: int, weight: float) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ def one_latent(num_rows: int, mean: float, log_std: float, weight: float = 1.0) 
 def exact_iwae(
     mean: Tensor, log_std: Tensor, weight: Tensor, num_samples: int, x: float = 1.0
 ) -> Tensor:
-    """IWAE_K of :func:`one_latent` by quadrature, with gradients.
+    """Return IWAE_K of :func:`one_latent` by quadrature, with gradients.
 
     With S the sum of the weights, E log S is the integral over s of exp(-exp(s)) - M(exp(s))^K,
     where M(t) = E exp(-t w): Frullani's integral.

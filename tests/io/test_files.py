@@ -67,7 +67,7 @@ def tensors(draw):
     bits = torch.randint(0, 256, (math.prod(shape) * 8,), dtype=torch.uint8, generator=generator)
     if dtype is torch.bool:
         values = bits[: math.prod(shape)] % 2 == 1
-    else:  # any bits at all: negative zeros, subnormal and extreme numbers
+    else:  # any bits: negative zeros, subnormal and extreme numbers
         values = bits.view(dtype)[: math.prod(shape)]
     if dtype.is_floating_point:
         values = values.nan_to_num(nan=-0.0)
@@ -76,7 +76,7 @@ def tensors(draw):
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-    # The last character is half of a pair, which UTF-8 cannot hold.
+    # The last character is half of a pair, which UTF-8 cannot encode.
     | st.text() | st.just('"sha256":"' + "0" * 64 + '"') | st.just("\ud800"),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
@@ -88,7 +88,7 @@ json_values = st.recursive(
     st.dictionaries(st.text(max_size=6), tensors(), max_size=4),
     st.dictionaries(st.text(), json_values, max_size=3),
 )
-def test_round_trip_is_bitwise(named, info):
+def test_save_tensors_round_trip_is_bitwise(named, info):
     with tempfile.TemporaryDirectory() as folder:
         save_tensors(Path(folder, "f"), named, info)
         loaded, loaded_info = load_tensors(Path(folder, "f"))
@@ -99,15 +99,15 @@ def test_round_trip_is_bitwise(named, info):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (0,), (2, 0, 3), (3, 2)], ids=str)
-def test_round_trip_keeps_dtype_and_shape(tmp_path, dtype, shape):
+def test_save_tensors_keeps_dtype_and_shape(tmp_path, dtype, shape):
     tensor = torch.ones(shape).to(dtype)
     save_tensors(tmp_path / "f", {"t": tensor}, {})
     loaded = load_tensors(tmp_path / "f")[0]["t"]
     assert same_bits(loaded, tensor)
-    loaded.fill_(0)  # the buffer is the reader's own
+    loaded.fill_(0)  # the reader owns the buffer
 
 
-def test_tensors_that_share_memory_are_stored_each_by_itself(tmp_path):
+def test_save_tensors_stores_shared_memory_separately(tmp_path):
     weight = torch.nn.Parameter(torch.arange(12.0).reshape(3, 4))
     named = {"a": weight, "tied": weight, "transposed": weight.T, "row": weight[1]}
     save_tensors(tmp_path / "f", named, {})
@@ -118,7 +118,7 @@ def test_tensors_that_share_memory_are_stored_each_by_itself(tmp_path):
     assert loaded["tied"].sum() == weight.detach().sum() == 66
 
 
-def test_the_file_opens_with_plain_safetensors(tmp_path):
+def test_save_tensors_writes_plain_safetensors(tmp_path):
     named = {"a": torch.randn(3, 2), "b": torch.tensor([True, False]), "c": torch.zeros(0)}
     save_tensors(tmp_path / "f", named, {"note": 'a "quoted" é', "pair": (1, 2)})
     plain = safetensors.torch.load_file(tmp_path / "f")
@@ -136,7 +136,7 @@ def test_the_file_opens_with_plain_safetensors(tmp_path):
     assert (8 + int.from_bytes(data[:8], "little")) % 8 == 0  # tensors stay aligned
 
 
-def test_equal_content_gives_equal_bytes(tmp_path):
+def test_save_tensors_writes_equal_bytes_for_equal_content(tmp_path):
     files = [tmp_path / f"f{i}" for i in range(8)]
     for file in files:
         save_tensors(file, {"b": torch.ones(2), "a": torch.zeros(3)}, {"step": 1})
@@ -155,15 +155,15 @@ REFUSED = {
     "number as name": ({1: torch.ones(1)}, {}, TypeError, "str"),
     "reserved name": ({"__metadata__": torch.ones(1)}, {}, ValueError, "__metadata__"),
     "half a character": ({"\ud800": torch.ones(1)}, {}, ValueError, "surrogates"),
-    "nan in info": ({}, {"a": [math.nan]}, ValueError, "expected info that JSON can hold"),
-    "two equal keys in info": ({}, {"a": {1: 0, "1": 0}}, ValueError, "stands twice"),
+    "nan in info": ({}, {"a": [math.nan]}, ValueError, "expects info that JSON can represent"),
+    "two equal keys in info": ({}, {"a": {1: 0, "1": 0}}, ValueError, "duplicate key"),
     "object in info": ({}, {"a": object()}, TypeError, "object is not JSON serializable"),
     "large info": ({}, {"a": "x" * 2**24}, ValueError, "at most 16777216 bytes"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_loaded_is_not_saved(tmp_path, case):
+def test_save_tensors_rejects_what_cannot_be_loaded(tmp_path, case):
     named, info, error, message = REFUSED[case]
     write_atomically(tmp_path / "f", b"old")
     with pytest.raises(error, match=message):
@@ -172,11 +172,11 @@ def test_what_cannot_be_loaded_is_not_saved(tmp_path, case):
     assert leftovers(tmp_path) == []
 
 
-def test_deep_info_is_not_saved(tmp_path):
+def test_save_tensors_rejects_deep_info(tmp_path):
     deep = []
     for _ in range(100_000):
         deep = [deep]
-    with pytest.raises(ValueError, match="expected info that JSON can hold"):
+    with pytest.raises(ValueError, match="expects info that JSON can represent"):
         save_tensors(tmp_path / "f", {}, {"deep": deep})
 
 
@@ -191,10 +191,10 @@ def small(tmp_path):
 
 
 def refusals(file, versions):
-    """Count the versions of a file that are refused by a CheckpointError which names the file."""
+    """Count the contents that load_tensors rejects with an error that names the file."""
     count = 0
     for data in versions:
-        file.unlink()  # to truncate it instead makes some file systems wait for the disk
+        file.unlink()  # truncating makes some file systems wait for the disk
         file.write_bytes(data)
         with pytest.raises(CheckpointError, match=re.escape(str(file))):
             load_tensors(file)
@@ -208,21 +208,21 @@ def flipped(data, bit):
     return bytes(damaged)
 
 
-def test_each_flipped_bit_is_found(small):
+def test_load_tensors_detects_each_flipped_bit(small):
     data = small.read_bytes()
     load_tensors(small)
     bits = range(len(data) * 8)  # length field, header, digest, padding, tensors
     assert refusals(small, (flipped(data, bit) for bit in bits)) == len(bits) > 2000
 
 
-def test_a_thousand_random_flips_are_found(tmp_path):
+def test_load_tensors_detects_random_flips(tmp_path):
     save_tensors(tmp_path / "f", {"w": torch.randn(40, 40), "b": torch.randn(40)}, {"a": "b" * 99})
     data = (tmp_path / "f").read_bytes()
     bits = random.Random(0).sample(range(len(data) * 8), 1000)
     assert refusals(tmp_path / "f", (flipped(data, bit) for bit in bits)) == 1000
 
 
-def test_each_truncation_and_added_bytes_are_found(small):
+def test_load_tensors_detects_truncation_and_added_bytes(small):
     data = small.read_bytes()
     assert refusals(small, (data[:end] for end in range(len(data)))) == len(data)
     tails = [b"\0", b"\n", b"\0" * 4096, data]
@@ -230,7 +230,7 @@ def test_each_truncation_and_added_bytes_are_found(small):
     assert refusals(small, [b"\0" + data, data[1:]]) == 2
 
 
-def test_a_digest_in_upper_case_is_refused(small):
+def test_load_tensors_rejects_a_digest_in_upper_case(small):
     data = small.read_bytes()
     digest = re.search(rb'"sha256":"(\w{64})"', data)[1]
     assert refusals(small, [data.replace(digest, digest.upper())]) == 1
@@ -240,7 +240,7 @@ def test_a_digest_in_upper_case_is_refused(small):
 
 
 def sealed(header, body=b""):
-    """A file with a correct digest around any header text."""
+    """Return a file with any header text and a correct digest."""
     header += b" " * (-len(header) % 8)
     data = len(header).to_bytes(8, "little") + header + body
     return data.replace(b"0" * 64, hashlib.sha256(data).hexdigest().encode(), 1)
@@ -309,9 +309,9 @@ HOSTILE = {
     ),
     "long integer": (forged_text("[1]", f"[{'9' * 10_000}]"), "valid JSON as header"),
     "long number": (forged_text("[1]", "[1e999]"), "valid JSON as header"),
-    "safetensors of others": (safetensors.torch.save({"w": torch.ones(2)}), "of other origin"),
-    "format of others": (forged(format="pt"), "of other origin"),
-    "metadata is a list": (sealed(b'{"__metadata__":[]}'), "of other origin"),
+    "other safetensors": (safetensors.torch.save({"w": torch.ones(2)}), "with safetensors.torch"),
+    "format of others": (forged(format="pt"), "open other safetensors files"),
+    "metadata is a list": (sealed(b'{"__metadata__":[]}'), "open other safetensors files"),
     "no format_version": (forged(format_version=None), "format_version '1', got None"),
     "no version": (forged(version=None), "key 'version'"),
     "no info": (forged(info=None), "key 'info'"),
@@ -327,17 +327,17 @@ HOSTILE = {
     "terminal codes": (forged(format_version="\x1b[2J\n" + "x" * 999), r"got \?\[2J\?xxx"),
     "info is a list": (forged(info="[]"), "JSON object as info"),
     "info is deep": (forged(info=DEEP), "valid JSON as info"),
-    "info with NaN": (forged(info='{"a":NaN}'), "NaN, which is not finite"),
-    "info with infinity": (forged(info='{"a":-Infinity}'), "-Infinity, which is not finite"),
-    "info with 1e999": (forged(info='{"a":1e999}'), "1e999, which is not finite"),
-    "info with equal keys": (forged(info='{"a":1,"a":2}'), "stands twice"),
+    "info with NaN": (forged(info='{"a":NaN}'), "NaN is not finite"),
+    "info with infinity": (forged(info='{"a":-Infinity}'), "-Infinity is not finite"),
+    "info with 1e999": (forged(info='{"a":1e999}'), "1e999 is not finite"),
+    "info with equal keys": (forged(info='{"a":1,"a":2}'), "duplicate key"),
     "info is half a character": (forged(info="\ud800"), "expected"),
     "equal names": (
         forged_text('"w":', '"w":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"w":'),
-        "stands twice",
+        "duplicate key",
     ),
-    "equal keys": (forged_text('"dtype"', '"dtype":"U8","dtype"'), "stands twice"),
-    "equal metadata": (forged_text('"format":', '"format":"pt","format":'), "stands twice"),
+    "equal keys": (forged_text('"dtype"', '"dtype":"U8","dtype"'), "duplicate key"),
+    "equal metadata": (forged_text('"format":', '"format":"pt","format":'), "duplicate key"),
     "shape of 10^9": (forged(bytes(4), entry(shape=[10**9])), "as the header describes"),
     "shape of 2^62 * 4": (forged(b"", entry(shape=[2**62, 4])), "as the header describes"),
     "shape of 0 * 10^36": (
@@ -358,7 +358,7 @@ HOSTILE = {
 }  # fmt: skip
 
 
-def test_forged_files_are_else_sound(tmp_path):
+def test_forged_files_are_otherwise_valid(tmp_path):
     for data in (forged(bytes(4), entry()), forged_text('"w"', '"v"')):
         (tmp_path / "f").write_bytes(data)
         named, info = load_tensors(tmp_path / "f")
@@ -367,7 +367,7 @@ def test_forged_files_are_else_sound(tmp_path):
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_and_foreign_files_are_refused(tmp_path, case):
+def test_load_tensors_rejects_hostile_and_foreign_files(tmp_path, case):
     data, message = HOSTILE[case]
     (tmp_path / "f").write_bytes(data)
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -387,7 +387,7 @@ def test_hostile_and_foreign_files_are_refused(tmp_path, case):
     st.binary(max_size=16),
     st.dictionaries(st.sampled_from(["", "w", "v", "dtype"]), json_values, max_size=2),
 )
-def test_any_header_with_a_correct_digest_is_sound_or_refused(dtype, shape, offsets, body, more):
+def test_load_tensors_accepts_or_rejects_any_header(dtype, shape, offsets, body, more):
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "f").write_bytes(forged(body, {**entry(dtype, shape, offsets), **more}))
         try:
@@ -405,7 +405,7 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-def test_a_pickle_is_not_executed(tmp_path):
+def test_load_tensors_does_not_execute_pickles(tmp_path):
     payload = pickle.dumps(Trap(tmp_path / "executed"))
     pickle.loads(payload)
     (tmp_path / "executed").unlink()  # the trap works
@@ -417,13 +417,13 @@ def test_a_pickle_is_not_executed(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_missing_file_stays_a_missing_file(tmp_path):
+def test_load_tensors_raises_file_not_found(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_tensors(tmp_path / "absent")
 
 
 @posix
-def test_what_is_no_file_is_refused(tmp_path):
+def test_load_tensors_rejects_folders_and_devices(tmp_path):
     with pytest.raises(CheckpointError, match="got a folder or a device"):
         load_tensors(tmp_path)
     (tmp_path / "f").write_bytes(b"")
@@ -432,7 +432,7 @@ def test_what_is_no_file_is_refused(tmp_path):
 
 
 @posix
-def test_a_pipe_is_refused_at_once(tmp_path):
+def test_load_tensors_rejects_a_pipe_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(CheckpointError, match="got a folder or a device"):
         load_tensors(tmp_path / "pipe")
@@ -444,7 +444,7 @@ def test_a_pipe_is_refused_at_once(tmp_path):
 
 
 @posix
-def test_new_folders_are_made_and_links_stay_links(tmp_path):
+def test_write_atomically_makes_folders_and_keeps_links(tmp_path):
     write_atomically(tmp_path / "a" / "b" / "f", b"1")
     assert (tmp_path / "a" / "b" / "f").read_bytes() == b"1"
     (tmp_path / "link").symlink_to(Path("a", "b", "f"))
@@ -455,7 +455,7 @@ def test_new_folders_are_made_and_links_stay_links(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["folder", "f/inside"])
-def test_impossible_targets_name_the_path(tmp_path, part):
+def test_write_atomically_error_names_the_path(tmp_path, part):
     (tmp_path / "folder").mkdir()
     (tmp_path / "f").write_bytes(b"old")
     with pytest.raises(OSError, match="cannot write the file") as caught:
@@ -466,7 +466,7 @@ def test_impossible_targets_name_the_path(tmp_path, part):
 
 
 @posix
-def test_system_calls_come_in_the_safe_order(tmp_path, monkeypatch):
+def test_write_atomically_orders_system_calls_safely(tmp_path, monkeypatch):
     calls, names = [], {}
 
     def record(name, describe):
@@ -505,7 +505,7 @@ def test_system_calls_come_in_the_safe_order(tmp_path, monkeypatch):
     ]
 
 
-def test_short_writes_are_continued(tmp_path, monkeypatch):
+def test_write_atomically_continues_short_writes(tmp_path, monkeypatch):
     original = os.write
     monkeypatch.setattr(os, "write", lambda file, data: original(file, data[:3]))
     write_atomically(tmp_path / "f", b"0123456789")
@@ -514,7 +514,7 @@ def test_short_writes_are_continued(tmp_path, monkeypatch):
 
 
 def fail_at(monkeypatch, step, error):
-    """Let a function of os fail; a write fails half-way, "folder" is the second fsync."""
+    """Make a function of os fail. A write fails half-way; "folder" is the second fsync."""
     name = "fsync" if step == "folder" else step
     original, count = getattr(os, name), [0]
 
@@ -538,7 +538,7 @@ ERRORS = [
 
 @pytest.mark.parametrize("step", ["open", "write", "fsync", "replace"])
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_a_failing_step_leaves_the_old_file(tmp_path, monkeypatch, step, error):
+def test_write_atomically_keeps_the_old_file_after_an_error(tmp_path, monkeypatch, step, error):
     write_atomically(tmp_path / "f", b"old")
     fail_at(monkeypatch, step, error)
     with pytest.raises(type(error)) as caught:
@@ -553,7 +553,7 @@ def test_a_failing_step_leaves_the_old_file(tmp_path, monkeypatch, step, error):
 
 
 @posix
-def test_a_folder_that_does_not_reach_the_disk_is_reported(tmp_path, monkeypatch):
+def test_write_atomically_reports_a_failed_sync_of_the_folder(tmp_path, monkeypatch):
     write_atomically(tmp_path / "f", b"old")
     fail_at(monkeypatch, "folder", OSError(errno.EIO, "I/O error"))
     with pytest.raises(OSError, match="I/O error"):
@@ -568,7 +568,7 @@ def test_a_folder_that_does_not_reach_the_disk_is_reported(tmp_path, monkeypatch
 
 
 def temporary_name(monkeypatch, folder, name):
-    """The temporary name that a write of this target takes."""
+    """Return the temporary name that a write of this target uses."""
     seen = []
     monkeypatch.setattr(os, "replace", lambda source, _: seen.append(Path(source).name))
     write_atomically(folder / name, b"")
@@ -579,7 +579,7 @@ def temporary_name(monkeypatch, folder, name):
 
 @posix
 @pytest.mark.parametrize("name", ["f", "a+b.[x]"])
-def test_only_temporaries_of_this_target_and_of_dead_processes_go(tmp_path, monkeypatch, name):
+def test_write_atomically_removes_only_stale_temporaries_of_its_target(tmp_path, monkeypatch, name):
     own = temporary_name(monkeypatch, tmp_path, name)
     alive, node = f".{os.getpid()}.", own.removeprefix(f".{name}.")[:8]
     stale = own.replace(alive, f".{DEAD_PID}.")
@@ -593,14 +593,14 @@ def test_only_temporaries_of_this_target_and_of_dead_processes_go(tmp_path, monk
 
 
 @posix
-def test_a_stale_temporary_that_cannot_be_removed_stops_no_write(tmp_path, monkeypatch):
+def test_write_atomically_ignores_temporaries_that_cannot_be_removed(tmp_path, monkeypatch):
     own = temporary_name(monkeypatch, tmp_path, "f")
     (tmp_path / own.replace(f".{os.getpid()}.", f".{DEAD_PID}.")).mkdir()
     write_atomically(tmp_path / "f", b"data")
     assert (tmp_path / "f").read_bytes() == b"data"
 
 
-def test_a_reader_beside_many_writers_sees_whole_files_only(tmp_path):
+def test_write_atomically_shows_complete_files_to_readers(tmp_path):
     versions = [bytes([i]) * 50_000 for i in range(4)]
     write_atomically(tmp_path / "f", versions[0])
 
@@ -717,7 +717,7 @@ def child(tmp_path_factory):
 
 @posix
 @pytest.mark.parametrize("step", DEATHS)
-def test_a_killed_writer_leaves_a_whole_file_and_the_next_write_tidies(child, step):
+def test_write_atomically_survives_a_kill_and_the_next_write_cleans_up(child, step):
     signaled, found, stale, tidy = child["killed"][step]
     assert signaled
     assert (found, stale) == DEATHS[step]
@@ -725,16 +725,16 @@ def test_a_killed_writer_leaves_a_whole_file_and_the_next_write_tidies(child, st
 
 
 @posix
-def test_the_mode_follows_the_umask(child):
+def test_write_atomically_mode_follows_the_umask(child):
     assert child["mode"] == [0o640, 0o640]
 
 
 @posix
-def test_a_full_disk_leaves_the_old_file(child):
+def test_write_atomically_keeps_the_old_file_on_a_full_disk(child):
     assert child["full"] == [errno.EFBIG, True, "old", ["f"]]
 
 
-def test_the_mode_is_that_of_open(tmp_path):
+def test_write_atomically_mode_is_that_of_open(tmp_path):
     write_atomically(tmp_path / "f", b"data")
     (tmp_path / "plain").write_bytes(b"data")
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("f", "plain")}
@@ -744,7 +744,7 @@ def test_the_mode_is_that_of_open(tmp_path):
 # JSON ---------------------------------------------------------------------------------------------
 
 
-def test_json_is_indented_and_has_null_for_what_is_not_finite(tmp_path):
+def test_write_json_indents_and_writes_null_for_non_finite_numbers(tmp_path):
     value = {"b": [1, 2.5, math.nan, (math.inf, -math.inf)], "a": {"é": None, "on": True}}
     write_json(tmp_path / "f", value)
     text = (tmp_path / "f").read_text(encoding="ascii")
@@ -756,7 +756,7 @@ def test_json_is_indented_and_has_null_for_what_is_not_finite(tmp_path):
 @pytest.mark.parametrize(
     ("value", "error"), [({"a": torch.ones(1)}, TypeError), ({math.nan: 1}, ValueError)]
 )
-def test_what_is_no_json_leaves_the_old_file(tmp_path, value, error):
+def test_write_json_keeps_the_old_file_after_an_error(tmp_path, value, error):
     write_json(tmp_path / "f", {"old": 1})
     with pytest.raises(error):
         write_json(tmp_path / "f", value)

@@ -1,4 +1,4 @@
-"""One owner of a folder at a time: in a process, over processes, and whatever becomes of them."""
+"""Locks on folders within a process, across processes, after kills and in forked children."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ from tinyvae.io import FolderLock
 posix = pytest.mark.skipif(os.name != "posix", reason="forks and signals as POSIX has them")
 ROUNDS = 200
 
-# The module by itself, for another process would need seconds for all of the library.
+# Only this module, because importing the whole library takes seconds.
 CHILD = f"""
 import os, runpy, signal, sys
 from pathlib import Path
@@ -30,7 +30,7 @@ def attempt():
         return str(error)
     return "free"
 
-def say(word):  # a line at once, for two processes may say something
+def say(word):  # a complete line in one call, since two processes may write
     os.write(1, str(word).encode() + b"\\n")
 
 def in_a_fork(action):
@@ -45,7 +45,7 @@ HOLD = "lock = FolderLock(folder); say('held'); sys.stdin.readline(); lock.relea
 
 @contextmanager
 def another(folder, code):
-    """Another process, which runs ``code``."""
+    """Start another process that runs ``code``."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     command = [sys.executable, "-c", CHILD + code, str(folder)]
     with subprocess.Popen(command, **pipes) as process:
@@ -55,35 +55,35 @@ def another(folder, code):
             process.kill()
 
 
-def heard(process):
+def receive(process):
     return process.stdout.readline().strip()
 
 
-def told(process):
+def send(process):
     print(file=process.stdin, flush=True)
 
 
-def seen_by_another(folder):
+def attempt_elsewhere(folder):
     with another(folder, "say(attempt())") as process:
-        return heard(process)
+        return receive(process)
 
 
 # Within a process ---------------------------------------------------------------------------------
 
 
-def test_a_second_owner_of_this_process_is_refused(tmp_path, monkeypatch):
+def test_lock_rejects_a_second_owner_in_the_process(tmp_path, monkeypatch):
     lock = FolderLock(tmp_path)
     monkeypatch.chdir(tmp_path.parent)
     for name in (tmp_path, tmp_path / ".." / tmp_path.name, type(tmp_path)(tmp_path.name)):
         with pytest.raises(BlockingIOError, match="in use by another run of this process"):
             FolderLock(name)
-    assert f"process {os.getpid()}" in seen_by_another(tmp_path)  # refusing has freed nothing
+    assert f"process {os.getpid()}" in attempt_elsewhere(tmp_path)  # the rejection released nothing
     lock.release()
     FolderLock(tmp_path).release()
 
 
 @posix
-def test_a_link_is_the_folder_it_points_to(tmp_path):
+def test_lock_follows_links(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "folder")
     lock = FolderLock(tmp_path / "link")
@@ -92,7 +92,7 @@ def test_a_link_is_the_folder_it_points_to(tmp_path):
     lock.release()
 
 
-def test_folders_do_not_share_a_lock(tmp_path):
+def test_lock_is_separate_for_each_folder(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
     first, second = FolderLock(tmp_path / "a"), FolderLock(tmp_path / "b")
@@ -102,7 +102,7 @@ def test_folders_do_not_share_a_lock(tmp_path):
     second.release()
 
 
-def test_a_thread_is_refused(tmp_path):
+def test_lock_rejects_a_second_thread(tmp_path):
     refused = []
 
     def attempt():
@@ -121,7 +121,7 @@ def test_a_thread_is_refused(tmp_path):
 
 @pytest.fixture
 def hasty_threads():
-    """Threads take turns as often as they can."""
+    """Make threads switch as often as possible."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -129,7 +129,7 @@ def hasty_threads():
 
 
 @pytest.mark.usefixtures("hasty_threads")
-def test_of_threads_that_come_at_once_one_is_let_in(tmp_path):
+def test_lock_admits_one_of_several_threads(tmp_path):
     owners = []
     barrier = threading.Barrier(4)
 
@@ -153,7 +153,7 @@ def test_of_threads_that_come_at_once_one_is_let_in(tmp_path):
     assert len(paths) == len(set(paths)) == ROUNDS
 
 
-def test_an_owner_that_failed_to_begin_holds_nothing(tmp_path, monkeypatch):
+def test_lock_is_free_after_a_failed_acquisition(tmp_path, monkeypatch):
     def full():
         raise OSError(errno.ENOSPC, "No space left")
 
@@ -165,49 +165,49 @@ def test_an_owner_that_failed_to_begin_holds_nothing(tmp_path, monkeypatch):
 
 
 @posix
-def test_a_system_without_locks_is_not_taken_for_another_owner(tmp_path, monkeypatch):
+def test_lock_error_of_a_system_without_locks(tmp_path, monkeypatch):
     import fcntl
 
     def unsupported(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "lockf", unsupported)
+    monkeypatch.setattr(fcntl, "flock", unsupported)
     with pytest.raises(OSError, match="No locks available") as caught:
         FolderLock(tmp_path)
     assert not isinstance(caught.value, BlockingIOError)
 
 
-def test_a_folder_that_is_not_there_is_not_made(tmp_path):
+def test_lock_does_not_make_a_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError):
         FolderLock(tmp_path / "absent")
     assert list(tmp_path.iterdir()) == []
 
 
-# Over processes -----------------------------------------------------------------------------------
+# Across processes ---------------------------------------------------------------------------------
 
 
-def test_another_process_is_refused_until_the_lock_is_released(tmp_path):
+def test_lock_rejects_another_process_until_released(tmp_path):
     lock = FolderLock(tmp_path)
-    assert seen_by_another(tmp_path) == f"{tmp_path} is in use by process {os.getpid()}"
+    assert attempt_elsewhere(tmp_path) == f"{tmp_path} is in use by process {os.getpid()}"
     lock.release()
-    assert seen_by_another(tmp_path) == "free"
-    lock = FolderLock(tmp_path)  # the file that it left is no hindrance
-    assert seen_by_another(tmp_path).endswith(f"process {os.getpid()}")
+    assert attempt_elsewhere(tmp_path) == "free"
+    lock = FolderLock(tmp_path)  # the file that it left does not matter
+    assert attempt_elsewhere(tmp_path).endswith(f"process {os.getpid()}")
     lock.release()
 
 
-def test_the_process_that_holds_it_is_named(tmp_path):
+def test_lock_error_names_the_holder(tmp_path):
     with another(tmp_path, HOLD) as owner:
-        assert heard(owner) == "held"
-        for _ in range(2):  # a refusal leaves the name there
+        assert receive(owner) == "held"
+        for _ in range(2):  # a rejection keeps the name
             with pytest.raises(BlockingIOError, match=f"in use by process {owner.pid}$"):
                 FolderLock(tmp_path)
-        told(owner)
-        assert heard(owner) == "done"
-        FolderLock(tmp_path).release()  # though the process lives
+        send(owner)
+        assert receive(owner) == "done"
+        FolderLock(tmp_path).release()  # while the process lives
 
 
-def test_a_longer_name_of_an_older_owner_leaves_no_trace(tmp_path):
+def test_lock_overwrites_the_name_of_an_older_holder(tmp_path):
     (tmp_path / "lock").write_text("process 12345678901234567890")
     lock = FolderLock(tmp_path)
     assert (tmp_path / "lock").read_text() == f"process {os.getpid()}"
@@ -215,14 +215,14 @@ def test_a_longer_name_of_an_older_owner_leaves_no_trace(tmp_path):
 
 
 @posix
-def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path):
+def test_lock_is_free_after_its_process_was_killed(tmp_path):
     with another(tmp_path, HOLD) as owner:
-        assert heard(owner) == "held"
+        assert receive(owner) == "held"
         owner.send_signal(signal.SIGKILL)
         owner.wait()
         assert (tmp_path / "lock").read_text() == f"process {owner.pid}"
         lock = FolderLock(tmp_path)
-    assert seen_by_another(tmp_path).endswith(f"process {os.getpid()}")
+    assert attempt_elsewhere(tmp_path).endswith(f"process {os.getpid()}")
     lock.release()
 
 
@@ -272,35 +272,35 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @posix
-def test_a_forked_child_is_refused_and_told_who_holds_it(tmp_path):
+def test_lock_rejects_a_forked_child(tmp_path):
     with another(tmp_path, CHILD_TRIES) as parent:
-        said, pid = heard(parent), heard(parent)
+        said, pid = receive(parent), receive(parent)
         assert said.startswith(f"{tmp_path} is in use by ")
-        assert seen_by_another(tmp_path).endswith(f"process {pid}")
+        assert attempt_elsewhere(tmp_path).endswith(f"process {pid}")
     assert said.endswith(f"process {pid}")
 
 
 @posix
 @pytest.mark.parametrize("code", [CHILD_RELEASES, CHILD_EXITS], ids=["releases", "exits"])
-def test_a_forked_child_frees_nothing(code, tmp_path):
+def test_lock_is_not_released_by_a_forked_child(code, tmp_path):
     with another(tmp_path, code) as parent:
-        pid = heard(parent)
-        assert seen_by_another(tmp_path) == f"{tmp_path} is in use by process {pid}"
+        pid = receive(parent)
+        assert attempt_elsewhere(tmp_path) == f"{tmp_path} is in use by process {pid}"
 
 
 @posix
-def test_a_forked_child_does_not_hold_what_its_parent_has_released(tmp_path):
+def test_lock_is_not_held_by_a_forked_child_after_release(tmp_path):
     with another(tmp_path, PARENT_RELEASES) as parent:
-        assert heard(parent) == "released"
-        assert seen_by_another(tmp_path) == "free"
-        told(parent)
-        assert heard(parent) == "free"  # for the child too
+        assert receive(parent) == "released"
+        assert attempt_elsewhere(tmp_path) == "free"
+        send(parent)
+        assert receive(parent) == "free"  # also for the child
 
 
 @posix
-def test_a_forked_child_does_not_hold_what_its_dead_parent_held(tmp_path):
+def test_lock_is_not_held_by_a_forked_child_of_a_killed_parent(tmp_path):
     with another(tmp_path, PARENT_DIES) as parent:
-        assert heard(parent) == "forked"
+        assert receive(parent) == "forked"
         parent.wait()
-        assert seen_by_another(tmp_path) == "free"
-        told(parent)
+        assert attempt_elsewhere(tmp_path) == "free"
+        send(parent)

@@ -37,7 +37,7 @@ def kinds_of(table, kinds=None):
         ([1.5, math.nan, 3.5, 2.5], "number", ()),
     ],
 )
-def test_kind_of_a_column(values, kind, levels):
+def test_infer_columns_guesses_the_kind(values, kind, levels):
     (column,) = infer_columns({"a": values})
     assert (column.name, column.kind, column.levels) == ("a", kind, levels)
 
@@ -49,24 +49,24 @@ def test_levels_keep_their_python_types():
     assert [type(level) for level in column.levels] == [str, str]
 
 
-def test_levels_without_an_order_are_taken_too():
+def test_levels_may_lack_an_order():
     (column,) = infer_columns({"a": np.array(["u", 1, "v", 1], dtype=object)})
     assert set(column.levels) == {"u", "v", 1}
 
 
-def test_matrix():
+def test_infer_columns_of_a_matrix():
     matrix = np.array([[0.5, 1, 0], [1.5, 0, 2], [math.nan, 1, 5]])
     assert kinds_of(matrix) == {"x0": "binary", "x1": "binary", "x2": "number"}
     assert kinds_of(matrix[:, 2:].astype(int)) == {"x0": "count"}
     assert kinds_of(torch.from_numpy(matrix)) == kinds_of(matrix)
 
 
-def test_matrix_of_objects():
+def test_infer_columns_of_a_matrix_of_objects():
     matrix = np.array([[1.5, "a", 3], [2.5, "b", None], [None, "c", 1], [3.5, None, 2]], object)
     assert kinds_of(matrix) == {"x0": "number", "x1": "category", "x2": "count"}
 
 
-def test_standardization_is_that_of_what_is_there():
+def test_infer_columns_standardizes_by_observed_values():
     table = {
         "number": [1.0, 2.0, None, 6.0],
         "count": [0, 2, 7, None],
@@ -91,7 +91,7 @@ def test_standardization_is_that_of_what_is_there():
         (["1.5", "2", "4"], "number"),
     ],
 )
-def test_kinds_override(values, kind):
+def test_infer_columns_lets_kinds_override(values, kind):
     assert kinds_of({"a": values, "b": [1.5] * (len(values) - 1) + [2.5]}, {"a": kind}) == {
         "a": kind,
         "b": "binary",
@@ -106,7 +106,7 @@ def pandas():
     return pytest.importorskip("pandas")
 
 
-def test_frame(pandas):
+def test_infer_columns_of_a_frame(pandas):
     frame = pandas.DataFrame(
         {
             "income": [1.5, math.nan, 3.5, 2.0],
@@ -149,7 +149,7 @@ def test_frame_and_dictionary_agree(pandas):
     )
 
 
-def test_frame_comes_back(pandas):
+def test_to_arrays_returns_a_frame(pandas):
     frame = pandas.DataFrame(
         {"a": [1.5, math.nan, 3.5, 2.0], "b": ["u", None, "w", "u"], "c": [True, False] * 2}
     )
@@ -171,27 +171,31 @@ def test_column_names_become_strings(pandas):
 @pytest.mark.parametrize(
     ("table", "kinds", "message"),
     [
-        ({"a": [1, 2, 3]}, {"b": "count"}, r"kinds names \['b'\], expected columns of \['a'\]"),
-        ({"a": [1, 1, None]}, None, "column 'a' has 1 different value"),
-        ({"a": [None, None]}, None, "column 'a' has 0 different value"),
-        ({"a": []}, None, "column 'a' has 0 different value"),
+        ({"a": [1, 2, 3]}, {"b": "count"}, r"kinds expects columns in \['a'\], got \['b'\]"),
+        ({"a": [1, 1, None]}, None, "column 'a' expects at least two different values, got 1"),
+        ({"a": [None, None]}, None, "column 'a' expects at least two different values, got 0"),
+        ({"a": []}, None, "column 'a' expects at least two different values, got 0"),
         ({"a": [1, 2], "b": [1, 2, 3]}, None, r"columns of one length, got {'a': 2, 'b': 3}"),
         ({}, None, "columns of one length, got {}"),
-        (np.zeros(3), None, r"a table \(N, D\), got an array of shape \(3,\)"),
-        ({"a": ["u", "v"]}, {"a": "number"}, "'a' expects numbers, got .*'u'.* call it a category"),
-        ({"a": [1.0, 0.0, 2.0]}, {"a": "positive"}, "'a': positive numbers expected, got 0"),
-        ({"a": [1.0, -3.5]}, {"a": "positive"}, "'a': positive numbers expected, got -3.5"),
-        ({"a": [1, 2, 3]}, {"a": "binary"}, "'a': a binary column has 2 levels, got 3"),
-        ({"a": [1, 2, 3]}, {"a": "real"}, "'a': expected a kind of .*, got 'real'"),
+        (np.zeros(3), None, r"an array \(N, D\), got one of shape \(3,\)"),
+        (
+            {"a": ["u", "v"]},
+            {"a": "number"},
+            "'a' expects numbers, got .*'u'.* declare it a category",
+        ),
+        ({"a": [1.0, 0.0, 2.0]}, {"a": "positive"}, "'a' expects positive numbers, got 0"),
+        ({"a": [1.0, -3.5]}, {"a": "positive"}, "'a' expects positive numbers, got -3.5"),
+        ({"a": [1, 2, 3]}, {"a": "binary"}, "'a' of kind binary expects 2 levels, got 3"),
+        ({"a": [1, 2, 3]}, {"a": "real"}, "'a' expects a kind in .*, got 'real'"),
     ],
 )
-def test_what_cannot_be_described(table, kinds, message):
+def test_infer_columns_rejects_invalid_tables(table, kinds, message):
     with pytest.raises(ValueError, match=message):
         infer_columns(table, kinds)
 
 
 @pytest.mark.parametrize("table", [[1, 2], "table", None])
-def test_no_table(table):
+def test_infer_columns_rejects_other_types(table):
     with pytest.raises(TypeError, match="a DataFrame, a dictionary of columns or a matrix"):
         infer_columns(table)
 
@@ -199,11 +203,11 @@ def test_no_table(table):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("a", "real"), "expected a kind of"),
-        (("a", "binary"), "a binary column has 2 levels, got 0"),
-        (("a", "binary", ("u", "v", "w")), "a binary column has 2 levels, got 3"),
-        (("a", "category", ("u",)), "a category column has two or more levels, got 1"),
-        (("a", "number", ("u", "v")), "a number column has no levels, got 2"),
+        (("a", "real"), "expects a kind in"),
+        (("a", "binary"), "of kind binary expects 2 levels, got 0"),
+        (("a", "binary", ("u", "v", "w")), "of kind binary expects 2 levels, got 3"),
+        (("a", "category", ("u",)), "of kind category expects two or more levels, got 1"),
+        (("a", "number", ("u", "v")), "of kind number expects no levels, got 2"),
         (("a", "number", (), 0.0, 0.0), "a finite scale > 0, got 0.0 and 0.0"),
         (("a", "count", (), 0.0, -1.0), "a finite scale > 0"),
         (("a", "number", (), math.inf, 1.0), "a finite shift"),
@@ -211,64 +215,64 @@ def test_no_table(table):
         (("a", "positive", (), 0.0, math.inf), "a finite scale"),
     ],
 )
-def test_bad_column(arguments, message):
-    with pytest.raises(ValueError, match=f"column 'a': .*{message}"):
+def test_column_rejects_invalid_arguments(arguments, message):
+    with pytest.raises(ValueError, match=f"column 'a' .*{message}"):
         Column(*arguments)
 
 
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"age": [1.0]}, r"no columns \['color'\], it has \['age'\]"),
+        ({"age": [1.0]}, r"expects columns \['color'\], got only \['age'\]"),
         (
             {"age": [1.0, 2.0], "color": ["pink", "red"]},
-            r"'color' has unknown levels \['pink'\], expected of \['blue', 'red'\]",
+            r"'color' expects levels in \['blue', 'red'\], got \['pink'\]",
         ),
         ({"age": ["old", "new"], "color": ["red", "red"]}, "'age' expects numbers, got .*'old'"),
-        (np.zeros((2, 3)), r"no columns \['age', 'color'\], it has \['x0', 'x1', 'x2'\]"),
+        (np.zeros((2, 3)), r"expects columns \['age', 'color'\], got only \['x0', 'x1', 'x2'\]"),
     ],
 )
-def test_tables_that_do_not_fit(table, message):
+def test_to_tensor_rejects_tables_that_do_not_fit(table, message):
     columns = [Column("age", "number"), Column("color", "binary", ("blue", "red"))]
     with pytest.raises(ValueError, match=message):
         to_tensor(table, columns)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (1, 2, 2)])
-def test_tensors_that_do_not_fit(shape):
-    with pytest.raises(ValueError, match=r"expected a tensor \(N, 2\), got"):
+def test_to_arrays_rejects_tensors_that_do_not_fit(shape):
+    with pytest.raises(ValueError, match=r"to_arrays expects a tensor \(N, 2\), got"):
         to_arrays(torch.zeros(shape), [Column("a", "number"), Column("b", "number")])
 
 
 # To a tensor and back -----------------------------------------------------------------------------
 
 
-def test_order_of_the_description_counts():
+def test_to_tensor_uses_the_order_of_the_columns():
     columns = [Column("b", "number"), Column("a", "binary", ("u", "v"))]
     table = {"extra": ["?", "?"], "a": ["v", "u"], "b": [3.0, 4.0]}
     assert torch.equal(to_tensor(table, columns), torch.tensor([[3.0, 1.0], [4.0, 0.0]]))
     assert list(to_arrays(torch.zeros(1, 2), columns)) == ["b", "a"]
 
 
-def test_a_matrix_is_taken_by_position():
+def test_to_tensor_reads_a_matrix_by_position():
     columns = [Column("b", "number"), Column("a", "binary", (7, 9))]
     x = to_tensor(np.array([[1.5, 9], [2.5, math.nan]]), columns)
     torch.testing.assert_close(x, torch.tensor([[1.5, 1.0], [2.5, math.nan]]), equal_nan=True)
 
 
-def test_levels_keep_the_order_that_they_are_given():
+def test_levels_keep_their_order():
     columns = [Column("size", "category", ("small", "large", "huge"))]
     table = {"size": ["huge", "small", "large"]}
     assert torch.equal(to_tensor(table, columns)[:, 0], torch.tensor([2.0, 0.0, 1.0]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_default_dtype(dtype):
+def test_to_tensor_uses_the_default_dtype(dtype):
     torch.set_default_dtype(dtype)  # restored by the fixture
     assert to_tensor({"a": [1, 2]}, [Column("a", "count")]).dtype == dtype
 
 
-def test_arrays_have_the_types_of_their_levels():
+def test_to_arrays_returns_the_types_of_the_levels():
     columns = [
         Column("flag", "binary", (False, True)),
         Column("code", "category", (3, 5, 8)),
@@ -282,13 +286,13 @@ def test_arrays_have_the_types_of_their_levels():
     assert math.isnan(holes["age"].item())
 
 
-def test_arrays_are_no_view_of_the_tensor():
+def test_to_arrays_copies_the_tensor():
     x = torch.zeros(2, 1)
     to_arrays(x, [Column("a", "number")])["a"][:] = 5
     assert torch.equal(x, torch.zeros(2, 1))
 
 
-def test_tables_are_not_changed():
+def test_to_tensor_does_not_change_the_table():
     table = {"a": np.array([1.5, math.nan, 2.5]), "b": np.array(["u", None, "v"], dtype=object)}
     before = {name: values.copy() for name, values in table.items()}
     columns = infer_columns(table)
@@ -306,7 +310,7 @@ LEVELS = st.one_of(
 
 @st.composite
 def tables(draw):
-    """TabularDistribution with missing values, and what they hold in Python."""
+    """Columns with missing values, and their values in Python."""
     rows = draw(st.integers(1, 5))
     columns, table = [], {}
     for name in draw(st.lists(st.text(max_size=3), min_size=1, max_size=5, unique=True)):
@@ -333,7 +337,7 @@ def missing(value):
 
 @settings(max_examples=100)
 @given(tables())
-def test_round_trip(drawn):
+def test_to_arrays_inverts_to_tensor(drawn):
     columns, table = drawn
     objects = {name: np.array(values, dtype=object) for name, values in table.items()}
     x = to_tensor(objects, columns)
@@ -348,7 +352,7 @@ def test_round_trip(drawn):
 
 @settings(max_examples=100)
 @given(tables(), st.randoms())
-def test_order_of_a_table_does_not_matter(drawn, random):
+def test_to_tensor_ignores_the_order_of_the_table(drawn, random):
     columns, table = drawn
     names = random.sample(list(table), len(table))
     shuffled = {name: np.array(table[name], dtype=object) for name in names}
@@ -358,49 +362,49 @@ def test_order_of_a_table_does_not_matter(drawn, random):
     assert torch.equal(to_tensor(shuffled, columns).nan_to_num(), x.nan_to_num())
 
 
-def test_named_columns_of_a_matrix():
+def test_named_columns_names_the_columns_of_a_matrix():
     assert list(named_columns(np.zeros((2, 3)))) == ["x0", "x1", "x2"]
 
 
-def test_nan_in_a_list_of_text_is_missing():
+def test_infer_columns_reads_nan_among_text_as_missing():
     (column,) = infer_columns({"a": ["u", "v", math.nan, None]})
     assert (column.kind, column.levels) == ("binary", ("u", "v"))
 
 
-def test_levels_of_two_types_come_back():
+def test_to_arrays_returns_levels_of_two_types():
     table = {"a": ["u", 1, 1, 2.5]}
     columns = infer_columns(table)
     assert to_arrays(to_tensor(table, columns), columns)["a"].tolist() == ["u", 1, 1, 2.5]
 
 
 @pytest.mark.parametrize("values", [[-1, 5, 7], [0.5, 1.5, 2.5]])
-def test_what_is_no_count(values):
-    with pytest.raises(ValueError, match="column 'a': counts are integers >= 0"):
+def test_infer_columns_rejects_invalid_counts(values):
+    with pytest.raises(ValueError, match="column 'a' expects counts, integers >= 0"):
         infer_columns({"a": values}, {"a": "count"})
 
 
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"a": [1.0, math.inf, 2.0]}, "column 'a' holds infinity"),
-        ({"a": 3.0}, "column 'a': expected one value per row"),
-        ({"a": [[1.0, 2.0], [3.0, 4.0]]}, "column 'a': expected one value per row"),
-        ({1: [1.0, 2.0], "1": [1.0, 2.0]}, "columns of different names, got two of '1'"),
-        ({"a": np.array(["2024-01-01", "2024-02-01"], dtype="datetime64[D]")}, "holds dates"),
+        ({"a": [1.0, math.inf, 2.0]}, "column 'a' expects finite numbers, got infinity"),
+        ({"a": 3.0}, "column 'a' expects one value per row"),
+        ({"a": [[1.0, 2.0], [3.0, 4.0]]}, "column 'a' expects one value per row"),
+        ({1: [1.0, 2.0], "1": [1.0, 2.0]}, "columns with different names, got two of '1'"),
+        ({"a": np.array(["2024-01-01", "2024-02-01"], dtype="datetime64[D]")}, "got dates"),
     ],
 )
-def test_what_is_no_table(table, message):
+def test_infer_columns_rejects_invalid_columns(table, message):
     with pytest.raises(ValueError, match=message):
         infer_columns(table)
 
 
 @pytest.mark.parametrize("levels", ["no", ("a", "a")])
-def test_levels_are_different_ones(levels):
-    with pytest.raises(ValueError, match="expected a tuple of different levels"):
+def test_column_rejects_equal_levels(levels):
+    with pytest.raises(ValueError, match="expects a tuple of different levels"):
         Column("a", "binary", levels)
 
 
-def test_pandas_knows_of_levels_and_integers():
+def test_infer_columns_reads_the_dtypes_of_pandas():
     pandas = pytest.importorskip("pandas")
     sizes = pandas.Categorical(["L", "S", None], categories=["S", "M", "L"], ordered=True)
     visits = pandas.array([1, None, 3], dtype="Int64")
@@ -412,27 +416,30 @@ def test_pandas_knows_of_levels_and_integers():
     assert x[:, 0].nan_to_num(-1).tolist() == [2, 0, -1]
 
 
-def test_a_column_that_float32_cannot_hold_is_refused():
-    torch.set_default_dtype(torch.float32)  # the fixture puts it back
+def test_to_tensor_rejects_values_that_float32_rounds():
+    torch.set_default_dtype(torch.float32)  # restored by the fixture
     times = {"t": [1.7e9, 1.7e9 + 5, 1.7e9 + 11]}
-    with pytest.raises(ValueError, match=r"column 't': torch.float32 rounds .* subtract an origin"):
+    with pytest.raises(
+        ValueError,
+        match=r"column 't' expects values that torch.float32 can hold.*subtract an origin",
+    ):
         to_tensor(times, infer_columns(times))
 
 
-def test_masked_arrays_have_holes():
+def test_to_tensor_reads_masked_arrays():
     (column,) = infer_columns({"a": np.ma.array([1.0, 2.0, -999.0, 4.5], mask=[0, 0, 1, 0])})
     assert column.shift == 2.5
 
 
 @pytest.mark.parametrize("levels", [(None, "a"), (math.nan, 1.0), (1j, 2j), (("a",), ("b",))])
-def test_levels_are_what_a_file_can_hold(levels):
-    with pytest.raises(ValueError, match="texts or finite numbers"):
+def test_column_rejects_levels_that_a_file_cannot_hold(levels):
+    with pytest.raises(ValueError, match="strings or finite numbers"):
         Column("a", "binary", levels)
 
 
-def test_indices_of_no_level_are_refused():
+def test_to_arrays_rejects_indices_without_a_level():
     column = Column("a", "binary", ("no", "yes"))
     assert to_arrays(torch.tensor([[0.99999]]), [column])["a"].tolist() == ["yes"]
     for index in (-1.0, 2.0):
-        with pytest.raises(ValueError, match="expected indices of 2 levels"):
+        with pytest.raises(ValueError, match="expects indices of 2 levels"):
             to_arrays(torch.tensor([[index]]), [column])

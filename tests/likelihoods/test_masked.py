@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.likelihoods import LIKELIHOODS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -12,7 +13,6 @@ from tinyvae import (
     MLP,
     VAE,
     Batch,
-    BernoulliLikelihood,
     CategoricalLikelihood,
     ConvNet,
     GaussianEncoder,
@@ -24,21 +24,13 @@ from tinyvae import (
 from tinyvae.likelihoods import (
     BetaLikelihood,
     Column,
-    ContinuousBernoulliLikelihood,
     DiscretizedLogisticLikelihood,
-    LaplaceLikelihood,
-    Learned,
     LogNormalLikelihood,
     MaskedLikelihood,
     MixedLikelihood,
-    MixtureLikelihood,
-    NegativeBinomialLikelihood,
     OneHotLikelihood,
     OptimalGaussianLikelihood,
-    PoissonLikelihood,
     StandardizedLikelihood,
-    StudentTLikelihood,
-    ZeroInflatedLikelihood,
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -50,38 +42,40 @@ COLUMNS = [
     Column("visits", "count", (), 0.0, 2.5),
     Column("income", "positive", (), 0.0, 2e4),
 ]
-FAMILIES = {
-    "bernoulli": BernoulliLikelihood,
-    "beta": BetaLikelihood,
-    "categorical": lambda: CategoricalLikelihood(3),
-    "categorical, ordered": lambda: CategoricalLikelihood(5, ordered=True),
-    "continuous Bernoulli": ContinuousBernoulliLikelihood,
-    "discretized logistic": lambda: DiscretizedLogisticLikelihood(16),
-    "gaussian, fixed": lambda: GaussianLikelihood(0.7),
-    "gaussian, learned": GaussianLikelihood,
-    "gaussian, per dimension": lambda: GaussianLikelihood(Learned(E)),
-    "gaussian, predicted": lambda: GaussianLikelihood("predicted"),
-    "laplace": LaplaceLikelihood,
-    "log-normal": LogNormalLikelihood,
+NAMES = (
+    "bernoulli",
+    "beta",
+    "categorical",
+    "categorical, ordered",
+    "continuous bernoulli",
+    "discretized logistic, 16",
+    "gaussian, fixed",
+    "gaussian, learned",
+    "gaussian, per dimension",
+    "gaussian, predicted",
+    "laplace, learned",
+    "log-normal",
+    "mixture of discretized logistic",
+    "mixture of gaussian, predicted",
+    "negative binomial, predicted",
+    "poisson, per dimension",
+    "standardized gaussian",
+    "student t, predicted",
+    "zero-inflated negative binomial",
+)
+FAMILIES = {name: lambda name=name: LIKELIHOODS[name].make(E) for name in NAMES} | {
     "mixed": lambda: MixedLikelihood(COLUMNS),
-    "mixture of gaussians": lambda: MixtureLikelihood(GaussianLikelihood("predicted"), 3),
-    "mixture of levels": lambda: MixtureLikelihood(DiscretizedLogisticLikelihood(16), 2),
-    "negative binomial": lambda: NegativeBinomialLikelihood("predicted", baseline=3.0),
-    "poisson": lambda: PoissonLikelihood([1.0, 2.0, 3.0, 4.0]),
-    "standardized": lambda: StandardizedLikelihood(GaussianLikelihood(), [1.0, 2.0, 3.0, 4.0], 5.0),
-    "standardized, bounded": lambda: StandardizedLikelihood(BetaLikelihood(), 10.0, 2.0),
-    "standardized, positive": lambda: StandardizedLikelihood(LogNormalLikelihood(), std=300.0),
-    "student": lambda: StudentTLikelihood("predicted", "predicted"),
-    "zero-inflated": lambda: ZeroInflatedLikelihood(NegativeBinomialLikelihood()),
+    "standardized beta": lambda: StandardizedLikelihood(BetaLikelihood(), mean=10.0, std=2.0),
+    "standardized log-normal": lambda: StandardizedLikelihood(LogNormalLikelihood(), std=300.0),
 }
-# The second example is wholly observed, the third not at all.
-SEEN = torch.tensor(
+# The second example is completely observed, and the third is completely missing.
+OBSERVED = torch.tensor(
     [[1, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0]], dtype=torch.bool
 )
 
 
 class Drawn:
-    """A likelihood, parameters ``(3, 5, ...)`` and data ``(5, 4)`` of it."""
+    """A likelihood with parameters ``(3, 5, ...)`` and data ``(5, 4)``."""
 
     def __init__(self, make):
         self.plain, self.masked = make(), MaskedLikelihood(make())
@@ -91,12 +85,7 @@ class Drawn:
                 other.copy_(one)
         self.params = torch.randn(3, 5, *self.plain.param_shape(E))
         self.x = self.plain(self.params[0], 1).sample().detach()
-        self.holes = self.x.masked_fill(~SEEN, math.nan)
-
-
-@pytest.fixture(params=FAMILIES)
-def drawn(request):
-    return Drawn(FAMILIES[request.param])
+        self.partial = self.x.masked_fill(~OBSERVED, math.nan)
 
 
 def vae_of(likelihood, data_shape=E, num_latents=2):
@@ -108,23 +97,22 @@ def vae_of(likelihood, data_shape=E, num_latents=2):
 # Every family -------------------------------------------------------------------------------------
 
 
-def test_only_what_was_observed_counts(drawn):
-    each = drawn.plain.scalars(drawn.params, 1).log_prob(drawn.x)
-    expected = each.masked_select(SEEN).reshape(3, -1).split(SEEN.sum(1).tolist(), 1)
+def check_density(drawn):
+    """Only observed entries count."""
+    each = drawn.plain.factors(drawn.params, 1).log_prob(drawn.x)
+    expected = each.masked_select(OBSERVED).reshape(3, -1).split(OBSERVED.sum(1).tolist(), 1)
     expected = torch.stack([part.sum(1) for part in expected], 1)
-    torch.testing.assert_close(drawn.masked(drawn.params, 1).log_prob(drawn.holes), expected)
+    torch.testing.assert_close(drawn.masked(drawn.params, 1).log_prob(drawn.partial), expected)
 
 
-def test_nothing_missing_is_the_likelihood_itself(drawn):
+def check_complete_data(drawn):
+    """Without missing entries it is the wrapped likelihood."""
     p, q = drawn.plain(drawn.params, 1), drawn.masked(drawn.params, 1)
     assert torch.equal(q.log_prob(drawn.x), p.log_prob(drawn.x))
     assert torch.equal(q.mean, p.mean)
-    assert torch.equal(q.center(), p.center())
-    assert (q.is_density, q.is_discrete, q.has_rsample) == (
-        p.is_density,
-        p.is_discrete,
-        p.has_rsample,
-    )
+    assert torch.equal(q.point_estimate(), p.point_estimate())
+    for attribute in ("is_density", "is_discrete", "has_rsample"):
+        assert getattr(q, attribute) == getattr(p, attribute)
     assert torch.equal(drawn.masked.encoder_input(drawn.x), drawn.plain.encoder_input(drawn.x))
     torch.manual_seed(1)
     x = p.sample((2,))
@@ -132,109 +120,116 @@ def test_nothing_missing_is_the_likelihood_itself(drawn):
     assert torch.equal(q.sample((2,)), x)
 
 
-def test_all_missing_is_zero(drawn):
+def check_empty_data(drawn):
+    """If all entries are missing, log density and gradients are zero."""
     x = torch.full((5, *E), math.nan)
-    params = drawn.params.requires_grad_()
+    params = drawn.params.clone().requires_grad_()
     log_px = drawn.masked(params, 1).log_prob(x)
     assert torch.equal(log_px, torch.zeros(3, 5))
-    log_px.sum().backward()
-    for tensor in (params, *drawn.masked.parameters()):
-        assert torch.equal(tensor.grad, torch.zeros_like(tensor))
+    tensors = (params, *drawn.masked.parameters())
+    for gradient in torch.autograd.grad(log_px.sum(), tensors):
+        assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
-def test_missing_entries_have_no_gradient(drawn):
-    """Gradients are those of the density of the observed entries alone."""
-    drawn.masked(drawn.params.requires_grad_(), 1).log_prob(drawn.holes).sum().backward()
-    got = [drawn.params.grad, *(p.grad for p in drawn.masked.parameters())]
-    params = drawn.params.detach().clone().requires_grad_()
-    each = drawn.plain.scalars(params, 1).log_prob(drawn.x)
-    each[:, SEEN].sum().backward()
-    expected = [params.grad, *(p.grad for p in drawn.plain.parameters())]
+def check_parameter_gradients(drawn):
+    """Gradients are those of the density of the observed entries."""
+    params = drawn.params.clone().requires_grad_()
+    log_px = drawn.masked(params, 1).log_prob(drawn.partial)
+    got = torch.autograd.grad(log_px.sum(), (params, *drawn.masked.parameters()))
+    each = drawn.plain.factors(params, 1).log_prob(drawn.x)
+    expected = torch.autograd.grad(each[:, OBSERVED].sum(), (params, *drawn.plain.parameters()))
     torch.testing.assert_close(got, expected)
     assert all(torch.isfinite(gradient).all() for gradient in got)
     if not isinstance(drawn.plain, MixedLikelihood):
-        missing = got[0].reshape(3, 5, -1, *E).movedim(2, 0)[..., ~SEEN]
+        missing = got[0].reshape(3, 5, -1, *E).movedim(2, 0)[..., ~OBSERVED]
         assert torch.equal(missing, torch.zeros_like(missing))
 
 
-@pytest.mark.parametrize("junk", [0.0, -1e6, math.inf, math.nan])
-def test_values_under_the_mask_do_not_leak(drawn, junk):
-    mask = SEEN
-    one = drawn.masked.with_mask(drawn.x, mask)
-    other = drawn.masked.with_mask(drawn.x.masked_fill(~mask, junk), mask)
+def check_masked_values(drawn):
+    """Values under the mask do not matter."""
+    masked = drawn.masked.with_mask(drawn.x, OBSERVED)
     p = drawn.masked(drawn.params, 1)
-    assert torch.equal(p.log_prob(one), p.log_prob(other))
-    assert torch.equal(drawn.masked.encoder_input(one), drawn.masked.encoder_input(other))
-    assert drawn.masked.check_support(other)
+    for junk in (0.0, -1e6, math.inf, math.nan):
+        other = drawn.masked.with_mask(drawn.x.masked_fill(~OBSERVED, junk), OBSERVED)
+        assert torch.equal(p.log_prob(masked), p.log_prob(other))
+        assert torch.equal(drawn.masked.encoder_input(masked), drawn.masked.encoder_input(other))
+        assert drawn.masked.check_support(other)
 
 
-def test_values_under_the_mask_have_no_gradient(drawn):
+def check_model(drawn):
+    """A mask and NaN are the same to a model, and values under the mask have no gradient."""
     vae = vae_of(drawn.masked)
     x = drawn.x.clone().requires_grad_()
-    vae(x, mask=SEEN).log_weight().sum().backward()
-    assert torch.equal(x.grad[~SEEN], torch.zeros_like(x.grad[~SEEN]))
-    assert torch.isfinite(x.grad).all()
-
-
-def test_mask_is_nan_in_every_family(drawn):
-    vae = vae_of(drawn.masked)
     torch.manual_seed(1)
-    one = vae(drawn.x, mask=SEEN, num_samples=3)
+    by_mask = vae(x, mask=OBSERVED, num_samples=3).log_weight()
     torch.manual_seed(1)
-    other = vae(drawn.holes, num_samples=3)
-    assert torch.equal(one.log_weight(), other.log_weight())
-    one.log_weight().mean().backward()
-    assert all(torch.isfinite(p.grad).all() for p in vae.parameters())
+    by_nan = vae(drawn.partial, num_samples=3).log_weight()
+    assert torch.equal(by_mask, by_nan)
+    gradients = torch.autograd.grad(by_mask.sum(), (x, *vae.parameters()))
+    assert torch.equal(gradients[0][~OBSERVED], torch.zeros_like(gradients[0][~OBSERVED]))
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    assert torch.isfinite(vae.check(drawn.partial).log_px).all()
+    assert "a lower bound" in ELBO().check(vae, Batch(drawn.x, mask=OBSERVED))
 
 
-def test_checks_let_missing_entries_through(drawn):
-    vae = vae_of(drawn.masked)
-    record = vae.check(drawn.holes)
-    assert torch.isfinite(record.log_px).all()
-    assert "a lower bound" in ELBO().check(vae, Batch(drawn.x, mask=SEEN))
-
-
-def test_observed_entries_must_have_a_density(drawn):
-    x = drawn.holes.clone()
+def check_errors(drawn):
+    """Observed entries outside the support are rejected."""
+    x = drawn.partial.clone()
     x[4, 2] = math.inf
     with pytest.raises(ValueError, match=r"1 of 5 examples, first in example 4"):
         drawn.masked.check_support(x)
 
 
-def test_shapes_are_those_of_the_family(drawn):
+def check_shapes(drawn):
+    """Shapes are those of the wrapped likelihood."""
     assert drawn.masked.param_shape(E) == drawn.plain.param_shape(E)
     assert drawn.masked.input_shape(E) == drawn.plain.input_shape(E)
     assert drawn.masked.num_params == drawn.plain.num_params
-    assert drawn.masked.encoder_input(drawn.holes).shape[1:] == drawn.plain.input_shape(E)
+    assert drawn.masked.encoder_input(drawn.partial).shape[1:] == drawn.plain.input_shape(E)
 
 
-def test_file_is_bitwise(drawn, tmp_path):
+def check_file(drawn, tmp_path):
+    """A model comes back from its file bit for bit."""
     vae = vae_of(drawn.masked)
     vae.save(tmp_path / "vae.safetensors")
     twin = VAE.load(tmp_path / "vae.safetensors")
     torch.manual_seed(1)
-    log_px = vae(drawn.holes).log_px
+    log_px = vae(drawn.partial).log_px
     torch.manual_seed(1)
-    assert torch.equal(twin(drawn.holes).log_px, log_px)
+    assert torch.equal(twin(drawn.partial).log_px, log_px)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_masked_likelihood_scores_observed_entries_only(name, tmp_path):
+    drawn = Drawn(FAMILIES[name])
+    check_density(drawn)
+    check_complete_data(drawn)
+    check_empty_data(drawn)
+    check_parameter_gradients(drawn)
+    check_masked_values(drawn)
+    check_model(drawn)
+    check_errors(drawn)
+    check_shapes(drawn)
+    check_file(drawn, tmp_path)
 
 
 @pytest.mark.parametrize("show_mask", [False, True])
-def test_file_says_whether_the_mask_is_shown(show_mask, tmp_path):
+def test_file_holds_show_mask(show_mask, tmp_path):
     gaussian_vae(show_mask=show_mask).save(tmp_path / "vae.safetensors")
     assert VAE.load(tmp_path / "vae.safetensors").likelihood.show_mask is show_mask
 
 
 @given(st.lists(st.booleans(), min_size=4, max_size=4))
-def test_any_mask(seen):
+def test_log_prob_of_any_mask(seen):
     drawn = Drawn(FAMILIES["mixed"])
     seen = torch.tensor(seen)
-    each = drawn.plain.scalars(drawn.params, 1).log_prob(drawn.x)
+    each = drawn.plain.factors(drawn.params, 1).log_prob(drawn.x)
     x = drawn.masked.with_mask(drawn.x, seen.expand(5, 4))
     log_px = drawn.masked(drawn.params, 1).log_prob(x)
     torch.testing.assert_close(log_px, each[..., seen].sum(-1))
 
 
-# A mask beside x, or NaN in it --------------------------------------------------------------------
+# Masks and NaN -----------------------------------------------------------------------------------
 
 
 def gaussian_vae(**options):
@@ -260,7 +255,7 @@ def data(count=30):
         ),
     ],
 )
-def test_mask_is_nan(call, show_mask):
+def test_mask_and_nan_are_equivalent(call, show_mask):
     vae, (x, mask) = gaussian_vae(show_mask=show_mask), data()
     results = []
     for observed, beside in (
@@ -278,7 +273,7 @@ def test_mask_is_nan(call, show_mask):
     assert not torch.equal(call(vae, x, None), results[0])
 
 
-def test_nan_and_mask_join():
+def test_nan_and_mask_combine():
     vae, (x, mask) = gaussian_vae(), data()
     half = x.clone()
     half[:15] = half[:15].masked_fill(~mask[:15], math.nan)
@@ -296,17 +291,17 @@ def trained(data, batch=None, validation=None):
     return vae.state_dict(), history
 
 
-def test_training_with_a_mask_is_training_with_nan():
+def test_training_with_a_mask_equals_training_with_nan():
     x, mask = data()
-    holes = x.masked_fill(~mask, math.nan)
-    weights, history = trained(holes, validation=holes[:9])
+    partial = x.masked_fill(~mask, math.nan)
+    weights, history = trained(partial, validation=partial[:9])
     pair = (x, mask)
     with_mask, same = trained(pair, lambda b: Batch(x=b[0], mask=b[1]), (x[:9], mask[:9]))
     assert all(torch.equal(with_mask[name], tensor) for name, tensor in weights.items())
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
     bounds = [[row["validation/elbo_nats"] for row in h.epochs] for h in (history, same)]
     assert bounds[0] == bounds[1]
-    as_numpy, _ = trained(holes.numpy(), validation=holes[:9])
+    as_numpy, _ = trained(partial.numpy(), validation=partial[:9])
     assert all(torch.equal(as_numpy[name], tensor) for name, tensor in weights.items())
     other, _ = trained(x)
     assert any(not torch.equal(other[name], tensor) for name, tensor in weights.items())
@@ -316,12 +311,12 @@ def test_integers_with_a_mask():
     x = torch.randint(0, 16, (6, *E), dtype=torch.uint8)
     mask = torch.rand(6, *E) > 0.4
     vae = vae_of(MaskedLikelihood(DiscretizedLogisticLikelihood(16)))
-    holes = x.double().masked_fill(~mask, math.nan)
+    partial = x.double().masked_fill(~mask, math.nan)
     assert torch.equal(
-        log_marginal(vae, x, mask=mask, num_samples=5), log_marginal(vae, holes, num_samples=5)
+        log_marginal(vae, x, mask=mask, num_samples=5), log_marginal(vae, partial, num_samples=5)
     )
     report = evaluate(vae, x, mask=mask, elbo_samples=2, importance_samples=None)
-    assert report == evaluate(vae, holes, elbo_samples=2, importance_samples=None)
+    assert report == evaluate(vae, partial, elbo_samples=2, importance_samples=None)
     trainer = Trainer(vae, ELBO(), device="cpu", progress=False)
     trainer.fit((x, mask), epochs=1, batch=lambda b: Batch(x=b[0], mask=b[1]))
     assert all(torch.isfinite(p).all() for p in vae.parameters())
@@ -334,7 +329,7 @@ def test_integers_without_a_mask():
     vae.check(x.to(torch.uint8))
 
 
-# What the encoder is fed --------------------------------------------------------------------------
+# Encoder input -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -347,7 +342,7 @@ def test_integers_without_a_mask():
         (MixedLikelihood(COLUMNS), (4,), (1 + 3 + 1 + 1 + 4,)),
     ],
 )
-def test_shape_with_the_mask(likelihood, data_shape, expected):
+def test_input_shape_with_the_mask(likelihood, data_shape, expected):
     masked = MaskedLikelihood(likelihood, show_mask=True)
     x = torch.ones(2, *data_shape)
     assert masked.input_shape(data_shape) == expected
@@ -356,25 +351,25 @@ def test_shape_with_the_mask(likelihood, data_shape, expected):
 
 @settings(max_examples=20)
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=4))
-def test_mask_is_shown_behind_the_data(shape):
+def test_encoder_input_ends_with_the_mask(shape):
     x = torch.randn(3, *shape)
     mask = torch.rand(3, *shape) > 0.5
-    fed = MaskedLikelihood(GaussianLikelihood(), show_mask=True).encoder_input(
+    inputs = MaskedLikelihood(GaussianLikelihood(), show_mask=True).encoder_input(
         x.masked_fill(~mask, math.nan)
     )
-    assert torch.equal(fed, torch.cat([x * mask, mask.double()], 1))
+    assert torch.equal(inputs, torch.cat([x * mask, mask.double()], 1))
 
 
 @pytest.mark.parametrize("show_mask", [False, True])
-def test_missing_entries_are_fed_as_zeros(show_mask):
+def test_encoder_input_holds_zeros_for_missing_entries(show_mask):
     x = torch.tensor([[100.0, math.nan, 7.0]])
-    standardized = StandardizedLikelihood(GaussianLikelihood(), 100.0, 50.0)
-    fed = MaskedLikelihood(standardized, show_mask=show_mask).encoder_input(x)
+    standardized = StandardizedLikelihood(GaussianLikelihood(), mean=100.0, std=50.0)
+    inputs = MaskedLikelihood(standardized, show_mask=show_mask).encoder_input(x)
     expected = [0.0, 0.0, -1.86] + [1.0, 0.0, 1.0] * show_mask
-    torch.testing.assert_close(fed, torch.tensor([expected]))
+    torch.testing.assert_close(inputs, torch.tensor([expected]))
 
 
-def test_convolutions_see_the_mask():
+def test_convolutional_encoder_reads_the_mask():
     likelihood = MaskedLikelihood(GaussianLikelihood(), show_mask=True)
     shape = (3, 8, 8)
     encoder = GaussianEncoder(ConvNet(likelihood.input_shape(shape), (4,)), 2)
@@ -388,9 +383,9 @@ def test_convolutions_see_the_mask():
     assert vae.reconstruct(x, mask=mask).shape == x.shape
 
 
-def test_a_mask_beside_no_common_dimensions():
+def test_show_mask_needs_common_dimensions():
     masked = MaskedLikelihood(CategoricalLikelihood(3), show_mask=True)
-    with pytest.raises(ValueError, match=r"\(3, 4\) and \(4,\) have no common dimensions: leave"):
+    with pytest.raises(ValueError, match=r"got \(3, 4\) for data of \(4,\): leave"):
         masked.input_shape(E)
 
 
@@ -398,7 +393,7 @@ def test_a_mask_beside_no_common_dimensions():
 
 
 @pytest.mark.parametrize("shape", [(30,), (30, 1), (30, 3), (1, 4), (29, 4)])
-def test_mask_of_another_shape(shape):
+def test_mask_must_have_the_shape_of_the_data(shape):
     vae, (x, _) = gaussian_vae(), data()
     mask = torch.ones(shape, dtype=torch.bool)
     for call in (vae, vae.check, vae.encode, vae.reconstruct):
@@ -414,7 +409,7 @@ def unchanged(vae, fit, message):
     assert all(torch.equal(tensor, before[name]) for name, tensor in vae.state_dict().items())
 
 
-def test_a_mask_without_masked_is_refused_before_any_step():
+def test_mask_without_masked_likelihood_is_rejected_before_training():
     vae, (x, mask) = vae_of(GaussianLikelihood()), data()
     message = (
         r"GaussianLikelihood got a mask .* wrap it, MaskedLikelihood\(GaussianLikelihood\(...\)\)"
@@ -432,7 +427,7 @@ def test_a_mask_without_masked_is_refused_before_any_step():
     )
 
 
-def test_nan_without_masked_is_refused_before_any_step():
+def test_nan_without_masked_likelihood_is_rejected_before_training():
     vae, (x, _) = vae_of(GaussianLikelihood()), data()
     x[17, 2] = math.nan
     message = r"got NaN in 1 of 30 examples, first in example 17: .*MaskedLikelihood\(likelihood\)"
@@ -452,7 +447,7 @@ def test_nan_without_masked_is_refused_before_any_step():
         GaussianLikelihood,
     ],
 )
-def test_what_cannot_be_masked(inner):
+def test_masked_rejects_other_parts(inner):
     with pytest.raises(TypeError, match="MaskedLikelihood expects a likelihood"):
         MaskedLikelihood(inner)
 
@@ -476,7 +471,7 @@ def test_report_counts_observed_dimensions():
     assert evaluate(vae, x, **options).num_dims == 4
 
 
-def test_report_of_missing_data_in_words():
+def test_report_of_missing_data_is_finite():
     vae, (x, mask) = gaussian_vae(), data()
     report = evaluate(vae, x.masked_fill(~mask, math.nan), elbo_samples=2, importance_samples=3)
     assert "nan" not in str(report)

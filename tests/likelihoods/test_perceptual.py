@@ -21,7 +21,7 @@ from tinyvae.testing import check_likelihood
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-# References: loops over windows, the papers' formulas as they stand -------------------------------
+# References: the papers' formulas, with loops over windows ----------------------------------------
 
 
 def gaussian_window(size, sigma):
@@ -56,7 +56,7 @@ def halved(x):
 
 
 def power(mean, exponent):
-    """A power of the mean, or of what stands in its place where it is small or negative."""
+    """Power of the mean, or of its replacement if it is small or negative."""
     return (mean if mean >= 0.01 else 0.01**2 / (0.02 - mean)) ** exponent
 
 
@@ -94,7 +94,7 @@ def noisy(x, size):
 
 
 def images(num_images, *shape):
-    """Smooth images in [0, 1], of contrasts that noise does not hide."""
+    """Smooth images in [0, 1] with contrasts above the noise."""
     coarse = torch.rand(num_images, shape[0], 4, 4)
     return nn.functional.interpolate(coarse, shape[1:], mode="bicubic").clamp(0, 1)
 
@@ -114,7 +114,7 @@ CASES = [
 
 @pytest.mark.parametrize(("distance", "shape"), CASES)
 @pytest.mark.parametrize("noise", [0.0, 0.01, 0.3, 5.0])
-def test_ssim_is_that_of_loops_over_windows(distance, shape, noise):
+def test_ssim_agrees_with_loops_over_windows(distance, shape, noise):
     x = images(3, *shape)
     y = noisy(x, noise) if noise < 5 else torch.rand(3, *shape)
     x, y = distance.max_value * x, distance.max_value * y
@@ -123,7 +123,7 @@ def test_ssim_is_that_of_loops_over_windows(distance, shape, noise):
     assert actual.shape == (3,)
 
 
-def test_opposite_images_go_below_the_floor():
+def test_ssim_of_opposite_images_stays_finite():
     distance = MultiScaleSSIM(1, window=5, scales=2)
     x = images(3, 1, 16, 16)
     actual = distance(x, 1 - x)
@@ -131,8 +131,8 @@ def test_opposite_images_go_below_the_floor():
     np.testing.assert_allclose(actual.numpy(), reference(x, 1 - x, distance), rtol=0, atol=1e-10)
 
 
-def test_the_papers_weights():
-    """By value: two scales, contrast alone differs, so the finest has 0.0448 of 0.3304."""
+def test_ssim_uses_the_exponents_of_the_paper():
+    """Only contrasts of the finest scale differ, which has 0.0448 of 0.3304 of the exponents."""
     checks = torch.arange(16).add(torch.arange(16)[:, None]).remainder(2).double()
     x = 0.5 + 0.1 * (checks - 0.5).expand(1, 1, 16, 16)
     y = 0.5 + 0.3 * (checks - 0.5).expand(1, 1, 16, 16)  # the same means of 2 by 2 pixels
@@ -141,7 +141,7 @@ def test_the_papers_weights():
     assert distance.item() == pytest.approx(1 - contrast ** (0.0448 / 0.3304), abs=1e-12)
 
 
-def test_against_scikit_image():
+def test_ssim_agrees_with_scikit_image():
     metrics = pytest.importorskip("skimage.metrics")
     x, y = images(1, 1, 20, 20)[0, 0], torch.rand(20, 20)
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
@@ -156,7 +156,7 @@ def test_against_scikit_image():
 
 @pytest.mark.parametrize(("distance", "shape"), CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_distances_of_images(distance, shape, dtype):
+def test_ssim_has_the_properties_of_a_distance(distance, shape, dtype):
     x, noise = images(4, *shape).to(dtype), torch.randn(4, *shape, dtype=dtype)
     x = distance.max_value * x
     assert torch.equal(distance(x, x), torch.zeros(4, dtype=dtype))
@@ -169,7 +169,7 @@ def test_distances_of_images(distance, shape, dtype):
     torch.testing.assert_close(distance(x, other), distance(other, x))
 
 
-def test_float32_keeps_its_digits():
+def test_ssim_is_accurate_in_float32():
     x = images(4, 1, 28, 28)
     distance = MultiScaleSSIM(1, scales=2)
     for size in (0.001, 0.01, 0.3):
@@ -179,8 +179,8 @@ def test_float32_keeps_its_digits():
 
 
 @pytest.mark.parametrize("scales", [1, 2])
-def test_rounding_takes_no_variance_below_zero(scales):
-    """Values far beyond ``max_value``, so that the constants are small beside rounding."""
+def test_ssim_clamps_negative_variances(scales):
+    """Values far above ``max_value`` make rounding errors larger than the constants."""
     distance = MultiScaleSSIM(1, window=5, scales=scales)
     x = torch.linspace(50, 5000, 500).float().reshape(-1, 1, 1, 1).expand(-1, 1, 12, 12)
     for y in (x + 0.1, x + 1000):
@@ -189,9 +189,9 @@ def test_rounding_takes_no_variance_below_zero(scales):
 
 
 @pytest.mark.parametrize(("distance", "shape"), CASES[3:6])
-def test_gradients_of_ssim(distance, shape):
+def test_ssim_gradients_agree_with_differences(distance, shape):
     x = images(1, *shape)[..., :14, :14].requires_grad_()
-    small = MultiScaleSSIM(shape[0], 3, 1.0, distance.scales)
+    small = MultiScaleSSIM(shape[0], window=3, sigma=1.0, scales=distance.scales)
     opposite = (1 - 0.8 * x.detach()).requires_grad_()
     assert gradcheck(small, (x, noisy(x.detach(), 0.2).requires_grad_()))
     assert gradcheck(small, (x, opposite))
@@ -199,7 +199,7 @@ def test_gradients_of_ssim(distance, shape):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scales", [1, 2, 3])
-def test_gradients_are_finite_everywhere(scales, dtype):
+def test_ssim_gradients_are_finite(scales, dtype):
     distance = MultiScaleSSIM(1, window=3, scales=scales)
     random = torch.rand(1, 1, 16, 16, dtype=dtype)
     zeros, ones = torch.zeros_like(random), torch.ones_like(random)
@@ -215,7 +215,7 @@ def test_gradients_are_finite_everywhere(scales, dtype):
             assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
-def test_opposite_images_have_a_gradient():
+def test_ssim_of_opposite_images_has_a_gradient():
     x = images(1, 1, 16, 16)
     y = (1 - x).requires_grad_()
     distance = MultiScaleSSIM(1, window=5, scales=2)
@@ -249,20 +249,20 @@ def test_feature_distance_is_half_the_squared_distance():
     torch.testing.assert_close(one, 0.5 * (x - y).square().sum(1))
 
 
-def test_identity_features_are_a_gaussian_without_its_constant():
+def test_feature_distance_of_identity_is_a_gaussian_without_its_constant():
     x, decoded = torch.randn(5, 3), torch.randn(4, 5, 3)
-    p = PerceptualLikelihood(FeatureDistance(nn.Identity()), 4.0, bounds=None)(decoded, 1)
+    p = PerceptualLikelihood(FeatureDistance(nn.Identity()), weight=4.0, bounds=None)(decoded, 1)
     gaussian = GaussianLikelihood(0.5)(decoded, 1)
     torch.testing.assert_close(p.log_prob(x), gaussian.log_prob(x) - gaussian.log_prob(decoded))
 
 
-def test_gradients_of_features():
+def test_feature_distance_gradients_agree_with_differences():
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten())
     x, y = torch.randn(2, 1, 5, 5, requires_grad=True), torch.randn(2, 1, 5, 5, requires_grad=True)
     assert gradcheck(FeatureDistance(network), (x, y))
 
 
-def test_features_under_autocast_are_squared_in_float32():
+def test_feature_distance_uses_float32_under_autocast():
     distance = FeatureDistance(nn.Linear(3, 4).float())
     x = torch.randn(5, 3, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -270,7 +270,7 @@ def test_features_under_autocast_are_squared_in_float32():
 
 
 @pytest.mark.parametrize("wrapped", [True, False], ids=["FeatureDistance", "own"])
-def test_the_network_does_not_change(wrapped):
+def test_feature_distance_network_does_not_change(wrapped):
     class Own(nn.Module):
         def __init__(self, network):
             super().__init__()
@@ -281,7 +281,7 @@ def test_the_network_does_not_change(wrapped):
 
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Dropout())
     before = copy.deepcopy(network.state_dict())
-    vae = model(PerceptualLikelihood((FeatureDistance if wrapped else Own)(network), 0.1))
+    vae = model(PerceptualLikelihood((FeatureDistance if wrapped else Own)(network), weight=0.1))
     vae.train()
     assert vae.decoder.training
     assert not any(module.training for module in vae.likelihood.distance.network.modules())
@@ -297,7 +297,7 @@ def test_the_network_does_not_change(wrapped):
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
-def test_a_distance_in_training_mode_keeps_its_network_in_evaluation_mode():
+def test_feature_distance_keeps_its_network_in_evaluation_mode():
     distance = FeatureDistance(nn.Dropout()).train()
     assert distance.training
     assert not distance.network.training
@@ -312,27 +312,32 @@ def model(likelihood, side=8):
 
 
 def ssim(weight=64.0):
-    return PerceptualLikelihood(MultiScaleSSIM(1, window=4, scales=2), weight)
+    return PerceptualLikelihood(MultiScaleSSIM(1, window=4, scales=2), weight=weight)
 
 
 def smooth():
-    """Features without kinks, which differences may straddle."""
+    """Smooth features, so that finite differences are accurate."""
     return MLP((2, 3), hidden=(8,), out_shape=4, activation=nn.Tanh)
 
 
 LIKELIHOODS = [
     (ssim(), (1, 8, 8)),
-    (PerceptualLikelihood(MultiScaleSSIM(3, window=3, scales=1), 2.0, (0.0, 255.0)), (3, 5, 4)),
-    (PerceptualLikelihood(FeatureDistance(smooth()), 0.5, None), (2, 3)),
+    (
+        PerceptualLikelihood(
+            MultiScaleSSIM(3, window=3, scales=1), weight=2.0, bounds=(0.0, 255.0)
+        ),
+        (3, 5, 4),
+    ),
+    (PerceptualLikelihood(FeatureDistance(smooth()), weight=0.5, bounds=None), (2, 3)),
 ]
 
 
 @pytest.mark.parametrize(("likelihood", "shape"), LIKELIHOODS)
-def test_contract(likelihood, shape):
+def test_perceptual_keeps_its_contract(likelihood, shape):
     check_likelihood(likelihood, shape)
 
 
-def test_the_contract_sees_a_distribution_that_claims_a_density():
+def test_contract_finds_a_perceptual_likelihood_that_claims_a_density():
     class Claims(PerceptualLikelihood):
         is_density = True
 
@@ -340,7 +345,7 @@ def test_the_contract_sees_a_distribution_that_claims_a_density():
         check_likelihood(Claims(FeatureDistance(MLP(3))))
 
 
-def test_scores_are_weighted_distances_of_the_decoded_image():
+def test_perceptual_log_prob_is_the_weighted_distance():
     likelihood, params, x = ssim(3.0), torch.randn(2, 5, 1, 8, 8), torch.rand(5, 1, 8, 8)
     p = likelihood(params, 3)
     assert (p.batch_shape, p.event_shape) == ((2, 5), (1, 8, 8))
@@ -355,19 +360,19 @@ def test_scores_are_weighted_distances_of_the_decoded_image():
     assert p.log_prob(many).shape == (4, 2, 5)
 
 
-def test_bounds():
+def test_perceptual_bounds_limit_the_decoded_image():
     params = torch.randn(5, 1, 8, 8)
     distance = MultiScaleSSIM(1, window=4, scales=1, max_value=6.0)
-    decoded = PerceptualLikelihood(distance, 1.0, (-1.0, 5.0))(params, 3).mean
+    decoded = PerceptualLikelihood(distance, bounds=(-1.0, 5.0))(params, 3).mean
     torch.testing.assert_close(decoded, 6 * torch.sigmoid(params) - 1)
-    free = PerceptualLikelihood(distance, 1.0, None)
+    free = PerceptualLikelihood(distance, bounds=None)
     assert torch.equal(free(params, 3).mean, params)
     assert free.check_support(1e6 * params)
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-2.0, 6.0), None])
-def test_a_decoder_starts_at_the_mean(bounds):
-    likelihood = PerceptualLikelihood(MultiScaleSSIM(1, window=4, scales=1), 1.0, bounds)
+def test_perceptual_params_for_mean_decode_to_the_mean(bounds):
+    likelihood = PerceptualLikelihood(MultiScaleSSIM(1, window=4, scales=1), bounds=bounds)
     x = torch.rand(1000, 1, 8, 8)
     params = likelihood.params_for_mean(x)
     low, high = bounds or (0.0, 0.0)
@@ -379,7 +384,7 @@ def test_a_decoder_starts_at_the_mean(bounds):
     "distance",
     [lambda: MultiScaleSSIM(1, window=8, scales=1), lambda: FeatureDistance(MLP((1, 8, 8)))],
 )
-def test_no_report_calls_it_a_bound(distance):
+def test_perceptual_reports_no_bound(distance):
     vae, x = model(PerceptualLikelihood(distance())), torch.rand(6, 1, 8, 8)
     assert not vae.is_density
     assert not ELBO().is_bound(vae)
@@ -390,7 +395,7 @@ def test_no_report_calls_it_a_bound(distance):
     assert ELBO().is_bound(model(GaussianLikelihood()))
 
 
-def test_training_on_digits_brings_images_nearer():
+def test_perceptual_training_reduces_the_distance():
     x = datasets.digits().images[:16].double() / 16
     vae = model(ssim())
     optimizer = torch.optim.Adam(vae.parameters(), 1e-2)
@@ -407,7 +412,7 @@ def test_training_on_digits_brings_images_nearer():
     assert near < far
 
 
-def test_files(tmp_path):
+def test_perceptual_model_round_trips(tmp_path):
     x = torch.rand(3, 1, 8, 8)
     vae = model(ssim()).float().eval()
     vae.save(tmp_path / "ssim.safetensors")
@@ -416,11 +421,11 @@ def test_files(tmp_path):
     assert same_scores(vae, twin, x.float())
 
 
-def test_files_of_a_network_of_ones_own(tmp_path):
+def test_perceptual_model_with_a_custom_network_round_trips(tmp_path):
     def network():
         return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.BatchNorm1d(72)).float()
 
-    vae = model(PerceptualLikelihood(FeatureDistance(network()), 0.1)).float().eval()
+    vae = model(PerceptualLikelihood(FeatureDistance(network()), weight=0.1)).float().eval()
     vae.save(tmp_path / "features.safetensors")
     twin = VAE.load(
         tmp_path / "features.safetensors", replace={"likelihood.distance.network": network()}
@@ -448,15 +453,15 @@ def same_scores(vae, twin, x):
         (lambda: MultiScaleSSIM(1, sigma=0.0), "finite sigma > 0, got 0.0"),
         (lambda: MultiScaleSSIM(1, max_value=math.inf), "finite max_value > 0, got inf"),
         (lambda: ssim(weight=-1.0), "PerceptualLikelihood expects a finite weight > 0, got -1.0"),
-        (lambda: PerceptualLikelihood(nn.Identity(), 1.0, (1.0, 0.0)), "low < high, got"),
+        (lambda: PerceptualLikelihood(nn.Identity(), bounds=(1.0, 0.0)), "low < high, got"),
     ],
 )
-def test_arguments(build, message):
+def test_constructors_reject_invalid_arguments(build, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         build()
 
 
-def test_what_is_no_module():
+def test_constructors_reject_functions():
     with pytest.raises(
         TypeError, match=r"FeatureDistance expects a module, got a builtin_function"
     ):
@@ -471,20 +476,20 @@ def test_what_is_no_module():
         (
             MultiScaleSSIM(1),
             (1, 28, 40),
-            "at least 176 x 176, got 28 x 40: take scales=4, window=3",
+            "at least 176 x 176, got 28 x 40: use scales=4, window=3",
         ),
-        (MultiScaleSSIM(1, scales=2), (1, 8, 8), "take scales=2, window=4 or scales=1, window=8"),
+        (MultiScaleSSIM(1, scales=2), (1, 8, 8), "use scales=2, window=4 or scales=1, window=8"),
         (
             MultiScaleSSIM(1, scales=2),
             (1, 22, 21),
-            "at least 22 x 22, got 22 x 21: take scales=2, w",
+            "at least 22 x 22, got 22 x 21: use scales=2, w",
         ),
-        (MultiScaleSSIM(1), (1, 1, 8), "take another distance"),
-        (MultiScaleSSIM(3), (1, 200, 200), "C = 3, got (1, 200, 200): give it channels=C"),
+        (MultiScaleSSIM(1), (1, 1, 8), "use another distance"),
+        (MultiScaleSSIM(3), (1, 200, 200), "C = 3, got (1, 200, 200): set channels=C"),
         (MultiScaleSSIM(1), (784,), "(C, H, W) with C = 1, got (784,)"),
     ],
 )
-def test_images_that_do_not_fit(distance, shape, message):
+def test_check_shape_rejects_images_that_do_not_fit(distance, shape, message):
     x = torch.rand(2, *shape)
     with pytest.raises(ValueError, match=re.escape(message)):
         distance(x, x)
@@ -492,9 +497,9 @@ def test_images_that_do_not_fit(distance, shape, message):
         PerceptualLikelihood(distance).check_support(x)
 
 
-def test_remedies_work():
+def test_check_shape_suggests_options_that_work():
     x = torch.rand(2, 1, 28, 28)
-    with pytest.raises(ValueError, match="take scales=4") as error:
+    with pytest.raises(ValueError, match="use scales=4") as error:
         MultiScaleSSIM(1)(x, x)
     remedies = re.findall(r"scales=(\d), window=(\d+)", str(error.value))
     assert remedies == [("4", "3"), ("3", "7"), ("2", "11"), ("1", "11")]
@@ -510,15 +515,15 @@ def test_remedies_work():
         (math.nan, "got NaN"),
     ],
 )
-def test_data_out_of_bounds(value, message):
+def test_perceptual_rejects_data_out_of_bounds(value, message):
     x = torch.zeros(2, 1, 8, 8)
     x[1, 0, 3, 3] = value
     with pytest.raises(ValueError, match=message):
         model(ssim()).check(x)
 
 
-def test_what_it_refuses():
-    with pytest.raises(TypeError, match=r"no terms of single pixels; take GaussianLikelihood\(\)"):
+def test_perceptual_rejects_masks_and_wrong_shapes():
+    with pytest.raises(TypeError, match=r"no terms of single pixels, use GaussianLikelihood\(\)"):
         MaskedLikelihood(ssim())
     with pytest.raises(ValueError, match=r"event shape \(1, 8, 8\), got \(2, 1, 8, 7\)"):
         ssim()(torch.zeros(2, 1, 8, 8), 3).log_prob(torch.zeros(2, 1, 8, 7))

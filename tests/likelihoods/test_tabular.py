@@ -47,7 +47,7 @@ ROWS = torch.tensor(
 
 
 def drawn(likelihood, *batch):
-    """Random parameters, the learned ones too."""
+    """Random decoder output, after noise on the learned parameters."""
     with torch.no_grad():
         for parameter in likelihood.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
@@ -56,25 +56,25 @@ def drawn(likelihood, *batch):
 
 
 def columns_of(likelihood, params, x):
-    """Log density of each column, one at a time."""
-    return likelihood.scalars(params, 1).log_prob(x)
+    """Log density of each column."""
+    return likelihood.factors(params, 1).log_prob(x)
 
 
 def blocks_of(likelihood):
     """Each block, with the names of its columns."""
-    for block, at in likelihood._placed_blocks():
+    for block, at in likelihood._indexed_blocks():
         yield block, [likelihood.columns[position].name for position in at]
 
 
 def in_order(likelihood, params):
-    """Parameters ``(..., P)`` of each column, by name, off the blocks as they are laid out."""
-    found, start = {}, 0
+    """Parameters ``(..., P)`` of each column, by name, read from the blocks."""
+    by_name, start = {}, 0
     for block, names in blocks_of(likelihood):
         shape = block.param_shape((len(names),))
         part = params.narrow(-1, start, shape.numel()).unflatten(-1, shape)
         start += shape.numel()
-        found |= {name: part[..., i].detach().numpy() for i, name in enumerate(names)}
-    return found
+        by_name |= {name: part[..., i].detach().numpy() for i, name in enumerate(names)}
+    return by_name
 
 
 def learned_of(likelihood, name):
@@ -113,7 +113,7 @@ def by_scipy(likelihood, params, x):
 # The density --------------------------------------------------------------------------------------
 
 
-def test_log_prob_is_the_sum_over_columns_in_their_units():
+def test_log_prob_sums_over_columns_in_their_units():
     likelihood = MixedLikelihood(COLUMNS)
     params = drawn(likelihood, 3, 2)
     expected = by_scipy(likelihood, params, ROWS)
@@ -125,7 +125,7 @@ def test_log_prob_is_the_sum_over_columns_in_their_units():
 
 @pytest.mark.parametrize("name", ["age", "income"])
 @given(unit=st.sampled_from([1e-3, 0.5, 1000.0]))
-def test_another_unit_of_a_column_costs_its_logarithm(name, unit):
+def test_log_prob_shifts_with_the_unit_of_a_column(name, unit):
     def in_unit(c):
         if c.name != name:
             return c
@@ -146,7 +146,7 @@ def test_another_unit_of_a_column_costs_its_logarithm(name, unit):
 @pytest.mark.parametrize(
     ("position", "low", "high"), [(0, -300.0, 400.0), (3, -100.0, 440.0), (4, 1e-3, 1e7)]
 )
-def test_a_density_integrates_to_one_in_the_units_of_the_table(position, low, high):
+def test_density_integrates_to_one_in_the_units_of_the_table(position, low, high):
     likelihood = MixedLikelihood(COLUMNS)
     params = torch.zeros(likelihood.param_shape((6,)))
     log = position == 4  # integrate over the logarithm
@@ -160,7 +160,7 @@ def test_a_density_integrates_to_one_in_the_units_of_the_table(position, low, hi
 
 
 @pytest.mark.parametrize(("position", "size"), [(1, 3), (2, 2000), (5, 2)])
-def test_masses_sum_to_one(position, size):
+def test_masses_of_levels_sum_to_one(position, size):
     likelihood = MixedLikelihood(COLUMNS)
     params = drawn(likelihood)
     x = ROWS[:1].repeat(size, 1)
@@ -169,7 +169,7 @@ def test_masses_sum_to_one(position, size):
     assert masses.sum().item() == pytest.approx(1, abs=1e-9)
 
 
-def test_is_discrete_where_all_columns_are():
+def test_is_discrete_if_all_columns_are():
     def p(columns):
         likelihood = MixedLikelihood(columns)
         return likelihood(drawn(likelihood, 1), 1)
@@ -181,19 +181,19 @@ def test_is_discrete_where_all_columns_are():
 
 # Order --------------------------------------------------------------------------------------------
 
-OWN = {
-    "height": StudentTLikelihood(9.0, 4.0),
+CUSTOM = {
+    "height": StudentTLikelihood(9.0, df=4.0),
     "visits": ZeroInflatedLikelihood(PoissonLikelihood(2.5)),
 }
 
 
-@pytest.mark.parametrize("own", [{}, OWN])
+@pytest.mark.parametrize("custom", [{}, CUSTOM])
 @settings(max_examples=25)
 @given(order=st.permutations(range(6)))
-def test_permuted_columns_permute_everything(own, order):
-    one = MixedLikelihood(COLUMNS, own)
-    other = MixedLikelihood([COLUMNS[i] for i in order], own)
-    per_column = {}  # what both decoders emit, each in the order of its own blocks
+def test_permuted_columns_permute_all_results(custom, order):
+    one = MixedLikelihood(COLUMNS, likelihoods=custom)
+    other = MixedLikelihood([COLUMNS[i] for i in order], likelihoods=custom)
+    per_column = {}  # outputs of both decoders, each in the order of its blocks
 
     def params_of(likelihood):
         pieces = []
@@ -209,8 +209,8 @@ def test_permuted_columns_permute_everything(own, order):
     torch.testing.assert_close(permute_dims, each[order])
     torch.testing.assert_close(q.log_prob(x[order]), p.log_prob(x))
     torch.testing.assert_close(q.mean, p.mean[order])
-    torch.testing.assert_close(q.center(), p.center()[order])
-    assert torch.equal(other.inside, one.inside[order])
+    torch.testing.assert_close(q.point_estimate(), p.point_estimate()[order])
+    assert torch.equal(other.fill_value, one.fill_value[order])
     bad = torch.tensor([[math.inf, 3.0, -1.0, math.nan, 0.0, 0.5]])
     assert not one.in_support(bad).any()
     assert torch.equal(other.in_support(x[None, order]), one.in_support(x[None])[:, order])
@@ -221,16 +221,16 @@ def test_permuted_columns_permute_everything(own, order):
 
 def test_columns_of_one_kind_share_a_block():
     assert len(MixedLikelihood(COLUMNS).blocks) == 5
-    assert len(MixedLikelihood(COLUMNS, OWN).blocks) == 6
+    assert len(MixedLikelihood(COLUMNS, likelihoods=CUSTOM).blocks) == 6
     assert len(MixedLikelihood([AGE, HEIGHT, Column("z", "number")]).blocks) == 1
     two = Column("two", "category", ("u", "v"))
-    assert len(MixedLikelihood([two, SMOKES, COLOR]).blocks) == 2  # by the number of levels
+    assert len(MixedLikelihood([two, SMOKES, COLOR]).blocks) == 2  # one block per number of levels
 
 
 # Draws and centers --------------------------------------------------------------------------------
 
 
-def test_draws_are_rows_of_a_table():
+def test_sample_returns_rows_of_a_table():
     likelihood = MixedLikelihood(COLUMNS)
     x = likelihood(drawn(likelihood, 4, 5), 1).sample((100,))
     assert x.shape == (100, 4, 5, 6)
@@ -241,9 +241,9 @@ def test_draws_are_rows_of_a_table():
     assert set(rows["smokes"]) <= {"no", "yes"}
 
 
-def test_draws_agree_with_the_mean_in_the_units_of_the_table():
+def test_sample_agrees_with_the_mean():
     likelihood = MixedLikelihood(COLUMNS)
-    with torch.no_grad():  # std of log income 0.5: a mean by draws has a tail otherwise
+    with torch.no_grad():  # std of log income 0.5: otherwise the mean of draws converges slowly
         likelihood.get_submodule("blocks.3").likelihood.std.raw.fill_(math.log(0.5))
     params = torch.randn(likelihood.param_shape((6,)))
     p = likelihood(params, 1)
@@ -253,7 +253,7 @@ def test_draws_agree_with_the_mean_in_the_units_of_the_table():
     assert (abs(p.mean - torch.tensor([40.0, 1.0, 2.5, 170.0, 2e4, 0.5])) < 5 * x.std(0)).all()
 
 
-def test_draws_agree_with_the_density_of_a_number():
+def test_sample_agrees_with_the_density_of_a_number():
     likelihood = MixedLikelihood(COLUMNS)
     params = drawn(likelihood)
     x = likelihood(params, 1).sample((5_000,))[:, 0].detach().numpy()
@@ -268,28 +268,30 @@ def test_center_of_a_category_is_its_mode():
     logits = torch.tensor([0.4, 0.25, 0.35]).log()  # its mean is 0.95
     params = torch.cat([logits, torch.tensor([0.5])])
     p = likelihood(params, 1)
-    torch.testing.assert_close(p.center(), torch.tensor([0.0, 46.0]))
-    weights = torch.tensor([[0.5], [0.5]])  # of two rows for one datum
+    torch.testing.assert_close(p.point_estimate(), torch.tensor([0.0, 46.0]))
+    weights = torch.tensor([[0.5], [0.5]])  # two rows for one datum
     other = torch.cat([torch.tensor([0.2, 0.42, 0.38]).log(), torch.tensor([-0.5])])
-    pooled = likelihood(torch.stack([params, other])[:, None], 1).center(weights)
-    # (0.3, 0.335, 0.365): the mode of the mixture is that of neither row.
+    pooled = likelihood(torch.stack([params, other])[:, None], 1).point_estimate(weights)
+    # (0.3, 0.335, 0.365): the mode of the mixture differs from those of the rows.
     torch.testing.assert_close(pooled, torch.tensor([[2.0, 40.0]]))
 
 
 # Shapes and the encoder's input -------------------------------------------------------------------
 
 
-def test_shapes():
+def test_param_shape_and_input_shape():
     likelihood = MixedLikelihood(COLUMNS)
     assert likelihood.param_shape((6,)) == (1 + 3 + 1 + 1 + 1 + 2,)
     assert likelihood.input_shape((6,)) == (1 + 3 + 1 + 1 + 1 + 2,)
-    own = MixedLikelihood(COLUMNS, {"age": GaussianLikelihood("predicted"), **OWN})
-    assert own.param_shape((6,)) == (2 + 3 + 2 + 1 + 1 + 2,)
-    assert own.input_shape((6,)) == likelihood.input_shape((6,))
+    custom = MixedLikelihood(
+        COLUMNS, likelihoods={"age": GaussianLikelihood("predicted"), **CUSTOM}
+    )
+    assert custom.param_shape((6,)) == (2 + 3 + 2 + 1 + 1 + 2,)
+    assert custom.input_shape((6,)) == likelihood.input_shape((6,))
 
 
 @pytest.mark.parametrize("shape", [(5,), (7,), (6, 1), ()])
-def test_rows_of_another_width(shape):
+def test_shapes_reject_rows_of_another_width(shape):
     likelihood = MixedLikelihood(COLUMNS)
     for call in (likelihood.param_shape, likelihood.input_shape):
         with pytest.raises(ValueError, match=r"rows of 6 columns \['age',.*to_tensor\(table\)"):
@@ -298,12 +300,12 @@ def test_rows_of_another_width(shape):
         likelihood.check_support(torch.zeros(2, *shape))
 
 
-def test_encoder_input():
+def test_encoder_input_of_each_kind():
     likelihood = MixedLikelihood(COLUMNS)
     fed = likelihood.encoder_input(ROWS)
     expected = np.column_stack(
         [
-            np.eye(2)[[1, 0]],  # blocks are ordered by name of kind: categories by their levels,
+            np.eye(2)[[1, 0]],  # blocks in the order of their kinds: categories,
             np.eye(3)[[2, 0]],
             np.log1p([0, 7]),  # counts,
             [(35 - 40) / 12, (51 - 40) / 12],  # numbers,
@@ -318,7 +320,7 @@ def test_encoder_input():
     ("column", "fed_at"),
     [(0, [6]), (1, [2, 3, 4]), (2, [5]), (3, [7]), (4, [8]), (5, [0, 1])],
 )
-def test_missing_values_are_fed_as_zeros(column, fed_at):
+def test_encoder_input_holds_zeros_for_missing_values(column, fed_at):
     likelihood = MaskedLikelihood(MixedLikelihood(COLUMNS), show_mask=True)
     expected = likelihood.encoder_input(ROWS)
     expected[1, fed_at] = 0
@@ -328,12 +330,12 @@ def test_missing_values_are_fed_as_zeros(column, fed_at):
     assert torch.equal(likelihood.encoder_input(x), expected)
 
 
-# Own likelihoods ----------------------------------------------------------------------------------
+# Custom likelihoods -------------------------------------------------------------------------------
 
 
-def test_own_likelihoods_by_name():
-    own = {"height": StudentTLikelihood(9.0, 4.0), "smokes": BernoulliLikelihood()}
-    likelihood = MixedLikelihood(COLUMNS, own)
+def test_custom_likelihoods_replace_the_default():
+    custom = {"height": StudentTLikelihood(9.0, df=4.0), "smokes": BernoulliLikelihood()}
+    likelihood = MixedLikelihood(COLUMNS, likelihoods=custom)
     params = drawn(likelihood, 2)
     p = in_order(likelihood, params)
     each = columns_of(likelihood, params, ROWS).detach().numpy()
@@ -343,9 +345,9 @@ def test_own_likelihoods_by_name():
     np.testing.assert_allclose(each[:, 5], expected, rtol=1e-10)
 
 
-def test_an_own_likelihood_may_have_several_parameters():
-    own = {"age": StandardizedLikelihood(GaussianLikelihood("predicted"), 40.0, 12.0)}
-    likelihood = MixedLikelihood(COLUMNS, own)
+def test_custom_likelihood_may_have_several_parameters():
+    custom = {"age": StandardizedLikelihood(GaussianLikelihood("predicted"), mean=40.0, std=12.0)}
+    likelihood = MixedLikelihood(COLUMNS, likelihoods=custom)
     params = drawn(likelihood, 2)
     mean, raw = in_order(likelihood, params)["age"].T
     std = 12 * (1e-3 + np.exp(raw))  # softplus about log 1e-3
@@ -371,7 +373,7 @@ def test_an_own_likelihood_may_have_several_parameters():
         (5, 2.0, "column 'smokes' expects integers 0 to 1, got .* 2"),
     ],
 )
-def test_support_names_the_column(position, value, message):
+def test_check_support_names_the_column(position, value, message):
     x = ROWS.repeat(3, 1)
     x[4, position] = value
     with pytest.raises(ValueError, match=message) as error:
@@ -379,7 +381,7 @@ def test_support_names_the_column(position, value, message):
     assert "in 1 of 6 examples, first in example 4" in str(error.value)
 
 
-def test_support_with_missing_values_names_the_column_too():
+def test_check_support_with_missing_values_names_the_column():
     x = ROWS.clone()
     x[0] = math.nan
     likelihood = MaskedLikelihood(MixedLikelihood(COLUMNS))
@@ -390,16 +392,16 @@ def test_support_with_missing_values_names_the_column_too():
 
 
 @pytest.mark.parametrize(
-    ("columns", "own", "message"),
+    ("columns", "custom", "message"),
     [
-        ([], {}, r"columns of different names, got \[\]"),
-        ([AGE, AGE], {}, r"columns of different names, got \['age', 'age'\]"),
-        ([AGE], {"agee": GaussianLikelihood()}, r"likelihoods names \['agee'\], expected columns"),
+        ([], {}, r"columns with different names, got \[\]"),
+        ([AGE, AGE], {}, r"columns with different names, got \['age', 'age'\]"),
+        ([AGE], {"agee": GaussianLikelihood()}, r"columns in \['age'\], got \['agee'\]"),
     ],
 )
-def test_constructor_errors(columns, own, message):
+def test_constructor_rejects_invalid_columns(columns, custom, message):
     with pytest.raises(ValueError, match=message):
-        MixedLikelihood(columns, own)
+        MixedLikelihood(columns, likelihoods=custom)
 
 
 # From a table -------------------------------------------------------------------------------------
@@ -423,13 +425,15 @@ def table(rows=40):
 
 def from_table(show_mask=False):
     kinds = {"code": "category", "income": "positive", "visits": "count"}
-    likelihood = MaskedLikelihood(MixedLikelihood.from_table(table(), kinds), show_mask=show_mask)
+    likelihood = MaskedLikelihood(
+        MixedLikelihood.from_table(table(), kinds=kinds), show_mask=show_mask
+    )
     encoder = GaussianEncoder(MLP(likelihood.input_shape((6,)), (8,)), 2)
     decoder = MLP(2, (8,), out_shape=likelihood.param_shape((6,)))
     return VAE(encoder, decoder, likelihood)
 
 
-def test_from_table_is_inference_and_conversion():
+def test_from_table_infers_and_converts():
     mixed = from_table().likelihood.likelihood
     assert [c.kind for c in mixed.columns] == [
         *("number", "category", "binary", "count", "positive", "category")
@@ -444,14 +448,14 @@ def test_from_table_is_inference_and_conversion():
     assert np.nanmean(income) == pytest.approx(0, abs=1e-12)
 
 
-def test_from_table_takes_own_likelihoods():
-    own = {"color": CategoricalLikelihood(3, ordered=True)}
-    likelihood = MixedLikelihood.from_table({"color": ["a", "b", "c"]}, likelihoods=own)
-    assert likelihood.blocks[0] is own["color"]
+def test_from_table_accepts_custom_likelihoods():
+    custom = {"color": CategoricalLikelihood(3, ordered=True)}
+    likelihood = MixedLikelihood.from_table({"color": ["a", "b", "c"]}, likelihoods=custom)
+    assert likelihood.blocks[0] is custom["color"]
 
 
 @pytest.mark.parametrize("show_mask", [False, True])
-def test_file_of_a_whole_model_is_bitwise(tmp_path, show_mask):
+def test_model_round_trips_bitwise(tmp_path, show_mask):
     vae = from_table(show_mask)
     with torch.no_grad():
         for parameter in vae.likelihood.parameters():
@@ -471,8 +475,8 @@ def test_file_of_a_whole_model_is_bitwise(tmp_path, show_mask):
     assert repr(twin.likelihood) == repr(vae.likelihood)
 
 
-def test_own_likelihoods_come_back_from_a_description():
-    likelihood = MixedLikelihood(COLUMNS, OWN)
+def test_description_holds_custom_likelihoods():
+    likelihood = MixedLikelihood(COLUMNS, likelihoods=CUSTOM)
     params = drawn(likelihood, 2)
     twin = build_part(describe_part(likelihood))
     twin.load_state_dict(likelihood.state_dict())
@@ -482,7 +486,7 @@ def test_own_likelihoods_come_back_from_a_description():
 # Learned parameters and dtype ---------------------------------------------------------------------
 
 
-def test_one_learned_parameter_per_column_and_gradients_of_each():
+def test_each_column_has_a_learned_parameter_with_gradients():
     likelihood = MixedLikelihood(COLUMNS)
     shapes = sorted(p.shape[0] for p in likelihood.parameters())
     assert shapes == [1, 1, 2]  # visits, income, and age with height
@@ -493,8 +497,8 @@ def test_one_learned_parameter_per_column_and_gradients_of_each():
         assert torch.isfinite(tensor.grad).all()
 
 
-def test_columns_learn_scales_of_their_own():
-    """Maximum likelihood: the scales are the columns' own standard deviations."""
+def test_columns_learn_separate_scales():
+    """By maximum likelihood, each scale is the standard deviation of its column."""
     std = torch.tensor([3.0, 50.0])
     x = torch.tensor([10.0, -200.0]) + std * torch.randn(2000, 2)
     likelihood = MixedLikelihood.from_table(x.numpy(), kinds={"x0": "number", "x1": "number"})
@@ -514,12 +518,12 @@ def test_columns_learn_scales_of_their_own():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_dtypes(dtype):
+def test_results_have_the_dtype_of_the_parameters(dtype):
     likelihood = MixedLikelihood(COLUMNS)
     params = drawn(likelihood, 3, 2)
     exact = likelihood(params, 1).log_prob(ROWS)
     p = likelihood.to(dtype)(params.to(dtype), 1)
-    for tensor in (p.log_prob(ROWS.to(dtype)), p.sample(), p.mean, p.center()):
+    for tensor in (p.log_prob(ROWS.to(dtype)), p.sample(), p.mean, p.point_estimate()):
         assert tensor.dtype == dtype
     assert likelihood.encoder_input(ROWS.to(dtype)).dtype == dtype
     log_prob = p.log_prob(ROWS.to(dtype)).double()
@@ -527,61 +531,61 @@ def test_dtypes(dtype):
     torch.testing.assert_close(log_prob, exact, rtol=tolerance, atol=tolerance)
 
 
-def test_inside_is_a_row_of_the_support():
+def test_fill_value_is_in_the_support():
     likelihood = MixedLikelihood(COLUMNS)
-    assert likelihood.check_support(likelihood.inside[None])
+    assert likelihood.check_support(likelihood.fill_value[None])
 
 
-def test_plain_parts_make_the_same_likelihood():
-    """The kinds are what the documentation says that they are."""
+def test_each_kind_agrees_with_its_documented_likelihood():
+    """Each kind agrees with the likelihood in the documentation."""
     plain = {
-        "age": StandardizedLikelihood(GaussianLikelihood(Learned((1,))), 40.0, 12.0),
+        "age": StandardizedLikelihood(GaussianLikelihood(Learned((1,))), mean=40.0, std=12.0),
         "color": CategoricalLikelihood(3),
         "visits": NegativeBinomialLikelihood(Learned((1,)), baseline=2.5),
-        "height": StandardizedLikelihood(GaussianLikelihood(Learned((1,))), 170.0, 9.0),
-        "income": StandardizedLikelihood(LogNormalLikelihood(Learned((1,))), 0.0, 2e4),
+        "height": StandardizedLikelihood(GaussianLikelihood(Learned((1,))), mean=170.0, std=9.0),
+        "income": StandardizedLikelihood(LogNormalLikelihood(Learned((1,))), mean=0.0, std=2e4),
         "smokes": CategoricalLikelihood(2),
     }
     likelihood = MixedLikelihood(COLUMNS)
     params = torch.randn(likelihood.param_shape((6,)))
-    own = in_order(likelihood, params)
+    by_name = in_order(likelihood, params)
     expected = [
-        plain[c.name](torch.from_numpy(own[c.name][..., None]), 1).log_prob(ROWS[:, [i]])
+        plain[c.name](torch.from_numpy(by_name[c.name][..., None]), 1).log_prob(ROWS[:, [i]])
         for i, c in enumerate(COLUMNS)
     ]
     torch.testing.assert_close(columns_of(likelihood, params, ROWS), torch.stack(expected, -1))
 
 
-def test_an_own_scale_of_another_shape_is_refused():
+def test_custom_scale_must_broadcast():
     wide = {"a": GaussianLikelihood(Learned((3,)))}
-    likelihood = MixedLikelihood([("a", "number"), ("b", "number")], wide)
+    likelihood = MixedLikelihood([("a", "number"), ("b", "number")], likelihoods=wide)
     with pytest.raises(ValueError, match=r"shape=\(3,\)\) does not broadcast over data of shape"):
         likelihood.check_support(torch.randn(4, 2))
 
 
 @pytest.mark.parametrize(
-    "own",
+    "custom",
     [
         OptimalGaussianLikelihood(),
         OneHotLikelihood(),
         MaskedLikelihood(GaussianLikelihood()),
         MixedLikelihood([("a", "number")]),
     ],
-    ids=lambda own: type(own).__name__,
+    ids=lambda custom: type(custom).__name__,
 )
-def test_an_own_likelihood_must_be_separable(own):
+def test_custom_likelihood_must_factorize(custom):
     with pytest.raises(TypeError, match="column 'a' expects a likelihood that is a product"):
-        MixedLikelihood([("a", "number")], {"a": own})
+        MixedLikelihood([("a", "number")], likelihoods={"a": custom})
 
 
-def test_an_own_likelihood_says_whether_its_column_has_a_density():
-    likelihood = MixedLikelihood([("a", "number")], {"a": BernoulliLikelihood()})
+def test_check_support_is_false_for_gray_levels():
+    likelihood = MixedLikelihood([("a", "number")], likelihoods={"a": BernoulliLikelihood()})
     assert likelihood.check_support(torch.tensor([[0.0], [1.0]]))
     with pytest.warns(UserWarning, match="no bound on log p"):
         assert not likelihood.check_support(torch.tensor([[0.5], [1.0]]))
 
 
-def test_a_positive_column_says_that_it_is_positive():
+def test_check_support_describes_positive_columns():
     likelihood = MixedLikelihood([("income", "positive", (), 0.0, 100.0)])
     with pytest.raises(
         ValueError, match=r"column 'income' expects finite numbers > 0, got -5\.\.-5"
@@ -589,6 +593,6 @@ def test_a_positive_column_says_that_it_is_positive():
         likelihood.check_support(torch.tensor([[-5.0]]))
 
 
-def test_a_table_of_integers_is_a_table():
+def test_check_support_accepts_integers():
     likelihood = MixedLikelihood.from_table({"a": [1.5, 2.0, 3.0], "b": [1, 2, 3]})
     assert likelihood.check_support(torch.tensor([[1, 2], [3, 4]]))

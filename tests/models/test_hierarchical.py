@@ -47,7 +47,7 @@ DATA, CONTEXT = 4, 2
 
 
 def network(inputs, out=None, context=0):
-    """A network of ``inputs`` values, beside a context where it reads one."""
+    """Return a network of ``inputs`` values and, if there is one, of a context."""
     mlp = MLP(inputs + context, (7,), out, activation=nn.Tanh)
     return ConcatContext(mlp, context_dim=context) if context else mlp
 
@@ -57,9 +57,9 @@ def make(cls, layers, *, likelihood=None, prior=None, context=0, dims=(3, 2, 1))
     below = (DATA, *dims) if cls is BottomUpVAE else (DATA, *[7] * layers)
     encoders = []
     for layer, dim in enumerate(dims):
-        # The way up a ladder reads the context at the bottom alone.
-        own = context if cls is BottomUpVAE or layer == 0 else 0
-        encoders.append(GaussianEncoder(network(below[layer], context=own), dim))
+        # The upward pass of a ladder reads the context at the bottom only.
+        context_dim = context if cls is BottomUpVAE or layer == 0 else 0
+        encoders.append(GaussianEncoder(network(below[layer], context=context_dim), dim))
     generators = [
         GaussianEncoder(network(above, context=context), dim)
         for dim, above in itertools.pairwise(dims)
@@ -73,7 +73,7 @@ def make(cls, layers, *, likelihood=None, prior=None, context=0, dims=(3, 2, 1))
 
 
 def tame(vae):
-    """Posteriors as wide as the priors, whose importance weights have small variances."""
+    """Make posteriors as wide as the priors, so that importance weights have small variances."""
     with torch.no_grad():
         for n, encoder in enumerate([*vae.encoders, *vae.generators]):
             dim = encoder.latent_shape[0]
@@ -104,7 +104,7 @@ def cls(request):
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize(("num_samples", "batch"), [(1, 5), (3, 5), (3, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_shapes_and_dtypes(cls, layers, num_samples, batch, dtype):
+def test_hierarchical_shapes_and_dtypes(cls, layers, num_samples, batch, dtype):
     vae, x = make(cls, layers).to(dtype), binary(batch, DATA).to(dtype)
     output = vae(x, num_samples=num_samples)
     dims = (3, 2, 1)[:layers]
@@ -128,9 +128,9 @@ def test_shapes_and_dtypes(cls, layers, num_samples, batch, dtype):
 
 
 def head(encoder, value, context=None):
-    """Mean and std of a Gaussian encoder for one row, in numpy."""
-    given = () if context is None else (context[None],)
-    params = encoder.head(encoder.network(value[None], *given))[0].detach().numpy()
+    """Return mean and standard deviation of a Gaussian encoder for one row, in NumPy."""
+    arguments = () if context is None else (context[None],)
+    params = encoder.head(encoder.network(value[None], *arguments))[0].detach().numpy()
     mean, log_std = np.split(params, 2)
     return mean, np.exp(log_std)
 
@@ -140,7 +140,7 @@ def normal(value, mean, std):
 
 
 def by_hand(vae, x, z, context):
-    """JointDistribution log weight of one datum and one draw of every layer."""
+    """Return the joint log weight of one datum and one draw of every layer."""
     layers, up = len(z), context if isinstance(vae, BottomUpVAE) else None
     logits = vae.decoder(z[0][None], *(() if context is None else (context[None],)))[0]
     p = 1 / (1 + np.exp(-logits.detach().numpy()))
@@ -153,12 +153,12 @@ def by_hand(vae, x, z, context):
         log_weight += normal(z[n], mean, std)
     features = x
     for n, encoder in enumerate(vae.encoders):
-        given = context if n == 0 else up
-        mean, std = head(encoder, features, given)
+        condition = context if n == 0 else up
+        mean, std = head(encoder, features, condition)
         if isinstance(vae, LadderVAE):
-            features = encoder.network(features[None], *(() if given is None else (given[None],)))[
-                0
-            ]
+            features = encoder.network(
+                features[None], *(() if condition is None else (condition[None],))
+            )[0]
             if n < layers - 1:
                 m, s = generated[n]
                 precision = std**-2 + s**-2
@@ -172,7 +172,7 @@ def by_hand(vae, x, z, context):
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("context", [0, CONTEXT])
-def test_log_weight_is_the_joint_one(cls, layers, context):
+def test_log_weight_is_the_joint_log_weight(cls, layers, context):
     vae, (x, c) = make(cls, layers, context=context), data(3, context)
     output = vae(x, c, num_samples=2)
     log_weight = output.log_weight().detach().numpy()
@@ -181,10 +181,10 @@ def test_log_weight_is_the_joint_one(cls, layers, context):
         expected = by_hand(vae, x[b], z, None if c is None else c[b])
         assert log_weight[k, b] == pytest.approx(expected, abs=1e-11)
     spread = log_weight.std()
-    assert spread > 0.05  # a wrong row would show
+    assert spread > 0.05  # A wrong row would change the result.
 
 
-def test_one_layer_is_the_plain_vae(cls):
+def test_one_layer_equals_the_plain_vae(cls):
     vae = make(cls, 1)
     plain = VAE(vae.encoders[0], vae.decoder, vae.likelihood)
     x, _ = data()
@@ -246,13 +246,13 @@ class Chain:
         return Chain(weight, bias, std, steps, messages)
 
     def marginals(self):
-        """Mean and covariance of every layer, from z_1."""
+        """Return mean and covariance of every layer, from z_1."""
         dim = self.weight.shape[1]
-        found = [(torch.zeros(dim), torch.eye(dim))]
+        moments = [(torch.zeros(dim), torch.eye(dim))]
         for loading, shift, noise in reversed(self.steps):
-            mean, cov = found[-1]
-            found.append((loading @ mean + shift, loading @ cov @ loading.T + noise.diag()))
-        return found[::-1]
+            mean, cov = moments[-1]
+            moments.append((loading @ mean + shift, loading @ cov @ loading.T + noise.diag()))
+        return moments[::-1]
 
     @property
     def evidence(self):
@@ -291,7 +291,7 @@ class Chain:
 
     def ladder(self):
         *lower, (gain, offset, variance) = self.messages
-        share = 1 / (1 + variance)  # of the message, against N(0, I)
+        share = 1 / (1 + variance)  # weight of the message against N(0, I)
         top = (share[:, None] * gain, share * offset, variance * share)
         return [linear(GaussianEncoder, g, o, v.diag()) for g, o, v in (*lower, top)]
 
@@ -321,8 +321,8 @@ def test_exact_posteriors_attain_the_evidence(cls, layers):
         log_weight = vae(x, num_samples=5).log_weight()
     torch.testing.assert_close(log_weight, exact.expand(5, 6), rtol=1e-12, atol=1e-12)
     for num_samples in (1, 10):
-        found = log_marginal(vae, x, num_samples=num_samples)
-        torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-12)
+        estimate = log_marginal(vae, x, num_samples=num_samples)
+        torch.testing.assert_close(estimate, exact, rtol=1e-12, atol=1e-12)
     elbo = ELBO(kl="sample")(vae, Batch(x)).metrics["elbo_nats"]
     assert elbo.item() == pytest.approx(exact.mean().item(), abs=1e-11)
     report = evaluate(vae, x, elbo_samples=4000, importance_samples=2)
@@ -331,7 +331,7 @@ def test_exact_posteriors_attain_the_evidence(cls, layers):
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_bounds_are_in_order(cls, layers):
+def test_bounds_are_ordered(cls, layers):
     chain = Chain.random(layers)
     vae, x = chain.build(cls, spoil=0.25), chain.evidence.sample((40,))
     exact = chain.evidence.log_prob(x)
@@ -351,7 +351,7 @@ def encoder_gradient(vae, x, frozen):
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_sticking_the_landing(cls, layers):
+def test_frozen_posterior_has_no_gradient_at_the_optimum(cls, layers):
     """At the exact posterior the gradient is zero for each draw, not only on average."""
     chain = Chain.random(layers)
     vae, x = chain.build(cls), chain.evidence.sample((6,))
@@ -359,12 +359,12 @@ def test_sticking_the_landing(cls, layers):
     assert frozen.abs().max() <= 1e-12
     plain = torch.stack([encoder_gradient(vae, x, frozen=False) for _ in range(30)])
     assert plain.std(0).max() > 0.1
-    # Parameters are as trainable after as before.
+    # requires_grad is restored.
     assert all(p.requires_grad for p in vae.parameters())
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_frozen_posterior_changes_no_number_and_no_mean_gradient(cls, layers):
+def test_frozen_posterior_keeps_values_and_mean_gradients(cls, layers):
     vae, (x, _) = make(cls, layers), data(3)
     parts = {
         "encoders": list(vae.encoders.parameters()),
@@ -382,8 +382,8 @@ def test_frozen_posterior_changes_no_number_and_no_mean_gradient(cls, layers):
     torch.testing.assert_close(*weights, rtol=1e-12, atol=1e-12)
     sizes = [sum(p.numel() for p in group) for group in parts.values()]
     for name, a, b in zip(parts, *(g.split(sizes) for g in grads), strict=True):
-        # What the encoders do not depend on has the same gradient; the ladder's posteriors have the
-        # generators in them.
+        # Parameters outside the posteriors have the same gradient. The ladder's posteriors contain
+        # the generators.
         if name == "decoder" or (name == "generators" and cls is BottomUpVAE):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
         else:
@@ -395,27 +395,27 @@ def test_frozen_posterior_changes_no_number_and_no_mean_gradient(cls, layers):
 
 
 def log_evidence(vae, x, context, num_nodes=40):
-    """log p(x) of a chain of one-dimensional latents by quadrature, example by example."""
+    """Return log p(x) of a chain of one-dimensional latents by quadrature, per example."""
     nodes, log_weights = gauss_hermite(num_nodes)
     nodes = nodes.squeeze(1)
-    found = []
+    log_evidence_of_rows = []
     for b in range(len(x)):
         z, log_w = nodes[:, None], log_weights  # (n, 1): the top is N(0, 1)
         for generator in reversed(list(vae.generators)):
-            given = () if context is None else (context[b].expand(len(z), -1),)
-            mean, log_std = generator.head(generator.network(z, *given)).chunk(2, 1)
+            arguments = () if context is None else (context[b].expand(len(z), -1),)
+            mean, log_std = generator.head(generator.network(z, *arguments)).chunk(2, 1)
             z = (mean + log_std.exp() * nodes).reshape(-1, 1)
             log_w = (log_w[:, None] + log_weights).reshape(-1)
-        given = () if context is None else (context[b].expand(len(z), -1),)
-        logits = vae.decoder(z, *given)
+        arguments = () if context is None else (context[b].expand(len(z), -1),)
+        logits = vae.decoder(z, *arguments)
         log_px = -nn.functional.softplus(torch.where(x[b] == 1, -logits, logits)).sum(1)
-        found.append((log_px + log_w).logsumexp(0))
-    return torch.stack(found)
+        log_evidence_of_rows.append((log_px + log_w).logsumexp(0))
+    return torch.stack(log_evidence_of_rows)
 
 
 @pytest.mark.parametrize("context", [0, CONTEXT])
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_weights_are_unbiased(cls, layers, context):
+def test_importance_weights_are_unbiased(cls, layers, context):
     vae = tame(make(cls, layers, context=context, dims=(1, 1, 1)))
     with torch.no_grad():
         vae.decoder.get_parameter("network.layers.2.weight" if context else "layers.2.weight").mul_(
@@ -440,7 +440,7 @@ def test_probabilities_of_all_images_sum_to_one(cls):
     assert log_marginal(vae, x, num_samples=5000).exp().sum().item() == pytest.approx(1, abs=0.02)
 
 
-def test_samples_follow_the_model(cls):
+def test_samples_have_the_frequencies_of_the_model(cls):
     """Frequencies of all images are their probabilities."""
     vae = make(cls, 3, dims=(1, 1, 1))
     x = torch.tensor(list(itertools.product([0.0, 1.0], repeat=DATA)))
@@ -448,18 +448,18 @@ def test_samples_follow_the_model(cls):
         exact = log_evidence(vae, x, None).exp()
     assert exact.sum().item() == pytest.approx(1, abs=1e-8)
     draws = vae.sample(20_000) @ torch.tensor([8.0, 4.0, 2.0, 1.0])
-    found = torch.bincount(draws.long(), minlength=16)
-    assert scipy.stats.chisquare(found.numpy(), 20_000 * exact.numpy()).pvalue > 1e-4
+    counts = torch.bincount(draws.long(), minlength=16)
+    assert scipy.stats.chisquare(counts.numpy(), 20_000 * exact.numpy()).pvalue > 1e-4
 
 
 # KL -----------------------------------------------------------------------------------------------
 
 
-def test_ladder_kl_is_that_of_draws():
+def test_ladder_kl_equals_the_mean_of_draws():
     vae, (x, _) = make(LadderVAE, 3), data(3)
     with torch.no_grad():
         for term in vae(x, num_samples=2).latents:
-            exact = kl_divergence(term.posterior, term.prior)  # (2, 3), of the top (3,)
+            exact = kl_divergence(term.posterior, term.prior)  # (2, 3), or (3,) for the top layer
             draws = term.posterior.sample((20_000,))
             ratio = term.posterior.log_prob(draws) - term.prior.log_prob(draws)
             error = ratio.std(0) / math.sqrt(20_000)
@@ -469,7 +469,7 @@ def test_ladder_kl_is_that_of_draws():
             assert torch.equal(term.kl(), expected)
 
 
-def test_bottom_up_kl_has_a_closed_form_on_top_alone():
+def test_bottom_up_kl_has_a_closed_form_for_the_top_layer_only():
     vae, (x, _) = make(BottomUpVAE, 3), data()
     *lower, top = vae(x, num_samples=3).latents
     for term in lower:
@@ -491,8 +491,8 @@ def test_bottom_up_kl_has_a_closed_form_on_top_alone():
 def test_elbo_reports_each_kl(cls, kl):
     vae, (x, _) = make(cls, 3), data()
     metrics = ELBO(num_samples=3, kl=kl)(vae, Batch(x)).metrics
-    own = [metrics[f"kl_z{n}_nats"].item() for n in (1, 2, 3)]
-    assert sum(own) == pytest.approx(metrics["kl_nats"].item(), abs=1e-12)
+    kls = [metrics[f"kl_z{n}_nats"].item() for n in (1, 2, 3)]
+    assert sum(kls) == pytest.approx(metrics["kl_nats"].item(), abs=1e-12)
     elbo = metrics["log_likelihood_nats"] - metrics["kl_nats"]
     assert metrics["elbo_nats"].item() == pytest.approx(elbo.item(), abs=1e-12)
     torch.manual_seed(1)
@@ -511,7 +511,7 @@ def test_elbo_estimators_agree(cls):
     assert auto.item() == pytest.approx(sampled.item(), abs=0.05)
 
 
-def test_beta_weighs_every_layer(cls):
+def test_elbo_beta_weights_every_layer(cls):
     vae, (x, _) = make(cls, 2), data()
     torch.manual_seed(1)
     output = ELBO(beta=3.0)(vae, Batch(x))
@@ -521,20 +521,20 @@ def test_beta_weighs_every_layer(cls):
     )
 
 
-def test_training_reports_each_kl_and_learns(cls):
+def test_trainer_reports_each_kl_and_learns(cls):
     vae = make(cls, 2)
     x = binary(1, DATA).repeat(64, 1)
     trainer = Trainer(vae, ELBO(), progress=False)
     history = trainer.fit(x, x[:16], epochs=40, batch_size=16)
     for role in ("train", "validation"):
-        own = [history[f"{role}/kl_z{n}_nats"][-1] for n in (1, 2)]
-        assert sum(own) == pytest.approx(history[f"{role}/kl_nats"][-1], abs=1e-9)
+        kls = [history[f"{role}/kl_z{n}_nats"][-1] for n in (1, 2)]
+        assert sum(kls) == pytest.approx(history[f"{role}/kl_nats"][-1], abs=1e-9)
     assert history["validation/elbo_nats"][-1] > history["validation/elbo_nats"][0] + 0.5
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_gradients_reach_every_parameter(cls, layers, frozen):
+def test_hierarchical_gradients_reach_every_parameter(cls, layers, frozen):
     vae, (x, c) = make(cls, layers, context=CONTEXT), data(5, CONTEXT)
     vae(x, c, num_samples=3, frozen_posterior=frozen).log_weight().sum().backward()
     assert not [n for n, p in vae.named_parameters() if p.grad is None or not p.grad.any()]
@@ -544,7 +544,7 @@ def test_gradients_reach_every_parameter(cls, layers, frozen):
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_context_flows_through_every_part(cls, layers):
+def test_hierarchical_vae_passes_the_context_to_every_part(cls, layers):
     vae, (x, c) = make(cls, layers, context=CONTEXT), data(5, CONTEXT)
     assert vae.sample(7, c).shape == (7, 5, DATA)
     assert vae.sample(7, c[:1], mean=True).shape == (7, 1, DATA)
@@ -555,7 +555,7 @@ def test_context_flows_through_every_part(cls, layers):
     vae.check(x, c)
     history = Trainer(vae, ELBO(), progress=False).fit((x, c), epochs=1, batch=to_batch)
     assert len(history) == 1
-    with pytest.raises(ValueError, match="expects a context beside x"):
+    with pytest.raises(ValueError, match="expects a context of"):
         vae(x)
     with pytest.raises(ValueError, match="one row of context per example, got 2 for 5"):
         vae.check(x, c[:2])
@@ -565,8 +565,8 @@ def to_batch(item):
     return Batch(*item)
 
 
-def test_samples_given_a_context(cls):
-    """Of each row of context, those of its own model."""
+def test_sample_reads_each_row_of_context(cls):
+    """The draws for each row of context are those of the model for that row."""
     vae, (_, c) = make(cls, 2, context=CONTEXT), data(3, 2 * CONTEXT)
     c = 4 * c[:, :CONTEXT]
     together = vae.sample(4000, c).mean(0)
@@ -575,8 +575,8 @@ def test_samples_given_a_context(cls):
     assert (alone[0] - alone[1]).abs().max() > 0.1
 
 
-def test_equal_rows_of_context_have_draws_of_their_own(cls):
-    """Of the top layer too, whose prior reads no context."""
+def test_sample_draws_separately_for_equal_rows_of_context(cls):
+    """This includes the top layer, whose prior does not read the context."""
     for layers in (1, 2):
         vae = make(cls, layers, context=CONTEXT)
         z = vae.generate(2000, torch.ones(2, CONTEXT)).detach()  # (n, 2, D)
@@ -585,7 +585,7 @@ def test_equal_rows_of_context_have_draws_of_their_own(cls):
 
 
 @pytest.mark.parametrize("kind", ["conditional", "vamp", "gaussian"])
-def test_priors_given_a_context(cls, kind):
+def test_prior_reads_the_context(cls, kind):
     context, top = CONTEXT, 2
     x, c = data(5, context)
     if kind == "conditional":
@@ -594,7 +594,7 @@ def test_priors_given_a_context(cls, kind):
         prior = GaussianPrior(top)
     else:
         shape = (3,) if cls is BottomUpVAE else (DATA,)
-        prior = VampPrior(top, shape, 4, context_shape=(context,))
+        prior = VampPrior(top, input_shape=shape, num_components=4, context_shape=(context,))
     vae = make(cls, 2, prior=prior, context=context)
     vae(x, c, num_samples=3).log_weight().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in prior.parameters())
@@ -608,7 +608,7 @@ def test_priors_given_a_context(cls, kind):
 
 def test_vamp_prior_is_a_mixture_of_top_posteriors(cls):
     inputs = (3,) if cls is BottomUpVAE else (DATA,)
-    prior = VampPrior(2, inputs, 4, learned_weights=True)
+    prior = VampPrior(2, input_shape=inputs, num_components=4, learned_weights=True)
     vae, (x, _) = make(cls, 2, prior=prior), data()
     with torch.no_grad():
         prior.inputs.normal_()
@@ -632,7 +632,7 @@ def test_vamp_prior_is_a_mixture_of_top_posteriors(cls):
     assert draws.shape == (5, DATA)
 
 
-def test_vamp_prior_from_data(cls, tmp_path):
+def test_vamp_prior_from_data_is_saved(cls, tmp_path):
     vae, (x, _) = make(cls, 2), data(20)
     fed = x if cls is LadderVAE else vae(x).latents[0].z[0].detach()
     vae.prior = VampPrior.from_data(vae.encoders[-1], fed, num_components=6)
@@ -644,10 +644,10 @@ def test_vamp_prior_from_data(cls, tmp_path):
     assert evaluate(vae, x, elbo_samples=200, importance_samples=500).is_bound
 
 
-def test_sticking_the_landing_keeps_the_priors_gradient(cls):
-    """A prior made of the encoder has a gradient in the encoder of its own."""
+def test_frozen_posterior_keeps_the_gradient_of_a_vamp_prior(cls):
+    """A prior that uses the encoder has its own gradient in the encoder's parameters."""
     shape = (3,) if cls is BottomUpVAE else (DATA,)
-    vae, (x, _) = make(cls, 2, prior=VampPrior(2, shape, 3)), data()
+    vae, (x, _) = make(cls, 2, prior=VampPrior(2, input_shape=shape, num_components=3)), data()
     grads = []
     for frozen in (False, True):
         torch.manual_seed(2)
@@ -673,7 +673,7 @@ def spatial(likelihood=None):
     return LadderVAE(encoders, generators, decoder, likelihood or BernoulliLikelihood())
 
 
-def test_spatial_latents():
+def test_ladder_of_spatial_latents():
     vae, x = spatial(), binary(5, 1, 8, 8)
     assert isinstance(vae.encoders[0].head, nn.Conv2d)
     output = vae(x, num_samples=3)
@@ -687,8 +687,8 @@ def test_spatial_latents():
     )
     mean, log_std = vae.encoders[0].head(vae.encoders[0].network(x)).chunk(2, 1)
     precision = torch.exp(-2 * log_std) + torch.exp(-2 * s)
-    both = (mean * torch.exp(-2 * log_std) + m * torch.exp(-2 * s)) / precision
-    log_q = torch.distributions.Normal(both, precision**-0.5).log_prob(low.z).sum((2, 3, 4))
+    product_mean = (mean * torch.exp(-2 * log_std) + m * torch.exp(-2 * s)) / precision
+    log_q = torch.distributions.Normal(product_mean, precision**-0.5).log_prob(low.z).sum((2, 3, 4))
     log_p = torch.distributions.Normal(m, s.exp()).log_prob(low.z).sum((2, 3, 4))
     torch.testing.assert_close(low.log_q, log_q)
     torch.testing.assert_close(low.log_p, log_p)
@@ -699,7 +699,7 @@ def test_spatial_latents():
     assert all(p.grad is not None and p.grad.any() for p in vae.parameters())
 
 
-def test_spatial_file_and_summary(tmp_path):
+def test_ladder_of_spatial_latents_is_saved_and_summarized(tmp_path):
     vae, x = spatial(), binary(2, 1, 8, 8)
     vae.save(tmp_path / "vae")
     loaded = LadderVAE.load(tmp_path / "vae")
@@ -707,12 +707,12 @@ def test_spatial_file_and_summary(tmp_path):
     assert "LadderVAE of data (1, 8, 8), latent (2, 4, 4)" in summary(vae)
 
 
-# Files, words, states -----------------------------------------------------------------------------
+# Files and states ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_file_round_trip_is_bitwise(cls, layers, dtype, tmp_path):
+def test_load_restores_every_bit(cls, layers, dtype, tmp_path):
     vae = make(cls, layers, context=CONTEXT).to(dtype)
     vae.save(tmp_path / "vae.safetensors")
     state = torch.get_rng_state()
@@ -732,13 +732,13 @@ def test_file_round_trip_is_bitwise(cls, layers, dtype, tmp_path):
     assert torch.equal(*weights)
 
 
-def test_files_are_told_apart(tmp_path):
+def test_load_refuses_another_model(tmp_path):
     make(BottomUpVAE, 2).save(tmp_path / "vae")
     with pytest.raises(CheckpointError, match="expected the file of a LadderVAE, got 'BottomUpVAE"):
         LadderVAE.load(tmp_path / "vae")
 
 
-def test_foreign_modules_by_their_place(cls, tmp_path):
+def test_load_replaces_foreign_modules_by_name(cls, tmp_path):
     def build():
         return cls(
             [
@@ -778,10 +778,10 @@ def test_reconstruct_and_check_draw_nothing(cls):
     record = vae.check(x)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(vae.reconstruct(x), reconstruction)
-    torch.testing.assert_close(record.likelihood.center()[0], reconstruction[:2])
+    torch.testing.assert_close(record.likelihood.point_estimate()[0], reconstruction[:2])
 
 
-def test_reconstruct_goes_through_the_centers():
+def test_reconstruct_decodes_the_centers():
     vae, (x, _) = make(BottomUpVAE, 2), data()
     mean, _ = vae.encoders[0].head(vae.encoders[0].network(x)).chunk(2, 1)
     assert torch.equal(vae.reconstruct(x), vae.decoder(mean).sigmoid())
@@ -795,17 +795,17 @@ def test_reconstruct_goes_through_the_centers():
     torch.testing.assert_close(vae.reconstruct(x), expected)
 
 
-def test_examples_do_not_touch_each_other(cls):
-    """A batch's record at given draws is that of its parts: by the centers, which draw nothing."""
+def test_each_example_is_treated_by_itself(cls):
+    """The reconstruction of a batch equals those of its rows."""
     vae, (x, _) = make(cls, 3), data(6)
-    whole = vae.reconstruct(x)
+    together = vae.reconstruct(x)
     order = torch.randperm(6)
-    torch.testing.assert_close(vae.reconstruct(x[order]), whole[order], rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(vae.reconstruct(x[order]), together[order], rtol=1e-12, atol=1e-13)
     parts = torch.cat([vae.reconstruct(part) for part in x.split(4)])
-    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(parts, together, rtol=1e-12, atol=1e-13)
 
 
-def test_evaluation_leaves_modes_and_weights(cls):
+def test_evaluate_restores_modes_and_weights(cls):
     vae, (x, _) = make(cls, 2).train(), data()
     vae.encoders[0].eval()
     before = copy.deepcopy(vae.state_dict())
@@ -817,8 +817,8 @@ def test_evaluation_leaves_modes_and_weights(cls):
     assert not log_marginal(vae, x, num_samples=2).requires_grad
 
 
-def test_training_mode_is_that_of_the_networks(cls):
-    """Dropout draws in training and not in evaluation."""
+def test_training_mode_reaches_the_networks(cls):
+    """Dropout acts in training mode, but not in evaluation mode."""
     layers = 2
     vae, (x, _) = make(cls, layers), data()
     vae.encoders[0].network = nn.Sequential(vae.encoders[0].network, nn.Dropout(0.5))
@@ -830,7 +830,7 @@ def test_training_mode_is_that_of_the_networks(cls):
     assert report[0] == report[1]
 
 
-def test_a_copy_is_independent(cls):
+def test_deepcopy_is_independent(cls):
     vae, (x, _) = make(cls, 3), data()
     twin = copy.deepcopy(vae)
     with torch.no_grad():
@@ -840,7 +840,7 @@ def test_a_copy_is_independent(cls):
     assert (vae.reconstruct(x) - 0.5).abs().max() > 0.05
 
 
-def test_integer_data(cls):
+def test_integer_data_are_converted(cls):
     vae, (x, _) = make(cls, 2).float(), data()
     torch.manual_seed(1)
     expected = vae(x.float()).log_weight()
@@ -849,7 +849,7 @@ def test_integer_data(cls):
     assert torch.equal(vae.reconstruct(x.bool()), vae.reconstruct(x.float()))
 
 
-def test_functional_call(cls):
+def test_functional_call_equals_the_model(cls):
     vae, (x, _) = make(cls, 2), data()
     parameters = dict(vae.named_parameters())
 
@@ -863,8 +863,8 @@ def test_functional_call(cls):
         torch.testing.assert_close(grads[name], parameter.grad)
 
 
-def test_autocast(cls):
-    """Under autocast the record is that of full precision, but for rounding."""
+def test_autocast_changes_only_the_rounding(cls):
+    """The output under autocast is that of full precision up to rounding."""
     vae, (x, _) = make(cls, 2).float(), data()
     x = x.float()
     records = []
@@ -878,26 +878,26 @@ def test_autocast(cls):
 
 
 @pytest.mark.parametrize("masked", ["nan", "mask"])
-def test_missing_entries(cls, masked):
+def test_masked_likelihood_ignores_missing_entries(cls, masked):
     vae = make(cls, 2, likelihood=MaskedLikelihood(GaussianLikelihood(0.5)), dims=(3, 2))
     x = torch.randn(6, DATA)
     seen = torch.rand(6, DATA) > 0.3
     holes = x.where(seen, torch.nan)
     mask = seen if masked == "mask" else None
-    given = x if masked == "mask" else holes
-    filled = impute(vae, given, mask=mask, num_samples=50)
+    observed = x if masked == "mask" else holes
+    filled = impute(vae, observed, mask=mask, num_samples=50)
     assert torch.equal(filled[seen], x[seen])
     assert not filled.isnan().any()
-    draws = impute(vae, given, mask=mask, num_samples=50, num_imputations=3)
+    draws = impute(vae, observed, mask=mask, num_samples=50, num_imputations=3)
     assert draws.shape == (3, 6, DATA)
-    found = log_marginal(vae, given, mask=mask, num_samples=10)
-    torch.testing.assert_close(found, log_marginal(vae, holes, num_samples=10))
-    assert vae.reconstruct(given, mask=mask).shape == (6, DATA)
-    vae(given, mask=mask, num_samples=2).log_weight().mean().backward()
+    estimate = log_marginal(vae, observed, mask=mask, num_samples=10)
+    torch.testing.assert_close(estimate, log_marginal(vae, holes, num_samples=10))
+    assert vae.reconstruct(observed, mask=mask).shape == (6, DATA)
+    vae(observed, mask=mask, num_samples=2).log_weight().mean().backward()
     assert all(p.grad.isfinite().all() for p in vae.parameters())
 
 
-def test_imputation_of_a_linear_chain(cls):
+def test_impute_returns_the_conditional_mean(cls):
     """The conditional mean of a Gaussian is known."""
     chain = Chain.random(2)
     vae = chain.build(cls)
@@ -912,8 +912,8 @@ def test_imputation_of_a_linear_chain(cls):
     filled = impute(vae, holes, num_samples=20_000)[:, lost]
     torch.testing.assert_close(filled, expected, rtol=0, atol=0.1)
     narrow = MultivariateNormal(mean[seen], cov[seen][:, seen]).log_prob(x[:, seen])
-    found = log_marginal(vae, holes, num_samples=20_000)
-    torch.testing.assert_close(found, narrow, rtol=0, atol=0.1)
+    estimate = log_marginal(vae, holes, num_samples=20_000)
+    torch.testing.assert_close(estimate, narrow, rtol=0, atol=0.1)
 
 
 # Errors -------------------------------------------------------------------------------------------
@@ -936,7 +936,7 @@ MISFITS = {
     "a generator of another latent": (
         lambda e, _, *rest: (e, [GaussianEncoder(MLP(2), 4)], *rest),
         ValueError,
-        "z1 is (3,) of its encoder and (4,) of its generator",
+        "expects a generator of z1 over the encoder's latents (3,), got one over (4,)",
     ),
     "a network for an encoder": (
         lambda e, *rest: ([MLP(DATA), e[1]], *rest),
@@ -966,20 +966,20 @@ MISFITS = {
     "a prior of the bottom": (
         lambda e, g, d, li: (e, g, d, li, StandardNormal(3)),
         ValueError,
-        "expects a prior over the top latents (2,), got one over (3,)",
+        "expects a prior of the top layer over the encoder's latents (2,), got one over (3,)",
     ),
 }
 
 
 @pytest.mark.parametrize("name", MISFITS)
-def test_constructor_names_the_remedy(cls, name):
+def test_hierarchical_constructor_names_the_remedy(cls, name):
     change, exception, message = MISFITS[name]
     with pytest.raises(exception, match=re.escape(message)) as caught:
         cls(*change(*parts(cls)))
     assert str(caught.value).startswith(cls.__name__)
 
 
-def test_ladder_multiplies_gaussians_alone():
+def test_ladder_refuses_other_than_gaussian_encoders():
     encoders, generators, decoder, likelihood = parts(LadderVAE)
     for wrong in (LaplaceEncoder(MLP(DATA), 3), FullGaussianEncoder(MLP(DATA), 3)):
         with pytest.raises(TypeError, match=r"a GaussianEncoder, got a .*: GaussianEncoder\("):
@@ -988,7 +988,7 @@ def test_ladder_multiplies_gaussians_alone():
         LadderVAE(encoders, [LaplaceEncoder(MLP(2), 3)], decoder, likelihood)
 
 
-def test_bottom_up_takes_any_encoders():
+def test_bottom_up_accepts_any_encoders():
     vae = BottomUpVAE(
         [LaplaceEncoder(MLP(DATA, (7,)), 3), FullGaussianEncoder(MLP(3, (7,)), 2)],
         [LaplaceEncoder(MLP(2, (7,)), 3)],
@@ -1014,14 +1014,14 @@ def test_bottom_up_takes_any_encoders():
     assert total == pytest.approx(1, abs=0.03)
 
 
-def test_misfitting_layers_are_told_at_check(cls):
+def test_check_names_the_layer_that_does_not_fit(cls):
     chain = "chain of encoders and generators"
-    for place, wrong in [
+    for name, wrong in [
         ("encoders", GaussianEncoder(MLP(9), 2)),
         ("generators", GaussianEncoder(MLP(9), 3)),
     ]:
         vae = make(cls, 2)
-        vae.get_submodule(place)[-1] = wrong
+        vae.get_submodule(name)[-1] = wrong
         with pytest.raises(ValueError, match=rf"the {chain} does not accept .*in_shape = \(9,\)"):
             vae.check(binary(3, DATA))
     vae = make(cls, 2)
@@ -1032,7 +1032,7 @@ def test_misfitting_layers_are_told_at_check(cls):
         vae(binary(3, DATA), num_samples=0)
 
 
-def test_density_needs_every_posterior():
+def test_is_density_needs_every_posterior():
     encoders, generators, decoder, likelihood = parts(BottomUpVAE)
     x, _ = data()
     vae = BottomUpVAE(
@@ -1045,24 +1045,24 @@ def test_density_needs_every_posterior():
     assert not evaluate(vae, x, elbo_samples=1, importance_samples=None).is_bound
 
 
-# What once went wrong -----------------------------------------------------------------------------
+# Regressions --------------------------------------------------------------------------------------
 
 
-def test_density_needs_every_generator():
+def test_is_density_needs_every_generator():
     encoders, _, decoder, likelihood = parts(BottomUpVAE)
     generators = [DeterministicEncoder(MLP(2, (7,)), 3)]
     assert not ELBO().is_bound(BottomUpVAE(encoders, generators, decoder, likelihood))
 
 
-def test_frozen_posterior_with_dropout(cls):
+def test_frozen_posterior_refuses_dropout(cls):
     vae, (x, _) = make(cls, 2), data()
     vae.encoders[0].network = nn.Sequential(vae.encoders[0].network, nn.Dropout(0.5))
-    with pytest.raises(ValueError, match="no dropout but in the decoder"):
+    with pytest.raises(ValueError, match="dropout in the decoder only"):
         vae(x, frozen_posterior=True)
     vae.eval()(x, frozen_posterior=True)
 
 
-def test_frozen_posterior_in_a_functional_call(cls):
+def test_frozen_posterior_works_in_a_functional_call(cls):
     vae, (x, _) = make(cls, 2), data()
 
     def loss(values):
@@ -1077,7 +1077,7 @@ def test_frozen_posterior_in_a_functional_call(cls):
         torch.testing.assert_close(grads[name], parameter.grad)
 
 
-def test_latent_densities_keep_their_digits_under_autocast(cls):
+def test_autocast_keeps_latent_densities_in_full_precision(cls):
     vae, (x, _) = make(cls, 2).float(), data()
     with torch.autocast("cpu", torch.bfloat16):
         latents = vae(x.float()).latents

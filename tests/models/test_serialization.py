@@ -63,18 +63,18 @@ from tinyvae.priors import (
     CategoricalPrior,
     CodePrior,
     ConditionalPrior,
+    FittedPrior,
     FlowPrior,
     FullGaussianPrior,
     GaussianPrior,
     GumbelSoftmaxPrior,
     JointPrior,
-    LatentDensity,
     MixturePrior,
     SphereUniformPrior,
     StandardLaplace,
 )
 
-# Every argument of every part, none at its default.
+# Every part, with no argument at its default.
 EXAMPLES = [
     BernoulliLikelihood(),
     ConvNet((2, 5, 3), (3, 4), kernel_size=5, activation=nn.GELU),
@@ -83,7 +83,7 @@ EXAMPLES = [
     BetaLikelihood(3.0),
     CategoricalLikelihood(5, ordered=True),
     ContinuousBernoulliLikelihood(),
-    DiscretizedLogisticLikelihood(16, "learned"),
+    DiscretizedLogisticLikelihood(16, scale="learned"),
     GaussianLikelihood(Learned((2, 1, 1), initial=0.5, minimum=0.1, num_classes=3)),
     GaussianLikelihood(Fixed(0.3)),
     GaussianLikelihood(Predicted(minimum=0.2)),
@@ -102,9 +102,9 @@ EXAMPLES = [
             Column("size", "category", levels=(1, 2.5, 4)),
             Column("odd", "number"),
         ],
-        {"odd": StudentTLikelihood(0.5, "learned")},
+        likelihoods={"odd": StudentTLikelihood(0.5, df="learned")},
     ),
-    MixtureLikelihood(DiscretizedLogisticLikelihood(256), 3),
+    MixtureLikelihood(DiscretizedLogisticLikelihood(256), num_components=3),
     NegativeBinomialLikelihood("predicted", baseline=[2.0, 3.0]),
     OneHotLikelihood(),
     OptimalGaussianLikelihood((2, 1, 1), minimum=0.01),
@@ -124,35 +124,42 @@ EXAMPLES = [
     GaussianEncoder(ConvNet((1, 4, 4), (2,)), (3, 2, 2)),
     LaplaceEncoder(MLP(4), 3, features=400),
     FullGaussianEncoder(MLP(4), 3),
-    LowRankGaussianEncoder(MLP(4), 5, 2),
+    LowRankGaussianEncoder(MLP(4), 5, rank=2),
     DeterministicEncoder(MLP(4), (2, 3)),
     PowerSphericalEncoder(MLP(4), 3),
-    CategoricalEncoder(MLP(4), 5, (2, 3), temperature=0.5),
-    GumbelSoftmaxEncoder(MLP(4), 5, 2, temperature=0.5),
+    CategoricalEncoder(MLP(4), 5, num_variables=(2, 3), temperature=0.5),
+    GumbelSoftmaxEncoder(MLP(4), 5, num_variables=2, temperature=0.5),
     JointEncoder(
-        [("a", GaussianEncoder(MLP(6), 2)), ("b", CategoricalEncoder(MLP(6), 3))], MLP(4, (6,))
+        [("a", GaussianEncoder(MLP(6), 2)), ("b", CategoricalEncoder(MLP(6), 3))],
+        network=MLP(4, (6,)),
     ),
     FlowEncoder(GaussianEncoder(MLP(4, (6,)), 2), Flow(2, context_dim=6)),
     VectorQuantizedEncoder(
-        MLP(4), 8, (2, 3), commitment=0.5, decay=None, restart_below=0.1, features=400
+        MLP(4),
+        num_codes=8,
+        latent_dim=(2, 3),
+        commitment=0.5,
+        decay=None,
+        restart_below=0.1,
+        features=400,
     ),
-    VectorQuantizedEncoder(MLP(4), 8, (2, 3), num_quantizers=2),
+    VectorQuantizedEncoder(MLP(4), num_codes=8, latent_dim=(2, 3), num_quantizers=2),
     Flow(3, context_dim=2, transforms=2, hidden=(5,), kind="affine", coupling=True),
     PlanarFlow(3, context_dim=2, transforms=4),
     RadialFlow(3, context_dim=2, transforms=4),
     FlowPrior(Flow(3, hidden=(5,))),
     GaussianPrior((2, 3)),
     FullGaussianPrior(3),
-    MixturePrior((2, 3), 4),
-    LatentDensity(MixturePrior(2, 3)),
-    VampPrior(2, (1, 4, 4), 3, context_shape=(2,), learned_weights=True),
-    VampPrior(2, 5, 3),
+    MixturePrior((2, 3), num_components=4),
+    FittedPrior(MixturePrior(2, num_components=3)),
+    VampPrior(2, input_shape=(1, 4, 4), num_components=3, context_shape=(2,), learned_weights=True),
+    VampPrior(2, input_shape=5, num_components=3),
     ConditionalPrior(GaussianEncoder(MLP(4), 2)),
-    CategoricalPrior(5, (2, 3), learned=True),
-    GumbelSoftmaxPrior(5, 2, temperature=0.3, learned=True),
+    CategoricalPrior(5, num_variables=(2, 3), learned=True),
+    GumbelSoftmaxPrior(5, num_variables=2, temperature=0.3, learned=True),
     JointPrior([("a", StandardNormal(2)), ("b", CategoricalPrior(3))]),
     SphereUniformPrior(3),
-    CodePrior(8, (2, 3), num_quantizers=2),
+    CodePrior(8, latent_dim=(2, 3), num_quantizers=2),
     ConcatContext(MLP(7), context_dim=3),
     ConcatContext(MLP(7), num_classes=3),
     ResNet((2, 5, 3), (8, 4), blocks=2, activation=nn.GELU),
@@ -166,7 +173,7 @@ def test_every_part_has_an_example():
     assert {type(part) for part in EXAMPLES} == set(PARTS)
 
 
-def test_every_public_part_may_be_named():
+def test_parts_holds_every_public_part():
     import tinyvae
 
     bases = (
@@ -174,18 +181,18 @@ def test_every_public_part_may_be_named():
         tinyvae.Encoder,
         tinyvae.Likelihood,
         tinyvae.networks.Network,
-        tinyvae.likelihoods.Positive,
+        tinyvae.likelihoods.PositiveParameter,
         tinyvae.encoders.NetworkEncoder,
         tinyvae.flows.NormalizingFlow,
         tinyvae.Prior,
     )
     classes = [value for value in public_names().values() if isinstance(value, type)]
-    own = {c for c in classes if issubclass(c, bases) and c not in bases}
-    assert own == set(PARTS)
+    part_classes = {c for c in classes if issubclass(c, bases) and c not in bases}
+    assert part_classes == set(PARTS)
 
 
 @pytest.mark.parametrize("part", EXAMPLES, ids=lambda part: type(part).__name__)
-def test_round_trip(part, tmp_path):
+def test_build_part_inverts_describe_part(part, tmp_path):
     save_tensors(tmp_path / "part.safetensors", part.state_dict(), {"part": describe_part(part)})
     tensors, info = load_tensors(tmp_path / "part.safetensors")
     twin = build_part(info["part"])
@@ -200,17 +207,17 @@ def test_round_trip(part, tmp_path):
     assert all(torch.equal(t, twin.state_dict()[name]) for name, t in part.state_dict().items())
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations(activation):
-    net = MLP(3, hidden=(4,), activation=activation)
-    twin = build_part(describe_part(net))
-    twin.load_state_dict(net.state_dict())
-    assert twin.activation is activation
+def test_activations_round_trip():
     x = torch.randn(5, 3)
-    assert torch.equal(twin(x), net(x))
+    for activation in ACTIVATIONS:
+        net = MLP(3, hidden=(4,), activation=activation)
+        twin = build_part(describe_part(net))
+        twin.load_state_dict(net.state_dict())
+        assert twin.activation is activation
+        assert torch.equal(twin(x), net(x))
 
 
-def test_description_is_plain():
+def test_describe_part_returns_json():
     assert describe_part(GaussianEncoder(nn.Tanh(), 3, features=4)) == {
         "part": "GaussianEncoder",
         "config": {"network": {"foreign": "Tanh"}, "latent_dim": 3, "features": 4},
@@ -218,7 +225,7 @@ def test_description_is_plain():
     assert describe_part((1, 2.5, "a", None, True, (3,))) == [1, 2.5, "a", None, True, [3]]
 
 
-class Own(Likelihood):
+class UserLikelihood(Likelihood):
     def __init__(self, scale):
         super().__init__()
         self.scale = scale
@@ -230,30 +237,33 @@ class Own(Likelihood):
         return {"scale": self.scale}
 
 
-@pytest.mark.parametrize(
-    "value", [object(), 1j, torch.Tensor, lambda: nn.ReLU(), {"a": 1}, Own(torch.ones(2))]
-)
-def test_what_has_no_description(value):
-    with pytest.raises(TypeError, match=r"cannot describe .*such as an activation"):
-        describe_part(value)
+def test_describe_part_refuses_other_values():
+    part = UserLikelihood(torch.ones(2))
+    for value in (object(), 1j, torch.Tensor, lambda: nn.ReLU(), {"a": 1}, part):
+        with pytest.raises(TypeError, match=r"cannot describe .*such as an activation"):
+            describe_part(value)
 
 
-@pytest.mark.parametrize("config", [{}, {"scale": 1, "more": 2}, {"Scale": 1}])
-def test_config_gives_every_argument(config):
-    part = Own(1.0)
-    part.config = lambda: config
-    with pytest.raises(TypeError, match=r"Own.config\(\) must return every.*\['scale'\], got"):
-        describe_part(part)
+def test_describe_part_needs_every_argument_in_config():
+    part = UserLikelihood(1.0)
+    for config in ({}, {"scale": 1, "more": 2}, {"Scale": 1}):
+        part.config = lambda config=config: config
+        message = r"UserLikelihood.config\(\) must return every.*\['scale'\], got"
+        with pytest.raises(TypeError, match=message):
+            describe_part(part)
 
 
-def test_own_parts_are_handed_over():
-    description = describe_part(Own(2.0))
-    with pytest.raises(CheckpointError, match=r"unknown part 'Own' as 'likelihood'.*parts=\[Own"):
+def test_build_part_needs_the_classes_of_user_parts():
+    description = describe_part(UserLikelihood(2.0))
+    with pytest.raises(
+        CheckpointError,
+        match=r"unknown part 'UserLikelihood' as 'likelihood'.*parts=\[UserLikelihood",
+    ):
         build_part(description, name="likelihood")
-    assert build_part(description, [Own]).scale == 2.0
+    assert build_part(description, [UserLikelihood]).scale == 2.0
 
 
-def test_foreign_modules_are_put_in_place_by_name():
+def test_build_part_replaces_foreign_modules_by_name():
     net = nn.Linear(4, 5)
     description = describe_part(GaussianEncoder(net, 3, features=5))
     built = build_part(description, replace={"encoder.network": net}, name="encoder")
@@ -262,15 +272,13 @@ def test_foreign_modules_are_put_in_place_by_name():
         build_part(description, replace={"network": net}, name="encoder")
 
 
-@pytest.mark.parametrize(
-    "description", [{}, {"part": "MLP"}, {"part": 5, "config": {}}, {"class": None}]
-)
-def test_what_is_no_description(description):
-    with pytest.raises(CheckpointError, match="'decoder' is described by what is no part"):
-        build_part(description, name="decoder")
+def test_build_part_refuses_invalid_descriptions():
+    for description in ({}, {"part": "MLP"}, {"part": 5, "config": {}}, {"class": None}):
+        with pytest.raises(CheckpointError, match="'decoder' has an invalid description"):
+            build_part(description, name="decoder")
 
 
-def test_an_activation_of_ones_own_is_handed_over_like_a_part():
+def test_build_part_needs_the_class_of_a_user_activation():
     net = MLP(3, hidden=(4,), activation=nn.Hardswish)
     description = describe_part(net)
     with pytest.raises(CheckpointError, match=r"unknown part 'Hardswish' .*parts=\[Hardswish\]"):

@@ -59,7 +59,7 @@ def rows(text):
         (reused_layers_vae, (4,)),
     ],
 )
-def test_rows_sum_to_the_parameters(make, data_shape):
+def test_summary_rows_sum_to_the_parameters(make, data_shape):
     vae = make()
     *layers, (name, total) = rows(summary(vae, data_shape))
     assert name == "total"
@@ -69,7 +69,7 @@ def test_rows_sum_to_the_parameters(make, data_shape):
     assert min(counts) >= 0
 
 
-def test_every_layer_with_its_shape():
+def test_summary_lists_every_layer_with_its_shape():
     assert rows(summary(conv_vae())) == [
         ("encoder.network.layers.0", "Conv2d", "(2, 3, 2)", 20),
         ("encoder.network.layers.1", "ReLU", "(2, 3, 2)", 0),
@@ -86,23 +86,23 @@ def test_every_layer_with_its_shape():
     ]
 
 
-def test_parameters_of_no_layer_are_named():
+def test_summary_counts_parameters_outside_layers():
     vae = mlp_vae(GaussianLikelihood(Learned((4,))))
     assert ("parameters of no layer", 4) in rows(summary(vae))
 
 
-def test_head_line():
+def test_summary_starts_with_the_model():
     head = summary(conv_vae()).splitlines()[0]
     assert head == "VAE of data (1, 5, 4), latent (2,), GaussianLikelihood(std=Predicted())"
 
 
-def test_foreign_encoder_needs_the_data_shape():
+def test_summary_of_a_foreign_encoder_needs_the_data_shape():
     with pytest.raises(ValueError, match="give data_shape="):
         summary(foreign_vae())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_leaves_the_model_as_found(dtype):
+def test_summary_does_not_change_the_model(dtype):
     vae = foreign_vae().to(dtype).train()
     state = torch.get_rng_state()
     summary(vae, (2, 3))
@@ -111,7 +111,7 @@ def test_leaves_the_model_as_found(dtype):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_hooks_are_removed_after_a_failure():
+def test_summary_removes_its_hooks_after_an_error():
     vae = mlp_vae()
     with pytest.raises(ValueError, match="MLP expects inputs of shape"):
         summary(vae, (5,))

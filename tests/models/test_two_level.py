@@ -40,11 +40,11 @@ def reading(inputs, context, latents):
 def make(first=1, second=1, prior=None):
     return TwoLevelVAE(
         gaussian(DATA, second),
-        reading(DATA, second, first),
-        gaussian(second, first),
-        MLP(first + second, hidden=(7,), out_shape=DATA),
-        BernoulliLikelihood(),
-        prior,
+        bottom=reading(DATA, second, first),
+        generator=gaussian(second, first),
+        decoder=MLP(first + second, hidden=(7,), out_shape=DATA),
+        likelihood=BernoulliLikelihood(),
+        prior=prior,
     )
 
 
@@ -59,12 +59,12 @@ def exact(vae, x):
         lower = vae.generator(nodes).base
         z1 = lower.mean[:, None] + lower.log_std.exp()[:, None] * nodes  # (z2, z1, 1)
         z2 = nodes[:, None].expand_as(z1)
-        both = torch.cat([z1, z2], 2).flatten(0, 1)
-        log_px = vae.decode(both[:, None]).log_prob(x).unflatten(0, (40, 40))
+        joined = torch.cat([z1, z2], 2).flatten(0, 1)
+        log_px = vae.decode(joined[:, None]).log_prob(x).unflatten(0, (40, 40))
     return (log_px + log_weights[:, None, None] + log_weights[:, None]).logsumexp((0, 1))
 
 
-def test_weights_are_unbiased():
+def test_importance_weights_are_unbiased():
     vae, x = make(), torch.tensor(list(itertools.product([0.0, 1.0], repeat=DATA)))
     log_px = exact(vae, x)
     assert log_px.exp().sum().item() == pytest.approx(1, abs=1e-8)
@@ -76,7 +76,7 @@ def test_weights_are_unbiased():
     assert elbo.mean < log_px.mean().item()
 
 
-def test_samples_have_the_models_frequencies():
+def test_samples_have_the_frequencies_of_the_model():
     vae = make()
     images = torch.tensor(list(itertools.product([0.0, 1.0], repeat=DATA)))
     probabilities = exact(vae, images).exp()
@@ -86,7 +86,7 @@ def test_samples_have_the_models_frequencies():
     assert ((shares - probabilities).abs() < 4.5 * error).all()
 
 
-def test_joint_weight_by_hand():
+def test_log_weight_is_the_joint_log_weight():
     vae, x = make(2, 3), binary(5)
     output = vae(x, num_samples=4)
     low, top = output.latents
@@ -103,7 +103,7 @@ def test_joint_weight_by_hand():
     torch.testing.assert_close(output.log_weight(), by_hand, rtol=1e-12, atol=1e-12)
 
 
-def test_both_kls_have_closed_forms_given_the_draws_above():
+def test_both_kls_have_closed_forms():
     vae, x = make(2, 3), binary(5)
     with torch.no_grad():
         low, _ = vae(x, num_samples=3).latents
@@ -113,7 +113,7 @@ def test_both_kls_have_closed_forms_given_the_draws_above():
     assert ((ratio.mean((0, 1)) - low.kl("analytic")).abs() < 4.5 * error).all()
 
 
-def test_frozen_posterior_keeps_values_and_drops_weights():
+def test_frozen_posterior_keeps_values_without_weight_gradients():
     vae, x = make(2, 3), binary(5)
     values = []
     for frozen in (False, True):
@@ -147,33 +147,45 @@ def test_vamp_prior_on_top_trains_and_is_saved(tmp_path):
     assert torch.equal(log_marginal(twin, x, num_samples=3), log_marginal(vae, x, num_samples=3))
 
 
-def test_a_context_goes_through_every_part():
+def test_two_level_vae_passes_the_context_to_every_part():
     vae = TwoLevelVAE(
         reading(DATA, 2, 3),
-        reading(DATA, 3 + 2, 4),
-        reading(3, 2, 4),
-        ConcatContext(MLP(4 + 3 + 2, (7,), DATA), context_dim=2),
-        BernoulliLikelihood(),
-        ConditionalPrior(gaussian(2, 3)),
+        bottom=reading(DATA, 3 + 2, 4),
+        generator=reading(3, 2, 4),
+        decoder=ConcatContext(MLP(4 + 3 + 2, (7,), DATA), context_dim=2),
+        likelihood=BernoulliLikelihood(),
+        prior=ConditionalPrior(gaussian(2, 3)),
     )
     x, context = binary(5), torch.randn(5, 2)
     vae.check(x, context)
     assert vae.sample(6, context).shape == (6, 5, DATA)
-    whole = vae(x, context, num_samples=2)
-    assert whole.log_weight().shape == (2, 5)
-    gradients = torch.autograd.grad(whole.log_weight().sum(), list(vae.parameters()))
+    output = vae(x, context, num_samples=2)
+    assert output.log_weight().shape == (2, 5)
+    gradients = torch.autograd.grad(output.log_weight().sum(), list(vae.parameters()))
     assert all(g.any() for g in gradients)
 
 
-def test_misfits():
-    with pytest.raises(ValueError, match=r"z1 is \(2,\) of its encoder and \(5,\) of its prior"):
-        TwoLevelVAE(
-            gaussian(DATA, 3), reading(DATA, 3, 2), gaussian(3, 5), MLP(5), BernoulliLikelihood()
-        )
-    with pytest.raises(ValueError, match=r"z2 is \(3,\) of its encoder and \(4,\) of its prior"):
-        make(2, 3, StandardNormal(4))
-    with pytest.raises(TypeError, match="expects as generator a Encoder, got a MLP"):
-        TwoLevelVAE(gaussian(DATA, 3), reading(DATA, 3, 2), MLP(3), MLP(5), BernoulliLikelihood())
+def test_two_level_vae_refuses_parts_that_do_not_fit():
+    parts = {
+        "top": gaussian(DATA, 3),
+        "bottom": reading(DATA, 3, 2),
+        "generator": gaussian(3, 2),
+        "decoder": MLP(5),
+        "likelihood": BernoulliLikelihood(),
+    }
+    cases = [
+        ("generator", gaussian(3, 5), ValueError, r"generator of z1 over .* \(2,\), got .* \(5,\)"),
+        (
+            "prior",
+            StandardNormal(4),
+            ValueError,
+            r"prior of z2 over .* \(3,\), got one over \(4,\)",
+        ),
+        ("generator", MLP(3), TypeError, "expects as generator a Encoder, got a MLP"),
+    ]
+    for name, part, error, message in cases:
+        with pytest.raises(error, match=message):
+            TwoLevelVAE(**{**parts, name: part})
     vae = make(2, 3)
     vae.generator = DeterministicEncoder(MLP(3), 2)
     assert not ELBO().is_bound(vae)

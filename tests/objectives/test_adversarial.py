@@ -1,4 +1,4 @@
-"""Regularizers with a discriminator: each side is trained on its own loss, and on no other."""
+"""Regularizers with a discriminator: each side is trained on its own loss only."""
 
 import itertools
 import math
@@ -29,7 +29,7 @@ from tinyvae.objectives import (
     VAEGANRegularizer,
 )
 from tinyvae.objectives.regularizers.adversarial import permute_dims
-from tinyvae.objectives.regularizers.moments import gaussian
+from tinyvae.objectives.regularizers.moments import gaussian_kernel
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -59,10 +59,14 @@ def points():
 
 REGULARIZERS = {
     "total correlation": lambda **o: AdversarialTotalCorrelationRegularizer(
-        mlp(LATENT, 1), 1.7, **o
+        mlp(LATENT, 1),
+        weight=1.7,
+        **o,
     ),
-    "prior": lambda **o: AdversarialPriorRegularizer(mlp(LATENT, 1), 1.7, **o),
-    "data": lambda **o: VAEGANRegularizer(mlp(DATA), 6, 1.7, similarity=0.6, **o),
+    "prior": lambda **o: AdversarialPriorRegularizer(mlp(LATENT, 1), weight=1.7, **o),
+    "data": lambda **o: VAEGANRegularizer(
+        mlp(DATA), num_features=6, weight=1.7, similarity=0.6, **o
+    ),
 }
 
 
@@ -71,7 +75,7 @@ def softplus(values):
 
 
 def layers(network, values):
-    """Hidden layer, and output, of a network of one hidden layer."""
+    """Return the hidden layer and the output of a network with one hidden layer."""
     first, *rest = (m for m in network.modules() if isinstance(m, nn.Linear))
     hidden = np.tanh(values @ first.weight.detach().numpy().T + first.bias.detach().numpy())
     if not rest:
@@ -80,7 +84,7 @@ def layers(network, values):
 
 
 def run(regularizer, vae, batch, num_samples=1):
-    """Record of a pass, and the penalty on the noise of seed 5."""
+    """Return the output of a pass, and the regularizer's output with the noise of seed 5."""
     record = vae(batch.x, batch.context, num_samples=num_samples)
     torch.manual_seed(5)
     return record, regularizer(vae, batch, record)
@@ -93,15 +97,15 @@ def parameter_gradients(loss, parameters):
 # Values -------------------------------------------------------------------------------------------
 
 
-def test_permuting_keeps_what_each_dimension_holds():
+def test_permute_dims_keeps_the_values_of_each_dimension():
     z = torch.randn(3, 7, 2, 2)
     shuffled = permute_dims(z)
     assert torch.equal(shuffled.sort(1).values, z.sort(1).values)
     assert (shuffled != z).any()
 
 
-def test_dimensions_are_permuted_each_on_its_own_over_the_batch():
-    """Of three examples and two dimensions, all 36 pairs of orders alike often."""
+def test_permute_dims_is_uniform_and_independent():
+    """All 36 pairs of orders of three examples in two dimensions are equally frequent."""
     num = 72_000
     z = torch.arange(6.0).reshape(1, 3, 2).expand(num, 3, 2)
     shuffled = permute_dims(z).long()
@@ -114,7 +118,7 @@ def test_dimensions_are_permuted_each_on_its_own_over_the_batch():
 
 
 @pytest.mark.parametrize("num_samples", [1, 3])
-def test_losses_agree_with_numpy(num_samples):
+def test_adversarial_losses_agree_with_numpy(num_samples):
     vae, batch = small_vae(), Batch(torch.randn(7, DATA))
     for name in ("total correlation", "prior"):
         regularizer = REGULARIZERS[name]()
@@ -133,12 +137,12 @@ def test_losses_agree_with_numpy(num_samples):
         adversary = 0.5 * softplus(-one).mean() + 0.5 * softplus(zero).mean()
         assert penalty.adversary.item() == pytest.approx(adversary, rel=1e-12)
         hits = 0.5 * (one > 0).mean() + 0.5 * (zero < 0).mean()
-        assert penalty.metrics["discriminator_hits"].item() == pytest.approx(hits, rel=1e-12)
+        assert penalty.metrics["discriminator_accuracy"].item() == pytest.approx(hits, rel=1e-12)
 
 
 @pytest.mark.parametrize("num_samples", [1, 3])
 @pytest.mark.parametrize("context", [0, 3])
-def test_losses_of_data_agree_with_numpy(num_samples, context):
+def test_vae_gan_losses_agree_with_numpy(num_samples, context):
     vae = small_vae(context)
     batch = Batch(torch.randn(7, DATA), torch.randn(7, context) if context else None)
     regularizer = REGULARIZERS["data"]()
@@ -168,7 +172,7 @@ def test_losses_of_data_agree_with_numpy(num_samples, context):
     adversary = 0.5 * softplus(-real).mean() + 0.5 * softplus(fakes).mean()
     assert penalty.adversary.item() == pytest.approx(adversary, rel=1e-12)
     hits = 0.5 * (real > 0).mean() + 0.5 * (fakes < 0).mean()
-    assert penalty.metrics["discriminator_hits"].item() == pytest.approx(hits, rel=1e-12)
+    assert penalty.metrics["discriminator_accuracy"].item() == pytest.approx(hits, rel=1e-12)
 
 
 # Whose gradient is whose --------------------------------------------------------------------------
@@ -176,8 +180,8 @@ def test_losses_of_data_agree_with_numpy(num_samples, context):
 
 @pytest.mark.parametrize("name", REGULARIZERS)
 @pytest.mark.parametrize("order", [("model", "discriminator"), ("discriminator", "model")])
-def test_naive_backwards_mix_nothing(name, order):
-    """One after another and without zero_grad between, each side has its own loss's gradient."""
+def test_adversarial_backward_passes_do_not_mix(name, order):
+    """Without zero_grad between the passes, each side still has the gradient of its own loss."""
     vae, batch = small_vae(), Batch(torch.randn(7, DATA))
     objective = ELBO() + REGULARIZERS[name]()
     groups = objective.parameter_groups(vae)
@@ -197,8 +201,8 @@ def test_naive_backwards_mix_nothing(name, order):
 
 
 @pytest.mark.parametrize("name", REGULARIZERS)
-def test_a_step_of_the_trainer_is_one_on_each_sides_own_loss(name):
-    """And what the decoder learns works against the discriminator, not for it."""
+def test_trainer_steps_each_side_on_its_own_loss(name):
+    """One SGD step moves each parameter along the gradient of the loss of its group."""
     x, seen = torch.randn(8, DATA), {}
     vae, regularizer = small_vae(), REGULARIZERS[name]()
     objective = ELBO() + regularizer
@@ -222,10 +226,10 @@ def test_a_step_of_the_trainer_is_one_on_each_sides_own_loss(name):
             torch.testing.assert_close(parameter, before - 0.1 * gradient, rtol=1e-12, atol=1e-12)
 
 
-def test_the_decoder_works_against_the_discriminator():
-    """Along the gradient of the discriminator's loss, were that one not cut, the loss rises."""
+def test_vae_gan_decoder_opposes_the_discriminator():
+    """The decoder's gradient opposes the gradient that would help the discriminator."""
     vae, batch = small_vae(), Batch(torch.randn(64, DATA))
-    regularizer = VAEGANRegularizer(mlp(DATA), 6, similarity=0.0)
+    regularizer = VAEGANRegularizer(mlp(DATA), num_features=6, similarity=0.0)
     _, penalty = run(regularizer, vae, batch)
     decoder = list(vae.decoder.parameters())
     intended = parameter_gradients(penalty.loss, decoder)
@@ -239,14 +243,14 @@ def test_the_decoder_works_against_the_discriminator():
     assert product / math.prod(norms) < -0.5
 
 
-def test_three_groups():
+def test_adversarial_parameter_groups():
     vae, batch = small_vae(), Batch(torch.randn(7, DATA))
     objective = PIWAE(2, num_bounds=2) + REGULARIZERS["prior"]() + REGULARIZERS["data"](group="gan")
     groups = objective.parameter_groups(vae)
     assert list(groups) == ["posterior", "generative", "discriminator", "gan"]
     output = objective(vae, batch)
     assert output.losses.keys() == groups.keys()
-    assert {"discriminator_hits", "gan_hits"} <= output.metrics.keys()
+    assert {"discriminator_accuracy", "gan_accuracy"} <= output.metrics.keys()
     for parameter in objective.regularizers[0].discriminator.parameters():
         parameter.requires_grad_(False)
     objective.regularizers[0].discriminator.layers[2].bias.requires_grad_(True)
@@ -255,12 +259,12 @@ def test_three_groups():
 
 
 @pytest.mark.parametrize("context", [0, 3])
-def test_the_encoder_learns_nothing_of_the_discriminators_verdict(context):
+def test_vae_gan_discriminator_does_not_train_the_encoder(context):
     vae = small_vae(context)
     batch = Batch(torch.randn(7, DATA), torch.randn(7, context) if context else None)
     for regularizer, reached in (
-        (VAEGANRegularizer(mlp(DATA), 6, similarity=0.0), False),
-        (VAEGANRegularizer(mlp(DATA), 6, 0.0), True),
+        (VAEGANRegularizer(mlp(DATA), num_features=6, similarity=0.0), False),
+        (VAEGANRegularizer(mlp(DATA), num_features=6, weight=0.0), True),
     ):
         objective = ELBO(0.0, likelihood_weight=0.0) + regularizer
         assert objective.check(vae, batch)
@@ -271,8 +275,8 @@ def test_the_encoder_learns_nothing_of_the_discriminators_verdict(context):
         assert all(g.any() for g in decoder)
 
 
-def test_gradients_of_the_models_loss_are_derivatives():
-    """By finite differences, in encoder and decoder, with the discriminator as it is."""
+def test_adversarial_gradcheck():
+    """The encoder's gradients agree with finite differences for a fixed discriminator."""
     torch.manual_seed(1)
     x = torch.randn(4, DATA)
     for name in ("total correlation", "prior"):
@@ -315,14 +319,14 @@ def train_discriminator(regularizer, sample, steps=500, size=512):
     return vae
 
 
-def test_log_odds_estimate_the_total_correlation():
+def test_adversarial_total_correlation_estimates_the_exact_one():
     rho = 0.8
     root = torch.linalg.cholesky(torch.tensor([[1.0, rho], [rho, 1.0]]))
 
     def sample(size):
         return torch.randn(size, 2) @ root.T
 
-    regularizer = AdversarialTotalCorrelationRegularizer(mlp(2, 1, width=32), 1.0)
+    regularizer = AdversarialTotalCorrelationRegularizer(mlp(2, 1, width=32), weight=1.0)
     vae = train_discriminator(regularizer, sample)
     with torch.no_grad():
         _, penalty = run(regularizer, vae, Batch(sample(50_000)))
@@ -330,22 +334,22 @@ def test_log_odds_estimate_the_total_correlation():
     assert penalty.metrics["adversarial_total_correlation_nats"].item() == pytest.approx(
         expected, abs=0.05
     )
-    assert penalty.metrics["discriminator_hits"] > 0.6
+    assert penalty.metrics["discriminator_accuracy"] > 0.6
 
 
-def test_log_odds_estimate_the_divergence_from_the_prior():
-    """Of N(m, I) and the prior N(0, I) they are -m'z + |m|^2 / 2."""
+def test_adversarial_prior_estimates_the_divergence():
+    """The exact log odds of N(0, I) against N(m, I) are -m'z + |m|^2 / 2."""
     mean = torch.tensor([0.8, -0.5])
-    regularizer = AdversarialPriorRegularizer(mlp(2, 1, width=32), 1.0)
+    regularizer = AdversarialPriorRegularizer(mlp(2, 1, width=32), weight=1.0)
     train_discriminator(regularizer, lambda size: mean + torch.randn(size, 2))
     with torch.no_grad():
         divergence = regularizer.log_odds(torch.randn(50_000, 2)).mean().item()
     assert divergence == pytest.approx(0.5 * mean.square().sum().item(), abs=0.05)
 
 
-def test_aggregate_posterior_is_drawn_to_the_prior():
+def test_adversarial_prior_matches_the_aggregate_posterior():
     x, vae = torch.randn(512, LATENT) + 1.5, points()
-    distance = MMDRegularizer(1.0, kernel=gaussian, scales=(0.5,))
+    distance = MMDRegularizer(1.0, kernel=gaussian_kernel, scales=(0.5,))
     before = run(distance, vae, Batch(x))[1].loss.item()
     objective = ELBO(0.0, likelihood_weight=0.1) + AdversarialPriorRegularizer(mlp(2, 1, 16))
     optimization = Optimization(1e-2, learning_rates={"objective": 3e-2})
@@ -361,13 +365,15 @@ def test_aggregate_posterior_is_drawn_to_the_prior():
 @pytest.mark.parametrize(
     "cls", [AdversarialTotalCorrelationRegularizer, AdversarialPriorRegularizer]
 )
-def test_discriminators_that_do_not_suit(cls):
+def test_adversarial_refuses_discriminators_of_other_shapes(cls):
     vae, batch = small_vae(), Batch(torch.randn(7, DATA))
-    with pytest.raises(ValueError, match=r"one number per example, \(N, 1\), got \(2, 3\) for 2"):
+    with pytest.raises(
+        ValueError, match=r"one number per example, \(N, 1\), got \(2, 3\) for N = 2"
+    ):
         (ELBO() + cls(mlp(LATENT, 3))).check(vae, batch)
     with pytest.raises(ValueError, match="in_shape"):
         (ELBO() + cls(mlp(LATENT + 1, 1))).check(vae, batch)
-    with pytest.raises(ValueError, match=r"'s discriminator does not take .*shapes"):
+    with pytest.raises(ValueError, match=r"a discriminator that accepts its inputs, .*shapes"):
         (ELBO() + cls(nn.Linear(LATENT + 1, 1))).check(vae, batch)
     with pytest.raises(TypeError, match=r"such as MLP\(latent_dim, out_shape=1\), got a function"):
         cls(lambda z: z)
@@ -375,18 +381,18 @@ def test_discriminators_that_do_not_suit(cls):
     assert (ELBO() + cls(flat)).check(vae, batch)
 
 
-def test_features_that_do_not_suit():
+def test_vae_gan_refuses_other_features_and_masks():
     vae, batch = small_vae(), Batch(torch.randn(7, DATA))
-    with pytest.raises(ValueError, match=r"VAEGANRegularizer's discriminator does not take"):
-        (ELBO() + VAEGANRegularizer(mlp(DATA), 7)).check(vae, batch)
+    with pytest.raises(ValueError, match="VAEGANRegularizer expects a discriminator that accepts"):
+        (ELBO() + VAEGANRegularizer(mlp(DATA), num_features=7)).check(vae, batch)
     masked = Batch(batch.x, mask=torch.ones_like(batch.x, dtype=torch.bool))
     record = vae(batch.x)
-    with pytest.raises(ValueError, match="data that are complete, got a mask"):
+    with pytest.raises(ValueError, match="complete data, got a mask"):
         REGULARIZERS["data"]()(vae, masked, record)
 
 
-def test_data_are_compared_in_the_units_of_their_mean():
-    """Bits against probabilities, whatever their type."""
+def test_vae_gan_compares_data_with_the_mean():
+    """Bits of any dtype are compared with probabilities."""
     vae = small_vae()
     vae.likelihood = BernoulliLikelihood()
     bits = torch.randn(7, DATA) > 0
@@ -402,9 +408,9 @@ def test_data_are_compared_in_the_units_of_their_mean():
     torch.testing.assert_close(penalty.metrics["feature_distance"], expected.detach())
 
 
-def test_groups_of_one_name():
-    with pytest.raises(ValueError, match=r"got \['discriminator', 'discriminator'\]: give group="):
+def test_adversarial_refuses_groups_of_equal_names():
+    with pytest.raises(ValueError, match=r"got \['discriminator', 'discriminator'\]: set group="):
         ELBO() + REGULARIZERS["prior"]() + REGULARIZERS["data"]()
     objective = ELBO() + REGULARIZERS["prior"](group="model")
-    with pytest.raises(ValueError, match=r"two parameter groups \['model'\]: give another group="):
+    with pytest.raises(ValueError, match=r"got \['model'\] twice: set group="):
         objective.parameter_groups(small_vae())

@@ -75,7 +75,7 @@ def laplace_vae():
 
 
 def numpy_loss(vae, x, num_samples, beta, kl):
-    """The whole objective once more, on the same noise."""
+    """Return the ELBO of a small VAE by NumPy, with the same noise."""
     parameters = {name: p.detach().numpy() for name, p in vae.named_parameters()}
 
     def linear(name, values):
@@ -107,7 +107,7 @@ def numpy_loss(vae, x, num_samples, beta, kl):
 @pytest.mark.parametrize("num_samples", [1, 3])
 @pytest.mark.parametrize("beta", [1.0, 0.0, 4.0])
 @pytest.mark.parametrize("kl", ["auto", "analytic", "sample"])
-def test_agrees_with_numpy(likelihood, num_samples, beta, kl):
+def test_elbo_agrees_with_numpy(likelihood, num_samples, beta, kl):
     vae, x = small_vae(LIKELIHOODS[likelihood]), binary(7, 5)
     output = seeded(ELBO(beta, num_samples=num_samples, kl=kl), vae, x)
     loss, terms = numpy_loss(vae, x, num_samples, beta, kl)
@@ -117,7 +117,7 @@ def test_agrees_with_numpy(likelihood, num_samples, beta, kl):
 
 
 class FixedNoise:
-    """Each example keeps its own draw: what a batch is made of changes nothing."""
+    """An encoder with fixed samples, so that the composition of a batch changes nothing."""
 
     def __init__(self, vae, x):
         self.vae, self.x, self.noise = vae, x, torch.randn(3, len(x), 2)
@@ -127,7 +127,7 @@ class FixedNoise:
         return ELBO(num_samples=3)(self.vae, Batch(self.x[index])).losses["model"]
 
 
-def test_loss_is_a_mean_over_the_batch(monkeypatch):
+def test_elbo_loss_is_a_mean_over_the_batch(monkeypatch):
     fixed = FixedNoise(small_vae(), binary(6, 5))
     everything = torch.arange(6)
     loss = fixed.loss(everything, monkeypatch)
@@ -137,8 +137,8 @@ def test_loss_is_a_mean_over_the_batch(monkeypatch):
     torch.testing.assert_close(sum(chunks) / 6, loss, rtol=1e-12, atol=1e-12)
 
 
-def test_log_likelihood_is_a_sum_over_dimensions():
-    """A datum written twice has twice the log-likelihood."""
+def test_elbo_log_likelihood_is_a_sum_over_dimensions():
+    """A datum that is repeated has twice the log-likelihood."""
     once, x = small_vae(), binary(6, 5)
     twice = VAE(once.encoder, Twice(once.decoder), BernoulliLikelihood())
     twice.encoder.network = nn.Sequential(FirstHalf(), once.encoder.network)
@@ -163,7 +163,7 @@ class FirstHalf(nn.Module):
         return x[:, : x.shape[1] // 2]
 
 
-def test_gradients_reach_every_parameter():
+def test_elbo_gradients_reach_every_parameter():
     vae = small_vae(GaussianLikelihood)
     ELBO(num_samples=3)(vae, Batch(torch.randn(7, 5))).losses["model"].backward()
     assert all(p.grad.abs().max() > 0 for p in vae.parameters())
@@ -171,9 +171,9 @@ def test_gradients_reach_every_parameter():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("beta", [0.1, Linear(0.0, 1.0, steps=10)])
-def test_dtype_is_the_models(dtype, beta):
+def test_elbo_has_the_dtype_of_the_model(dtype, beta):
     vae, objective = small_vae().to(dtype), ELBO(beta)
-    objective.at(5, None)
+    objective.set_step(5, None)
     output = objective(vae, Batch(binary(7, 5).to(dtype)))
     assert output.losses["model"].dtype == dtype
     assert {v.dtype for n, v in output.metrics.items() if n != "beta"} == {dtype}
@@ -183,7 +183,7 @@ def test_dtype_is_the_models(dtype, beta):
 
 
 @pytest.mark.parametrize("num_samples", [1, 3])
-def test_exact_posterior_attains_the_evidence_at_every_draw(num_samples):
+def test_elbo_at_exact_posterior_equals_evidence(num_samples):
     model = random_linear_gaussian()
     x = model.evidence.sample((7,))
     log_px = model.evidence.log_prob(x)
@@ -195,7 +195,7 @@ def test_exact_posterior_attains_the_evidence_at_every_draw(num_samples):
 
 
 def expectation_noise(monkeypatch, nodes):
-    """Draws at quadrature nodes, so that a plain mean over draws is an expectation."""
+    """A posterior that samples quadrature nodes, so that a mean over samples is an expectation."""
     grid, log_weights = gauss_hermite(nodes)
     torch.testing.assert_close(log_weights, log_weights[:1].expand(nodes))  # equal for n = 2
     monkeypatch.setattr(torch, "randn", lambda *_, **__: grid[:, None])
@@ -203,8 +203,8 @@ def expectation_noise(monkeypatch, nodes):
 
 @pytest.mark.parametrize("kl", ["analytic", "sample"])
 @pytest.mark.parametrize("spoilt", [False, True])
-def test_expected_elbo_is_the_closed_form(monkeypatch, kl, spoilt):
-    """Every term is quadratic in z, so that two nodes of equal weight give the expectation."""
+def test_elbo_expectation_is_the_closed_form(monkeypatch, kl, spoilt):
+    """Every term is quadratic in z, so two nodes of equal weight give the expectation."""
     model = random_linear_gaussian(num_latents=1)
     x = model.evidence.sample((7,))
     exact = model.vae.encode(x)
@@ -220,8 +220,8 @@ def test_expected_elbo_is_the_closed_form(monkeypatch, kl, spoilt):
     torch.testing.assert_close(elbo, expected, rtol=0, atol=1e-10)
 
 
-def test_conjugate_normal_bounds():
-    """L_1, L_2, L_3 and log p(x) of the one-dimensional model, by quadrature over the draws."""
+def test_bounds_of_conjugate_normal():
+    """L_1, L_2, L_3 and log p(x) of the one-dimensional model, by quadrature over the samples."""
     model = conjugate_normal()
     x, bounds = torch.ones(1, 1), []
     q = model.vae.encode(x).base
@@ -237,7 +237,7 @@ def test_conjugate_normal_bounds():
     assert all(lower < upper for lower, upper in pairwise([*bounds, log_px]))
 
 
-def test_conjugate_normal_elbo(monkeypatch):
+def test_elbo_of_conjugate_normal(monkeypatch):
     expectation_noise(monkeypatch, 2)
     elbo = ELBO(num_samples=2)(conjugate_normal().vae, Batch(torch.ones(1, 1)))
     assert elbo.metrics["elbo_nats"].item() == pytest.approx(-1.5483377539, abs=1e-9)
@@ -248,7 +248,7 @@ def test_conjugate_normal_elbo(monkeypatch):
 
 @pytest.mark.parametrize("top_down", [True, False])
 @pytest.mark.parametrize("num_samples", [1, 3])
-def test_two_layers_attain_the_evidence_at_every_draw(top_down, num_samples):
+def test_elbo_of_two_exact_layers_equals_evidence(top_down, num_samples):
     model = TwoLayers(top_down=top_down)
     x = model.evidence.sample((7,))
     log_px = model.evidence.log_prob(x)
@@ -258,7 +258,7 @@ def test_two_layers_attain_the_evidence_at_every_draw(top_down, num_samples):
     torch.testing.assert_close(metrics["elbo_nats"], log_px.mean(), rtol=0, atol=1e-12)
 
 
-def test_two_layers_report_the_kl_of_each():
+def test_elbo_reports_the_kl_of_each_layer():
     model = TwoLayers(top_down=True)
     x = model.evidence.sample((7,))
     metrics = seeded(ELBO(num_samples=3), model, x).metrics
@@ -275,7 +275,7 @@ def test_two_layers_report_the_kl_of_each():
         torch.testing.assert_close(metrics[f"kl_{term.name}_nats"], kl, rtol=0, atol=1e-12)
 
 
-def test_two_layers_with_analytic_kl_attain_the_evidence_in_expectation():
+def test_elbo_of_two_exact_layers_with_analytic_kl_equals_evidence_in_expectation():
     model = TwoLayers(top_down=True)
     x = model.evidence.sample((7,))
     output = model(x, num_samples=20_000)
@@ -311,7 +311,7 @@ def test_two_layers_with_analytic_kl_attain_the_evidence_in_expectation():
         (ELBO(Linear(1.0, 1.0, steps=5)), small_vae, "KL: not a bound", False),
     ],
 )
-def test_check_says_what_is_optimized(objective, vae, text, is_bound):
+def test_elbo_check_describes_the_objective(objective, vae, text, is_bound):
     model = vae()
     report = objective.check(model, Batch(binary(7, 5)))
     assert text in report
@@ -320,42 +320,42 @@ def test_check_says_what_is_optimized(objective, vae, text, is_bound):
 
 
 @pytest.mark.parametrize("part", ["encoder", "likelihood"])
-def test_no_bound_without_densities(part):
+def test_elbo_is_no_bound_without_densities(part):
     vae = small_vae()
     getattr(vae, part).is_density = False
     assert not ELBO().is_bound(vae)
     assert "not a bound" in ELBO().check(vae, Batch(binary(7, 5)))
 
 
-def test_check_of_two_layers_and_of_no_model():
+def test_elbo_check_of_two_layers_and_of_another_module():
     model = TwoLayers(top_down=True)
     assert "analytic KL: a lower bound" in ELBO().check(model, Batch(torch.randn(7, 4)))
     with pytest.raises(TypeError, match="ELBO expects a VAE, got a Linear"):
         ELBO().check(nn.Linear(5, 5), Batch(binary(7, 5)))
 
 
-def test_no_closed_form_is_told_before_the_first_step():
+def test_elbo_check_refuses_analytic_kl_without_closed_form():
     with pytest.raises(NoClosedFormError, match=r"latent 'z' has no closed form: use kl='auto'"):
         ELBO(kl="analytic").check(laplace_vae(), Batch(binary(7, 5)))
     with pytest.raises(NoClosedFormError):
         ELBO(kl="analytic")(laplace_vae(), Batch(binary(7, 5)))
 
 
-def test_auto_falls_back_to_the_sampled_kl():
+def test_elbo_auto_kl_falls_back_to_samples():
     vae, x = laplace_vae(), binary(7, 5)
     assert seeded(ELBO(), vae, x) == seeded(ELBO(kl="sample"), vae, x)
 
 
-def test_mask_is_refused():
+def test_elbo_refuses_a_mask():
     x = binary(7, 5)
     with pytest.raises(ValueError, match=r"wrap it, MaskedLikelihood\(BernoulliLikelihood"):
         ELBO().check(small_vae(), Batch(x, mask=torch.ones_like(x)))
 
 
-def test_beta_follows_its_schedule():
+def test_elbo_beta_follows_its_schedule():
     vae, x, objective = small_vae(), binary(7, 5), ELBO(Cosine(0.0, 2.0, fraction=0.5))
     for step, beta in {0: 0.0, 5: 1.0, 10: 2.0, 20: 2.0}.items():
-        objective.at(step, 20)
+        objective.set_step(step, 20)
         output = seeded(objective, vae, x)
         metrics = output.metrics
         expected = beta * metrics["kl_nats"] - metrics["log_likelihood_nats"]
@@ -363,10 +363,10 @@ def test_beta_follows_its_schedule():
         assert metrics["beta"].item() == pytest.approx(beta, abs=1e-15)
         reported = metrics["log_likelihood_nats"] - metrics["kl_nats"]
         torch.testing.assert_close(metrics["elbo_nats"], reported, rtol=1e-12, atol=1e-12)
-    assert metrics["beta"] is not objective.beta  # a report does not change with the next step
+    assert metrics["beta"] is not objective.beta  # metrics do not change with the next step
 
 
-def test_constant_beta_is_not_reported():
+def test_elbo_does_not_report_a_constant_beta():
     output = ELBO(4.0)(small_vae(), Batch(binary(7, 5)))
     assert output.losses.keys() == {"model"}
     assert output.metrics.keys() == {"elbo_nats", "log_likelihood_nats", "kl_nats"}
@@ -376,12 +376,12 @@ def test_constant_beta_is_not_reported():
     ("options", "message"),
     [({"num_samples": 0}, "num_samples >= 1, got 0"), ({"kl": "exact"}, "'sample', got 'exact'")],
 )
-def test_constructor_errors(options, message):
+def test_elbo_refuses_invalid_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         ELBO(**options)
 
 
-def test_repr():
+def test_elbo_repr():
     assert repr(ELBO(0.5, num_samples=3)) == "ELBO(beta=0.5, num_samples=3, kl='auto')"
     assert (
         repr(ELBO(Linear(0, 1, steps=5)))
@@ -390,8 +390,8 @@ def test_repr():
 
 
 @pytest.mark.parametrize("top_down", [True, False])
-def test_auto_uses_the_closed_form_only_where_it_is_the_bounds_term(top_down: bool):
-    """Exact posteriors: the ELBO is log p(x), whatever the direction of inference."""
+def test_elbo_auto_kl_uses_the_closed_form_only_if_it_is_exact(top_down: bool):
+    """At exact posteriors the ELBO is log p(x), for both directions of inference."""
     model = TwoLayers(top_down=top_down)
     x = model.evidence.sample((5,))
     elbo = ELBO(num_samples=20_000)(model, Batch(x)).metrics["elbo_nats"]
@@ -417,13 +417,13 @@ class DiscreteEncoder(Encoder):
         return {}
 
 
-def test_a_posterior_without_reparameterization_is_refused():
+def test_elbo_refuses_one_sample_without_rsample():
     vae = VAE(DiscreteEncoder(), nn.Linear(2, 4), BernoulliLikelihood())
-    with pytest.raises(ValueError, match="no reparameterized draws"):
+    with pytest.raises(ValueError, match=r"num_samples >= 2 .*not reparameterized"):
         ELBO().check(vae, Batch(torch.ones(3, 4)))
 
 
-def test_a_density_that_is_none_makes_no_bound():
+def test_elbo_is_no_bound_without_a_proper_density():
     class Unnormalized(GaussianLikelihood):
         def forward(self, params, event_ndim, context=None):
             distribution = super().forward(params, event_ndim, context)
@@ -436,7 +436,7 @@ def test_a_density_that_is_none_makes_no_bound():
     assert not evaluate(vae, x, elbo_samples=2, importance_samples=2).is_bound
 
 
-def test_latents_of_one_name_are_refused_and_each_is_charged():
+def test_elbo_refuses_latents_of_equal_names():
     class Twins(TwoLayers):
         def forward(self, *args, **options):
             output = super().forward(*args, **options)
@@ -452,7 +452,7 @@ def test_latents_of_one_name_are_refused_and_each_is_charged():
 
 
 @pytest.mark.filterwarnings("ignore:BernoulliLikelihood got values between")
-def test_gray_pixels_make_no_bound_under_a_bernoulli():
+def test_elbo_is_no_bound_of_gray_pixels_under_bernoulli():
     vae, gray = small_vae(), torch.rand(6, 5)
     assert ELBO().check(vae, Batch(gray)).endswith("not a bound on log p(x)")
     assert not evaluate(vae, gray, elbo_samples=2, importance_samples=2).is_bound
@@ -468,7 +468,7 @@ def spatial_vae(shape=(3, 2, 2)):
 
 
 def mean_kl(term):
-    """KL to N(0, I) of each dimension, a mean over the batch."""
+    """Return the KL to N(0, I) of each dimension, the mean over the batch."""
     q = term.posterior.base
     return 0.5 * ((2 * q.log_std).exp() + q.mean**2 - 1 - 2 * q.log_std).mean(0)
 
@@ -484,7 +484,7 @@ def mean_kl(term):
     ],
 )
 @pytest.mark.parametrize("num_samples", [1, 3])
-def test_free_bits_of_groups(per, groups, num_samples):
+def test_elbo_free_bits_of_groups(per, groups, num_samples):
     vae, x = spatial_vae(), torch.randn(7, 5)
     each = groups(mean_kl(vae(x).latents[0])).detach()
     free = each.median().item() if each.dim() else each.item() / 2
@@ -493,13 +493,13 @@ def test_free_bits_of_groups(per, groups, num_samples):
     torch.manual_seed(3)
     log_px = vae(x, num_samples=num_samples).log_px.mean()
     torch.testing.assert_close(output.losses["model"], 2 * each.clamp(min=free).sum() - log_px)
-    # The bound is reported as it is.
+    # Metrics report the bound without free bits.
     torch.testing.assert_close(
         output.metrics["elbo_nats"], log_px - mean_kl(vae(x).latents[0]).sum()
     )
 
 
-def test_free_bits_of_sampled_terms_add_up():
+def test_elbo_free_bits_of_sampled_terms_add_up():
     vae, x = spatial_vae((1,)), torch.randn(64, 5)
     free = ELBO(kl="sample", num_samples=3, free_bits=0.0, free_bits_per="dimension")
     got, plain = seeded(free, vae, x), seeded(ELBO(kl="sample", num_samples=3), vae, x)
@@ -507,8 +507,8 @@ def test_free_bits_of_sampled_terms_add_up():
     torch.testing.assert_close(got.losses["model"], plain.losses["model"])
 
 
-def test_stl_samples_where_it_has_to_alone():
-    """Classes keep their closed form, and validation does."""
+def test_elbo_stl_samples_only_the_kl_that_it_needs():
+    """The KL of classes keeps its closed form, and so does every KL in validation."""
     encoders = {
         "style": GaussianEncoder(MLP(5), 2),
         "kind": CategoricalEncoder(MLP(5), 3, temperature=None),
@@ -526,8 +526,8 @@ def test_stl_samples_where_it_has_to_alone():
     assert metrics == plain
 
 
-def test_free_dimensions_feel_no_pull():
-    """Below its free nats a dimension has the gradient of the likelihood alone."""
+def test_elbo_free_bits_give_no_gradient():
+    """Below its free nats a dimension has only the gradient of the likelihood."""
     vae, x = spatial_vae((2,)), torch.randn(7, 5)
     head = vae.encoder.head.bias
     free = seeded(ELBO(free_bits=1e3), vae, x).losses["model"]
@@ -568,7 +568,7 @@ def two_latents():
     ],
     ids=map(str, range(7)),
 )
-def test_rates_of_several_latents(options, rate):
+def test_elbo_weights_of_several_latents(options, rate):
     vae, x = two_latents(), torch.randn(7, 5)
     output = seeded(ELBO(**options), vae, x)
     metrics = output.metrics
@@ -580,40 +580,42 @@ def test_rates_of_several_latents(options, rate):
     torch.testing.assert_close(metrics["elbo_nats"], elbo, rtol=1e-12, atol=1e-12)
 
 
-def test_every_weight_follows_its_schedule_and_is_reported():
+def test_elbo_weights_follow_schedules_and_are_reported():
     vae, x = two_latents(), torch.randn(7, 5)
     ramp = Linear(0.0, 2.0, steps=10)
     objective = ELBO({"a": ramp, "b": 1.0}, capacity={"a": 1.0, "b": ramp}, likelihood_weight=ramp)
-    objective.at(5, None)
+    objective.set_step(5, None)
     metrics = seeded(objective, vae, x).metrics
     scheduled = {"beta_a": 1.0, "capacity_b": 1.0, "likelihood_weight": 1.0}
     assert {n: metrics[n].item() for n in scheduled} == scheduled
     assert "beta_b" not in metrics
-    names = objective.unfinished(4, None)
+    names = objective.unfinished_schedules(4, None)
     assert [name.split()[0] for name in names] == list(scheduled)
 
 
-def test_constraints_couple_the_batch():
+def test_elbo_constraints_couple_the_batch():
     assert not ELBO(3.0).couples_batch
     assert ELBO(capacity=1.0).couples_batch
     assert ELBO(free_bits=1.0).couples_batch
 
 
-def test_what_the_latents_do_not_allow_is_told():
+def test_elbo_check_refuses_weights_that_do_not_fit_the_latents():
     x = torch.randn(7, 5)
     with pytest.raises(ValueError, match=r"beta for the latents \['a', 'b'\], got \['a', 'c'\]"):
         ELBO({"a": 1.0, "c": 1.0}).check(two_latents(), Batch(x))
     with pytest.raises(ValueError, match=r"capacity for the latents \['z'\], got \['a'\]"):
         ELBO(capacity={"a": 1.0}).check(spatial_vae(), Batch(x))
-    with pytest.raises(ValueError, match=r"per 5 do not suit latent 'z' .*free_bits_per='layer'"):
+    with pytest.raises(
+        ValueError, match=r"free_bits_per=5 can divide, got 'z' .*free_bits_per='layer'"
+    ):
         ELBO(free_bits=1.0, free_bits_per=5).check(spatial_vae(), Batch(x))
     full = VAE(FullGaussianEncoder(MLP(5), 2), MLP(2, out_shape=5), GaussianLikelihood())
-    with pytest.raises(ValueError, match=r"per dimension do not suit latent 'z'"):
+    with pytest.raises(ValueError, match=r"free_bits_per='dimension' can divide, got 'z'"):
         ELBO(free_bits=1.0).check(full, Batch(x))
     assert "free nats per layer" in ELBO(free_bits=1.0, free_bits_per="layer").check(full, Batch(x))
 
 
-def test_terms_of_several_latents():
+def test_elbo_terms_of_several_latents():
     vae, x = two_latents(), torch.randn(7, 5)
     terms = ELBO(num_samples=3, kl="sample").terms(vae, Batch(x))
     assert {name: tuple(term.shape) for name, term in terms.items()} == {

@@ -1,4 +1,4 @@
-"""Every prior keeps the contract, is its formula, and fits as it says."""
+"""The contract of priors, references for each one, and fits."""
 
 import math
 
@@ -38,12 +38,12 @@ from tinyvae.priors import (
     CategoricalPrior,
     CodePrior,
     ConditionalPrior,
+    FittedPrior,
     FlowPrior,
     FullGaussianPrior,
     GaussianPrior,
     GumbelSoftmaxPrior,
     JointPrior,
-    LatentDensity,
     MixturePrior,
     SphereUniformPrior,
     StandardLaplace,
@@ -79,17 +79,17 @@ def flow(dim, **options):
 def fitted(density, steps=5):
     dim = density.latent_shape.numel()
     z = torch.randn(200, dim).exp() @ torch.randn(dim, dim)
-    return LatentDensity.fit(z.reshape(-1, *density.latent_shape), density, steps=steps)
+    return FittedPrior.fit(z.reshape(-1, *density.latent_shape), density, steps=steps)
 
 
 def fitted_codes():
-    prior = CodePrior(6, (2, 3))
+    prior = CodePrior(6, latent_dim=(2, 3))
     prior.fit(torch.randint(3, (20, 3)))
     return prior
 
 
 def vamp_of(encoder, context=None, **options):
-    """Prior and encoder."""
+    """Return a VampPrior and its encoder."""
     return VampPrior.from_data(encoder, torch.randn(9, 4), context, **options), encoder
 
 
@@ -105,22 +105,28 @@ PRIORS = {
     "gaussian": (lambda: GaussianPrior(2), None),
     "gaussian, spatial": (lambda: GaussianPrior((2, 3, 1)), None),
     "full gaussian": (lambda: FullGaussianPrior(3), None),
-    "mixture": (lambda: MixturePrior(2, 3), None),
-    "mixture, 1 of 1": (lambda: MixturePrior(1, 2), NUMBERS),
-    "mixture, spatial": (lambda: MixturePrior((2, 1, 1), 3), None),
+    "mixture": (lambda: MixturePrior(2, num_components=3), None),
+    "mixture, 1 of 1": (lambda: MixturePrior(1, num_components=2), NUMBERS),
+    "mixture, spatial": (lambda: MixturePrior((2, 1, 1), num_components=3), None),
     "categorical": (lambda: CategoricalPrior(4), None),
-    "categorical, learned": (lambda: CategoricalPrior(3, (2, 2), learned=True), None),
+    "categorical, learned": (lambda: CategoricalPrior(3, num_variables=(2, 2), learned=True), None),
     "gumbel-softmax": (lambda: GumbelSoftmaxPrior(3), None),
     "gumbel-softmax, learned": (
-        lambda: GumbelSoftmaxPrior(2, 2, temperature=0.8, learned=True),
+        lambda: GumbelSoftmaxPrior(2, num_variables=2, temperature=0.8, learned=True),
         None,
     ),
     "codes, of one position": (
-        lambda: (CodePrior(6, (2, 1)), VectorQuantizedEncoder(mlp(), 6, (2, 1))),
+        lambda: (
+            CodePrior(6, latent_dim=(2, 1)),
+            VectorQuantizedEncoder(mlp(), num_codes=6, latent_dim=(2, 1)),
+        ),
         None,
     ),
     "codes, fitted": (
-        lambda: (fitted_codes(), VectorQuantizedEncoder(mlp(), 6, (2, 3), decay=None)),
+        lambda: (
+            fitted_codes(),
+            VectorQuantizedEncoder(mlp(), num_codes=6, latent_dim=(2, 3), decay=None),
+        ),
         None,
     ),
     "joint": (
@@ -158,7 +164,7 @@ PRIORS = {
     "flow, coupling": (lambda: flow(3, coupling=True, transforms=2), None),
     "flow, of numbers": (lambda: flow(2, context_dim=3), NUMBERS),
     "vamp": (lambda: vamp_of(gaussian(), num_components=3), None),
-    "vamp, random": (lambda: (VampPrior(2, 4, 3), gaussian()), None),
+    "vamp, random": (lambda: (VampPrior(2, input_shape=4, num_components=3), gaussian()), None),
     "vamp, all data": (lambda: vamp_of(gaussian(1), num_components=9), None),
     "vamp, learned weights": (
         lambda: vamp_of(gaussian(), num_components=3, learned_weights=True),
@@ -179,15 +185,15 @@ PRIORS = {
     ),
     "vamp, spherical": (lambda: vamp_of(PowerSphericalEncoder(mlp(), 2), num_components=3), None),
     "fitted full gaussian": (lambda: fitted(FullGaussianPrior(3)), None),
-    "fitted mixture": (lambda: fitted(MixturePrior((2, 1), 2)), None),
+    "fitted mixture": (lambda: fitted(MixturePrior((2, 1), num_components=2)), None),
     "fitted gaussian": (lambda: fitted(GaussianPrior(2)), None),
     "fitted flow": (lambda: fitted(flow(2, transforms=1)), NUMBERS),
-    "density, not fitted": (lambda: LatentDensity(MixturePrior(1, 2)), None),
+    "density, not fitted": (lambda: FittedPrior(MixturePrior(1, num_components=2)), None),
 }
 
 
 @pytest.mark.parametrize("name", PRIORS)
-def test_priors_keep_their_contract(name):
+def test_prior_contract(name):
     make, context = PRIORS[name]
     made = make()
     prior, encoder = made if isinstance(made, tuple) else (made, None)
@@ -207,7 +213,7 @@ ELEMENTWISE = {
 @pytest.mark.parametrize("sample_shape", [(), (5,), (3, 5)])
 @pytest.mark.parametrize("latent_shape", [3, (2, 3, 1)])
 @pytest.mark.parametrize("name", ELEMENTWISE)
-def test_log_prob(name, latent_shape, sample_shape):
+def test_standard_prior_log_prob(name, latent_shape, sample_shape):
     cls, log_density = ELEMENTWISE[name]
     prior = cls(latent_shape)
     z = torch.randn(*sample_shape, *prior.latent_shape)
@@ -218,20 +224,20 @@ def test_log_prob(name, latent_shape, sample_shape):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("cls", [StandardNormal, StandardLaplace, SphereUniformPrior])
-def test_follows_the_dtype(cls, dtype):
+def test_constant_prior_follows_the_dtype(cls, dtype):
     prior = cls(3).to(dtype)
     assert prior().mean.dtype == prior().sample().dtype == dtype
     assert not prior.state_dict()
 
 
-def test_standard_normal_reads_no_context():
+def test_standard_normal_ignores_the_context():
     prior = StandardNormal(2)
     assert prior(torch.randn(7, 3)).batch_shape == ()
     assert repr(prior) == "StandardNormal((2,))"
 
 
-def test_mixture_is_its_formula():
-    prior, z = MixturePrior(2, 3), torch.randn(7, 2)
+def test_mixture_prior_agrees_with_formula():
+    prior, z = MixturePrior(2, num_components=3), torch.randn(7, 2)
     for parameter in prior.parameters():
         nn.init.normal_(parameter)
     weights = prior.logits.softmax(0)
@@ -241,7 +247,7 @@ def test_mixture_is_its_formula():
     torch.testing.assert_close(prior().mean, weights @ prior.means)
 
 
-def test_vamp_is_the_mixture_of_posteriors_at_its_inputs():
+def test_vamp_prior_is_the_mixture_of_posteriors():
     prior, encoder = vamp_of(of_classes(), torch.arange(9) % 4, num_components=4)
     weighted, _ = vamp_of(encoder, torch.arange(9) % 4, num_components=4, learned_weights=True)
     weighted.load_state_dict(prior.state_dict() | {"logits": torch.randn(4)})
@@ -261,7 +267,7 @@ def _posteriors(encoder, prior):
 # VampPrior ----------------------------------------------------------------------------------------
 
 
-def test_vamp_of_all_data_charges_the_mutual_information():
+def test_vamp_prior_of_all_data_costs_the_mutual_information():
     rows = 6
     encoder = GaussianEncoder(mlp(), 1)
     encoder.head.weight.data *= 4
@@ -292,7 +298,7 @@ def test_vamp_trains_encoder_and_inputs():
     assert all(p.grad.abs().max() > 0 for p in encoder.parameters())
 
 
-def test_vamp_starts_from_different_examples():
+def test_vamp_from_data_draws_without_replacement():
     encoder, x, context = of_numbers(), torch.randn(9, 4), torch.randn(9, 3)
     prior = VampPrior.from_data(encoder, x, context, num_components=9)
     order = [int((x == row).all(1).nonzero()) for row in prior.inputs]
@@ -300,7 +306,7 @@ def test_vamp_starts_from_different_examples():
     assert torch.equal(prior.contexts, context[order])
 
 
-def test_vamp_of_classes_is_saved(tmp_path):
+def test_vamp_of_classes_round_trips(tmp_path):
     prior, encoder = vamp_of(of_classes(), torch.arange(9) % 4, num_components=4)
     decoder = ConcatContext(MLP(2 + 4, out_shape=4), num_classes=4)
     vae = VAE(encoder, decoder, GaussianLikelihood(), prior).eval()
@@ -312,7 +318,7 @@ def test_vamp_of_classes_is_saved(tmp_path):
     )
 
 
-def test_vamp_of_classes_takes_a_state_dict():
+def test_vamp_of_classes_loads_a_state_dict():
     prior, encoder = vamp_of(of_classes(), torch.arange(9) % 4, num_components=4)
     twin = VampPrior(**prior.config())
     twin.load_state_dict(prior.state_dict())
@@ -326,9 +332,9 @@ def skewed(rows=300, dim=3):
     return torch.randn(rows, dim).exp() @ torch.randn(dim, dim) + 5
 
 
-def test_full_gaussian_is_fitted_to_the_moments():
+def test_fitted_prior_full_gaussian_matches_moments():
     z = skewed()
-    p = LatentDensity.fit(z, FullGaussianPrior(3))()
+    p = FittedPrior.fit(z, FullGaussianPrior(3))()
     covariance = torch.from_numpy(np.cov(z.numpy().T, ddof=0))
     torch.testing.assert_close(p.mean, z.mean(0), rtol=0, atol=1e-10)
     factor = p.scale[:, None] * p.base.scale_tril
@@ -346,18 +352,18 @@ def clusters(rows=600):
     )
 
 
-def test_expectation_maximization_never_falls():
+def test_fitted_prior_em_never_decreases():
     z, likelihoods = clusters(), []
     for steps in range(1, 25):
         torch.manual_seed(3)
-        fit = LatentDensity.fit(z, MixturePrior(2, 3), steps=steps)
+        fit = FittedPrior.fit(z, MixturePrior(2, num_components=3), steps=steps)
         likelihoods.append(fit().log_prob(z).mean())
     rises = torch.stack(likelihoods).diff()
     assert (rises > -1e-10).all()
     assert rises.sum() > 0.1
 
 
-def test_expectation_maximization_finds_what_sklearn_does():
+def test_fitted_prior_em_agrees_with_sklearn():
     mixture = pytest.importorskip("sklearn.mixture")
     z = clusters()
     options = {"covariance_type": "diag", "n_init": 5, "random_state": 0, "tol": 1e-8}
@@ -365,33 +371,33 @@ def test_expectation_maximization_finds_what_sklearn_does():
     got = []
     for seed in range(8):
         torch.manual_seed(seed)
-        fit = LatentDensity.fit(z, MixturePrior(2, 3))
+        fit = FittedPrior.fit(z, MixturePrior(2, num_components=3))
         got.append(fit().log_prob(z).mean().item())
     assert max(got) == pytest.approx(best, abs=0.01)
     assert all(value < best + 0.01 for value in got)
 
 
 @pytest.mark.parametrize("density", [lambda: flow(2), lambda: GaussianPrior(2)])
-def test_other_densities_are_fitted_by_gradient(density):
+def test_fitted_prior_by_gradient(density):
     z = skewed(dim=2)
-    before = LatentDensity.fit(z, density(), steps=1, learning_rate=0.0)().log_prob(z).mean()
-    after = LatentDensity.fit(z, density(), steps=60, learning_rate=1e-2)().log_prob(z).mean()
+    before = FittedPrior.fit(z, density(), steps=1, learning_rate=0.0)().log_prob(z).mean()
+    after = FittedPrior.fit(z, density(), steps=60, learning_rate=1e-2)().log_prob(z).mean()
     # Standardized data leave nothing to a Gaussian of independent elements.
     assert after > before + 0.3 if isinstance(density(), FlowPrior) else after > before - 1e-2
 
 
 FITS = {
     "full gaussian": lambda: FullGaussianPrior(2),
-    "mixture": lambda: MixturePrior(2, 2),
+    "mixture": lambda: MixturePrior(2, num_components=2),
     "flow": lambda: flow(2),
 }
 
 
 @pytest.mark.parametrize("name", FITS)
-def test_what_was_fitted_is_saved(name, tmp_path):
+def test_fitted_prior_round_trips(name, tmp_path):
     vae = VAE(DeterministicEncoder(mlp(), 2), MLP(2, out_shape=4), BernoulliLikelihood())
     z = vae.encode(torch.rand(50, 4)).sample()
-    vae.prior = LatentDensity.fit(z, FITS[name](), steps=3)
+    vae.prior = FittedPrior.fit(z, FITS[name](), steps=3)
     assert not any(p.requires_grad for p in vae.prior.parameters())
     vae.save(tmp_path / "vae.safetensors")
     twin = VAE.load(tmp_path / "vae.safetensors")
@@ -405,7 +411,7 @@ def test_what_was_fitted_is_saved(name, tmp_path):
 
 
 def sampling(prior, context, encoder=None):
-    """Model of the prior, whose decoder reads the context."""
+    """Return a model with the prior, whose decoder reads the context."""
     classes = not context.is_floating_point()
     like = {"num_classes": 4} if classes else {"context_dim": 3}
     width = prior.latent_shape.numel() + (4 if classes else 3)
@@ -417,12 +423,12 @@ def sampling(prior, context, encoder=None):
 GIVEN = {
     "standard normal": (lambda: StandardNormal(2), NUMBERS),
     "standard normal, classes": (lambda: StandardNormal(2), CLASSES),
-    "mixture, classes": (lambda: MixturePrior(2, 3), CLASSES),
+    "mixture, classes": (lambda: MixturePrior(2, num_components=3), CLASSES),
 } | {name: PRIORS[name] for name, (_, context) in PRIORS.items() if context is not None}
 
 
 @pytest.mark.parametrize("name", GIVEN)
-def test_data_are_drawn_for_each_row_of_the_context(name):
+def test_sample_draws_for_each_row_of_context(name):
     make, context = GIVEN[name]
     made = make()
     prior, encoder = made if isinstance(made, tuple) else (made, None)
@@ -431,33 +437,33 @@ def test_data_are_drawn_for_each_row_of_the_context(name):
     assert vae.sample(1, context=context[:1], mean=True).shape == (1, 1, 2, 2)
 
 
-def test_conditional_prior_is_the_encoder_of_the_context():
+def test_conditional_prior_encodes_the_context():
     encoder = GaussianEncoder(mlp(3), 2)
     z, prior = torch.randn(5, 2), ConditionalPrior(encoder)
     assert torch.equal(prior(NUMBERS).log_prob(z), encoder(NUMBERS).log_prob(z))
 
 
-# What the parts do not do yet ---------------------------------------------------------------------
+# Combinations of priors ---------------------------------------------------------------------------
 
 
-def test_codes_without_positions_are_drawn():
-    encoder = VectorQuantizedEncoder(mlp(), 6, 2)
-    assert CodePrior(6, 2)(encoder=encoder).sample((5,)).shape == (5, 2)
+def test_code_prior_samples_codes_without_positions():
+    encoder = VectorQuantizedEncoder(mlp(), num_codes=6, latent_dim=2)
+    assert CodePrior(6, latent_dim=2)(encoder=encoder).sample((5,)).shape == (5, 2)
 
 
-def test_joint_of_a_conditional_and_another_prior_is_drawn():
+def test_joint_prior_samples_conditional_and_plain_parts():
     prior = JointPrior({"a": ConditionalPrior(GaussianEncoder(mlp(3), 2)), "b": StandardNormal(1)})
     draws = prior(NUMBERS).sample((3,))
     assert draws.shape == (3, 5, 3)
     assert draws[:, :, 2].unique().numel() == 15
 
 
-def test_joint_of_a_prior_that_is_made_of_posteriors():
+def test_joint_prior_passes_encoders_to_its_parts():
     encoder = JointEncoder({"a": gaussian()})
-    JointPrior({"a": VampPrior(2, 4, 3)})(encoder=encoder).sample((3,))
+    JointPrior({"a": VampPrior(2, input_shape=4, num_components=3)})(encoder=encoder).sample((3,))
 
 
-def test_joint_parts_are_in_one_order():
+def test_joint_prior_keeps_the_order_of_its_parts():
     encoder = JointEncoder({"a": gaussian(1), "b": gaussian(1)})
     prior = JointPrior({"b": StandardNormal(1), "a": StandardNormal(1)})
     with pytest.raises(ValueError, match="order"):
@@ -470,11 +476,15 @@ ERRORS = {
     "sphere of numbers": (
         lambda: SphereUniformPrior(1),
         ValueError,
-        r"SphereUniformPrior expects vectors of 2 or more, got \(1,\)",
+        r"SphereUniformPrior expects a vector of 2 or more coordinates, got \(1,\)",
     ),
-    "sphere of maps": (lambda: SphereUniformPrior((2, 2)), ValueError, r"2 or more, got \(2, 2\)"),
+    "sphere of maps": (
+        lambda: SphereUniformPrior((2, 2)),
+        ValueError,
+        r"2 or more coordinates, got \(2, 2\)",
+    ),
     "no component": (
-        lambda: MixturePrior(2, 0),
+        lambda: MixturePrior(2, num_components=0),
         ValueError,
         "MixturePrior expects num_components >= 1, got 0",
     ),
@@ -489,7 +499,7 @@ ERRORS = {
         "GumbelSoftmaxPrior expects temperature > 0, got 0.0",
     ),
     "no pseudo-input": (
-        lambda: VampPrior(2, 4, 0),
+        lambda: VampPrior(2, input_shape=4, num_components=0),
         ValueError,
         "VampPrior expects num_components >= 1, got 0",
     ),
@@ -499,9 +509,9 @@ ERRORS = {
         "at least num_components = 5 examples.* got 3: give more, or num_components=3",
     ),
     "vamp without encoder": (
-        lambda: VampPrior(2, 4, 3)(),
+        lambda: VampPrior(2, input_shape=4, num_components=3)(),
         ValueError,
-        r"posteriors of an encoder: prior\(encoder=vae.encoder\)",
+        r"VampPrior expects an encoder, got None: call prior\(encoder=vae.encoder\)",
     ),
     "conditional on a network": (
         lambda: ConditionalPrior(mlp()),
@@ -511,12 +521,12 @@ ERRORS = {
     "conditional on nothing": (
         lambda: ConditionalPrior(gaussian())(),
         ValueError,
-        "ConditionalPrior got no context: give it, context=",
+        "ConditionalPrior expects a context, got None: give context=",
     ),
     "flow of nothing": (
         lambda: flow(2, context_dim=3)(),
         ValueError,
-        "FlowPrior with context_dim got no context: give it, context=",
+        r"FlowPrior expects a context \(B, 3\), got None: give context=",
     ),
     "joint of nothing": (lambda: JointPrior({}), TypeError, r"expects priors by name, got \{\}"),
     "joint of encoders": (
@@ -525,35 +535,35 @@ ERRORS = {
         "JointPrior expects priors by name, got .*GaussianEncoder",
     ),
     "codes without codebook": (
-        lambda: CodePrior(6, 2)(encoder=gaussian()),
+        lambda: CodePrior(6, latent_dim=2)(encoder=gaussian()),
         ValueError,
-        r"codebook of a VectorQuantizedEncoder, got GaussianEncoder: prior\(encoder=vae.encoder\)",
+        r"codebook of a VectorQuantizedEncoder, got GaussianEncoder: call prior\(encoder=",
     ),
     "other codes": (
-        lambda: CodePrior(6, (2, 3)).fit(torch.zeros(5, 2, dtype=torch.long)),
+        lambda: CodePrior(6, latent_dim=(2, 3)).fit(torch.zeros(5, 2, dtype=torch.long)),
         ValueError,
         r"expects codes \(N, \*\(3,\)\), got \(5, 2\): give vae.encode\(x\).codes",
     ),
     "latents of another shape": (
-        lambda: LatentDensity.fit(torch.randn(9, 3), GaussianPrior(2)),
+        lambda: FittedPrior.fit(torch.randn(9, 3), GaussianPrior(2)),
         ValueError,
         r"two or more latents \(N, \*\(2,\)\), got \(9, 3\): z = vae.encode\(x\).sample",
     ),
     "one latent": (
-        lambda: LatentDensity.fit(torch.randn(1, 2), GaussianPrior(2)),
+        lambda: FittedPrior.fit(torch.randn(1, 2), GaussianPrior(2)),
         ValueError,
         r"two or more latents .* got \(1, 2\)",
     ),
     "a constant": (
-        lambda: LatentDensity.fit(torch.ones(9, 2), GaussianPrior(2)),
+        lambda: FittedPrior.fit(torch.ones(9, 2), GaussianPrior(2)),
         ValueError,
-        "of which a dimension never varies",
+        "expects latents that vary in every dimension, got a constant",
     ),
 }
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_what_is_refused(case):
+def test_errors(case):
     make, error, message = ERRORS[case]
     with pytest.raises(error, match=message):
         make()
@@ -564,10 +574,10 @@ def test_prior_is_abstract():
         Prior()
 
 
-# What once went wrong -----------------------------------------------------------------------------
+# Regressions --------------------------------------------------------------------------------------
 
 
-def test_a_conditional_prior_in_another_order_is_refused():
+def test_conditional_joint_prior_in_another_order_is_refused():
     parts = {name: GaussianEncoder(ConcatContext(mlp(4 + 2), context_dim=2), 1) for name in "ab"}
     prior = ConditionalPrior(JointEncoder({name: GaussianEncoder(mlp(2), 1) for name in "ba"}))
     decoder = ConcatContext(MLP(2 + 2, out_shape=4), context_dim=2)
@@ -576,33 +586,38 @@ def test_a_conditional_prior_in_another_order_is_refused():
         vae.check(torch.zeros(2, 4), torch.zeros(2, 2))
 
 
-def test_real_parts_side_by_side_take_a_plain_prior():
+def test_joint_of_real_parts_accepts_a_plain_prior():
     encoder = JointEncoder({"a": gaussian(1), "b": gaussian(2)})
     vae = VAE(encoder, MLP(3, out_shape=4), BernoulliLikelihood())
     assert [term.name for term in vae.check(torch.zeros(2, 4)).latents] == ["z"]
 
 
-def test_classes_given_a_context_have_a_closed_form():
+def test_conditional_categorical_prior_has_a_closed_form():
     q = CategoricalEncoder(mlp(), 3)(torch.randn(5, 4))
     p = ConditionalPrior(CategoricalEncoder(mlp(), 3))(torch.randn(5, 4))
     assert (kl_divergence(q, p) >= 0).all()
     assert not kl_divergence(p, p).any()
 
 
-def test_vamp_keeps_numbers_of_a_context_that_has_no_shape():
+def test_vamp_keeps_a_scalar_context():
     context = torch.tensor([0.13, 0.41, 0.77])
     prior = VampPrior.from_data(gaussian(), torch.randn(3, 4), context, num_components=3)
     assert sorted(prior.contexts.tolist()) == context.tolist()
 
 
-def test_vamp_refuses_to_start_from_missing_values():
+def test_vamp_from_data_refuses_nan():
     with pytest.raises(ValueError, match=r"got NaN or infinity: give .*encoder_input\(data\)"):
         VampPrior.from_data(gaussian(), torch.full((3, 4), torch.nan), num_components=3)
 
 
-def test_a_prior_that_cannot_be_made_is_not_called_an_encoder():
-    vae = VAE(gaussian(), MLP(2, out_shape=4), BernoulliLikelihood(), VampPrior(2, 7, 3))
-    with pytest.raises(ValueError, match="the prior cannot be made of context and encoder"):
+def test_failing_prior_is_named_in_the_error():
+    vae = VAE(
+        gaussian(),
+        MLP(2, out_shape=4),
+        BernoulliLikelihood(),
+        VampPrior(2, input_shape=7, num_components=3),
+    )
+    with pytest.raises(ValueError, match="the prior fails for this context and encoder"):
         vae.check(torch.zeros(2, 4))
 
 
@@ -610,7 +625,7 @@ def test_a_prior_that_cannot_be_made_is_not_called_an_encoder():
     "description",
     [
         {"part": "FlowPrior", "config": {"flow": 5}},
-        {"part": "LatentDensity", "config": {"density": 5}},
+        {"part": "FittedPrior", "config": {"density": 5}},
         {
             "part": "JointPrior",
             "config": {"priors": [["training", describe_part(StandardNormal(1))]]},

@@ -12,7 +12,7 @@ from tinyvae.training.history import RunningMean, named_values
 
 @pytest.fixture
 def history():
-    """Three epochs, the last without validation."""
+    """Return a history of three epochs, the last one without validation."""
     history = History()
     for epoch in (1, 2, 3):
         row = {"epoch": epoch, "train/elbo_nats": -10.0 / epoch, "train/loss": 10.0 / epoch}
@@ -29,7 +29,7 @@ def outputs(*values):
 # Rows of a run -----------------------------------------------------------------------------------
 
 
-def test_columns_of_a_run():
+def test_history_columns_of_a_run():
     trainer = run(make_vae(), ELBO(), DATA, DATA, epochs=3)
     terms = ["loss", "elbo_nats", "log_likelihood_nats", "kl_nats"]
     assert list(trainer.history.epochs[0]) == [
@@ -50,7 +50,7 @@ def test_columns_of_a_run():
             assert row[f"{part}/loss"] == -row[f"{part}/elbo_nats"]
 
 
-def test_record_every_few_updates():
+def test_history_records_every_nth_update():
     every, third = (
         run(make_linear(), LeastSquares(), record_every=n).history.updates for n in (1, 3)
     )
@@ -59,14 +59,14 @@ def test_record_every_few_updates():
     assert list(third[0]) == ["step", "loss", "error_nats"]
 
 
-def test_a_step_is_recorded_with_the_loss_that_it_had():
+def test_history_records_the_loss_of_each_step():
     history = run(make_linear(), LeastSquares(), epochs=1, record_every=1).history
     sizes = [8, 8, 8, 8, 5]
     mean = sum(n * row["loss"] for n, row in zip(sizes, history.updates, strict=True)) / 37
     assert history["train/loss"] == [pytest.approx(mean, rel=1e-12)]
 
 
-def test_the_reason_of_an_early_end_is_that_of_the_last_fit():
+def test_history_stop_reason_is_that_of_the_last_fit():
     trainer = run(
         make_linear(), LeastSquares(), callbacks=[After(2, lambda t: t.stop("enough for now"))]
     )
@@ -75,7 +75,7 @@ def test_the_reason_of_an_early_end_is_that_of_the_last_fit():
     assert trainer.history.stop_reason is None
 
 
-def test_a_mean_weighs_batches_by_their_examples():
+def test_running_mean_weights_batches_by_examples():
     mean = RunningMean()
     for output, weight in zip(outputs(1.0, 2.0), (2**24, 1), strict=True):
         mean.add(output, weight)
@@ -83,7 +83,21 @@ def test_a_mean_weighs_batches_by_their_examples():
     assert RunningMean().row("train") == {}
 
 
-def test_losses_are_named_by_group_where_there_are_several():
+@pytest.mark.parametrize("num_steps", [0, 1, 3])
+def test_running_mean_continues_from_its_state(num_steps):
+    values = [0.1, 1 / 3, 1e9, -2.0]
+    mean, restored = RunningMean(), RunningMean()
+    for output in outputs(*values[:num_steps]):
+        mean.add(output, 7)
+    state = json.loads(json.dumps(mean.state_dict()))
+    restored.load_state_dict(state, torch.device("cpu"))
+    for output in outputs(*values[num_steps:]):
+        mean.add(output, 9)
+        restored.add(output, 9)
+    assert restored.row("train") == mean.row("train") != {}
+
+
+def test_named_values_name_several_losses_by_group():
     one = ObjectiveOutput({"model": torch.tensor(1.0)}, {"kl_nats": torch.tensor(2.0)})
     two = ObjectiveOutput({"model": torch.tensor(1.0), "critic": torch.tensor(2.0)}, {})
     assert list(named_values(one)) == ["loss", "kl_nats"]
@@ -92,19 +106,19 @@ def test_losses_are_named_by_group_where_there_are_several():
     assert not named_values(trained)["loss"].requires_grad
 
 
-# Reading it --------------------------------------------------------------------------------------
+# Reading ----------------------------------------------------------------------------------------
 
 
-def test_a_column_has_none_where_an_epoch_lacks_it(history):
+def test_history_column_is_none_where_an_epoch_lacks_it(history):
     assert history["validation/elbo_nats"] == [-20.0, -10.0, None]
 
 
-def test_an_unknown_column_names_the_columns(history):
-    with pytest.raises(KeyError, match=r"no column 'elbo' in the history, it has \['epoch', "):
+def test_history_error_names_the_columns(history):
+    with pytest.raises(KeyError, match=r"no column 'elbo': use one of \['epoch', "):
         history["elbo"]
 
 
-def test_to_dict_has_columns(history):
+def test_history_to_dict_returns_columns(history):
     assert history.to_dict() == {
         "epochs": {
             "epoch": [1, 2, 3],
@@ -117,36 +131,36 @@ def test_to_dict_has_columns(history):
     }
 
 
-def test_a_saved_history_reads_as_it_was(history, tmp_path):
+def test_history_save_writes_its_dict(history, tmp_path):
     history.save(tmp_path / "history.json")
     assert json.loads((tmp_path / "history.json").read_text()) == history.to_dict()
 
 
-def test_a_run_saves_bitwise(tmp_path):
+def test_history_save_keeps_all_digits(tmp_path):
     history = run(make_vae(), ELBO(), DATA, DATA, record_every=1).history
     history.save(tmp_path / "history.json")
     assert json.loads((tmp_path / "history.json").read_text()) == history.to_dict()
 
 
-def test_nan_is_saved_as_null(history, tmp_path):
+def test_history_save_writes_nan_as_null(history, tmp_path):
     history.epochs[0]["train/loss"] = math.nan
     history.save(tmp_path / "history.json")
     saved = json.loads((tmp_path / "history.json").read_text())
     assert saved["epochs"]["train/loss"] == [None, 5.0, 10.0 / 3]
 
 
-def test_repr_has_columns(history):
+def test_history_repr_names_the_columns(history):
     assert repr(history).startswith("History(3 epochs, columns ['epoch', 'train/elbo_nats'")
 
 
-# Drawing it --------------------------------------------------------------------------------------
+# Plotting ----------------------------------------------------------------------------------------
 
 
 def lines_of(figure):
     return [line.get_xydata().tolist() for line in figure.axes[0].lines]
 
 
-def test_plot_draws_training_and_validation(history):
+def test_history_plot_draws_training_and_validation(history):
     pytest.importorskip("matplotlib")
     figure = history.plot()
     (axes,) = figure.axes
@@ -157,21 +171,21 @@ def test_plot_draws_training_and_validation(history):
     assert [line for line in lines_of(figure) if line in expected] == expected
 
 
-def test_plot_of_a_metric_without_a_unit(history):
+def test_history_plot_labels_a_metric_without_unit(history):
     pytest.importorskip("matplotlib")
     axes = history.plot("loss").axes[0]
     assert axes.get_ylabel() == "loss"
     assert [[1, 10], [2, 5], [3, 10 / 3]] in lines_of(axes.figure)
 
 
-def test_plot_of_an_unknown_metric_names_the_columns(history):
-    with pytest.raises(KeyError, match=r"no metric 'kl_nats' in the history, it has .*'elbo_nats'"):
+def test_history_plot_error_names_the_metrics(history):
+    with pytest.raises(KeyError, match=r"no metric 'kl_nats': use one of .*'elbo_nats'"):
         history.plot("kl_nats")
 
 
-def test_means_go_by_the_names_of_the_metrics():
+def test_running_mean_follows_the_names_of_metrics():
     class Shuffled(LeastSquares):
-        """Its metrics change places from batch to batch."""
+        """Objective that changes the order of its metrics from batch to batch."""
 
         def forward(self, model, batch):
             output = super().forward(model, batch)

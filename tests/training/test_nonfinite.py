@@ -232,7 +232,7 @@ def test_deferred_guard_leaves_no_flag_in_the_optimizers(deferred):
 def test_deferred_guard_does_not_change_a_finite_run(deferred):
     def adversarial():
         torch.manual_seed(3)
-        return ELBO() + AdversarialTotalCorrelationRegularizer(MLP(2, (16,), 1), 2.0)
+        return ELBO() + AdversarialTotalCorrelationRegularizer(MLP(2, (16,), 1), weight=2.0)
 
     for objective in (ELBO, adversarial):
         callbacks = [Recorder(), Recorder()]

@@ -22,7 +22,7 @@ from tinyvae.training import progress
 
 
 class Terminal(io.StringIO):
-    """What tqdm takes for a terminal; ``states`` are all that a line was in turn."""
+    """Stream that tqdm treats as a terminal. ``states`` are the successive contents of a line."""
 
     def isatty(self):
         return True
@@ -33,7 +33,7 @@ class Terminal(io.StringIO):
 
 
 class Eager(progress.Bar):
-    """A bar that is as wide as it needs and is drawn at every step."""
+    """Bar of unlimited width that is drawn at every step."""
 
     def __init__(self, **options):
         super().__init__(**{**options, "mininterval": 0.0, "miniters": 1, "dynamic_ncols": False})
@@ -48,7 +48,7 @@ def fit(stderr=None, *, model=None, objective=None, **options):
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """A terminal, on which bars are drawn at every step."""
+    """Return a terminal on which bars are drawn at every step."""
     monkeypatch.setattr(progress, "REFRESH_SECONDS", 0.0)
     monkeypatch.setattr(progress, "Bar", Eager)
     return Terminal()
@@ -57,7 +57,7 @@ def terminal(monkeypatch):
 # Plain lines --------------------------------------------------------------------------------------
 
 
-def test_lines_of_a_run_without_a_terminal(capsys):
+def test_progress_prints_lines_without_a_terminal(capsys):
     history = fit(model=make_vae(), objective=ELBO(), validation=DATA, epochs=2, seed=7).history
     out, err = capsys.readouterr()
     assert out == ""
@@ -91,14 +91,14 @@ def test_lines_of_a_run_without_a_terminal(capsys):
         (47, [*range(2, 47, 2), 47]),
     ],
 )
-def test_there_are_some_twenty_lines(capsys, epochs, expected):
+def test_progress_prints_about_twenty_lines(capsys, epochs, expected):
     fit(train=DATA[:2], epochs=epochs)
     lines = capsys.readouterr().err.splitlines()[1:]
     assert [int(re.match(r"epoch (\d+)/", line)[1]) for line in lines] == expected
     assert {re.match(r"epoch \d+/(\d+): error \d", line)[1] for line in lines} == {str(epochs)}
 
 
-def test_lines_of_a_run_that_continues(capsys):
+def test_progress_prints_lines_of_a_second_fit(capsys):
     trainer = fit(epochs=2)
     capsys.readouterr()
     trainer.fit(Unsized(DATA), epochs=2)
@@ -108,12 +108,12 @@ def test_lines_of_a_run_that_continues(capsys):
     assert second.startswith("epoch 4/4: ")
 
 
-def test_the_reason_of_an_early_end_is_told(capsys):
+def test_progress_prints_the_reason_of_an_early_end(capsys):
     fit(callbacks=[After(STEPS + 1, lambda trainer: trainer.stop("enough"))], epochs=9)
     assert capsys.readouterr().err.splitlines()[-1] == "stopped after step 6: enough"
 
 
-def test_no_progress_is_silence(capfd):
+def test_progress_false_prints_nothing(capfd):
     fit(progress=False, validation=DATA)
     assert capfd.readouterr() == ("", "")
 
@@ -128,22 +128,22 @@ def test_progress_changes_nothing(terminal):
 # A bar --------------------------------------------------------------------------------------------
 
 
-def test_one_bar_on_a_terminal(terminal, capsys):
+def test_progress_draws_one_bar_on_a_terminal(terminal, capsys):
     fit(terminal, validation=DATA)
     head, *states = terminal.states
     assert head.startswith(f"tinyvae {__version__} on cpu, seed 0: 20 parameters")
     counts = [re.search(r"(\d+)/10 ", state)[1] for state in states]
     assert set(map(int, counts)) == set(range(11))
-    # The last line is a whole bar with the terms of both parts.
+    # The last line is a full bar with the terms of both parts.
     assert re.match(
         r"epoch 2/2 100%\|[█#]+\| 10/10 [\d:<]+, error [\d.]+ \([\d.]+\)$",
         states[-1],
     )
-    assert terminal.getvalue().count("\n") == 2  # of the headline and of the bar
+    assert terminal.getvalue().count("\n") == 2  # one of the headline, one of the bar
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_bar_shows_the_terms_of_its_step(terminal):
+def test_progress_bar_shows_the_terms_of_its_step(terminal):
     losses = []
 
     class Watched(LeastSquares):
@@ -157,13 +157,13 @@ def test_a_bar_shows_the_terms_of_its_step(terminal):
     assert set(losses) <= shown
 
 
-def test_a_bar_of_unknown_length(terminal):
+def test_progress_bar_of_unknown_length(terminal):
     fit(terminal, train=Unsized(DATA))
     assert re.match(r"epoch 2/2 10 steps [\d:]+, error [\d.]+$", terminal.states[-1])
 
 
 @pytest.mark.parametrize("error", [RuntimeError("planted"), KeyboardInterrupt()])
-def test_a_bar_is_closed_after_an_error(terminal, error):
+def test_progress_bar_is_closed_after_an_error(terminal, error):
     with pytest.raises(type(error)):
         fit(terminal, callbacks=[After(3, raises(error))])
     *_, bar, reason = terminal.states
@@ -173,7 +173,7 @@ def test_a_bar_is_closed_after_an_error(terminal, error):
     assert not progress.Bar._instances
 
 
-def test_the_loss_is_shown_where_there_is_nothing_else():
+def test_progress_shows_the_loss_without_metrics():
     values = {"loss": 1.0}
     assert progress._terms(values, {}) == "loss 1"
     assert progress._terms(values | {"kl_nats": 0.25}, {}) == "kl 0.25"

@@ -3,4 +3,3 @@
 from tinyvae.core.objective import Batch as Batch
 from tinyvae.core.objective import Objective as Objective
 from tinyvae.core.objective import ObjectiveOutput as ObjectiveOutput
-from tinyvae.core.objective import Scheduled as Scheduled

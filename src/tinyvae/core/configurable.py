@@ -1,14 +1,14 @@
-"""Parts that can say which arguments build an equal one."""
+"""Objects that return the arguments that built them."""
 
 import inspect
 from typing import Any
 
 
 class Configurable:
-    """A part whose constructor's arguments are its configuration.
+    """An object whose constructor's arguments are its configuration.
 
-    A constructor stores each argument under its name, or gives a property of that name. Files and
-    copies are made from :meth:`config`.
+    The constructor stores each argument under its name, or the class has a property of that name.
+    Files and copies are built from :meth:`config`.
 
     Example:
         >>> StandardNormal(2).config()
@@ -16,7 +16,7 @@ class Configurable:
     """
 
     def config(self) -> dict[str, Any]:
-        """Return the arguments that build an equal part, by name."""
+        """Return the arguments that build an equal object, by name."""
         parameters = inspect.signature(type(self)).parameters.values()
         variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         return {p.name: getattr(self, p.name) for p in parameters if p.kind not in variadic}

@@ -1,4 +1,4 @@
-"""Temporary states: what is set inside is put back as it was found."""
+"""Context managers that change a module's state and restore it afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @contextmanager
 def preserved_modes(*modules: nn.Module) -> Iterator[None]:
-    """Training or evaluation mode of every submodule restored after."""
+    """Restore the training or evaluation mode of every submodule afterwards."""
     modes = [(m, m.training) for module in modules for m in module.modules()]
     try:
         yield
@@ -21,7 +21,7 @@ def preserved_modes(*modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, restored after."""
+    """Set evaluation mode inside the block, and restore the modes afterwards."""
     with preserved_modes(*modules):
         for module in modules:
             module.eval()
@@ -30,36 +30,57 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """What is computed inside has no gradient in the module's parameters, only in its inputs."""
+    """Detach the module's parameters inside the block.
+
+    Results computed inside have gradients in the inputs, but not in the parameters.
+    """
     owners = [(m._parameters, dict(m._parameters)) for m in module.modules()]
     try:
-        for held, own in owners:
-            detached: dict[str, Any] = {n: p.detach() for n, p in own.items() if p is not None}
-            held.update(detached)
+        for registry, parameters in owners:
+            detached: dict[str, Any] = {
+                name: p.detach() for name, p in parameters.items() if p is not None
+            }
+            registry.update(detached)
         yield
     finally:
-        for held, own in owners:
-            held.update(own)
+        for registry, parameters in owners:
+            registry.update(parameters)
 
 
 @contextmanager
 def preserved_buffers(module: nn.Module) -> Iterator[None]:
-    """What a pass leaves in buffers, such as running statistics, undone after."""
+    """Restore all buffers, such as running statistics, afterwards."""
     owners = [(m._buffers, dict(m._buffers)) for m in module.modules()]
-    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    copies = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
         yield
     finally:
-        for held, own in owners:
-            held.update(own)
-        for buffer, kept in before:
-            buffer.copy_(kept)
+        for registry, buffers in owners:
+            registry.update(buffers)
+        for buffer, copy in copies:
+            buffer.copy_(copy)
+
+
+class RunningStatistics:
+    """Mixin of modules whose ``forward`` updates their buffers in training mode, as BatchNorm does.
+
+    A module updates them only if ``training`` and ``track_running_stats`` are True and gradients
+    are enabled.
+
+    Attributes:
+        track_running_stats: False suspends the updates. The constructor of the module sets it.
+    """
+
+    track_running_stats: bool
 
 
 @contextmanager
-def preserved_batch_norm(module: nn.Module) -> Iterator[None]:
-    """Batch normalization in training mode as it is, but without a trace in running statistics."""
-    layers = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+def preserved_statistics(module: nn.Module) -> Iterator[None]:
+    """Run modules in training mode without an update of their running statistics.
+
+    A second pass over the same batch uses it: each batch updates the statistics once.
+    """
+    layers = [m for m in module.modules() if isinstance(m, (_BatchNorm, RunningStatistics))]
     tracking = [layer for layer in layers if layer.training and layer.track_running_stats]
     try:
         for layer in tracking:

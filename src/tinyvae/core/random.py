@@ -1,4 +1,4 @@
-"""Random number generators: seeds of a run, and states that are put back."""
+"""Random number generators: seeds of a run, and states that are restored."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def seed_rng(device: torch.device, seed: int) -> None:
-    """Seed the default generators of the CPU and of ``device``, and no other device's."""
+    """Seed the default generators of the CPU and of ``device``, but of no other device."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -21,7 +21,10 @@ def seed_rng(device: torch.device, seed: int) -> None:
 
 @contextmanager
 def forked_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Default generators of the CPU and of ``device``, seeded if asked for, restored after."""
+    """Restore the default generators of the CPU and of ``device`` afterwards.
+
+    If there is a seed, they are seeded first.
+    """
     state = rng_state(device)
     try:
         if seed is not None:
@@ -32,7 +35,7 @@ def forked_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
-    """States of the default generators of the CPU and of ``device``."""
+    """Return the states of the default generators of the CPU and of ``device``."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -42,7 +45,7 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_rng_state(device: torch.device, states: Mapping[str, Tensor]) -> None:
-    """Put default generators where :func:`rng_state` found them."""
+    """Restore the default generators from the result of :func:`rng_state`."""
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
@@ -60,25 +63,25 @@ class Stream(IntEnum):
     ITEMS = 4
 
 
-def derive_seed(seed: int, stream: Stream, epoch: int = 0, *place: int) -> int:
-    """Seed of a stream in an epoch, or of one place within it.
+def derive_seed(seed: int, stream: Stream, epoch: int = 0, *indices: int) -> int:
+    """Return the seed of a stream in an epoch, or of one index within the epoch.
 
     Args:
         seed: The run's seed, at least 0.
-        stream: What the random numbers are for.
+        stream: Use of the random numbers.
         epoch: Epoch, from 0.
-        place: Such as the position of a batch.
+        indices: Indices within the epoch, such as the position of a batch.
 
     Example:
         >>> derive_seed(0, Stream.NOISE) == derive_seed(0, Stream.ORDER)
         False
     """
-    sequence = np.random.SeedSequence((seed, stream, epoch, *place))
+    sequence = np.random.SeedSequence((seed, stream, epoch, *indices))
     return int(sequence.generate_state(1, np.uint64)[0])
 
 
 def epoch_order(num_examples: int, seed: int, epoch: int) -> Tensor:
-    """Order in which an epoch visits the examples, ``(num_examples,)``.
+    """Return the order of the examples in an epoch, a permutation ``(num_examples,)``.
 
     Example:
         >>> sorted(epoch_order(5, seed=0, epoch=3).tolist())

@@ -1,8 +1,7 @@
-"""Images to train on, and their binarization.
+"""Image data sets, and transforms that make floats of pixels.
 
-Pixels stay as they are stored, ``uint8`` on the scale ``0..max_value``: four times smaller than
-floats, and exact where a probability is made of them. What turns them into floats is one transform
-per batch.
+Pixels stay ``uint8`` on the scale ``0..max_value``: they need a quarter of the memory of floats,
+and give exact probabilities. A transform converts each batch to floats.
 
 Example:
     >>> import torch

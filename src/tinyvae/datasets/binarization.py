@@ -1,17 +1,17 @@
-r"""From gray levels to zeros and ones, as a Bernoulli likelihood wants them.
+r"""Binarization of gray levels, for a Bernoulli likelihood.
 
-A gray level :math:`x \in \{0, \dots, M\}` is read either as a level to compare with a threshold,
-or as the probability :math:`x / M` of a one. The second is drawn without rounding, at the cost of
-16 random bits a pixel:
+A gray level :math:`x \in \{0, \dots, M\}` is compared with a threshold, or it is the probability
+:math:`x / M` of a one. Then the draw is
 
 .. math:: b = \Big[\, u = \tfrac{M}{2^{16}} \big(w + \tfrac{v}{n}\big) < x \,\Big], \quad
           w \sim \mathrm{Uniform}\{0, \dots, 2^{16} - 1\}, \quad
           v \sim \mathrm{Uniform}\{0, \dots, n - 1\} .
 
-Every pixel has a word :math:`w` of its own; the fine digits :math:`v` are drawn once per example.
-So :math:`u` is uniform on :math:`2^{16} n` equidistant numbers of :math:`[0, M)`, and
-:math:`\Pr(b = 1) = x / M` exactly wherever :math:`2^{16} n x / M` is an integer: for :math:`n = M`,
-at every gray level.
+Every pixel has its own word :math:`w`; all pixels of an example share the fine digits :math:`v`.
+So :math:`u` is uniform on :math:`2^{16} n` equidistant numbers in :math:`[0, M)`, and
+:math:`\Pr(b = 1) = x / M` exactly if :math:`2^{16} n x / M` is an integer. With :math:`n = M` this
+holds for every gray level. A pixel costs 16 random bits: on a CPU, a batch takes less than half of
+the time of ``torch.rand(x.shape) * M < x``, which is exact only to :math:`2^{-24}`.
 """
 
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ from torch import Tensor
 
 
 def threshold(images: Tensor, level: float) -> Tensor:
-    """Ones where a pixel is brighter than ``level``, zeros elsewhere.
+    """Return ones for pixels brighter than ``level``, zeros for all others.
 
     Args:
         images: Pixels of any real dtype.
-        level: Compared by ``>``; a pixel at the level itself becomes 0, and so does NaN.
+        level: Threshold. A pixel equal to it becomes 0, as does NaN.
     Shape:
         images: ``(*)``; result: ``(*)``, float32.
 
@@ -33,16 +33,16 @@ def threshold(images: Tensor, level: float) -> Tensor:
         >>> threshold(torch.tensor([0, 127, 128, 255], dtype=torch.uint8), 127.5)
         tensor([0., 0., 1., 1.])
     """
-    # An integer scalar would be cast to the images' dtype first: uint8 200 > 300 holds in torch.
+    # torch casts an integer scalar to the images' dtype first: uint8 200 > 300 is true.
     return (images > float(level)).to(torch.float32)
 
 
 def ones(words: Tensor, fine: Tensor, x: Tensor, max_value: int) -> Tensor:
-    r"""Ones where :math:`u < x`, zeros elsewhere, for given random digits of :math:`u`.
+    r"""Return ones where :math:`u < x`, zeros elsewhere, for given random digits of :math:`u`.
 
     Args:
         words: 16 random bits per pixel, as :math:`w - 2^{15}`.
-        fine: :math:`M v / (2^{16} n)`, in a type that has :math:`16 + \log_2 n` bits.
+        fine: :math:`M v / (2^{16} n)`, in a dtype with at least :math:`16 + \log_2 n` bits.
         x: Levels between 0 and :math:`M`.
         max_value: :math:`M`.
     Shape:
@@ -55,19 +55,19 @@ def ones(words: Tensor, fine: Tensor, x: Tensor, max_value: int) -> Tensor:
         tensor([1., 1., 0., 0.])
     """
     u = torch.add(fine + max_value / 2, words, alpha=max_value / 2**16)
-    # In place: a bool result and its conversion take as long as half of the random bits.
+    # In place: a bool result and its conversion take half as long as the random bits.
     return u.lt_(x).to(torch.float32)
 
 
 def _random_words(x: Tensor, generator: torch.Generator) -> Tensor:
-    """16 random bits per element of ``x``, int16."""
+    """Draw 16 random bits per element of ``x``, int16."""
     if x.device.type != "cpu":
         low, high = -(2**15), 2**15
         return torch.randint(
             low, high, x.shape, generator=generator, dtype=torch.int16, device=x.device
         )
-    # The CPU's generator works one number at a time: four pixels share one of 64 bits. Without
-    # bounds, torch would leave the highest of them at zero.
+    # The CPU generator draws one number at a time, so four pixels share 64 bits. Without bounds,
+    # torch would leave the highest bit at zero.
     numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64)
     numbers.random_(-(2**63), None, generator=generator)
     return numbers.view(torch.int16)[: x.numel()].view(x.shape)
@@ -75,30 +75,30 @@ def _random_words(x: Tensor, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class DynamicBinarization:
-    r"""Binarizes a batch anew at each use; a gray level is the probability of a one.
+    r"""Transform that binarizes a batch at random. A gray level is the probability of a one.
 
-    A transform ``(x, generator) -> zeros and ones``. Integers :math:`x \in \{0, \dots, M\}` become
-    1 with probability :math:`x / M`: 0 never does, :math:`M` always. Given uniform bits, that is
-    exact for :math:`M \leq 2^{37}`; what torch makes of them to draw :math:`v < M` moves it by less
-    than :math:`2^{-50} M`, and for :math:`M` a power of two by nothing. Floats
+    Call it as ``(x, generator) -> zeros and ones``. Integers :math:`x \in \{0, \dots, M\}` become
+    1 with probability :math:`x / M`: 0 never does, :math:`M` always does. With uniform bits this
+    is exact for :math:`M \leq 2^{37}`. The way in which torch draws :math:`v < M` changes it by
+    less than :math:`2^{-50} M`, and not at all if :math:`M` is a power of two. Floats
     :math:`x \in [0, 1]` are the probabilities themselves, rounded up to a multiple of
     :math:`2^{-24}` (float64: :math:`2^{-53}`).
 
-    Examples are independent of each other. Pixels of one example share :math:`v`, which leaves any
-    two of them with a covariance below :math:`2^{-34}`.
+    Examples are independent of each other. Pixels of one example share :math:`v`: any two of them
+    have a covariance below :math:`2^{-34}`.
 
-    The range of ``x`` is *not* checked, as that would read every batch once more and make a GPU
-    wait: values below 0 and NaN become 0, values above :math:`M` (floats: 1) become 1.
-    `LabeledImages` checks it once.
+    The range of ``x`` is *not* checked here, because a check would read every batch again and wait
+    for a GPU. :class:`LabeledImages` checks it once. Values below 0 and NaN become 0, values above
+    :math:`M` (floats: 1) become 1.
 
     Args:
-        max_value: White, :math:`M \geq 1`. Required for integers, refused for floats.
+        max_value: Gray level of white, :math:`M \geq 1`. Required for integers, None for floats.
     Shape:
-        x: ``(B, *E)``, uint8 or a signed integer or floating; result: ``(B, *E)``, float32.
+        x: ``(B, *E)``, uint8, a signed integer dtype or floating; result: ``(B, *E)``, float32.
 
     Raises:
-        ValueError: If ``max_value < 1``; at the call, if ``x`` is of integers and ``max_value`` is
-            None, or ``x`` is floating and ``max_value`` is given.
+        ValueError: If ``max_value < 1``. When called, if ``x`` holds integers and ``max_value`` is
+            None, or ``x`` is floating and ``max_value`` is not None.
 
     References:
         Burda, Grosse, Salakhutdinov (2016). Importance Weighted Autoencoders. arXiv:1509.00519,
@@ -121,30 +121,28 @@ class DynamicBinarization:
             )
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Draws one binarization of ``x`` from ``generator``, which lives on the device of ``x``.
+        """Draw one binarization of ``x`` from ``generator``, which is on the device of ``x``.
 
-        Torch's default generator is neither read nor moved.
+        Torch's default generator is not used.
         """
-        steps, max_value = self._fine_steps(x), self.max_value or 1
+        steps, max_value = self._num_fine_steps(x), self.max_value or 1
         one_per_example = (*x.shape[:1], *[1] * (x.dim() - 1))
         fine = torch.randint(steps, one_per_example, generator=generator, device=x.device)
         fine = fine.to(torch.float32 if steps <= 2**8 else torch.float64)
         fine *= max_value / steps / 2**16
         return ones(_random_words(x, generator), fine, x, max_value)
 
-    def _fine_steps(self, x: Tensor) -> int:
-        """The number n of values that the fine digits take."""
-        if not x.is_floating_point():
-            if self.max_value is None:
-                raise ValueError(
-                    f"DynamicBinarization() expects floats in [0, 1], got {x.dtype}: "
-                    "say what white is, as in DynamicBinarization(max_value=255)"
-                )
-            return self.max_value
-        if self.max_value is not None:
+    def _num_fine_steps(self, x: Tensor) -> int:
+        """Return the number n of values that the fine digits take."""
+        if x.is_floating_point() == (self.max_value is None):
+            return self.max_value or (2**37 if x.dtype == torch.float64 else 2**8)
+        if self.max_value is None:
             raise ValueError(
-                f"DynamicBinarization(max_value={self.max_value}) expects integers in "
-                f"0..{self.max_value}, got {x.dtype}: pass the integers, or scale to [0, 1] "
-                "and use DynamicBinarization()"
+                f"DynamicBinarization() expects floats in [0, 1], got {x.dtype}: "
+                "pass the gray level of white, as in DynamicBinarization(max_value=255)"
             )
-        return 2**37 if x.dtype == torch.float64 else 2**8
+        raise ValueError(
+            f"DynamicBinarization(max_value={self.max_value}) expects integers in "
+            f"0..{self.max_value}, got {x.dtype}: pass the integers, or scale to [0, 1] and use "
+            "DynamicBinarization()"
+        )

@@ -1,9 +1,9 @@
-r"""From levels to real numbers, so that a density may stand for masses.
+r"""Dequantization of levels, so that a density bounds their probabilities.
 
 .. math:: y = (x + u) / L, \quad u \sim \mathrm{Uniform}[0, 1)
     \quad\Rightarrow\quad \mathbb{E}_u \log p(y) - \log L \le \log P(x)
 
-where :math:`P(x)` is the mass that the density p gives to the bin of x.
+where :math:`P(x)` is the mass of the density p in the bin of x.
 """
 
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Dequantization:
-    """Spreads levels 0 to L - 1 uniformly over their bins of [0, 1).
+    """Transform that spreads levels 0 to L - 1 uniformly over their bins in [0, 1).
 
-    A transform ``(x, generator) -> real numbers``, for ``fit``; for ``evaluate`` say
-    ``bin_width=transform.bin_width``, and bits per dimension are those of the levels.
+    Call it as ``(x, generator) -> real numbers``, or pass it to ``fit``. With
+    ``bin_width=transform.bin_width``, ``evaluate`` reports bits per dimension of the levels.
 
     Args:
-        num_levels: ``L``.
+        num_levels: Number of levels L.
 
     Shape:
-        x: ``(*)``, levels of any dtype; result: ``(*)``, float32, or float64 where x is.
+        x: ``(*)``, levels of any dtype; result: ``(*)``, float64 if x is, else float32.
 
     Raises:
         ValueError: If ``num_levels < 2``.
@@ -43,7 +43,10 @@ class Dequantization:
 
     def __post_init__(self) -> None:
         if self.num_levels < 2:
-            raise ValueError(f"Dequantization expects num_levels >= 2, got {self.num_levels}")
+            raise ValueError(
+                f"Dequantization expects num_levels >= 2, got {self.num_levels}: "
+                "pass the number of levels, such as 256"
+            )
 
     @property
     def bin_width(self) -> float:
@@ -51,11 +54,11 @@ class Dequantization:
         return 1 / self.num_levels
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw one dequantization of ``x`` from ``generator``, which lives on its device."""
+        """Draw one dequantization of ``x`` from ``generator``, which is on its device."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         levels = x.to(dtype)
         noise = torch.rand(x.shape, generator=generator, dtype=dtype, device=x.device)
-        noise += 2**-25  # half a step of float32's uniform numbers, which hold zero
-        # A sum such as 255 + 0.99999999 is rounded up to the next level.
+        noise += 2**-25  # half a step of float32's uniform numbers, which include zero
+        # Rounding would lift a sum such as 255 + 0.99999999 to the next level.
         last = torch.nextafter(levels + 1, levels)
         return torch.minimum(levels + noise, last) / self.num_levels

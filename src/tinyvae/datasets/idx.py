@@ -1,6 +1,6 @@
-"""The IDX format of the MNIST files.
+"""Reader of the IDX format, which MNIST uses.
 
-A header of big-endian numbers, then the payload, the last index running fastest::
+A header of big-endian numbers is followed by the payload, with the last index running fastest::
 
     magic                  3 bytes   00 00 and a type code
     number of dimensions   1 byte
@@ -26,18 +26,18 @@ _CHUNK = 1 << 20
 def read_exactly(
     stream: BufferedIOBase, expected: int, where: str, *, last: bool = False
 ) -> bytearray:
-    """Reads ``expected`` bytes, or says what came instead.
+    """Read exactly ``expected`` bytes.
 
-    Memory grows with what arrives, not with what is expected, which may be a lie.
+    Memory grows with the bytes that arrive, not with ``expected``, which may be wrong.
 
     Args:
-        stream: A buffered binary stream.
+        stream: Buffered binary stream.
         expected: Number of bytes.
-        where: File and field, for the message.
-        last: Whether the stream has to end here; then one byte more is asked for.
+        where: File and field, for the error.
+        last: If True, the stream has to end here. The function then reads one more byte.
 
     Raises:
-        ValueError: If the stream is shorter, longer though ``last``, or a damaged gzip stream.
+        ValueError: If the stream is too short, too long for ``last``, or a damaged gzip stream.
     """
     limit = expected + last
     data = bytearray()
@@ -47,31 +47,31 @@ def read_exactly(
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(
             f"{where}: expected {expected} bytes, got a damaged gzip stream ({error}): "
-            "fetch the file again"
+            "download the file again"
         ) from error
     if len(data) != expected:
         got = "more" if len(data) > expected else len(data)
-        raise ValueError(f"{where}: expected {expected} bytes, got {got}: fetch the file again")
+        raise ValueError(f"{where}: expected {expected} bytes, got {got}: download the file again")
     return data
 
 
 def read_idx(path: str | os.PathLike[str]) -> Tensor:
-    r"""Reads an IDX file, plain or compressed by gzip, of any type and rank.
+    r"""Read an IDX file of any type and rank, plain or compressed by gzip.
 
-    Which of the two it is, the first bytes tell, not the name. The header is believed only as far
-    as the file bears it out: a lie costs no memory, and a gzip stream is expanded by at most one
-    byte (and the constant buffer of the decompressor) beyond what its header promises.
+    The first bytes, not the name, decide whether it is compressed. A wrong header costs no memory:
+    a gzip stream is expanded by at most one byte (and the constant buffer of the decompressor)
+    beyond the size in the header.
 
     Args:
-        path: The file.
+        path: File.
 
     Returns:
-        A tensor of the sizes in the header, in native byte order: uint8, int8, int16, int32,
+        Tensor with the sizes in the header, in native byte order: uint8, int8, int16, int32,
         float32 or float64.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not IDX, truncated, too long or damaged; the message names the
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not IDX, truncated, too long or damaged. The message names the
             file and the field.
 
     References:
@@ -86,7 +86,7 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
         tensor([7, 2, 1], dtype=torch.uint8)
     """
     with Path(path).open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"  # an IDX file begins with two zeros
+        compressed = file.read(2) == b"\x1f\x8b"  # an IDX file starts with two zeros
         file.seek(0)
         return _parse(gzip.GzipFile(fileobj=file) if compressed else file, f"{path}")
 
@@ -97,7 +97,7 @@ def _parse(stream: BufferedIOBase, name: str) -> Tensor:
         codes = ", ".join(f"{code:02x}" for code in _TYPES)
         raise ValueError(
             f"{name}: magic: expected 00 00 and one of {codes}, got {magic.hex(' ')}: "
-            "this is no IDX file"
+            "pass an IDX file"
         )
     dtype = np.dtype(_TYPES[magic[2]])
     (rank,) = read_exactly(stream, 1, f"{name}: number of dimensions")
@@ -110,8 +110,8 @@ def _parse(stream: BufferedIOBase, name: str) -> Tensor:
     array = np.frombuffer(payload, dtype).astype(dtype.newbyteorder("="), copy=False)
     try:
         return torch.from_numpy(array).reshape(sizes)
-    except RuntimeError as error:  # no payload at all, as one size is 0, and others beyond sense
+    except RuntimeError as error:  # one size is 0, so there is no payload, and others are too large
         raise ValueError(
             f"{name}: sizes: expected a shape that torch can hold, got {sizes} ({error}): "
-            "fetch the file again"
+            "download the file again"
         ) from error

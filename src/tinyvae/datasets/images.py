@@ -1,4 +1,4 @@
-"""A set of labeled images, and disjoint parts of a set."""
+"""Labeled images, and random splits."""
 
 import math
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ class LabeledImages:
     """Images on the scale ``0..max_value``, with one label each.
 
     Args:
-        images: The pixels, uint8.
-        labels: One class per image, int64.
-        max_value: White: the value that stands for full intensity, in 1..255.
-        name: What the set is called, for reports.
+        images: Pixels, uint8.
+        labels: Class of each image, int64.
+        max_value: Value of a white pixel, in 1..255.
+        name: Name of the data set, for reports.
     Shape:
         images: ``(N, C, H, W)``; labels: ``(N,)``.
 
     Raises:
-        TypeError: If a dtype is another.
-        ValueError: If a shape is another, or a pixel exceeds ``max_value``.
+        TypeError: If a dtype is wrong.
+        ValueError: If a shape is wrong, or a pixel exceeds ``max_value``.
 
     Example:
         >>> images = torch.zeros(5, 1, 2, 2, dtype=torch.uint8)
@@ -49,12 +49,12 @@ class LabeledImages:
             if tensor.dtype != dtype:
                 raise TypeError(
                     f"LabeledImages expects {field} of {dtype}, got {tensor.dtype}: "
-                    f"convert by .to({dtype}), after a look at the scale"
+                    f"check the scale, then convert by .to({dtype})"
                 )
         if self.images.ndim != 4:
             raise ValueError(
                 f"LabeledImages expects images of shape (N, C, H, W), got "
-                f"{tuple(self.images.shape)}: gray images have C = 1, as by .unsqueeze(1)"
+                f"{tuple(self.images.shape)}: use .unsqueeze(1) for gray images"
             )
         if self.labels.shape != self.images.shape[:1]:
             raise ValueError(
@@ -70,17 +70,17 @@ class LabeledImages:
         if brightest > self.max_value:
             raise ValueError(
                 f"LabeledImages expects pixels in 0..{self.max_value}, got {brightest}: "
-                "pass the max_value of the scale that the pixels are on"
+                "pass the max_value of the scale of the pixels"
             )
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: Tensor | slice) -> "LabeledImages":
-        """Returns the images at a slice, at positions or where a mask holds, as another such set.
+        """Return the images at a slice, at positions or in a mask, with their labels.
 
         Args:
-            index: A slice (no copy), or a 1-d tensor: int64 positions or a boolean mask.
+            index: Slice (no copy), or 1-d tensor of int64 positions or of booleans.
 
         Raises:
             TypeError: If the index is anything else, such as one number.
@@ -92,7 +92,7 @@ class LabeledImages:
         ):
             raise TypeError(
                 "LabeledImages expects a slice or a 1-d tensor of int64 or bool as an index, got "
-                f"{index!r}: one image is .images[i]"
+                f"{index!r}: use .images[i] for one image"
             )
         return LabeledImages(self.images[index], self.labels[index], self.max_value, self.name)
 
@@ -105,23 +105,23 @@ Data = TypeVar("Data", Tensor, LabeledImages)
 
 
 def split(data: Data, sizes: Sequence[float], *, seed: int = 0) -> tuple[Data, ...]:
-    """Random disjoint parts, the same for the same seed, number of items and sizes.
+    """Split data into random disjoint parts that depend on the seed and the sizes only.
 
-    The items are permute_dims by a generator of its own and cut in order; torch's default generator is
-    left alone. Sizes that do not add up to everything leave the rest out.
+    A permutation of the items is cut into parts. torch's default generator is not used. If the
+    sizes add up to less than all items, the remaining items are left out.
 
     Args:
-        data: Items along the first dimension, or a set of images.
-        sizes: All integers (numbers of items) or all floats (fractions of them). The cuts between
-            fractions are rounded, not the parts: ``(0.8, 0.1, 0.1)`` loses no item. So ``(1,)`` is
-            one item and ``(1.0,)`` all of them.
-        seed: Of the permutation.
+        data: Items along the first dimension, or labeled images.
+        sizes: All integers (numbers of items) or all floats (fractions). The cuts are rounded, not
+            the sizes, so that ``(0.8, 0.1, 0.1)`` loses no item. Note that ``(1,)`` is one item
+            and ``(1.0,)`` is all items.
+        seed: Seed of the permutation.
     Shape:
         data: ``(N, *)``; part i: ``(sizes[i], *)``, a copy.
 
     Raises:
         TypeError: If the sizes are neither all integers nor all floats.
-        ValueError: If there are none, a part would be empty, or they exceed the whole.
+        ValueError: If there is no size, a part would be empty, or the sizes exceed the total.
 
     Example:
         >>> train, test = split(torch.arange(10), (7, 3))
@@ -134,16 +134,16 @@ def split(data: Data, sizes: Sequence[float], *, seed: int = 0) -> tuple[Data, .
 
 
 def _cuts(sizes: Sequence[float], total: int) -> list[int]:
-    """Where the parts begin and end: ``[0, ..., at most total]``."""
-    whole: float
+    """Return the ends of the parts, after a leading 0."""
+    limit: float
     if all(isinstance(size, Integral) for size in sizes):
-        whole, scale = total, 1
+        limit, scale = total, 1
     elif all(isinstance(size, float) and math.isfinite(size) for size in sizes):
-        whole, scale = 1.0, total
+        limit, scale = 1.0, total
     else:
         raise TypeError(
             f"split expects sizes that are all integers or all finite floats, got {tuple(sizes)}: "
-            "write numbers of items, or fractions"
+            "pass numbers of items, or fractions"
         )
     sums = list(accumulate(sizes))
     cuts = [0, *(round(scale * end) for end in sums)]
@@ -152,9 +152,9 @@ def _cuts(sizes: Sequence[float], total: int) -> list[int]:
             f"split expects at least one size and at least one item in each part, got sizes "
             f"{tuple(sizes)} of {total} items: leave the empty part out"
         )
-    if sums[-1] > whole + 1e-9:  # fractions add up with rounding errors
+    if sums[-1] > limit + 1e-9:  # sums of fractions have rounding errors
         raise ValueError(
-            f"split expects sizes that add up to at most {whole}, got {tuple(sizes)} of {total} "
+            f"split expects sizes that add up to at most {limit}, got {tuple(sizes)} of {total} "
             "items: make a part smaller"
         )
     return cuts

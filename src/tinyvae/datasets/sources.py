@@ -1,4 +1,4 @@
-"""Where the images come from: within the package, or files on the disk."""
+"""Image data sets, from the package or from files."""
 
 import os
 import sys
@@ -16,11 +16,11 @@ from tinyvae.datasets.images import LabeledImages
 
 
 def digits() -> LabeledImages:
-    """The 1,797 handwritten digits of 8 by 8 pixels that come with this package.
+    """Load 1,797 handwritten digits of 8 by 8 pixels, which come with this package.
 
     Each pixel counts the ink in a block of 4 by 4 bits, so white is 16. The order is the original
-    one: images of a writer are neighbors, so a test part is taken by `split`. Source and license
-    (CC BY 4.0) are in the file NOTICE.
+    one, with the images of each writer together: use :func:`split` for a test set. The file NOTICE
+    names the source and the license (CC BY 4.0).
 
     Returns:
         Images ``(1797, 1, 8, 8)`` in 0..16, labels 0..9.
@@ -47,25 +47,24 @@ def digits() -> LabeledImages:
 def mnist(
     root: str | os.PathLike[str] = "data", *, train: bool = True, download: bool = False
 ) -> LabeledImages:
-    """MNIST from the files in ``root/MNIST/raw``, torchvision's layout; torchvision is not needed.
+    """Load MNIST from the files in ``root/MNIST/raw``, which is torchvision's layout.
 
     The files are ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same with
-    ``t10k``, as they are or with ``.gz``. Torchvision is imported only where they are missing and
-    ``download=True``.
+    ``t10k``, plain or with ``.gz``. torchvision is needed only to download missing files.
 
     Args:
-        root: The folder that holds ``MNIST/raw``.
-        train: The 60,000 images to train on, or else the 10,000 to test on.
-        download: Whether to let torchvision fetch missing files.
+        root: Folder that contains ``MNIST/raw``.
+        train: True for the 60,000 training images, False for the 10,000 test images.
+        download: If True, torchvision downloads missing files.
 
     Returns:
         Images ``(N, 1, 28, 28)`` in 0..255, labels 0..9.
 
     Raises:
         FileNotFoundError: If the files are missing and ``download`` is False.
-        ImportError: If torchvision is needed, and absent or broken.
-        RuntimeError: If torchvision cannot fetch the files.
-        ValueError: If a file is damaged or not what its name says.
+        ImportError: If torchvision is needed, and missing or broken.
+        RuntimeError: If torchvision cannot download the files.
+        ValueError: If a file is damaged or does not match its name.
 
     References:
         LeCun, Bottou, Bengio, Haffner (1998). Gradient-based learning applied to document
@@ -80,7 +79,7 @@ def mnist(
     folder = Path(root).expanduser() / "MNIST" / "raw"
     part = "train" if train else "t10k"
     names = (f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte")
-    layout = f"the files {names[0]} and {names[1]}, as they are or with .gz, in {folder}"
+    layout = f"the files {names[0]} and {names[1]}, plain or with .gz, in {folder}"
     paths = _find(folder, names)
     if len(paths) < len(names) and download:
         _download_mnist(Path(root).expanduser(), layout)
@@ -113,19 +112,19 @@ def mnist(
 
 
 def frey_faces(path: str | os.PathLike[str]) -> Tensor:
-    """The 1,965 Frey faces, frames of one film, from a ``.npy`` file.
+    """Load the 1,965 Frey faces, frames of one film, from a ``.npy`` file.
 
     Args:
-        path: An array ``(1965, 560)`` of uint8, each image's rows one after the other. The original
-            ``frey_rawface.mat`` holds the transpose: write the file by
+        path: File with a uint8 array ``(1965, 560)``, one flattened image per row. The original
+            ``frey_rawface.mat`` contains the transpose. Convert it by
             ``numpy.save(path, scipy.io.loadmat("frey_rawface.mat")["ff"].T)``.
 
     Returns:
         Images ``(1965, 1, 28, 20)``, uint8.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file holds something else or is damaged.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file contains something else or is damaged.
 
     References:
         Roweis, Saul, Hinton (2002). Global coordination of local linear models. NeurIPS 14.
@@ -141,7 +140,7 @@ def frey_faces(path: str | os.PathLike[str]) -> Tensor:
     """
     remedy = "see the docstring for how to write the file"
     with Path(path).open("rb") as file:
-        # numpy.load would allocate what the header claims, before it looks at the payload.
+        # numpy.load would allocate the size in the header before it reads the payload.
         try:
             version = np.lib.format.read_magic(file)
             read_header = (
@@ -150,7 +149,9 @@ def frey_faces(path: str | os.PathLike[str]) -> Tensor:
                 else np.lib.format.read_array_header_2_0
             )
             shape, columns_first, dtype = read_header(file)
-        except Exception as error:  # of a damaged one, TokenError and others besides ValueError
+        except (
+            Exception
+        ) as error:  # a damaged header raises TokenError and others, not only ValueError
             raise ValueError(
                 f"{path}: header: expected that of a .npy file, got none ({error}): {remedy}"
             ) from error
@@ -165,19 +166,19 @@ def frey_faces(path: str | os.PathLike[str]) -> Tensor:
 
 
 def _find(folder: Path, names: tuple[str, ...]) -> list[Path]:
-    """Those of the named files that are there, plain ones before compressed ones."""
-    found = []
+    """Return the paths of the named files that exist, plain files before compressed ones."""
+    paths = []
     for name in names:
         candidates = (folder / name, folder / f"{name}.gz")
-        found += [path for path in candidates if path.is_file()][:1]
-    return found
+        paths += [path for path in candidates if path.is_file()][:1]
+    return paths
 
 
 def _download_mnist(root: Path, layout: str) -> None:
     dataset = _import_torchvision_mnist(layout)
     try:
         dataset(root, download=True)
-    except Exception as error:  # torchvision lets through whatever network and disk raise
+    except Exception as error:  # any error of the network or the disk
         raise RuntimeError(
             f"torchvision could not download MNIST ({type(error).__name__}: {error}): "
             f"try again later, or put {layout}"
@@ -185,14 +186,14 @@ def _download_mnist(root: Path, layout: str) -> None:
 
 
 def _import_torchvision_mnist(layout: str) -> Any:
-    """Imports torchvision, or leaves everything as if that had not been tried."""
+    """Import torchvision. After a failure, restore ``sys.modules``."""
     before = set(sys.modules)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on image codecs, which are not needed here
+            warnings.simplefilter("ignore")  # about image codecs, which are not needed here
             from torchvision.datasets import MNIST
-    except Exception as error:  # a torchvision built for another torch raises RuntimeError, OSError
-        # Python forgets the package that failed, but not the submodules that it had imported.
+    except Exception as error:  # RuntimeError or OSError if torchvision is built for another torch
+        # Python removes the failed package, but not the submodules that it imported.
         for name in set(sys.modules) - before:
             if name.partition(".")[0] == "torchvision":
                 del sys.modules[name]

@@ -16,26 +16,32 @@ from tinyvae.distributions.base import Wrapper as Wrapper
 from tinyvae.distributions.base import sum_last as sum_last
 from tinyvae.distributions.continuous import Beta as Beta
 from tinyvae.distributions.continuous import ContinuousBernoulli as ContinuousBernoulli
+from tinyvae.distributions.continuous import ElementwiseNormal as ElementwiseNormal
 from tinyvae.distributions.continuous import Laplace as Laplace
 from tinyvae.distributions.continuous import LogNormal as LogNormal
 from tinyvae.distributions.continuous import Normal as Normal
+from tinyvae.distributions.continuous import (
+    StandardNormalDistribution as StandardNormalDistribution,
+)
 from tinyvae.distributions.continuous import StudentT as StudentT
-from tinyvae.distributions.continuous import UnitNormal as UnitNormal
 from tinyvae.distributions.counts import NegativeBinomial as NegativeBinomial
 from tinyvae.distributions.counts import Poisson as Poisson
 from tinyvae.distributions.discrete import Bernoulli as Bernoulli
 from tinyvae.distributions.discrete import Categorical as Categorical
 from tinyvae.distributions.discrete import DiscretizedLogistic as DiscretizedLogistic
 from tinyvae.distributions.discrete import OneHotCategorical as OneHotCategorical
+from tinyvae.distributions.discrete import OneHotDistribution as OneHotDistribution
 from tinyvae.distributions.joint import JointDistribution as JointDistribution
 from tinyvae.distributions.joint import TabularDistribution as TabularDistribution
 from tinyvae.distributions.kl import has_closed_form as has_closed_form
 from tinyvae.distributions.kl import kl_divergence as kl_divergence
+from tinyvae.distributions.kl import log_prob_of_draws as log_prob_of_draws
 from tinyvae.distributions.mixtures import Mixture as Mixture
 from tinyvae.distributions.mixtures import ZeroInflated as ZeroInflated
 from tinyvae.distributions.multivariate import Delta as Delta
 from tinyvae.distributions.multivariate import FullNormal as FullNormal
 from tinyvae.distributions.multivariate import LowRankNormal as LowRankNormal
+from tinyvae.distributions.multivariate import PointMass as PointMass
 from tinyvae.distributions.quantized import CodebookCategorical as CodebookCategorical
 from tinyvae.distributions.quantized import Quantized as Quantized
 from tinyvae.distributions.relaxed import GumbelSoftmax as GumbelSoftmax

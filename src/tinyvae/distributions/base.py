@@ -1,76 +1,95 @@
-"""What a distribution is, many of one as one event, and the border to ``torch.distributions``."""
+"""Interface of distributions, independent events, and the adapter to ``torch.distributions``."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-Known = TypeVar("Known")
-
 
 class Distribution(ABC):
-    """A (batch of) probability distribution(s).
+    """A batch of probability distributions.
 
     Attributes:
         batch_shape: Shape of the batch of distributions.
         event_shape: Shape of one draw.
-        has_rsample: Whether draws carry gradients to the parameters (reparameterization).
-        is_mixed: Whether a part of each draw does, and a part does not.
-        is_density: Whether ``log_prob`` is the logarithm of a normalized density or mass.
-        is_discrete: Whether ``log_prob`` is a mass, which has no unit, and no density; None where
-            it is a mass of some dimensions and a density of others.
-        depends_on_parameters: Whether ``log_prob`` hangs on parameters at all.
-        space: What its values are. A log q - log p of different spaces means nothing.
-        losses: What training has to add to its loss for parameters that no density depends on, by
+        has_rsample: True if draws carry gradients to the parameters (reparameterization).
+        is_partly_reparameterized: True if one part of each draw carries gradients and another does
+            not.
+        yields_log_prob: True if drawing yields the log density as a by-product, so that
+            :meth:`sample_and_log_prob` is cheaper than :meth:`sample` and :meth:`log_prob`.
+        is_density: True if ``log_prob`` is the logarithm of a normalized density or mass.
+        is_discrete: True if ``log_prob`` is a mass, which has no unit. False if it is a density.
+            None if it is a mass in some dimensions and a density in others.
+        depends_on_parameters: True if ``log_prob`` depends on parameters.
+        support: Name of the set of values. log q - log p has no meaning if the supports differ.
+        losses: Terms that training adds to its loss, for parameters that no density depends on, by
             name, ``(*batch)``.
-        metrics: What to report beside, by name, 0-d.
+        metrics: Further values to report, by name, 0-d.
     """
 
     batch_shape: torch.Size
     event_shape: torch.Size = torch.Size()
     has_rsample: bool = True
-    is_mixed: bool = False
+    is_partly_reparameterized: bool = False
+    yields_log_prob: bool = False
     is_density: bool = True
     is_discrete: bool | None = False
     depends_on_parameters: bool = True
-    space: str = "reals"
+    support: str = "reals"
     losses: Mapping[str, Tensor] = MappingProxyType({})
     metrics: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
     @abstractmethod
     def mean(self) -> Tensor:
-        """Expected value, ``(*batch, *event)``; NaN where it has no closed form, or is none."""
+        """Expected value, ``(*batch, *event)``; NaN if it does not exist or has no closed form."""
 
     @abstractmethod
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density or mass of ``value`` ``(*S, *batch, *event)``, as ``(*S, *batch)``, nats."""
+        """Return the log density or mass of values, nats.
+
+        Args:
+            value: ``(*S, *batch, *event)``.
+
+        Returns:
+            ``(*S, *batch)``.
+        """
 
     @abstractmethod
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw ``(*sample_shape, *batch, *event)``, with gradients where ``has_rsample``."""
+        """Draw ``(*sample_shape, *batch, *event)``, with gradients if ``has_rsample``."""
+
+    def sample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Draw values and return them with their log density or mass, nats.
+
+        Returns:
+            ``(*sample_shape, *batch, *event)`` and ``(*sample_shape, *batch)``.
+        """
+        value = self.sample(sample_shape)
+        return value, self.log_prob(value)
 
     def summed_log_prob(self, value: Tensor, ndim: int) -> Tensor:
-        """Log density or mass, summed over the last ``ndim`` batch dimensions, nats."""
+        """Return the log density or mass, summed over the last ``ndim`` batch dimensions, nats."""
         return sum_last(self.log_prob(value), ndim)
 
     def elementwise_log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each element of ``value``, ``(*S, *batch, *event)``, nats.
+        """Return the log density of each element of ``value`` ``(*S, *batch, *event)``, nats.
 
         Raises:
             TypeError: If the elements are not independent.
         """
-        raise TypeError(f"{self} is no product over the elements of an event")
+        raise TypeError(
+            f"elementwise_log_prob expects independent elements, got {self}: use log_prob"
+        )
 
-    def center(self, weights: Tensor | None = None) -> Tensor:
-        """One value in place of the distribution: its mean, or its most probable class.
+    def point_estimate(self, weights: Tensor | None = None) -> Tensor:
+        """Return one value that represents the distribution: its mean or its most probable class.
 
         Args:
-            weights: ``(K, *batch[1:])``, sums to one over ``K``: the first batch dimension is
-                pooled, as a mixture with these weights.
+            weights: ``(K, *batch[1:])``, with sum one over ``K``. They pool the first batch
+                dimension: the result represents the mixture with these weights.
 
         Returns:
             ``(*batch, *event)``, or ``(*batch[1:], *event)`` with weights.
@@ -78,7 +97,7 @@ class Distribution(ABC):
         return pooled(self.mean, weights)
 
     def _shape(self, sample_shape: Sequence[int]) -> torch.Size:
-        """Shape of draws."""
+        """Return the shape of draws."""
         return torch.Size(sample_shape) + self.batch_shape + self.event_shape
 
     def __repr__(self) -> str:
@@ -86,21 +105,25 @@ class Distribution(ABC):
         return f"{type(self).__name__}(batch_shape={batch}, event_shape={event})"
 
 
-class Wrapper(Distribution):
-    """A distribution around another one, by default the same in all respects.
+class Wrapper(Distribution, ABC):
+    """A distribution that forwards to another one, to override in part.
+
+    :meth:`sample_and_log_prob` is not forwarded, because a subclass may change ``sample`` or
+    ``log_prob``. A subclass that forwards it sets ``yields_log_prob``.
 
     Args:
-        base: The other one.
+        base: The wrapped distribution.
     """
 
     def __init__(self, base: Distribution) -> None:
         self.base = base
         self.batch_shape = base.batch_shape
         self.event_shape = base.event_shape
-        self.has_rsample, self.is_mixed = base.has_rsample, base.is_mixed
+        self.has_rsample = base.has_rsample
+        self.is_partly_reparameterized = base.is_partly_reparameterized
         self.is_density = base.is_density
         self.is_discrete = base.is_discrete
-        self.space = base.space
+        self.support = base.support
         self.depends_on_parameters = base.depends_on_parameters
         self.losses, self.metrics = base.losses, base.metrics
 
@@ -109,20 +132,20 @@ class Wrapper(Distribution):
         """Expected value, ``(*batch, *event)``."""
         return self.base.mean
 
-    def center(self, weights: Tensor | None = None) -> Tensor:
-        """Center of the wrapped one."""
-        return self.base.center(weights)
+    def point_estimate(self, weights: Tensor | None = None) -> Tensor:
+        """Return the point estimate of the wrapped distribution."""
+        return self.base.point_estimate(weights)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density or mass, nats."""
+        """Return the log density or mass, nats."""
         return self.base.log_prob(value)
 
     def elementwise_log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each element, nats."""
+        """Return the log density of each element, nats."""
         return self.base.elementwise_log_prob(value)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw of the wrapped one."""
+        """Draw from the wrapped distribution."""
         return self.base.sample(sample_shape)
 
 
@@ -147,25 +170,33 @@ class Independent(Wrapper):
             )
         super().__init__(base)
         self.event_ndim = event_ndim
+        self.yields_log_prob = base.yields_log_prob
         self.batch_shape = base.batch_shape[:split]
         self.event_shape = base.batch_shape[split:] + base.event_shape
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Sum of the elements' log densities, nats."""
+        """Return the sum of the elements' log densities, nats."""
         check_event(value, self.event_shape)
         return self.base.summed_log_prob(value, self.event_ndim)
 
+    def sample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Draw events and return them with their log density or mass, nats."""
+        if not self.yields_log_prob:
+            return super().sample_and_log_prob(sample_shape)
+        value, log_prob = self.base.sample_and_log_prob(sample_shape)
+        return value, sum_last(log_prob, self.event_ndim)
+
     def elementwise_log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each element, nats."""
+        """Return the log density of each element, nats."""
         if self.base.event_shape:
             return self.base.elementwise_log_prob(value)
         return self.base.log_prob(value)
 
-    def center(self, weights: Tensor | None = None) -> Tensor:
-        """Center of every element."""
+    def point_estimate(self, weights: Tensor | None = None) -> Tensor:
+        """Return the point estimate of every element."""
         if weights is None:
-            return self.base.center()
-        return self.base.center(unsqueeze_last(weights, self.event_ndim))
+            return self.base.point_estimate()
+        return self.base.point_estimate(unsqueeze_last(weights, self.event_ndim))
 
     def __repr__(self) -> str:
         return super().__repr__().replace("(", f"({type(self.base).__name__}, ", 1)
@@ -174,8 +205,8 @@ class Independent(Wrapper):
 class TorchDistribution(Distribution):
     """A ``torch.distributions`` object as a :class:`Distribution`.
 
-    Build the wrapped one with ``validate_args=False``: torch's validation is slow, and refuses
-    values on the border of a support with a message that names no remedy.
+    Build the wrapped object with ``validate_args=False``: torch's validation is slow, and it
+    rejects values on the border of a support with a message that names no remedy.
 
     Args:
         base: The ``torch.distributions`` object.
@@ -195,41 +226,18 @@ class TorchDistribution(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """Expected value, where torch has it."""
+        """Expected value, if torch has it."""
         return self.base.mean
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density or mass, nats."""
+        """Return the log density or mass, nats."""
         log_prob: Tensor = self.base.log_prob(value)
         return log_prob
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw, with gradients where torch reparameterizes."""
+        """Draw, with gradients if torch reparameterizes."""
         draw = self.base.rsample if self.has_rsample else self.base.sample
         return draw(torch.Size(sample_shape))
-
-
-class Latest(Generic[Known]):
-    """What is known of the latest draw, for as long as the draw is what it was."""
-
-    def __init__(self) -> None:
-        self._kept: tuple[Tensor, tuple[int, bool], Known] | None = None
-
-    def keep(self, draw: Tensor, known: Known) -> None:
-        """Remember what is known of a draw."""
-        self._kept = (draw, _state(draw), known)
-
-    def of(self, value: Tensor) -> Known | None:
-        """What is known of ``value``, None if it is another one, or was changed."""
-        if self._kept is None:
-            return None
-        draw, state, known = self._kept
-        return known if value is draw and state == _state(value) else None
-
-
-def _state(value: Tensor) -> tuple[int, bool]:
-    """What changes when a tensor does, or when gradients are wanted that were not."""
-    return (0 if value.is_inference() else value._version), torch.is_grad_enabled()
 
 
 def check_event(value: Tensor, event_shape: torch.Size) -> None:
@@ -242,7 +250,7 @@ def check_event(value: Tensor, event_shape: torch.Size) -> None:
 
 
 def joint_shape(*tensors: Tensor) -> torch.Size:
-    """Shape that the tensors broadcast to."""
+    """Return the shape that the tensors broadcast to."""
     # torch.broadcast_shapes is Python code, as slow as ten small tensor operations.
     first, *others = (tensor.shape for tensor in tensors)
     if all(shape == first for shape in others):
@@ -261,7 +269,7 @@ def unsqueeze_last(values: Tensor, ndim: int) -> Tensor:
 
 
 def pooled(values: Tensor, weights: Tensor | None) -> Tensor:
-    """Weighted sum over the first dimension; without weights, ``values`` as they are."""
+    """Return the weighted sum over the first dimension, or ``values`` if there are no weights."""
     if weights is None:
         return values
     weights = unsqueeze_last(weights, values.dim() - weights.dim())

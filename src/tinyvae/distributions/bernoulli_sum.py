@@ -1,4 +1,4 @@
-r"""Sums of many Bernoulli log masses on a CPU, by pieces that stay in its caches.
+r"""Sums of many Bernoulli log masses on a CPU, in pieces that fit into its caches.
 
 .. math:: \sum_i x_i \ell_i - \log(1 + e^{\ell_i}) = \log \prod_i \sigma\big((2 x_i - 1) \ell_i\big)
     \quad\text{for } x_i \in \{0, 1\}
@@ -13,20 +13,20 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-# Elements of a piece, 512 KiB of float32; what is not larger gains nothing.
+# Elements per piece, 512 KiB of float32. Smaller sums gain nothing.
 PIECE = 1 << 17
-# The product of four sigmoids of what is above -20 is no denormal number, of 1e-35 at least.
+# The product of four sigmoids of numbers above -20 is at least 1e-35, not a denormal number.
 FAR = 20.0
 
 
 def summed_log_mass(logits: Tensor, value: Tensor) -> Tensor | None:
-    """Sum over the last dimension; None where it is better done by the operations themselves.
+    """Return the sum over the last dimension, or None if plain operations are faster.
 
-    Without gradients, of zeros and ones, each element adds an error below 2^-24 nats in float32.
+    Without gradients and for zeros and ones, the error per element is below 2^-24 nats in float32.
 
     Args:
         logits: ``(K, *batch, N)``.
-        value: ``(*batch, N)``, broadcast to the logits.
+        value: ``(*batch, N)``, broadcastable to the logits.
 
     Returns:
         ``(K, *batch)``, nats.
@@ -50,11 +50,11 @@ def summed_log_mass(logits: Tensor, value: Tensor) -> Tensor | None:
 
 def _is_broadcast(value: Tensor, logits: Tensor) -> bool:
     pairs = zip(reversed(value.shape), reversed(logits.shape), strict=False)
-    return value.dim() <= logits.dim() and all(own in (1, size) for own, size in pairs)
+    return value.dim() <= logits.dim() and all(length in (1, size) for length, size in pairs)
 
 
 def _is_transformed() -> bool:
-    """Whether operations are recorded or transformed, for which they must be torch's plain ones."""
+    """Return True if operations are traced or transformed, which needs plain torch operations."""
     return (
         torch.compiler.is_compiling()
         or is_in_torch_dispatch_mode()
@@ -64,7 +64,7 @@ def _is_transformed() -> bool:
 
 
 def _is_tame(logits: Tensor, value: Tensor) -> bool:
-    """Whether values are zeros and ones, and logits far from overflow."""
+    """Return True if values are zeros and ones, and logits are far from overflow."""
     low, high = torch.aminmax(logits)
     return bool((low > -FAR) & (high < FAR) & ((value == 0) | (value == 1)).all())
 
@@ -83,11 +83,11 @@ def _by_terms(logits: Tensor, value: Tensor) -> Tensor:
 
 
 def _by_products(logits: Tensor, sign: Tensor) -> Tensor:
-    """The same of zeros and ones, by their signs: one logarithm for four elements."""
+    """Return the sum for zeros and ones, given as signs, with one logarithm per four elements."""
     half, rest = logits.shape[-1] // 4 * 2, logits.shape[-1] % 4
     total = logits.new_empty(logits.shape[:-1])
-    for part, own, out in _pieces(logits, sign, total):
-        masses = torch.mul(own, part).sigmoid_()
+    for part, signs, out in _pieces(logits, sign, total):
+        masses = torch.mul(signs, part).sigmoid_()
         pairs = masses[..., :half].mul_(masses[..., half : 2 * half])
         fours = pairs[..., : half // 2].mul_(pairs[..., half // 2 :])
         torch.sum(fours.log_(), -1, out=out)
@@ -97,7 +97,7 @@ def _by_products(logits: Tensor, sign: Tensor) -> Tensor:
 
 
 class _SummedLogMass(torch.autograd.Function):
-    """The sum with its gradient, neither of which needs a tensor as large as the logits twice."""
+    """The sum and its gradient, without temporary tensors as large as the logits."""
 
     @staticmethod
     def forward(logits: Tensor, value: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class _SummedLogMass(torch.autograd.Function):
         if torch.is_grad_enabled() or is_batched or _is_transformed():
             return (value - torch.sigmoid(logits)) * grad.unsqueeze(-1), None
         slope = torch.empty_like(logits)
-        for part, x, own, out in _pieces(logits, value, grad, slope):
+        for part, x, upstream, out in _pieces(logits, value, grad, slope):
             torch.sub(x, torch.sigmoid(part, out=out), out=out)
-            out.mul_(own.unsqueeze(-1))
+            out.mul_(upstream.unsqueeze(-1))
         return slope, None

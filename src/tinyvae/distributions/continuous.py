@@ -1,6 +1,7 @@
 """Scalar families on the real line, the positive numbers and the unit interval."""
 
 import math
+from abc import ABC
 from collections.abc import Sequence
 
 import torch
@@ -10,12 +11,43 @@ from torch import Tensor
 from tinyvae.distributions.base import Distribution, joint_shape, pooled
 from tinyvae.distributions.special import gamma_residual, log_sinhc
 
-# Where the mean of a continuous Bernoulli turns from a series in its logits to the closed form: the
-# first term left out, l^9 / 47,900,160, is 1e-14 there.
+# Below this absolute value of the logits, the mean of a continuous Bernoulli is computed from a
+# series. The first omitted term, l^9 / 47,900,160, is 1e-14 at the limit.
 _NEAR_UNIFORM = 0.2
 
 
-class Normal(Distribution):
+class ElementwiseNormal(Distribution, ABC):
+    """Base class of normal distributions of each element.
+
+    Args:
+        mean: Mean, any shape.
+        log_std: Logarithm of the standard deviation, broadcastable with ``mean``.
+    """
+
+    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
+        self._mean = mean
+        self.log_std = log_std
+        self.batch_shape = joint_shape(mean, log_std)
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected value, ``(*batch)``."""
+        has_batch_shape = self._mean.shape == self.batch_shape
+        return self._mean if has_batch_shape else self._mean.expand(self.batch_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density of each element, nats."""
+        standardized = (value - self._mean) * torch.exp(-self.log_std)
+        return -0.5 * standardized.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw by reparameterization, mean + std * noise."""
+        shape = self._shape(sample_shape)
+        noise = torch.randn(shape, dtype=self._mean.dtype, device=self._mean.device)
+        return torch.addcmul(self._mean, torch.exp(self.log_std), noise)
+
+
+class Normal(ElementwiseNormal):
     r"""Normal distribution of each element, by its mean and the logarithm of its scale.
 
     .. math:: \log p(x) = -\tfrac12 \big((x - \mu) e^{-\log\sigma}\big)^2 - \log\sigma
@@ -30,37 +62,17 @@ class Normal(Distribution):
         tensor([-0.9189, -0.9189, -0.9189])
     """
 
-    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
-        self._mean = mean
-        self.log_std = log_std
-        self.batch_shape = joint_shape(mean, log_std)
 
-    @property
-    def mean(self) -> Tensor:
-        """Expected value, ``(*batch)``."""
-        same = self._mean.shape == self.batch_shape
-        return self._mean if same else self._mean.expand(self.batch_shape)
+class StandardNormalDistribution(ElementwiseNormal):
+    """Normal distribution of each element with mean 0 and scale 1.
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each element, nats."""
-        standardized = (value - self._mean) * torch.exp(-self.log_std)
-        return -0.5 * standardized.square() - self.log_std - 0.5 * math.log(2 * math.pi)
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw by reparameterization, mean + std * noise."""
-        shape = self._shape(sample_shape)
-        noise = torch.randn(shape, dtype=self._mean.dtype, device=self._mean.device)
-        return torch.addcmul(self._mean, torch.exp(self.log_std), noise)
-
-
-class UnitNormal(Normal):
-    """Normal distribution of each element with mean 0 and scale 1, without a step too many.
+    It computes less than :class:`Normal` with zeros as arguments.
 
     Args:
-        zero: A zero, of the shape of the batch.
+        zero: Zeros with the shape of the batch.
 
     Example:
-        >>> UnitNormal(torch.zeros(3)).log_prob(torch.zeros(3))
+        >>> StandardNormalDistribution(torch.zeros(3)).log_prob(torch.zeros(3))
         tensor([-0.9189, -0.9189, -0.9189])
     """
 
@@ -68,18 +80,21 @@ class UnitNormal(Normal):
         super().__init__(zero, zero)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each element, nats."""
+        """Return the log density of each element, nats."""
         if not self.agrees_with(value):
             return super().log_prob(value)
         return -0.5 * value.square() - 0.5 * math.log(2 * math.pi)
 
-    def agrees_with(self, value: Tensor) -> bool:
-        """Whether a tensor needs neither a shape nor digits of this batch."""
-        trailing = value.shape[max(0, value.dim() - len(self.batch_shape)) :]
-        return trailing == self.batch_shape and value.dtype == self._mean.dtype
+    def agrees_with(self, *values: Tensor) -> bool:
+        """Return True if tensors end in the shape of this batch and have its dtype."""
+        for value in values:
+            trailing = value.shape[max(0, value.dim() - len(self.batch_shape)) :]
+            if trailing != self.batch_shape or value.dtype != self._mean.dtype:
+                return False
+        return True
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw."""
+        """Draw standard normal noise."""
         shape = self._shape(sample_shape)
         return torch.randn(shape, dtype=self._mean.dtype, device=self._mean.device)
 
@@ -108,7 +123,7 @@ class Laplace(Distribution):
         return self._mean.expand(self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each element, nats."""
+        """Return the log density of each element, nats."""
         distance = (value - self._mean).abs() * torch.exp(-self.log_scale)
         return -distance - self.log_scale - math.log(2)
 
@@ -120,13 +135,13 @@ class Laplace(Distribution):
 
 
 class StudentT(Distribution):
-    r"""Student's t of each element, by its location and the logarithms of scale and freedom.
+    r"""Student's t distribution of each element, by location, log scale and log degrees of freedom.
 
     .. math:: \log p(x) = \log \frac{\Gamma(\frac{\nu + 1}{2})}{\Gamma(\frac\nu2) \sqrt{\pi \nu}}
         - \log\sigma - \frac{\nu + 1}{2} \log\Big(1 + \frac{(x - \mu)^2}{\nu \sigma^2}\Big)
 
     Args:
-        loc: :math:`\mu`, any shape: median, and mean where :math:`\nu > 1`.
+        loc: :math:`\mu`, any shape: the median, and the mean if :math:`\nu > 1`.
         log_scale: :math:`\log\sigma`, broadcastable with ``loc``.
         log_df: :math:`\log\nu`, degrees of freedom, broadcastable with ``loc``.
 
@@ -143,17 +158,17 @@ class StudentT(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """Expected value, ``(*batch)``; NaN where there is none, at one degree or less."""
+        """Expected value, ``(*batch)``; NaN at one degree of freedom or less."""
         return self.loc.where(self.log_df > 0, math.nan).expand(self.batch_shape)
 
-    def center(self, weights: Tensor | None = None) -> Tensor:
-        """Location, which exists for any degrees of freedom."""
+    def point_estimate(self, weights: Tensor | None = None) -> Tensor:
+        """Return the location, which exists for any degrees of freedom."""
         return pooled(self.loc.expand(self.batch_shape), weights)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each element, nats."""
+        """Return the log density of each element, nats."""
         df = torch.exp(self.log_df)
-        # log Gamma(a + 1/2) - log Gamma(a) - log(a) / 2 with a = df / 2, without its large parts.
+        # log Gamma(a + 1/2) - log Gamma(a) - log(a) / 2 with a = df / 2; the large terms cancel.
         a, log_a = df / 2, self.log_df - math.log(2)
         growth = (a + 0.5) * torch.log1p(0.5 / a) - 0.5
         growth = growth + gamma_residual(a + 0.5, torch.log(a + 0.5)) - gamma_residual(a, log_a)
@@ -162,7 +177,7 @@ class StudentT(Distribution):
         return growth - 0.5 * math.log(2 * math.pi) - self.log_scale - tail
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw, without gradients: a normal draw over the root of a chi-squared one."""
+        """Draw without gradients: normal draws, divided by roots of chi-squared draws."""
         shape = self._shape(sample_shape)
         with torch.no_grad():
             half = torch.exp(self.log_df).expand(shape) / 2
@@ -194,7 +209,7 @@ class LogNormal(Distribution):
         return torch.exp(self._log.mean + 0.5 * torch.exp(2 * self._log.log_std))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each element, nats."""
+        """Return the log density of each element, nats."""
         log_value = torch.log(value)
         return self._log.log_prob(log_value) - log_value
 
@@ -231,14 +246,14 @@ class Beta(Distribution):
         return torch.sigmoid(self.logits).expand(self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each element, nats."""
+        """Return the log density of each element, nats."""
         total = torch.exp(self.log_concentration)
         mean, rest = torch.sigmoid(self.logits), torch.sigmoid(-self.logits)
         log_mean, log_rest = F.logsigmoid(self.logits), F.logsigmoid(-self.logits)
         log_x, log_not_x = torch.log(value), torch.log1p(-value)
         far = mean * (log_x - log_mean) + rest * (log_not_x - log_rest)
-        # Near the mean both terms are large and all but cancel: their linear parts, which cancel
-        # exactly, are left out.
+        # Near the mean both terms are large and nearly cancel. Their linear parts cancel exactly
+        # and are omitted.
         near = (value - mean).abs() < 0.5 * torch.minimum(mean, rest)
         excess = torch.where(near, value - mean, 0.0)
         up, down = excess / mean.where(near, 1.0), -excess / rest.where(near, 1.0)
@@ -251,7 +266,7 @@ class Beta(Distribution):
         return fit + constant
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw without gradients, in the open interval: 0 and 1 have no finite density."""
+        """Draw without gradients, excluding 0 and 1, where the density is not finite."""
         limits = torch.finfo(self.logits.dtype)
         with torch.no_grad():
             total = torch.exp(self.log_concentration)
@@ -260,13 +275,13 @@ class Beta(Distribution):
                 (total * torch.sigmoid(logits)).expand(shape)
                 for logits in (self.logits, -self.logits)
             )
-            # A share of two gamma draws, by their logarithms: small shapes underflow otherwise.
+            # The ratio x / (x + y) of two gamma draws. Logarithms avoid underflow at small shapes.
             draws = torch.sigmoid(_log_gamma_draw(alpha) - _log_gamma_draw(beta))
             return draws.clamp(limits.tiny, 1 - limits.eps / 2)
 
 
 def _log_gamma_draw(shape: Tensor) -> Tensor:
-    """Logarithm of a gamma draw: one of shape a + 1, times a uniform one to the power 1 / a."""
+    """Draw log gamma variables, as a draw of shape a + 1 times a uniform one to the power 1 / a."""
     exponential = torch.empty_like(shape, memory_format=torch.contiguous_format).exponential_()
     least = torch.finfo(shape.dtype).tiny
     return torch.log(torch._standard_gamma(shape + 1)) - exponential / shape.clamp(min=least)
@@ -308,15 +323,17 @@ class ContinuousBernoulli(Distribution):
         return 0.5 + torch.where(square < _NEAR_UNIFORM**2, series, exact)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each element, nats."""
+        """Return the log density of each element, nats."""
         return (value - 0.5) * self.logits - log_sinhc(0.5 * self.logits)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw without gradients, by the inverse of the distribution function."""
+        """Draw without gradients by the inverse of the distribution function."""
         shape = self._shape(sample_shape)
         with torch.no_grad():
             uniform = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
-            rate = self.logits.abs()  # a truncated exponential draw, reflected
+            rate = (
+                self.logits.abs()
+            )  # a truncated exponential draw, reflected if the logit is positive
             steep = rate.clamp(min=1e-4)
             draw = -torch.log1p(uniform * torch.expm1(-steep)) / steep
             draw = torch.where(rate < 1e-4, uniform, draw)

@@ -16,8 +16,8 @@ class Poisson(Distribution):
 
     .. math:: \log p(k) = k \log\lambda - \lambda - \log k!
 
-    Computed as a deviance and a small residual (Loader 2000), so that counts of a million keep
-    their digits in float32.
+    The log mass is the sum of a deviance and a small residual (Loader 2000), so that counts of a
+    million stay accurate in float32.
 
     Args:
         log_mean: :math:`\log\lambda`, any shape.
@@ -40,14 +40,14 @@ class Poisson(Distribution):
         return torch.exp(self.log_mean)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log mass of each element, nats."""
+        """Return the log mass of each element, nats."""
         count, log_count = _count(value, self.log_mean.dtype)
         log_ratio = torch.where(value > 0, self.log_mean - log_count, 0.0)
         positive = -_deviance(count, log_ratio) - log_count - gamma_residual(count, log_count)
         return torch.where(value > 0, positive, -self.mean)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw counts, without gradients."""
+        """Draw counts without gradients."""
         shape = self._shape(sample_shape)
         return _poisson(self.mean.detach().expand(shape))
 
@@ -58,7 +58,7 @@ class NegativeBinomial(Distribution):
     .. math:: p(k) = \frac{\Gamma(k + r)}{\Gamma(r)\, k!}
         \Big(\frac{r}{r + \mu}\Big)^r \Big(\frac{\mu}{r + \mu}\Big)^k
 
-    The variance is :math:`\mu + \mu^2 / r`; with :math:`r \to \infty` it is Poisson.
+    The variance is :math:`\mu + \mu^2 / r`. The limit :math:`r \to \infty` is Poisson.
 
     Args:
         log_mean: :math:`\log\mu`, any shape.
@@ -82,8 +82,8 @@ class NegativeBinomial(Distribution):
         return torch.exp(self.log_mean).expand(self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log mass of each element, nats."""
-        log_r = self.log_concentration.clamp(max=_LOG_HUGE)  # a Poisson distribution long before
+        """Return the log mass of each element, nats."""
+        log_r = self.log_concentration.clamp(max=_LOG_HUGE)  # the limit is Poisson far below
         zero = -torch.exp(log_r) * F.softplus(self.log_mean - log_r, threshold=40)
         return torch.where(value > 0, self._log_prob_positive(value, log_r), zero)
 
@@ -92,7 +92,7 @@ class NegativeBinomial(Distribution):
         mean, r = torch.exp(self.log_mean.clamp(max=2 * _LOG_HUGE)), torch.exp(log_r)
         log_total = torch.logaddexp(self.log_mean, log_r)
         total, log_sum = count + r, torch.log(count + r)
-        # log (k + r) / (mu + r), by its excess over one where that is small.
+        # log (k + r) / (mu + r), computed from the excess of the ratio over one if that is small.
         excess = (count - mean) / (mean + r)
         log_excess = torch.where(
             excess.abs() < 0.5, torch.log1p(excess.clamp(-0.5, 0.5)), log_sum - log_total
@@ -106,7 +106,7 @@ class NegativeBinomial(Distribution):
         return constant - fit - log_count
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw counts, without gradients: Poisson at a gamma draw of the rate."""
+        """Draw counts without gradients: Poisson with a gamma draw as rate."""
         shape = self._shape(sample_shape)
         with torch.no_grad():
             r = torch.exp(self.log_concentration).expand(shape)
@@ -114,19 +114,19 @@ class NegativeBinomial(Distribution):
 
 
 def _poisson(rate: Tensor) -> Tensor:
-    """Poisson draws; normal ones where a float no longer holds every integer, nor torch's draw."""
+    """Draw Poisson counts, or rounded normal draws above the integers that the dtype represents."""
     most = 1 / torch.finfo(rate.dtype).eps
     normal = torch.round(rate + rate.sqrt() * torch.randn_like(rate))
     return torch.where(rate < most, torch.poisson(rate.clamp(max=most)), normal)
 
 
 def _count(value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Counts of at least one, and their logarithms."""
+    """Return counts, raised to at least one, and their logarithms."""
     count = value.to(dtype).clamp(min=1)
     return count, torch.log(count)
 
 
 def _deviance(count: Tensor, log_ratio: Tensor) -> Tensor:
-    """Half the deviance of a count at a mean of exp(log_ratio) times it."""
+    """Return half the deviance of a count from the mean ``count * exp(log_ratio)``."""
     excess: Tensor = torch.expm1(log_ratio) - log_ratio
     return count * excess

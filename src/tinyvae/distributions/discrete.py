@@ -1,5 +1,6 @@
-"""Scalar families on classes, counts and levels. Values are numbers that hold integers."""
+"""Distributions of bits, classes and levels, with integer values in floating-point tensors."""
 
+from abc import ABC
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +17,7 @@ class Bernoulli(Distribution):
 
     .. math:: \log p(x) = x \ell - \log(1 + e^\ell)
 
-    Computed from logits, so that it is exact in the tails: logits of -200 and a one give -200.
+    Logits make it exact in the tails: a one at a logit of -200 gives -200.
 
     Args:
         logits: :math:`\ell`, log odds of a one, any shape.
@@ -39,25 +40,25 @@ class Bernoulli(Distribution):
         return torch.sigmoid(self.logits)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log mass of each element, nats."""
-        # Beyond 40, log(1 + exp(l)) is l to the last digit of float64; torch's own 20 is not.
+        """Return the log mass of each element, nats."""
+        # Above 40, log(1 + exp(l)) equals l in float64. Above torch's default of 20, it does not.
         return value * self.logits - F.softplus(self.logits, threshold=40)
 
     def summed_log_prob(self, value: Tensor, ndim: int) -> Tensor:
-        """Sum of log masses over the last ``ndim`` batch dimensions, nats."""
+        """Return the sum of log masses over the last ``ndim`` batch dimensions, nats."""
         total = None
-        is_own = type(self).log_prob is Bernoulli.log_prob
-        if is_own and ndim and value.dim() >= ndim and self.logits.dim() > ndim:
+        is_overridden = type(self).log_prob is not Bernoulli.log_prob
+        if not is_overridden and ndim and value.dim() >= ndim and self.logits.dim() > ndim:
             total = summed_log_mass(self.logits.flatten(-ndim), value.flatten(-ndim))
         return super().summed_log_prob(value, ndim) if total is None else total
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw zeros and ones, without gradients."""
+        """Draw zeros and ones without gradients."""
         shape = self._shape(sample_shape)
         return torch.bernoulli(self.mean.detach().expand(shape))
 
 
-# Where exp of a parameter is as good as infinite, and its square still a float32.
+# The exponential of this log parameter is practically infinite, and its square fits in float32.
 _LOG_HUGE = 40.0
 
 
@@ -69,8 +70,8 @@ class Categorical(Distribution):
     Args:
         logits: :math:`\ell`, any shape with the ``C`` classes along ``dim``.
         dim: Dimension of the classes, negative.
-        ordered: Whether the classes are levels of a quantity: :meth:`center` is their mean then,
-            and the most probable class otherwise.
+        ordered: True if the classes are levels of a quantity. :meth:`point_estimate` is then their
+            mean, and otherwise the most probable class.
 
     Shape:
         value: class indices, the logits' shape without ``dim``.
@@ -91,7 +92,7 @@ class Categorical(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """Expected class index, ``(*batch)``; of a meaning where the classes have an order."""
+        """Expected class index, ``(*batch)``. It has a meaning only if the classes are ordered."""
         return (self._probs * self._classes).sum(self.dim)
 
     @property
@@ -103,15 +104,15 @@ class Categorical(Distribution):
         classes = torch.arange(self.logits.shape[self.dim], device=self.logits.device)
         return classes.to(self.logits.dtype).reshape(-1, *[1] * (-self.dim - 1))
 
-    def center(self, weights: Tensor | None = None) -> Tensor:
-        """Mean of ordered classes, else the most probable one."""
+    def point_estimate(self, weights: Tensor | None = None) -> Tensor:
+        """Return the mean of ordered classes, otherwise the most probable class."""
         if self.ordered:
             return pooled(self.mean, weights)
         weights = None if weights is None else weights.unsqueeze(self.dim)
         return pooled(self._probs, weights).argmax(self.dim).to(self.logits.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log mass of each element, nats."""
+        """Return the log mass of each element, nats."""
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
         index = value.long().expand(shape).unsqueeze(self.dim)
         sizes = list(index.shape)
@@ -120,30 +121,22 @@ class Categorical(Distribution):
         return chosen.squeeze(self.dim) - self.logits.logsumexp(self.dim)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw class indices, without gradients."""
+        """Draw class indices without gradients."""
         return (
             gumbel_race(self.logits.detach(), sample_shape).argmin(self.dim).to(self.logits.dtype)
         )
 
 
-class OneHotCategorical(Distribution):
-    """Categorical distribution of one-hot values, by logits along the first event dimension.
+class OneHotDistribution(Distribution, ABC):
+    """Base class of categorical distributions of one-hot values.
 
     Args:
         logits: ``(*batch, C, *E)``.
-        event_ndim: Number of dimensions of ``(C, *E)``, of which only ``C`` is one event.
-
-    Shape:
-        value: ``(..., C, *E)``; ``log_prob``: ``(..., *E)``.
-
-    Example:
-        >>> OneHotCategorical(torch.zeros(4), 1).log_prob(torch.eye(4))
-        tensor([-1.3863, -1.3863, -1.3863, -1.3863])
+        event_ndim: Number of dimensions of ``(C, *E)``.
     """
 
-    has_rsample = False
     is_discrete = True
-    space = "one-hot values"
+    support = "one-hot values"
 
     def __init__(self, logits: Tensor, event_ndim: int) -> None:
         self.logits = logits
@@ -156,36 +149,55 @@ class OneHotCategorical(Distribution):
         """Probabilities, ``(*batch, C, *E)``."""
         return self.logits.softmax(self.dim)
 
-    def center(self, weights: Tensor | None = None) -> Tensor:
-        """Most probable class, one-hot."""
+    def point_estimate(self, weights: Tensor | None = None) -> Tensor:
+        """Return the most probable class, one-hot."""
         probs = pooled(self.mean, weights)
         winner = probs.argmax(self.dim, keepdim=True)
         return torch.zeros_like(probs).scatter_(self.dim, winner, 1.0)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log mass, summed over the event, nats."""
+        """Return the log mass, summed over the event, nats."""
         log_probs = self.logits.log_softmax(self.dim)
         return (value * log_probs).flatten(self.dim).sum(-1)
 
+
+class OneHotCategorical(OneHotDistribution):
+    """Categorical distribution of one-hot values, by logits along the first event dimension.
+
+    Args:
+        logits: ``(*batch, C, *E)``.
+        event_ndim: Number of dimensions of ``(C, *E)``. The classes ``C`` are one variable; the
+            variables at the positions ``E`` are independent.
+
+    Shape:
+        value: ``(..., C, *E)``; ``log_prob``: ``(...)``.
+
+    Example:
+        >>> OneHotCategorical(torch.zeros(4), 1).log_prob(torch.eye(4))
+        tensor([-1.3863, -1.3863, -1.3863, -1.3863])
+    """
+
+    has_rsample = False
+
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw one-hot values, without gradients."""
+        """Draw one-hot values without gradients."""
         arrivals = gumbel_race(self.logits.detach(), sample_shape)
         winner = arrivals.argmin(self.dim, keepdim=True)
         return torch.zeros_like(arrivals).scatter_(self.dim, winner, 1.0)
 
 
 class DiscretizedLogistic(Distribution):
-    r"""Logistic distribution of each element, rounded to levels, with open edges.
+    r"""Logistic distribution of each element, rounded to levels, with unbounded edge bins.
 
     .. math:: p(k) = F\Big(\frac{y_k + h - \mu}{s}\Big) - F\Big(\frac{y_k - h - \mu}{s}\Big),
         \qquad y_k = \frac{2k}{L - 1} - 1, \quad h = \frac{1}{L - 1}
 
-    where :math:`F` is the logistic sigmoid, and the lowest and highest bins reach to infinity, so
-    that the masses sum to one. With bounds :math:`a < b` a mass is
-    :math:`F(b)\, F(-a)\, (1 - e^{a - b})`: no difference is taken.
+    where :math:`F` is the logistic sigmoid. The lowest and the highest bin extend to infinity, so
+    that the masses sum to one. The mass between bounds :math:`a < b` is computed as
+    :math:`F(b)\, F(-a)\, (1 - e^{a - b})`, without a difference that loses digits.
 
     Args:
-        mean: :math:`\mu`, in units in which the levels lie in [-1, 1], any shape.
+        mean: :math:`\mu`, any shape, in units in which the levels lie in [-1, 1].
         log_scale: :math:`\log s`, broadcastable with ``mean``.
         num_levels: :math:`L`, at least 2: values are 0 to L - 1.
 
@@ -220,7 +232,7 @@ class DiscretizedLogistic(Distribution):
         return (self.location - edge) * torch.exp(-self.log_scale)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log mass of each element, nats."""
+        """Return the log mass of each element, nats."""
         last = self.num_levels - 1
         value = value.to(self.location.dtype)
         above = F.logsigmoid(-self._standardized((2 * value + 1 - last) / last))
@@ -231,7 +243,7 @@ class DiscretizedLogistic(Distribution):
         return edges + torch.where((value > 0) & (value < last), inner, 0.0)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw levels, without gradients: a rounded logistic draw."""
+        """Draw levels without gradients: rounded logistic draws."""
         shape = self._shape(sample_shape)
         with torch.no_grad():
             uniform = torch.rand(shape, dtype=self.location.dtype, device=self.location.device)

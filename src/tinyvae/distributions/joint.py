@@ -1,33 +1,34 @@
-"""Distributions of several parts side by side."""
+"""Distributions that consist of several parts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from tinyvae.distributions.base import Distribution, Latest
+from tinyvae.distributions.base import Distribution
 
 
 class TabularDistribution(Distribution):
-    """Scalar families side by side: the last batch dimension is a table's columns.
+    """The columns of a table: blocks of scalar families along the last batch dimension.
 
-    Draws carry gradients where those of every block do.
+    Draws carry gradients if the draws of every block do.
 
     Args:
-        blocks: Distributions whose batch shapes agree but for their last dimension.
-        positions: Positions in the table of each block's columns; together 0 to D - 1.
+        blocks: Distributions whose batch shapes agree except for their last dimension.
+        positions: Positions of each block's columns in the table; together 0 to D - 1.
 
     Example:
         >>> numbers = Normal(torch.zeros(5, 2), torch.zeros(5, 2))
         >>> flags = Bernoulli(torch.zeros(5, 1))
-        >>> TabularDistribution([numbers, flags], [torch.tensor([0, 2]), torch.tensor([1])]).sample().shape
+        >>> positions = [torch.tensor([0, 2]), torch.tensor([1])]
+        >>> TabularDistribution([numbers, flags], positions).sample().shape
         torch.Size([5, 3])
     """
 
     def __init__(self, blocks: Sequence[Distribution], positions: Sequence[Tensor]) -> None:
         self.blocks = tuple(blocks)
         self.positions = tuple(positions)
-        width = sum(len(at) for at in positions)
+        width = sum(len(columns) for columns in positions)
         self.batch_shape = torch.Size((*blocks[0].batch_shape[:-1], width))
         self.is_density = all(block.is_density for block in self.blocks)
         self.has_rsample = all(block.has_rsample for block in self.blocks)
@@ -38,14 +39,16 @@ class TabularDistribution(Distribution):
         """Expected value of each column."""
         return self._joined([block.mean for block in self.blocks])
 
-    def center(self, weights: Tensor | None = None) -> Tensor:
-        """Center of each column."""
-        return self._joined([block.center(weights) for block in self.blocks])
+    def point_estimate(self, weights: Tensor | None = None) -> Tensor:
+        """Return the point estimate of each column."""
+        return self._joined([block.point_estimate(weights) for block in self.blocks])
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density or mass of each column, nats."""
+        """Return the log density or mass of each column, nats."""
         pairs = zip(self.blocks, self.positions, strict=True)
-        return self._joined([b.log_prob(value.index_select(-1, at)) for b, at in pairs])
+        return self._joined(
+            [block.log_prob(value.index_select(-1, columns)) for block, columns in pairs]
+        )
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw every column."""
@@ -57,10 +60,10 @@ class TabularDistribution(Distribution):
 
 
 class JointDistribution(Distribution):
-    """Independent variables of different kinds as one vector, flattened side by side.
+    """Independent variables of different kinds, flattened and concatenated to one vector.
 
     Args:
-        parts: Distributions of one batch shape by their names.
+        parts: Distributions by name. Their batch shapes broadcast.
 
     Example:
         >>> style = Independent(Normal(torch.zeros(5, 2), torch.zeros(5, 2)), 1)
@@ -70,70 +73,81 @@ class JointDistribution(Distribution):
 
     def __init__(self, parts: Mapping[str, Distribution]) -> None:
         self.parts = dict(parts)
-        self.widths = [part.event_shape.numel() for part in self.parts.values()]
-        shapes = (part.batch_shape for part in self.parts.values())
+        every = self.parts.values()
+        self.widths = [part.event_shape.numel() for part in every]
+        shapes = (part.batch_shape for part in every)
         self.batch_shape = torch.Size(torch.broadcast_shapes(*shapes))
         self.event_shape = torch.Size((sum(self.widths),))
-        self.is_density = all(part.is_density for part in self.parts.values())
-        self.has_rsample = all(part.has_rsample for part in self.parts.values())
-        self.is_mixed = not self.has_rsample and any(
-            part.has_rsample or part.is_mixed for part in self.parts.values()
+        self.is_density = all(part.is_density for part in every)
+        self.has_rsample = all(part.has_rsample for part in every)
+        self.is_partly_reparameterized = not self.has_rsample and any(
+            part.has_rsample or part.is_partly_reparameterized for part in every
         )
-        self.is_discrete = common_kind(self.parts.values())
-        spaces = {part.space for part in self.parts.values()}
-        named = ", ".join(f"{name}: {part.space}" for name, part in self.parts.items())
-        self.space = "reals" if spaces == {"reals"} else named
-        self.depends_on_parameters = any(part.depends_on_parameters for part in self.parts.values())
-        self._latest = Latest[dict[str, Tensor]]()
+        self.yields_log_prob = any(part.yields_log_prob for part in every)
+        self.is_discrete = common_kind(every)
+        named = ", ".join(f"{name}: {part.support}" for name, part in self.parts.items())
+        self.support = "reals" if {part.support for part in every} == {"reals"} else named
+        self.depends_on_parameters = any(part.depends_on_parameters for part in every)
         self.losses = self._named({name: part.losses for name, part in self.parts.items()})
         self.metrics = self._named({name: part.metrics for name, part in self.parts.items()})
 
     @staticmethod
-    def _named(own: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        return {f"{name}_{key}": v for name, values in own.items() for key, v in values.items()}
+    def _named(of_parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Prefix the names of the parts' values with the names of the parts."""
+        return {
+            f"{name}_{key}": value
+            for name, values in of_parts.items()
+            for key, value in values.items()
+        }
 
     @property
     def mean(self) -> Tensor:
-        """Expected values, side by side."""
-        return self._joined([part.mean for part in self.parts.values()])
+        """Expected values, concatenated."""
+        return self.concatenate([part.mean for part in self.parts.values()])
 
-    def center(self, weights: Tensor | None = None) -> Tensor:
-        """Centers, side by side."""
-        return self._joined([part.center(weights) for part in self.parts.values()])
+    def point_estimate(self, weights: Tensor | None = None) -> Tensor:
+        """Return the point estimates of the parts, concatenated."""
+        return self.concatenate([part.point_estimate(weights) for part in self.parts.values()])
 
     def split(self, value: Tensor) -> dict[str, Tensor]:
-        """Take a vector ``(..., D)`` apart, each part in its own shape.
-
-        Of the latest draw, these are the parts' own draws, whose log densities they may know.
-        """
-        if (draws := self._latest.of(value)) is not None:
-            return draws
+        """Split a vector ``(..., D)`` into the values of the parts, each with its own shape."""
         pieces = zip(self.parts.items(), value.split(self.widths, -1), strict=True)
         return {name: piece.unflatten(-1, part.event_shape) for (name, part), piece in pieces}
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Sum of the parts' log densities and masses, nats."""
-        values = self.split(value)
-        return torch.stack([p.log_prob(values[name]) for name, p in self.parts.items()]).sum(0)
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw every part, with gradients in those that have some."""
-        draws = {}
-        for name, part in self.parts.items():
-            missing = self.batch_shape[: len(self.batch_shape) - len(part.batch_shape)]
-            draws[name] = part.sample((*sample_shape, *missing))
-        value = self._joined(list(draws.values()))
-        self._latest.keep(value, draws)
-        return value
-
-    def _joined(self, values: list[Tensor]) -> Tensor:
+    def concatenate(self, values: Sequence[Tensor]) -> Tensor:
+        """Flatten the values of the parts and concatenate them; the inverse of :meth:`split`."""
         events = (len(part.event_shape) for part in self.parts.values())
         flat = [v.flatten(-n) for v, n in zip(values, events, strict=True)]
         batch = torch.broadcast_shapes(*(v.shape[:-1] for v in flat))
         return torch.cat([v.expand(*batch, v.shape[-1]) for v in flat], -1)
 
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the sum of the parts' log densities and masses, nats."""
+        values = self.split(value)
+        return torch.stack([p.log_prob(values[name]) for name, p in self.parts.items()]).sum(0)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw every part, with gradients in the reparameterized ones."""
+        return self.concatenate(
+            [part.sample(self._part_shape(part, sample_shape)) for part in self.parts.values()]
+        )
+
+    def sample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Draw every part and return the vectors with their log densities and masses, nats."""
+        pairs = [
+            part.sample_and_log_prob(self._part_shape(part, sample_shape))
+            for part in self.parts.values()
+        ]
+        value = self.concatenate([value for value, _ in pairs])
+        return value, torch.stack([log_prob for _, log_prob in pairs]).sum(0)
+
+    def _part_shape(self, part: Distribution, sample_shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of a part's draws, including batch dimensions that the part lacks."""
+        missing = self.batch_shape[: len(self.batch_shape) - len(part.batch_shape)]
+        return (*sample_shape, *missing)
+
 
 def common_kind(distributions: Iterable[Distribution]) -> bool | None:
-    """``is_discrete`` of several side by side."""
+    """Return ``is_discrete`` of several distributions, None if they differ."""
     kinds = {distribution.is_discrete for distribution in distributions}
     return kinds.pop() if len(kinds) == 1 else None

@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergences in closed form, by a table of pairs."""
+"""Kullback-Leibler divergences in closed form, from a table of pairs of families."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,8 +7,13 @@ import torch
 from torch import Tensor
 
 from tinyvae.distributions.base import Distribution, Independent, sum_last
-from tinyvae.distributions.continuous import Laplace, Normal, UnitNormal
-from tinyvae.distributions.discrete import OneHotCategorical
+from tinyvae.distributions.continuous import (
+    ElementwiseNormal,
+    Laplace,
+    Normal,
+    StandardNormalDistribution,
+)
+from tinyvae.distributions.discrete import OneHotDistribution
 from tinyvae.distributions.joint import JointDistribution
 from tinyvae.distributions.multivariate import FullNormal, LowRankNormal
 from tinyvae.distributions.quantized import CodebookCategorical, Quantized
@@ -18,12 +23,12 @@ from tinyvae.errors import NoClosedFormError
 
 
 def _excess(log_ratio: Tensor) -> Tensor:
-    """exp(r) - 1 - r >= 0, with the digits that it loses near zero when written so."""
+    """Return exp(r) - 1 - r >= 0, accurate near zero."""
     return torch.expm1(log_ratio) - log_ratio
 
 
-def _kl_normal_normal(q: Normal, p: Normal) -> Tensor:
-    if isinstance(p, UnitNormal) and p.agrees_with(q.mean) and p.agrees_with(q.log_std):
+def _kl_normal_normal(q: ElementwiseNormal, p: ElementwiseNormal) -> Tensor:
+    if isinstance(p, StandardNormalDistribution) and p.agrees_with(q.mean, q.log_std):
         return 0.5 * torch.addcmul(_excess(2 * q.log_std), q.mean, q.mean)
     distance = (q.mean - p.mean) * torch.exp(-p.log_std)
     return 0.5 * (_excess(2 * (q.log_std - p.log_std)) + distance.square())
@@ -36,7 +41,7 @@ def _kl_laplace_laplace(q: Laplace, p: Laplace) -> Tensor:
 
 
 def _kl_full_full(q: FullNormal, p: FullNormal) -> Tensor:
-    # With M = L_p^-1 L_q: squares below the diagonal, and m^2 - 1 - log m^2 on it.
+    # With M = L_p^-1 L_q: the sum of squares below the diagonal, and of m^2 - 1 - log m^2 on it.
     ratio = torch.linalg.solve_triangular(p.scale_tril, q.scale_tril, upper=False)
     difference = (q.mean - p.mean).unsqueeze(-1)
     distance = torch.linalg.solve_triangular(p.scale_tril, difference, upper=False)
@@ -58,8 +63,8 @@ def _kl_spherical_uniform(q: PowerSpherical, _: SphereUniform) -> Tensor:
     return kl.to(q.direction.dtype)
 
 
-def _kl_categorical(q: OneHotCategorical, p: OneHotCategorical) -> Tensor:
-    # sum q (p / q - 1 - log p / q), whose terms are none of them negative.
+def _kl_categorical(q: OneHotDistribution, p: OneHotDistribution) -> Tensor:
+    # sum q (p / q - 1 - log p / q), where every term is non-negative.
     log_q, log_p = q.logits.log_softmax(q.dim), p.logits.log_softmax(p.dim)
     log_ratio, probs = log_p - log_q, log_q.exp()
     near = log_ratio < 1
@@ -72,15 +77,15 @@ def _kl_code(q: Quantized, p: CodebookCategorical) -> Tensor:
     return -p.log_mass(q.codes)
 
 
-def _normal(distribution: Independent) -> Normal:
+def _normal(distribution: Independent) -> ElementwiseNormal:
     base = distribution.base
-    if not isinstance(base, Normal):
-        raise NoClosedFormError(f"expected normal elements, got {distribution}")
+    if not isinstance(base, ElementwiseNormal):
+        raise NoClosedFormError(f"this KL divergence expects normal elements, got {distribution}")
     return base
 
 
 def _full(distribution: Independent | FullNormal) -> FullNormal:
-    """A diagonal normal distribution as one with a full covariance."""
+    """Return a diagonal normal distribution as one with a full covariance."""
     if isinstance(distribution, FullNormal):
         return distribution
     base = _normal(distribution)
@@ -89,34 +94,35 @@ def _full(distribution: Independent | FullNormal) -> FullNormal:
 
 
 Form = Callable[[Any, Any], Tensor]
-# Of scalar families, elementwise.
+# For scalar families, elementwise.
 _ELEMENTWISE: dict[tuple[type, type], Form] = {
-    (Normal, Normal): _kl_normal_normal,
+    (ElementwiseNormal, ElementwiseNormal): _kl_normal_normal,
     (Laplace, Laplace): _kl_laplace_laplace,
 }
-# Of whole events; Normal stands for independent normal elements.
+# For events; ElementwiseNormal means independent normal elements.
 _WHOLE: dict[tuple[type, type], Form] = {
     (FullNormal, FullNormal): _kl_full_full,
-    (FullNormal, Normal): lambda q, p: _kl_full_full(q, _full(p)),
-    (Normal, FullNormal): lambda q, p: _kl_full_full(_full(q), p),
-    (LowRankNormal, Normal): _kl_low_rank_diagonal,
+    (FullNormal, ElementwiseNormal): lambda q, p: _kl_full_full(q, _full(p)),
+    (ElementwiseNormal, FullNormal): lambda q, p: _kl_full_full(_full(q), p),
+    (LowRankNormal, ElementwiseNormal): _kl_low_rank_diagonal,
     (PowerSpherical, SphereUniform): _kl_spherical_uniform,
-    (OneHotCategorical, OneHotCategorical): _kl_categorical,
+    (OneHotDistribution, OneHotDistribution): _kl_categorical,
     (Quantized, CodebookCategorical): _kl_code,
 }
 
 
 def _family(distribution: Distribution) -> type:
-    """Class of a distribution, or of its elements."""
-    if isinstance(distribution, OneHotCategorical):
-        return OneHotCategorical  # however it is drawn from
+    """Return the class that the tables name, for a distribution or for its elements."""
     if isinstance(distribution, Independent) and not distribution.base.event_shape:
         distribution = distribution.base
-    return Normal if isinstance(distribution, UnitNormal) else type(distribution)
+    for family in (OneHotDistribution, ElementwiseNormal):
+        if isinstance(distribution, family):
+            return family
+    return type(distribution)
 
 
 def _look_up(q: Distribution, p: Distribution) -> tuple[Form | None, bool]:
-    """Closed form of KL(q || p), None where none is known, and whether it is elementwise."""
+    """Return the closed form of KL(q || p) or None, and True if it is elementwise."""
     pair = (_family(q), _family(p))
     if q.event_shape != p.event_shape:
         return None, False
@@ -139,13 +145,13 @@ def _kl_joint(q: JointDistribution, p: JointDistribution) -> Tensor:
 
 
 def has_closed_form(q: Distribution, p: Distribution) -> bool:
-    """Whether :func:`kl_divergence` knows this pair."""
+    """Return True if :func:`kl_divergence` has a closed form for this pair."""
     q, p = _flat(q, p)
     return _look_up(q, p)[0] is not None
 
 
 def _flat(q: Distribution, p: Distribution) -> tuple[Distribution, Distribution]:
-    """Rows of a batch ``(K, B)``, where p is as many or one."""
+    """Return the rows of reshaped batches ``(K, B)``, if p has as many rows or is one."""
     if not isinstance(q, ReshapedBatch):
         return q, p
     if isinstance(p, ReshapedBatch) and p.batch_shape == q.batch_shape:
@@ -154,20 +160,21 @@ def _flat(q: Distribution, p: Distribution) -> tuple[Distribution, Distribution]
 
 
 def kl_divergence(q: Distribution, p: Distribution, *, per_dim: bool = False) -> Tensor:
-    r"""Kullback-Leibler divergence in closed form.
+    r"""Return the Kullback-Leibler divergence in closed form.
 
     .. math:: \mathrm{KL}(q \,\|\, p) = \mathbb{E}_{q(z)} [\log q(z) - \log p(z)] \ge 0
 
     Args:
-        q: The distribution under which the expectation is taken.
-        p: The other one.
-        per_dim: Keep the event dimensions instead of summing over them; of independent elements.
+        q: The distribution of the expectation.
+        p: The distribution that q is compared with.
+        per_dim: Keep the event dimensions instead of summing over them. This needs independent
+            elements.
 
     Returns:
         ``(*batch)``, or ``(*batch, *event)`` with ``per_dim``, nats.
 
     Raises:
-        NoClosedFormError: If the pair is not in the table, or has no terms per dimension.
+        NoClosedFormError: If the pair has no closed form, or no terms per dimension.
 
     References:
         Kingma, Welling (2014). Auto-Encoding Variational Bayes. arXiv:1312.6114, appendix B.
@@ -185,11 +192,32 @@ def kl_divergence(q: Distribution, p: Distribution, *, per_dim: bool = False) ->
     form, elementwise = _look_up(q, p)
     if form is None:
         raise NoClosedFormError(
-            f"no closed form of KL({q} || {p}): use a sampled estimate (kl='sample' or 'auto')"
+            f"KL({q} || {p}) has no closed form: use a sampled estimate (kl='sample' or 'auto')"
         )
     if per_dim and not elementwise:
-        raise NoClosedFormError(f"KL({q} || {p}) is no sum over dimensions")
+        raise NoClosedFormError(
+            f"per_dim expects independent elements, got KL({q} || {p}): use per_dim=False"
+        )
     if isinstance(q, Independent) and isinstance(p, Independent) and elementwise:
         terms = form(q.base, p.base)
         return terms if per_dim else sum_last(terms, q.event_ndim)
     return form(q, p)
+
+
+def log_prob_of_draws(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
+    """Return the log density under p of draws from q, nats.
+
+    Codes from codebooks are scored by their indices, which a sum of codes does not determine.
+
+    Args:
+        q: The distribution that ``z`` was drawn from.
+        p: The distribution that scores ``z``.
+        z: Draws ``(*S, *batch, *event)``.
+
+    Returns:
+        ``(*S, *batch)``.
+    """
+    base = q.base if isinstance(q, ReshapedBatch) else q
+    if isinstance(base, Quantized) and isinstance(p, CodebookCategorical):
+        return (-kl_divergence(q, p)).expand(z.shape[: z.dim() - len(q.event_shape)])
+    return p.log_prob(z)

@@ -1,4 +1,4 @@
-"""Mixtures, and distributions with extra mass at zero."""
+"""Mixtures, and distributions with additional mass at zero."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ from tinyvae.distributions.special import gumbel_race
 
 
 class Mixture(Distribution):
-    r"""Mixture along one batch dimension of ``components``.
+    r"""Mixture over one batch dimension of ``components``.
 
     .. math:: p(x) = \textstyle\sum_m \pi_m \, p_m(x)
 
     Args:
-        logits: :math:`\log\pi` up to a constant, of the components' batch shape.
-        components: The components.
-        dim: Batch dimension of the components, negative.
+        logits: :math:`\log\pi` up to a constant, with the batch shape of the components.
+        components: Distributions of the components.
+        dim: Batch dimension of the components, a negative number.
 
     Example:
         >>> apart = Normal(torch.tensor([-9.0, 9.0]), torch.zeros(2))
@@ -37,28 +37,28 @@ class Mixture(Distribution):
         self.event_shape = components.event_shape
         self.is_density = components.is_density
         self.is_discrete = components.is_discrete
-        self.space = components.space
+        self.support = components.support
 
     @property
     def mean(self) -> Tensor:
         """Expected value, ``(*batch, *event)``."""
         return self._mixed(self.components.mean)
 
-    def center(self, weights: Tensor | None = None) -> Tensor:
-        """Weighted sum of the components' centers."""
-        return pooled(self._mixed(self.components.center()), weights)
+    def point_estimate(self, weights: Tensor | None = None) -> Tensor:
+        """Return the weighted sum of the components' point estimates."""
+        return pooled(self._mixed(self.components.point_estimate()), weights)
 
     def _mixed(self, values: Tensor) -> Tensor:
         weights = unsqueeze_last(self.log_weights.exp(), len(self.event_shape))
         return (weights * values).sum(self._value_dim)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density or mass, nats."""
+        """Return the log density or mass, nats."""
         each = self.components.log_prob(value.unsqueeze(self._value_dim))
         return torch.logsumexp(self.log_weights + each, self.dim)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw without gradients: a component, then of it."""
+        """Draw without gradients: a component, then a value from it."""
         with torch.no_grad():
             draws = self.components.sample(sample_shape)
             chosen = gumbel_race(self.log_weights, sample_shape).argmin(self.dim, keepdim=True)
@@ -68,13 +68,14 @@ class Mixture(Distribution):
 
 
 class ZeroInflated(Distribution):
-    r"""Counts of ``base``, with more zeros.
+    r"""Counts of ``base`` with additional zeros.
 
     .. math:: p(x) = \pi \, [x = 0] + (1 - \pi) \, p_{\text{base}}(x)
 
     Args:
-        base: A scalar family of counts.
-        logits: Log odds of an extra zero, :math:`\log \tfrac{\pi}{1 - \pi}`, of its batch shape.
+        base: Scalar distribution of counts.
+        logits: Log odds of an additional zero, :math:`\log \tfrac{\pi}{1 - \pi}`, with the batch
+            shape of ``base``.
 
     Example:
         >>> ZeroInflated(Poisson(torch.zeros(1)), torch.zeros(1)).mean
@@ -96,13 +97,13 @@ class ZeroInflated(Distribution):
         return torch.sigmoid(-self.logits) * self.base.mean
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log mass of each element, nats."""
+        """Return the log mass of each element, nats."""
         counted = F.logsigmoid(-self.logits) + self.base.log_prob(value)
         zero = torch.logaddexp(F.logsigmoid(self.logits), counted)
         return torch.where(value == 0, zero, counted)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw counts, without gradients."""
+        """Draw counts without gradients."""
         with torch.no_grad():
             draws = self.base.sample(sample_shape)
             kept = torch.bernoulli(torch.sigmoid(-self.logits).expand(draws.shape))

@@ -1,9 +1,10 @@
-r"""Gaussian vectors whose dimensions hang together, and a point.
+r"""Normal distributions of vectors with correlated dimensions, and points.
 
-A covariance is held by a factor of it, so that densities, draws and divergences need no inverse.
+A covariance is stored as a factor, so that densities, draws and divergences need no inverse.
 """
 
 import math
+from abc import ABC
 from collections.abc import Sequence
 
 import torch
@@ -22,7 +23,8 @@ class FullNormal(Distribution):
     Args:
         mean: :math:`\mu`, ``(*batch, D)``.
         log_diagonal: :math:`\log L_{ii}`, ``(*batch, D)``.
-        lower: Of which what is below the diagonal is :math:`L`'s, ``(*batch, D, D)``.
+        lower: Matrix ``(*batch, D, D)`` with the entries of :math:`L` below the diagonal. Its other
+            entries are ignored.
 
     Example:
         >>> p = FullNormal(torch.zeros(2), torch.zeros(2), torch.tensor([[0.0, 0.0], [3.0, 0.0]]))
@@ -42,7 +44,7 @@ class FullNormal(Distribution):
         return self._mean.expand(self.batch_shape + self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density, nats."""
+        """Return the log density, nats."""
         difference = (value - self._mean).unsqueeze(-1)
         standardized = torch.linalg.solve_triangular(self.scale_tril, difference, upper=False)
         square: Tensor = standardized.squeeze(-1).square().sum(-1)
@@ -59,11 +61,11 @@ class FullNormal(Distribution):
 
 
 class LowRankNormal(Distribution):
-    r"""Normal distribution of a vector that varies mostly along a few directions.
+    r"""Normal distribution of a vector with a low-rank plus diagonal covariance.
 
     .. math:: \Sigma = W W^\top + \operatorname{diag} \sigma^2
 
-    Densities take :math:`O(D r^2)`, by the determinant and inverse of
+    Densities take :math:`O(D r^2)` operations, with the determinant and the inverse of
     :math:`C = I + W^\top \operatorname{diag}(\sigma^{-2}) W`, ``(r, r)``.
 
     Args:
@@ -84,7 +86,7 @@ class LowRankNormal(Distribution):
         self._scaled = factor * torch.exp(-log_std).unsqueeze(-1)  # U, (*batch, D, r)
         identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
         stacked = torch.cat([identity.expand(*self._scaled.shape[:-2], -1, -1), self._scaled], -2)
-        # C = I + U' U = R' R, without the square of U's condition.
+        # C = I + U' U = R' R. A QR decomposition does not square the condition number of U.
         self._root = torch.linalg.qr(stacked).R
 
     @property
@@ -94,15 +96,15 @@ class LowRankNormal(Distribution):
 
     @property
     def log_det_excess(self) -> Tensor:
-        """Log determinant of the covariance above that of its diagonal part, ``(*batch)``."""
+        """Log determinant of the covariance minus that of its diagonal part, ``(*batch)``."""
         log_diagonal: Tensor = self._root.diagonal(dim1=-2, dim2=-1).abs().log()
         return 2 * log_diagonal.sum(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density, nats."""
+        """Return the log density, nats."""
         standardized = (value - self._mean) * torch.exp(-self.log_std)
-        # With s standardized and a = C^-1 U' s, the square s' (I + U U')^-1 s is |s - U a|^2 +
-        # |a|^2, where nothing cancels.
+        # With s the standardized value and a = C^-1 U' s, the quadratic form s' (I + U U')^-1 s is
+        # |s - U a|^2 + |a|^2, a sum without cancellation.
         with autocast_disabled(standardized):
             along = self._scaled.mT @ standardized.unsqueeze(-1)  # (..., r, 1)
             along = torch.linalg.solve_triangular(self._root.mT, along, upper=False)
@@ -122,11 +124,44 @@ class LowRankNormal(Distribution):
         return self._mean + torch.exp(self.log_std) * noise + draw
 
 
-class Delta(Distribution):
-    """A point: what is drawn is always the same.
+class PointMass(Distribution, ABC):
+    """Base class of distributions with all mass on one value.
 
-    It has no density. Scored is its mass, 0 nats at the point and minus infinity elsewhere, so that
-    a bound's log q - log p is -log p(z) of the point.
+    Args:
+        value: The value, ``(*batch, *event)``.
+        event_ndim: Number of event dimensions.
+    """
+
+    depends_on_parameters = False
+
+    def __init__(self, value: Tensor, event_ndim: int) -> None:
+        self.value = value
+        split = value.dim() - event_ndim
+        self.batch_shape, self.event_shape = value.shape[:split], value.shape[split:]
+
+    @property
+    def mean(self) -> Tensor:
+        """The value, ``(*batch, *event)``."""
+        return self.value
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return zero at the value and minus infinity elsewhere."""
+        is_equal = value == self.value
+        if self.event_shape:
+            is_equal = is_equal.flatten(-len(self.event_shape)).all(-1)
+        zero = torch.zeros_like(is_equal, dtype=self.value.dtype)
+        return zero.masked_fill(~is_equal, -math.inf)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Return the value as every draw, with gradients."""
+        return self.value.expand(self._shape(sample_shape))
+
+
+class Delta(PointMass):
+    """A point: every draw is the same vector.
+
+    It has no density. ``log_prob`` is the log of its mass, 0 nats at the point and minus infinity
+    elsewhere, so that log q - log p of a bound is -log p(z) at the point.
 
     Args:
         value: The point, ``(*batch, *event)``.
@@ -138,24 +173,3 @@ class Delta(Distribution):
     """
 
     is_density = False
-    depends_on_parameters = False
-
-    def __init__(self, value: Tensor, event_ndim: int) -> None:
-        self.value = value
-        split = value.dim() - event_ndim
-        self.batch_shape, self.event_shape = value.shape[:split], value.shape[split:]
-
-    @property
-    def mean(self) -> Tensor:
-        """The point, ``(*batch, *event)``."""
-        return self.value
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Zero at the point, minus infinity elsewhere."""
-        hit = value == self.value
-        hit = hit.flatten(-len(self.event_shape)).all(-1) if self.event_shape else hit
-        return torch.zeros_like(hit, dtype=self.value.dtype).masked_fill(~hit, -math.inf)
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """The point, again and again, with gradients."""
-        return self.value.expand(self._shape(sample_shape))

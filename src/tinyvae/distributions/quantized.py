@@ -1,13 +1,13 @@
-r"""Latents out of codebooks: a posterior on one code of each, and a prior over all.
+r"""Latents from codebooks: a posterior on one code of each codebook, and a prior over all codes.
 
 .. math:: z = \sum_q e^q_{k_q}, \qquad k_q = \arg\min_j \| r_{q-1} - e^q_j \|, \qquad
     r_q = r_{q-1} - e^q_{k_q}, \quad r_0 = h
 
-Each of :math:`Q` codebooks quantizes what the ones before it left; one codebook is the case
-:math:`Q = 1`.
+Each of :math:`Q` codebooks quantizes the residual of the codebooks before it. One codebook is the
+case :math:`Q = 1`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
 import torch
@@ -15,129 +15,72 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinyvae.distributions.base import Distribution, pooled
-from tinyvae.distributions.multivariate import Delta
-
-# Partial sums of codes that are kept for a vector, and distances computed at once, in the search
-# for the codes that sum to it.
-MOST_SUMS = 1 << 14
-MOST_DISTANCES = 1 << 24
+from tinyvae.distributions.multivariate import PointMass
 
 
 def nearest(rows: Tensor, codebook: Tensor, *, exact: bool = False) -> Tensor:
-    """Index of the code nearest to each of ``rows`` ``(..., C)``, as ``(...)``.
+    """Return the index of the code nearest to each of ``rows`` ``(..., C)``, ``(...)``.
 
     Args:
         rows: Vectors.
-        codebook: CodebookCategorical ``(J, C)``.
-        exact: Take differences, instead of the faster squares and products.
+        codebook: Codes ``(J, C)``.
+        exact: Compute distances from differences, instead of from squares and products, which is
+            faster.
     """
     flat = rows.reshape(-1, rows.shape[-1])
-    return _distances(flat, codebook, exact=exact).argmin(-1).reshape(rows.shape[:-1])
-
-
-def _distances(rows: Tensor, codebook: Tensor, *, exact: bool) -> Tensor:
-    """Between ``(N, C)`` and ``(J, C)``, as ``(N, J)``."""
     mode = "donot_use_mm_for_euclid_dist" if exact else "use_mm_for_euclid_dist"
-    return torch.cdist(rows, codebook, compute_mode=mode)
+    distances = torch.cdist(flat, codebook, compute_mode=mode)  # (N, J)
+    return distances.argmin(-1).reshape(rows.shape[:-1])
 
 
 def levels_of(codebook: Tensor) -> Tensor:
-    """One codebook ``(J, C)`` or several ``(Q, J, C)``, as the latter."""
+    """Return one codebook ``(J, C)`` or several ``(Q, J, C)`` as ``(Q, J, C)``."""
     return codebook.view(-1, *codebook.shape[-2:])
 
 
-def residual_codes(
-    rows: Tensor, levels: Tensor, *, exact: bool = False
-) -> tuple[Tensor, list[Tensor]]:
-    """CodebookCategorical of each level, nearest to what those before left of ``rows`` ``(..., C)``.
+def residual_codes(rows: Tensor, levels: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Quantize ``rows`` ``(..., C)`` level by level, each the residual of the levels before.
 
     Args:
         rows: Vectors.
         levels: Codebooks ``(Q, J, C)``.
-        exact: As of :func:`nearest`.
 
     Returns:
-        CodebookCategorical ``(..., Q)``, and for each level what it quantized, ``(..., C)``.
+        Codes ``(..., Q)``, and the input of each level, ``(..., C)``.
     """
     codes: list[Tensor] = []
-    left = [rows]
+    residuals = [rows]
     for codebook in levels:
-        codes.append(nearest(left[-1], codebook, exact=exact))
-        left.append(left[-1] - F.embedding(codes[-1], codebook))
-    return torch.stack(codes, -1), left[:-1]
+        codes.append(nearest(residuals[-1], codebook))
+        residuals.append(residuals[-1] - F.embedding(codes[-1], codebook))
+    return torch.stack(codes, -1), residuals[:-1]
 
 
 def partial_sums(vectors: Iterable[Tensor]) -> list[Tensor]:
-    """Sums of the first, the first two, ... vectors: rounded alike wherever codes are summed."""
+    """Return the sums of the first vector, the first two, ...
+
+    The order of the additions is always the same, so that equal codes have bitwise equal sums.
+    """
     return list(accumulate(vectors))
 
 
-def _vectors(codes: Tensor, levels: Tensor) -> Tensor:
-    """Sums of the codes ``(..., Q)``, as ``(..., C)``."""
-    pairs = zip(codes.unbind(-1), levels, strict=True)
-    return partial_sums(F.embedding(index, codebook) for index, codebook in pairs)[-1]
+class Quantized(PointMass):
+    """A posterior with mass one on one code of each codebook.
 
-
-@torch.no_grad()
-def _codes_of(rows: Tensor, levels: Tensor, width: int = 1) -> Tensor:
-    """CodebookCategorical ``(N, Q)`` that sum to each of ``rows`` ``(N, C)``, any codes where none do.
-
-    What greedy residuals do not find is searched for with eight times as many partial sums, until
-    these are all that there are.
-    """
-    codes = (
-        residual_codes(rows, levels, exact=True)[0] if width == 1 else _beam(rows, levels, width)
-    )
-    every = levels.shape[1] ** (len(levels) - 1)
-    missed = (_vectors(codes, levels) != rows).any(-1)
-    if width == every or not missed.any():
-        return codes
-    if width == MOST_SUMS:
-        raise ValueError(
-            f"the codes of a vector are not found among its nearest {width} sums of {len(levels)} "
-            f"x {levels.shape[1]} codes: score codes by log_mass(codes), as the analytic KL does"
-        )
-    unique, place = rows[missed].unique(dim=0, return_inverse=True)
-    codes[missed] = _codes_of(unique, levels, min(8 * width, every, MOST_SUMS))[place]
-    return codes
-
-
-def _beam(rows: Tensor, levels: Tensor, width: int) -> Tensor:
-    """As :func:`_codes_of`, among the ``width`` partial sums nearest to each row at each level."""
-    parts = rows.split(max(1, MOST_DISTANCES // (width * levels.shape[1])))
-    return torch.cat([_beam_of_part(part, levels, width) for part in parts])
-
-
-def _beam_of_part(rows: Tensor, levels: Tensor, width: int) -> Tensor:
-    sums = torch.zeros_like(rows).unsqueeze(1)  # (N, W, C)
-    codes = torch.zeros(*sums.shape[:2], 0, dtype=torch.long, device=rows.device)  # (N, W, q)
-    each = torch.arange(len(rows), device=rows.device).unsqueeze(1)
-    for codebook in levels:
-        left = (rows.unsqueeze(1) - sums).flatten(0, 1)
-        distances = _distances(left, codebook, exact=True).reshape(len(rows), -1)  # (N, W * J)
-        best = distances.topk(min(width, distances.shape[1]), largest=False).indices
-        before, code = best // len(codebook), best % len(codebook)
-        sums = sums[each, before] + codebook[code]
-        codes = torch.cat([codes[each, before], code.unsqueeze(-1)], -1)
-    hit = (sums == rows.unsqueeze(1)).all(-1).long().argmax(1, keepdim=True)
-    return codes[each, hit].squeeze(1)
-
-
-class Quantized(Delta):
-    """A code for certain, or one of each of several codebooks: mass one on it.
+    The codes, not their vectors, determine the mass under a prior: several choices of codes may
+    have the same sum.
 
     Args:
-        value: The codes' vectors, or sums of them, ``(B, C, *S)``, through which gradients may
-            pass.
-        codes: Their indices ``(B, *S)``, or ``(B, Q, *S)``.
-        losses: As of :class:`Distribution`.
-        metrics: As of :class:`Distribution`.
-        learn: Called at the first draw: what a codebook learns of the codes' use.
+        value: Vectors of the codes, or sums of them, ``(B, C, *S)``. Gradients may pass through
+            them.
+        codes: Indices of the codes ``(B, *S)``, or ``(B, Q, *S)``.
+        losses: See :class:`Distribution`.
+        metrics: See :class:`Distribution`.
     """
 
     is_density = True
     is_discrete = True
-    space = "codes"
+    support = "codes"
 
     def __init__(
         self,
@@ -145,49 +88,33 @@ class Quantized(Delta):
         codes: Tensor,
         losses: Mapping[str, Tensor],
         metrics: Mapping[str, Tensor],
-        learn: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(value, value.dim() - 1)
         self.codes, self.losses, self.metrics = codes, losses, metrics
-        self._learn = learn
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """The code, again and again, with gradients."""
-        if self._learn is not None:
-            self._learn()
-            self._learn = None
-        return super().sample(sample_shape)
 
 
 class CodebookCategorical(Distribution):
-    """Independent codes at every position, and of every codebook, by logits.
-
-    A value is scored by the codes that it is the sum of. These are searched for among the nearest
-    partial sums, in the end among all :math:`J^{Q-1}`, or 16,384. Where several choices of codes
-    have the same sum, the mass is that of one of them, which is no more than the sum's own.
+    """Independent codes at every position and of every codebook, by logits.
 
     Args:
         logits: ``(J, *S)``, or ``(J, Q, *S)``.
-        codebook: ``(J, C)``, or ``(Q, J, C)`` of codes that are summed.
+        codebook: ``(J, C)``, or ``(Q, J, C)`` for codes that are summed.
 
     Shape:
-        value: ``(..., C, *S)``; what is no (sum of) code(s) has mass zero.
-
-    Raises:
-        ValueError: By ``log_prob``, if there are more and the nearest are not a value's.
+        value: ``(..., C, *S)``; a vector that is not a code has mass zero.
 
     Example:
         >>> prior = CodebookCategorical(torch.zeros(4, 7, 7), torch.randn(4, 2))
         >>> prior.log_prob(prior.sample((5,)))[0]  # -49 log(4)
         tensor(-67.9284)
         >>> prior = CodebookCategorical(torch.zeros(4, 3, 7, 7), torch.randn(3, 4, 2))
-        >>> prior.log_prob(prior.sample((5,)))[0]  # -3 * 49 log(4)
+        >>> prior.log_mass(torch.zeros(3, 7, 7, dtype=torch.long))  # -3 * 49 log(4)
         tensor(-203.7853)
     """
 
     has_rsample = False
     is_discrete = True
-    space = "codes"
+    support = "codes"
 
     def __init__(self, logits: Tensor, codebook: Tensor) -> None:
         self.logits, self.codebook = logits, codebook
@@ -197,7 +124,7 @@ class CodebookCategorical(Distribution):
 
     @property
     def log_probs(self) -> Tensor:
-        """Log masses, of the logits' shape."""
+        """Log masses, with the shape of the logits."""
         return self.logits.log_softmax(0)
 
     @property
@@ -207,12 +134,12 @@ class CodebookCategorical(Distribution):
         mean: Tensor = torch.tensordot(self.codebook, self.log_probs.exp(), (dims, dims[::-1]))
         return mean
 
-    def center(self, weights: Tensor | None = None) -> Tensor:
-        """Vectors of the most probable codes."""
-        return pooled(self._values(self.logits.argmax(0)), weights)
+    def point_estimate(self, weights: Tensor | None = None) -> Tensor:
+        """Return the vectors of the most probable codes."""
+        return pooled(self._vectors(self.logits.argmax(0)), weights)
 
     def log_mass(self, codes: Tensor) -> Tensor:
-        """Log mass of codes by their indices ``(..., *S)``, or ``(..., Q, *S)``, nats."""
+        """Return the log mass of codes by their indices ``(..., *S)`` or ``(..., Q, *S)``, nats."""
         log_probs = self.log_probs.expand(
             *codes.shape[: codes.dim() - self._ndim], *self.logits.shape
         )
@@ -223,34 +150,52 @@ class CodebookCategorical(Distribution):
 
     @property
     def _ndim(self) -> int:
-        """Dimensions of the codes of one value."""
+        """Number of dimensions of the codes of one value."""
         return self.logits.dim() - 1
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log mass of codes by their vectors, nats."""
+        """Return the log mass of codes by their vectors, nats.
+
+        Raises:
+            ValueError: If there are several codebooks, because a sum of codes does not determine
+                the codes.
+        """
+        if self.codebook.dim() > 2:
+            raise ValueError(
+                f"CodebookCategorical.log_prob expects vectors of one codebook, got sums of "
+                f"{len(self.codebook)} codes, which do not determine the codes: use "
+                "log_mass(posterior.codes)"
+            )
         positions = len(self.event_shape) - 1
-        vectors = value.movedim(-positions - 1, -1)  # (..., *S, C)
-        levels = levels_of(self.codebook)
-        codes = _codes_of(vectors.reshape(-1, vectors.shape[-1]), levels)
-        codes = codes.reshape(*vectors.shape[:-1], len(levels))
-        hit = (_vectors(codes, levels) == vectors).all(-1)
+        rows = value.movedim(-positions - 1, -1)  # (..., *S, C)
+        codes = nearest(rows, self.codebook, exact=True)  # (..., *S)
+        is_code = (F.embedding(codes, self.codebook) == rows).all(-1)
         if positions:
-            hit = hit.flatten(-positions).all(-1)
-        codes = codes.movedim(-1, -positions - 1)  # (..., Q, *S)
-        log_mass = self.log_mass(codes.reshape(hit.shape + self.logits.shape[1:]))
-        return log_mass.masked_fill(~hit, -torch.inf)
+            is_code = is_code.flatten(-positions).all(-1)
+        return self.log_mass(codes).masked_fill(~is_code, -torch.inf)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw codes, as vectors without gradients."""
-        with torch.no_grad():
-            probs = self.log_probs.exp().reshape(len(self.logits), -1).T  # (S, J)
-            count = torch.Size(sample_shape).numel()
-            draws = torch.multinomial(probs, max(count, 1), replacement=True).T[:count]
-            return self._values(draws.reshape((*sample_shape, *self.logits.shape[1:])))
+        """Draw codes, and return their vectors without gradients."""
+        return self._vectors(self._sample_codes(sample_shape))
 
-    def _values(self, codes: Tensor) -> Tensor:
-        """Vectors of codes ``(..., *S)``, or sums of ``(..., Q, *S)``, as ``(..., C, *S)``."""
-        levels, lead = levels_of(self.codebook), codes.shape[: codes.dim() - self._ndim]
-        codes = codes.reshape(*lead, len(levels), *self.event_shape[1:])
-        vectors = _vectors(codes.movedim(len(lead), -1), levels)
-        return vectors.movedim(-1, len(lead))
+    def sample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Draw codes, and return their vectors with the log mass of the codes, nats."""
+        codes = self._sample_codes(sample_shape)
+        return self._vectors(codes), self.log_mass(codes)
+
+    @torch.no_grad()
+    def _sample_codes(self, sample_shape: Sequence[int]) -> Tensor:
+        """Draw codes ``(*sample_shape, *S)``, or ``(*sample_shape, Q, *S)``."""
+        probs = self.log_probs.exp().reshape(len(self.logits), -1).T  # (S, J)
+        count = torch.Size(sample_shape).numel()
+        draws = torch.multinomial(probs, max(count, 1), replacement=True).T[:count]
+        return draws.reshape((*sample_shape, *self.logits.shape[1:]))
+
+    @torch.no_grad()
+    def _vectors(self, codes: Tensor) -> Tensor:
+        """Return the vectors of codes, or sums of them, ``(..., C, *S)``."""
+        levels, batch = levels_of(self.codebook), codes.shape[: codes.dim() - self._ndim]
+        codes = codes.reshape(*batch, len(levels), *self.event_shape[1:])
+        pairs = zip(codes.unbind(len(batch)), levels, strict=True)
+        sums = partial_sums(F.embedding(index, codebook) for index, codebook in pairs)
+        return sums[-1].movedim(-1, len(batch))

@@ -1,4 +1,4 @@
-"""Classes as latents: draws through which gradients pass."""
+"""Distributions of classes whose draws carry gradients."""
 
 import math
 from collections.abc import Sequence
@@ -7,21 +7,21 @@ import torch
 from torch import Tensor
 
 from tinyvae.distributions.base import Distribution, pooled
-from tinyvae.distributions.discrete import OneHotCategorical
+from tinyvae.distributions.discrete import OneHotDistribution
 from tinyvae.distributions.special import gumbel_race
 
 
-class StraightThrough(OneHotCategorical):
-    r"""Categorical distribution of one-hot values, with a stand-in for their gradients.
+class StraightThrough(OneHotDistribution):
+    r"""Categorical distribution of one-hot values with approximate gradients of draws.
 
-    Draws are exactly one-hot and exactly of this distribution; their gradient is that of
-    :math:`\operatorname{softmax}((\ell + g) / \tau)` with the same Gumbel noise g. So what is
-    reported is exact, and only the gradient through the draws is biased.
+    Draws are exactly one-hot and follow exactly this distribution. Their gradient is that of
+    :math:`\operatorname{softmax}((\ell + g) / \tau)` with the same Gumbel noise g. Reported values
+    are therefore exact, and only the gradient through the draws is biased.
 
     Args:
         logits: :math:`\ell`, ``(*batch, C, *E)``.
         event_ndim: Number of dimensions of ``(C, *E)``.
-        temperature: :math:`\tau`: lower ones have less bias and more variance.
+        temperature: :math:`\tau`. Lower values have less bias and more variance.
 
     References:
         Jang, Gu, Poole (2017). Categorical Reparameterization with Gumbel-Softmax.
@@ -33,14 +33,12 @@ class StraightThrough(OneHotCategorical):
         (1.0, True)
     """
 
-    has_rsample = True
-
     def __init__(self, logits: Tensor, event_ndim: int, temperature: float = 1.0) -> None:
         super().__init__(logits, event_ndim)
         self.temperature = temperature
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw one-hot values, with the gradient of relaxed ones."""
+        """Draw one-hot values with the gradients of relaxed draws."""
         scores = -gumbel_race(self.logits, sample_shape)  # logits plus Gumbel noise
         soft = (scores / self.temperature).softmax(self.dim)
         winner = scores.argmax(self.dim, keepdim=True)
@@ -49,7 +47,7 @@ class StraightThrough(OneHotCategorical):
 
 
 class GumbelSoftmax(Distribution):
-    r"""Gumbel-softmax (Concrete) distribution on the inside of the simplex.
+    r"""Gumbel-softmax (Concrete) distribution inside the simplex.
 
     .. math:: x = \operatorname{softmax}((\ell + g) / \tau), \qquad
         p(x) = \Gamma(C)\, \tau^{C - 1} \prod_c \frac{e^{\ell_c}}{x_c^{\tau + 1}}
@@ -58,8 +56,8 @@ class GumbelSoftmax(Distribution):
     Args:
         logits: :math:`\ell`, ``(*batch, C, *E)``.
         event_ndim: Number of dimensions of ``(C, *E)``.
-        temperature: :math:`\tau > 0`. In float32 at least 0.3: below, coordinates vanish whose
-            logarithms the density needs.
+        temperature: :math:`\tau > 0`, in float32 at least 0.3. At lower values, coordinates
+            underflow whose logarithms the density needs.
 
     Raises:
         ValueError: If the temperature is too low for the precision.
@@ -73,13 +71,13 @@ class GumbelSoftmax(Distribution):
         torch.Size([5, 3])
     """
 
-    space = "the simplex"
+    support = "the simplex"
 
     def __init__(self, logits: Tensor, event_ndim: int, temperature: float) -> None:
         if temperature < 0.3 and logits.dtype != torch.float64:
             raise ValueError(
                 f"GumbelSoftmax expects a temperature >= 0.3 in {logits.dtype}, got {temperature}: "
-                "lower ones need float64, or discrete latents (CategoricalEncoder)"
+                "use float64, or discrete latents (CategoricalEncoder)"
             )
         self.logits = logits
         self.dim = -event_ndim
@@ -92,12 +90,12 @@ class GumbelSoftmax(Distribution):
         """NaN: the expected value has no closed form."""
         return torch.full_like(self.logits, math.nan)
 
-    def center(self, weights: Tensor | None = None) -> Tensor:
-        """What a draw without noise is."""
+    def point_estimate(self, weights: Tensor | None = None) -> Tensor:
+        """Return the value of a draw without noise."""
         return pooled(self._inside(self.logits), weights)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density with respect to all but one of the coordinates, summed over E, nats."""
+        """Return the log density over all coordinates except one, summed over E, nats."""
         num_classes, tau = self.event_shape[0], self.temperature
         log_value = value.log()
         scores = self.logits - tau * log_value
@@ -110,7 +108,7 @@ class GumbelSoftmax(Distribution):
         return each.flatten(self.dim + 1).sum(-1) if self.dim < -1 else each
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw by reparameterization; no coordinate is zero, where there is no density."""
+        """Draw by reparameterization. No coordinate is zero, because the density ends there."""
         return self._inside(-gumbel_race(self.logits, sample_shape))
 
     def _inside(self, scores: Tensor) -> Tensor:

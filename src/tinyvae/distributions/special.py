@@ -1,7 +1,7 @@
-r"""Special functions in the form in which they keep their digits.
+r"""Special functions in numerically accurate form, and noise of categorical draws.
 
 Log densities of counts and proportions are small differences of large log-gamma values. With
-:math:`\Gamma(x) = x^x e^{-x} e^{r(x)}` the large parts cancel on paper, and the residual
+:math:`\Gamma(x) = x^x e^{-x} e^{r(x)}` the large terms cancel analytically, and the residual
 :math:`r(x) \approx -\tfrac12 \log \tfrac{x}{2\pi}` is small.
 """
 
@@ -12,27 +12,28 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-# Stirling's series, B_2k / (2k (2k - 1)) for k = 1 to 7: at x >= 10 exact to float64.
+# Coefficients B_2k / (2k (2k - 1)) of Stirling's series for k = 1 to 7, exact in float64 at
+# x >= 10.
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Values in float32 at least: what a network gives under autocast has too few digits."""
+    """Return values in at least float32, because outputs under autocast are too inaccurate."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def autocast_disabled(like: Tensor) -> AbstractContextManager[None]:
-    """Products inside keep their digits: autocast is for networks, not for densities."""
+    """Disable autocast, which is for networks and too inaccurate for densities."""
     context: AbstractContextManager[None] = torch.autocast(like.device.type, enabled=False)
     return context
 
 
 def gamma_residual(x: Tensor, log_x: Tensor) -> Tensor:
-    r"""Residual :math:`r(x) = \log\Gamma(x) - x \log x + x` for :math:`x > 0`.
+    r"""Return the residual :math:`r(x) = \log\Gamma(x) - x \log x + x` for :math:`x > 0`.
 
     Args:
-        x: Any shape; may underflow to zero where ``log_x`` does not.
-        log_x: Its logarithm.
+        x: Positive numbers, any shape. They may underflow to zero if ``log_x`` does not.
+        log_x: Logarithm of ``x``.
 
     References:
         Loader (2000). Fast and Accurate Computation of Binomial Probabilities.
@@ -49,7 +50,7 @@ def gamma_residual(x: Tensor, log_x: Tensor) -> Tensor:
 
 
 def log_sinhc(y: Tensor) -> Tensor:
-    r""":math:`\log(\sinh(y) / y)`, zero at zero."""
+    r"""Return :math:`\log(\sinh(y) / y)`, which is zero at zero."""
     square = y.square()
     series = square * (1 / 6 - square * (1 / 180 - square * (1 / 2835 - square / 37800)))
     a = y.abs().clamp(min=0.1)
@@ -58,9 +59,9 @@ def log_sinhc(y: Tensor) -> Tensor:
 
 
 def gumbel_race(logits: Tensor, sample_shape: Sequence[int]) -> Tensor:
-    """Log arrival times ``(*sample_shape, *logits.shape)`` at rates exp(logits).
+    """Draw log arrival times ``(*sample_shape, *logits.shape)`` with rates exp(logits).
 
-    Which comes first is a draw of the classes that the logits weigh.
+    The class of the first arrival is a draw from the categorical distribution of the logits.
     """
     logits = logits.expand(*sample_shape, *logits.shape)
     times = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device).exponential_()

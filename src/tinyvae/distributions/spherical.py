@@ -2,8 +2,8 @@ r"""Distributions on the unit sphere in D dimensions.
 
 .. math:: p(x) \propto (1 + \mu^\top x)^\kappa, \qquad \|x\| = 1
 
-The power spherical distribution looks like a von Mises-Fisher one and needs no rejection and no
-Bessel function (De Cao, Aziz 2020).
+The power spherical distribution resembles a von Mises-Fisher distribution, and needs no rejection
+sampling and no Bessel function (De Cao, Aziz 2020).
 """
 
 import math
@@ -18,7 +18,7 @@ from tinyvae.distributions.special import gamma_residual
 
 
 def log_area(dim: int) -> float:
-    """Log area of the unit sphere in ``dim`` dimensions."""
+    """Return the log area of the unit sphere in ``dim`` dimensions."""
     return math.log(2) + 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim)
 
 
@@ -26,14 +26,14 @@ class SphereUniform(Distribution):
     """Uniform distribution on the unit sphere.
 
     Args:
-        like: Any vector, ``(D,)``, of which size, dtype and device are taken.
+        like: Any vector, ``(D,)``, with the size, dtype and device of the draws.
 
     Example:
         >>> SphereUniform(torch.zeros(2)).log_prob(torch.tensor([1.0, 0.0]))  # -log(2 pi)
         tensor(-1.8379)
     """
 
-    space = "the unit sphere"
+    support = "the unit sphere"
 
     def __init__(self, like: Tensor) -> None:
         self._zero = torch.zeros_like(like)
@@ -45,7 +45,7 @@ class SphereUniform(Distribution):
         return self._zero
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Minus the log area, nats."""
+        """Return minus the log area, nats."""
         return value.new_full(value.shape[:-1], -log_area(value.shape[-1]))
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -76,7 +76,7 @@ class PowerSpherical(Distribution):
         tensor(-1.8379)
     """
 
-    space = "the unit sphere"
+    support = "the unit sphere"
 
     def __init__(self, direction: Tensor, log_concentration: Tensor) -> None:
         self.direction, self.log_concentration = direction, log_concentration
@@ -99,29 +99,29 @@ class PowerSpherical(Distribution):
         shrink = self.concentration / (2 * self.beta + self.concentration)
         return (shrink.unsqueeze(-1) * self.direction).expand(self.batch_shape + self.event_shape)
 
-    def center(self, weights: Tensor | None = None) -> Tensor:
-        """Direction; with weights, that of the weighted mean."""
+    def point_estimate(self, weights: Tensor | None = None) -> Tensor:
+        """Return the direction, or with weights the direction of the weighted mean."""
         if weights is None:
             return self.direction.expand(self.batch_shape + self.event_shape)
-        return F.normalize(super().center(weights), dim=-1)
+        return F.normalize(super().point_estimate(weights), dim=-1)
 
     @property
     def log_peak(self) -> Tensor:
         """Log density at the direction, ``(*batch)``, nats."""
         beta, alpha = self.beta, self.beta + self.concentration
-        # log Gamma(alpha + beta) - log Gamma(alpha), without its large parts.
+        # log Gamma(alpha + beta) - log Gamma(alpha); the large terms are canceled.
         growth = alpha * torch.log1p(beta / alpha) + beta * torch.log(alpha + beta) - beta
         growth = growth + gamma_residual(alpha + beta, torch.log(alpha + beta))
         growth = growth - gamma_residual(alpha, torch.log(alpha))
         return growth - beta * math.log(4 * math.pi)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density on the sphere, nats."""
-        # 1 - |x - mu|^2 / 4 is (1 + mu . x) / 2, with its digits near the direction.
+        """Return the log density on the sphere, nats."""
+        # (1 + mu . x) / 2 = 1 - |x - mu|^2 / 4 is accurate near the direction.
         distance = (value - self.direction).square().sum(-1)
         near = distance < 2
         close = torch.log1p(-0.25 * distance.where(near, 0.0))
-        # On the other side it is |x + mu|^2 / 4, of which rounding makes no negative number.
+        # On the opposite side it is |x + mu|^2 / 4, which rounding never makes negative.
         opposite = (value + self.direction).square().sum(-1) / 4
         far = torch.log(opposite.clamp(min=torch.finfo(distance.dtype).tiny))
         return self.concentration * torch.where(near, close, far) + self.log_peak
@@ -131,13 +131,13 @@ class PowerSpherical(Distribution):
         shape = self._shape(sample_shape)
         alpha = (self.beta + self.concentration).expand(shape[:-1])
         shapes = torch.stack([alpha, torch.full_like(alpha, self.beta)], -1)
-        # In double, as gradients of shares near 0 and 1 lose their digits otherwise.
+        # In double precision, because gradients of shares near 0 and 1 lose digits.
         shares = torch.distributions.Dirichlet(shapes.double(), validate_args=False).rsample()
         up, down = shares.split(1, -1)
         height, radius = (up - down).to(alpha), 2 * torch.sqrt(up * down).to(alpha)
         noise = torch.randn(shape, dtype=alpha.dtype, device=alpha.device)[..., 1:]
         around = F.normalize(noise, dim=-1)
-        # Reflected from the pole that is farther away: from the nearer one the axis may vanish.
+        # Reflect from the farther pole. From the nearer one the axis of reflection may vanish.
         side = torch.where(self.direction[..., :1] > 0, -1.0, 1.0).to(alpha)
         upright = torch.cat([side * height, radius * around], -1)
         pole = F.pad(side, (0, self.event_shape[0] - 1))

@@ -1,7 +1,8 @@
-"""What an encoder is: a module whose ``forward`` returns a conditional density."""
+"""Interface of encoders: modules whose ``forward`` returns a conditional density."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +17,16 @@ class Encoder(Configurable, nn.Module, ABC):
 
     Attributes:
         latent_shape: Shape of one latent.
-        is_density: Whether the posterior is a density, without which no bound holds.
+        is_density: True if the posterior is a density. Without one no bound holds.
     """
 
     latent_shape: torch.Size
+    is_density: bool = True
 
-    @property
+    @cached_property  # a subclass may also store it
     def latent_dim(self) -> int | tuple[int, ...]:
         """Number of latent dimensions, or the shape of a latent with several."""
-        return as_given(self.latent_shape)
-
-    is_density: bool = True
+        return size_or_shape(self.latent_shape)
 
     @abstractmethod
     def forward(self, x: Tensor, context: Tensor | None = None) -> Distribution:
@@ -34,18 +34,18 @@ class Encoder(Configurable, nn.Module, ABC):
 
 
 class NetworkEncoder(Encoder):
-    """A network, and a linear head that turns its features into parameters of a posterior.
+    """A network, and a linear head that maps its features to the parameters of a posterior.
 
-    The head is a linear layer on the flattened features, or a 1 x 1 convolution where the latent is
-    spatial, ``(C, H, W)``, and of the height and width of the network's output.
+    The head is a linear layer on the flattened features. If the latent is spatial, ``(C, H, W)``,
+    with the height and width of the network's output, it is a 1 x 1 convolution.
 
     Args:
-        network: Module that maps ``(B, *E)`` to features ``(B, ...)``. It is called with the
-            context as second argument where there is one.
+        network: Module that maps ``(B, *E)`` to features ``(B, ...)``. If there is a context, it is
+            the second argument.
         latent_shape: Shape of one latent.
-        num_params: Parameters that the head gives, of any order.
-        features: Number of features per example; read off a :class:`~tinyvae.networks.Network`, needed for
-            any other module.
+        num_params: Number of outputs of the head per example.
+        features: Number of features per example. A :class:`~tinyvae.networks.Network` knows it;
+            any other module needs it.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class NetworkEncoder(Encoder):
         if min(latent_shape, default=0) < 1:
             sizes = ", ".join(map(str, latent_shape))
             raise ValueError(f"{name} expects latent_dim >= 1, got {sizes}")
-        self.features = _features(network, name) if features is None else features
+        self.features = _num_features(network, name) if features is None else features
         self.network = network
         self.head = self._head(num_params)
 
@@ -75,7 +75,7 @@ class NetworkEncoder(Encoder):
         return nn.Linear(self.features, num_params)
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Features of ``x``."""
+        """Return the features of ``x``."""
         features: Tensor = self.network(x) if context is None else self.network(x, context)
         return features
 
@@ -84,11 +84,11 @@ class NetworkEncoder(Encoder):
         """Return the posterior given the features."""
 
     def params(self, features: Tensor) -> Tensor:
-        """What the head gives, ``(B, num_params)`` in the order parameter first."""
+        """Return the output of the head, ``(B, num_params)``, parameter by parameter."""
         if features.dim() > 2 and isinstance(self.head, nn.Linear):
             features = features.flatten(1)
         params: Tensor = self.head(features)
-        # Under autocast the weights have more digits than what comes out, and densities need them.
+        # Densities need the precision of the weights. The output under autocast has less.
         params = params.to(self.head.weight.dtype)
         return params.flatten(1) if params.dim() > 2 else params
 
@@ -98,19 +98,19 @@ class NetworkEncoder(Encoder):
 
 
 def latent_size(latent_dim: int | Sequence[int]) -> torch.Size:
-    """Shape of a latent, of which a number is the only size."""
+    """Return the shape of a latent, given its only size or its shape."""
     return torch.Size((latent_dim,) if isinstance(latent_dim, int) else latent_dim)
 
 
-def as_given(shape: Sequence[int]) -> int | tuple[int, ...]:
-    """What :func:`latent_size` makes the shape of."""
+def size_or_shape(shape: Sequence[int]) -> int | tuple[int, ...]:
+    """Return the only size of a shape, or all sizes; the inverse of :func:`latent_size`."""
     return shape[0] if len(shape) == 1 else tuple(shape)
 
 
-def _features(network: nn.Module, name: str) -> int:
+def _num_features(network: nn.Module, name: str) -> int:
     if not isinstance(network, Network):
         raise TypeError(
-            f"{name} cannot read the number of features off a {type(network).__name__}: "
+            f"{name} cannot read the number of features from a {type(network).__name__}: "
             "give features=, the number of values that it returns per example"
         )
     return network.out_shape.numel()

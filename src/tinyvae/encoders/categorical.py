@@ -2,68 +2,34 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
 
 from torch import Tensor, nn
 
-from tinyvae.distributions import GumbelSoftmax, OneHotCategorical, StraightThrough
-from tinyvae.encoders.base import NetworkEncoder, as_given, latent_size
+from tinyvae.distributions import (
+    GumbelSoftmax,
+    OneHotCategorical,
+    OneHotDistribution,
+    StraightThrough,
+)
+from tinyvae.encoders.base import NetworkEncoder, latent_size, size_or_shape
 
 
-class _ClassEncoder(NetworkEncoder):
-    """Logits of classes, ``(B, C, *S)``."""
-
-    def __init__(
-        self,
-        network: nn.Module,
-        num_classes: int,
-        num_variables: int | Sequence[int],
-        temperature: float | None,
-        features: int | None,
-    ) -> None:
-        if num_classes < 2:
-            raise ValueError(f"{type(self).__name__} expects num_classes >= 2, got {num_classes}")
-        if temperature is not None and not 0 < temperature < math.inf:
-            raise ValueError(
-                f"{type(self).__name__} expects a finite temperature > 0, got {temperature}"
-            )
-        shape = (num_classes, *latent_size(num_variables))
-        super().__init__(network, shape, latent_size(shape).numel(), features)
-        self.temperature = temperature
-
-    def logits(self, features: Tensor) -> Tensor:
-        """Logits ``(B, C, *S)``."""
-        logits: Tensor = self.params(features).unflatten(1, self.latent_shape)
-        return logits
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal encoder."""
-        num_classes, *variables = self.latent_shape
-        return {
-            "network": self.network,
-            "num_classes": num_classes,
-            "num_variables": as_given(variables),
-            "temperature": self.temperature,
-            "features": self.features,
-        }
-
-
-class CategoricalEncoder(_ClassEncoder):
+class CategoricalEncoder(NetworkEncoder):
     r"""Categorical posterior of one-hot latents.
 
-    Draws are exactly one-hot, the KL divergence to a categorical prior is the exact one, and so
-    what is reported is a bound on log p(x) of the model with discrete latents. The gradient that
-    passes through a draw is approximate, straight through: that of the relaxed draw with the same
-    noise. With ``temperature=None`` none passes, and the objective estimates it without bias from
-    several draws, ``IWAE(num_samples=5)`` by VIMCO.
+    Draws are exactly one-hot and the KL divergence to a categorical prior is exact. The reported
+    value is therefore a bound on log p(x) of the model with discrete latents. The gradient through
+    a draw is approximate (straight through): it is the gradient of the relaxed draw with the same
+    noise. With ``temperature=None`` draws carry no gradient, and the objective estimates it without
+    bias from several draws, such as ``IWAE(num_samples=5)`` by VIMCO.
 
     Args:
-        network: As of :class:`~tinyvae.GaussianEncoder`.
+        network: See :class:`~tinyvae.GaussianEncoder`.
         num_classes: Number of classes :math:`C`.
         num_variables: Number of variables, or their shape ``S`` such as ``(H, W)``.
-        temperature: Of the relaxed draws whose gradients stand in, None for draws without; an
-            attribute that may be changed in the course of training.
-        features: As of :class:`~tinyvae.GaussianEncoder`.
+        temperature: Temperature of the relaxed draws, or None for draws without gradients. The
+            attribute may change during training.
+        features: See :class:`~tinyvae.GaussianEncoder`.
 
     Shape:
         x: ``(B, *E)``; posterior: ``batch_shape (B,)``, ``event_shape (C, *S)``.
@@ -77,39 +43,46 @@ class CategoricalEncoder(_ClassEncoder):
         StraightThrough(batch_shape=(8,), event_shape=(10, 3))
     """
 
+    temperature: float | None
+
     def __init__(
         self,
         network: nn.Module,
         num_classes: int,
-        num_variables: int | Sequence[int] = 1,
         *,
+        num_variables: int | Sequence[int] = 1,
         temperature: float | None = 1.0,
         features: int | None = None,
     ) -> None:
-        super().__init__(network, num_classes, num_variables, temperature, features)
+        _check_arguments("CategoricalEncoder", num_classes, temperature)
+        shape = latent_size((num_classes, *latent_size(num_variables)))
+        super().__init__(network, shape, shape.numel(), features)
+        self.num_classes, self.num_variables = num_classes, size_or_shape(shape[1:])
+        self.temperature = temperature
 
-    def posterior(self, features: Tensor) -> OneHotCategorical:
+    def posterior(self, features: Tensor) -> OneHotDistribution:
         """Return q(z given the features)."""
-        logits = self.logits(features)
+        logits = self.params(features).unflatten(1, self.latent_shape)  # (B, C, *S)
         if self.temperature is None:
             return OneHotCategorical(logits, logits.dim() - 1)
         return StraightThrough(logits, logits.dim() - 1, self.temperature)
 
 
-class GumbelSoftmaxEncoder(_ClassEncoder):
-    r"""Gumbel-softmax posterior: relaxed classes, points on the inside of the simplex.
+class GumbelSoftmaxEncoder(NetworkEncoder):
+    r"""Gumbel-softmax posterior: relaxed classes, points inside the simplex.
 
-    With a :class:`~tinyvae.priors.GumbelSoftmaxPrior` the KL term is log q - log p of the two densities on
-    the simplex at the draws. That makes a bound on log p(x) of the model with relaxed latents; the
-    divergence of the categorical distributions behind them would be none (Maddison et al. 2017,
-    appendix C.3).
+    With a :class:`~tinyvae.priors.GumbelSoftmaxPrior` the KL term is log q - log p of the two
+    densities on the simplex at the draws. This gives a bound on log p(x) of the model with relaxed
+    latents. The divergence of the underlying categorical distributions would give no bound
+    (Maddison et al. 2017, appendix C.3).
 
     Args:
-        network: As of :class:`~tinyvae.GaussianEncoder`.
+        network: See :class:`~tinyvae.GaussianEncoder`.
         num_classes: Number of classes :math:`C`.
         num_variables: Number of variables, or their shape ``S`` such as ``(H, W)``.
-        temperature: Low ones are nearly one-hot, and have gradients of large variance.
-        features: As of :class:`~tinyvae.GaussianEncoder`.
+        temperature: Temperature. Draws at low ones are nearly one-hot, with gradients of large
+            variance.
+        features: See :class:`~tinyvae.GaussianEncoder`.
 
     Shape:
         x: ``(B, *E)``; posterior: ``batch_shape (B,)``, ``event_shape (C, *S)``.
@@ -126,16 +99,27 @@ class GumbelSoftmaxEncoder(_ClassEncoder):
         self,
         network: nn.Module,
         num_classes: int,
-        num_variables: int | Sequence[int] = 1,
         *,
+        num_variables: int | Sequence[int] = 1,
         temperature: float = 2 / 3,
         features: int | None = None,
     ) -> None:
         if temperature is None:
             raise TypeError("GumbelSoftmaxEncoder expects a temperature > 0, got None")
-        super().__init__(network, num_classes, num_variables, temperature, features)
+        _check_arguments("GumbelSoftmaxEncoder", num_classes, temperature)
+        shape = latent_size((num_classes, *latent_size(num_variables)))
+        super().__init__(network, shape, shape.numel(), features)
+        self.num_classes, self.num_variables = num_classes, size_or_shape(shape[1:])
+        self.temperature = temperature
 
     def posterior(self, features: Tensor) -> GumbelSoftmax:
         """Return q(z given the features)."""
-        logits = self.logits(features)
-        return GumbelSoftmax(logits, logits.dim() - 1, cast("float", self.temperature))
+        logits = self.params(features).unflatten(1, self.latent_shape)  # (B, C, *S)
+        return GumbelSoftmax(logits, logits.dim() - 1, self.temperature)
+
+
+def _check_arguments(owner: str, num_classes: int, temperature: float | None) -> None:
+    if num_classes < 2:
+        raise ValueError(f"{owner} expects num_classes >= 2, got {num_classes}")
+    if temperature is not None and not 0 < temperature < math.inf:
+        raise ValueError(f"{owner} expects a finite temperature > 0, got {temperature}")

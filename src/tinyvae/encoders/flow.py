@@ -1,4 +1,4 @@
-"""Flows as posteriors and as priors."""
+"""Normalizing flows as posteriors."""
 
 from torch import Tensor
 
@@ -6,21 +6,22 @@ from tinyvae.encoders.base import Encoder, NetworkEncoder
 from tinyvae.flows.base import NormalizingFlow, Transformed
 
 
-def _expect_flow(owner: str, flow: object) -> None:
+def check_flow(owner: str, flow: object) -> None:
+    """Raise unless an argument is a flow."""
     if not isinstance(flow, NormalizingFlow):
         raise TypeError(f"{owner} expects a flow such as Flow(dim), got a {type(flow).__name__}")
 
 
 class FlowEncoder(Encoder):
-    """A flow on top of another encoder's posterior.
+    """A flow that transforms the posterior of another encoder.
 
-    At first the flow is the identity, so that the posterior is the other encoder's.
+    The flow is initially the identity, so that the posterior is initially the other encoder's.
 
     Args:
         encoder: Encoder of vectors, such as :class:`~tinyvae.GaussianEncoder`.
-        flow: A :class:`~tinyvae.flows.Flow`, :class:`~tinyvae.flows.PlanarFlow` or another one, of the latent's
-            dimensions. One with ``context_dim`` is conditioned on the features that the encoder's
-            network gives, which must be as many.
+        flow: A :class:`~tinyvae.flows.Flow`, a :class:`~tinyvae.flows.PlanarFlow` or another flow
+            over the dimensions of the latent. If it has a ``context_dim``, its context is the
+            features of the encoder's network, which must have that many.
 
     Shape:
         x: ``(B, *E)``; posterior: ``batch_shape (B,)``, ``event_shape (D,)``.
@@ -33,7 +34,7 @@ class FlowEncoder(Encoder):
 
     def __init__(self, encoder: NetworkEncoder, flow: NormalizingFlow) -> None:
         super().__init__()
-        _expect_flow("FlowEncoder", flow)
+        check_flow("FlowEncoder", flow)
         if not isinstance(encoder, NetworkEncoder) or tuple(encoder.latent_shape) != (flow.dim,):
             raise ValueError(
                 f"FlowEncoder expects an encoder of vectors of {flow.dim}, such as "
@@ -41,8 +42,8 @@ class FlowEncoder(Encoder):
             )
         if flow.context_dim not in (0, encoder.features):
             raise ValueError(
-                f"FlowEncoder expects a flow conditioned on the network's {encoder.features} "
-                f"features or on none, got context_dim={flow.context_dim}"
+                f"FlowEncoder expects a flow with context_dim={encoder.features}, the number of "
+                f"features of the network, or 0, got context_dim={flow.context_dim}"
             )
         self.encoder, self.flow = encoder, flow
         self.latent_shape = encoder.latent_shape
@@ -53,7 +54,7 @@ class FlowEncoder(Encoder):
         features = self.encoder.encode(x, context)
         base = self.encoder.posterior(features)
         condition = features.flatten(1).to(base.mean.dtype) if self.flow.context_dim else None
-        if base.space != "reals" or base.is_discrete or not base.is_density:
+        if base.support != "reals" or base.is_discrete or not base.is_density:
             raise TypeError(
                 f"FlowEncoder expects an encoder whose posteriors are densities on R^D, got {base}"
             )

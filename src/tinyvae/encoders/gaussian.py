@@ -1,4 +1,4 @@
-"""Encoders of real vectors: Gaussian posteriors, Laplace ones, and points."""
+"""Encoders of real vectors: Gaussian and Laplace posteriors, and points."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from tinyvae.distributions import (
     Delta,
-    Distribution,
     FullNormal,
     Independent,
     Laplace,
@@ -17,50 +16,21 @@ from tinyvae.distributions import (
 from tinyvae.encoders.base import NetworkEncoder, latent_size
 
 
-class _ElementwiseEncoder(NetworkEncoder):
-    """So many parameters for each element of the latent."""
-
-    params_per_dim: int
-
-    def __init__(
-        self,
-        network: nn.Module,
-        latent_dim: int | Sequence[int],
-        *,
-        features: int | None = None,
-    ) -> None:
-        shape = latent_size(latent_dim)
-        super().__init__(network, shape, self.params_per_dim * shape.numel(), features)
-
-
-class _LocationScaleEncoder(_ElementwiseEncoder):
-    """Independent elements, by location and logarithm of the scale."""
-
-    params_per_dim = 2
-
-    def location_and_scale(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Location and logarithm of the scale, ``(B, *L)`` each."""
-        location, log_scale = self.params(features).chunk(2, dim=1)
-        if len(self.latent_shape) == 1:
-            return location, log_scale
-        return location.unflatten(1, self.latent_shape), log_scale.unflatten(1, self.latent_shape)
-
-
-class GaussianEncoder(_LocationScaleEncoder):
+class GaussianEncoder(NetworkEncoder):
     r"""Gaussian posterior with a diagonal covariance.
 
     .. math:: q(z \mid x) = \mathcal{N}\big(\mu(x), \operatorname{diag} \sigma^2(x)\big)
 
-    A linear head on the features of ``network`` gives :math:`\mu` and :math:`\log\sigma`.
+    A linear head on the features of ``network`` computes :math:`\mu` and :math:`\log\sigma`.
 
     Args:
-        network: Module that maps ``(B, *E)`` to features ``(B, ...)``, flattened for the head. It
-            is called with the context as second argument where there is one.
-        latent_dim: Number of latent dimensions :math:`D`, or shape of a latent. Where that is
+        network: Module that maps ``(B, *E)`` to features ``(B, ...)``, which are flattened for the
+            head. If there is a context, it is the second argument.
+        latent_dim: Number of latent dimensions :math:`D`, or shape of a latent. If the shape is
             ``(C, H, W)`` with the height and width of the network's output, the head is a 1 x 1
             convolution.
-        features: Number of features per example; read off a :class:`~tinyvae.networks.Network`, needed for
-            any other module.
+        features: Number of features per example. A :class:`~tinyvae.networks.Network` knows it;
+            any other module needs it.
 
     Shape:
         x: ``(B, *E)``; posterior: ``batch_shape (B,)``, ``event_shape (D,)``.
@@ -76,37 +46,54 @@ class GaussianEncoder(_LocationScaleEncoder):
         Conv2d(64, 8, kernel_size=(1, 1), stride=(1, 1))
     """
 
+    def __init__(
+        self, network: nn.Module, latent_dim: int | Sequence[int], *, features: int | None = None
+    ) -> None:
+        shape = latent_size(latent_dim)
+        super().__init__(network, shape, 2 * shape.numel(), features)
+
+    def location_and_scale(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean and the logarithm of the scale, ``(B, *L)`` each."""
+        return _halves(self.params(features), self.latent_shape)
+
     def posterior(self, features: Tensor) -> Independent:
         """Return q(z given the features)."""
         return Independent(Normal(*self.location_and_scale(features)), len(self.latent_shape))
 
 
-class LaplaceEncoder(_LocationScaleEncoder):
-    """Laplace posterior of independent elements, as :class:`GaussianEncoder`.
+class LaplaceEncoder(NetworkEncoder):
+    """Laplace posterior of independent elements, with a head like that of :class:`GaussianEncoder`.
 
     Args:
-        network: As of :class:`GaussianEncoder`.
-        latent_dim: As of :class:`GaussianEncoder`.
-        features: As of :class:`GaussianEncoder`.
+        network: See :class:`GaussianEncoder`.
+        latent_dim: See :class:`GaussianEncoder`.
+        features: See :class:`GaussianEncoder`.
 
     Example:
         >>> LaplaceEncoder(MLP(4, hidden=(8,)), latent_dim=2)(torch.zeros(5, 4))
         Independent(Laplace, batch_shape=(5,), event_shape=(2,))
     """
 
+    def __init__(
+        self, network: nn.Module, latent_dim: int | Sequence[int], *, features: int | None = None
+    ) -> None:
+        shape = latent_size(latent_dim)
+        super().__init__(network, shape, 2 * shape.numel(), features)
+
     def posterior(self, features: Tensor) -> Independent:
         """Return q(z given the features)."""
-        return Independent(Laplace(*self.location_and_scale(features)), len(self.latent_shape))
+        location, log_scale = _halves(self.params(features), self.latent_shape)
+        return Independent(Laplace(location, log_scale), len(self.latent_shape))
 
 
 class FullGaussianEncoder(NetworkEncoder):
     r"""Gaussian posterior with a full covariance :math:`L L^\top`.
 
     Args:
-        network: As of :class:`GaussianEncoder`.
-        latent_dim: Number of latent dimensions :math:`D`; the head has :math:`D (D + 3) / 2`
+        network: See :class:`GaussianEncoder`.
+        latent_dim: Number of latent dimensions :math:`D`. The head has :math:`D (D + 3) / 2`
             outputs.
-        features: As of :class:`GaussianEncoder`.
+        features: See :class:`GaussianEncoder`.
 
     Shape:
         x: ``(B, *E)``; posterior: ``batch_shape (B,)``, ``event_shape (D,)``.
@@ -125,7 +112,7 @@ class FullGaussianEncoder(NetworkEncoder):
         params, size = self.params(features), self.latent_shape[0]
         mean, log_diagonal, below = params.split([size, size, size * (size - 1) // 2], 1)
         rows, columns = torch.tril_indices(size, size, -1, device=params.device)
-        lower = params.new_zeros(len(params), size, size)
+        lower = params.new_zeros(len(params), size, size)  # (B, D, D)
         lower[:, rows, columns] = below
         return FullNormal(mean, log_diagonal, lower)
 
@@ -134,10 +121,10 @@ class LowRankGaussianEncoder(NetworkEncoder):
     r"""Gaussian posterior with covariance :math:`W W^\top + \operatorname{diag} \sigma^2`.
 
     Args:
-        network: As of :class:`GaussianEncoder`.
+        network: See :class:`GaussianEncoder`.
         latent_dim: Number of latent dimensions :math:`D`.
         rank: Number of columns of :math:`W`.
-        features: As of :class:`GaussianEncoder`.
+        features: See :class:`GaussianEncoder`.
 
     Shape:
         x: ``(B, *E)``; posterior: ``batch_shape (B,)``, ``event_shape (D,)``.
@@ -148,7 +135,7 @@ class LowRankGaussianEncoder(NetworkEncoder):
     """
 
     def __init__(
-        self, network: nn.Module, latent_dim: int, rank: int, *, features: int | None = None
+        self, network: nn.Module, latent_dim: int, *, rank: int, features: int | None = None
     ) -> None:
         if rank < 1:
             raise ValueError(f"LowRankGaussianEncoder expects rank >= 1, got {rank}")
@@ -161,16 +148,16 @@ class LowRankGaussianEncoder(NetworkEncoder):
         return LowRankNormal(params[:, 0], params[:, 1], params[:, 2:].mT)
 
 
-class DeterministicEncoder(_ElementwiseEncoder):
-    """A point in the place of a posterior: an autoencoder, for which no bound holds.
+class DeterministicEncoder(NetworkEncoder):
+    """A point instead of a posterior: an autoencoder, for which no bound holds.
 
-    Under :class:`~tinyvae.ELBO` its "KL" term is -log p(z), up to a constant the squared norm under
-    a standard normal prior.
+    The "KL" term of :class:`~tinyvae.ELBO` is -log p(z). With a standard normal prior that is half
+    the squared norm of z, up to a constant.
 
     Args:
-        network: As of :class:`GaussianEncoder`.
-        latent_dim: As of :class:`GaussianEncoder`.
-        features: As of :class:`GaussianEncoder`.
+        network: See :class:`GaussianEncoder`.
+        latent_dim: See :class:`GaussianEncoder`.
+        features: See :class:`GaussianEncoder`.
 
     Example:
         >>> DeterministicEncoder(MLP(4, hidden=(8,)), latent_dim=2)(torch.zeros(5, 4))
@@ -178,9 +165,22 @@ class DeterministicEncoder(_ElementwiseEncoder):
     """
 
     is_density = False
-    params_per_dim = 1
 
-    def posterior(self, features: Tensor) -> Distribution:
+    def __init__(
+        self, network: nn.Module, latent_dim: int | Sequence[int], *, features: int | None = None
+    ) -> None:
+        shape = latent_size(latent_dim)
+        super().__init__(network, shape, shape.numel(), features)
+
+    def posterior(self, features: Tensor) -> Delta:
         """Return the point."""
         point = self.params(features).unflatten(1, self.latent_shape)
         return Delta(point, len(self.latent_shape))
+
+
+def _halves(params: Tensor, latent_shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Split parameters ``(B, 2 L)`` into two tensors ``(B, *L)``."""
+    first, second = params.chunk(2, dim=1)
+    if len(latent_shape) == 1:
+        return first, second
+    return first.unflatten(1, latent_shape), second.unflatten(1, latent_shape)

@@ -1,4 +1,4 @@
-"""Several encoders side by side."""
+"""Encoders of several independent latents."""
 
 from collections.abc import Mapping, Sequence
 from types import NoneType
@@ -14,7 +14,7 @@ from tinyvae.encoders.base import Encoder
 def by_name(
     owner: str, parts: Mapping[str, Any] | Sequence[tuple[str, Any]], cls: type
 ) -> dict[str, Any]:
-    """Parts by their names, all different and fit for a module."""
+    """Return parts by name, or raise unless the names are different and valid for modules."""
     pairs = list(parts.items()) if isinstance(parts, Mapping) else list(parts)
     if not pairs or not all(
         isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[1], cls)
@@ -30,7 +30,7 @@ def by_name(
         not isinstance(name, str) or not name.isidentifier() or name in reserved for name in names
     ):
         raise ValueError(
-            f"{owner} expects different names that are Python identifiers and no method of a "
+            f"{owner} expects different names that are Python identifiers and not methods of a "
             f"dictionary, got {names}"
         )
     return dict(pairs)
@@ -39,13 +39,13 @@ def by_name(
 class JointEncoder(Encoder):
     """Independent posteriors of several latents, such as a continuous and a discrete one.
 
-    The latents, flattened side by side, are one vector for the decoder; each is a latent term of
-    its own in the record, with its own KL. The prior is a :class:`~tinyvae.priors.JointPrior` of the same
-    names.
+    The decoder reads the latents as one vector, flattened and concatenated. Each is a latent term
+    of the model's output, with its own KL. The prior is a :class:`~tinyvae.priors.JointPrior` with
+    the same names.
 
     Args:
-        encoders: Encoders by name, or pairs of name and encoder.
-        network: Module whose output all of them read, instead of x and the context.
+        encoders: Encoders by name, or pairs of a name and an encoder.
+        network: Module whose output all encoders read, instead of x and the context.
 
     Shape:
         x: ``(B, *E)``; posterior: ``batch_shape (B,)``, ``event_shape (D,)``.
@@ -61,6 +61,7 @@ class JointEncoder(Encoder):
     def __init__(
         self,
         encoders: Mapping[str, Encoder] | Sequence[tuple[str, Encoder]],
+        *,
         network: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -82,5 +83,5 @@ class JointEncoder(Encoder):
         )
 
     def config(self) -> dict[str, Any]:
-        """Arguments that build an equal encoder."""
+        """Return the arguments that build an equal encoder."""
         return {"encoders": list(self.encoders.items()), "network": self.network}

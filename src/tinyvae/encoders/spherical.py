@@ -1,4 +1,4 @@
-"""Encoder of directions."""
+"""Encoder of directions on a sphere."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,14 +8,14 @@ from tinyvae.encoders.base import NetworkEncoder
 
 
 class PowerSphericalEncoder(NetworkEncoder):
-    r"""Power spherical posterior on the unit sphere, for a prior such as ``SphereUniform``.
+    r"""Power spherical posterior on the unit sphere, for a prior such as ``SphereUniformPrior``.
 
     .. math:: q(z \mid x) \propto \big(1 + \mu(x)^\top z\big)^{\kappa(x)}, \qquad \|z\| = 1
 
     Args:
-        network: As of :class:`~tinyvae.GaussianEncoder`.
-        latent_dim: Number of coordinates :math:`D \ge 2`: the sphere has one dimension less.
-        features: As of :class:`~tinyvae.GaussianEncoder`.
+        network: See :class:`~tinyvae.GaussianEncoder`.
+        latent_dim: Number of coordinates :math:`D \ge 2`. The sphere has :math:`D - 1` dimensions.
+        features: See :class:`~tinyvae.GaussianEncoder`.
 
     Shape:
         x: ``(B, *E)``; posterior: ``batch_shape (B,)``, ``event_shape (D,)``.

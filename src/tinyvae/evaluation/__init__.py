@@ -1,4 +1,4 @@
-"""Evaluation: what a model is worth, with the error of the estimate."""
+"""Evaluation of trained models, with standard errors."""
 
 from tinyvae.evaluation.activity import Activity as Activity
 from tinyvae.evaluation.activity import active_units as active_units

@@ -1,4 +1,4 @@
-r"""Which dimensions of a latent the data are told apart by.
+r"""Active units: the dimensions of a latent that carry information about the data.
 
 .. math:: A_j = \operatorname{Var}_{p(x)} \big(\mathbb{E}_{q(z \mid x)} [z_j]\big)
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tinyvae.core.module_state import evaluating
 from tinyvae.core.random import forked_rng
-from tinyvae.evaluation.importance import CHUNK_ELEMENTS, chunks, placed, run
+from tinyvae.evaluation.importance import CHUNK_ELEMENTS, forward, iterate_chunks, to_model
 from tinyvae.models.output import LatentTerm, LatentVariableModel
 
 
@@ -19,8 +19,8 @@ class Activity:
     """Activity of the dimensions of one latent.
 
     Attributes:
-        variance: Variance over the data of the posterior's mean, ``(*L)``.
-        threshold: Variance from which on a dimension counts as active.
+        variance: Variance of the posterior's mean over the data, ``(*L)``.
+        threshold: A dimension is active if its variance is above it.
     """
 
     variance: Tensor
@@ -28,7 +28,7 @@ class Activity:
 
     @property
     def active(self) -> Tensor:
-        """Which dimensions are active, ``(*L)``."""
+        """True for the active dimensions, ``(*L)``."""
         return self.variance > self.threshold
 
     @property
@@ -52,17 +52,18 @@ def active_units(
 ) -> dict[str, Activity]:
     """Count the dimensions of each latent that carry information about the data.
 
-    A posterior that has collapsed to its prior has the same mean for all data: none is active.
+    A posterior that has collapsed to its prior has the same mean for all data: none of its
+    dimensions is active.
 
     Args:
-        model: The model; used in evaluation mode, without gradients.
+        model: The model. It is used in evaluation mode, without gradients.
         x: Data ``(N, *E)`` with N >= 2, moved to the model's device and dtype.
-        context: What the model is conditioned on, ``(N, ...)``.
-        mask: Which entries were observed, ``(N, *E)``.
-        threshold: Variance from which on a dimension counts as active.
-        num_samples: Draws per example where the posterior's mean is not known in closed form, or
-            hangs on the draw of another latent.
-        seed: Seed of these draws; global random state is left as found.
+        context: Input of a conditional model, ``(N, ...)``.
+        mask: True for the observed entries, ``(N, *E)``.
+        threshold: A dimension is active if its variance is above it.
+        num_samples: Samples per example, if the posterior's mean has no closed form or depends on
+            the sample of another latent.
+        seed: Seed of these samples. Global random state is left as it was.
 
     Returns:
         The activity of each latent, by name.
@@ -80,28 +81,28 @@ def active_units(
         raise ValueError(f"active_units expects at least two examples, got {len(x)}")
     if num_samples < 2:
         raise ValueError(f"active_units expects num_samples >= 2, got {num_samples}")
-    x, context, mask = placed(model, x), placed(model, context), placed(model, mask)
+    x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
     model.check(x, context, mask=mask)
-    examples = max(1, CHUNK_ELEMENTS // (num_samples * model.elements(x)))
+    examples = max(1, CHUNK_ELEMENTS // (num_samples * model.peak_elements(x)))
     means: dict[str, list[Tensor]] = {}
     errors: dict[str, list[Tensor]] = {}
     with torch.no_grad(), evaluating(model), forked_rng(x.device, seed):
-        for part in chunks(x, context, mask, examples):
-            for term in run(model, part, num_samples).latents:
+        for part in iterate_chunks(x, context, mask, examples):
+            for term in forward(model, part, num_samples).latents:
                 mean, error = _mean_and_error(term)
                 means.setdefault(term.name, []).append(mean.double())
                 errors.setdefault(term.name, []).append(error.double())
     return {
-        # The variance of estimates exceeds that of what they estimate by their own.
-        name: Activity(torch.cat(own).var(0) - torch.cat(errors[name]).mean(0), threshold)
-        for name, own in means.items()
+        # The variance of estimated means exceeds that of the means by the variance of the error.
+        name: Activity(torch.cat(parts).var(0) - torch.cat(errors[name]).mean(0), threshold)
+        for name, parts in means.items()
     }
 
 
 def _mean_and_error(term: LatentTerm) -> tuple[Tensor, Tensor]:
-    """Mean of q(z given x) of each example ``(B, *L)``, and the variance of its estimate."""
+    """Return the mean of q(z given x), ``(B, *L)``, and the variance of its estimate."""
     mean = term.posterior.mean
     if len(term.posterior.batch_shape) == 1 and not mean.isnan().any():
         return mean, torch.zeros_like(mean)
-    draws = term.z if mean.isnan().any() else mean
-    return draws.mean(0), draws.var(0) / len(draws)
+    samples = term.z if mean.isnan().any() else mean  # (K, B, *L)
+    return samples.mean(0), samples.var(0) / len(samples)

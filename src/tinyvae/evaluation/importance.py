@@ -3,7 +3,7 @@ r"""Log evidence by importance sampling from the posterior.
 .. math:: \log \hat p(x) = \log \frac1K \sum_k w_k, \qquad
     w_k = \frac{p(x \mid z_k)\, p(z_k)}{q(z_k \mid x)}, \quad z_k \sim q(z \mid x)
 
-In expectation a lower bound on log p(x), which it approaches as K grows.
+Its expectation is a lower bound on log p(x), which it approaches as K grows.
 """
 
 import math
@@ -20,8 +20,8 @@ from tinyvae.models.output import LatentVariableModel, VAEOutput
 Chunk: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # x, context, mask
 Data = TypeVar("Data", Tensor, Tensor | None)
 
-# Elements of the largest tensor of a chunk (draws x examples x decoder output): larger ones
-# no longer fit the caches, smaller ones pay more for dispatch.
+# Elements of the largest tensor of a chunk (samples x examples x decoder output). Larger tensors
+# do not fit the caches; smaller ones cost more dispatch.
 CHUNK_ELEMENTS = 1 << 20
 
 
@@ -36,16 +36,16 @@ def log_marginal(
 ) -> Tensor:
     """Estimate log p(x) of each example by importance sampling.
 
-    With missing entries, of a :class:`~tinyvae.likelihoods.MaskedLikelihood` likelihood, it is log p of what was
-    observed.
+    With missing entries, which need a :class:`~tinyvae.likelihoods.MaskedLikelihood`, it is log p
+    of the observed ones.
 
     Args:
-        model: The model; evaluated in evaluation mode, without gradients.
+        model: The model. It is used in evaluation mode, without gradients.
         x: Data, ``(N, *E)``, moved to the model's device and dtype.
-        context: What the model is conditioned on, ``(N, ...)``.
-        mask: Which entries were observed, ``(N, *E)``; those that are NaN were not.
-        num_samples: Draws :math:`K` per example.
-        seed: Seed of the draws; global random state is left as found.
+        context: Input of a conditional model, ``(N, ...)``.
+        mask: True for the observed entries, ``(N, *E)``. NaN is missing.
+        num_samples: Samples :math:`K` per example.
+        seed: Seed of the samples. Global random state is left as it was.
 
     Returns:
         ``(N,)``, nats.
@@ -61,39 +61,40 @@ def log_marginal(
         raise ValueError(f"log_marginal expects num_samples >= 1, got {num_samples}")
     if len(x) == 0:
         raise ValueError("log_marginal expects at least one example, got none")
-    x, context, mask = placed(model, x), placed(model, context), placed(model, mask)
-    elements = model.elements(x)
-    draws = min(num_samples, max(1, CHUNK_ELEMENTS // elements))
-    examples = max(1, CHUNK_ELEMENTS // (elements * draws))
+    x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
+    elements = model.peak_elements(x)
+    samples = min(num_samples, max(1, CHUNK_ELEMENTS // elements))  # per example and chunk
+    examples = max(1, CHUNK_ELEMENTS // (elements * samples))  # per chunk
     with torch.no_grad(), evaluating(model), forked_rng(x.device, seed):
         evidence = [
-            _log_mean_weight(model, part, num_samples, draws)
-            for part in chunks(x, context, mask, examples)
+            _log_mean_weight(model, part, num_samples, samples)
+            for part in iterate_chunks(x, context, mask, examples)
         ]
     return torch.cat(evidence)
 
 
 def _log_mean_weight(
-    model: LatentVariableModel, data: Chunk, num_samples: int, draws: int
+    model: LatentVariableModel, data: Chunk, num_samples: int, samples: int
 ) -> Tensor:
+    """Return the log mean weight ``(B,)`` of a chunk, from ``samples`` samples at a time."""
     totals = []
-    for start in range(0, num_samples, draws):
-        output = run(model, data, min(draws, num_samples - start))
+    for start in range(0, num_samples, samples):
+        output = forward(model, data, min(samples, num_samples - start))
         totals.append(output.log_weight().logsumexp(0))
     return torch.stack(totals).logsumexp(0) - math.log(num_samples)
 
 
-def run(model: LatentVariableModel, data: Chunk, num_samples: int) -> VAEOutput:
-    """Record of a pass of one chunk."""
+def forward(model: LatentVariableModel, data: Chunk, num_samples: int) -> VAEOutput:
+    """Return the model's output for one chunk."""
     x, context, mask = data
     output: VAEOutput = model(x, context, mask=mask, num_samples=num_samples)
     return output
 
 
-def chunks(
+def iterate_chunks(
     x: Tensor, context: Tensor | None, mask: Tensor | None, examples: int
 ) -> Iterator[Chunk]:
-    """Data, context and mask, so many examples at a time."""
+    """Yield data, context and mask of ``examples`` examples at a time."""
     for start in range(0, len(x), examples):
         part = slice(start, start + examples)
         yield (
@@ -103,12 +104,17 @@ def chunks(
         )
 
 
-def placed(model: nn.Module, data: Data) -> Data:
-    """Data on the model's device, floating-point ones in its dtype; None stays None."""
+def to_model(model: nn.Module, data: Data) -> Data:
+    """Return data on the model's device, and in its dtype if they are floating-point.
+
+    None stays None.
+    """
     if data is None:
         return data
     if not isinstance(data, Tensor):
-        raise TypeError(f"expected a tensor (N, *E), got a {type(data).__name__}: torch.as_tensor")
+        raise TypeError(
+            f"evaluation expects a tensor (N, *E), got a {type(data).__name__}: use torch.as_tensor"
+        )
     parameter = next(model.parameters(), None)
     if parameter is None:
         return data

@@ -1,4 +1,4 @@
-r"""Missing entries, filled by importance-weighted draws.
+r"""Imputation of missing entries by importance-weighted samples.
 
 .. math:: p(x_{\text{mis}} \mid x_{\text{obs}}) \approx
     \sum_k \tilde w_k \, p(x_{\text{mis}} \mid z_k), \qquad
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tinyvae.core.module_state import evaluating
 from tinyvae.core.random import forked_rng
-from tinyvae.evaluation.importance import CHUNK_ELEMENTS, Chunk, chunks, placed, run
+from tinyvae.evaluation.importance import CHUNK_ELEMENTS, Chunk, forward, iterate_chunks, to_model
 from tinyvae.models.output import LatentVariableModel
 
 
@@ -27,22 +27,23 @@ def impute(
 ) -> Tensor:
     """Fill missing entries given the observed ones.
 
-    Without ``num_imputations`` an entry is filled by its conditional mean, which is best in squared
-    error, or, of classes without an order, by the most probable one. With it, by so many draws from
-    the conditional distribution (sampling importance resampling), whose spread tells how uncertain
-    the entries are: analyze each of the completed data sets, and pool what comes out.
+    Without ``num_imputations``, an entry gets its conditional mean, which is best in squared error.
+    An entry of unordered classes gets the most probable class. With ``num_imputations``, it gets
+    that many samples of the conditional distribution (sampling importance resampling). Their spread
+    shows the uncertainty: analyze each completed data set, and pool the results.
 
     Args:
-        model: A model with a :class:`~tinyvae.likelihoods.MaskedLikelihood` likelihood; used in evaluation mode.
-        x: Data ``(N, *E)``, moved to the model's device and dtype; NaN is missing.
-        context: What the model is conditioned on, ``(N, ...)``.
-        mask: Which entries were observed, ``(N, *E)``.
-        num_imputations: Number of draws ``M``, None for one best value.
-        num_samples: Latents per example, of which draws are taken by their weights.
-        seed: Seed of the draws; global random state is left as found.
+        model: A model with a :class:`~tinyvae.likelihoods.MaskedLikelihood`. It is used in
+            evaluation mode.
+        x: Data ``(N, *E)``, moved to the model's device and dtype. NaN is missing.
+        context: Input of a conditional model, ``(N, ...)``.
+        mask: True for the observed entries, ``(N, *E)``.
+        num_imputations: Number of samples ``M``. None gives one best value.
+        num_samples: Latents per example, which are resampled by their weights.
+        seed: Seed of the samples. Global random state is left as it was.
 
     Returns:
-        ``(N, *E)``, or ``(M, N, *E)`` with ``num_imputations``; observed entries as they were.
+        ``(N, *E)``, or ``(M, N, *E)`` with ``num_imputations``. Observed entries are unchanged.
 
     References:
         Mattei, Frellsen (2019). MIWAE: Deep Generative Modeling and Imputation of Incomplete Data
@@ -58,25 +59,26 @@ def impute(
     for name, count in (("num_samples", num_samples), ("num_imputations", num_imputations)):
         if count is not None and count < 1:
             raise ValueError(f"impute expects {name} >= 1, got {count}")
-    x, context, mask = placed(model, x), placed(model, context), placed(model, mask)
+    x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
     model.check(x, context, mask=mask)
-    examples = max(1, CHUNK_ELEMENTS // (model.elements(x) * num_samples))
+    examples = max(1, CHUNK_ELEMENTS // (model.peak_elements(x) * num_samples))
     with torch.no_grad(), evaluating(model), forked_rng(x.device, seed):
         filled = [
-            _filled(model, part, num_samples, num_imputations)
-            for part in chunks(x, context, mask, examples)
+            _impute_chunk(model, part, num_samples, num_imputations)
+            for part in iterate_chunks(x, context, mask, examples)
         ]
     return torch.cat(filled, dim=0 if num_imputations is None else 1)
 
 
-def _filled(
+def _impute_chunk(
     model: LatentVariableModel, data: Chunk, num_samples: int, num_imputations: int | None
 ) -> Tensor:
+    """Return one chunk with its missing entries filled, ``(B, *E)`` or ``(M, B, *E)``."""
     x, _, mask = data
-    output = run(model, data, num_samples)
+    output = forward(model, data, num_samples)
     weights = output.log_weight().softmax(0)  # (K, B)
     if num_imputations is None:
-        values = output.likelihood.center(weights)  # (B, *E)
+        values = output.likelihood.point_estimate(weights)  # (B, *E)
     else:
         chosen = torch.multinomial(weights.T, num_imputations, replacement=True).T  # (M, B)
         examples = torch.arange(len(x), device=x.device)

@@ -1,4 +1,4 @@
-"""One honest report: bounds and evidence with their standard errors."""
+"""A report of bounds and evidence with their standard errors."""
 
 import math
 from dataclasses import dataclass
@@ -10,13 +10,19 @@ from torch import Tensor
 from tinyvae.core.module_state import evaluating
 from tinyvae.core.random import forked_rng
 from tinyvae.distributions import Distribution
-from tinyvae.evaluation.importance import CHUNK_ELEMENTS, chunks, log_marginal, placed, run
+from tinyvae.evaluation.importance import (
+    CHUNK_ELEMENTS,
+    forward,
+    iterate_chunks,
+    log_marginal,
+    to_model,
+)
 from tinyvae.models.output import LatentVariableModel
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean over examples, with its standard error over examples.
+    """Mean over examples with its standard error.
 
     Attributes:
         mean: Nats per datum.
@@ -30,7 +36,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Tensor) -> "Estimate":
-        """Mean of ``values`` ``(N,)``."""
+        """Return the estimate from ``values`` ``(N,)``."""
         values = values.double()
         error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
         return cls(values.mean().item(), error, len(values))
@@ -41,22 +47,22 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Report:
-    """What a model is worth on given data.
+    """Evaluation of a model on a data set.
 
     Attributes:
         elbo: Evidence lower bound.
         log_likelihood: Its first term, E log p(x given z).
         kl: Its second term, KL(q(z given x) || p(z)).
-        log_marginal: log p(x) by importance sampling, None if it was not asked for.
-        elbo_samples: Draws per example for the ELBO.
-        importance_samples: Draws per example for log p(x).
-        num_dims: Dimensions of a datum; with missing entries, observed ones on average.
-        is_bound: Whether posterior and likelihood are densities, so that ELBO and log p(x) are
-            (in expectation) lower bounds on the log evidence.
-        seed: Seed of the draws.
-        is_discrete: Whether the likelihood is a mass; otherwise nats depend on the data's units.
-            None where it is a mass of some dimensions and a density of others.
-        bin_width: Width of the bins that the data were dequantized in, None where they were not.
+        log_marginal: log p(x) by importance sampling; None if it was left out.
+        elbo_samples: Samples per example for the ELBO.
+        importance_samples: Samples per example for log p(x).
+        num_dims: Dimensions of a datum. With missing entries, the mean number of observed ones.
+        is_bound: True if posterior and likelihood are densities, so that the expectations of ELBO
+            and log p(x) are lower bounds on the log evidence.
+        seed: Seed of the samples.
+        is_discrete: True if the likelihood is a probability mass. Otherwise nats depend on the
+            units of the data. None if some dimensions have masses and others densities.
+        bin_width: Width of the bins of dequantized data; None for other data.
     """
 
     elbo: Estimate
@@ -72,11 +78,12 @@ class Report:
     bin_width: float | None = None
 
     def bits_per_dim(self, nats: float) -> float:
-        """Negative log-likelihood in bits per dimension.
+        """Return the negative log-likelihood in bits per dimension.
 
-        Of a mass, and with a ``bin_width``, these are bits of the levels: with uniform noise in the
-        bins, E log p(x + u) + log(width) is at most the log mass of the level (Theis, van den Oord,
-        Bethge 2016, arXiv:1511.01844, section 3.1). Of any other density they depend on the units.
+        For a mass, and with a ``bin_width``, these are bits of the levels: with uniform noise in
+        the bins, E log p(x + u) + log(width) is at most the log mass of the level (Theis, van den
+        Oord, Bethge 2016, arXiv:1511.01844, section 3.1). For any other density they depend on the
+        units of the data.
         """
         if self.num_dims == 0:
             return math.nan
@@ -84,8 +91,8 @@ class Report:
         return -(nats + volume) / (self.num_dims * math.log(2))
 
     @property
-    def bits_are(self) -> str:
-        """What the bits per dimension are bits of."""
+    def bits_unit(self) -> str:
+        """The quantity that the bits per dimension measure."""
         if self.is_discrete is None:
             return "masses and densities, in the units of the data"
         if self.is_discrete:
@@ -95,7 +102,7 @@ class Report:
         return f"levels, dequantized uniformly in bins of {self.bin_width:g}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure, with its unit in its name."""
+        """Return all numbers, with their units in the keys."""
         result: dict[str, Any] = {}
         for name in ("elbo", "log_likelihood", "kl", "log_marginal"):
             estimate: Estimate | None = getattr(self, name)
@@ -111,7 +118,7 @@ class Report:
             "elbo_samples": self.elbo_samples,
             "importance_samples": self.importance_samples,
             "num_dims": self.num_dims,
-            "bits_per_dim_are_of": self.bits_are,
+            "bits_per_dim_unit": self.bits_unit,
             "is_bound": self.is_bound,
             "seed": self.seed,
         }
@@ -126,7 +133,7 @@ class Report:
             rows[f"log p(x) (IS, {self.importance_samples:,} draws)"] = self.log_marginal
         lines = [f"{name:<32} {estimate} nats" for name, estimate in rows.items()]
         bits = self.bits_per_dim((self.log_marginal or self.elbo).mean)
-        lines.append(f"{'':<32} {bits:.4f} bits per dimension of {self.bits_are}")
+        lines.append(f"{'':<32} {bits:.4f} bits per dimension of {self.bits_unit}")
         return "\n".join(lines if self.is_bound else ["not a bound", *lines])
 
 
@@ -145,16 +152,16 @@ def evaluate(
     """Estimate the ELBO with its two terms, and log p(x).
 
     Args:
-        model: The model; evaluated in evaluation mode, without gradients.
+        model: The model. It is used in evaluation mode, without gradients.
         x: Data, ``(N, *E)``, moved to the model's device and dtype.
-        context: What the model is conditioned on, ``(N, ...)``.
-        mask: Which entries were observed, ``(N, *E)``; those that are NaN were not.
-        elbo_samples: Draws per example for the ELBO; the KL is in closed form where there is one.
-        importance_samples: Draws per example for log p(x); None leaves it out.
-        importance_examples: Use only so many first examples for log p(x); None uses all.
+        context: Input of a conditional model, ``(N, ...)``.
+        mask: True for the observed entries, ``(N, *E)``. NaN is missing.
+        elbo_samples: Samples per example for the ELBO. The KL uses its closed form if there is one.
+        importance_samples: Samples per example for log p(x). None leaves it out.
+        importance_examples: Number of first examples for log p(x). None uses all.
         bin_width: Width of the bins in which ``x`` was dequantized
             (:class:`~tinyvae.datasets.Dequantization`), for bits per dimension of the levels.
-        seed: Seed of the draws; global random state is left as found.
+        seed: Seed of the samples. Global random state is left as it was.
 
     Example:
         >>> report = evaluate(vae, x, elbo_samples=8, importance_samples=50)
@@ -165,16 +172,16 @@ def evaluate(
         raise ValueError(f"evaluate expects elbo_samples >= 1, got {elbo_samples}")
     if importance_examples is not None and importance_examples < 1:
         raise ValueError(f"evaluate expects importance_examples >= 1, got {importance_examples}")
-    x, context, mask = placed(model, x), placed(model, context), placed(model, mask)
-    record = model.check(x, context, mask=mask)
+    x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
+    output = model.check(x, context, mask=mask)
     if bin_width is not None:
-        _check_bin_width(bin_width, x, record.likelihood)
+        _check_bin_width(bin_width, x, output.likelihood)
     log_likelihood, kl = _elbo_terms(model, x, context, mask, elbo_samples, seed)
     evidence = None
     if importance_samples is not None:
-        first, given, seen = next(chunks(x, context, mask, importance_examples or len(x)))
+        first = next(iterate_chunks(x, context, mask, importance_examples or len(x)))
         values = log_marginal(
-            model, first, given, mask=seen, num_samples=importance_samples, seed=seed
+            model, first[0], first[1], mask=first[2], num_samples=importance_samples, seed=seed
         )
         evidence = Estimate.of(values)
     return Report(
@@ -185,9 +192,9 @@ def evaluate(
         elbo_samples=elbo_samples,
         importance_samples=importance_samples,
         num_dims=_observed_dims(x, mask),
-        is_bound=_is_density(model) and record.is_density,
+        is_bound=_is_density(model) and output.is_density,
         seed=seed,
-        is_discrete=record.likelihood.is_discrete,
+        is_discrete=output.likelihood.is_discrete,
         bin_width=bin_width,
     )
 
@@ -195,13 +202,13 @@ def evaluate(
 def _check_bin_width(bin_width: float, x: Tensor, likelihood: Distribution) -> None:
     if likelihood.is_discrete is not False or not bin_width > 0:
         raise ValueError(
-            f"bin_width, the width > 0 of a density's bins, does not fit {bin_width} and "
-            f"{likelihood}: leave it out where dimensions have masses"
+            f"evaluate expects bin_width > 0 with a likelihood that is a density, got {bin_width} "
+            f"and {likelihood}: leave it out if dimensions have masses"
         )
     if ((x / bin_width).frac().abs() < 1e-4).all():
         raise ValueError(
-            f"with bin_width = {bin_width:g} expected data that were spread over their bins, got "
-            "their edges alone: give transform(x, generator) of a tinyvae.datasets.Dequantization"
+            f"evaluate with bin_width={bin_width:g} expects data with noise in the bins, got only "
+            "edges of bins: use transform(x, generator) of a tinyvae.datasets.Dequantization"
         )
 
 
@@ -211,9 +218,9 @@ def _is_density(model: LatentVariableModel) -> bool:
 
 
 def _observed_dims(x: Tensor, mask: Tensor | None) -> float:
-    """MaskedDistribution dimensions of a datum, on average."""
-    seen = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.bool()
-    return int((seen & ~torch.isnan(x)).sum()) / len(x)
+    """Return the mean number of observed dimensions."""
+    observed = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.bool()
+    return int((observed & ~torch.isnan(x)).sum()) / len(x)
 
 
 def _elbo_terms(
@@ -221,15 +228,15 @@ def _elbo_terms(
     x: Tensor,
     context: Tensor | None,
     mask: Tensor | None,
-    draws: int,
+    num_samples: int,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """E log p(x given z) and KL of each example, ``(N,)`` each."""
-    examples = max(1, CHUNK_ELEMENTS // (draws * model.elements(x)))
+    """Return E log p(x given z) and the KL of each example, ``(N,)`` each."""
+    examples = max(1, CHUNK_ELEMENTS // (num_samples * model.peak_elements(x)))
     log_likelihoods, kls = [], []
     with torch.no_grad(), evaluating(model), forked_rng(x.device, seed):
-        for part in chunks(x, context, mask, examples):
-            output = run(model, part, draws)
+        for part in iterate_chunks(x, context, mask, examples):
+            output = forward(model, part, num_samples)
             log_likelihoods.append(output.log_px.mean(0))
             kls.append(torch.stack([term.kl() for term in output.latents]).sum(0))
     return torch.cat(log_likelihoods), torch.cat(kls)

@@ -1,4 +1,4 @@
-r"""Normalizing flows: bijections with a Jacobian whose determinant is known.
+r"""Normalizing flows: bijections whose Jacobian has a known determinant.
 
 .. math:: z = T(\epsilon \mid c), \qquad
     \log p(z) = \log p(\epsilon) - \log |\det \partial T / \partial \epsilon|

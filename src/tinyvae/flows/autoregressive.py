@@ -1,4 +1,4 @@
-"""Autoregressive flows, of zuko: the extra ``flows``, ``pip install 'tinyvae[flows]'``."""
+"""Autoregressive flows from zuko, which ``pip install 'tinyvae[flows]'`` installs."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,33 +11,35 @@ from tinyvae.flows.base import Bijection, NormalizingFlow, check_sizes, check_we
 
 
 def _zuko() -> Any:
-    """Import zuko, which switches torch's validation off process-wide, and put that back."""
-    found = torch.distributions.Distribution._validate_args
+    """Import zuko, and restore torch's validation, which the import disables for the process."""
+    previous = torch.distributions.Distribution._validate_args
     try:
         import zuko
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "flows are those of zuko, which is not installed: pip install 'tinyvae[flows]'"
+            "Flow expects zuko, which is not installed: pip install 'tinyvae[flows]'"
         ) from error
     finally:
-        torch.distributions.Distribution.set_default_validate_args(found)
+        torch.distributions.Distribution.set_default_validate_args(previous)
     return zuko
 
 
 class Flow(NormalizingFlow):
-    r"""Autoregressive bijections of vectors, one after another, the identity at first.
+    r"""A sequence of autoregressive bijections of vectors, initially the identity.
 
-    Each maps dimension i by a monotonic function whose parameters are computed from the dimensions
-    before it and from the context; every second one takes the dimensions in reverse.
+    Each bijection maps dimension i by a monotonic function whose parameters depend on the
+    dimensions before it and on the context. Every second one reverses the order of the dimensions.
 
     Args:
         dim: Number of dimensions :math:`D`.
-        context_dim: Number of values that it is conditioned on.
+        context_dim: Number of values of the context.
         transforms: Number of bijections.
-        hidden: Widths of the hidden layers of each.
-        kind: ``"spline"``, rational-quadratic ones on [-5, 5], the identity outside; ``"affine"``.
-        coupling: Whether only the second half of the dimensions is changed by each, given the first
-            half: less flexible, but as fast backwards, where otherwise D passes are needed.
+        hidden: Widths of the hidden layers of each bijection.
+        kind: ``"spline"`` for rational-quadratic splines on [-5, 5] with the identity outside, or
+            ``"affine"``.
+        coupling: True if each bijection changes only the second half of the dimensions, given the
+            first half. This is less flexible, but the inverse is as fast as the forward map;
+            otherwise it takes D passes.
 
     References:
         Kingma et al. (2016). Improving Variational Inference with Inverse Autoregressive Flow.
@@ -69,11 +71,15 @@ class Flow(NormalizingFlow):
         self.dim, self.context_dim, self.kind = dim, context_dim, kind
         self.hidden, self.coupling = tuple(hidden), coupling
         widths = (dim + context_dim, *self.hidden, 23 * dim)  # 23 parameters of a spline of 8 bins
-        sizes = [a * b for a, b in pairwise(widths)] + [widths[0] * widths[-1]]  # and who sees whom
+        sizes = [a * b for a, b in pairwise(widths)] + [
+            widths[0] * widths[-1]
+        ]  # plus the mask of the dependencies
         check_weights("Flow", transforms * sum(sizes))
         zuko = _zuko()
         make = zuko.flows.NSF if kind == "spline" else zuko.flows.MAF
-        with torch.device("cpu"):  # zuko computes with the masks, which a meta device cannot
+        with torch.device(
+            "cpu"
+        ):  # zuko reads the values of masks, which a meta device does not have
             flow = make(
                 dim,
                 context_dim,
@@ -92,7 +98,7 @@ class Flow(NormalizingFlow):
         return bijection
 
     def config(self) -> dict[str, Any]:
-        """Arguments that build an equal flow."""
+        """Return the arguments that build an equal flow."""
         return {
             "dim": self.dim,
             "context_dim": self.context_dim,
@@ -104,8 +110,8 @@ class Flow(NormalizingFlow):
 
 
 def _start_at_identity(transform: nn.Module) -> None:
-    """Zero what gives the parameters of the monotonic functions: all of them are the identity."""
+    """Zero the layer that computes the monotonic functions, which makes them the identity."""
     linear = [module for module in transform.modules() if isinstance(module, nn.Linear)]
-    last = linear[-1] if linear else transform  # in one dimension there is no network
+    last = linear[-1] if linear else transform  # in one dimension it has no network
     for parameter in last.parameters():
         nn.init.zeros_(parameter)

@@ -1,4 +1,4 @@
-"""What a normalizing flow is, and the distribution that it makes of another one."""
+"""Interface of normalizing flows, and the transformed distribution."""
 
 import math
 from abc import ABC, abstractmethod
@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from tinyvae.core.configurable import Configurable
 from tinyvae.distributions import Distribution
-from tinyvae.distributions.base import Latest
 from tinyvae.distributions.special import autocast_disabled
 
-# What a file may make a reader allocate before its weights have been compared.
+# Limits on the memory that a model file can make its reader allocate before weights are compared.
 MOST_WEIGHTS = 100_000_000
 MOST_TRANSFORMS = 100
 
@@ -22,14 +21,14 @@ class Bijection(Protocol):
     """An invertible map of vectors ``(..., D)``, smooth almost everywhere."""
 
     def __call__(self, value: Tensor, /) -> Tensor:
-        """Return where ``value`` is mapped to."""
+        """Return the image of ``value``."""
 
     def call_and_ladj(self, value: Tensor, /) -> tuple[Tensor, Tensor]:
-        """Return where ``value`` is mapped to, and the log determinant there, ``(...)``."""
+        """Return the image of ``value``, and the log determinant of the Jacobian, ``(...)``."""
 
     @property
     def inv(self) -> "Bijection":
-        """The way back."""
+        """Inverse map."""
 
 
 class NormalizingFlow(Configurable, nn.Module, ABC):
@@ -37,7 +36,7 @@ class NormalizingFlow(Configurable, nn.Module, ABC):
 
     Attributes:
         dim: Number of dimensions of the vectors.
-        context_dim: Number of values that the bijection is conditioned on, 0 for none.
+        context_dim: Number of values of the context, 0 without a context.
     """
 
     dim: int
@@ -49,7 +48,7 @@ class NormalizingFlow(Configurable, nn.Module, ABC):
 
 
 def check_sizes(owner: str, dim: int, context_dim: int, transforms: int) -> None:
-    """Raise unless a flow can be of these sizes."""
+    """Raise unless the sizes of a flow are valid."""
     if dim < 1 or context_dim < 0 or not 1 <= transforms <= MOST_TRANSFORMS:
         raise ValueError(
             f"{owner} expects dim >= 1, context_dim >= 0 and 1 to {MOST_TRANSFORMS} transforms, "
@@ -58,19 +57,19 @@ def check_sizes(owner: str, dim: int, context_dim: int, transforms: int) -> None
 
 
 def check_weights(owner: str, count: int) -> None:
-    """Raise if a flow would have more weights than one may have."""
+    """Raise if a flow has more weights than the limit."""
     if count > MOST_WEIGHTS:
         raise ValueError(f"{owner} expects at most {MOST_WEIGHTS:,} weights: make it smaller")
 
 
 class Transformed(Distribution):
-    """The distribution of T(y), where ``base`` is that of y.
+    """The distribution of T(y), where ``base`` is the distribution of y.
 
-    The log density of its latest draw is known from the drawing, without the way back.
+    :meth:`sample_and_log_prob` needs no inverse of T.
 
     Args:
         base: Distribution of vectors.
-        transform: Bijection of them, as a :class:`NormalizingFlow` returns, or the ``inv`` of one.
+        transform: Bijection of vectors, from a :class:`NormalizingFlow`, or its ``inv``.
 
     Example:
         >>> base = Independent(Normal(torch.zeros(2), torch.zeros(2)), 1)
@@ -78,36 +77,43 @@ class Transformed(Distribution):
         tensor(-1.8379)
     """
 
+    yields_log_prob = True
+
     def __init__(self, base: Distribution, transform: Bijection) -> None:
         self.base, self.transform = base, transform
         self.batch_shape, self.event_shape = base.batch_shape, base.event_shape
         self.has_rsample, self.is_density = base.has_rsample, base.is_density
-        self.is_discrete, self.space = base.is_discrete, base.space
-        self._latest = Latest[Tensor]()
+        self.is_discrete, self.support = base.is_discrete, base.support
 
     @property
     def mean(self) -> Tensor:
         """NaN: the expected value has no closed form."""
         return torch.full_like(self.base.mean, math.nan)
 
-    def center(self, weights: Tensor | None = None) -> Tensor:
-        """Where the center of the base is mapped to."""
+    def point_estimate(self, weights: Tensor | None = None) -> Tensor:
+        """Return the image of the base's point estimate."""
         with autocast_disabled(self.base.mean):
-            return self.transform(self.base.center(weights))
+            return self.transform(self.base.point_estimate(weights))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density, nats."""
-        if (known := self._latest.of(value)) is not None:
-            return known
+        """Return the log density, nats."""
         with autocast_disabled(value):
             y, log_det = self.transform.inv.call_and_ladj(value)
         log_prob: Tensor = self.base.log_prob(y) + log_det
         return log_prob
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw of the base, transformed."""
+        """Draw from the base and transform."""
+        return self._sample_transformed(sample_shape)[1]
+
+    def sample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Draw and return the draws with their log density, nats."""
+        y, value, log_det = self._sample_transformed(sample_shape)
+        return value, self.base.log_prob(y) - log_det
+
+    def _sample_transformed(self, sample_shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return draws of y, of T(y), and the log determinant of T at y."""
         y = self.base.sample(sample_shape)
         with autocast_disabled(y):
             value, log_det = self.transform.call_and_ladj(y)
-        self._latest.keep(value, self.base.log_prob(y) - log_det)
-        return value
+        return y, value, log_det

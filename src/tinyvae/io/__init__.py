@@ -1,4 +1,4 @@
-"""Files that are whole or absent: an atomic writer, a tensor format, states, JSON, a lock."""
+"""Safe files: an atomic writer, a tensor format, states, JSON, and a lock on a folder."""
 
 from tinyvae.io.atomic import write_atomically as write_atomically
 from tinyvae.io.encoding import decode_state as decode_state

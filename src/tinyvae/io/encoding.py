@@ -1,8 +1,8 @@
-"""States as JSON and tensors: what optimizers, schedulers and callbacks remember.
+"""Encoding of states of optimizers, schedulers and callbacks as JSON and tensors.
 
-A state is made of tensors, numbers, strings, None, and lists, tuples and dictionaries of these. In
-JSON a tensor is its name, a dictionary a list of its pairs (keys may be numbers), and what is not
-finite a word.
+A state consists of tensors, numbers, strings, None, and lists, tuples and dictionaries of these. In
+JSON a tensor is its name, a dictionary is a list of pairs (keys can be numbers), and a number that
+is not finite is a word.
 """
 
 import math
@@ -20,19 +20,19 @@ BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def encode_state(state: Any, name: str, *, finite: bool = True) -> tuple[Any, dict[str, Tensor]]:
-    """Take a state apart.
+    """Encode a state as JSON and named tensors.
 
     Args:
-        state: The state.
-        name: Its name, which the names of its tensors begin with.
-        finite: Whether tensors are to be finite, as a file's have to be; otherwise those that are
-            not are kept as the whole numbers of their bits.
+        state: State.
+        name: Prefix of the tensors' names.
+        finite: If True, tensors are kept as they are, and a file rejects non-finite values. If
+            False, tensors with non-finite values are stored as the integers of their bits.
 
     Returns:
         JSON, and the tensors that it names.
 
     Raises:
-        TypeError: If the state holds anything else; the message says where.
+        TypeError: If the state contains anything else. The message names its position.
 
     Example:
         >>> encode_state({"best": -math.inf, 0: torch.zeros(2)}, "early")
@@ -47,14 +47,14 @@ def _encoded(value: Any, name: str, tensors: dict[str, Tensor], finite: bool) ->
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, Tensor):
-        while name in tensors:  # the keys "a.b" of a, and "b" of a's "a"
+        while name in tensors:  # the keys "a.b" and "a" -> "b" give the same name
             name += "'"
         if finite or not _has_bits(value) or bool(torch.isfinite(value).all()):
             tensors[name] = value
             return {"tensor": name}
         tensors[name] = value.contiguous().view(BITS[value.element_size()])
         return {"bits": name, "dtype": str(value.dtype).removeprefix("torch.")}
-    if isinstance(value, Integral):  # numpy's too
+    if isinstance(value, Integral):  # also numpy's
         return int(value)
     if isinstance(value, Real):
         number = float(value)
@@ -65,17 +65,19 @@ def _encoded(value: Any, name: str, tensors: dict[str, Tensor], finite: bool) ->
     if isinstance(value, Mapping):
         if wrong := [key for key in value if not _is_key(key)]:
             raise TypeError(
-                f"'{name}' has the key {wrong[0]!r:.80}, expected strings and whole numbers: a "
-                "file can hold no other"
+                f"a saved state expects strings and integers as keys, got {wrong[0]!r:.80} in "
+                f"'{name}': convert it in state_dict"
             )
         return {
             "dict": [
-                [key, _encoded(own, f"{name}.{key}", tensors, finite)] for key, own in value.items()
+                [key, _encoded(item, f"{name}.{key}", tensors, finite)]
+                for key, item in value.items()
             ]
         }
     raise TypeError(
-        f"'{name}' is {value!r:.80}, a {type(value).__name__}: expected tensors, numbers, strings, "
-        "None, and lists, tuples and dictionaries of these, which is what a file can hold"
+        "a saved state expects tensors, numbers, strings, None, and lists, tuples and dictionaries "
+        f"of these, got {value!r:.80}, a {type(value).__name__}, as '{name}': convert it in "
+        "state_dict"
     )
 
 
@@ -88,14 +90,14 @@ def _is_key(key: Any) -> bool:
 
 
 def decode_state(form: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Put a state together again.
+    """Decode a state that :func:`encode_state` encoded.
 
     Args:
-        form: What :func:`encode_state` returned, read back from JSON.
-        tensors: The tensors.
+        form: JSON.
+        tensors: Tensors by name.
 
     Raises:
-        CheckpointError: If ``form`` is not of that make, or names a tensor that is not there.
+        CheckpointError: If ``form`` is malformed, or names a tensor that is missing.
 
     Example:
         >>> decode_state({"tuple": [0.9, {"float": "inf"}]}, {})
@@ -115,17 +117,17 @@ def decode_state(form: Any, tensors: Mapping[str, Tensor]) -> Any:
         case {"tuple": list(items), **rest} if not rest:
             return tuple(decode_state(item, tensors) for item in items)
         case {"dict": list(pairs), **rest} if not rest and all(map(_is_pair, pairs)):
-            state = {key: decode_state(own, tensors) for key, own in pairs}
+            state = {key: decode_state(item, tensors) for key, item in pairs}
             if len(state) == len(pairs):
                 return state
-    raise CheckpointError(f"expected a state as tinyvae writes it, got {form!r:.80}")
+    raise CheckpointError(f"expected a state in tinyvae's format, got {form!r:.80}")
 
 
 def _of_bits(bits: Tensor, dtype: str) -> Tensor:
-    kinds = {str(own).removeprefix("torch."): own for own in FLOATS}
-    if dtype not in kinds or bits.dtype != BITS[kinds[dtype].itemsize]:
-        raise CheckpointError(f"{bits.dtype} holds no bits of '{dtype:.20}'")
-    return bits.view(kinds[dtype])
+    dtypes = {str(d).removeprefix("torch."): d for d in FLOATS}
+    if dtype not in dtypes or bits.dtype != BITS[dtypes[dtype].itemsize]:
+        raise CheckpointError(f"expected the bits of '{dtype:.20}', got {bits.dtype}")
+    return bits.view(dtypes[dtype])
 
 
 def _is_pair(pair: Any) -> bool:

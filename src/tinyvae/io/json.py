@@ -1,4 +1,4 @@
-"""JSON: what others read, and what is read back."""
+"""JSON files for people and other programs, and a strict parser."""
 
 import json
 import math
@@ -12,14 +12,14 @@ JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON
 
 
 def write_json(path: str | os.PathLike[str], value: JSON) -> None:
-    """Write indented JSON for people and other programs, atomically; NaN and infinity become null.
+    """Write indented JSON atomically. NaN and infinity become null, since JSON has neither.
 
     Args:
-        path: The file to write or to replace.
-        value: What to write. JSON has no non-finite numbers, so that ``null`` stands for them.
+        path: File to write or to replace.
+        value: Value to write.
 
     Raises:
-        TypeError: If ``value`` holds what JSON cannot.
+        TypeError: If JSON cannot represent ``value``.
         OSError: See :func:`write_atomically`.
 
     Example:
@@ -40,7 +40,7 @@ def write_json(path: str | os.PathLike[str], value: JSON) -> None:
 
 
 def null_for_non_finite(value: JSON) -> JSON:
-    """Replace NaN and infinity, at any depth."""
+    """Replace NaN and infinity by None, at any depth."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -51,19 +51,19 @@ def null_for_non_finite(value: JSON) -> JSON:
 
 
 def parse_json(text: str) -> Any:
-    """Value of JSON without a key that stands twice and without numbers that are not finite."""
+    """Parse JSON. Raise ValueError for duplicate keys and numbers that are not finite."""
     return json.loads(text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        raise ValueError("a key that stands twice in one object")
+        raise ValueError("duplicate key in one object")
     return value
 
 
-def _finite(text: str) -> float:  # NaN, Infinity, and 1e999, which Python reads as infinity
+def _finite(text: str) -> float:  # Python reads 1e999 as infinity
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"the number {text[:20]}, which is not finite")
+        raise ValueError(f"the number {text[:20]} is not finite")
     return number

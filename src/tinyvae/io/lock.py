@@ -1,48 +1,43 @@
-"""A lock on a folder, which the operating system lets go of when its process dies."""
+"""Lock on a folder. The operating system releases it when the process ends."""
 
-import contextlib
 import errno
 import os
 import sys
-import threading
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import BinaryIO
 
 NAME = "lock"
 
 
 class FolderLock:
-    """Holds a folder for one owner at a time, over all processes that see it.
+    """Exclusive lock on a folder, within a process and across processes.
 
-    The lock is one of the system's on a file ``lock``: it ends with the process, however that ends,
-    no child has it, and it also ends when the process itself opens and closes that file once more.
+    The system locks the file ``lock`` in the folder, which stays there. The lock ends with
+    :meth:`release` or with the process. Forked children do not hold it.
 
     Args:
-        folder: The folder.
+        folder: Folder to lock. It must exist.
 
     Raises:
-        BlockingIOError: If somebody holds it.
+        BlockingIOError: If another owner holds the lock. The message names its process.
+        OSError: If the folder does not exist or its file system has no locks.
     """
-
-    # The system's lock is the process's: a second owner within it would be let in.
-    _held: ClassVar[set[tuple[int, Path]]] = set()
-    _guard: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, folder: Path) -> None:
         self.path = folder.resolve() / NAME
-        self._owner = (os.getpid(), self.path)
-        with self._guard:
-            if self._owner in self._held:
-                raise BlockingIOError(f"{folder} is in use by another run of this process")
-            self._file = self.path.open("a+b")
-            try:
-                self._take(folder)
-            except BaseException:
-                self._file.close()
-                raise
-            self._held.add(self._owner)
+        self._file = self.path.open("a+b", buffering=0)
+        # A child inherits the open file, and with it a flock. It would keep the lock after its
+        # parent's death, as filelock before 3.32 does. So each child closes the file.
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._file.close)
+        try:
+            self._acquire(folder)
+        except BaseException:
+            self._file.close()
+            raise
 
-    def _take(self, folder: Path) -> None:
+    def _acquire(self, folder: Path) -> None:
+        name = f"process {os.getpid()}"
         try:
             _lock(self._file)
         except OSError as error:
@@ -50,28 +45,36 @@ class FolderLock:
                 reason = f"the folder cannot be locked: {error.strerror}"
                 raise OSError(error.errno, reason, str(folder)) from error
             self._file.seek(0)
-            owner = self._file.read(100).decode(errors="replace").strip()
-            raise BlockingIOError(f"{folder} is in use by {owner or 'another run'}") from error
+            owner = self._file.read(100).decode(errors="replace").strip() or "another run"
+            owner = "another run of this process" if owner == name else owner
+            raise BlockingIOError(f"{folder} is in use by {owner}") from error
         self._file.truncate(0)
-        self._file.write(f"process {os.getpid()}".encode())
-        self._file.flush()
+        self._file.write(name.encode())
 
     def release(self) -> None:
-        """Let go; the file stays, for others may be waiting at it. A forked child holds nothing."""
-        if self._owner[0] == os.getpid():
-            with contextlib.suppress(OSError):
-                self._file.truncate(0)
-            self._held.discard(self._owner)
-        self._file.close()
+        """Release the lock. Do nothing in a forked child or if it was released before."""
+        if not self._file.closed:
+            self._file.truncate(0)
+            _unlock(self._file)
+            self._file.close()
 
 
 def _lock(file: BinaryIO) -> None:
     if sys.platform == "win32":
         import msvcrt
 
-        file.seek(2**30)  # far behind the text, which others read
+        file.seek(2**30)  # far beyond the text, which others read
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     else:
         import fcntl
 
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _unlock(file: BinaryIO) -> None:
+    # Closing alone would leave the lock to a child that has just been forked. On Windows, which
+    # has no fork, closing is enough.
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_UN)

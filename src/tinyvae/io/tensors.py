@@ -1,14 +1,14 @@
-r"""The tensor format.
+r"""Tensor files with a digest.
 
-A tensor file is a safetensors file, which any tool opens. Its metadata also hold ``info`` (compact
-JSON) and ``sha256``: the digest of all bytes of the file, header included, computed while 64 zeros
-stand in the place of the digest itself,
+A tensor file is a safetensors file that any tool can open. Its metadata also contain ``info``
+(compact JSON) and ``sha256``, the digest of all bytes of the file, including the header, with 64
+zeros in place of the digest itself:
 
 .. math:: h = \mathrm{SHA256}\big(\text{file with } h \mapsto 0^{64}\big).
 
-A flipped, missing or added byte is therefore found before a tensor is handed out. This is
-integrity, not authenticity: whoever can write the file can also write its digest. Reading executes
-nothing (there is no pickle here), so a hostile file can at worst hold wrong numbers.
+So a flipped, missing or added byte is found before a tensor is returned. This protects integrity,
+not authenticity: whoever can write the file can also write its digest. Reading executes no code
+(there is no pickle), so a hostile file can at worst contain wrong numbers.
 """
 
 import hashlib
@@ -31,9 +31,9 @@ from tinyvae.io.json import JSON, parse_json
 
 _FORMAT = "tinyvae"
 _FORMAT_VERSION = "1"
-_MAX_HEADER = 16 * 2**20  # bytes; the header of a model of 1000 tensors takes about 0.1 MiB
+_MAX_HEADER = 16 * 2**20  # bytes; a model with 1000 tensors has about 0.1 MiB
 _ZEROS = b"0" * 64
-_DIGEST_KEY = b'"sha256":"'  # no JSON string can hold these bytes: its quotes would be escaped
+_DIGEST_KEY = b'"sha256":"'  # JSON strings escape quotes, so they cannot contain it
 _DIGEST = re.compile(_DIGEST_KEY + rb'([0-9a-f]{64})"')
 _DTYPES = {torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _DTYPES |= {torch.int8, torch.int16, torch.int32, torch.int64}
@@ -45,18 +45,18 @@ def save_tensors(
 ) -> None:
     """Save named tensors and a JSON object as one safetensors file with a digest, atomically.
 
-    The same content gives the same bytes. Tensors may be views, share memory, require gradients or
-    lie on another device; each is stored by itself.
+    The same content gives the same bytes. Tensors can be views, share memory, require gradients or
+    be on another device. Each is stored separately.
 
     Args:
-        path: The file to write or to replace.
+        path: File to write or to replace.
         tensors: Dense tensors of floating, integer or boolean dtype, by name.
-        info: What else the file should say; tuples come back as lists.
+        info: Further information as JSON. Tuples are loaded as lists.
 
     Raises:
-        TypeError: If a tensor is none, or ``info`` holds what JSON cannot.
-        ValueError: If a tensor holds NaN or infinity or has no plain dense storage, if ``info``
-            holds NaN or infinity, or if names and ``info`` together exceed 16 MiB.
+        TypeError: If a value is not a tensor, or JSON cannot represent ``info``.
+        ValueError: If a tensor contains NaN or infinity or is not dense, if ``info`` contains NaN
+            or infinity, or if names and ``info`` together exceed 16 MiB.
         OSError: See :func:`write_atomically`.
 
     Example:
@@ -82,18 +82,18 @@ def save_tensors(
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Load what :func:`save_tensors` saved, after every check has passed.
+    """Load a file that :func:`save_tensors` wrote, after all checks.
 
     Args:
-        path: The file to read.
+        path: File to read.
 
     Returns:
-        The tensors on the CPU, in the order of their names, and ``info``.
+        Tensors on the CPU, sorted by name, and ``info``.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        CheckpointError: If the file cannot be read, is no tensor file of this library, is damaged,
-            comes from a newer format, or holds NaN or infinity.
+        FileNotFoundError: If the file does not exist.
+        CheckpointError: If the file cannot be read, is not a tensor file of this library, is
+            damaged, has a newer format, or contains NaN or infinity.
 
     Example:
         >>> import tempfile
@@ -108,7 +108,7 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     """
     path = Path(path)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # before opening: a pipe would wait for ever
+        if not stat.S_ISREG(path.stat().st_mode):  # before opening: a pipe would block
             raise _damaged(path, "a file", "a folder or a device", "give the path of one file")
         with path.open("rb") as file:
             header = _read_header(path, file)
@@ -123,7 +123,7 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     return _decode(path, data), _json_object(path, "info", metadata["info"])
 
 
-_DAMAGED = "the file is damaged or forged, copy it again or go back to an older one"
+_DAMAGED = "the file is damaged or forged, copy it again or use an older one"
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -131,17 +131,21 @@ _DAMAGED = "the file is damaged or forged, copy it again or go back to an older 
 
 def _plain(name: str, tensor: Tensor) -> Tensor:
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"expected a tensor for {name!r}, got {type(tensor).__name__}")
+        raise TypeError(f"save_tensors expects a tensor for {name!r}, got {type(tensor).__name__}")
     if name == "__metadata__":
-        raise ValueError("the name '__metadata__' belongs to the file format: rename the tensor")
+        raise ValueError("the file format reserves the name '__metadata__': rename the tensor")
     if tensor.layout is not torch.strided or tensor.is_meta or tensor.dtype not in _DTYPES:
         got = f"{tensor.layout}, {tensor.dtype}, on {tensor.device}: convert it before saving"
-        raise ValueError(f"expected dense float, int or bool data in {name!r}, got {got}")
-    # A copy, for safetensors refuses views and shared memory.
+        raise ValueError(
+            f"save_tensors expects dense float, int or bool data in {name!r}, got {got}"
+        )
+    # safetensors rejects views and shared memory.
     copy = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     if count := _count_non_finite(copy):
-        got = f"{count} of {copy.numel()} NaN or infinite: go back to the last good state"
-        raise ValueError(f"expected finite values in {name!r}, got {got}; nothing was written")
+        got = f"{count} of {copy.numel()} NaN or infinite: use the last good state"
+        raise ValueError(
+            f"save_tensors expects finite values in {name!r}, got {got}; nothing was written"
+        )
     return copy
 
 
@@ -154,22 +158,26 @@ def _count_non_finite(tensor: Tensor) -> int:
 def _info_text(info: Mapping[str, JSON]) -> str:
     try:
         text = json.dumps(dict(info), allow_nan=False, separators=(",", ":"))
-        parse_json(text)  # what the loader would refuse, such as the keys 1 and "1", is not saved
+        parse_json(text)  # rejects what cannot be loaded, such as the keys 1 and "1"
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"expected info that JSON can hold, got: {error}") from error
+        raise ValueError(
+            f"save_tensors expects info that JSON can represent, got: {error}"
+        ) from error
     return text
 
 
 def _encode(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    # safetensors orders its metadata at random; put in here, equal content gives equal bytes.
+    # safetensors writes metadata in random order. Inserting them here gives equal bytes.
     data = safetensors.torch.save(tensors)
     end = 8 + int.from_bytes(data[:8], "little")
     header = {"__metadata__": metadata, **json.loads(data[8:end])}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the format aligns the tensors at 8 bytes
+    text += b" " * (-len(text) % 8)  # the format aligns tensors to 8 bytes
     if len(text) > _MAX_HEADER:
         got = f"{len(text)}: store large data as tensors"
-        raise ValueError(f"expected names and info of at most {_MAX_HEADER} bytes, got {got}")
+        raise ValueError(
+            f"save_tensors expects names and info of at most {_MAX_HEADER} bytes, got {got}"
+        )
     return b"".join([len(text).to_bytes(8, "little"), text, memoryview(data)[end:]])
 
 
@@ -182,7 +190,7 @@ def _read_header(path: Path, file: BinaryIO) -> bytes:  # the length field and t
     length = int.from_bytes(start, "little")
     if len(start) < 8 or not 2 <= length <= min(size - 8, _MAX_HEADER):
         got = f"{size} bytes that begin with {start!r}" if size else "0 bytes"
-        remedy = "give a file that tinyvae has written, or copy it again if it was cut off"
+        remedy = "pass a file that tinyvae wrote, or copy it again if it was cut off"
         if start.startswith((b"PK", b"\x80")):
             remedy = "pickles and zip archives, which torch.save writes, are never opened"
         raise _damaged(path, "a tinyvae tensor file", got, remedy)
@@ -190,10 +198,10 @@ def _read_header(path: Path, file: BinaryIO) -> bytes:  # the length field and t
 
 
 def _parse_header(path: Path, header: bytes) -> dict[str, str]:
-    text = header[8:].decode(errors="replace")  # safetensors refuses such bytes later
+    text = header[8:].decode(errors="replace")  # safetensors rejects such bytes later
     metadata = _json_object(path, "header", text).get("__metadata__")
     if not isinstance(metadata, dict) or metadata.get("format") != _FORMAT:
-        remedy = "open files of other origin with safetensors.torch.load_file"
+        remedy = "open other safetensors files with safetensors.torch.load_file"
         raise _damaged(path, f"metadata with the format {_FORMAT!r}", "others or none", remedy)
     version = str(metadata.get("format_version"))
     if version != _FORMAT_VERSION:
@@ -225,7 +233,7 @@ def _digest(data: bytes, start: int) -> str:
 def _decode(path: Path, data: bytes) -> dict[str, Tensor]:
     try:
         tensors = safetensors.torch.load(data)
-    except Exception as error:  # of many types: SafetensorError, KeyError, RuntimeError, ...
+    except Exception as error:  # SafetensorError, KeyError, RuntimeError, ...
         raise _damaged(path, "tensors as the header describes them", error) from error
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
@@ -249,5 +257,5 @@ def _json_object(path: Path, what: str, text: str) -> dict[str, Any]:
 
 
 def _damaged(path: Path, expected: str, got: object, remedy: str = _DAMAGED) -> CheckpointError:
-    text = re.sub("[^ -~]", "?", str(got)[:200])  # keep control codes off the terminal
+    text = re.sub("[^ -~]", "?", str(got)[:200])  # no control codes for the terminal
     return CheckpointError(f"{path}: expected {expected}, got {text}: {remedy}")

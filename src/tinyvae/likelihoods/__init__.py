@@ -1,8 +1,8 @@
 """Likelihoods: modules that turn a decoder's output into p(x given z).
 
-A likelihood owns its constants, its support, its sampling and its mean. A decoder emits ``P``
-parameters per data dimension, parameters first: ``(N, P, *E)``, or ``(N, *E)`` where ``P`` is 1.
-To write one, say ``num_params`` and how they make a scalar distribution::
+A likelihood defines its constants, its support, its sampling and its mean. A decoder emits ``P``
+parameters per data dimension, parameters first: ``(N, P, *E)``, or ``(N, *E)`` if ``P`` is 1.
+To write a likelihood, define ``num_params`` and the scalar distribution that the parameters make::
 
     class GumbelLikelihood(Likelihood):
         num_params = 2
@@ -10,8 +10,8 @@ To write one, say ``num_params`` and how they make a scalar distribution::
         def elementwise(self, loc, log_scale):
             return TorchDistribution(Gumbel(loc, log_scale.exp(), validate_args=False))
 
-It owns, too, what the encoder is fed of its data (:meth:`~tinyvae.Likelihood.encoder_input`):
-counts as logarithms, classes as one-hot rows, zeros in the place of missing entries.
+A likelihood also defines the encoder's input (:meth:`~tinyvae.Likelihood.encoder_input`):
+logarithms of counts, one-hot rows of classes, zeros at missing entries.
 """
 
 from tinyvae.likelihoods.base import Likelihood as Likelihood
@@ -38,7 +38,7 @@ from tinyvae.likelihoods.gaussian import GaussianLikelihood as GaussianLikelihoo
 from tinyvae.likelihoods.gaussian import OptimalGaussianLikelihood as OptimalGaussianLikelihood
 from tinyvae.likelihoods.parameters import Fixed as Fixed
 from tinyvae.likelihoods.parameters import Learned as Learned
-from tinyvae.likelihoods.parameters import Positive as Positive
+from tinyvae.likelihoods.parameters import PositiveParameter as PositiveParameter
 from tinyvae.likelihoods.parameters import Predicted as Predicted
 from tinyvae.likelihoods.perceptual import PerceptualLikelihood as PerceptualLikelihood
 from tinyvae.likelihoods.tabular import MixedLikelihood as MixedLikelihood

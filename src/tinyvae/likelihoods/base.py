@@ -1,4 +1,4 @@
-"""What a likelihood is: from a decoder's output to p(x given z)."""
+"""Base class of likelihoods."""
 
 from abc import ABC
 from collections.abc import Sequence
@@ -9,60 +9,61 @@ from torch import Tensor, nn
 
 from tinyvae.core.configurable import Configurable
 from tinyvae.distributions import Distribution, Independent
-from tinyvae.likelihoods.parameters import Positive, one_line
+from tinyvae.likelihoods.parameters import PositiveParameter, compact_repr
 
 
 class Likelihood(Configurable, nn.Module, ABC):
-    """Makes p(x given z) of a decoder's output.
+    """A module that turns a decoder's output into p(x given z).
 
-    A plain one is written by one hook, :meth:`elementwise`. Positive parameters
-    (:class:`~tinyvae.likelihoods.Learned`, :class:`~tinyvae.likelihoods.Predicted`) that it has as attributes come after
-    the decoder's other parameters, by their logarithms.
+    A simple likelihood defines one hook, :meth:`elementwise`. If it has positive parameters
+    (:class:`~tinyvae.likelihoods.Learned`, :class:`~tinyvae.likelihoods.Predicted`) as attributes,
+    the hook receives their logarithms after the decoder's other parameters.
 
     Attributes:
-        num_params: Parameters ``P`` per data dimension that the decoder emits.
-        is_density: Whether it is a normalized density or mass, without which no bound holds.
-        couples_batch: Whether p(x given z) of one example depends on the others of its batch.
-        separable: Whether it is a product over data dimensions of what :meth:`scalars` returns, so
-            that entries may be left out and others be built on it.
-        instead: What to do where it is not, for errors.
-        is_table: Whether dimensions are columns of different likelihoods.
-        takes_integers: Whether data may have an integer dtype.
+        num_params: Number ``P`` of parameters that the decoder emits per data dimension.
+        is_density: True if it is a normalized density or mass. Without one there is no bound.
+        couples_batch: True if p(x given z) of one example depends on other examples of its batch.
+        factorizes: True if it is the product of the distributions that :meth:`factors` returns, one
+            per data dimension. Only then can entries be masked and can other likelihoods wrap it.
+        alternative: Advice for errors if it does not factorize.
+        is_tabular: True if dimensions are columns with different likelihoods.
+        takes_integers: True if data may have an integer dtype.
         support: Description of the data that have a density, for errors.
-        remedy: What to do with others, for errors.
-        inside: A number, or one per dimension, in the support: stands for missing entries.
+        hint: Advice for errors if data are outside the support.
+        fill_value: A value in the support, one number or one per dimension, that replaces missing
+            entries.
     """
 
     num_params: int = 1
     is_density: bool = True
     couples_batch: bool = False
-    separable: bool = True
-    instead: str = "leave the wrapper out"
-    is_table: bool = False
+    factorizes: bool = True
+    alternative: str = "leave the wrapper out"
+    is_tabular: bool = False
     takes_integers: ClassVar[bool] = False
     support: str = "finite numbers"
-    remedy: str = "drop or impute them"
-    inside: float | Tensor = 0.0
+    hint: str = "drop or impute them"
+    fill_value: float | Tensor = 0.0
 
     def elementwise(self, *params: Tensor) -> Distribution:
-        """Make a scalar distribution of each element of the parameters ``(*batch, *E)``."""
+        """Return a scalar distribution for each element of the parameters ``(*batch, *E)``."""
         raise NotImplementedError(
             f"{type(self).__name__} must define elementwise(*params), which returns a scalar "
             "Distribution of each element"
         )
 
-    def scalars(
+    def factors(
         self, params: Tensor, event_ndim: int, context: Tensor | None = None
     ) -> Distribution:
-        """Turn ``(..., P, *E)`` into a scalar distribution of each element, ``(..., *E)``."""
+        """Return a scalar distribution for each element, ``(..., *E)``, from ``(..., P, *E)``."""
         parts = (params,) if self.num_params == 1 else params.unbind(-event_ndim - 1)
-        positives = [child for child in self.children() if isinstance(child, Positive)]
-        free = self.num_params - sum(p.num_params for p in positives)
-        emitted = iter(parts[free:])
+        positives = [child for child in self.children() if isinstance(child, PositiveParameter)]
+        num_free = self.num_params - sum(p.num_params for p in positives)
+        emitted = iter(parts[num_free:])
         logs = [
             p(next(emitted) if p.num_params else parts[0], event_ndim, context) for p in positives
         ]
-        distribution = self.elementwise(*parts[:free], *logs)
+        distribution = self.elementwise(*parts[:num_free], *logs)
         if not isinstance(distribution, Distribution):
             raise TypeError(
                 f"{type(self).__name__}.elementwise must return a tinyvae Distribution, got a "
@@ -73,78 +74,100 @@ class Likelihood(Configurable, nn.Module, ABC):
     def forward(
         self, params: Tensor, event_ndim: int, context: Tensor | None = None
     ) -> Distribution:
-        """Turn ``(..., P, *E)`` into p(x given z) with ``event_shape = E`` of ``event_ndim``."""
-        return Independent(self.scalars(params, event_ndim, context), event_ndim)
+        """Return p(x given z) for parameters ``(..., P, *E)``; ``E`` has ``event_ndim`` dimensions.
+
+        Args:
+            params: The decoder's output.
+            event_ndim: Number of dimensions of ``E``.
+            context: Condition of the model, ``(B, ...)``.
+        """
+        return Independent(self.factors(params, event_ndim, context), event_ndim)
+
+    def update_statistics(self, distribution: Distribution, x: Tensor) -> None:
+        """Update running statistics with a batch. The default has none.
+
+        A model calls it in each forward pass. Implementations act in training mode only.
+
+        Args:
+            distribution: Value of :meth:`forward` for this batch.
+            x: Data ``(B, *E)``.
+        """
 
     def __repr__(self) -> str:
-        return one_line(self)
+        return compact_repr(self)
 
     def param_shape(self, data_shape: Sequence[int]) -> torch.Size:
-        """What the decoder must emit for one datum: ``(P, *E)``, or ``E`` where ``P`` is 1."""
+        """Return the decoder's output shape for one datum: ``(P, *E)``, or ``E`` if ``P`` is 1."""
         leading = () if self.num_params == 1 else (self.num_params,)
         return torch.Size((*leading, *data_shape))
 
     def input_shape(self, data_shape: Sequence[int]) -> torch.Size:
-        """What the encoder is fed for one datum of ``data_shape``."""
+        """Return the shape of the encoder's input for one datum of ``data_shape``."""
         return torch.Size(data_shape)
 
     def encoder_input(self, x: Tensor) -> Tensor:
-        """Turn data ``(B, *E)`` into what the encoder is fed; an entry that is NaN stays so."""
+        """Return the encoder's input for data ``(B, *E)``. NaN entries stay NaN."""
         return x
 
     def params_for_mean(self, x: Tensor) -> Tensor:
-        """What a decoder that knows no z should emit: its mean is about that of the data.
+        """Return parameters whose distribution has about the mean of the data.
+
+        They are the best output of a decoder that ignores z.
 
         Args:
-            x: Data ``(N, *E)``; what is NaN is left out.
+            x: Data ``(N, *E)``. NaN entries are ignored.
 
         Returns:
-            Of :meth:`param_shape`. Parameters behind the first one are zero.
+            Parameters of :meth:`param_shape`. All but the first are zero.
         """
-        location = self.location(torch.nanmean(x, 0))
-        location = torch.where(torch.isnan(location), 0.0, location)  # where nothing was observed
+        first = self.param_for_mean(torch.nanmean(x, 0))
+        first = torch.where(torch.isnan(first), 0.0, first)  # dimensions without observed values
         if self.num_params == 1:
-            return location
-        rest = location.new_zeros(self.num_params - 1, *location.shape)
-        return torch.cat([location.unsqueeze(0), rest])
+            return first
+        rest = first.new_zeros(self.num_params - 1, *first.shape)
+        return torch.cat([first.unsqueeze(0), rest])
 
-    def location(self, mean: Tensor) -> Tensor:
-        """First parameter, ``(*E)``, of a distribution with ``mean`` ``(*E)``."""
+    def param_for_mean(self, mean: Tensor) -> Tensor:
+        """Return the first parameter, ``(*E)``, of a distribution with this mean, ``(*E)``."""
         return mean
 
     def with_mask(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Mark what ``mask`` ``(B, *E)`` leaves out; refused but by :class:`~tinyvae.likelihoods.MaskedLikelihood`."""
+        """Return data whose entries are NaN where ``mask`` ``(B, *E)`` is false.
+
+        Raises:
+            ValueError: Always, except in :class:`~tinyvae.likelihoods.MaskedLikelihood`.
+        """
         raise ValueError(
             f"{type(self).__name__} got a mask of observed entries, which it does not read: wrap "
             f"it, MaskedLikelihood({type(self).__name__}(...)), or leave the mask out"
         )
 
     def check_context(self, context: Tensor | None) -> None:
-        """Raise unless every parameter that reads the context can."""
+        """Raise unless every parameter that reads the context accepts it."""
         for module in self.modules():
-            if isinstance(module, Positive):
+            if isinstance(module, PositiveParameter):
                 module.check_context(context)
 
     def in_support(self, x: Tensor) -> Tensor:
-        """Whether each entry of ``x`` has a density."""
+        """Return a boolean tensor, true for each entry of ``x`` that has a density."""
         return torch.isfinite(x)
 
     def check_support(self, x: Tensor) -> bool:
-        """Raise, with the remedy, unless this likelihood can be fitted to ``x``.
+        """Raise, with a hint, unless this likelihood can be fitted to ``x``.
 
         Returns:
-            Whether ``log_prob`` of ``x`` is a log density or mass, without which no bound holds.
+            True if ``log_prob`` of ``x`` is a log density or mass. Without one there is no bound.
         """
         self._check_dtype(x)
         self.check_parameters(x.shape[1:])
-        refuse(type(self).__name__, x, ~self.in_support(x), self.support, self.remedy)
+        check_values(type(self).__name__, x, ~self.in_support(x), self.support, self.hint)
         return True
 
     def check_parameters(self, data_shape: Sequence[int]) -> None:
-        """Raise unless what is learned or fixed broadcasts over one datum of ``data_shape``."""
+        """Raise unless the likelihood's own parameters broadcast over one datum."""
         for child in self.children():
-            if isinstance(child, Positive):
-                child.check(data_shape)
+            if isinstance(child, PositiveParameter):
+                child.check_shape(data_shape)
 
     def _check_dtype(self, x: Tensor) -> None:
         if not (x.is_floating_point() or self.takes_integers):
@@ -152,30 +175,31 @@ class Likelihood(Configurable, nn.Module, ABC):
                 f"{type(self).__name__} expects floating-point data, got {x.dtype}: divide gray "
                 "levels by their maximum, or binarize them with "
                 "tinyvae.datasets.DynamicBinarization(max_value), which fit takes as transform=; "
-                "levels as they are suit CategoricalLikelihood and DiscretizedLogisticLikelihood"
+                "integer levels suit CategoricalLikelihood and DiscretizedLogisticLikelihood"
             )
 
 
 def smoothed_mean(x: Tensor) -> Tensor:
-    """Mean of zeros, ones and what lies between, half a one and half a zero added."""
+    """Return the mean over the first dimension of values in [0, 1], with 0 and 1 added half each.
+
+    NaN entries are ignored.
+    """
     return (torch.nansum(x, 0) + 0.5) / ((~torch.isnan(x)).sum(0) + 1)
 
 
-def refuse(name: str, x: Tensor, bad: Tensor, support: str, remedy: str) -> None:
-    """Raise, with the first example and the remedy, if any entry of ``x`` is ``bad``."""
+def check_values(name: str, x: Tensor, bad: Tensor, support: str, hint: str) -> None:
+    """Raise, with the first bad example and a hint, if any entry of ``x`` is ``bad``."""
     if not bad.any():
         return
-    wrong = x[bad].double()
-    if torch.isnan(wrong).any():
+    bad_values = x[bad].double()
+    if torch.isnan(bad_values).any():
         got = "NaN"
-        remedy = (
-            "drop or impute what is missing, or count what is there: MaskedLikelihood(likelihood)"
-        )
+        hint = "drop or impute missing values, or mask them: MaskedLikelihood(likelihood)"
     else:
         low, high = (bound.item() for bound in torch.aminmax(x.double()))
-        got = f"{low:g}..{high:g}, such as {wrong[0].item():g},"
+        got = f"{low:g}..{high:g}, such as {bad_values[0].item():g},"
     rows = bad.flatten(1).any(1)
     raise ValueError(
         f"{name} expects {support}, got {got} in {int(rows.sum())} of {len(x)} examples, first in "
-        f"example {int(rows.nonzero()[0])}: {remedy}"
+        f"example {int(rows.nonzero()[0])}: {hint}"
     )

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from tinyvae.distributions import Beta, ContinuousBernoulli, Laplace, LogNormal, StudentT
 from tinyvae.likelihoods.base import Likelihood, smoothed_mean
-from tinyvae.likelihoods.parameters import PositiveLike, positive
+from tinyvae.likelihoods.parameters import PositiveLike, as_positive
 
 
 class LaplaceLikelihood(Likelihood):
@@ -14,7 +14,7 @@ class LaplaceLikelihood(Likelihood):
     .. math:: p(x \mid z) = \prod_i \frac{1}{2 b_i} e^{-|x_i - \mu_i(z)| / b_i}
 
     Args:
-        scale: :math:`b`, as ``std`` of :class:`~tinyvae.GaussianLikelihood`.
+        scale: :math:`b`, given like ``std`` of :class:`~tinyvae.GaussianLikelihood`.
 
     Shape:
         params: ``(..., *E)``, or ``(..., 2, *E)`` with a predicted scale; x: ``(..., *E)``.
@@ -26,11 +26,11 @@ class LaplaceLikelihood(Likelihood):
 
     def __init__(self, scale: PositiveLike = "learned") -> None:
         super().__init__()
-        self.scale = positive(scale)
+        self.scale = as_positive(scale)
         self.num_params = 1 + self.scale.num_params
 
     def elementwise(self, *params: Tensor) -> Laplace:
-        """Laplace distributions around the means."""
+        """Return Laplace distributions around the means."""
         mean, log_scale = params
         return Laplace(mean, log_scale)
 
@@ -39,9 +39,9 @@ class StudentTLikelihood(Likelihood):
     r"""Real numbers with outliers: Student's t around the decoder's location.
 
     Args:
-        scale: As ``std`` of :class:`~tinyvae.GaussianLikelihood`.
-        df: Degrees of freedom :math:`\nu`, likewise: few for heavy tails; at one or less there is
-            no mean. ``"learned"`` and ``"predicted"`` ones stay above 1.
+        scale: Scale, given like ``std`` of :class:`~tinyvae.GaussianLikelihood`.
+        df: Degrees of freedom :math:`\nu`, given the same way. Few of them make heavy tails. With
+            one or less there is no mean. ``"learned"`` and ``"predicted"`` ones stay above 1.
 
     Shape:
         params: ``(..., *E)``, or ``(..., P, *E)`` with location, and scale and df if predicted;
@@ -52,14 +52,14 @@ class StudentTLikelihood(Likelihood):
         torch.Size([2, 28, 20])
     """
 
-    def __init__(self, scale: PositiveLike = "learned", df: PositiveLike = 4.0) -> None:
+    def __init__(self, scale: PositiveLike = "learned", *, df: PositiveLike = 4.0) -> None:
         super().__init__()
-        self.scale = positive(scale)
-        self.df = positive(df, initial=4.0, minimum=1.0)
+        self.scale = as_positive(scale)
+        self.df = as_positive(df, initial=4.0, minimum=1.0)
         self.num_params = 1 + self.scale.num_params + self.df.num_params
 
     def elementwise(self, *params: Tensor) -> StudentT:
-        """Student's t distributions around the locations."""
+        """Return Student's t distributions around the locations."""
         loc, log_scale, log_df = params
         return StudentT(loc, log_scale, log_df)
 
@@ -69,10 +69,10 @@ class LogNormalLikelihood(Likelihood):
 
     .. math:: p(x \mid z) = \prod_i \frac1{x_i} \mathcal{N}(\log x_i \mid \mu_i(z), \sigma_i^2)
 
-    The encoder is fed log x.
+    The encoder's input is log x.
 
     Args:
-        std: :math:`\sigma`, of log x, as of :class:`~tinyvae.GaussianLikelihood`.
+        std: :math:`\sigma` of log x, given like ``std`` of :class:`~tinyvae.GaussianLikelihood`.
 
     Shape:
         params: ``(..., *E)``, or ``(..., 2, *E)`` with a predicted scale; x: ``(..., *E)``.
@@ -83,41 +83,41 @@ class LogNormalLikelihood(Likelihood):
     """
 
     support = "finite numbers > 0"
-    remedy = "give zeros a likelihood of their own, or model x + c"
-    inside = 1.0
+    hint = "give zeros a likelihood of their own, or model x + c"
+    fill_value = 1.0
 
     def __init__(self, std: PositiveLike = "learned") -> None:
         super().__init__()
-        self.std = positive(std)
+        self.std = as_positive(std)
         self.num_params = 1 + self.std.num_params
 
     def elementwise(self, *params: Tensor) -> LogNormal:
-        """Log-normal distributions around the means of log x."""
+        """Return log-normal distributions around the means of log x."""
         mean_log, log_std = params
         return LogNormal(mean_log, log_std)
 
     def encoder_input(self, x: Tensor) -> Tensor:
-        """Log x."""
+        """Return log x."""
         return torch.log(x)
 
     def params_for_mean(self, x: Tensor) -> Tensor:
-        """As of any likelihood, with the mean of log x."""
+        """Return parameters with the mean of log x."""
         return super().params_for_mean(torch.log(x))
 
     def in_support(self, x: Tensor) -> Tensor:
-        """Whether each entry is positive and finite."""
+        """Return true for each entry that is positive and finite."""
         return torch.isfinite(x) & (x > 0)
 
 
 class BetaLikelihood(Likelihood):
-    r"""Proportions strictly between 0 and 1, by mean and concentration.
+    r"""Proportions strictly between 0 and 1, with mean and concentration as parameters.
 
     .. math:: p(x \mid z) = \prod_i \mathrm{Beta}(x_i \mid \mu_i \kappa_i, (1 - \mu_i) \kappa_i),
         \qquad \log \tfrac{\mu_i}{1 - \mu_i} = \text{decoder}(z)_i
 
     Args:
-        concentration: :math:`\kappa`, as ``std`` of :class:`~tinyvae.GaussianLikelihood`; the
-            variance is :math:`\mu (1 - \mu) / (1 + \kappa)`.
+        concentration: :math:`\kappa`, given like ``std`` of :class:`~tinyvae.GaussianLikelihood`.
+            The variance is :math:`\mu (1 - \mu) / (1 + \kappa)`.
 
     Shape:
         params (logits): ``(..., *E)``, or ``(..., 2, *E)`` with a predicted concentration;
@@ -129,30 +129,30 @@ class BetaLikelihood(Likelihood):
     """
 
     support = "numbers in the open interval (0, 1)"
-    remedy = "shrink n proportions to (x (n - 1) + 1/2) / n, or use ContinuousBernoulliLikelihood"
-    inside = 0.5
+    hint = "shrink n proportions to (x (n - 1) + 1/2) / n, or use ContinuousBernoulliLikelihood"
+    fill_value = 0.5
 
     def __init__(self, concentration: PositiveLike = "learned") -> None:
         super().__init__()
-        self.concentration = positive(concentration, initial=2.0)
+        self.concentration = as_positive(concentration, initial=2.0)
         self.num_params = 1 + self.concentration.num_params
 
     def elementwise(self, *params: Tensor) -> Beta:
-        """Beta distributions around the means."""
+        """Return beta distributions around the means."""
         logits, log_concentration = params
         return Beta(logits, log_concentration)
 
-    def location(self, mean: Tensor) -> Tensor:
-        """Log odds of the mean."""
+    def param_for_mean(self, mean: Tensor) -> Tensor:
+        """Return the log odds of the mean."""
         return torch.logit(mean)
 
     def in_support(self, x: Tensor) -> Tensor:
-        """Whether each entry lies strictly between 0 and 1."""
+        """Return true for each entry that lies strictly between 0 and 1."""
         return (x > 0) & (x < 1)
 
 
 class ContinuousBernoulliLikelihood(Likelihood):
-    r"""Gray levels in [0, 1], by logits: what the cross-entropy lacks to be a density.
+    r"""Gray levels in [0, 1], with logits: cross-entropy with the normalizer of a density.
 
     .. math:: p(x \mid z) = \prod_i C(\lambda_i) \lambda_i^{x_i} (1 - \lambda_i)^{1 - x_i}
 
@@ -169,16 +169,16 @@ class ContinuousBernoulliLikelihood(Likelihood):
     """
 
     support = "numbers in [0, 1]"
-    remedy = "divide gray levels by their maximum"
-    inside = 0.5
+    hint = "divide gray levels by their maximum"
+    fill_value = 0.5
 
     def elementwise(self, *params: Tensor) -> ContinuousBernoulli:
-        """Continuous Bernoulli distributions of the logits."""
+        """Return continuous Bernoulli distributions with these logits."""
         (logits,) = params
         return ContinuousBernoulli(logits)
 
     def params_for_mean(self, x: Tensor) -> Tensor:
-        """Logits of the mean, by bisection, half a one and half a zero added to those observed."""
+        """Return the logits of the smoothed mean, found by bisection."""
         mean = smoothed_mean(x)
         low, high = torch.full_like(mean, -1000.0), torch.full_like(mean, 1000.0)
         for _ in range(50):
@@ -188,5 +188,5 @@ class ContinuousBernoulliLikelihood(Likelihood):
         return (low + high) / 2
 
     def in_support(self, x: Tensor) -> Tensor:
-        """Whether each entry lies in [0, 1]."""
+        """Return true for each entry in [0, 1]."""
         return (x >= 0) & (x <= 1)

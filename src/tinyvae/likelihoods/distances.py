@@ -1,4 +1,4 @@
-r"""Distances of images, and of what a fixed network makes of them.
+r"""Distances between images, and between features of a fixed network.
 
 .. math:: d(x, y) = 1 - \operatorname{MS-SSIM}(x, y), \qquad
     d(x, y) = \tfrac12 \|f(x) - f(y)\|^2
@@ -14,55 +14,56 @@ from torch import Tensor, nn
 
 from tinyvae.core.configurable import Configurable
 from tinyvae.distributions.special import at_least_float32
-from tinyvae.likelihoods.parameters import one_line
+from tinyvae.likelihoods.parameters import compact_repr
 
 # Wang, Simoncelli, Bovik (2003), section 3.2: exponents from the finest to the coarsest scale.
 EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-# Wang et al. (2004), section III-B: constants of luminance and of contrast, of a range of one.
+# Wang et al. (2004), section III-B: constants of luminance and of contrast for a range of one.
 K1, K2 = 0.01, 0.03
-LEAST = 0.01
+# Mean similarities below this value are replaced, see MultiScaleSSIM.
+LOWEST_SIMILARITY = 0.01
 
 
 class Distance(Configurable, nn.Module, ABC):
-    """How far two batches of data lie apart, one number per pair."""
+    """Distance between two batches of data, one number per pair."""
 
     @abstractmethod
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distance of each pair of ``x`` and ``y``, both ``(N, *E)``, as ``(N,)``."""
+        """Return the distance of each pair of ``x`` and ``y``, both ``(N, *E)``, as ``(N,)``."""
 
-    def check(self, data_shape: Sequence[int]) -> None:
-        """Raise, with the remedy, unless it takes data of ``data_shape``."""
+    def check_shape(self, data_shape: Sequence[int]) -> None:
+        """Raise, with a hint, unless the distance accepts data of ``data_shape``."""
 
     def __repr__(self) -> str:
-        return one_line(self)
+        return compact_repr(self)
 
 
 class MultiScaleSSIM(Distance):
     r"""One minus the structural similarity of images, over several scales.
 
-    Of means :math:`\mu`, variances and covariance :math:`\sigma` within a Gaussian window,
+    With means :math:`\mu`, variances and covariance :math:`\sigma` within a Gaussian window,
 
     .. math::
         l = \frac{2 \mu_x \mu_y + C_1}{\mu_x^2 + \mu_y^2 + C_1}, \qquad
         c = \frac{2 \sigma_{xy} + C_2}{\sigma_x^2 + \sigma_y^2 + C_2}, \qquad
         d = 1 - \overline{l_M c_M}^{\,\alpha_M} \prod_{j < M} \overline{c_j}^{\,\alpha_j}
 
-    with :math:`C_1 = (0.01 L)^2`, :math:`C_2 = (0.03 L)^2` and bars for means over all windows that
-    lie within the image (no padding). From scale to scale images are halved by means of 2 by 2
-    pixels; an odd last row or column is left out. The exponents are the first ``scales`` of the
-    paper's five, divided by their sum. Channels are compared one by one, and their distances
-    averaged. With one scale this is 1 - SSIM, in [0, 2]; with more it is in [0, 1].
+    with :math:`C_1 = (0.01 L)^2` and :math:`C_2 = (0.03 L)^2`. Bars are means over all windows that
+    lie within the image (no padding). Each scale halves the images by averaging 2 by 2 pixels. An
+    odd last row or column is dropped. The exponents are the first ``scales`` of the paper's five,
+    divided by their sum. Channels are compared one by one, and their distances are averaged. With
+    one scale this is 1 - SSIM, in [0, 2]. With more scales it is in [0, 1].
 
-    A mean contrast of opposite images is negative and has no power. In the place of a mean m below
-    0.01 stands :math:`0.01^2 / (0.02 - m)`, of the same value and slope at 0.01: it stays positive
-    and keeps a gradient. The distance of equal images is exactly zero, and so is its gradient.
+    The mean contrast of opposite images is negative, so its power is undefined. A mean m below 0.01
+    is replaced by :math:`0.01^2 / (0.02 - m)`, which has the same value and slope at 0.01, stays
+    positive and keeps a gradient. The distance of equal images and its gradient are exactly zero.
 
     Args:
-        channels: Channels ``C`` of the images.
+        channels: Number of channels ``C`` of the images.
         window: Side of the window, pixels.
-        sigma: Standard deviation of the Gaussian in it, pixels.
-        scales: Number of scales ``M``, 1 to 5. The coarsest image must still hold a window: five
-            scales of 11 pixels take images of 176, two of them 22, one of 7 pixels takes 7.
+        sigma: Standard deviation of the Gaussian window, pixels.
+        scales: Number of scales ``M``, 1 to 5. The coarsest image must contain a window: with a
+            window of 11 pixels, five scales need images of 176 pixels and two scales need 22.
         max_value: Range ``L`` of the values.
 
     Shape:
@@ -84,6 +85,7 @@ class MultiScaleSSIM(Distance):
     def __init__(
         self,
         channels: int,
+        *,
         window: int = 11,
         sigma: float = 1.5,
         scales: int = 5,
@@ -105,96 +107,97 @@ class MultiScaleSSIM(Distance):
         self.max_value = max_value
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distance of each pair of images."""
-        self.check(x.shape[1:])
+        """Return the distance of each pair of images."""
+        self.check_shape(x.shape[1:])
         total, difference = x + y, x - y
         exponents = EXPONENTS[: self.scales]
         log_similarity = x.new_zeros(())
         for scale, exponent in enumerate(exponents):
             if scale:
                 total, difference = F.avg_pool2d(total, 2), F.avg_pool2d(difference, 2)
-            luminance, contrast = self._lost(total, difference)  # (N, C, H', W')
+            luminance, contrast = self._dissimilarities(total, difference)  # (N, C, H', W')
             if scale == self.scales - 1:
                 contrast = luminance + contrast - luminance * contrast  # 1 - l c
-            lost = contrast.mean((-2, -1))  # (N, C)
+            loss = contrast.mean((-2, -1))  # (N, C)
             if self.scales == 1:
-                return lost.mean(1)
-            log_similarity = log_similarity + exponent / sum(exponents) * _log_of_rest(lost)
+                return loss.mean(1)
+            log_similarity = log_similarity + exponent / sum(exponents) * _log_similarity(loss)
         return -torch.expm1(log_similarity).mean(1)
 
-    def _lost(self, total: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:
-        r"""What luminance and contrast lack to 1 in each window.
+    def _dissimilarities(self, total: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return one minus luminance and one minus contrast of each window.
 
-        By the sum and the difference of two images, :math:`1 - c = \sigma_{x - y}^2 /
-        (\sigma_x^2 + \sigma_y^2 + C_2)`: exactly zero for equal images, accurate for similar ones.
+        They are computed from the sum and the difference of the images, :math:`1 - c =
+        \sigma_{x - y}^2 / (\sigma_x^2 + \sigma_y^2 + C_2)`, which is exactly zero for equal images
+        and accurate for similar ones.
         """
         c1, c2 = (K1 * self.max_value) ** 2, (K2 * self.max_value) ** 2
         maps = torch.stack([total, difference, total.square(), difference.square()])
         mean_total, mean_difference, *squares = self._blurred(maps)
         square_total, square_difference = mean_total.square(), mean_difference.square()
-        total_variance = (squares[0] - square_total).clamp(min=0)  # rounding may take it below
+        total_variance = (squares[0] - square_total).clamp(min=0)  # rounding may make it negative
         variance = (squares[1] - square_difference).clamp(min=0)
         luminance = square_difference / ((square_total + square_difference) / 2 + c1)
         contrast = variance / ((total_variance + variance) / 2 + c2)
         return luminance, contrast
 
     def _blurred(self, maps: Tensor) -> Tensor:
-        """Gaussian means over all windows, ``(..., H, W)`` to ``(..., H - w + 1, W - w + 1)``."""
-        # Sums of shifted images. A convolution is rounded to 10 bits on a GPU (TF32, cudnn's
-        # default) or under autocast, which is more than the variances are large.
+        """Return Gaussian means over all windows, ``(..., H - w + 1, W - w + 1)``."""
+        # Sums of shifted images. A convolution rounds to 10 bits on a GPU (TF32, cudnn's default)
+        # or under autocast, and that error exceeds the variances.
         weights = self._weights()
         for dim in (-2, -1):
             size = maps.shape[dim] - self.window + 1
             blurred = weights[0] * maps.narrow(dim, 0, size)
-            for place, weight in enumerate(weights[1:], start=1):
-                blurred = torch.add(blurred, maps.narrow(dim, place, size), alpha=weight)
+            for offset, weight in enumerate(weights[1:], start=1):
+                blurred = torch.add(blurred, maps.narrow(dim, offset, size), alpha=weight)
             maps = blurred
         return maps
 
     def _weights(self) -> list[float]:
         center = (self.window - 1) / 2
-        steps = [(place - center) / self.sigma for place in range(self.window)]
+        steps = [(index - center) / self.sigma for index in range(self.window)]
         weights = [math.exp(-0.5 * step**2) for step in steps]
         total = sum(weights)
         return [weight / total for weight in weights]
 
-    def check(self, data_shape: Sequence[int]) -> None:
-        """Raise unless images have the channels, and the coarsest holds a window."""
+    def check_shape(self, data_shape: Sequence[int]) -> None:
+        """Raise unless images have the right channels and the coarsest contains a window."""
         shape = tuple(data_shape)
         if len(shape) != 3 or shape[0] != self.channels:
             raise ValueError(
                 f"{self} expects images of shape (C, H, W) with C = {self.channels}, got {shape}: "
-                "give it channels=C"
+                "set channels=C"
             )
         side = min(shape[1:])
         coarsest = side >> (self.scales - 1)
         if coarsest >= self.window:
             return
-        least = self.window << (self.scales - 1)
-        remedies = [
+        smallest = self.window << (self.scales - 1)
+        options = [
             f"scales={scales}, window={min(self.window, side >> (scales - 1))}"
             for scales in range(self.scales, 0, -1)
             if side >> (scales - 1) >= 2
         ]
         raise ValueError(
-            f"MultiScaleSSIM of {self.scales} scales and a window of {self.window} expects images "
-            f"of at least {least} x {least}, got {shape[1]} x {shape[2]}: "
-            + (f"take {' or '.join(remedies)}" if remedies else "take another distance")
+            f"MultiScaleSSIM with {self.scales} scales and a window of {self.window} expects "
+            f"images of at least {smallest} x {smallest}, got {shape[1]} x {shape[2]}: "
+            + (f"use {' or '.join(options)}" if options else "use another distance")
         )
 
 
 class FeatureDistance(Distance):
-    r"""Half the squared distance of what a given network makes of two images.
+    r"""Half the squared distance between a fixed network's features of two images.
 
     .. math:: d(x, y) = \tfrac12 \textstyle\sum_i \big(\phi_i(x) - \phi_i(y)\big)^2
 
-    The network is fixed: taken over with ``requires_grad`` off, and kept in evaluation mode
-    whatever mode the model is in, so that neither its weights nor its running means change.
+    The network is fixed: its parameters get ``requires_grad=False`` and it stays in evaluation mode
+    in every mode of the model, so that neither its weights nor its running means change.
 
     Args:
         network: Module :math:`\phi` from ``(N, *E)`` to features ``(N, ...)``, or to a sequence of
-            them, such as those of several layers; all are summed over. Features that are to count
-            by their mean, as in the paper, are divided by the square root of their number in it.
+            features, such as those of several layers. The sum is over all of them. For a mean over
+            features, as in the paper, divide them in the module by the square root of their number.
 
     Shape:
         x, y: ``(N, *E)``; distance: ``(N,)``.
@@ -216,7 +219,7 @@ class FeatureDistance(Distance):
         self.network = network.requires_grad_(False).eval()
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distance of each pair."""
+        """Return the distance of each pair."""
         pairs = zip(self._features(x), self._features(y), strict=True)
         each = [(a - b).square().flatten(1).sum(1) for a, b in pairs]
         return torch.stack(each).sum(0) / 2
@@ -227,16 +230,16 @@ class FeatureDistance(Distance):
         return [at_least_float32(f) for f in features]
 
     def train(self, mode: bool = True) -> "FeatureDistance":
-        """Set the mode; the network stays in evaluation mode."""
+        """Set the mode. The network stays in evaluation mode."""
         super().train(mode)
         self.network.eval()
         return self
 
 
-def _log_of_rest(lost: Tensor) -> Tensor:
-    """Logarithm of m = 1 - lost; below e = ``LEAST``, of e^2 / (2 e - m)."""
-    kept = lost.clamp(max=1 - LEAST)
-    return torch.log1p(-kept) - torch.log1p((lost - kept) / LEAST)
+def _log_similarity(loss: Tensor) -> Tensor:
+    """Return log m for m = 1 - loss, or log e^2 / (2 e - m) if m < e = ``LOWEST_SIMILARITY``."""
+    clamped = loss.clamp(max=1 - LOWEST_SIMILARITY)
+    return torch.log1p(-clamped) - torch.log1p((loss - clamped) / LOWEST_SIMILARITY)
 
 
 def check_positive(owner: str, name: str, value: float) -> None:

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tinyvae.distributions import Normal
+from tinyvae.distributions import Distribution, Normal, Wrapper
 from tinyvae.likelihoods.base import Likelihood
-from tinyvae.likelihoods.parameters import PositiveLike, positive, require_broadcast
+from tinyvae.likelihoods.parameters import PositiveLike, as_positive, check_broadcast
 
 
 class GaussianLikelihood(Likelihood):
@@ -20,7 +19,7 @@ class GaussianLikelihood(Likelihood):
     Args:
         std: The scale :math:`\sigma`: a number; ``"learned"``, one for all dimensions;
             ``"predicted"`` by the decoder; or :class:`~tinyvae.likelihoods.Learned` and
-            :class:`~tinyvae.likelihoods.Predicted` for other shapes, bounds and starts.
+            :class:`~tinyvae.likelihoods.Predicted` for other shapes, bounds and initial values.
 
     Shape:
         params: ``(..., *E)``, or ``(..., 2, *E)`` with a predicted scale; x: ``(..., *E)``.
@@ -37,28 +36,29 @@ class GaussianLikelihood(Likelihood):
 
     def __init__(self, std: PositiveLike = "learned") -> None:
         super().__init__()
-        self.std = positive(std)
+        self.std = as_positive(std)
         self.num_params = 1 + self.std.num_params
 
     def elementwise(self, *params: Tensor) -> Normal:
-        """Normal distributions around the means."""
+        """Return normal distributions around the means."""
         mean, log_std = params
         return Normal(mean, log_std)
 
 
 class OptimalGaussianLikelihood(Likelihood):
-    r"""Gaussian noise of the scale that is best for the batch.
+    r"""Gaussian noise with the scale that is optimal for the batch.
 
     .. math:: \sigma^2 = \frac1N \sum_i (x_i - \mu_i)^2
 
-    In training mode the mean is over the batch, its draws and the dimensions that share a scale;
-    the gradient is that of a fixed scale, as the derivative with respect to the best one is zero.
-    That is no density, as the scale has seen x. In evaluation mode the scale is the average that
-    training has kept (of the first 100 batches alike, then exponential), and the density is
-    Gaussian.
+    In training mode the mean is over the batch, its draws and the dimensions that share a scale.
+    The gradient is that of a fixed scale, because the derivative with respect to the optimal one is
+    zero. This is no density, because the scale depends on x. In evaluation mode the density is
+    Gaussian, with the average scale of training: the mean over the first 100 batches, then an
+    exponential moving average. A model updates it in each forward pass in training mode.
 
     Args:
-        shape: Shape of the scale, broadcast over one datum, as in :class:`~tinyvae.likelihoods.Learned`.
+        shape: Shape of the scale, broadcast over one datum; see
+            :class:`~tinyvae.likelihoods.Learned`.
         minimum: Lower bound of the scale.
 
     Shape:
@@ -75,37 +75,46 @@ class OptimalGaussianLikelihood(Likelihood):
     """
 
     couples_batch = True
-    separable = False
-    instead = "take GaussianLikelihood('learned')"
+    factorizes = False
+    alternative = "use GaussianLikelihood('learned')"
     mean_square: Tensor
     num_batches: Tensor
 
     def __init__(self, shape: Sequence[int] = (), *, minimum: float = 1e-3) -> None:
         super().__init__()
         if not 0 < minimum < math.inf:
-            raise ValueError(f"expected a finite minimum > 0, got {minimum}")
-        self.shape = torch.Size(shape)
+            raise ValueError(
+                f"OptimalGaussianLikelihood expects a finite minimum > 0, got {minimum}"
+            )
+        self.shape = tuple(shape)
         self.minimum = minimum
         self.register_buffer("mean_square", torch.ones(self.shape))
         self.register_buffer("num_batches", torch.zeros(()))
 
     @property
     def is_density(self) -> bool:  # type: ignore[override]
-        """Whether in evaluation mode."""
+        """True in evaluation mode."""
         return not self.training
 
-    def elementwise(self, *params: Tensor) -> Normal:
-        """Normal distributions of the scale that is kept, or of that of the data to come."""
+    def elementwise(self, *params: Tensor) -> Distribution:
+        """Return normal distributions with the average scale, or that of the data in training."""
         (mean,) = params
-        return _OptimalNormal(mean, self) if self.training else Normal(mean, self.log_std)
+        if not self.training:
+            return Normal(mean, self.log_std)
+        kept = Normal(mean, self.log_std.to(mean.dtype))
+        return _OptimalScale(kept, self.shape, self.minimum)
 
     @property
     def log_std(self) -> Tensor:
-        """Logarithm of the scale that training has kept, of ``shape``."""
+        """Logarithm of the average scale of training, of ``shape``."""
         return 0.5 * torch.log(self.mean_square.clamp(min=self.minimum**2))
 
-    def update(self, mean_square: Tensor) -> None:
-        """Average in the mean square of a batch."""
+    @torch.no_grad()
+    def update_statistics(self, distribution: Distribution, x: Tensor) -> None:
+        """Add the mean square of a batch to the average, in training mode only."""
+        if not self.training:
+            return
+        mean_square = _mean_square(x - distribution.mean, self.shape)
         mean_square = torch.where(torch.isfinite(mean_square), mean_square, self.mean_square)
         self.num_batches += 1
         weight = (1 / self.num_batches).clamp(min=0.01)
@@ -113,31 +122,29 @@ class OptimalGaussianLikelihood(Likelihood):
 
     def check_parameters(self, data_shape: Sequence[int]) -> None:
         """Raise unless the scale broadcasts over one datum."""
-        require_broadcast(self, self.shape, data_shape)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal likelihood."""
-        return {"shape": tuple(self.shape), "minimum": self.minimum}
+        check_broadcast(self, self.shape, data_shape)
 
 
-class _OptimalNormal(Normal):
-    """Normal distributions whose scale is fitted to the values that they are asked for."""
+class _OptimalScale(Wrapper):
+    """Normal distributions whose scale is fitted to the values that ``log_prob`` gets."""
 
-    is_density = False
-
-    def __init__(self, mean: Tensor, likelihood: OptimalGaussianLikelihood) -> None:
-        super().__init__(mean, likelihood.log_std.to(mean.dtype))
-        self.likelihood = likelihood
+    def __init__(self, base: Normal, shape: Sequence[int], minimum: float) -> None:
+        super().__init__(base)
+        self.shape = shape
+        self.minimum = minimum
+        self.is_density = False
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each element at the best scale, nats."""
+        """Return the log density of each element at the optimal scale, nats."""
         with torch.no_grad():
-            square = (value - self.mean).square()
-            shape = self.likelihood.shape
-            kept = [1] * (square.dim() - len(shape)) + list(shape)
-            shared = [d for d, size in enumerate(kept) if size == 1]
-            mean_square = square.mean(shared, keepdim=True).reshape(shape)
-            self.likelihood.update(mean_square)
-            least = self.likelihood.minimum**2
-            log_std = 0.5 * torch.log(mean_square.clamp(min=least))
+            mean_square = _mean_square(value - self.mean, self.shape)
+            log_std = 0.5 * torch.log(mean_square.clamp(min=self.minimum**2))
         return Normal(self.mean, log_std).log_prob(value)
+
+
+def _mean_square(difference: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the mean square over all dimensions that share a scale, of ``shape``."""
+    square = difference.square()
+    sizes = [1] * (square.dim() - len(shape)) + list(shape)
+    shared = [dim for dim, size in enumerate(sizes) if size == 1]
+    return square.mean(shared, keepdim=True).reshape(shape)

@@ -1,8 +1,9 @@
 r"""Positive parameters of a likelihood: fixed, learned, or predicted by the decoder.
 
-A scale, a concentration, degrees of freedom: each enters a density by its logarithm, with a smooth
-lower bound, :math:`\log v = \log v_{\min} + \mathrm{softplus}(r - \log v_{\min})` of a raw value
-:math:`r`, which is :math:`\log v` itself far above the bound.
+Examples are scales, concentrations and degrees of freedom. A density uses the logarithm of such a
+parameter. A raw value :math:`r` gets a smooth lower bound,
+:math:`\log v = \log v_{\min} + \mathrm{softplus}(r - \log v_{\min})`. Far above the bound,
+:math:`\log v = r`.
 """
 
 import inspect
@@ -19,41 +20,41 @@ from torch import Tensor, nn
 from tinyvae.core.configurable import Configurable
 
 
-class Positive(Configurable, nn.Module, ABC):
-    """A positive parameter of a likelihood, by its logarithm.
+class PositiveParameter(Configurable, nn.Module, ABC):
+    """A module that returns the logarithm of a positive parameter of a likelihood.
 
     Attributes:
-        num_params: Parameters that the decoder emits for it per data dimension: 0 or 1.
+        num_params: Number of values that the decoder emits for it per data dimension: 0 or 1.
     """
 
     num_params: int = 0
 
     @abstractmethod
     def forward(self, raw: Tensor, event_ndim: int, context: Tensor | None = None) -> Tensor:
-        """Return its logarithm, broadcastable with ``raw`` ``(*batch, *E)``.
+        """Return the logarithm, broadcastable with ``raw`` ``(*batch, *E)``.
 
         Args:
-            raw: What the decoder emits for it; where it emits nothing, its first parameter, of
-                which dtype and device are taken.
-            event_ndim: Number of dimensions of E.
-            context: What the model is conditioned on, ``(B, ...)``.
+            raw: The decoder's output for this parameter. If ``num_params`` is 0, the decoder's
+                first parameter, for its dtype and device.
+            event_ndim: Number of dimensions of ``E``.
+            context: Condition of the model, ``(B, ...)``.
         """
 
-    def check(self, data_shape: Sequence[int]) -> None:
-        """Raise unless it broadcasts over one datum of ``data_shape``."""
+    def check_shape(self, data_shape: Sequence[int]) -> None:
+        """Raise unless the parameter broadcasts over one datum of ``data_shape``."""
 
     def check_context(self, context: Tensor | None) -> None:
-        """Raise unless it can read the context."""
+        """Raise unless the parameter accepts the context."""
 
     def __repr__(self) -> str:
-        return one_line(self)
+        return compact_repr(self)
 
 
-class Fixed(Positive):
-    """A number.
+class Fixed(PositiveParameter):
+    """A constant.
 
     Args:
-        value: The number.
+        value: Value of the constant, finite and positive.
 
     Example:
         >>> StudentTLikelihood(scale=Fixed(0.1), df=Fixed(4.0)).num_params
@@ -63,23 +64,22 @@ class Fixed(Positive):
     def __init__(self, value: float) -> None:
         super().__init__()
         if not 0 < value < math.inf:
-            raise ValueError(f"expected a finite number > 0, got {value}")
+            raise ValueError(f"Fixed expects a finite number > 0, got {value}")
         self.value = float(value)
 
     def forward(self, raw: Tensor, event_ndim: int, context: Tensor | None = None) -> Tensor:
-        """Return the number's logarithm, 0-d."""
+        """Return the logarithm of the constant, 0-d."""
         return raw.new_full((), math.log(self.value))
 
     def __repr__(self) -> str:
         return repr(self.value)
 
 
-class Predicted(Positive):
-    """Emitted by the decoder, for every dimension of every datum.
+class Predicted(PositiveParameter):
+    """A parameter that the decoder emits for every dimension of every datum.
 
     Args:
-        minimum: Lower bound. Without one the density of a dimension that hardly varies grows beyond
-            all bounds.
+        minimum: Lower bound. It keeps the density of a dimension that hardly varies finite.
 
     Example:
         >>> GaussianLikelihood(Predicted(minimum=0.01)).param_shape((3, 8, 8))
@@ -90,26 +90,27 @@ class Predicted(Positive):
 
     def __init__(self, *, minimum: float = 1e-3) -> None:
         super().__init__()
-        _check_bounds(minimum)
+        _check_minimum(self, minimum)
         self.minimum = minimum
 
     def forward(self, raw: Tensor, event_ndim: int, context: Tensor | None = None) -> Tensor:
-        """Return the bounded logarithm of what the decoder emits."""
+        """Return the decoder's output with the lower bound applied."""
         return _bounded(raw, self.minimum)
 
 
-class Learned(Positive):
-    """A parameter of the model, shared by all data, or by all of a class.
+class Learned(PositiveParameter):
+    """A learned parameter that all data share, or all data of a class.
 
     Args:
-        shape: Its shape, broadcast over one datum: ``()`` one for all dimensions, ``E`` one for
-            each, ``(C, 1, 1)`` one per channel.
-        initial: Where it starts. Adam moves its logarithm by about the learning rate per update, so
-            start near what you expect, or give it its own rate:
+        shape: Shape, broadcast over one datum: ``()`` for one value, ``E`` for one value per
+            dimension, ``(C, 1, 1)`` for one value per channel.
+        initial: Initial value. Adam moves its logarithm by about the learning rate per update, so
+            start near the expected value, or set its own rate:
             ``Optimization(learning_rates={"likelihood": 2e-2})``.
         minimum: Lower bound.
-        num_classes: One for each class, which the model's context names: by index ``(B,)``, or by
-            weights ``(B, num_classes)`` such as a one-hot row, under which logarithms are averaged.
+        num_classes: Number of classes with one value each. The model's context names the class by
+            index ``(B,)`` or by weights ``(B, num_classes)``, such as one-hot rows. Weights average
+            the logarithms.
 
     Example:
         >>> per_channel = GaussianLikelihood(Learned((3, 1, 1), initial=0.1))
@@ -127,14 +128,14 @@ class Learned(Positive):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        _check_bounds(minimum)
+        _check_minimum(self, minimum)
         if not minimum < initial < math.inf:
             raise ValueError(
-                f"expected a finite initial value above minimum = {minimum}, got {initial}"
+                f"Learned expects a finite initial value above minimum = {minimum}, got {initial}"
             )
         if num_classes is not None and num_classes < 1:
-            raise ValueError(f"expected num_classes >= 1 or None, got {num_classes}")
-        self.shape = torch.Size(shape)
+            raise ValueError(f"Learned expects num_classes >= 1 or None, got {num_classes}")
+        self.shape = tuple(shape)
         self.initial = initial
         self.minimum = minimum
         self.num_classes = num_classes
@@ -143,7 +144,7 @@ class Learned(Positive):
         self.raw = nn.Parameter(torch.full((*classes, *self.shape), raw))
 
     def forward(self, raw: Tensor, event_ndim: int, context: Tensor | None = None) -> Tensor:
-        """Return the logarithm, of ``shape``, or ``(B, ..., *shape)`` of each datum's class."""
+        """Return the logarithm, of ``shape``, or with classes ``(B, ..., *shape)``."""
         log_value = _bounded(self.raw, self.minimum)
         if self.num_classes is None:
             return log_value
@@ -158,13 +159,13 @@ class Learned(Positive):
             got = "none" if context is None else f"{tuple(context.shape)} of {context.dtype}"
             raise ValueError(
                 f"{self} expects a context of class indices (B,) or weights "
-                f"(B, {self.num_classes}), got {got}: give it as context="
+                f"(B, {self.num_classes}), got {got}: pass it as context="
             )
         rows: Tensor = torch.tensordot(context.to(log_value.dtype), log_value, dims=1)
         return rows
 
     def check_context(self, context: Tensor | None) -> None:
-        """Raise unless the context names classes that there are, or weighs them."""
+        """Raise unless the context holds valid class indices or weights."""
         if self.num_classes is None:
             return
         self._rows(self.raw, None if context is None else context[:0])
@@ -173,42 +174,35 @@ class Learned(Positive):
 
     def _check_classes(self, context: Tensor, num_classes: int) -> None:
         if context.dim() == 1:
-            good = (context >= 0) & (context < num_classes)
+            valid = (context >= 0) & (context < num_classes)
         else:
-            good = (context >= 0).all(1) & ((context.sum(1) - 1).abs() < 1e-4)
-        if not good.all():
-            row = int((~good).nonzero()[0])
+            valid = (context >= 0).all(1) & ((context.sum(1) - 1).abs() < 1e-4)
+        if not valid.all():
+            row = int((~valid).nonzero()[0])
             raise ValueError(
                 f"{self} expects classes 0 to {num_classes - 1}, or weights >= 0 that sum to "
                 f"one, got {context[row].tolist()} in row {row} of the context"
             )
 
-    def check(self, data_shape: Sequence[int]) -> None:
+    def check_shape(self, data_shape: Sequence[int]) -> None:
         """Raise unless ``shape`` broadcasts over one datum."""
-        require_broadcast(self, self.shape, data_shape)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal one."""
-        return {
-            "shape": tuple(self.shape),
-            "initial": self.initial,
-            "minimum": self.minimum,
-            "num_classes": self.num_classes,
-        }
+        check_broadcast(self, self.shape, data_shape)
 
 
-PositiveLike: TypeAlias = float | Literal["learned", "predicted"] | Positive
+PositiveLike: TypeAlias = float | Literal["learned", "predicted"] | PositiveParameter
 
 
-def positive(value: PositiveLike, *, initial: float = 1.0, minimum: float = 1e-3) -> Positive:
-    """Make a :class:`Positive` of a number, ``"learned"`` or ``"predicted"``.
+def as_positive(
+    value: PositiveLike, *, initial: float = 1.0, minimum: float = 1e-3
+) -> PositiveParameter:
+    """Return a :class:`PositiveParameter` for a number, ``"learned"`` or ``"predicted"``.
 
     Args:
-        value: The number; the word; or a :class:`Positive`, which is returned.
-        initial: Where a learned one starts.
-        minimum: Lower bound of a learned or predicted one.
+        value: The number, one of the words, or a :class:`PositiveParameter`, which is returned.
+        initial: Initial value of a learned parameter.
+        minimum: Lower bound of a learned or predicted parameter.
     """
-    if isinstance(value, Positive):
+    if isinstance(value, PositiveParameter):
         return value
     if value == "learned":
         return Learned(initial=initial, minimum=minimum)
@@ -216,24 +210,24 @@ def positive(value: PositiveLike, *, initial: float = 1.0, minimum: float = 1e-3
         return Predicted(minimum=minimum)
     if isinstance(value, str):
         raise ValueError(
-            f"expected a number, 'learned', 'predicted', Learned(...) or Predicted(...), "
-            f"got {value!r}"
+            "a positive parameter expects a number, 'learned', 'predicted', Learned(...) or "
+            f"Predicted(...), got {value!r}"
         )
     return Fixed(value)
 
 
-def require_broadcast(owner: object, shape: Sequence[int], data_shape: Sequence[int]) -> None:
+def check_broadcast(owner: object, shape: Sequence[int], data_shape: Sequence[int]) -> None:
     """Raise unless parameters of ``shape`` broadcast over one datum."""
     sizes = zip(reversed(shape), reversed(data_shape), strict=False)
     if len(shape) > len(data_shape) or any(n not in (1, size) for n, size in sizes):
         raise ValueError(
-            f"{owner} does not broadcast over data of shape {tuple(data_shape)}: give it one "
-            "value, shape (); one per dimension, the data's shape; or one per channel, (C, 1, 1)"
+            f"{owner} does not broadcast over data of shape {tuple(data_shape)}: use shape () for "
+            "one value, the data's shape for one per dimension, or (C, 1, 1) for one per channel"
         )
 
 
-def one_line(part: Any) -> str:
-    """``repr`` of a part: what of its ``config()`` is not the default, values cut short."""
+def compact_repr(part: Any) -> str:
+    """Return a one-line ``repr``: arguments of ``config()`` that are not defaults, abbreviated."""
     parameters = inspect.signature(type(part)).parameters
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     shown = [
@@ -244,12 +238,12 @@ def one_line(part: Any) -> str:
     return f"{type(part).__name__}({', '.join(shown)})"
 
 
-def _check_bounds(minimum: float) -> None:
+def _check_minimum(owner: PositiveParameter, minimum: float) -> None:
     if not 0 < minimum < math.inf:
-        raise ValueError(f"expected a finite minimum > 0, got {minimum}")
+        raise ValueError(f"{type(owner).__name__} expects a finite minimum > 0, got {minimum}")
 
 
 def _bounded(raw: Tensor, minimum: float) -> Tensor:
-    """Smooth lower bound on a logarithm, the identity far above it."""
-    least = math.log(minimum)
-    return least + F.softplus(raw - least)
+    """Return a logarithm with a smooth lower bound. Far above the bound it does not change."""
+    lowest = math.log(minimum)
+    return lowest + F.softplus(raw - lowest)

@@ -1,8 +1,9 @@
-r"""A distance of images in the place of log p(x given z).
+r"""Likelihood that scores images by a distance.
 
 .. math:: \log p(x \mid z) \;\to\; -w\, d\big(x, \hat x(z)\big)
 
-:math:`e^{-w d}` has no known normalizer, so this is no density and no objective with it is a bound.
+The normalizer of :math:`e^{-w d}` is unknown, so this is no density, and no objective with it is a
+bound.
 """
 
 import math
@@ -11,29 +12,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tinyvae.distributions import Delta, Distribution
+from tinyvae.distributions import Distribution
 from tinyvae.distributions.base import check_event
 from tinyvae.likelihoods.base import Likelihood, smoothed_mean
 from tinyvae.likelihoods.distances import Distance, check_positive
 
 
 class PerceptualLikelihood(Likelihood):
-    r"""A distance of the data from the decoded image, in the place of a log density.
+    r"""A distance between the data and the decoded image, instead of a log density.
 
     .. math:: \log p(x \mid z) \;\to\; -w\, d\big(x, \hat x(z)\big), \qquad
         \hat x = a + (b - a)\, \mathrm{sigmoid}(\text{decoder}(z))
 
-    No report calls what is made of it a bound. There is no noise: a draw is the decoded image, as
-    is the mean. Data range over :math:`[a, b]`, and a sigmoid keeps the decoded image there.
+    Reports say "not a bound". There is no noise: mean and draws are the decoded image. Data lie in
+    :math:`[a, b]`, and a sigmoid keeps the decoded image there.
 
     Args:
-        distance: Module that maps ``(N, *E)`` and ``(N, *E)`` to ``(N,)``:
-            :class:`~tinyvae.likelihoods.MultiScaleSSIM`, :class:`~tinyvae.likelihoods.FeatureDistance`, or your own. It is
-            fixed, as the network of a :class:`~tinyvae.likelihoods.FeatureDistance` is: a distance that the
-            model could train would shrink to nothing.
-        weight: What a distance of one costs, nats. The larger, the less the KL counts; of MS-SSIM,
-            which is at most about 1, the number of pixels is a start.
-        bounds: :math:`(a, b)`; None takes any finite data, and the decoder's output as it is.
+        distance: Module that maps ``(N, *E)`` and ``(N, *E)`` to ``(N,)``, such as
+            :class:`~tinyvae.likelihoods.MultiScaleSSIM` or
+            :class:`~tinyvae.likelihoods.FeatureDistance`. Its parameters are frozen and it stays in
+            evaluation mode, because a distance that the model could train would shrink to zero.
+        weight: Cost of a distance of one, nats. It sets the balance between the distance and the
+            KL. For MS-SSIM, which is at most about 1, start with the number of pixels.
+        bounds: :math:`(a, b)`. None accepts any finite data and leaves the decoder's output as it
+            is.
 
     Shape:
         params: ``(..., *E)``; x: ``(..., *E)``.
@@ -52,12 +54,13 @@ class PerceptualLikelihood(Likelihood):
     """
 
     is_density = False
-    separable = False
-    instead = "a distance of whole images has no terms of single pixels; take GaussianLikelihood()"
+    factorizes = False
+    alternative = "a distance of images has no terms of single pixels, use GaussianLikelihood()"
 
     def __init__(
         self,
         distance: nn.Module,
+        *,
         weight: float = 1.0,
         bounds: tuple[float, float] | None = (0.0, 1.0),
     ) -> None:
@@ -70,17 +73,17 @@ class PerceptualLikelihood(Likelihood):
         check_positive("PerceptualLikelihood", "weight", weight)
         self.distance = distance.requires_grad_(False).eval()
         self.weight = weight
-        self.bounds = None if bounds is None else _checked(bounds)
+        self.bounds = None if bounds is None else _checked_bounds(bounds)
         if self.bounds is not None:
             low, high = self.bounds
             self.support = f"numbers in [{low:g}, {high:g}]"
-            self.remedy = "divide gray levels by their maximum, or give it bounds=(low, high)"
-            self.inside = (low + high) / 2
+            self.hint = "divide gray levels by their maximum, or set bounds=(low, high)"
+            self.fill_value = (low + high) / 2
 
     def forward(
         self, params: Tensor, event_ndim: int, context: Tensor | None = None
     ) -> Distribution:
-        """Turn ``(..., *E)`` into what scores data by their distance from it."""
+        """Return a point at the decoded image, which scores data by their distance from it."""
         return _Decoded(self._decoded(params), event_ndim, self)
 
     def _decoded(self, params: Tensor) -> Tensor:
@@ -90,7 +93,7 @@ class PerceptualLikelihood(Likelihood):
         return low + (high - low) * torch.sigmoid(params)
 
     def score(self, x: Tensor, decoded: Tensor) -> Tensor:
-        """Minus the weighted distance of each pair of ``(N, *E)``, as ``(N,)``."""
+        """Return minus the weighted distance of each pair of ``(N, *E)``, as ``(N,)``."""
         distance = self.distance(x, decoded)
         if not isinstance(distance, Tensor) or distance.shape != x.shape[:1]:
             got = tuple(distance.shape) if isinstance(distance, Tensor) else type(distance).__name__
@@ -101,55 +104,65 @@ class PerceptualLikelihood(Likelihood):
         return -self.weight * distance
 
     def train(self, mode: bool = True) -> "PerceptualLikelihood":
-        """Set the mode; the distance stays in evaluation mode."""
+        """Set the mode. The distance stays in evaluation mode."""
         super().train(mode)
         self.distance.eval()
         return self
 
     def params_for_mean(self, x: Tensor) -> Tensor:
-        """What decodes to the mean; with bounds, half a lower and half an upper one added."""
+        """Return parameters that decode to the mean, or with bounds to the smoothed mean."""
         if self.bounds is None:
             return super().params_for_mean(x)
         low, high = self.bounds
         return torch.logit(smoothed_mean((x - low) / (high - low)))
 
     def in_support(self, x: Tensor) -> Tensor:
-        """Whether each entry is finite and within the bounds."""
+        """Return true for each entry that is finite and within the bounds."""
         if self.bounds is None:
             return torch.isfinite(x)
         low, high = self.bounds
         return (x >= low) & (x <= high)
 
     def check_parameters(self, data_shape: Sequence[int]) -> None:
-        """Raise unless the distance takes data of this shape."""
+        """Raise unless the distance accepts data of this shape."""
         if isinstance(self.distance, Distance):
-            self.distance.check(data_shape)
+            self.distance.check_shape(data_shape)
 
 
-class _Decoded(Delta):
-    """An image that is always drawn, and scores others by their distance from it."""
+class _Decoded(Distribution):
+    """A point at the decoded image, which scores data by their distance from it."""
 
-    depends_on_parameters = True
+    is_density = False
 
     def __init__(self, image: Tensor, event_ndim: int, likelihood: PerceptualLikelihood) -> None:
-        super().__init__(image, event_ndim)
+        split = image.dim() - event_ndim
+        self.image = image
+        self.batch_shape, self.event_shape = image.shape[:split], image.shape[split:]
         self.likelihood = likelihood
 
+    @property
+    def mean(self) -> Tensor:
+        """Decoded image, ``(*batch, *event)``."""
+        return self.image
+
     def log_prob(self, value: Tensor) -> Tensor:
-        """Minus the weighted distance, ``(*S, *batch)``."""
+        """Return minus the weighted distance, ``(*S, *batch)``."""
         check_event(value, self.event_shape)
-        x, image = torch.broadcast_tensors(value, self.value)
+        x, image = torch.broadcast_tensors(value, self.image)
         batch = x.shape[: x.dim() - len(self.event_shape)]
         rows = [t.reshape(-1, *self.event_shape) for t in (x, image)]
         return self.likelihood.score(*rows).reshape(batch)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """The image, again and again, with gradients."""
-        return super().sample(sample_shape).clone()  # no view that others write to
+        """Return copies of the image, with gradients."""
+        copies = self.image.expand(self._shape(sample_shape))
+        return copies.clone()  # callers may write to draws, and a view would change the image
 
 
-def _checked(bounds: tuple[float, float]) -> tuple[float, float]:
+def _checked_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
     low, high = bounds
     if not -math.inf < low < high < math.inf:
-        raise ValueError(f"expected finite bounds (low, high), low < high, got {bounds}")
+        raise ValueError(
+            f"PerceptualLikelihood expects finite bounds (low, high), low < high, got {bounds}"
+        )
     return float(low), float(high)

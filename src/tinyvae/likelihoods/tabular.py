@@ -1,4 +1,4 @@
-"""The likelihood of a table: columns of different kinds side by side."""
+"""Likelihood of a table with columns of different kinds."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -9,36 +9,38 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae.distributions import Distribution, TabularDistribution
-from tinyvae.likelihoods.base import Likelihood, refuse
+from tinyvae.likelihoods.base import Likelihood, check_values
 from tinyvae.likelihoods.columns import Column, Kind, infer_columns, to_arrays, to_tensor
 from tinyvae.likelihoods.continuous import LogNormalLikelihood
 from tinyvae.likelihoods.counts import NegativeBinomialLikelihood
 from tinyvae.likelihoods.discrete import CategoricalLikelihood
 from tinyvae.likelihoods.gaussian import GaussianLikelihood
 from tinyvae.likelihoods.parameters import Learned
-from tinyvae.likelihoods.wrappers import StandardizedLikelihood, require_separable
+from tinyvae.likelihoods.wrappers import StandardizedLikelihood, check_factorizes
 
 
 class MixedLikelihood(Likelihood):
-    """TabularDistribution of a table with different likelihoods side by side, of one decoder.
+    """A likelihood per column of a table, all with parameters from one decoder.
 
     ============  ==================================================================================
-    kind          likelihood, one learned parameter per column
+    kind          likelihood, with one learned parameter per column
     ============  ==================================================================================
-    ``number``    standardized, then :class:`~tinyvae.GaussianLikelihood`
+    ``number``    :class:`~tinyvae.GaussianLikelihood` of the standardized column
     ``positive``  :class:`~tinyvae.likelihoods.LogNormalLikelihood`, in units of the column's scale
-    ``count``     :class:`~tinyvae.likelihoods.NegativeBinomialLikelihood`, with the scale as baseline
+    ``count``     :class:`~tinyvae.likelihoods.NegativeBinomialLikelihood`, baseline: the scale
     ``binary``,   :class:`~tinyvae.CategoricalLikelihood`
     ``category``
     ============  ==================================================================================
 
-    Data are tensors ``(N, D)`` in the units of the table, with indices of levels
-    (:meth:`to_tensor`); so are draws, reconstructions and densities. The encoder is fed numbers
-    standardized, positive ones by their logarithm, counts by log(1 + x), levels one-hot.
+    Data are tensors ``(N, D)`` in the units of the table, with indices for levels
+    (:meth:`to_tensor`). Draws, reconstructions and densities have the same units. The encoder's
+    input are standardized numbers, logarithms of positive numbers, log(1 + x) of counts and one-hot
+    levels.
 
     Args:
-        columns: What the columns are, as :class:`~tinyvae.likelihoods.Column` or tuples of its arguments.
-        likelihoods: Another likelihood of a column, by its name.
+        columns: Descriptions of the columns, as :class:`~tinyvae.likelihoods.Column` or tuples of
+            its arguments.
+        likelihoods: Likelihoods that replace the default one of a column, by column name.
 
     Shape:
         params: ``(..., Q)`` with ``Q`` of :meth:`param_shape`; x: ``(..., D)``.
@@ -58,52 +60,58 @@ class MixedLikelihood(Likelihood):
                 [nan,  0.]])
     """
 
-    is_table = True
-    instead = "wrap the likelihoods of its columns, likelihoods={name: ...}"
+    is_tabular = True
+    alternative = "wrap the likelihoods of its columns, likelihoods={name: ...}"
     takes_integers = True
-    point: Tensor
+    _fill_values: Tensor
 
     def __init__(
         self,
         columns: Sequence[Column | Sequence[Any]],
+        *,
         likelihoods: Mapping[str, Likelihood] | Sequence[tuple[str, Likelihood]] = (),
     ) -> None:
         super().__init__()
         self.columns = tuple(c if isinstance(c, Column) else Column(*c) for c in columns)
-        self.own = dict(likelihoods)
+        self.custom = dict(likelihoods)
         names = [column.name for column in self.columns]
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"expected columns of different names, got {names}")
-        if unknown := self.own.keys() - set(names):
-            raise ValueError(f"likelihoods names {sorted(unknown)}, expected columns of {names}")
-        for name, likelihood in self.own.items():
-            require_separable(likelihood, f"column {name!r}")
+            raise ValueError(f"MixedLikelihood expects columns with different names, got {names}")
+        if unknown := self.custom.keys() - set(names):
+            raise ValueError(
+                f"MixedLikelihood expects likelihoods of columns in {names}, got {sorted(unknown)}"
+            )
+        for name, likelihood in self.custom.items():
+            check_factorizes(likelihood, f"column {name!r}")
         groups = self._groups()
         self.blocks = nn.ModuleList(self._block(group) for group in groups)
-        for position, group in enumerate(groups):
-            self.register_buffer(f"at{position}", torch.tensor(group), persistent=False)
-        point = torch.empty(len(names))
-        for block, at in self._placed_blocks():
-            point[at] = torch.as_tensor(block.inside, dtype=point.dtype).expand(len(at))
-        self.register_buffer("point", point, persistent=False)
+        for index, group in enumerate(groups):
+            self.register_buffer(f"columns{index}", torch.tensor(group), persistent=False)
+        fill_values = torch.empty(len(names))
+        for block, indices in self._indexed_blocks():
+            value = torch.as_tensor(block.fill_value, dtype=fill_values.dtype)
+            fill_values[indices] = value.expand(len(indices))
+        self.register_buffer("_fill_values", fill_values, persistent=False)
 
     @classmethod
     def from_table(
         cls,
         table: Any,
+        *,
         kinds: Mapping[str, Kind] | None = None,
         likelihoods: Mapping[str, Likelihood] | None = None,
     ) -> "MixedLikelihood":
-        """Describe a table by its columns.
+        """Return a likelihood whose columns are inferred from a table.
 
-        Two different values make a column binary; text or other objects a category; integers, none
-        of them negative, a count; other numbers a number. None, NaN and pandas' NA are missing.
+        A column with two different values is binary. Text and other objects are categories.
+        Integers are counts if none is negative. Other numbers are numbers. None, NaN and pandas' NA
+        are missing.
 
         Args:
             table: pandas DataFrame, dictionary of columns, or matrix ``(N, D)`` (columns ``x0``,
                 ``x1``, ...).
-            kinds: What a column is, by name, where that differs.
-            likelihoods: Another likelihood of a column, by its name.
+            kinds: Kinds that replace the inferred ones, by column name.
+            likelihoods: Likelihoods that replace the default one of a column, by column name.
 
         Example:
             >>> table = {"visits": [0, 2, 7, None], "color": ["red", "blue", "red", "green"]}
@@ -111,37 +119,38 @@ class MixedLikelihood(Likelihood):
             >>> [(column.name, column.kind) for column in likelihood.columns]
             [('visits', 'count'), ('color', 'category')]
         """
-        return cls(infer_columns(table, kinds), likelihoods or {})
+        return cls(infer_columns(table, kinds), likelihoods=likelihoods or {})
 
     def to_tensor(self, table: Any) -> Tensor:
-        """Turn a table into data ``(N, D)``, NaN where a value is missing.
+        """Return a table as data ``(N, D)``, with NaN for missing values.
 
         Raises:
-            ValueError: If a column is not there, or a level is unknown.
+            ValueError: If a column is missing, or a level is unknown.
         """
         return to_tensor(table, self.columns)
 
     def to_arrays(self, x: Tensor) -> dict[str, np.ndarray]:
-        """Turn data ``(N, D)`` into columns by name, for ``pandas.DataFrame`` among others."""
+        """Return data ``(N, D)`` as columns by name, for example for ``pandas.DataFrame``."""
         return to_arrays(x, self.columns)
 
     def _groups(self) -> list[list[int]]:
-        """Positions of the columns that share a block."""
+        """Return the indices of the columns of each block."""
 
-        def key(position: int) -> tuple[str, int]:
-            column = self.columns[position]
-            if column.name in self.own:
-                return ("own", position)
+        def key(index: int) -> tuple[str, int]:
+            column = self.columns[index]
+            if column.name in self.custom:
+                return ("own", index)
             return ("category", len(column.levels)) if column.levels else (column.kind, 0)
 
         ordered = sorted(range(len(self.columns)), key=key)
         return [list(group) for _, group in groupby(ordered, key)]
 
-    def _block(self, positions: list[int]) -> Likelihood:
-        columns = [self.columns[p] for p in positions]
+    def _block(self, indices: list[int]) -> Likelihood:
+        """Return the likelihood that columns of one kind share."""
+        columns = [self.columns[index] for index in indices]
         first = columns[0]
-        if first.name in self.own:
-            return self.own[first.name]
+        if first.name in self.custom:
+            return self.custom[first.name]
         if first.levels:
             return CategoricalLikelihood(len(first.levels))
         learned, scales = Learned((len(columns),)), [column.scale for column in columns]
@@ -152,69 +161,69 @@ class MixedLikelihood(Likelihood):
         shifts = [column.shift for column in columns]
         return StandardizedLikelihood(GaussianLikelihood(learned), mean=shifts, std=scales)
 
-    def _placed_blocks(self) -> Iterator[tuple[Likelihood, Tensor]]:
-        """Each block with the positions of its columns."""
-        for position, block in enumerate(self.blocks):
-            yield cast("Likelihood", block), self.get_buffer(f"at{position}")
+    def _indexed_blocks(self) -> Iterator[tuple[Likelihood, Tensor]]:
+        """Yield each block with the indices of its columns."""
+        for index, block in enumerate(self.blocks):
+            yield cast("Likelihood", block), self.get_buffer(f"columns{index}")
 
-    def scalars(
+    def factors(
         self, params: Tensor, event_ndim: int, context: Tensor | None = None
     ) -> Distribution:
-        """Turn ``(..., Q)`` into a distribution of each column, ``(..., D)``."""
+        """Return the distributions of the columns, ``(..., D)``, from parameters ``(..., Q)``."""
         distributions, positions = [], []
         start = 0
-        for block, at in self._placed_blocks():
-            shape = block.param_shape((len(at),))
+        for block, indices in self._indexed_blocks():
+            shape = block.param_shape((len(indices),))
             part = params.narrow(-1, start, shape.numel()).unflatten(-1, shape)
-            distributions.append(block.scalars(part, 1, context))
-            positions.append(at)
+            distributions.append(block.factors(part, 1, context))
+            positions.append(indices)
             start += shape.numel()
         return TabularDistribution(distributions, positions)
 
     def param_shape(self, data_shape: Sequence[int]) -> torch.Size:
-        """What the decoder must emit for a row: ``(Q,)``."""
+        """Return the decoder's output shape for a row, ``(Q,)``."""
         self._check_shape(data_shape)
-        widths = (b.param_shape((len(at),)).numel() for b, at in self._placed_blocks())
+        widths = (b.param_shape((len(i),)).numel() for b, i in self._indexed_blocks())
         return torch.Size((sum(widths),))
 
     def input_shape(self, data_shape: Sequence[int]) -> torch.Size:
-        """What the encoder is fed for a row."""
+        """Return the shape of the encoder's input for a row."""
         self._check_shape(data_shape)
-        widths = (b.input_shape((len(at),)).numel() for b, at in self._placed_blocks())
+        widths = (b.input_shape((len(i),)).numel() for b, i in self._indexed_blocks())
         return torch.Size((sum(widths),))
 
     def encoder_input(self, x: Tensor) -> Tensor:
-        """What the columns' likelihoods feed the encoder, side by side."""
-        fed = [b.encoder_input(x.index_select(1, at)) for b, at in self._placed_blocks()]
-        return torch.cat([part.flatten(1) for part in fed], 1)
+        """Return the encoder inputs of the columns' likelihoods, concatenated."""
+        inputs = [b.encoder_input(x.index_select(1, i)) for b, i in self._indexed_blocks()]
+        return torch.cat([part.flatten(1) for part in inputs], 1)
 
     def params_for_mean(self, x: Tensor) -> Tensor:
-        """What the columns' likelihoods have, side by side."""
-        blocks = self._placed_blocks()
-        return torch.cat([b.params_for_mean(x.index_select(1, at)).flatten() for b, at in blocks])
+        """Return the parameters of the columns' likelihoods, concatenated."""
+        blocks = self._indexed_blocks()
+        return torch.cat([b.params_for_mean(x.index_select(1, i)).flatten() for b, i in blocks])
 
     @property
-    def inside(self) -> Tensor:  # type: ignore[override]
+    def fill_value(self) -> Tensor:  # type: ignore[override]
         """A row in the support."""
-        return self.point
+        return self._fill_values
 
     def in_support(self, x: Tensor) -> Tensor:
-        """Whether each entry has a density."""
+        """Return true for each entry in the support of its column."""
         result = torch.ones(x.shape, dtype=torch.bool, device=x.device)
-        for block, at in self._placed_blocks():
-            result[..., at] = block.in_support(x.index_select(-1, at))
+        for block, indices in self._indexed_blocks():
+            result[..., indices] = block.in_support(x.index_select(-1, indices))
         return result
 
     def check_support(self, x: Tensor) -> bool:
-        """Raise, and name the column, unless the table can be fitted to."""
+        """Raise, and name the column, unless every column is in its support."""
         self._check_shape(x.shape[1:])
         x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
-        parts = [(block, at, x.index_select(1, at)) for block, at in self._placed_blocks()]
-        for block, at, part in parts:
+        parts = [(b, indices, x.index_select(1, indices)) for b, indices in self._indexed_blocks()]
+        for block, indices, part in parts:
             bad = ~block.in_support(part)
-            for position, wrong, values in zip(at.tolist(), bad.T, part.T, strict=True):
-                name = f"column {self.columns[position].name!r}"
-                refuse(name, values[:, None], wrong[:, None], block.support, block.remedy)
+            for index, bad_rows, values in zip(indices.tolist(), bad.T, part.T, strict=True):
+                name = f"column {self.columns[index].name!r}"
+                check_values(name, values[:, None], bad_rows[:, None], block.support, block.hint)
         densities = [block.check_support(part) for block, _, part in parts]
         return all(densities)
 
@@ -223,10 +232,10 @@ class MixedLikelihood(Likelihood):
             names = [column.name for column in self.columns]
             raise ValueError(
                 f"MixedLikelihood expects rows of {len(names)} columns {names}, got data of shape "
-                f"{tuple(data_shape)}: make them with to_tensor(table)"
+                f"{tuple(data_shape)}: convert them with to_tensor(table)"
             )
 
     def config(self) -> dict[str, Any]:
-        """Arguments that build an equal likelihood."""
+        """Return the arguments that build an equal likelihood."""
         columns = [(c.name, c.kind, c.levels, c.shift, c.scale) for c in self.columns]
-        return {"columns": columns, "likelihoods": list(self.own.items())}
+        return {"columns": columns, "likelihoods": list(self.custom.items())}

@@ -1,4 +1,4 @@
-"""Likelihoods made of likelihoods: scaled, mixed, zero-inflated, in part observed."""
+"""Likelihoods that wrap another likelihood: standardized, mixture, zero-inflated, masked."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,75 +11,75 @@ from tinyvae.distributions import Affine, Distribution, MaskedDistribution, Mixt
 from tinyvae.likelihoods.base import Likelihood
 from tinyvae.likelihoods.counts import CountLikelihood
 from tinyvae.likelihoods.discrete import CategoricalLikelihood
-from tinyvae.likelihoods.parameters import require_broadcast
+from tinyvae.likelihoods.parameters import check_broadcast
 
 
 class _Wrapper(Likelihood):
-    """A likelihood around another one, whose data it shares."""
+    """Base class of likelihoods that wrap another one for the same data."""
+
+    _wraps_tables = False
 
     def __init__(self, likelihood: Likelihood) -> None:
         super().__init__()
-        require_separable(
-            likelihood, type(self).__name__, tables=isinstance(self, MaskedLikelihood)
-        )
+        check_factorizes(likelihood, type(self).__name__, allow_tables=self._wraps_tables)
         self.likelihood = likelihood
         self.num_params = likelihood.num_params
         self.takes_integers = likelihood.takes_integers  # type: ignore[misc]
-        self.support, self.remedy = likelihood.support, likelihood.remedy
+        self.support, self.hint = likelihood.support, likelihood.hint
 
     @property
     def is_density(self) -> bool:  # type: ignore[override]
-        """Whether the wrapped one is a density."""
+        """True if the wrapped likelihood is a density."""
         return self.likelihood.is_density
 
     @property
-    def inside(self) -> float | Tensor:  # type: ignore[override]
-        """A value in the support."""
-        return self.likelihood.inside
+    def fill_value(self) -> float | Tensor:  # type: ignore[override]
+        """A value in the support of the wrapped likelihood."""
+        return self.likelihood.fill_value
 
     def input_shape(self, data_shape: Sequence[int]) -> torch.Size:
-        """What the encoder is fed, as of the wrapped one."""
+        """Return the shape of the wrapped likelihood's encoder input."""
         return self.likelihood.input_shape(data_shape)
 
     def encoder_input(self, x: Tensor) -> Tensor:
-        """What the encoder is fed, as of the wrapped one."""
+        """Return the wrapped likelihood's encoder input."""
         return self.likelihood.encoder_input(x)
 
     def check_support(self, x: Tensor) -> bool:
-        """Raise unless the wrapped one can be fitted to ``x``."""
+        """Raise unless the wrapped likelihood can be fitted to ``x``."""
         return self.likelihood.check_support(x)
 
     def check_parameters(self, data_shape: Sequence[int]) -> None:
-        """Raise unless the wrapped one's parameters broadcast over one datum."""
+        """Raise unless the wrapped likelihood's parameters broadcast over one datum."""
         self.likelihood.check_parameters(data_shape)
 
     def in_support(self, x: Tensor) -> Tensor:
-        """Whether each entry has a density."""
+        """Return true for each entry in the support of the wrapped likelihood."""
         return self.likelihood.in_support(x)
 
 
-def require_separable(likelihood: Likelihood, name: str, *, tables: bool = False) -> None:
-    """Raise unless ``name`` may be built on ``likelihood``."""
+def check_factorizes(likelihood: Likelihood, name: str, *, allow_tables: bool = False) -> None:
+    """Raise unless ``likelihood`` is a product over data dimensions, which ``name`` requires."""
     if not isinstance(likelihood, Likelihood):
         raise TypeError(f"{name} expects a likelihood, got a {type(likelihood).__name__}")
-    if not likelihood.separable or (likelihood.is_table and not tables):
+    if not likelihood.factorizes or (likelihood.is_tabular and not allow_tables):
         raise TypeError(
             f"{name} expects a likelihood that is a product over data dimensions, got "
-            f"{type(likelihood).__name__}: {likelihood.instead}"
+            f"{type(likelihood).__name__}: {likelihood.alternative}"
         )
 
 
 class StandardizedLikelihood(_Wrapper):
-    r"""A likelihood of :math:`y = (x - m) / s`, as one of x: the units of x, the ease of y.
+    r"""A likelihood of x that models the standardized data :math:`y = (x - m) / s`.
 
     .. math:: \log p(x \mid z) = \log p_y(y \mid z) - \textstyle\sum_i \log s_i
 
-    Decoder and encoder work with y; data, draws, means and densities are in the units of x.
+    Decoder and encoder work with y. Data, draws, means and densities are in the units of x.
 
     Args:
-        likelihood: The likelihood of y, of real numbers.
-        mean: :math:`m`, a number or numbers that broadcast over one datum.
-        std: :math:`s > 0`, likewise.
+        likelihood: Likelihood of y, with a density.
+        mean: :math:`m`, one number or numbers that broadcast over one datum.
+        std: :math:`s > 0`, one number or numbers that broadcast over one datum.
 
     Example:
         >>> height = StandardizedLikelihood(GaussianLikelihood(1.0), mean=170.0, std=10.0)
@@ -93,6 +93,7 @@ class StandardizedLikelihood(_Wrapper):
     def __init__(
         self,
         likelihood: Likelihood,
+        *,
         mean: float | Sequence[Any] = 0.0,
         std: float | Sequence[Any] = 1.0,
     ) -> None:
@@ -100,50 +101,53 @@ class StandardizedLikelihood(_Wrapper):
         if likelihood.takes_integers:
             raise TypeError(
                 "StandardizedLikelihood expects a likelihood with a density, got "
-                f"{type(likelihood).__name__}, whose masses know no units"
+                f"{type(likelihood).__name__}: masses have no units, so leave the wrapper out"
             )
         shift, scale = np.asarray(mean, dtype=np.float64), np.asarray(std, dtype=np.float64)
         if not (np.isfinite(shift).all() and np.isfinite(scale).all() and (scale > 0).all()):
-            raise ValueError(f"expected finite means and finite std > 0, got {mean} and {std}")
+            raise ValueError(
+                f"StandardizedLikelihood expects finite means and finite std > 0, got {mean} and "
+                f"{std}"
+            )
         self.mean, self.std = shift.tolist(), scale.tolist()
         self.register_buffer("shift", torch.tensor(self.mean))
         self.register_buffer("scale", torch.tensor(self.std))
 
-    def scalars(
+    def factors(
         self, params: Tensor, event_ndim: int, context: Tensor | None = None
     ) -> Distribution:
-        """The wrapped one's distributions, in the units of x."""
-        return Affine(self.likelihood.scalars(params, event_ndim, context), self.shift, self.scale)
+        """Return the wrapped likelihood's distributions in the units of x."""
+        return Affine(self.likelihood.factors(params, event_ndim, context), self.shift, self.scale)
 
     @property
-    def inside(self) -> float | Tensor:  # type: ignore[override]
-        """A value in the support."""
-        return self.shift + self.scale * self.likelihood.inside
+    def fill_value(self) -> float | Tensor:  # type: ignore[override]
+        """A value in the support, in the units of x."""
+        return self.shift + self.scale * self.likelihood.fill_value
 
     def param_shape(self, data_shape: Sequence[int]) -> torch.Size:
-        """What the decoder must emit, as of the wrapped one."""
+        """Return the shape of the wrapped likelihood's parameters."""
         return self.likelihood.param_shape(data_shape)
 
     def params_for_mean(self, x: Tensor) -> Tensor:
-        """What the wrapped one makes of y."""
+        """Return the wrapped likelihood's parameters for the mean of y."""
         return self.likelihood.params_for_mean(self._standardized(x))
 
     def encoder_input(self, x: Tensor) -> Tensor:
-        """What the wrapped one makes of y."""
+        """Return the wrapped likelihood's encoder input for y."""
         return self.likelihood.encoder_input(self._standardized(x))
 
     def check_support(self, x: Tensor) -> bool:
-        """Raise unless the wrapped one can be fitted to y."""
+        """Raise unless the wrapped likelihood can be fitted to y."""
         return Likelihood.check_support(self, x)
 
     def check_parameters(self, data_shape: Sequence[int]) -> None:
-        """Raise unless mean and std, and the wrapped one's parameters, broadcast over one datum."""
+        """Raise unless mean, std and the wrapped parameters broadcast over one datum."""
         super().check_parameters(data_shape)
         for shape in (self.shift.shape, self.scale.shape):
-            require_broadcast(self, shape, data_shape)
+            check_broadcast(self, shape, data_shape)
 
     def in_support(self, x: Tensor) -> Tensor:
-        """Whether each entry has a density."""
+        """Return true for each entry whose y is in the support of the wrapped likelihood."""
         return self.likelihood.in_support(self._standardized(x))
 
     def _standardized(self, x: Tensor) -> Tensor:
@@ -151,63 +155,63 @@ class StandardizedLikelihood(_Wrapper):
 
 
 class MixtureLikelihood(_Wrapper):
-    r"""A mixture, for each data dimension, of several of one likelihood.
+    r"""A mixture of several components of one likelihood, for each data dimension.
 
     .. math:: p(x \mid z) = \prod_i \sum_m \pi_{i m}(z)\, p_m(x_i \mid z)
 
     Args:
-        likelihood: The likelihood of a component. A learned scale of it is shared by all of them.
+        likelihood: Likelihood of a component. All components share its learned scale.
         num_components: Number of components ``M``.
 
     Shape:
         params: ``(..., M * (1 + P), *E)``, the M logits of the weights first; x: ``(..., *E)``.
 
     Example:
-        >>> MixtureLikelihood(GaussianLikelihood("predicted"), 5).param_shape((8,))
+        >>> MixtureLikelihood(GaussianLikelihood("predicted"), num_components=5).param_shape((8,))
         torch.Size([15, 8])
     """
 
-    def __init__(self, likelihood: Likelihood, num_components: int) -> None:
+    def __init__(self, likelihood: Likelihood, *, num_components: int) -> None:
         super().__init__(likelihood)
         if num_components < 2:
             raise ValueError(f"MixtureLikelihood expects num_components >= 2, got {num_components}")
         if isinstance(likelihood, CategoricalLikelihood):
             raise TypeError(
-                "MixtureLikelihood got a CategoricalLikelihood, a mixture of which is another one: "
-                "use it as it is"
+                "MixtureLikelihood expects any likelihood but CategoricalLikelihood, whose mixture "
+                "is another CategoricalLikelihood: use CategoricalLikelihood alone"
             )
         self.num_components = num_components
         self.num_params = num_components * (1 + likelihood.num_params)
 
-    def scalars(
+    def factors(
         self, params: Tensor, event_ndim: int, context: Tensor | None = None
     ) -> Distribution:
-        """Mixtures of the wrapped one's distributions."""
+        """Return mixtures of the wrapped likelihood's distributions."""
         dim = -event_ndim - 1
         rows = params.unflatten(dim, (-1, self.num_components))  # (..., 1 + P, M, *E)
         logits = rows.select(dim - 1, 0)
         each = rows.narrow(dim - 1, 1, self.likelihood.num_params)
         each = each.squeeze(dim - 1) if self.likelihood.num_params == 1 else each
-        components = self.likelihood.scalars(each, event_ndim + 1, context)
+        components = self.likelihood.factors(each, event_ndim + 1, context)
         return Mixture(logits, components, dim)
 
     def params_for_mean(self, x: Tensor) -> Tensor:
-        """Equal weights, and for every component what the wrapped one has."""
+        """Return equal weights, and the wrapped likelihood's parameters for every component."""
         each = self.likelihood.params_for_mean(x).reshape(-1, 1, *x.shape[1:])
         rows = torch.cat([torch.zeros_like(each[:1]), each])  # (1 + P, 1, *E)
         return rows.repeat_interleave(self.num_components, 1).flatten(0, 1)
 
 
 class ZeroInflatedLikelihood(_Wrapper):
-    r"""Counts with more zeros than their likelihood has: some are not counts at all.
+    r"""Counts with extra zeros: with some probability an entry is zero instead of a count.
 
     .. math:: p(x \mid z) = \prod_i \big(\pi_i [x_i = 0] + (1 - \pi_i) p(x_i \mid z)\big)
 
     Args:
-        likelihood: The likelihood of a count.
+        likelihood: Likelihood of a count.
 
     Shape:
-        params: ``(..., 1 + P, *E)``, the log odds of an extra zero first; x: ``(..., *E)``.
+        params: ``(..., 1 + P, *E)``, starting with the log odds of an extra zero; x: ``(..., *E)``.
 
     Example:
         >>> zinb = ZeroInflatedLikelihood(NegativeBinomialLikelihood())
@@ -224,38 +228,38 @@ class ZeroInflatedLikelihood(_Wrapper):
             )
         self.num_params = 1 + likelihood.num_params
 
-    def scalars(
+    def factors(
         self, params: Tensor, event_ndim: int, context: Tensor | None = None
     ) -> Distribution:
-        """Zero-inflated distributions of counts."""
+        """Return zero-inflated distributions of counts."""
         dim = -event_ndim - 1
         logits, rest = params.select(dim, 0), params.narrow(dim, 1, self.likelihood.num_params)
         rest = rest.squeeze(dim) if self.likelihood.num_params == 1 else rest
-        return ZeroInflated(self.likelihood.scalars(rest, event_ndim, context), logits)
+        return ZeroInflated(self.likelihood.factors(rest, event_ndim, context), logits)
 
     def params_for_mean(self, x: Tensor) -> Tensor:
-        """Even odds of an extra zero, and counts of twice the mean to make up for them."""
+        """Return even odds of an extra zero, and parameters for twice the mean to compensate."""
         counts = self.likelihood.params_for_mean(2 * x).reshape(-1, *x.shape[1:])
         return torch.cat([torch.zeros_like(counts[:1]), counts])
 
 
 class MaskedLikelihood(_Wrapper):
-    r"""A likelihood of what was observed: missing entries count nothing, in value and gradient.
+    r"""A likelihood of the observed entries. Missing entries add no log density and no gradient.
 
     .. math:: \log p(x_{\text{obs}} \mid z) = \sum_{i \text{ observed}} \log p(x_i \mid z)
 
-    An entry is missing where x is NaN, or where a mask beside x is false
-    (``vae(x, mask=mask)``, ``Batch(x, mask=mask)``). That is the likelihood of the observed data
-    where values are missing at random: whether one is missing may depend on what was observed,
-    not on the value itself. The encoder is fed zeros in the place of missing entries.
+    An entry is missing if x is NaN, or if a mask next to x is false (``vae(x, mask=mask)``,
+    ``Batch(x, mask=mask)``). This is the likelihood of the observed data if values are missing at
+    random: the chance that a value is missing may depend on observed values, but not on the value
+    itself. The encoder gets zeros for missing entries.
 
     Args:
         likelihood: Any likelihood that is a product over data dimensions.
-        show_mask: DataSource the encoder also which entries were observed, 0 or 1, behind the data along
-            the first dimension of E.
+        show_mask: True to append the mask (1 if observed, else 0) to the encoder's input, along the
+            first dimension of ``E``.
 
     Shape:
-        params, x: as of ``likelihood``; x may hold NaN.
+        params, x: See ``likelihood``. x may hold NaN.
 
     References:
         Nazabal, Olmos, Ghahramani, Valera (2020). Handling incomplete heterogeneous data using
@@ -269,62 +273,64 @@ class MaskedLikelihood(_Wrapper):
         torch.Size([6, 8, 8])
     """
 
-    separable = False
-    instead = "put MaskedLikelihood outermost"
+    factorizes = False
+    alternative = "put MaskedLikelihood outermost"
+    _wraps_tables = True
 
     def __init__(self, likelihood: Likelihood, *, show_mask: bool = False) -> None:
         super().__init__(likelihood)
         self.show_mask = show_mask
 
-    def scalars(
+    def factors(
         self, params: Tensor, event_ndim: int, context: Tensor | None = None
     ) -> Distribution:
-        """The wrapped one's distributions, which count what was observed."""
+        """Return the wrapped likelihood's distributions, which score observed entries only."""
         return MaskedDistribution(
-            self.likelihood.scalars(params, event_ndim, context), self._inside(params)
+            self.likelihood.factors(params, event_ndim, context), self._fill_value(params)
         )
 
     def params_for_mean(self, x: Tensor) -> Tensor:
-        """As of the wrapped one, of what was observed."""
+        """Return the wrapped likelihood's parameters for the mean of the observed entries."""
         return self.likelihood.params_for_mean(x)
 
-    def _inside(self, like: Tensor) -> Tensor:
-        inside = self.likelihood.inside
-        return inside.to(like) if isinstance(inside, Tensor) else like.new_full((), inside)
+    def _fill_value(self, like: Tensor) -> Tensor:
+        """Return the value that replaces missing entries, with dtype and device of ``like``."""
+        value = self.likelihood.fill_value
+        return value.to(like) if isinstance(value, Tensor) else like.new_full((), value)
 
     def param_shape(self, data_shape: Sequence[int]) -> torch.Size:
-        """What the decoder must emit, as of the wrapped one."""
+        """Return the shape of the wrapped likelihood's parameters."""
         return self.likelihood.param_shape(data_shape)
 
     def input_shape(self, data_shape: Sequence[int]) -> torch.Size:
-        """As of the wrapped one; with ``show_mask`` larger by the data's first dimension."""
+        """Return the shape of the encoder's input, which includes the mask if ``show_mask``."""
         shape = self.likelihood.input_shape(data_shape)
         if not self.show_mask:
             return shape
         if len(shape) != len(data_shape):
             raise ValueError(
-                f"show_mask=True puts the mask beside what the encoder is fed, but {tuple(shape)} "
-                f"and {tuple(data_shape)} have no common dimensions: leave it out"
+                "MaskedLikelihood with show_mask=True expects an encoder input with the dimensions "
+                f"of the data, got {tuple(shape)} for data of {tuple(data_shape)}: leave it out"
             )
         return torch.Size((shape[0] + data_shape[0], *shape[1:]))
 
     def encoder_input(self, x: Tensor) -> Tensor:
-        """Zeros in the place of missing entries, and with ``show_mask`` the mask."""
+        """Return the encoder's input, zero at missing entries, and the mask if ``show_mask``."""
         data = self.likelihood.encoder_input(x)
         data = torch.where(torch.isnan(data), 0.0, data)
         return torch.cat([data, (~torch.isnan(x)).to(data.dtype)], 1) if self.show_mask else data
 
     def with_mask(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Put NaN where ``mask`` ``(B, *E)`` is false."""
+        """Return data whose entries are NaN where ``mask`` ``(B, *E)`` is false."""
         if mask.shape != x.shape:
             raise ValueError(
-                f"expected a mask of the data's shape {tuple(x.shape)}, true where observed, got "
-                f"{tuple(mask.shape)}"
+                f"MaskedLikelihood expects a mask of the data's shape {tuple(x.shape)}, got "
+                f"{tuple(mask.shape)}: pass one value per entry, true if observed"
             )
         return x.masked_fill(mask != 1, torch.nan)
 
     def check_support(self, x: Tensor) -> bool:
-        """Raise unless the wrapped one can be fitted to what was observed."""
+        """Raise unless the wrapped likelihood can be fitted to the observed entries."""
         if not x.is_floating_point():
             return self.likelihood.check_support(x)
-        return self.likelihood.check_support(torch.where(torch.isnan(x), self._inside(x), x))
+        return self.likelihood.check_support(torch.where(torch.isnan(x), self._fill_value(x), x))

@@ -1,4 +1,4 @@
-"""Models: an encoder, a decoder with its likelihood, and a prior, composed."""
+"""Models, composed of an encoder, a decoder with its likelihood, and a prior."""
 
 from tinyvae.models.base import DecoderModel as DecoderModel
 from tinyvae.models.hierarchical import BottomUpVAE as BottomUpVAE

@@ -1,81 +1,97 @@
-"""What models with latent variables share: a decoder, a likelihood, and one pass."""
+"""Base class of models: a decoder with its likelihood, and the pass through all parts."""
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace as replaced
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tinyvae.core.module_state import evaluating, frozen, preserved_batch_norm
-from tinyvae.distributions import Distribution, ReshapedBatch, Wrapper
+from tinyvae.core.module_state import evaluating, frozen, preserved_statistics
+from tinyvae.distributions import Distribution
 from tinyvae.distributions.special import at_least_float32
-from tinyvae.encoders import Encoder
 from tinyvae.likelihoods import Likelihood
 from tinyvae.models.checks import (
-    Draw,
-    attempt,
-    center,
+    call_part,
     check_prior,
     check_supports,
-    checked_center,
-    expect,
-    shape_of,
+    describe_output,
+    require_part,
+)
+from tinyvae.models.decoding import build_decoder, infer_data_shape, set_output_bias
+from tinyvae.models.latents import (
+    Draw,
+    FrozenPosterior,
+    draw_checked_point_estimate,
+    draw_point_estimate,
+    repeat_rows,
 )
 from tinyvae.models.output import LatentTerm, LatentVariableModel, VAEOutput
-from tinyvae.models.serialization import describe_model, load_model, save_model
+from tinyvae.models.saving import SavableModel
 
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
-Model = TypeVar("Model", bound="DecoderModel")
 
 
-class DecoderModel(LatentVariableModel):
-    """A model whose decoder turns a latent into p(x given z), however the latent came about.
+class DecoderModel(SavableModel, LatentVariableModel):
+    """A model whose decoder maps latents to p(x given z).
 
-    A model says by :meth:`infer` how latents are drawn given x, and by :meth:`generate` how they
-    are drawn without. Everything else is here.
+    A subclass defines how latents are drawn: :meth:`infer` given x, :meth:`generate` from the
+    prior. Its constructor's arguments are the parts, and ``data_shape``.
 
     Args:
-        parts: The arguments that build it, in their order, by name.
+        parts: Parts by the names of the constructor's arguments, in their order. The first one is
+            the encoder, or the list of encoders, that reads the data.
+        data_shape: Shape ``E`` of one datum. A decoder without an output shape needs it. By default
+            it is the ``in_shape`` of the encoder's network, if the likelihood does not change the
+            encoder's input.
 
     Attributes:
-        decoder: Any module that maps latents ``(N, *L)`` to the likelihood's parameters
-            ``(N, P, *E)``, or ``(N, *E)`` where ``P`` is 1. It is called with the context as
-            second argument where there is one.
-        likelihood: Module that turns them into p(x given z).
+        decoder: Module that maps latents ``(N, *L)`` to the likelihood's parameters
+            ``(N, P, *E)``, or ``(N, *E)`` if ``P`` is 1: a :class:`~tinyvae.Decoder`, a network, or
+            any other module. It gets the context as second argument if there is one.
+        likelihood: Module that maps these parameters to p(x given z).
         latent_shape: Shape of the latent that the decoder reads.
+        data_shape: Shape of one datum, or None if it is unknown.
     """
 
     decoder: nn.Module
     likelihood: Likelihood
     latent_shape: torch.Size
-    inference = "encoder"  # for errors
+    inference = "encoder"  # Name of the parts that infer, for errors.
     posterior_parts: tuple[str, ...] = ("encoder",)
 
-    def __init__(self, parts: Mapping[str, nn.Module | Sequence[nn.Module]]) -> None:
+    def __init__(
+        self,
+        parts: Mapping[str, nn.Module | Sequence[nn.Module]],
+        data_shape: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
-        owner, such = type(self).__name__, "such as MLP(latent_dim, out_shape=data_shape)"
-        expect(owner, parts["decoder"], nn.Module, "decoder", such)
-        expect(owner, parts["likelihood"], Likelihood, "likelihood", "such as GaussianLikelihood()")
-        self._arguments = tuple(parts)
+        owner, example = type(self).__name__, "such as MLP(latent_dim)"
+        require_part(owner, parts["decoder"], nn.Module, "decoder", example)
+        example = "such as GaussianLikelihood()"
+        require_part(owner, parts["likelihood"], Likelihood, "likelihood", example)
         for name, part in parts.items():
             self.add_module(name, part if isinstance(part, nn.Module) else nn.ModuleList(part))
+        self.data_shape = (
+            infer_data_shape(next(self.children()), self.likelihood)
+            if data_shape is None
+            else torch.Size(data_shape)
+        )
+        build_decoder(owner, self.decoder, self.likelihood, self.data_shape)
 
     @abstractmethod
     def infer(
         self, inputs: Tensor, context: Tensor | None, draw: Draw
     ) -> tuple[tuple[LatentTerm, ...], Tensor]:
-        """Draw latents given what the encoder is fed.
+        """Draw latents given the encoder's input.
 
         Args:
-            inputs: What the encoder is fed, ``(B, ...)``.
-            context: What the model is conditioned on, ``(B, ...)``.
-            draw: Called for every posterior in turn.
+            inputs: Input of the encoder, ``(B, ...)``.
+            context: Context of the examples, ``(B, ...)``.
+            draw: Rule that is called for each posterior in turn.
 
         Returns:
             The latent terms, and the latent that the decoder reads, ``(K, B, *L)``.
@@ -83,28 +99,33 @@ class DecoderModel(LatentVariableModel):
 
     @abstractmethod
     def generate(self, num_samples: int, context: Tensor | None) -> Tensor:
-        """Draw latents for the decoder of the prior, ``(n, *L)``, or ``(n, B, *L)`` given context.
+        """Draw latents for the decoder from the prior.
 
-        (A prior that reads no context is drawn for each row of it.)
+        The result is ``(n, *L)``, or ``(n, B, *L)`` with a context, even if the prior does not read
+        it.
         """
 
     @abstractmethod
     def prior_given(self, context: Tensor | None) -> Distribution:
-        """p(z) of the top layer, given the context where it reads one."""
+        """Return p(z) of the top layer, given the context if the prior reads it."""
 
     def config(self) -> dict[str, Any]:
-        """Arguments that build an equal model, for its file."""
-        parts = ((name, self.get_submodule(name)) for name in self._arguments)
-        return {n: list(p) if isinstance(p, nn.ModuleList) else p for n, p in parts}
+        """Return the parts that build an equal model, by name.
+
+        ``data_shape`` is left out, because the decoder has its output shape already.
+        """
+        config = super().config()
+        config.pop("data_shape", None)
+        return {n: list(p) if isinstance(p, nn.ModuleList) else p for n, p in config.items()}
 
     @property
     def couples_batch(self) -> bool:
-        """Whether an example's likelihood depends on the others of its batch."""
+        """True if an example's likelihood depends on the others of its batch."""
         return self.likelihood.couples_batch
 
-    def elements(self, x: Tensor) -> int:
-        """Elements of a datum, or of the decoder's output for it, whichever are more."""
-        return max(super().elements(x), self.likelihood.param_shape(x.shape[1:]).numel())
+    def peak_elements(self, x: Tensor) -> int:
+        """Return the number of elements of a datum or of the decoder's output, the larger one."""
+        return max(super().peak_elements(x), self.likelihood.param_shape(x.shape[1:]).numel())
 
     def forward(
         self,
@@ -119,13 +140,13 @@ class DecoderModel(LatentVariableModel):
 
         Args:
             x: Data.
-            context: What the model is conditioned on, ``(B, ...)``.
-            mask: Which entries were observed, ``(B, *E)``; those that are NaN were not. The
-                likelihood must be :class:`~tinyvae.likelihoods.MaskedLikelihood` then.
+            context: Context of the examples, ``(B, ...)``.
+            mask: True for the entries that were observed, ``(B, *E)``. Entries that are NaN were
+                not. A mask needs a :class:`~tinyvae.likelihoods.MaskedLikelihood`.
             num_samples: Number of draws ``K``.
-            frozen_posterior: Score the draws by posteriors that have gradients in the latents, but
-                none in the weights, as in "sticking the landing" (Roeder, Wu, Duvenaud 2017,
-                arXiv:1703.09194). Posteriors whose draws are not reparameterized stay as they are.
+            frozen_posterior: True scores the draws by posteriors that have gradients in the
+                latents, but not in the weights, as in "sticking the landing" (Roeder, Wu, Duvenaud
+                2017, arXiv:1703.09194). Posteriors without reparameterized draws do not change.
         """
         if num_samples < 1:
             raise ValueError(f"{type(self).__name__} expects num_samples >= 1, got {num_samples}")
@@ -133,9 +154,14 @@ class DecoderModel(LatentVariableModel):
         inputs = self.likelihood.encoder_input(x)
         draws: list[Tensor] = []
 
-        def draw(_: Encoder, posterior: Distribution) -> Tensor:
-            draws.append(posterior.sample((num_samples,)[len(posterior.batch_shape) - 1 :]))
-            return draws[-1]
+        def draw(_: torch.Size, posterior: Distribution) -> tuple[Tensor, Tensor | None]:
+            shape, log_q = (num_samples,)[len(posterior.batch_shape) - 1 :], None
+            if posterior.yields_log_prob:
+                z, log_q = posterior.sample_and_log_prob(shape)
+            else:
+                z = posterior.sample(shape)
+            draws.append(z)
+            return z, log_q
 
         terms, z = self.infer(inputs, context, draw)
         record = self._record(x, terms, z, context, draws)
@@ -152,33 +178,33 @@ class DecoderModel(LatentVariableModel):
         """Score a record's draws by posteriors without gradients in the weights.
 
         Args:
-            record: What :meth:`forward` returned for the arguments that follow.
+            record: Output of :meth:`forward` for the same ``x``, ``context`` and ``mask``.
             x: Data.
-            context: What the model is conditioned on.
-            mask: Which entries were observed.
+            context: Context of the examples.
+            mask: True for the entries that were observed.
         """
-        again = (part for name, part in self.named_children() if name != "decoder")
-        layers = (layer for part in again for layer in part.modules())
+        parts = (part for name, part in self.named_children() if name != "decoder")
+        layers = (layer for part in parts for layer in part.modules())
         if any(isinstance(m, DROPOUT) and m.training and m.p for m in layers):
             raise ValueError(
-                "draws are scored in a second pass, where dropout would leave out others: use "
-                "estimator='pathwise', or no dropout but in the decoder"
+                "freeze_posterior scores draws in a second pass, in which dropout would drop other "
+                "units: use estimator='pathwise', or dropout in the decoder only"
             )
         inputs = self.likelihood.encoder_input(self._observed(x, mask))
         draws = iter(record.draws)
-        with frozen(self), preserved_batch_norm(self):
-            scored, _ = self.infer(inputs, context, lambda *_: next(draws))
+        with frozen(self), preserved_statistics(self):
+            scored, _ = self.infer(inputs, context, lambda *_: (next(draws), None))
         latents = (
-            # What is not scored by weights need not be frozen, and a codebook may have moved since.
-            replaced(term, posterior=_Frozen(again.posterior, self))
+            # Other posteriors stay: their codebook may have moved since the draw.
+            replace(term, posterior=FrozenPosterior(scored_term.posterior, self), drawn_log_q=None)
             if term.posterior.depends_on_parameters and term.posterior.has_rsample
             else term
-            for term, again in zip(record.latents, scored, strict=True)
+            for term, scored_term in zip(record.latents, scored, strict=True)
         )
-        return replaced(record, latents=tuple(latents))
+        return replace(record, latents=tuple(latents))
 
     def posterior_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the posterior, as against those of the generative model."""
+        """Return the parameters of the posterior, without those of the generative model."""
         parts = (self.get_submodule(name) for name in self.posterior_parts)
         return [parameter for part in parts for parameter in part.parameters()]
 
@@ -191,17 +217,19 @@ class DecoderModel(LatentVariableModel):
         draws: Sequence[Tensor] = (),
     ) -> VAEOutput:
         likelihood = self.decode(z, context)
-        return VAEOutput(terms, likelihood, likelihood.log_prob(x), tuple(draws), z)
+        log_px = likelihood.log_prob(x)
+        self.likelihood.update_statistics(likelihood, x)
+        return VAEOutput(terms, likelihood, log_px, tuple(draws), z)
 
     def _observed(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Data as floating-point numbers, NaN where the mask says that they are missing."""
+        """Return the data as floating-point numbers, NaN for entries that the mask leaves out."""
         if not x.is_floating_point():
             dtypes = (p.dtype for p in self.parameters() if p.is_floating_point())
             x = x.to(next(dtypes, torch.get_default_dtype()))
         return x if mask is None else self.likelihood.with_mask(x, mask)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Distribution:
-        """Return p(x given z) for ``z`` ``(*S, *L)``; with a context ``(B, ...)``, S ends in B."""
+        """Return p(x given z) for ``z`` ``(*S, *L)``. With a context ``(B, ...)``, S ends in B."""
         params = at_least_float32(self._decoder_output(z, context))
         event_ndim = params.dim() - 1 - (self.likelihood.num_params > 1)
         batch_shape = z.shape[: z.dim() - len(self.latent_shape)]
@@ -214,26 +242,27 @@ class DecoderModel(LatentVariableModel):
         if context is None:
             output: Tensor = self.decoder(rows)
         else:
-            batch = z.shape[: z.dim() - len(self.latent_shape)]
-            if batch[-1:] != context.shape[:1]:
+            batch_shape = z.shape[: z.dim() - len(self.latent_shape)]
+            if batch_shape[-1:] != context.shape[:1]:
                 raise ValueError(
                     f"a context of {len(context)} rows does not fit latents of batch shape "
-                    f"{tuple(batch)}: expected one row per example, the last of these"
+                    f"{tuple(batch_shape)}: give one row per example, the last of these sizes"
                 )
-            output = self.decoder(rows, repeated(context, len(rows)))
+            output = self.decoder(rows, repeat_rows(context, len(rows)))
         return output
 
     def reconstruct(
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
     ) -> Tensor:
-        """Center of p(x given z) at the posterior's center, ``(B, *E)``, without gradients.
+        """Return the center of p(x given z) at the posterior's center, ``(B, *E)``.
 
-        The center is the mean, or of classes without an order the most probable one.
+        The center is the mean, or the most probable class of classes without an order. It has no
+        gradients.
         """
         with torch.no_grad():
             inputs = self.likelihood.encoder_input(self._observed(x, mask))
-            _, z = self.infer(inputs, context, center)
-            return self.decode(z, context).center()[0]
+            _, z = self.infer(inputs, context, draw_point_estimate)
+            return self.decode(z, context).point_estimate()[0]
 
     def sample(
         self, num_samples: int, context: Tensor | None = None, *, mean: bool = False
@@ -242,24 +271,24 @@ class DecoderModel(LatentVariableModel):
 
         Args:
             num_samples: Number of draws ``n``.
-            context: What to condition on, ``(B, ...)``.
-            mean: Return the center of p(x given z) at the drawn z instead of a draw: its mean, or
-                of classes without an order the most probable one.
+            context: Context of the draws, ``(B, ...)``.
+            mean: True returns the center of p(x given z) at the drawn z instead of a draw: its
+                mean, or the most probable class of classes without an order.
 
         Returns:
             ``(n, *E)``, or ``(n, B, *E)`` with a context.
         """
         with torch.no_grad():
             likelihood = self.decode(self.generate(num_samples, context), context)
-            return likelihood.center() if mean else likelihood.sample()
+            return likelihood.point_estimate() if mean else likelihood.sample()
 
     def check(
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
     ) -> VAEOutput:
         """Raise, with the remedy, if ``x`` and the parts do not fit together.
 
-        Runs two examples through encoder and decoder, and all of ``x`` through the likelihood's
-        check of its support. Draws nothing and leaves the model as it was.
+        Two examples pass through encoder and decoder, and all of ``x`` through the likelihood's
+        check of its support. Nothing is drawn, and the model does not change.
 
         Returns:
             The record of the two examples at their posteriors' centers.
@@ -280,19 +309,20 @@ class DecoderModel(LatentVariableModel):
             self.likelihood.input_shape(x.shape[1:])
             inputs = self.likelihood.encoder_input(two)
             check_prior(lambda: self.prior_given(context))
-            terms, z = attempt(
+            terms, z = call_part(
                 self.inference,
                 inputs,
-                lambda: self.infer(inputs, context, checked_center(len(two))),
+                lambda: self.infer(inputs, context, draw_checked_point_estimate(len(two))),
             )
             check_supports(terms)
-            output = attempt("decoder", z[0], lambda: self._decoder_output(z, context))
+            output = call_part("decoder", z[0], lambda: self._decoder_output(z, context))
             expected = self.likelihood.param_shape(x.shape[1:])
             if not isinstance(output, Tensor) or output.shape[1:] != expected:
                 raise ValueError(
                     f"{self.likelihood} on data of shape {tuple(x.shape[1:])} needs a decoder that "
-                    f"returns {tuple(expected)} per example, got {shape_of(output)}: "
-                    f"give it out_shape={tuple(expected)}"
+                    f"returns {tuple(expected)} per example, got {describe_output(output)}: "
+                    f"give it out_shape={tuple(expected)}, or build {name} with "
+                    f"data_shape={tuple(x.shape[1:])}"
                 )
             record = self._record(two, terms, z, context)
         if in_support is False:
@@ -302,104 +332,14 @@ class DecoderModel(LatentVariableModel):
     def init_output_bias(self, x: Tensor) -> None:
         """Set the bias of the decoder's last layer so that training starts from the data's mean.
 
-        Where that layer is a convolution, which has one bias per channel, from the channels' means.
+        If that layer is a convolution, which has one bias per channel, the channels' means are
+        used.
 
         Args:
             x: Data ``(N, *E)``, such as all training data.
         """
-        x = self._observed(x, None)
-        biases = [
-            layer.bias
-            for layer in self.decoder.modules()
-            if isinstance(layer, LAYERS) and isinstance(layer.bias, nn.Parameter)
-        ]
-        last = biases[-1] if biases else None
-        shape = self.likelihood.param_shape(x.shape[1:])
-        if last is not None and x.dim() == 4 and last.numel() == shape[:-2].numel():
-            x = x.movedim(1, -1).reshape(-1, x.shape[1], 1, 1)  # every pixel is a datum of its own
-        params = self.likelihood.params_for_mean(x)
-        if last is None or last.numel() != params.numel():
-            raise ValueError(
-                "init_output_bias expects a decoder that ends in a linear or convolutional layer with "
-                f"a bias for {self.likelihood}'s {tuple(shape)}, got {self.decoder!r:.200}"
-            )
-        with torch.no_grad():
-            last.copy_(params.flatten())
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights and composition to one file (safetensors, no pickle), atomically."""
-        save_model(self, self.config(), path)
-
-    def description(self) -> dict[str, Any]:
-        """What a file says of the model besides its weights.
-
-        Raises:
-            TypeError: If a file could not say how the parts hang together.
-        """
-        return describe_model(self, self.config())
-
-    @classmethod
-    def load(
-        cls: type[Model],
-        path: str | os.PathLike[str],
-        *,
-        parts: Iterable[type[nn.Module]] = (),
-        replace: Mapping[str, nn.Module] | None = None,
-    ) -> Model:
-        """Read a model that :meth:`save` or a checkpoint wrote, on the CPU, in evaluation mode.
-
-        Args:
-            path: The file.
-            parts: Your own classes that the file names.
-            replace: Modules for those that are not the library's, by name:
-                ``{"encoder.network": net}``. They take on the file's weights.
-
-        Raises:
-            CheckpointError: If the file is damaged, hostile or does not fit.
-            ValueError: If ``replace`` names a module that the file describes itself.
-        """
-        return load_model(cls, path, tuple(parts), replace)
+        set_output_bias(self.decoder, self.likelihood, self._observed(x, None))
 
     def extra_repr(self) -> str:
-        """Latent shape, for ``repr``."""
+        """Return the latent shape, for ``repr``."""
         return f"latent_shape={tuple(self.latent_shape)}"
-
-
-class _Frozen(Wrapper):
-    """A posterior that is scored without gradients in a model's weights.
-
-    Some, such as those of flows, read their weights only then.
-    """
-
-    def __init__(self, base: Distribution, model: nn.Module) -> None:
-        super().__init__(base)
-        self.model = model
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density or mass, nats, with gradients in ``value`` alone."""
-        with frozen(self.model):
-            return self.base.log_prob(value)
-
-    def elementwise_log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each element, nats, with gradients in ``value`` alone."""
-        with frozen(self.model):
-            return self.base.elementwise_log_prob(value)
-
-
-def conditional(encoder: Encoder, z: Tensor, context: Tensor | None) -> ReshapedBatch:
-    """Density that an encoder gives at each of ``z`` ``(K, B, *L)``."""
-    rows = z.flatten(0, 1)
-    given = None if context is None else repeated(context, len(rows))
-    return ReshapedBatch(encoder(rows, given), z.shape[:2])
-
-
-def drawn(prior: Distribution, num_samples: int, context: Tensor | None) -> Tensor:
-    """Draws ``(n, *L)``, or ``(n, B, *L)`` given context, be it read or not."""
-    batch = () if context is None else (len(context),)
-    missing = batch[len(prior.batch_shape) :]
-    return prior.sample((num_samples, *missing))
-
-
-def repeated(context: Tensor, rows: int) -> Tensor:
-    """Context of ``(K, B)`` latents in rows."""
-    return context.repeat(rows // len(context), *[1] * (context.dim() - 1))

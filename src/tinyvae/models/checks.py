@@ -1,4 +1,4 @@
-"""What does not fit together, and what to do about it."""
+"""Checks that the parts of a model fit together."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +9,8 @@ from tinyvae.distributions import Distribution
 from tinyvae.encoders import Encoder
 from tinyvae.errors import PosteriorError
 from tinyvae.models.output import LatentTerm
+from tinyvae.priors import Prior
 
-# Latents (K, B, *L) for the posterior that an encoder has returned, of batch shape (B,) or (K, B).
-Draw = Callable[[Encoder, Distribution], Tensor]
 # The prior to recommend for each space.
 PRIORS = {
     "reals": "StandardNormal",
@@ -22,67 +21,50 @@ PRIORS = {
 }
 
 
-def expect(owner: str, value: object, cls: type, name: str, remedy: str) -> None:
-    """Raise unless a part is of its kind."""
+def require_part(owner: str, value: object, cls: type, name: str, remedy: str) -> None:
+    """Raise unless the argument ``name`` of ``owner`` is a ``cls``."""
     if not isinstance(value, cls):
         raise TypeError(
             f"{owner} expects as {name} a {cls.__name__}, got a {type(value).__name__}: {remedy}"
         )
 
 
+def require_latent_shape(owner: str, part: str, encoder: Encoder, prior: Encoder | Prior) -> None:
+    """Raise unless a prior, or a generator, has the latent shape of its encoder."""
+    if prior.latent_shape != encoder.latent_shape:
+        raise ValueError(
+            f"{owner} expects {part} over the encoder's latents {tuple(encoder.latent_shape)}, "
+            f"got one over {tuple(prior.latent_shape)}"
+        )
+
+
 def check_supports(terms: tuple[LatentTerm, ...]) -> None:
-    """Raise where log q - log p would compare densities with respect to different measures."""
+    """Raise if log q - log p would compare densities with respect to different measures."""
     for term in terms:
         q, p = term.posterior, term.prior
-        if q.space != p.space:
+        if q.support != p.support:
             raise ValueError(
-                f"the posterior of latent {term.name!r} is over {q.space}, its prior over "
-                f"{p.space}: give a prior of its kind, such as {PRIORS.get(q.space, 'another')}"
+                f"the posterior of latent {term.name!r} is over {q.support}, its prior over "
+                f"{p.support}: give a prior over {q.support}, such as "
+                f"{PRIORS.get(q.support, 'another')}"
             )
 
 
-def check_prior(call: Callable[[], Distribution]) -> None:
-    """Raise, and say that it is the prior, where one cannot be made."""
+def check_prior(make_prior: Callable[[], Distribution]) -> None:
+    """Raise, and name the prior, if it cannot be made."""
     try:
-        call()
+        make_prior()
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"the prior cannot be made of context and encoder: {error}") from error
+        raise ValueError(f"the prior fails for this context and encoder: {error}") from error
 
 
-def center(_: Encoder, posterior: Distribution) -> Tensor:
-    """One latent per example, ``(1, B, *L)``."""
-    value = posterior.center()
-    return value if len(posterior.batch_shape) == 2 else value.unsqueeze(0)
+def describe_output(output: object) -> str:
+    """Return the shape of a decoder's output per example, or its type if it is not a tensor."""
+    return str(tuple(output.shape[1:])) if isinstance(output, Tensor) else type(output).__name__
 
 
-def checked_center(batch: int) -> Draw:
-    """As :func:`center`, of what is found to be a posterior of so many examples."""
-
-    def draw(encoder: Encoder, posterior: object) -> Tensor:
-        if not isinstance(posterior, Distribution):
-            raise PosteriorError(
-                f"an encoder must return a Distribution, q(z given x), got a "
-                f"{type(posterior).__name__}: wrap its network as GaussianEncoder(network, "
-                "latent_dim), or return Independent(Normal(mean, log_std), 1)"
-            )
-        fits = posterior.event_shape == encoder.latent_shape
-        if not fits or tuple(posterior.batch_shape) not in ((batch,), (1, batch)):
-            raise PosteriorError(
-                f"the encoder's posterior should have batch_shape {(batch,)} and event_shape "
-                f"latent_shape = {tuple(encoder.latent_shape)}, got {posterior}"
-            )
-        return center(encoder, posterior)
-
-    return draw
-
-
-def shape_of(value: object) -> str:
-    """Shape per example of what a decoder returned, or its type if that is no tensor."""
-    return str(tuple(value.shape[1:])) if isinstance(value, Tensor) else type(value).__name__
-
-
-def attempt(role: str, value: Tensor, call: Any) -> Any:
-    """Call a part; say which one failed on what."""
+def call_part(role: str, value: Tensor, call: Callable[[], Any]) -> Any:
+    """Call a part. If it raises, say which part and for which input."""
     try:
         return call()
     except PosteriorError:

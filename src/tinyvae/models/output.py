@@ -1,4 +1,4 @@
-r"""The record of one pass through a model, all that objectives and evaluations read.
+r"""The output of one pass through a model, from which objectives and evaluations are computed.
 
 .. math:: \log w = \log p(x \mid z) + \sum_\ell \big[\log p(z_\ell) - \log q(z_\ell)\big]
 """
@@ -9,7 +9,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from tinyvae.distributions import Distribution, has_closed_form, kl_divergence
+from tinyvae.distributions import (
+    Distribution,
+    has_closed_form,
+    kl_divergence,
+    log_prob_of_draws,
+)
 from tinyvae.errors import NoClosedFormError
 
 KLEstimator = Literal["auto", "analytic", "sample"]
@@ -17,15 +22,16 @@ KLEstimator = Literal["auto", "analytic", "sample"]
 
 @dataclass(frozen=True)
 class LatentTerm:
-    """One latent variable of a pass: its draw, and the densities that it is charged for.
+    """One latent variable of a pass: its draws, its posterior and its prior.
 
     Attributes:
         name: Name, for reports.
         z: Draws from the posterior, ``(K, B, *L)``.
-        posterior: q(z given what is above it).
-        prior: p(z given what is above it).
-        analytic: Whether the KL divergence in closed form may stand for log q - log p. Not where
-            the prior depends on a draw that was made from ``z``, as in a bottom-up hierarchy.
+        posterior: q(z), given the data and the layers above.
+        prior: p(z), given the layers above.
+        analytic: True if the closed form of the KL divergence may replace log q - log p. False if
+            the prior depends on a draw that depends on ``z``, as in a bottom-up hierarchy.
+        drawn_log_q: Log posterior density of ``z``, ``(K, B)``, if drawing yielded it.
     """
 
     name: str
@@ -33,43 +39,50 @@ class LatentTerm:
     posterior: Distribution
     prior: Distribution
     analytic: bool = True
+    drawn_log_q: Tensor | None = None
 
     @property
     def log_q(self) -> Tensor:
-        """Log posterior density of ``z``, ``(K, B)``, nats; computed at every access."""
-        return self.posterior.log_prob(self.z)
+        """Log posterior density of ``z``, ``(K, B)``, nats.
+
+        It is computed at every access, unless drawing yielded it.
+        """
+        return self.posterior.log_prob(self.z) if self.drawn_log_q is None else self.drawn_log_q
 
     @property
     def log_p(self) -> Tensor:
-        """Log prior density of ``z``, ``(K, B)``, nats; computed at every access."""
-        return self.prior.log_prob(self.z)
+        """Log prior density of ``z``, ``(K, B)``, nats. It is computed at every access."""
+        return log_prob_of_draws(self.posterior, self.prior, self.z)
 
     def kl(self, estimator: KLEstimator = "auto") -> Tensor:
-        """KL(posterior || prior) of each example, ``(B,)``, nats, averaged over ``K`` draws.
+        """Return KL(posterior || prior) of each example, ``(B,)``, nats, averaged over ``K`` draws.
 
         Args:
-            estimator: ``"analytic"``, the closed form; ``"sample"``, log q - log p at the draws;
-                ``"auto"``, the closed form where there is one.
+            estimator: ``"analytic"`` for the closed form, ``"sample"`` for log q - log p at the
+                draws, ``"auto"`` for the closed form if there is one and the draws otherwise.
 
         Raises:
-            NoClosedFormError: If ``"analytic"`` is asked for and there is none.
+            NoClosedFormError: If ``estimator="analytic"`` and there is no closed form.
         """
         kl = self.kl_of_draws(estimator)
         return kl.mean(0) if kl.dim() == 2 else kl
 
     def kl_of_draws(self, estimator: KLEstimator = "auto", *, per_dim: bool = False) -> Tensor:
-        """Terms whose mean over draws is :meth:`kl`, ``(K, B)``, or ``(B,)`` where all are equal.
+        """Return the terms of :meth:`kl` before the mean over draws, nats.
 
         Args:
-            estimator: As of :meth:`kl`.
+            estimator: See :meth:`kl`.
             per_dim: Keep the dimensions of the latent, ``(..., *L)``, instead of summing over them.
 
+        Returns:
+            ``(K, B)``, or ``(B,)`` if the closed form is equal for all draws.
+
         Raises:
-            NoClosedFormError: If ``"analytic"`` is asked for and there is none.
+            NoClosedFormError: If ``estimator="analytic"`` and there is no closed form.
             TypeError: If the latent's dimensions are not independent, with ``per_dim``.
         """
         if estimator not in ("auto", "analytic", "sample"):
-            raise ValueError(f"expected 'auto', 'analytic' or 'sample', got {estimator!r}")
+            raise ValueError(f"kl expects 'auto', 'analytic' or 'sample', got {estimator!r}")
         if estimator != "sample" and self.analytic:
             try:
                 return kl_divergence(self.posterior, self.prior, per_dim=per_dim)
@@ -87,29 +100,29 @@ class LatentTerm:
 
     @property
     def is_density(self) -> bool:
-        """Whether posterior and prior are densities, on the same space."""
+        """True if posterior and prior are densities on the same support."""
         return (
             self.posterior.is_density
             and self.prior.is_density
-            and self.posterior.space == self.prior.space
+            and self.posterior.support == self.prior.support
         )
 
     @property
     def has_analytic_kl(self) -> bool:
-        """Whether the KL divergence has a closed form that may be used."""
+        """True if the KL divergence has a closed form that may be used."""
         return self.analytic and has_closed_form(self.posterior, self.prior)
 
 
 @dataclass(frozen=True)
 class VAEOutput:
-    """Record of one pass of ``B`` examples with ``K`` draws each.
+    """Output of one pass for ``B`` examples with ``K`` draws each.
 
     Attributes:
-        latents: The latent terms, as many as there are stochastic layers.
+        latents: Latent terms, one for each stochastic layer or part of a joint latent.
         likelihood: p(x given z), ``batch_shape = (K, B)``.
         log_px: log p(x given z), ``(K, B)``, nats.
-        draws: What was drawn, posterior by posterior in the order of drawing, ``(K, B, *L)`` each.
-        z: What the decoder read, ``(K, B, *L)``, None of a model without one.
+        draws: Draws of the posteriors in the order of drawing, ``(K, B, *L)`` each.
+        z: Input of the decoder, ``(K, B, *L)``, or None for a model without a decoder.
     """
 
     latents: tuple[LatentTerm, ...]
@@ -120,21 +133,21 @@ class VAEOutput:
 
     @property
     def is_density(self) -> bool:
-        """Whether posteriors, priors and likelihood are densities, without which no bound holds."""
+        """True if posteriors, priors and likelihood are densities, which a bound needs."""
         return self.likelihood.is_density and all(term.is_density for term in self.latents)
 
     def losses(self) -> dict[str, Tensor]:
-        """What the posteriors add to a training's loss, by name, ``(B,)`` or ``(K, B)`` each."""
+        """Return the terms of the training loss from posteriors, ``(B,)`` or ``(K, B)`` by name."""
         terms = ((term.name, term.posterior.losses) for term in self.latents)
-        return {f"{name}_{key}": value for name, own in terms for key, value in own.items()}
+        return {f"{name}_{key}": value for name, values in terms for key, value in values.items()}
 
     def metrics(self) -> dict[str, Tensor]:
-        """What the posteriors report beside, by name, 0-d each."""
+        """Return the further values that posteriors report, by name, 0-d each."""
         terms = ((term.name, term.posterior.metrics) for term in self.latents)
-        return {f"{name}_{key}": value for name, own in terms for key, value in own.items()}
+        return {f"{name}_{key}": value for name, values in terms for key, value in values.items()}
 
     def log_weight(self) -> Tensor:
-        """Log importance weights log p(x, z) - log q(z given x), ``(K, B)``, nats."""
+        """Return log importance weights log p(x, z) - log q(z given x), ``(K, B)``, nats."""
         log_weight = self.log_px
         for term in self.latents:
             log_weight = log_weight + term.log_p - term.log_q
@@ -142,7 +155,7 @@ class VAEOutput:
 
 
 class LatentVariableModel(nn.Module, ABC):
-    """What objectives and evaluations ask of a model."""
+    """Interface of models for objectives and evaluations."""
 
     @abstractmethod
     def forward(
@@ -154,10 +167,10 @@ class LatentVariableModel(nn.Module, ABC):
         num_samples: int = 1,
         frozen_posterior: bool = False,
     ) -> VAEOutput:
-        """Draw ``num_samples`` latents for each of ``x`` ``(B, *E)`` and record the pass.
+        """Draw ``num_samples`` latents for each of ``x`` ``(B, *E)`` and return the output.
 
-        What ``mask`` ``(B, *E)`` leaves out is missing, as is what is NaN. With
-        ``frozen_posterior`` the draws are scored by posteriors without gradients in the weights.
+        Entries are missing if they are NaN, or False in ``mask`` ``(B, *E)``. With
+        ``frozen_posterior`` the posteriors score the draws without gradients in the weights.
         """
 
     def freeze_posterior(
@@ -168,16 +181,16 @@ class LatentVariableModel(nn.Module, ABC):
         *,
         mask: Tensor | None = None,
     ) -> VAEOutput:
-        """Score a record's draws by posteriors without gradients in the weights."""
+        """Return the output with posteriors that have no gradients in the weights."""
         raise NotImplementedError(
-            f"{type(self).__name__} does not score draws again: use estimator='pathwise'"
+            f"{type(self).__name__} cannot freeze its posterior: use estimator='pathwise'"
         )
 
     def posterior_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the posterior, as against those of the generative model."""
+        """Return the parameters of the posterior, without those of the generative model."""
         raise NotImplementedError(
-            f"{type(self).__name__} does not tell its posterior's parameters from the others: "
-            "train all on one bound, MultiplyIWAE or IWAE"
+            f"{type(self).__name__} does not separate the parameters of its posterior: "
+            "train all parameters with one bound, MultiplyIWAE or IWAE"
         )
 
     @abstractmethod
@@ -186,19 +199,22 @@ class LatentVariableModel(nn.Module, ABC):
     ) -> VAEOutput:
         """Raise, with the remedy, if ``x`` and the parts of the model do not fit together.
 
-        Draws nothing. Returns the record of the first examples at their posteriors' means.
+        Nothing is drawn.
+
+        Returns:
+            The output for the first examples at the point estimates of their posteriors.
         """
 
     @property
     def couples_batch(self) -> bool:
-        """Whether an example's record depends on the others of its batch in training."""
+        """True if the output for an example depends on the rest of its batch in training."""
         return False
 
-    def elements(self, x: Tensor) -> int:
-        """Elements of the largest tensor of a pass, per example of ``x`` and draw."""
+    def peak_elements(self, x: Tensor) -> int:
+        """Return the number of elements of the largest tensor, per example of ``x`` and draw."""
         return max(1, x[0].numel())
 
     @property
     @abstractmethod
     def is_density(self) -> bool:
-        """Whether posterior and likelihood are densities, without which no bound holds."""
+        """True if posterior and likelihood are densities, which a bound needs."""

@@ -1,8 +1,10 @@
-r"""Two stochastic layers that both reach the data, inferred from the top.
+r"""A model with two stochastic layers that both reach the data, inferred from the top.
 
 .. math:: p(x, z_1, z_2) = p(x \mid z_1, z_2)\, p(z_1 \mid z_2)\, p(z_2), \qquad
     q(z \mid x) = q(z_2 \mid x)\, q(z_1 \mid x, z_2)
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,24 +12,27 @@ from torch import Tensor, nn
 from tinyvae.distributions import Distribution, ReshapedBatch
 from tinyvae.encoders import Encoder
 from tinyvae.likelihoods import Likelihood
-from tinyvae.models.base import DecoderModel, conditional, drawn, repeated
-from tinyvae.models.checks import Draw, expect
+from tinyvae.models.base import DecoderModel
+from tinyvae.models.checks import require_latent_shape, require_part
+from tinyvae.models.latents import Draw, conditional_density, repeat_rows, sample_prior
 from tinyvae.models.output import LatentTerm
 from tinyvae.priors import Prior, StandardNormal
 
 
 class TwoLevelVAE(DecoderModel):
-    r"""Two layers, of which the decoder reads both: the model of the hierarchical VampPrior.
+    r"""Two layers that the decoder both reads: the model of the hierarchical VampPrior.
 
     Args:
         top: q(z_2 given x).
-        bottom: q(z_1 given x, z_2): an encoder whose network reads x and, as its context, z_2 (and
-            behind it the model's own context), such as one around :class:`~tinyvae.networks.ConcatContext`.
-        generator: p(z_1 given z_2): an encoder of z_2.
-        decoder: Module that maps z_1 and z_2, flattened side by side, to the likelihood's
-            parameters.
-        likelihood: Module that turns them into p(x given z_1, z_2).
-        prior: p(z_2), by default N(0, I); a :class:`~tinyvae.VampPrior` borrows ``top``.
+        bottom: q(z_1 given x, z_2): an encoder whose network reads x and, as its context, z_2
+            followed by the model's own context, such as one with a
+            :class:`~tinyvae.networks.ConcatContext`.
+        generator: p(z_1 given z_2): an encoder that reads z_2.
+        decoder: Module that maps z_1 and z_2, flattened and concatenated, to the likelihood's
+            parameters, see :class:`~tinyvae.VAE`.
+        likelihood: Module that maps these parameters to p(x given z_1, z_2).
+        prior: p(z_2), by default N(0, I). A :class:`~tinyvae.VampPrior` uses ``top``.
+        data_shape: Shape of one datum, see :class:`~tinyvae.VAE`.
 
     Shape:
         x: ``(B, *E)``; latents: ``(K, B, *L_l)``.
@@ -42,7 +47,7 @@ class TwoLevelVAE(DecoderModel):
         ...     generator=GaussianEncoder(MLP(2, (8,)), 3),
         ...     decoder=MLP(3 + 2, (8,), out_shape=4),
         ...     likelihood=BernoulliLikelihood(),
-        ...     prior=VampPrior(2, 4, num_components=5),
+        ...     prior=VampPrior(2, input_shape=4, num_components=5),
         ... )
         >>> [(term.name, tuple(term.z.shape)) for term in vae(x).latents]
         [('z1', (1, 8, 3)), ('z2', (1, 8, 2))]
@@ -58,44 +63,39 @@ class TwoLevelVAE(DecoderModel):
     def __init__(
         self,
         top: Encoder,
+        *,
         bottom: Encoder,
         generator: Encoder,
         decoder: nn.Module,
         likelihood: Likelihood,
         prior: Prior | None = None,
+        data_shape: Sequence[int] | None = None,
     ) -> None:
-        remedy = "GaussianEncoder(network, latent_dim)"
+        owner, remedy = "TwoLevelVAE", "GaussianEncoder(network, latent_dim)"
         for name, part in (("top", top), ("bottom", bottom), ("generator", generator)):
-            expect("TwoLevelVAE", part, Encoder, name, remedy)
+            require_part(owner, part, Encoder, name, remedy)
         prior = StandardNormal(top.latent_shape) if prior is None else prior
-        expect("TwoLevelVAE", prior, Prior, "prior", "such as StandardNormal(top.latent_shape)")
-        shapes = [(bottom.latent_shape, generator.latent_shape)]
-        shapes.append((top.latent_shape, prior.latent_shape))
-        for layer, (posterior, generated) in enumerate(shapes, 1):
-            if posterior != generated:
-                raise ValueError(
-                    f"TwoLevelVAE: z{layer} is {tuple(posterior)} of its encoder and "
-                    f"{tuple(generated)} of its prior"
-                )
-        super().__init__(
-            {
-                "top": top,
-                "bottom": bottom,
-                "generator": generator,
-                "decoder": decoder,
-                "likelihood": likelihood,
-                "prior": prior,
-            }
-        )
+        require_part(owner, prior, Prior, "prior", "such as StandardNormal(top.latent_shape)")
+        require_latent_shape(owner, "a generator of z1", bottom, generator)
+        require_latent_shape(owner, "a prior of z2", top, prior)
+        parts = {
+            "top": top,
+            "bottom": bottom,
+            "generator": generator,
+            "decoder": decoder,
+            "likelihood": likelihood,
+            "prior": prior,
+        }
+        super().__init__(parts, data_shape)
 
     @property
     def latent_shape(self) -> torch.Size:  # type: ignore[override]
-        """Shape of both latents, flattened side by side."""
+        """Shape of both latents, flattened and concatenated."""
         return torch.Size((self.bottom.latent_shape.numel() + self.top.latent_shape.numel(),))
 
     @property
     def is_density(self) -> bool:
-        """Whether posteriors, the generator and the likelihood are densities."""
+        """True if posteriors, generator and likelihood are densities."""
         parts = (self.top, self.bottom, self.generator, self.likelihood)
         return all(part.is_density for part in parts)
 
@@ -105,33 +105,34 @@ class TwoLevelVAE(DecoderModel):
         """Draw z_2 given x, then z_1 given x and z_2."""
         prior = self.prior_given(context)
         upper: Distribution = self.top(inputs, context)
-        z2 = draw(self.top, upper)  # (K, B, *L_2)
-        rows = z2.flatten(0, 1)
-        given = (
-            rows
-            if context is None
-            else torch.cat([rows.flatten(1), repeated(context, len(rows)).flatten(1)], 1)
-        )
-        lower = ReshapedBatch(self.bottom(repeated(inputs, len(rows)), given), z2.shape[:2])
-        z1 = draw(self.bottom, lower)
+        z2, log_q2 = draw(self.top.latent_shape, upper)  # (K, B, *L_2)
+        condition = z2.flatten(0, 1)  # (K * B, *L_2)
+        num_rows = len(condition)
+        if context is not None:
+            row_context = repeat_rows(context, num_rows)
+            condition = torch.cat([condition.flatten(1), row_context.flatten(1)], 1)
+        posterior = self.bottom(repeat_rows(inputs, num_rows), condition)
+        lower = ReshapedBatch(posterior, z2.shape[:2])
+        z1, log_q1 = draw(self.bottom.latent_shape, lower)
+        generated = conditional_density(self.generator, z2, context)
         terms = (
-            LatentTerm("z1", z1, lower, conditional(self.generator, z2, context)),
-            LatentTerm("z2", z2, upper, prior),
+            LatentTerm("z1", z1, lower, generated, drawn_log_q=log_q1),
+            LatentTerm("z2", z2, upper, prior, drawn_log_q=log_q2),
         )
-        return terms, _side_by_side(z1, z2)
+        return terms, _concatenate(z1, z2)
 
     def generate(self, num_samples: int, context: Tensor | None) -> Tensor:
-        """Draw of p(z_2), then of p(z_1 given z_2)."""
-        z2 = drawn(self.prior_given(context), num_samples, context)
+        """Draw from p(z_2), then from p(z_1 given z_2)."""
+        z2 = sample_prior(self.prior_given(context), num_samples, context)
         z2 = z2 if context is not None else z2.unsqueeze(1)
-        both = _side_by_side(conditional(self.generator, z2, context).sample(), z2)
-        return both if context is not None else both.squeeze(1)
+        z = _concatenate(conditional_density(self.generator, z2, context).sample(), z2)
+        return z if context is not None else z.squeeze(1)
 
     def prior_given(self, context: Tensor | None) -> Distribution:
-        """p(z_2), or p(z_2 given context)."""
+        """Return p(z_2), or p(z_2 given context)."""
         prior: Distribution = self.prior(context, encoder=self.top)
         return prior
 
 
-def _side_by_side(z1: Tensor, z2: Tensor) -> Tensor:
+def _concatenate(z1: Tensor, z2: Tensor) -> Tensor:
     return torch.cat([z1.flatten(2), z2.flatten(2)], 2)

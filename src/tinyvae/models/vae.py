@@ -3,19 +3,41 @@ r"""The variational autoencoder.
 .. math:: x \to q(z \mid x) \to z \to p(x \mid z), \qquad
     \log w = \log p(x \mid z) + \log p(z) - \log q(z \mid x)
 
-One pass returns one record, :class:`~tinyvae.models.VAEOutput`.
+A pass returns a :class:`~tinyvae.models.VAEOutput`.
 """
+
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from tinyvae.distributions import Distribution, JointDistribution
-from tinyvae.encoders import Encoder
+from tinyvae.encoders import Encoder, GaussianEncoder
 from tinyvae.likelihoods import Likelihood
-from tinyvae.models.base import DecoderModel, drawn
-from tinyvae.models.checks import Draw, expect
+from tinyvae.models.base import DecoderModel
+from tinyvae.models.checks import require_latent_shape, require_part
+from tinyvae.models.latents import Draw, sample_prior
 from tinyvae.models.output import LatentTerm
+from tinyvae.networks import (
+    MLP,
+    ConvNet,
+    Network,
+    ResNet,
+    TransposedConvNet,
+    TransposedResNet,
+)
 from tinyvae.priors import Prior, StandardNormal
+
+# name: encoder network of an input shape, decoder network of a latent shape
+NETWORKS: dict[
+    str,
+    tuple[Callable[[Sequence[int]], Network], Callable[[int | Sequence[int]], Network]],
+] = {
+    "mlp": (MLP, MLP),
+    "conv": (ConvNet, TransposedConvNet),
+    "resnet": (ResNet, TransposedResNet),
+}
 
 
 class VAE(DecoderModel):
@@ -23,11 +45,15 @@ class VAE(DecoderModel):
 
     Args:
         encoder: Module that returns q(z given x).
-        decoder: Any module that maps latents ``(N, *L)`` to the likelihood's parameters
-            ``(N, P, *E)``, or ``(N, *E)`` where ``P`` is 1. It is called with the context as
-            second argument where there is one.
-        likelihood: Module that turns them into p(x given z).
+        decoder: Module that maps latents ``(N, *L)`` to the likelihood's parameters
+            ``(N, P, *E)``, or ``(N, *E)`` if ``P`` is 1: a network, a :class:`~tinyvae.Decoder`, or
+            any other module. It gets the context as second argument if there is one. A network
+            without an output shape gets it from the likelihood and the data shape.
+        likelihood: Module that maps these parameters to p(x given z).
         prior: Module that returns p(z), by default N(0, I).
+        data_shape: Shape ``E`` of one datum. Only a decoder without an output shape needs it. By
+            default it is the ``in_shape`` of the encoder's network, if the likelihood does not
+            change the encoder's input.
 
     Shape:
         x: ``(B, *E)``; z: ``(K, B, *L)``; log densities: ``(K, B)``, nats.
@@ -37,7 +63,9 @@ class VAE(DecoderModel):
 
     Example:
         >>> encoder = GaussianEncoder(MLP((1, 28, 28), hidden=(400,)), latent_dim=20)
-        >>> vae = VAE(encoder, MLP(20, out_shape=(1, 28, 28)), BernoulliLikelihood())
+        >>> vae = VAE(encoder, MLP(20, hidden=(400,)), BernoulliLikelihood())
+        >>> vae.decoder.out_shape
+        torch.Size([1, 28, 28])
         >>> vae(torch.zeros(5, 1, 28, 28), num_samples=3).log_weight().shape
         torch.Size([3, 5])
         >>> vae.sample(64).shape
@@ -53,19 +81,88 @@ class VAE(DecoderModel):
         decoder: nn.Module,
         likelihood: Likelihood,
         prior: Prior | None = None,
+        *,
+        data_shape: Sequence[int] | None = None,
     ) -> None:
-        wrap = "wrap a network: GaussianEncoder(network, latent_dim)"
-        expect("VAE", encoder, Encoder, "encoder", wrap)
+        remedy = "wrap a network: GaussianEncoder(network, latent_dim)"
+        require_part("VAE", encoder, Encoder, "encoder", remedy)
         prior = StandardNormal(encoder.latent_shape) if prior is None else prior
-        expect("VAE", prior, Prior, "prior", "such as StandardNormal(encoder.latent_shape)")
-        if prior.latent_shape != encoder.latent_shape:
-            raise ValueError(
-                f"VAE expects a prior over the encoder's latents {tuple(encoder.latent_shape)}, "
-                f"got one over {tuple(prior.latent_shape)}"
-            )
+        require_part("VAE", prior, Prior, "prior", "such as StandardNormal(encoder.latent_shape)")
+        require_latent_shape("VAE", "a prior", encoder, prior)
         super().__init__(
-            {"encoder": encoder, "decoder": decoder, "likelihood": likelihood, "prior": prior}
+            {"encoder": encoder, "decoder": decoder, "likelihood": likelihood, "prior": prior},
+            data_shape,
         )
+
+    @classmethod
+    def from_shapes(
+        cls,
+        data_shape: int | Sequence[int],
+        *,
+        latent_dim: int | Sequence[int],
+        likelihood: Likelihood,
+        network: Literal["mlp", "conv", "resnet"] = "mlp",
+        prior: Prior | None = None,
+    ) -> "VAE":
+        """Compose a VAE with a :class:`~tinyvae.GaussianEncoder` and default networks.
+
+        The result is the same as if the parts were written out. Write them out to change their
+        options.
+
+        Args:
+            data_shape: Shape ``E`` of one datum. A number is the size of a vector, such as the
+                number of a table's columns.
+            latent_dim: Number of latent dimensions, or the shape of a spatial latent.
+            likelihood: Module that maps the decoder's output to p(x given z).
+            network: ``"mlp"``: :class:`~tinyvae.MLP` with one hidden layer of 400 units, for any
+                data; ``"conv"``: :class:`~tinyvae.ConvNet` and
+                :class:`~tinyvae.TransposedConvNet`; ``"resnet"``: :class:`~tinyvae.ResNet` and
+                :class:`~tinyvae.TransposedResNet`, both for images.
+            prior: Module that returns p(z), by default N(0, I).
+
+        Raises:
+            ValueError: If ``network`` is unknown, or does not fit the shape of the data.
+
+        Example:
+            >>> VAE.from_shapes((1, 28, 28), latent_dim=20, likelihood=BernoulliLikelihood())
+            VAE(
+              latent_shape=(20,)
+              (encoder): GaussianEncoder(
+                (network): MLP(
+                  (1, 28, 28) -> (400,)
+                  (layers): Sequential(
+                    (0): Linear(in_features=784, out_features=400, bias=True)
+                    (1): ReLU()
+                  )
+                )
+                (head): Linear(in_features=400, out_features=40, bias=True)
+              )
+              (decoder): MLP(
+                (20,) -> (1, 28, 28)
+                (layers): Sequential(
+                  (0): Linear(in_features=20, out_features=400, bias=True)
+                  (1): ReLU()
+                  (2): Linear(in_features=400, out_features=784, bias=True)
+                )
+              )
+              (likelihood): BernoulliLikelihood()
+              (prior): StandardNormal((20,))
+            )
+        """
+        require_part("VAE", likelihood, Likelihood, "likelihood", "such as GaussianLikelihood()")
+        data_shape = torch.Size((data_shape,) if isinstance(data_shape, int) else data_shape)
+        in_shape = likelihood.input_shape(data_shape)
+        if network not in NETWORKS:
+            raise ValueError(f"VAE expects network from {sorted(NETWORKS)}, got {network!r}")
+        if network != "mlp" and len(in_shape) != 3:
+            raise ValueError(
+                f"VAE expects images for network={network!r}, got encoder inputs of shape "
+                f"{tuple(in_shape)}: use network='mlp'"
+            )
+        encoder_network, decoder_network = NETWORKS[network]
+        encoder = GaussianEncoder(encoder_network(in_shape), latent_dim)
+        decoder = decoder_network(latent_dim)
+        return cls(encoder, decoder, likelihood, prior, data_shape=data_shape)
 
     @property
     def latent_shape(self) -> torch.Size:  # type: ignore[override]
@@ -74,7 +171,7 @@ class VAE(DecoderModel):
 
     @property
     def is_density(self) -> bool:
-        """Whether posterior and likelihood are densities."""
+        """True if posterior and likelihood are densities."""
         return self.encoder.is_density and self.likelihood.is_density
 
     def encode(
@@ -88,34 +185,39 @@ class VAE(DecoderModel):
     def infer(
         self, inputs: Tensor, context: Tensor | None, draw: Draw
     ) -> tuple[tuple[LatentTerm, ...], Tensor]:
-        """Draw of q(z given x)."""
+        """Draw from q(z given x)."""
         prior = self.prior_given(context)
         posterior: Distribution = self.encoder(inputs, context)
-        z = draw(self.encoder, posterior)  # (K, B, *L)
-        return _terms(z, posterior, prior), z
+        if isinstance(posterior, JointDistribution) and isinstance(prior, JointDistribution):
+            return _infer_parts(posterior, prior, draw)
+        z, log_q = draw(self.encoder.latent_shape, posterior)  # (K, B, *L)
+        return (LatentTerm("z", z, posterior, prior, drawn_log_q=log_q),), z
 
     def generate(self, num_samples: int, context: Tensor | None) -> Tensor:
-        """Draw of p(z)."""
-        return drawn(self.prior_given(context), num_samples, context)
+        """Draw from p(z)."""
+        return sample_prior(self.prior_given(context), num_samples, context)
 
     def prior_given(self, context: Tensor | None) -> Distribution:
-        """p(z), or p(z given context)."""
+        """Return p(z), or p(z given context)."""
         prior: Distribution = self.prior(context, encoder=self.encoder)
         return prior
 
 
-def _terms(z: Tensor, posterior: Distribution, prior: Distribution) -> tuple[LatentTerm, ...]:
-    """One latent term, or one for each of latents that lie side by side."""
-    if not isinstance(posterior, JointDistribution) or not isinstance(prior, JointDistribution):
-        return (LatentTerm("z", z, posterior, prior),)
-    shapes = [{n: p.event_shape for n, p in joint.parts.items()} for joint in (posterior, prior)]
-    if list(shapes[0].items()) != list(shapes[1].items()):
-        raise ValueError(
-            f"VAE expects a joint prior of the encoder's latents in their order, {shapes[0]}, got "
-            f"{shapes[1]}"
-        )
-    values = posterior.split(z)
-    return tuple(
-        LatentTerm(name, values[name], part, prior.parts[name])
-        for name, part in posterior.parts.items()
+def _infer_parts(
+    posterior: JointDistribution, prior: JointDistribution, draw: Draw
+) -> tuple[tuple[LatentTerm, ...], Tensor]:
+    """Draw each part of a joint latent, and return one latent term per part."""
+    expected, got = (
+        {name: part.event_shape for name, part in joint.parts.items()}
+        for joint in (posterior, prior)
     )
+    if list(expected.items()) != list(got.items()):
+        raise ValueError(
+            f"VAE expects a joint prior of the encoder's latents in their order, {expected}, got "
+            f"{got}"
+        )
+    terms = []
+    for name, part in posterior.parts.items():
+        z, log_q = draw(part.event_shape, part)
+        terms.append(LatentTerm(name, z, part, prior.parts[name], drawn_log_q=log_q))
+    return tuple(terms), posterior.concatenate([term.z for term in terms])

@@ -1,4 +1,4 @@
-"""What a network is: a module that knows its shapes. Checks and layers that all of them share."""
+"""The interface of networks, and the checks and layers that they share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -21,30 +21,55 @@ class Network(Configurable, nn.Module, ABC):
     Attributes:
         in_shape: Shape of one input.
         out_shape: Shape of one output.
+        needs_out_shape: True if the network was built without an output shape. A model whose
+            decoder it becomes then calls :meth:`build`.
     """
 
     in_shape: torch.Size
     out_shape: torch.Size
+    needs_out_shape: bool = False
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, *in_shape)`` to ``(N, *out_shape)``."""
+
+    def build(self, out_shape: Sequence[int]) -> None:
+        """Create the layers that depend on the output shape.
+
+        Their weights are drawn now, as the constructor draws them if it is given ``out_shape``.
+
+        Raises:
+            ValueError: If the network has an output shape already.
+        """
+        self.require_unbuilt()
+        raise NotImplementedError(
+            f"{type(self).__name__} must define build(out_shape), because it sets needs_out_shape"
+        )
+
+    def require_unbuilt(self) -> None:
+        """Raise if the network has an output shape already."""
+        if not self.needs_out_shape:
+            raise ValueError(
+                f"{type(self).__name__} has the output shape {tuple(self.out_shape)} already: make "
+                "a new network"
+            )
 
     def check_input(self, x: Tensor) -> None:
         """Raise unless ``x`` is ``(N, *in_shape)``."""
         if x.shape[1:] != self.in_shape:
             raise ValueError(
                 f"{type(self).__name__} expects inputs of shape (N, *in_shape) with in_shape = "
-                f"{tuple(self.in_shape)}, got {tuple(x.shape)}: reshape them, or build it for them"
+                f"{tuple(self.in_shape)}, got {tuple(x.shape)}: reshape them, or build the network "
+                "for them"
             )
 
     def extra_repr(self) -> str:
-        """Shapes, for ``repr``."""
+        """Return the shapes, for ``repr``."""
         return f"{tuple(self.in_shape)} -> {tuple(self.out_shape)}"
 
 
-class MapNetwork(Network):
-    """Layers that take maps as they are."""
+class MapNetwork(Network, ABC):
+    """Layers that read maps."""
 
     layers: nn.Sequential
 
@@ -55,24 +80,65 @@ class MapNetwork(Network):
         return output
 
 
-class SeededNetwork(Network):
-    """Layers of which the first are :func:`seed_layers`, and the last give ``(P, C, H, W)``."""
+class UpsamplingNetwork(Network, ABC):
+    """Layers from an input to a small map, and from there to an image of any size.
+
+    A subclass makes the layers in :meth:`make_layers`. They are made by the constructor if it is
+    given an output shape, else by :meth:`build`.
+    """
 
     layers: nn.Sequential
 
+    def __init__(self, in_shape: int | Sequence[int]) -> None:
+        super().__init__()
+        self.in_shape = positive_shape(in_shape, f"{type(self).__name__} in_shape")
+        self._out_shape: torch.Size | None = None
+
+    @property
+    def out_shape(self) -> torch.Size:  # type: ignore[override]
+        """Shape of one output, ``(C, H, W)`` or ``(P, C, H, W)``."""
+        if self._out_shape is None:
+            raise ValueError(
+                f"{type(self).__name__} has no output shape yet: give it out_shape=, or compose a "
+                "model of it, which sets the shape"
+            )
+        return self._out_shape
+
+    @property
+    def needs_out_shape(self) -> bool:  # type: ignore[override]
+        """True if the network was built without an output shape."""
+        return self._out_shape is None
+
+    def build(self, out_shape: Sequence[int]) -> None:
+        """Create all layers, for an output ``(C, H, W)`` or ``(P, C, H, W)``."""
+        self.require_unbuilt()
+        self._out_shape = output_shape(out_shape, type(self).__name__)
+        self.layers = nn.Sequential(*self.make_layers(self._out_shape))
+
+    @abstractmethod
+    def make_layers(self, out_shape: torch.Size) -> list[nn.Module]:
+        """Return the layers: first those of :func:`seed_layers`, last one that gives the image."""
+
     def forward(self, z: Tensor) -> Tensor:
         """Map ``(N, *in_shape)`` to ``(N, *out_shape)``."""
+        out_shape = self.out_shape
         self.check_input(z)
         takes_maps = isinstance(self.layers[0], nn.Conv2d)
         output: Tensor = self.layers(z if takes_maps else z.flatten(1))
-        return output.view(-1, *self.out_shape)
+        return output.view(-1, *out_shape)
+
+    def extra_repr(self) -> str:
+        """Return the shapes, for ``repr``."""
+        if self._out_shape is None:
+            return f"{tuple(self.in_shape)} -> out_shape of the model"
+        return super().extra_repr()
 
 
 # Checks of arguments ------------------------------------------------------------------------------
 
 
 def positive_shape(shape: int | Sequence[int], name: str) -> torch.Size:
-    """Return a shape, of one dimension where it is a number, all of whose sizes are positive."""
+    """Return a shape whose sizes are at least 1. A number is a shape of one dimension."""
     size = torch.Size((shape,) if isinstance(shape, int) else shape)
     if not all(n >= 1 for n in size):
         raise ValueError(f"{name} expects sizes of at least 1, got {tuple(size)}")
@@ -96,14 +162,14 @@ def output_shape(shape: Sequence[int], name: str) -> torch.Size:
 
 
 def channel_sizes(channels: Sequence[int], name: str) -> torch.Size:
-    """Return numbers of channels, of which there must be one at least."""
+    """Return numbers of channels. There must be at least one."""
     if not channels:
         raise ValueError(f"{name} expects at least one number of channels, got none")
     return positive_shape(channels, f"{name} channels")
 
 
 def activation_class(activation: Activation) -> Activation:
-    """Return the class of an activation; an instance is refused."""
+    """Return the class of an activation. An instance is refused."""
     if isinstance(activation, nn.Module) or not callable(activation):
         raise TypeError(f"expected the class of an activation, such as nn.Tanh, got {activation!r}")
     return activation
@@ -113,7 +179,7 @@ def activation_class(activation: Activation) -> Activation:
 
 
 def halvings(size: Sequence[int], count: int) -> list[tuple[int, int]]:
-    """Heights and widths that ``count`` halvings (rounded up) pass through."""
+    """Return the heights and widths before and after each of ``count`` halvings (rounded up)."""
     height, width = size
     sizes = [(height, width)]
     for _ in range(count):
@@ -123,10 +189,11 @@ def halvings(size: Sequence[int], count: int) -> list[tuple[int, int]]:
 
 
 def group_norm(channels: int, size: tuple[int, int]) -> nn.Module:
-    """Normalize an example's channels in groups: at most eight, of four channels at least.
+    """Return a normalization of groups of channels: at most eight groups of at least four channels.
 
-    A channel by itself would lose its mean over the image: all that a constant plane, such as a
-    context's, adds to it. A single value would become zero whatever it is, so it is left alone.
+    A group of one channel would lose its mean over the image, which is all that a constant plane,
+    such as a context's, adds to it. A map of a single value is not normalized, because it would
+    always become zero.
     """
     if channels * size[0] * size[1] == 1:
         return nn.Identity()
@@ -135,14 +202,15 @@ def group_norm(channels: int, size: tuple[int, int]) -> nn.Module:
 
 
 def layer_norm(width: int) -> nn.Module:
-    """Normalize an example's features; a single one, which would become zero, is left alone."""
+    """Return a normalization of an example's features. A single feature is not normalized."""
     return nn.Identity() if width == 1 else nn.LayerNorm(width)
 
 
 def seed_layers(in_shape: torch.Size, seed_shape: tuple[int, int, int]) -> list[nn.Module]:
-    """Layers from one input to the smallest map ``(C, h, w)`` of a decoder.
+    """Return the layers from one input to the smallest map ``(C, h, w)`` of a decoder.
 
-    A 1x1 convolution where the input is a map of that height and width, a linear layer otherwise.
+    They are a 1 x 1 convolution if the input is a map of that height and width, else a linear
+    layer.
     """
     if in_shape[1:] == seed_shape[1:]:
         return [nn.Conv2d(in_shape[0], seed_shape[0], 1)]

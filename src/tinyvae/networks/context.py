@@ -1,4 +1,6 @@
-"""Networks of two inputs: what the model is conditioned on goes beside the data or the latent."""
+"""Networks that also read a context."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -7,28 +9,28 @@ from tinyvae.networks.base import Network
 
 
 class ConcatContext(Network):
-    """Puts a context beside the input of a network, for a conditional encoder or decoder.
+    """A network of an input and a context, concatenated, for a conditional encoder or decoder.
 
     A network of vectors ``(D + C,)`` gets the input, flattened, and then the context. A network of
     maps ``(c + C, H, W)`` gets the input and then one constant plane per value of the context. The
-    context is numbers, ``context_dim=C``, or the index of a class, ``num_classes=C``, given to the
-    network as a one-hot row.
+    context consists of numbers, ``context_dim=C``, or of class indices, ``num_classes=C``, which
+    the network gets as one-hot rows.
 
     Args:
         network: The network, built for input and context together.
-        context_dim: Number of values ``C`` of a context, which has a floating-point dtype.
-        num_classes: Number of classes ``C``, which a context of an integer dtype names.
+        context_dim: Number of values ``C`` of a context with a floating-point dtype.
+        num_classes: Number of classes ``C`` of a context with an integer dtype.
 
     Shape:
-        x: ``(N, *in_shape)`` with ``in_shape = (D,)`` or ``(c, H, W)``; where it is ``(D,)``, any
-        shape of ``D`` values. context: ``(N, ...)`` of ``C`` values each, or class indices
-        ``(N,)``. Output: ``(N, *network.out_shape)``.
+        x: ``(N, *in_shape)`` with ``in_shape = (D,)`` or ``(c, H, W)``. If it is ``(D,)``, inputs
+        of any shape with ``D`` values fit. context: ``(N, ...)`` of ``C`` values each, or class
+        indices ``(N,)``. Output: ``(N, *network.out_shape)``.
 
     Raises:
-        TypeError: If ``network`` is no :class:`~tinyvae.networks.Network`, whose shapes are known, or the
-            context's dtype is not the one asked for.
-        ValueError: If there is no context, or it does not fit. Within ``torch.compile``, which
-            cannot look at values, a class that does not exist makes its input NaN instead.
+        TypeError: If ``network`` is not a :class:`~tinyvae.networks.Network`, whose shapes are
+            known, or if the context has the wrong kind of dtype.
+        ValueError: If the context is missing or does not fit. A compiled step cannot check values:
+            there, an unknown class makes its input NaN instead.
 
     References:
         Sohn, Lee, Yan (2015). Learning Structured Output Representation using Deep Conditional
@@ -56,79 +58,94 @@ class ConcatContext(Network):
         super().__init__()
         self.context_dim = context_dim
         self.num_classes = num_classes
-        self._width = _width(context_dim, num_classes)
-        self.in_shape = _room(network, self._width)
-        self.out_shape = network.out_shape
+        self._width = _context_width(context_dim, num_classes)
+        self.in_shape = _shape_without_context(network, self._width)
         self.network = network
 
+    @property
+    def out_shape(self) -> torch.Size:  # type: ignore[override]
+        """Shape of one output, the network's."""
+        return self.network.out_shape
+
+    @property
+    def needs_out_shape(self) -> bool:  # type: ignore[override]
+        """True if the network was built without an output shape."""
+        return self.network.needs_out_shape
+
+    def build(self, out_shape: Sequence[int]) -> None:
+        """Create the layers of the network that depend on the output shape."""
+        self.network.build(out_shape)
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Map ``(N, *in_shape)`` and the context of each to ``(N, *out_shape)``."""
+        """Map ``(N, *in_shape)`` and the context of each row to ``(N, *out_shape)``."""
         self.check_input(x)
         if context is None:
             raise ValueError(
-                f"ConcatContext expects a context beside x, {self._expected()}, got none: give it "
-                "as context="
+                f"ConcatContext expects a context of {self._expected()}, got none: give it as "
+                "context="
             )
         if context.shape[:1] != x.shape[:1]:
             raise ValueError(
                 f"ConcatContext expects one row of context per input, got {tuple(context.shape)} "
-                f"for {len(x)} inputs: repeat it, or pick the rows of these inputs"
+                f"for {len(x)} inputs: repeat it, or select the rows of these inputs"
             )
-        values = self._numbers(context) if self.num_classes is None else self._one_hot(context)
+        values = self._as_numbers(context) if self.num_classes is None else self._one_hot(context)
         values = values.to(x.dtype)  # (N, C)
         if len(self.in_shape) == 3:
-            beside = values[:, :, None, None].expand(-1, -1, *self.in_shape[1:])  # (N, C, H, W)
+            values = values[:, :, None, None].expand(-1, -1, *self.in_shape[1:])  # (N, C, H, W)
         else:
-            x, beside = x.reshape(len(x), *self.in_shape), values
-        output: Tensor = self.network(torch.cat([x, beside], dim=1))
+            x = x.reshape(len(x), *self.in_shape)
+        output: Tensor = self.network(torch.cat([x, values], dim=1))
         return output
 
     def check_input(self, x: Tensor) -> None:
-        """Raise unless ``x`` is ``(N, *in_shape)``, or has as many values where these are a row."""
+        """Raise unless ``x`` fits ``in_shape``. If that is 1-d, the number of values counts."""
         if len(self.in_shape) == 3:
             super().check_input(x)
         elif x.dim() == 0 or x.shape[1:].numel() != self.in_shape.numel():
             raise ValueError(
                 f"ConcatContext expects inputs of {self.in_shape.numel()} values each, which its "
-                f"{type(self.network).__name__} of in_shape {tuple(self.network.in_shape)} takes "
-                f"beside {self._width} of the context, got {tuple(x.shape)}: build it for these"
+                f"{type(self.network).__name__} of in_shape {tuple(self.network.in_shape)} reads "
+                f"next to {self._width} of the context, got {tuple(x.shape)}: build the network "
+                "for these"
             )
 
     def extra_repr(self) -> str:
-        """Shapes, for ``repr``."""
+        """Return the shapes, for ``repr``."""
         context = f"{self._width} {'values' if self.num_classes is None else 'classes'}"
-        return f"{tuple(self.in_shape)} and {context} -> {tuple(self.out_shape)}"
+        output = "out_shape of the model" if self.needs_out_shape else tuple(self.out_shape)
+        return f"{tuple(self.in_shape)} and {context} -> {output}"
 
     def _expected(self) -> str:
         if self.num_classes is None:
             return f"floating-point numbers (N, {self._width})"
         return f"class indices (N,) of 0 to {self.num_classes - 1}"
 
-    def _numbers(self, context: Tensor) -> Tensor:
+    def _as_numbers(self, context: Tensor) -> Tensor:
         if not context.is_floating_point():
             raise TypeError(
-                f"ConcatContext of context_dim = {self._width} expects {self._expected()}, got "
-                f"{context.dtype}: convert numbers, context.float(); for indices of classes build "
-                "it with num_classes= instead"
+                f"ConcatContext with context_dim = {self._width} expects {self._expected()}, got "
+                f"{context.dtype}: convert numbers, context.float(); for class indices build it "
+                "with num_classes= instead"
             )
         if context.shape[1:].numel() != self._width:
             raise ValueError(
                 f"ConcatContext expects a context of {self._width} values per input, got "
                 f"{tuple(context.shape)}: build it with "
-                f"context_dim={context.shape[1:].numel()}, and the network for as many"
+                f"context_dim={context.shape[1:].numel()}, and its network for as many"
             )
         return context.reshape(len(context), self._width)
 
     def _one_hot(self, context: Tensor) -> Tensor:
         if context.is_floating_point() or context.dim() != 1:
             raise TypeError(
-                f"ConcatContext of num_classes = {self._width} expects {self._expected()}, got "
+                f"ConcatContext with num_classes = {self._width} expects {self._expected()}, got "
                 f"{tuple(context.shape)} of {context.dtype}: give one integer per input; for "
                 "numbers, or rows that are one-hot already, build it with context_dim= instead"
             )
-        index = context.long()  # 300 is 44 to a byte
+        index = context.long()  # A byte cannot be compared with 300 classes.
         known = (index >= 0) & (index < self._width)
-        # A compiled step cannot stop to look: NaN in its place, which no one overlooks.
+        # A compiled step cannot branch on values. There, NaN marks an unknown class.
         if not torch.compiler.is_compiling() and not known.all():
             row = int((~known).nonzero()[0])
             raise ValueError(
@@ -139,23 +156,23 @@ class ConcatContext(Network):
         return one_hot.float().masked_fill(~known[:, None], torch.nan)
 
 
-def _width(context_dim: int | None, num_classes: int | None) -> int:
-    given = [n for n in (context_dim, num_classes) if n is not None]
-    if len(given) != 1 or given[0] < 1:
+def _context_width(context_dim: int | None, num_classes: int | None) -> int:
+    widths = [n for n in (context_dim, num_classes) if n is not None]
+    if len(widths) != 1 or widths[0] < 1:
         raise ValueError(
-            "ConcatContext expects one of context_dim >= 1, of numbers, and num_classes >= 1, of "
-            f"class indices, got context_dim = {context_dim} and num_classes = {num_classes}: "
-            "give the one that the context is made of"
+            "ConcatContext expects one of context_dim >= 1 (numbers) and num_classes >= 1 (class "
+            f"indices), got context_dim = {context_dim} and num_classes = {num_classes}: give the "
+            "one that describes the context"
         )
-    return given[0]
+    return widths[0]
 
 
-def _room(network: object, width: int) -> torch.Size:
-    """Shape of what a network takes beside a context of ``width`` values."""
+def _shape_without_context(network: object, width: int) -> torch.Size:
+    """Return the shape of the input that a network reads next to ``width`` values of context."""
     if not isinstance(network, Network):
         raise TypeError(
-            f"ConcatContext expects a Network, got a {type(network).__name__}: of any other module "
-            "the shapes are unknown; let its forward(x, context) join the two itself"
+            f"ConcatContext expects a Network, got a {type(network).__name__}: the shapes of any "
+            "other module are unknown; let its forward(x, context) concatenate the two itself"
         )
     if isinstance(network, ConcatContext):
         raise TypeError(
@@ -171,7 +188,7 @@ def _room(network: object, width: int) -> torch.Size:
     if first <= width:
         raise ValueError(
             f"ConcatContext of a network of in_shape {tuple(network.in_shape)} has no room for an "
-            f"input beside a context of {width} values: build the network for both together, "
+            f"input next to a context of {width} values: build the network for both together, "
             f"in_shape = {(f'inputs + {width}', *rest)}"
         )
     return torch.Size((first - width, *rest))

@@ -1,4 +1,4 @@
-"""Convolutions of stride 2 and their mirror image."""
+"""Convolutions of stride 2, and transposed convolutions that mirror them."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -9,14 +9,12 @@ from torch import nn
 from tinyvae.networks.base import (
     Activation,
     MapNetwork,
-    SeededNetwork,
+    UpsamplingNetwork,
     activation_class,
     channel_sizes,
     group_norm,
     halvings,
     image_shape,
-    output_shape,
-    positive_shape,
     seed_layers,
 )
 
@@ -29,8 +27,8 @@ class ConvNet(MapNetwork):
         channels: Output channels of the convolutions.
         kernel_size: An odd kernel size.
         activation: Class of the activation after every convolution.
-        normalize: Whether GroupNorm comes before every activation. It acts alike in training and
-            evaluation mode, and on each example by itself. A map of one value goes without.
+        normalize: True puts a GroupNorm before every activation. It does the same in training and
+            evaluation mode and treats each example by itself. A map of one value has none.
 
     Shape:
         ``(N, C, H, W)`` to ``(N, channels[-1], h, w)``.
@@ -66,24 +64,24 @@ class ConvNet(MapNetwork):
         self.out_shape = torch.Size((self.channels[-1], *sizes[-1]))
 
 
-class TransposedConvNet(SeededNetwork):
+class TransposedConvNet(UpsamplingNetwork):
     """A linear layer, then transposed convolutions of stride 2 up to an image of any size.
 
-    The mirror image of :class:`ConvNet` with the channels in reverse: heights and widths are those
-    that halving (rounded up) passes through, so odd sizes come out exactly.
+    It mirrors :class:`ConvNet` with the channels in reverse. Heights and widths are those of the
+    halvings (rounded up), so odd sizes come out exactly.
 
-    Where the input is a map ``(C, h, w)`` of the height and width that these halvings end in, as a
-    spatial latent is, a 1x1 convolution takes the linear layer's place, so that all layers are
-    convolutions. Of an input of any other shape the first layer is linear.
+    If the input is a map ``(C, h, w)`` of the height and width after all halvings, as a spatial
+    latent is, a 1 x 1 convolution replaces the linear layer.
 
     Args:
-        in_shape: Shape of one input; flattened first, if it is not a map as above.
-        out_shape: ``(C, H, W)``, or parameters first ``(P, C, H, W)``.
+        in_shape: Shape of one input. It is flattened first, unless it is a map as above.
+        out_shape: ``(C, H, W)``, or parameters first ``(P, C, H, W)``. By default the model whose
+            decoder it becomes sets the shape, and the layers are made then.
         channels: Input channels of the transposed convolutions.
         kernel_size: An odd kernel size.
         activation: Class of the activation before every transposed convolution.
-        normalize: Whether GroupNorm comes before every activation. It acts alike in training and
-            evaluation mode, and on each example by itself. A map of one value goes without.
+        normalize: True puts a GroupNorm before every activation. It does the same in training and
+            evaluation mode and treats each example by itself. A map of one value has none.
 
     Shape:
         ``(N, *in_shape)`` to ``(N, *out_shape)``.
@@ -99,42 +97,45 @@ class TransposedConvNet(SeededNetwork):
     def __init__(
         self,
         in_shape: int | Sequence[int],
-        out_shape: Sequence[int],
+        out_shape: Sequence[int] | None = None,
         channels: Sequence[int] = (64, 32),
         *,
         kernel_size: int = 3,
         activation: Activation = nn.ReLU,
         normalize: bool = False,
     ) -> None:
-        super().__init__()
-        self.in_shape = positive_shape(in_shape, "TransposedConvNet in_shape")
-        self.out_shape = output_shape(out_shape, "TransposedConvNet")
+        super().__init__(in_shape)
         self.channels = channel_sizes(channels, "TransposedConvNet")
         self.kernel_size = _odd(kernel_size, "TransposedConvNet")
         self.activation = activation_class(activation)
         self.normalize = normalize
-        sizes = halvings(self.out_shape[-2:], len(self.channels))[::-1]
+        if out_shape is not None:
+            self.build(out_shape)
+
+    def make_layers(self, out_shape: torch.Size) -> list[nn.Module]:
+        """Return the seed layers, and a transposed convolution per doubling."""
+        sizes = halvings(out_shape[-2:], len(self.channels))[::-1]
         layers = seed_layers(self.in_shape, (self.channels[0], *sizes[0]))
-        channel_steps = pairwise((*self.channels, self.out_shape[:-2].numel()))
+        channel_steps = pairwise((*self.channels, out_shape[:-2].numel()))
         for (n_in, n_out), ((h, w), (next_h, next_w)) in zip(
             channel_steps, pairwise(sizes), strict=True
         ):
-            # Stride 2 maps n to 2 n - 1 + output_padding: the padding says which of the two sizes
-            # that halve to n is meant.
+            # Stride 2 maps n to 2 n - 1 + output_padding: two sizes are halved (rounded up) to n,
+            # and the padding selects one of them.
             output_padding = (next_h - 2 * h + 1, next_w - 2 * w + 1)
             layers += [
-                *([group_norm(n_in, (h, w))] if normalize else []),
-                activation(),
+                *([group_norm(n_in, (h, w))] if self.normalize else []),
+                self.activation(),
                 nn.ConvTranspose2d(
                     n_in,
                     n_out,
-                    kernel_size,
+                    self.kernel_size,
                     stride=2,
-                    padding=kernel_size // 2,
+                    padding=self.kernel_size // 2,
                     output_padding=output_padding,
                 ),
             ]
-        self.layers = nn.Sequential(*layers)
+        return layers
 
 
 def _odd(kernel_size: int, name: str) -> int:

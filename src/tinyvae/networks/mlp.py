@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tinyvae.networks.base import Activation, Network, activation_class, layer_norm, positive_shape
@@ -13,13 +14,14 @@ class MLP(Network):
     """Fully connected layers.
 
     Args:
-        in_shape: Shape of one input; flattened first.
+        in_shape: Shape of one input, which is flattened first.
         hidden: Widths of the hidden layers, each followed by the activation.
-        out_shape: Shape of one output, by a last linear layer without activation. Without it the
-            output is the last hidden layer's: features for an encoder's head.
+        out_shape: Shape of one output, given by a last linear layer without activation. By default
+            the output is the last hidden layer's: the features for an encoder's head. As a model's
+            decoder, the network gets the last layer from the model, which knows the shape.
         activation: Class of the activation.
-        normalize: Whether LayerNorm comes before every activation. It acts alike in training and
-            evaluation mode, and on each example by itself. A layer of width 1 goes without.
+        normalize: True puts a LayerNorm before every activation. It does the same in training and
+            evaluation mode and treats each example by itself. Layers of width 1 have none.
 
     Shape:
         ``(N, *in_shape)`` to ``(N, *out_shape)``.
@@ -45,20 +47,28 @@ class MLP(Network):
         self.hidden = positive_shape(hidden, "MLP hidden")
         self.activation = activation_class(activation)
         self.normalize = normalize
-        if out_shape is None and not self.hidden:
-            raise ValueError("MLP without hidden layers expects an out_shape, got None")
-        widths = (self.in_shape.numel(), *self.hidden)
         layers: list[nn.Module] = []
-        for n_in, n_out in pairwise(widths):
+        for n_in, n_out in pairwise((self.in_shape.numel(), *self.hidden)):
             norm = [layer_norm(n_out)] if normalize else []
             layers += [nn.Linear(n_in, n_out), *norm, activation()]
-        self._has_output = out_shape is not None
-        self.out_shape = positive_shape(
-            widths[-1] if out_shape is None else out_shape, "MLP out_shape"
-        )
-        if self._has_output:
-            layers.append(nn.Linear(widths[-1], self.out_shape.numel()))
         self.layers = nn.Sequential(*layers)
+        self.out_shape = torch.Size((self._features,))
+        self.needs_out_shape = True
+        if out_shape is not None:
+            self.build(out_shape)
+
+    @property
+    def _features(self) -> int:
+        return self.hidden[-1] if self.hidden else self.in_shape.numel()
+
+    def build(self, out_shape: int | Sequence[int]) -> None:
+        """Add the last linear layer, to outputs of ``out_shape``."""
+        self.require_unbuilt()
+        self.out_shape = positive_shape(out_shape, "MLP out_shape")
+        like = next(self.parameters(), torch.empty(0))
+        width = self.out_shape.numel()
+        self.layers.append(nn.Linear(self._features, width, device=like.device, dtype=like.dtype))
+        self.needs_out_shape = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, *in_shape)`` to ``(N, *out_shape)``."""
@@ -67,11 +77,5 @@ class MLP(Network):
         return output if len(self.out_shape) == 1 else output.view(-1, *self.out_shape)
 
     def config(self) -> dict[str, Any]:
-        """Arguments that build an equal network."""
-        return {
-            "in_shape": self.in_shape,
-            "hidden": self.hidden,
-            "out_shape": self.out_shape if self._has_output else None,
-            "activation": self.activation,
-            "normalize": self.normalize,
-        }
+        """Return the arguments that build an equal network."""
+        return super().config() | ({"out_shape": None} if self.needs_out_shape else {})

@@ -2,12 +2,12 @@ r"""Residual networks of convolutions.
 
 .. math:: x \mapsto x + f(x)
 
-where f is normalization, activation and convolution, twice (He and others, 2016, the
-"pre-activation" order). The last convolution of f starts at zero, so that a block starts as the
-identity and a deep network no harder to train than a shallow one.
+f is normalization, activation and convolution, twice (the "pre-activation" order of He et al.,
+2016). The last convolution of f starts at zero. A block therefore starts as the identity, and a
+deep network is as easy to train as a shallow one.
 
-Normalization is GroupNorm, which acts alike in training and in evaluation mode and on each example
-by itself; batch normalization would do neither.
+The normalization is GroupNorm. It does the same in training and evaluation mode and treats each
+example by itself. Batch normalization does neither.
 """
 
 from collections.abc import Sequence
@@ -19,27 +19,25 @@ from torch import Tensor, nn
 from tinyvae.networks.base import (
     Activation,
     MapNetwork,
-    SeededNetwork,
+    UpsamplingNetwork,
     activation_class,
     channel_sizes,
     group_norm,
     halvings,
     image_shape,
-    output_shape,
-    positive_shape,
     seed_layers,
 )
 
-# After each halving: what a file may make a reader build.
-MOST_BLOCKS = 100
+# Limit of what a file can make its reader build, after each halving.
+MAX_BLOCKS = 100
 
 
 class ResidualBlock(nn.Module):
-    """``x + f(x)`` on maps of one shape, the identity until it is trained.
+    """``x + f(x)`` for maps of one shape, the identity until it is trained.
 
     Args:
         channels: Channels of the map.
-        size: Its height and width.
+        size: Height and width of the map.
         activation: Class of the activation.
 
     Shape:
@@ -71,11 +69,11 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(MapNetwork):
-    """Convolutions of stride 2, each followed by residual blocks: an encoder's network.
+    """Convolutions of stride 2, each followed by residual blocks, for encoders.
 
-    Each step halves height and width (rounded up), as in :class:`ConvNet`. GroupNorm and an
-    activation end it. GroupNorm acts alike in training and evaluation mode, and on each example by
-    itself.
+    Each convolution halves height and width (rounded up), as in :class:`ConvNet`. The last layers
+    are a GroupNorm and an activation. GroupNorm does the same in training and evaluation mode and
+    treats each example by itself.
 
     Args:
         in_shape: ``(C, H, W)``, any sizes.
@@ -107,7 +105,7 @@ class ResNet(MapNetwork):
         super().__init__()
         self.in_shape = image_shape(in_shape, "ResNet in_shape")
         self.channels = channel_sizes(channels, "ResNet")
-        self.blocks = _at_least_one(blocks, "ResNet", "ConvNet")
+        self.blocks = _check_blocks(blocks, "ResNet", "ConvNet")
         self.activation = activation_class(activation)
         sizes = halvings(self.in_shape[1:], len(self.channels))
         channel_steps = pairwise((self.in_shape[0], *self.channels))
@@ -120,22 +118,23 @@ class ResNet(MapNetwork):
         self.out_shape = torch.Size((self.channels[-1], *sizes[-1]))
 
 
-class TransposedResNet(SeededNetwork):
+class TransposedResNet(UpsamplingNetwork):
     """Residual blocks, each step followed by a doubling, up to an image of any size.
 
-    The mirror image of :class:`ResNet` with the channels in reverse: heights and widths are those
-    that halving (rounded up) passes through, so odd sizes come out exactly. A doubling repeats
-    pixels (nearest neighbor) and convolves them, which leaves no chequerboard. GroupNorm acts
-    alike in training and evaluation mode, and on each example by itself.
+    It mirrors :class:`ResNet` with the channels in reverse. Heights and widths are those of the
+    halvings (rounded up), so odd sizes come out exactly. A doubling repeats pixels (nearest
+    neighbor) and convolves them, which avoids checkerboard artifacts. GroupNorm does the same in
+    training and evaluation mode and treats each example by itself.
 
-    The first layer is linear; where the input is a map ``(C, h, w)`` of the height and width that
-    the halvings end in, as a spatial latent is, it is a 1x1 convolution, so that all layers are
-    convolutions. The last one, ``layers[-1]``, is a convolution with a bias.
+    The first layer is linear. If the input is a map ``(C, h, w)`` of the height and width after all
+    halvings, as a spatial latent is, the first layer is a 1 x 1 convolution, so that all layers are
+    convolutions. The last layer, ``layers[-1]``, is a convolution with a bias.
 
     Args:
-        in_shape: Shape of one input; flattened first, if it is not a map as above.
-        out_shape: ``(C, H, W)``, or parameters first ``(P, C, H, W)``.
-        channels: Channels before each doubling; those of the last one stay up to the last layer.
+        in_shape: Shape of one input. It is flattened first, unless it is a map as above.
+        out_shape: ``(C, H, W)``, or parameters first ``(P, C, H, W)``. By default the model whose
+            decoder it becomes sets the shape, and the layers are made then.
+        channels: Channels before each doubling. The last number is kept up to the last layer.
         blocks: Residual blocks before each doubling.
         activation: Class of the activation.
 
@@ -157,39 +156,41 @@ class TransposedResNet(SeededNetwork):
     def __init__(
         self,
         in_shape: int | Sequence[int],
-        out_shape: Sequence[int],
+        out_shape: Sequence[int] | None = None,
         channels: Sequence[int] = (64, 32),
         *,
         blocks: int = 1,
         activation: Activation = nn.SiLU,
     ) -> None:
-        super().__init__()
-        self.in_shape = positive_shape(in_shape, "TransposedResNet in_shape")
-        self.out_shape = output_shape(out_shape, "TransposedResNet")
+        super().__init__(in_shape)
         self.channels = channel_sizes(channels, "TransposedResNet")
-        self.blocks = _at_least_one(blocks, "TransposedResNet", "TransposedConvNet")
+        self.blocks = _check_blocks(blocks, "TransposedResNet", "TransposedConvNet")
         self.activation = activation_class(activation)
-        sizes = halvings(self.out_shape[-2:], len(self.channels))[::-1]
+        if out_shape is not None:
+            self.build(out_shape)
+
+    def make_layers(self, out_shape: torch.Size) -> list[nn.Module]:
+        """Return the seed layers, residual blocks and a doubling per step, and the last layers."""
+        activation = self.activation
+        sizes = halvings(out_shape[-2:], len(self.channels))[::-1]
         layers = seed_layers(self.in_shape, (self.channels[0], *sizes[0]))
         channel_steps = pairwise((*self.channels, self.channels[-1]))
         for (n_in, n_out), (size, next_size) in zip(channel_steps, pairwise(sizes), strict=True):
-            layers += [ResidualBlock(n_in, size, activation) for _ in range(blocks)]
+            layers += [ResidualBlock(n_in, size, activation) for _ in range(self.blocks)]
             layers += [nn.Upsample(next_size), _convolution(n_in, n_out)]
-        layers += [
+        return [
+            *layers,
             group_norm(self.channels[-1], sizes[-1]),
             activation(),
-            _convolution(self.channels[-1], self.out_shape[:-2].numel()),
+            _convolution(self.channels[-1], out_shape[:-2].numel()),
         ]
-        self.layers = nn.Sequential(*layers)
 
 
 def _convolution(n_in: int, n_out: int, *, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1)
 
 
-def _at_least_one(blocks: int, name: str, plain: str) -> int:
-    if not 1 <= blocks <= MOST_BLOCKS:
-        raise ValueError(
-            f"{name} expects 1 to {MOST_BLOCKS} blocks, got {blocks}: {plain} has none"
-        )
+def _check_blocks(blocks: int, name: str, plain: str) -> int:
+    if not 1 <= blocks <= MAX_BLOCKS:
+        raise ValueError(f"{name} expects 1 to {MAX_BLOCKS} blocks, got {blocks}: {plain} has none")
     return blocks

@@ -1,37 +1,75 @@
-"""What bounds share: one pass, what is reported of it, and what is added to it."""
+r"""Bounds on the evidence, as functions of the log weights of several samples.
 
-from __future__ import annotations
+.. math:: \ell_k = \log \frac{p(x, z_k)}{q(z_k \mid x)}, \quad z_k \sim q(z \mid x), \qquad
+    \mathcal{L} = \mathbb{E}\, F(\ell_1, \dots, \ell_K) \le \log p(x)
+"""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from tinyvae.core.module_state import evaluating, preserved_buffers, preserved_modes
 from tinyvae.core.objective import Batch, Objective, ObjectiveOutput
-from tinyvae.core.random import forked_rng
 from tinyvae.models.output import LatentVariableModel, VAEOutput
-from tinyvae.objectives.estimators import Baseline, Estimator, terms_without_rsample
-from tinyvae.objectives.regularizers.base import Regularizer
+from tinyvae.objectives.checks import check_gradients, check_second_pass
+from tinyvae.objectives.estimators import (
+    Baseline,
+    Estimator,
+    LogWeights,
+    path_surrogate,
+    score_surrogate,
+)
+from tinyvae.schedules import Schedule, ScheduledWeight, scheduled_values
 
 Result = TypeVar("Result")
 GRADIENTS = {"pathwise": "", "stl": ", STL gradient", "dreg": ", DReG gradient"}
 
 
 class VariationalBound(Objective):
-    """A function of the terms of one pass, to which regularizers are added by ``+``.
+    r"""A lower bound on log p(x) that is a function :math:`F` of the log weights of one pass.
+
+    A subclass implements :meth:`value`, which is :math:`F`, and sets ``metric``. Add regularizers
+    with ``+``. Reported are the bound, and the ELBO of the same samples with its terms.
 
     Args:
-        num_samples: Draws :math:`K` per example.
-        estimator: Of the gradient in reparameterized draws: ``"pathwise"``, ``"stl"`` or
-            ``"dreg"``, see :mod:`~tinyvae.objectives.estimators`.
-        baseline: Of the gradient in other draws: ``"vimco"`` or ``"leave_one_out"``.
+        num_samples: Samples :math:`K` per example.
+        beta: Weight of log q - log p in the log weights, a number or a
+            :class:`~tinyvae.schedules.Schedule`. Only 1 gives a bound.
+        estimator: Estimator of the gradient through reparameterized samples: ``"pathwise"``,
+            ``"stl"`` (biased unless the bound is linear in the log weights) or ``"dreg"``
+            (unbiased). See :mod:`~tinyvae.objectives.estimators`.
+        baseline: Baseline of the gradient of other samples: ``"vimco"`` or ``"leave_one_out"``.
+
+    Attributes:
+        metric: Name of the bound in metrics, without its unit.
+        num_bounds: Number :math:`M` of bounds of K samples each whose mean is taken.
+
+    Raises:
+        ValueError: If an argument has another value.
+
+    Example:
+        >>> class MedianBound(VariationalBound):
+        ...     metric = "median"
+        ...
+        ...     def value(self, log_weight):  # (K, ..., B) to (..., B)
+        ...         return log_weight.median(0).values
+        >>> bool(MedianBound(5)(vae, Batch(x)).metrics["median_nats"].isfinite())
+        True
     """
 
-    def __init__(self, num_samples: int, *, estimator: Estimator, baseline: Baseline) -> None:
+    metric: str
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        beta: float | Schedule = 1.0,
+        estimator: Estimator = "pathwise",
+        baseline: Baseline = "vimco",
+    ) -> None:
         super().__init__()
         name = type(self).__name__
         if estimator not in get_args(Estimator):
@@ -42,157 +80,232 @@ class VariationalBound(Objective):
             raise ValueError(
                 f"{name} expects baseline 'vimco' or 'leave_one_out', got {baseline!r}"
             )
-        self.num_samples = self.count("num_samples", num_samples)
+        self.num_samples = self.require_positive("num_samples", num_samples)
+        self.num_bounds = 1
+        self.beta = ScheduledWeight(beta)
         self.estimator = estimator
         self.baseline = baseline
 
-    def count(self, name: str, value: int) -> int:
-        """Return a number of at least 1, or raise."""
+    @abstractmethod
+    def value(self, log_weight: Tensor) -> Tensor:
+        """Return the bound ``(..., B)`` of log weights ``(K, ..., B)``, for any number ``K``."""
+
+    def derivatives(self, log_weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return first and second derivatives of :meth:`value` in each log weight.
+
+        DReG needs them. This default differentiates K + 1 times; a closed form is faster.
+
+        Shape:
+            log_weight and both derivatives: ``(K, ..., B)``.
+        """
+        with torch.enable_grad():
+            log_weight = log_weight.detach().requires_grad_()
+            value = self.value(log_weight).sum()
+            (slope,) = torch.autograd.grad(value, log_weight, create_graph=True)
+            if not slope.requires_grad:  # the bound is linear
+                return slope, torch.zeros_like(slope)
+            curvature = [
+                torch.autograd.grad(slope[k].sum(), log_weight, retain_graph=True)[0][k]
+                for k in range(len(log_weight))
+            ]
+        return slope.detach(), torch.stack(curvature)
+
+    def options(self) -> dict[str, str]:
+        """Return the arguments that only this bound has, formatted."""
+        return {}
+
+    def is_unmodified(self) -> bool:
+        """Return True if no weight or constraint turns it into something that is not a bound."""
+        return self.beta.is_constant(1.0)
+
+    @property
+    def num_draws(self) -> int:
+        """Number of latents that are sampled per example."""
+        return self.num_samples * self.num_bounds
+
+    @property
+    def needs_inner_autograd(self) -> bool:
+        """True if a pass computes gradients itself."""
+        return self.estimator == "dreg"
+
+    def forward(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
+        """Compute losses and every term of one pass."""
+        run = self.forward_with_output
+        _, output = (
+            run_eagerly(run, model, batch) if self.needs_inner_autograd else run(model, batch)
+        )
+        return output
+
+    def forward_with_output(
+        self, model: nn.Module, batch: Batch
+    ) -> tuple[VAEOutput, ObjectiveOutput]:
+        """Return the model's output, and the losses and metrics of it."""
+        output = self.sample(model, batch)
+        losses, metrics = self.losses_and_metrics(cast("LatentVariableModel", model), batch, output)
+        metrics |= scheduled_values(self)
+        for name, value in output.losses().items():
+            metrics[name] = value.mean().detach()
+            losses = {group: loss + value.mean() for group, loss in losses.items()}
+        return output, ObjectiveOutput(losses, metrics | output.metrics())
+
+    def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return every term of one pass for each example, ``(K, B)`` or ``(B,)``, nats."""
+        with torch.no_grad():
+            return self.per_example(self.sample(model, batch))
+
+    def sample(self, model: nn.Module, batch: Batch) -> VAEOutput:
+        """Return the output of one pass of the model."""
+        output: VAEOutput = model(
+            batch.x, batch.context, mask=batch.mask, num_samples=self.num_draws
+        )
+        return output
+
+    def rescored(self, model: LatentVariableModel, batch: Batch, output: VAEOutput) -> VAEOutput:
+        """Return the output with the densities that the estimator differentiates.
+
+        STL and DReG need log q without gradients in its parameters.
+        """
+        if self.estimator == "pathwise" or not torch.is_grad_enabled():
+            return output
+        return model.freeze_posterior(output, batch.x, batch.context, mask=batch.mask)
+
+    def losses_and_metrics(
+        self, model: LatentVariableModel, batch: Batch, output: VAEOutput
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the losses by parameter group, and the metrics, of a pass."""
+        output = self.rescored(model, batch, output)
+        weights = LogWeights.of(output)
+        terms = {name: t.mean().detach() for name, t in self._terms(output, weights).items()}
+        terms["elbo"] = terms.pop("log_weight")
+        metrics = {f"{name}_nats": term for name, term in terms.items()}
+        return self.losses(weights, output), metrics
+
+    def per_example(self, output: VAEOutput) -> dict[str, Tensor]:
+        """Return log weights and their terms, ``(K, B)``, and the bounds, ``(B,)``."""
+        return self._terms(output, LogWeights.of(output))
+
+    def _terms(self, output: VAEOutput, weights: LogWeights) -> dict[str, Tensor]:
+        kl = weights.kl
+        log_weight = weights.log_px - kl
+        terms = {"log_likelihood": weights.log_px, "kl": kl, "log_weight": log_weight}
+        if len(weights.kls) > 1:
+            names = (f"kl_{term.name}" for term in output.latents)
+            terms |= dict(zip(names, weights.kls, strict=True))
+        return terms | self.bounds(log_weight.detach())
+
+    def bounds(self, log_weight: Tensor) -> dict[str, Tensor]:
+        """Return the bounds to report, ``(B,)``, of log weights ``(M K, B)``."""
+        return {self.metric: self.mean_value(log_weight, self.num_bounds)}
+
+    def mean_value(self, log_weight: Tensor, num_bounds: int) -> Tensor:
+        """Return the mean ``(B,)`` of ``num_bounds`` bounds."""
+        return self.value(_grouped(log_weight, num_bounds)).mean(0)
+
+    def losses(self, weights: LogWeights, output: VAEOutput) -> dict[str, Tensor]:
+        """Return the losses by parameter group."""
+        return {"model": self.loss(weights, output, self.num_bounds)}
+
+    def loss(self, weights: LogWeights, output: VAEOutput, num_bounds: int) -> Tensor:
+        """Return minus the mean of ``num_bounds`` bounds, with the estimator's gradient."""
+        beta = self.beta.type_as(weights.log_px)
+        log_weight = _grouped(weights.log_px - beta * weights.kl, num_bounds)  # (K, M, B)
+        log_q = None if weights.log_q is None else _grouped(weights.log_q, num_bounds)
+        loss = -self.value(log_weight).mean()
+        if not torch.is_grad_enabled():
+            return loss
+        surrogate = torch.zeros_like(loss)
+        if log_q is not None:
+            score_term = score_surrogate(self.value, log_weight, log_q, self.baseline)
+            surrogate = surrogate + score_term.mean()
+        if self.estimator == "dreg":
+            score = self._reparameterized_score(log_weight, log_q)
+            surrogate = surrogate + path_surrogate(beta * score.mean(), output)
+        # The surrogate adds a gradient and no value.
+        return loss + (surrogate.detach() - surrogate)
+
+    def _reparameterized_score(self, log_weight: Tensor, log_q: Tensor | None) -> Tensor:
+        """Return ``(M, B)`` whose gradient through the samples is minus the score term."""
+        slope, curvature = self.derivatives(log_weight.detach())
+        score = -curvature * log_weight
+        if log_q is not None:  # these samples may depend on reparameterized ones
+            score = score - slope * log_q
+        return score.sum(0)
+
+    def check(self, model: nn.Module, batch: Batch) -> str:
+        """Check shapes and support. Return what is optimized, and whether it is a bound."""
+        output = self.validated(model, batch)
+        is_bound = self.is_bound(model) and output.is_density
+        return f"{self.describe(output)}: {bound_or_not(is_bound)}"
+
+    def validated(self, model: nn.Module, batch: Batch) -> VAEOutput:
+        """Return the output of the first two examples, or raise if model and batch do not fit."""
+        if not isinstance(model, LatentVariableModel):
+            raise TypeError(f"{type(self).__name__} expects a VAE, got a {type(model).__name__}")
+        output = model.check(batch.x, batch.context, mask=batch.mask)
+        self.check_latents(output)
+        if self.estimator != "pathwise":
+            check_second_pass(model, batch.first(2), self.num_draws, self.estimator)
+        return output
+
+    def check_latents(self, output: VAEOutput) -> None:
+        """Raise unless the gradient of every latent can be estimated."""
+        check_gradients(type(self).__name__, output, self.num_samples, self.estimator)
+
+    def is_bound(self, model: nn.Module) -> bool:
+        """Return True if minus the loss is, in expectation, a lower bound on log p(x)."""
+        if not isinstance(model, LatentVariableModel) or model.couples_batch:
+            return False
+        return self.is_unmodified() and model.is_density
+
+    def describe(self, output: VAEOutput) -> str:
+        """Return a short description of what is optimized."""
+        options = "".join(f", {name} {value}" for name, value in self.options().items())
+        bounds = "" if self.num_bounds == 1 else f"{self.num_bounds} bounds of "
+        samples = "1 draw" if self.num_samples == 1 else f"{self.num_samples} draws"
+        beta = "" if self.beta.is_constant(1.0) else f", beta {self.beta}"
+        head = f"{type(self).__name__}{options}, {bounds}{samples}{beta}"
+        return head + GRADIENTS[self.estimator]
+
+    def __repr__(self) -> str:
+        options = {"num_samples": str(self.num_samples), **self.options()}
+        if self.num_bounds > 1:
+            options["num_bounds"] = str(self.num_bounds)
+        if not self.beta.is_constant(1.0):
+            options["beta"] = str(self.beta)
+        arguments = ", ".join(f"{name}={value}" for name, value in options.items())
+        return f"{type(self).__name__}({arguments}{self.repr_options()})"
+
+    def repr_options(self) -> str:
+        """Return estimator and baseline for ``repr``, unless they are the default ones."""
+        options = {"estimator": (self.estimator, "pathwise"), "baseline": (self.baseline, "vimco")}
+        return "".join(f", {n}={v!r}" for n, (v, default) in options.items() if v != default)
+
+    def require_positive(self, name: str, value: int) -> int:
+        """Return an integer of at least 1, or raise."""
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{type(self).__name__} expects {name} >= 1, got {value!r}")
         return value
 
-    def estimation(self) -> str:
-        """Estimator and baseline where they are not the default ones, for ``repr``."""
-        chosen = {"estimator": (self.estimator, "pathwise"), "baseline": (self.baseline, "vimco")}
-        return "".join(f", {n}={own!r}" for n, (own, usual) in chosen.items() if own != usual)
 
-    @property
-    def differentiates(self) -> bool:
-        """Whether a pass asks for gradients by itself."""
-        return False
-
-    @property
-    def num_draws(self) -> int:
-        """Latents drawn per example."""
-        return self.num_samples
-
-    @abstractmethod
-    def score(
-        self, model: LatentVariableModel, batch: Batch, record: VAEOutput
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses by parameter group, and metrics, of a pass."""
-
-    @abstractmethod
-    def per_example(self, record: VAEOutput) -> dict[str, Tensor]:
-        """Every term of a pass, ``(K, B)`` or ``(B,)`` each, nats."""
-
-    @abstractmethod
-    def words(self, record: VAEOutput) -> str:
-        """What is optimized, in a few words."""
-
-    @abstractmethod
-    def is_plain(self) -> bool:
-        """Whether it has no weight and no constraint, and so of densities is a lower bound."""
-
-    def draw(self, model: nn.Module, batch: Batch) -> VAEOutput:
-        """Record of one pass."""
-        record: VAEOutput = model(
-            batch.x, batch.context, mask=batch.mask, num_samples=self.num_draws
-        )
-        return record
-
-    def scored(self, model: LatentVariableModel, batch: Batch, record: VAEOutput) -> VAEOutput:
-        """Record of a pass, its draws scored as the estimator has it."""
-        if self.estimator == "pathwise" or not torch.is_grad_enabled():
-            return record
-        return model.freeze_posterior(record, batch.x, batch.context, mask=batch.mask)
-
-    def run(self, model: nn.Module, batch: Batch) -> tuple[VAEOutput, ObjectiveOutput]:
-        """Return the record of one pass, and what the bound makes of it."""
-        record = self.draw(model, batch)
-        losses, metrics = self.score(cast("LatentVariableModel", model), batch, record)
-        metrics |= self.scheduled()
-        for name, value in record.losses().items():
-            metrics[name] = value.mean().detach()
-            losses = {group: loss + value.mean() for group, loss in losses.items()}
-        return record, ObjectiveOutput(losses, metrics | record.metrics())
-
-    def forward(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
-        """Compute losses and every term of one pass."""
-        _, output = (
-            eagerly(self.run, model, batch) if self.differentiates else self.run(model, batch)
-        )
-        return output
-
-    def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Every term of one pass, of each example and draw, ``(K, B)`` or ``(B,)``, nats."""
-        with torch.no_grad():
-            return self.per_example(self.draw(model, batch))
-
-    def check(self, model: nn.Module, batch: Batch) -> str:
-        """Check shapes and support; say what is optimized and whether this is a bound."""
-        record = self.checked(model, batch)
-        return f"{self.words(record)}: {bound_or_not(self.is_bound(model) and record.is_density)}"
-
-    def checked(self, model: nn.Module, batch: Batch) -> VAEOutput:
-        """Record of the first two examples, if model and batch fit together."""
-        if not isinstance(model, LatentVariableModel):
-            raise TypeError(f"{type(self).__name__} expects a VAE, got a {type(model).__name__}")
-        record = model.check(batch.x, batch.context, mask=batch.mask)
-        self.check_latents(record)
-        if self.estimator != "pathwise":
-            self._check_second_pass(model, batch.first(2))
-        return record
-
-    def _check_second_pass(self, model: LatentVariableModel, batch: Batch) -> None:
-        """Raise unless draws are scored as they were drawn, in training mode too."""
-        scopes = (preserved_modes(model), preserved_buffers(model), forked_rng(batch.x.device))
-        with ExitStack() as stack, torch.no_grad():
-            for scope in scopes:
-                stack.enter_context(scope)
-            model.train()
-            record = self.draw(model, batch)
-            again = model.freeze_posterior(record, batch.x, batch.context, mask=batch.mask)
-            pairs = zip(record.latents, again.latents, strict=True)
-            scores = [(term.name, term.log_q, other.log_q) for term, other in pairs]
-        for name, first, second in scores:
-            if not torch.allclose(first, second, rtol=0.01, atol=0.01):
-                raise ValueError(
-                    f"estimator {self.estimator!r} scores draws in a second pass of the encoder, "
-                    f"which in training gives latent {name!r} another posterior, as dropout does: "
-                    "use estimator='pathwise'"
-                )
-
-    def check_latents(self, record: VAEOutput) -> None:
-        """Raise unless the gradient of every latent can be estimated."""
-        names = [term.name for term in record.latents]
-        if len(set(names)) < len(names):
-            raise ValueError(f"expected latents of different names, got {names}")
-        if (terms := terms_without_rsample(record)) and self.num_samples < 2:
-            raise ValueError(
-                f"{terms[0].posterior} of latent {terms[0].name!r} has no reparameterized draws: "
-                f"its gradient compares draws of an example, {type(self).__name__} with "
-                "num_samples >= 2"
-            )
-        for term in record.latents:
-            q = term.posterior
-            if (
-                self.estimator != "pathwise"
-                and q.has_rsample
-                and (q.is_discrete or not q.is_density)
-            ):
-                raise ValueError(
-                    f"estimator {self.estimator!r} is for densities, got {q} of latent "
-                    f"{term.name!r}: use estimator='pathwise'"
-                )
-
-    def is_bound(self, model: nn.Module) -> bool:
-        """Whether minus the loss is, as it stands and in expectation, a bound on log p(x)."""
-        if not isinstance(model, LatentVariableModel) or model.couples_batch:
-            return False
-        return self.is_plain() and model.is_density
-
-    def __add__(self, regularizer: Regularizer) -> RegularizedObjective:
-        return RegularizedObjective(self, (regularizer,))
+def _grouped(values: Tensor, num_bounds: int) -> Tensor:
+    """Reshape samples ``(M K, B)`` to those of each bound, ``(K, M, B)``."""
+    return values.reshape(-1, num_bounds, values.shape[-1])
 
 
-def eagerly(run: Callable[[nn.Module, Batch], Result], model: nn.Module, batch: Batch) -> Result:
-    """Run outside of ``torch.compile``, whose graphs hide a part of the way to the draws."""
+def log_mean_exp(values: Tensor) -> Tensor:
+    """Return the logarithm of the mean of exp(values) over the first dimension."""
+    return torch.logsumexp(values, 0) - math.log(len(values))
+
+
+def run_eagerly(
+    run: Callable[[nn.Module, Batch], Result], model: nn.Module, batch: Batch
+) -> Result:
+    """Run outside of ``torch.compile``, whose graphs hide a part of the path to the samples."""
     if model._compiled_call_impl is not None:
         raise ValueError(
-            "an objective that differentiates within a pass, as estimator='dreg' and "
-            "GradientPenaltyRegularizer do, cannot look into a compiled model: compile its encoder and decoder"
+            "an objective that computes gradients in a pass (estimator='dreg', "
+            "GradientPenaltyRegularizer) expects a model that is not compiled, got a compiled "
+            "one: compile its encoder and decoder"
         )
     return (
         torch.compiler.disable(run)(model, batch)
@@ -202,104 +315,5 @@ def eagerly(run: Callable[[nn.Module, Batch], Result], model: nn.Module, batch: 
 
 
 def bound_or_not(is_bound: bool) -> str:
-    """Whether the loss is a bound, in words."""
+    """Return the end of a description: is the loss a bound?"""
     return "a lower bound on log p(x)" if is_bound else "not a bound on log p(x)"
-
-
-class RegularizedObjective(Objective):
-    """A bound and regularizers that read the same pass, as ``ELBO() + MMDRegularizer(10.0)`` makes it.
-
-    Each regularizer adds to every loss of the bound; one with parameters of its own, such as a
-    discriminator, has a loss of its own beside, that of its parameter group.
-
-    Args:
-        bound: The bound.
-        regularizers: What is added to its loss.
-
-    Example:
-        >>> objective = ELBO() + LatentL2Regularizer(0.1) + DIPRegularizer(1.0)
-        >>> objective
-        ELBO(beta=1, num_samples=1, kl='auto') + LatentL2Regularizer(0.1) + DIPRegularizer(1)
-        >>> objective.is_bound(vae)
-        False
-        >>> sorted(objective(vae, Batch(x)).metrics)
-        ['dip', 'elbo_nats', 'kl_nats', 'latent_l2', 'log_likelihood_nats']
-    """
-
-    def __init__(self, bound: VariationalBound, regularizers: tuple[Regularizer, ...]) -> None:
-        super().__init__()
-        for regularizer in regularizers:
-            if not isinstance(regularizer, Regularizer):
-                raise TypeError(
-                    f"expected a Regularizer such as MMDRegularizer(10.0) to add to {bound}, got "
-                    f"{regularizer!r:.80}"
-                )
-        groups = [r.group for r in regularizers if r.group is not None]
-        if len(set(groups)) < len(groups):
-            raise ValueError(
-                f"expected parameter groups of different names, got {groups}: give group="
-            )
-        self.bound = bound
-        self.regularizers = nn.ModuleList(regularizers)
-
-    def _regularizers(self) -> list[Regularizer]:
-        return [r for r in self.regularizers if isinstance(r, Regularizer)]
-
-    @property
-    def couples_batch(self) -> bool:  # type: ignore[override]
-        """Whether the loss is something other than a mean over examples."""
-        return self.bound.couples_batch or any(r.couples_batch for r in self._regularizers())
-
-    @property
-    def differentiates(self) -> bool:
-        """Whether a pass asks for gradients by itself."""
-        return self.bound.differentiates or any(r.differentiates for r in self._regularizers())
-
-    def forward(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
-        """Compute the bound's losses and what the regularizers add, of one pass."""
-        return eagerly(self.run, model, batch) if self.differentiates else self.run(model, batch)
-
-    def run(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
-        """Compute it as it stands, within ``torch.compile`` too."""
-        record, output = self.bound.run(model, batch)
-        losses, metrics, adversaries = output.losses, output.metrics, {}
-        for regularizer in self._regularizers():
-            penalty = regularizer(model, batch, record)
-            losses = {group: loss + penalty.loss for group, loss in losses.items()}
-            scheduled = {
-                f"{type(regularizer).__name__}_{n}": v for n, v in regularizer.scheduled().items()
-            }
-            metrics = metrics | penalty.metrics | regularizer.reported(**scheduled)
-            if penalty.adversary is not None and regularizer.group is not None:
-                adversaries[regularizer.group] = penalty.adversary
-        return ObjectiveOutput(losses | adversaries, metrics)
-
-    def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
-        """The bound's groups, and one of every regularizer with parameters."""
-        groups = self.bound.parameter_groups(model)
-        own = {r.group: r.own_parameters() for r in self._regularizers() if r.group is not None}
-        if taken := groups.keys() & own.keys():
-            raise ValueError(
-                f"{self} has two parameter groups {sorted(taken)}: give another group="
-            )
-        return groups | own
-
-    def check(self, model: nn.Module, batch: Batch) -> str:
-        """Check bound and regularizers on the first two examples; say what is optimized."""
-        record = self.bound.checked(model, batch)
-        names: list[str] = []
-        with evaluating(self, model), torch.no_grad(), forked_rng(batch.x.device):
-            for regularizer in self._regularizers():
-                names += regularizer.checked(
-                    cast("LatentVariableModel", model), batch.first(2), record
-                )
-        if len(set(names)) < len(names):
-            raise ValueError(f"expected regularizers with metrics of different names, got {names}")
-        added = " + ".join(repr(r) for r in self._regularizers())
-        return f"{self.bound.words(record)} + {added}: {bound_or_not(False)}"
-
-    def __add__(self, regularizer: Regularizer) -> RegularizedObjective:
-        return RegularizedObjective(self.bound, (*self._regularizers(), regularizer))
-
-    def __repr__(self) -> str:
-        return " + ".join(map(repr, (self.bound, *self._regularizers())))

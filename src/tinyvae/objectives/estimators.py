@@ -1,24 +1,24 @@
-r"""Gradient estimators: what is differentiated, where what is reported is a bound.
+r"""Gradient estimators: the loss reports the bound, and they choose what is differentiated.
 
-A bound is a function :math:`F` of the log weights :math:`\ell_k = \log w_k` of one example's draws.
-With :math:`v_k = \partial F / \partial \ell_k` and
-:math:`c_k = \partial^2 F / \partial \ell_k^2`, where :math:`z_k` is reparameterized,
+A bound is a function :math:`F` of the log weights :math:`\ell_k = \log w_k` of the samples of one
+example. With :math:`v_k = \partial F / \partial \ell_k` and
+:math:`c_k = \partial^2 F / \partial \ell_k^2`, for reparameterized :math:`z_k`,
 
 .. math:: \nabla_\phi\, \mathbb{E} F
     = \mathbb{E} \sum_k v_k \Big(\frac{\partial \ell_k}{\partial z_k} \nabla_\phi z_k
         - \nabla_\phi \log q_\phi(z_k \mid x)\Big)
-    = \mathbb{E} \sum_k (v_k - c_k) \frac{\partial \ell_k}{\partial z_k} \nabla_\phi z_k,
+    = \mathbb{E} \sum_k (v_k - c_k) \frac{\partial \ell_k}{\partial z_k} \nabla_\phi z_k.
 
-first pathwise, then doubly reparameterized (DReG): the score, in the second term, is
-reparameterized once more. "Sticking the landing" (STL) leaves the score out, which is unbiased
-where :math:`v_k` is constant, as for the ELBO. Of draws without a reparameterization the gradient
-is
+The first form is the pathwise gradient. The second is the doubly reparameterized one (DReG): it
+reparameterizes the score, the second term of the first form, once more. "Sticking the landing"
+(STL) drops the score, which is unbiased if :math:`v_k` is constant, as in the ELBO. For samples
+without a reparameterization the gradient is
 
 .. math:: \mathbb{E} \sum_k (F - F_{-k}) \nabla_\phi \log q_\phi(z_k \mid x)
-    + v_k \nabla_\phi \ell_k,
+    + v_k \nabla_\phi \ell_k.
 
-where the baseline :math:`F_{-k}` is known from the other draws: their bound, or the bound of all
-draws with :math:`\ell_k` replaced by the mean of the others (VIMCO).
+The baseline :math:`F_{-k}` depends only on the other samples. It is their bound, or the bound of
+all samples with :math:`\ell_k` replaced by the mean of the others (VIMCO).
 
 References:
     Roeder, Wu, Duvenaud (2017). Sticking the Landing. arXiv:1703.09194.
@@ -40,21 +40,22 @@ from tinyvae.models.output import LatentTerm, VAEOutput
 
 Estimator = Literal["pathwise", "stl", "dreg"]
 Baseline = Literal["vimco", "leave_one_out"]
-Value = Callable[[Tensor], Tensor]
+BoundFunction = Callable[[Tensor], Tensor]
 
 
-def terms_without_rsample(record: VAEOutput) -> list[LatentTerm]:
-    """Latents whose draws carry no gradients.
+def terms_without_rsample(output: VAEOutput) -> list[LatentTerm]:
+    """Return the latents whose samples carry no gradients.
 
     Raises:
-        ValueError: If a latent's draws carry some in a part of them.
+        ValueError: If the samples of a latent carry gradients in a part of their dimensions only.
     """
-    terms = [term for term in record.latents if not term.posterior.has_rsample]
+    terms = [term for term in output.latents if not term.posterior.has_rsample]
     for term in terms:
-        if term.posterior.is_mixed:
+        if term.posterior.is_partly_reparameterized:
             raise ValueError(
-                f"a part of latent {term.name!r} is reparameterized and a part is not, in one "
-                "layer of several: give these layers of their own, or one VAE with a JointEncoder"
+                f"a layer of several expects a latent that is reparameterized as a whole or not at "
+                f"all, got {term.name!r} with both parts: give each part its own layer, or use one "
+                "VAE with a JointEncoder"
             )
     return terms
 
@@ -66,7 +67,7 @@ class LogWeights:
     Attributes:
         log_px: log p(x given z).
         kls: log q - log p of each latent.
-        log_q: log q of the latents that are not reparameterized, None where there are none.
+        log_q: log q of the latents that are not reparameterized; None if all are.
     """
 
     log_px: Tensor
@@ -74,36 +75,39 @@ class LogWeights:
     log_q: Tensor | None
 
     @classmethod
-    def of(cls, record: VAEOutput) -> "LogWeights":
-        """Read them off a record."""
-        names = [term.name for term in terms_without_rsample(record)]
-        kls, own = [], []
-        for term in record.latents:
+    def of(cls, output: VAEOutput) -> "LogWeights":
+        """Compute the terms of a pass."""
+        names = [term.name for term in terms_without_rsample(output)]
+        kls, log_qs = [], []
+        for term in output.latents:
             log_q = term.log_q
             kls.append(log_q - term.log_p)
             if term.name in names:
-                own.append(log_q)
-        return cls(record.log_px, kls, reduce(torch.add, own) if own else None)
+                log_qs.append(log_q)
+        return cls(output.log_px, kls, reduce(torch.add, log_qs) if log_qs else None)
 
     @property
     def kl(self) -> Tensor:
-        """Log q - log p, summed over the latents."""
+        """The sum over the latents of log q - log p."""
         return reduce(torch.add, self.kls)
 
 
-def score_surrogate(value: Value, log_weight: Tensor, log_q: Tensor, baseline: Baseline) -> Tensor:
-    """What has the gradient of draws that are not reparameterized, ``(..., B)``.
+def score_surrogate(
+    value: BoundFunction, log_weight: Tensor, log_q: Tensor, baseline: Baseline
+) -> Tensor:
+    """Return a tensor ``(..., B)`` with the score-function gradient of samples without rsample.
 
     Args:
         value: The bound, a function of log weights ``(K, ..., B)``.
         log_weight: Log weights.
-        log_q: Their draws' log mass, with gradients.
-        baseline: What the bound is compared with.
+        log_q: Log probability of their samples, with gradients.
+        baseline: Name of the baseline.
     """
     log_weight, num = log_weight.detach(), len(log_weight)
     if num < 2:
         raise ValueError(
-            "draws that are not reparameterized are compared with each other: num_samples >= 2"
+            f"samples that are not reparameterized are compared with each other, got {num}: use "
+            "num_samples >= 2"
         )
     baselines = [value(_without(log_weight, k, baseline)) for k in range(num)]
     signal = value(log_weight) - torch.stack(baselines)  # (K, ..., B)
@@ -111,30 +115,32 @@ def score_surrogate(value: Value, log_weight: Tensor, log_q: Tensor, baseline: B
 
 
 def _without(log_weight: Tensor, k: int, baseline: Baseline) -> Tensor:
-    """Log weights that do not know draw ``k``."""
+    """Return log weights that do not depend on sample ``k``."""
     others = torch.cat([log_weight[:k], log_weight[k + 1 :]])
     if baseline == "leave_one_out":
         return others
     return torch.cat([others, others.mean(0, keepdim=True)])
 
 
-def path_surrogate(value: Tensor, record: VAEOutput) -> Tensor:
-    r"""What has the gradient of ``value``, 0-d, that passes through reparameterized draws alone.
+def path_surrogate(value: Tensor, output: VAEOutput) -> Tensor:
+    r"""Return a 0-d tensor with the gradient of ``value`` through reparameterized samples only.
 
-    Where a draw hangs on others, what passes through these is told from what passes through it:
-    with :math:`d z_m / d z_l` the total derivative of a later draw, the part of its own is
+    If a sample depends on earlier ones, its partial derivative is separated from the total one:
+    with :math:`d z_m / d z_l` the total derivative of a later sample, the partial derivative is
     :math:`p_l = d v / d z_l - \sum_{m > l} (d z_m / d z_l)^\top p_m`.
     """
-    place = {id(draw): place for place, draw in enumerate(record.draws)}
-    terms = sorted(record.latents, key=lambda term: place.get(id(term.z), 0))
-    draws = [term.z for term in terms if term.posterior.has_rsample and term.z.requires_grad]
-    if not draws:
+    order = {id(sample): index for index, sample in enumerate(output.draws)}
+    terms = sorted(output.latents, key=lambda term: order.get(id(term.z), 0))
+    samples = [term.z for term in terms if term.posterior.has_rsample and term.z.requires_grad]
+    if not samples:
         return value.new_zeros(())
-    parts = list(torch.autograd.grad(value, draws, retain_graph=True))
-    for at in reversed(range(len(draws) - 1)):
-        (through,) = torch.autograd.grad(
-            draws[at + 1 :], draws[at], parts[at + 1 :], retain_graph=True, allow_unused=True
+    partials = list(torch.autograd.grad(value, samples, retain_graph=True))
+    for index in reversed(range(len(samples) - 1)):
+        later = slice(index + 1, None)
+        (through_later,) = torch.autograd.grad(
+            samples[later], samples[index], partials[later], retain_graph=True, allow_unused=True
         )
-        parts[at] = parts[at] if through is None else parts[at] - through
-    surrogates = [(part * draw).sum() for part, draw in zip(parts, draws, strict=True)]
+        if through_later is not None:
+            partials[index] = partials[index] - through_later
+    surrogates = [(part * z).sum() for part, z in zip(partials, samples, strict=True)]
     return torch.stack(surrogates).sum()

@@ -1,6 +1,6 @@
 r"""Figures for talks and papers: images, training curves and latent space.
 
-Long curves are drawn with the mean over the neighbors on both sides, fewer near the borders,
+Long curves are drawn with the running mean over the neighbors on both sides,
 
 .. math:: \bar y_i = \frac{1}{|W_i|} \sum_{j \in W_i} y_j, \qquad
           W_i = \{j < n : |j - i| \leq \min(h, i / 4),\ y_j \text{ finite}\},
@@ -8,9 +8,9 @@ Long curves are drawn with the mean over the neighbors on both sides, fewer near
 and latent means of more than two dimensions by their first two principal components, with the
 share :math:`\lambda_k / \sum_j \lambda_j` of the variance that each explains.
 
-Every function returns a :class:`matplotlib.figure.Figure` that belongs to the caller. Neither
-``pyplot`` nor the global settings of matplotlib nor any random numbers are involved. matplotlib
-is optional (``pip install 'tinyvae[examples]'``) and imported when the first figure is made.
+Every function returns a new :class:`matplotlib.figure.Figure`. The functions use neither
+``pyplot`` nor random numbers, and change no global settings of matplotlib. matplotlib is optional
+(``pip install 'tinyvae[examples]'``) and imported with the first figure.
 """
 
 from tinyvae.plotting._style import save_figure as save_figure

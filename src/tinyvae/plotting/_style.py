@@ -1,4 +1,4 @@
-"""Style that all figures share."""
+"""Style of all figures, and their files."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import torch
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_Array: TypeAlias = torch.Tensor | npt.NDArray[Any]
-_Floats: TypeAlias = npt.NDArray[np.float64]
-_Values: TypeAlias = _Array | Sequence[float]
-_DPI = 200  # an 8 x 4.5 inch figure fills a slide of 1600 x 900 dots
-_TITLE, _LABEL, _SMALL = 16, 14, 11  # points
-_INK, _GRAY, _RULE = "#222222", "#666666", "#BBBBBB"
+Array: TypeAlias = torch.Tensor | npt.NDArray[Any]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Values: TypeAlias = Array | Sequence[float]
+DPI = 200  # an 8 x 4.5 inch figure fills a slide of 1600 x 900 dots
+TITLE, LABEL, SMALL = 16, 14, 11  # points
+INK, GRAY, RULE = "#222222", "#666666", "#BBBBBB"
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG; the same figure gives the same bytes.
 
     Args:
-        figure: Any figure of this module.
-        path: File that ends in ``.png``; its folder is made if absent.
+        figure: Figure.
+        path: Path that ends in ``.png``. A missing folder is made.
 
     Returns:
         The path.
@@ -46,52 +46,56 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     if path.suffix.lower() != ".png":
         raise ValueError(f"save_figure expects a path that ends in .png, got {path}: rename it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Without its name and version, which matplotlib writes unless told not to.
-    figure.savefig(path, format="png", dpi=_DPI, metadata={"Software": None})
+    # By default matplotlib writes its name and version into the file.
+    figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
     return path
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure; lengths in inches."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
             "tinyvae.plotting needs matplotlib: pip install 'tinyvae[examples]'"
         ) from error
-    figure = Figure(figsize=(width, height), dpi=_DPI)
-    figure.set_layout_engine("none")  # whatever the user's settings say
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    figure.set_layout_engine("none")  # overrides the user's settings
     return figure
 
 
-def _values(values: _Values) -> _Floats:
+def to_numpy(values: Values) -> Floats:
+    """Return the values as a float64 array."""
     if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().double().numpy()  # numpy knows no bfloat16
+        values = values.detach().cpu().double().numpy()  # numpy has no bfloat16
     return np.asarray(values, dtype=np.float64)
 
 
-def _axes(figure: Figure, xlabel: str, ylabel: str) -> Any:
+def add_axes(figure: Figure, xlabel: str, ylabel: str) -> Any:
+    """Add axes with labels to an empty figure."""
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     axes = figure.add_subplot()
-    axes.set_xlabel(xlabel, fontsize=_LABEL, color=_INK)
-    axes.set_ylabel(ylabel, fontsize=_LABEL, color=_INK)
-    axes.tick_params(which="both", labelsize=12, color=_RULE, labelcolor=_INK)
+    axes.set_xlabel(xlabel, fontsize=LABEL, color=INK)
+    axes.set_ylabel(ylabel, fontsize=LABEL, color=INK)
+    axes.tick_params(which="both", labelsize=12, color=RULE, labelcolor=INK)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_RULE)
+    axes.spines[["left", "bottom"]].set_color(RULE)
     return axes
 
 
-def _lay_out(figure: Figure) -> None:
-    """Lay out once and for all, or each drawing would move the axes a little."""
+def freeze_layout(figure: Figure) -> None:
+    """Compute the layout once. Otherwise each drawing would move the axes a little."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
 
 
-def _title(axes: Any, title: str | None, pad: float) -> Any:
-    return axes.set_title(title or "", loc="left", fontsize=_TITLE, color=_INK, pad=pad)
+def set_title(axes: Any, title: str | None, pad: float) -> Any:
+    """Set the title, ``pad`` points above the axes, and return its text."""
+    return axes.set_title(title or "", loc="left", fontsize=TITLE, color=INK, pad=pad)
 
 
-def _wrapped(title: str | None, figure: Figure) -> str | None:
-    """A title broken into lines that end within the figure."""
-    room = figure.get_figwidth() - 0.9  # inches, without the margin left of the axes
-    columns = int(room * 72 / (0.57 * _TITLE))  # a character is some 0.57 of its height wide
+def wrapped(title: str | None, figure: Figure) -> str | None:
+    """Return the title, broken into lines that fit the figure."""
+    room = figure.get_figwidth() - 0.9  # inches, without the left margin
+    columns = int(room * 72 / (0.57 * TITLE))  # a character is about 0.57 of its height wide
     return title and "\n".join(textwrap.fill(line, columns) for line in title.splitlines())

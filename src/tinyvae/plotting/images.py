@@ -1,17 +1,4 @@
-r"""Figures for talks and papers: images, training curves and latent space.
-
-Long curves are drawn with the mean over the neighbors on both sides, fewer near the borders,
-
-.. math:: \bar y_i = \frac{1}{|W_i|} \sum_{j \in W_i} y_j, \qquad
-          W_i = \{j < n : |j - i| \leq \min(h, i / 4),\ y_j \text{ finite}\},
-
-and latent means of more than two dimensions by their first two principal components, with the
-share :math:`\lambda_k / \sum_j \lambda_j` of the variance that each explains.
-
-Every function returns a :class:`matplotlib.figure.Figure` that belongs to the caller. Neither
-``pyplot`` nor the global settings of matplotlib nor any random numbers are involved. matplotlib
-is optional (``pip install 'tinyvae[examples]'``) and imported when the first figure is made.
-"""
+"""Grids and rows of images."""
 
 from __future__ import annotations
 
@@ -21,33 +8,34 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 from tinyvae.plotting._style import (
-    _DPI,
-    _INK,
-    _LABEL,
-    _Array,
-    _figure,
-    _Floats,
-    _title,
-    _values,
+    DPI,
+    INK,
+    LABEL,
+    Array,
+    Floats,
+    new_figure,
+    set_title,
+    to_numpy,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def image_grid(images: _Array, *, columns: int | None = None, title: str | None = None) -> Figure:
-    """Images side by side, row by row, on the fixed scale 0 (black) to 1 (white).
+
+def image_grid(images: Array, *, columns: int | None = None, title: str | None = None) -> Figure:
+    """Draw a grid of images, row by row, on the fixed scale 0 (black) to 1 (white).
 
     Args:
-        images: Gray or RGB images with values in [0, 1], drawn as they are, never rescaled.
-        columns: Images in a row; about as many as rows if not given.
-        title: Written above the images.
+        images: Gray or RGB images with values in [0, 1]. They are never rescaled.
+        columns: Images per row. The default makes the grid about square.
+        title: Title above the images.
 
     Shape:
         images: ``(N, C, H, W)`` with ``C`` 1 or 3.
 
     Raises:
-        ValueError: If the shape, the values or ``columns`` are not as above.
+        ValueError: If the shape, the values or ``columns`` are invalid.
 
     Example:
         >>> figure = image_grid(torch.rand(10, 1, 28, 28), title="Samples")
@@ -62,18 +50,18 @@ def image_grid(images: _Array, *, columns: int | None = None, title: str | None 
     return _mosaic([tiles[i : i + columns] for i in range(0, len(tiles), columns)], [], title)
 
 
-def image_rows(rows: Mapping[str, _Array], *, title: str | None = None) -> Figure:
-    """Labeled rows of images, such as inputs above their reconstructions.
+def image_rows(rows: Mapping[str, Array], *, title: str | None = None) -> Figure:
+    """Draw labeled rows of images, such as inputs above their reconstructions.
 
     Args:
-        rows: Label to images, as in :func:`image_grid`, from top to bottom.
-        title: Written above the images.
+        rows: Images by label, as in :func:`image_grid`, from top to bottom.
+        title: Title above the images.
 
     Shape:
-        rows: Each ``(N, C, H, W)`` with ``C`` 1 or 3, and the same ``N``, ``H``, ``W``.
+        rows: ``(N, C, H, W)`` each, with ``C`` 1 or 3 and the same ``N``, ``H``, ``W``.
 
     Raises:
-        ValueError: If there is no row, or a shape or value is not as above.
+        ValueError: If there is no row, or a shape or value is invalid.
 
     Example:
         >>> x = torch.rand(8, 1, 28, 28)
@@ -93,15 +81,15 @@ def image_rows(rows: Mapping[str, _Array], *, title: str | None = None) -> Figur
     return _mosaic(list(tiles.values()), list(tiles), title)
 
 
-def _tiles(name: str, images: _Array) -> list[_Floats]:
-    """The images as matplotlib takes them: ``(H, W)`` gray or ``(H, W, 3)`` RGB."""
-    array = _values(images)
+def _tiles(name: str, images: Array) -> list[Floats]:
+    """Return the images in matplotlib's layout: ``(H, W)`` gray or ``(H, W, 3)`` RGB."""
+    array = to_numpy(images)
     if array.ndim != 4 or array.shape[1] not in (1, 3) or array.size == 0:
         raise ValueError(
             f"{name} expects images (N, C, H, W) with C 1 or 3, got {array.shape}: "
             "unsqueeze(1) gray images (N, H, W), permute(0, 3, 1, 2) images (N, H, W, C)"
         )
-    if not (array.min() >= 0 and array.max() <= 1):  # so that nan fails, too
+    if not (array.min() >= 0 and array.max() <= 1):  # nan fails, too
         raise ValueError(
             f"{name} expects values in [0, 1], got {array.min():.4g}..{array.max():.4g}: "
             "divide bytes by 255, clamp(0, 1) unbounded means"
@@ -109,16 +97,16 @@ def _tiles(name: str, images: _Array) -> list[_Floats]:
     return [x[0] if len(x) == 1 else np.moveaxis(x, 0, -1) for x in array]
 
 
-def _mosaic(rows: Sequence[Sequence[_Floats]], labels: Sequence[str], title: str | None) -> Figure:
-    """Rows of tiles at whole multiples of their pixels, so that all pixels and gaps are even."""
+def _mosaic(rows: Sequence[Sequence[Floats]], labels: Sequence[str], title: str | None) -> Figure:
+    """Draw rows of tiles, each pixel as a whole number of dots, so that all have equal size."""
     columns, (height, width) = len(rows[0]), rows[0][0].shape[:2]
-    # All lengths are dots: tiles of at most 0.9 inch and a width of 8 inches, where scale 1 fits.
+    # All lengths are dots. Tiles have at most 0.9 inch and rows 8 inches, if scale 1 fits.
     scale = max(1, min(180 // max(height, width), 1600 // (columns * width)))
     height, width = height * scale, width * scale
     gap, pad = max(2, round(0.04 * max(height, width))), 36
     total = (columns * (width + gap) - gap, len(rows) * (height + gap) - gap)
 
-    figure = _figure(1, 1)
+    figure = new_figure(1, 1)
     axes: Any = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     style = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest", "origin": "upper"}
@@ -129,15 +117,15 @@ def _mosaic(rows: Sequence[Sequence[_Floats]], labels: Sequence[str], title: str
     axes.set(xlim=(0, total[0]), ylim=(total[1], 0), aspect="auto")
     texts = [axes.text(-pad / 2, r * (height + gap) + height / 2, t) for r, t in enumerate(labels)]
     for text in texts:
-        text.set(ha="right", va="center", fontsize=_LABEL, color=_INK)
-    heading = _title(axes, title, pad=8).get_window_extent()
+        text.set(ha="right", va="center", fontsize=LABEL, color=INK)
+    heading = set_title(axes, title, pad=8).get_window_extent()
 
-    # The figure is as large as its content, whose text is measured only now.
+    # The figure gets the size of its content, whose text can be measured only now.
     label = max((text.get_window_extent().width + pad / 2 for text in texts), default=0)
     left = pad + math.ceil(label)
     top = pad + (math.ceil(heading.height) + 22 if title else 0)
     right = pad + max(0, math.ceil(heading.width) - total[0])
     size = (left + total[0] + right, top + total[1] + pad)
-    figure.set_size_inches(size[0] / _DPI, size[1] / _DPI)
+    figure.set_size_inches(size[0] / DPI, size[1] / DPI)
     axes.set_position((left / size[0], pad / size[1], total[0] / size[0], total[1] / size[1]))
     return figure

@@ -8,7 +8,7 @@ from tinyvae.priors.base import SphereUniformPrior as SphereUniformPrior
 from tinyvae.priors.base import StandardLaplace as StandardLaplace
 from tinyvae.priors.base import StandardNormal as StandardNormal
 from tinyvae.priors.codes import CodePrior as CodePrior
-from tinyvae.priors.density import LatentDensity as LatentDensity
+from tinyvae.priors.fitted import FittedPrior as FittedPrior
 from tinyvae.priors.flow import FlowPrior as FlowPrior
 from tinyvae.priors.learned import CategoricalPrior as CategoricalPrior
 from tinyvae.priors.learned import FullGaussianPrior as FullGaussianPrior

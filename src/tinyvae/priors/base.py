@@ -1,7 +1,8 @@
-"""What a prior is, and the plain ones."""
+"""Interface of priors, priors without parameters, and combinations of parts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -14,13 +15,13 @@ from tinyvae.distributions import (
     JointDistribution,
     Laplace,
     SphereUniform,
-    UnitNormal,
+    StandardNormalDistribution,
 )
 from tinyvae.encoders import Encoder, JointEncoder
-from tinyvae.encoders.base import as_given, latent_size
+from tinyvae.encoders.base import latent_size, size_or_shape
 from tinyvae.encoders.joint import by_name
 
-# An encoder, or what stands for one: called as ``encoder(inputs, context)``.
+# An encoder, or a function that returns a posterior: ``encoder(inputs, context)``.
 PosteriorOf: TypeAlias = Callable[..., Distribution]
 
 
@@ -33,16 +34,21 @@ class Prior(Configurable, nn.Module, ABC):
 
     latent_shape: torch.Size
 
-    @property
+    @cached_property  # a subclass may also store it
     def latent_dim(self) -> int | tuple[int, ...]:
         """Number of latent dimensions, or the shape of a latent with several."""
-        return as_given(self.latent_shape)
+        return size_or_shape(self.latent_shape)
 
     @abstractmethod
     def forward(
         self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
     ) -> Distribution:
-        """Return the prior; ``encoder`` is the VAE's, for priors that are made of posteriors."""
+        """Return the prior.
+
+        Args:
+            context: Context of the prior, ``(B, ...)``.
+            encoder: The VAE's encoder, for priors that consist of posteriors or codes.
+        """
 
     def extra_repr(self) -> str:
         """Latent shape, for ``repr``."""
@@ -57,7 +63,7 @@ class _ConstantPrior(Prior):
     def __init__(self, latent_dim: int | Sequence[int]) -> None:
         super().__init__()
         self.latent_shape = latent_size(latent_dim)
-        # A buffer follows the module's device and dtype; it needs no place in a file.
+        # A buffer follows the module's device and dtype. Files do not need it.
         self.register_buffer("zero", torch.zeros(()), persistent=False)
 
 
@@ -75,9 +81,9 @@ class StandardNormal(_ConstantPrior):
     def forward(
         self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
     ) -> Independent:
-        """Return N(0, I) over one latent, whatever the context."""
+        """Return N(0, I) over one latent, independent of the context."""
         zero = self.zero.expand(self.latent_shape)
-        return Independent(UnitNormal(zero), len(self.latent_shape))
+        return Independent(StandardNormalDistribution(zero), len(self.latent_shape))
 
 
 class StandardLaplace(_ConstantPrior):
@@ -94,7 +100,7 @@ class StandardLaplace(_ConstantPrior):
     def forward(
         self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
     ) -> Independent:
-        """Return the prior, whatever the context."""
+        """Return the prior, independent of the context."""
         zero = self.zero.expand(self.latent_shape)
         return Independent(Laplace(zero, zero), len(self.latent_shape))
 
@@ -118,18 +124,19 @@ class SphereUniformPrior(_ConstantPrior):
         super().__init__(latent_dim)
         if len(self.latent_shape) != 1 or self.latent_shape[0] < 2:
             raise ValueError(
-                f"SphereUniformPrior expects vectors of 2 or more, got {tuple(self.latent_shape)}"
+                "SphereUniformPrior expects a vector of 2 or more coordinates, got "
+                f"{tuple(self.latent_shape)}: give latent_dim >= 2"
             )
 
     def forward(
         self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
     ) -> SphereUniform:
-        """Return the uniform distribution, whatever the context."""
+        """Return the uniform distribution, independent of the context."""
         return SphereUniform(self.zero.expand(self.latent_shape))
 
 
 class ConditionalPrior(Prior):
-    """Prior given the context, p(z given c): any encoder, of c.
+    """Prior given the context, p(z given c): an encoder of c.
 
     Args:
         encoder: Encoder whose input is the context.
@@ -155,19 +162,19 @@ class ConditionalPrior(Prior):
     ) -> Distribution:
         """Return p(z given context), ``batch_shape = (B,)``."""
         if context is None:
-            raise ValueError("ConditionalPrior got no context: give it, context=")
+            raise ValueError("ConditionalPrior expects a context, got None: give context=")
         prior: Distribution = self.encoder(context)
         return prior
 
 
 class JointPrior(Prior):
-    """Independent priors of several latents, as :class:`~tinyvae.encoders.JointEncoder`.
+    """Independent priors of several latents, for a :class:`~tinyvae.encoders.JointEncoder`.
 
-    A prior that borrows the encoder is given the one of its name, whose inputs are the features of
-    the encoders' common network where there is one.
+    A prior that uses an encoder gets the encoder with the same name. The inputs of that encoder are
+    the features of the common network, if there is one.
 
     Args:
-        priors: Priors by name, or pairs of name and prior.
+        priors: Priors by name, or pairs of a name and a prior.
 
     Example:
         >>> JointPrior({"style": StandardNormal(2), "kind": CategoricalPrior(10)})()
@@ -184,12 +191,15 @@ class JointPrior(Prior):
     def forward(
         self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
     ) -> JointDistribution:
-        """Return the priors side by side."""
-        own = dict(encoder.encoders.items()) if isinstance(encoder, JointEncoder) else {}
+        """Return the joint distribution of the priors."""
+        encoders = dict(encoder.encoders.items()) if isinstance(encoder, JointEncoder) else {}
         return JointDistribution(
-            {name: prior(context, encoder=own.get(name)) for name, prior in self.priors.items()}
+            {
+                name: prior(context, encoder=encoders.get(name))
+                for name, prior in self.priors.items()
+            }
         )
 
     def config(self) -> dict[str, Any]:
-        """Arguments that build an equal prior."""
+        """Return the arguments that build an equal prior."""
         return {"priors": list(self.priors.items())}

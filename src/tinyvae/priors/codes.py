@@ -1,4 +1,4 @@
-"""Prior over the codes of a codebook."""
+"""Prior over the codes of codebooks."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,9 @@ from tinyvae.priors.base import PosteriorOf, Prior
 class CodePrior(Prior):
     """Categorical prior over the codes of a :class:`VectorQuantizedEncoder`, at each position.
 
-    Those of several codebooks are independent, as those of several positions are. Uniform in
-    training; :meth:`fit` puts it to the frequencies of the codes after. The codebooks are the VAE's
-    encoder's.
+    Codes of several codebooks and codes at several positions are independent. The prior is uniform
+    during training; :meth:`fit` sets it to the frequencies of the codes afterwards. It uses the
+    codebooks of the VAE's encoder.
 
     Args:
         num_codes: Number of codes :math:`J`.
@@ -24,8 +24,10 @@ class CodePrior(Prior):
         num_quantizers: Number of codebooks :math:`Q`.
 
     Example:
-        >>> encoder = VectorQuantizedEncoder(MLP(4, hidden=(8,)), 16, latent_dim=(2, 3))
-        >>> decoder, prior = MLP((2, 3), out_shape=4), CodePrior(16, (2, 3))
+        >>> encoder = VectorQuantizedEncoder(
+        ...     MLP(4, hidden=(8,)), num_codes=16, latent_dim=(2, 3)
+        ... )
+        >>> decoder, prior = MLP((2, 3), out_shape=4), CodePrior(16, latent_dim=(2, 3))
         >>> vae = VAE(encoder, decoder, BernoulliLikelihood(), prior)
         >>> vae.prior.fit(vae.encode(x).codes)
         >>> vae.sample(5).shape
@@ -35,7 +37,7 @@ class CodePrior(Prior):
     logits: Tensor
 
     def __init__(
-        self, num_codes: int, latent_dim: int | Sequence[int], *, num_quantizers: int = 1
+        self, num_codes: int, *, latent_dim: int | Sequence[int], num_quantizers: int = 1
     ) -> None:
         super().__init__()
         if num_codes < 2:
@@ -48,10 +50,10 @@ class CodePrior(Prior):
         self.register_buffer("logits", torch.zeros(shape))
 
     def fit(self, codes: Tensor) -> None:
-        """Set the probabilities to frequencies, one of each code added.
+        """Set the probabilities to the frequencies of codes, after adding one to every count.
 
         Args:
-            codes: ``(N, *S)``, or ``(N, Q, *S)``, as ``vae.encode(x).codes`` of the training data.
+            codes: ``(N, *S)``, or ``(N, Q, *S)``: ``vae.encode(x).codes`` for the training data.
         """
         if codes.shape[1:] != self.logits.shape[1:]:
             raise ValueError(
@@ -59,34 +61,33 @@ class CodePrior(Prior):
                 f"{tuple(codes.shape)}: give vae.encode(x).codes"
             )
         rows = codes.reshape(len(codes), -1)  # (N, S)
-        places = len(self.logits) * torch.arange(rows.shape[1], device=codes.device)
-        counts = torch.bincount((rows + places).flatten(), minlength=self.logits.numel())
+        offsets = len(self.logits) * torch.arange(rows.shape[1], device=codes.device)
+        counts = torch.bincount((rows + offsets).flatten(), minlength=self.logits.numel())
         counts = counts.reshape(rows.shape[1], -1).T  # (J, S)
         self.logits.copy_((counts + 1).log().reshape(self.logits.shape))
 
     def forward(
         self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
     ) -> CodebookCategorical:
-        """Return the prior, whatever the context."""
+        """Return the prior, independent of the context."""
         if not isinstance(encoder, VectorQuantizedEncoder):
             raise ValueError(
-                "CodePrior needs the codebook of a VectorQuantizedEncoder, "
-                f"got {type(encoder).__name__}: prior(encoder=vae.encoder)"
+                "CodePrior expects the codebook of a VectorQuantizedEncoder, "
+                f"got {type(encoder).__name__}: call prior(encoder=vae.encoder)"
             )
         num_codes = encoder.codebook.shape[-2]
         if num_codes != len(self.logits):
             raise ValueError(
-                f"CodePrior of {len(self.logits)} codes does not fit the encoder's "
+                f"CodePrior expects num_codes={len(self.logits)} from the encoder, got "
                 f"{num_codes}: give both the same number"
             )
         if encoder.num_quantizers != self.num_quantizers:
             raise ValueError(
-                f"CodePrior of num_quantizers={self.num_quantizers} does not fit the encoder's "
+                f"CodePrior expects num_quantizers={self.num_quantizers} from the encoder, got "
                 f"{encoder.num_quantizers}: give both the same number"
             )
-        return CodebookCategorical(
-            self.logits, encoder.codebook.detach().clone()
-        )  # it moves in training
+        # The codebook is copied because training moves it.
+        return CodebookCategorical(self.logits, encoder.codebook.detach().clone())
 
     @property
     def num_codes(self) -> int:

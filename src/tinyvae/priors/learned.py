@@ -1,8 +1,7 @@
-"""Priors with parameters of their own, trained with the model."""
+"""Priors with parameters that are trained with the model."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +14,12 @@ from tinyvae.distributions import (
     Normal,
     OneHotCategorical,
 )
-from tinyvae.encoders.base import as_given, latent_size
+from tinyvae.encoders.base import latent_size, size_or_shape
 from tinyvae.priors.base import PosteriorOf, Prior
 
 
 class GaussianPrior(Prior):
-    """Gaussian prior with a learned mean and diagonal covariance; at first N(0, I).
+    """Gaussian prior with a learned mean and a learned diagonal covariance, initially N(0, I).
 
     Args:
         latent_dim: Number of latent dimensions, or the shape of one latent.
@@ -39,12 +38,12 @@ class GaussianPrior(Prior):
     def forward(
         self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
     ) -> Independent:
-        """Return the prior, whatever the context."""
+        """Return the prior, independent of the context."""
         return Independent(Normal(self.mean, self.log_std), len(self.latent_shape))
 
 
 class FullGaussianPrior(Prior):
-    """Gaussian prior with a learned mean and covariance; at first N(0, I).
+    """Gaussian prior with a learned mean and a learned covariance, initially N(0, I).
 
     Args:
         latent_dim: Number of latent dimensions.
@@ -64,12 +63,12 @@ class FullGaussianPrior(Prior):
     def forward(
         self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
     ) -> FullNormal:
-        """Return the prior, whatever the context."""
+        """Return the prior, independent of the context."""
         return FullNormal(self.mean, self.log_diagonal, self.lower)
 
 
 class MixturePrior(Prior):
-    r"""Mixture of Gaussians with diagonal covariances, all of it learned.
+    r"""Mixture of Gaussians with learned weights, means and diagonal covariances.
 
     .. math:: p(z) = \textstyle\sum_m \pi_m \, \mathcal{N}(z \mid \mu_m, \operatorname{diag} s_m^2)
 
@@ -82,7 +81,7 @@ class MixturePrior(Prior):
         Mixture(batch_shape=(), event_shape=(2,))
     """
 
-    def __init__(self, latent_dim: int | Sequence[int], num_components: int) -> None:
+    def __init__(self, latent_dim: int | Sequence[int], *, num_components: int) -> None:
         super().__init__()
         if num_components < 1:
             raise ValueError(f"MixturePrior expects num_components >= 1, got {num_components}")
@@ -95,75 +94,50 @@ class MixturePrior(Prior):
     def forward(
         self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
     ) -> Mixture:
-        """Return the prior, whatever the context."""
+        """Return the prior, independent of the context."""
         components = Independent(Normal(self.means, self.log_std), len(self.latent_shape))
         return Mixture(self.logits, components)
 
 
-class _ClassPrior(Prior):
-    """A prior of one-hot latents or relaxed ones, ``(C, *S)``."""
-
-    logits: Tensor
-
-    def __init__(self, num_classes: int, num_variables: int | Sequence[int], learned: bool) -> None:
-        super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"{type(self).__name__} expects num_classes >= 2, got {num_classes}")
-        self.latent_shape = torch.Size((num_classes, *latent_size(num_variables)))
-        self.learned = learned
-        logits = torch.zeros(self.latent_shape)
-        if learned:
-            self.logits = nn.Parameter(logits)
-        else:
-            self.register_buffer("logits", logits)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal prior."""
-        num_classes, *variables = self.latent_shape
-        return {
-            "num_classes": num_classes,
-            "num_variables": as_given(variables),
-            "learned": self.learned,
-        }
-
-
-class CategoricalPrior(_ClassPrior):
-    """Independent categorical priors of one-hot latents, uniform at first.
+class CategoricalPrior(Prior):
+    """Independent categorical priors of one-hot latents, initially uniform.
 
     Args:
         num_classes: Number of classes :math:`C`.
         num_variables: Number of variables, or their shape ``S``.
-        learned: Whether the probabilities are trained with the model.
+        learned: True to train the probabilities with the model.
 
     Example:
         >>> CategoricalPrior(10)().log_prob(torch.eye(10)[:2, :, None])  # -log(10)
         tensor([-2.3026, -2.3026])
     """
 
+    logits: Tensor
+
     def __init__(
-        self,
-        num_classes: int,
-        num_variables: int | Sequence[int] = 1,
-        *,
-        learned: bool = False,
+        self, num_classes: int, *, num_variables: int | Sequence[int] = 1, learned: bool = False
     ) -> None:
-        super().__init__(num_classes, num_variables, learned)
+        super().__init__()
+        self.latent_shape = _class_shape("CategoricalPrior", num_classes, num_variables)
+        self.num_classes, self.num_variables = num_classes, size_or_shape(self.latent_shape[1:])
+        self.learned = learned
+        _add_logits(self, learned)
 
     def forward(
         self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
     ) -> OneHotCategorical:
-        """Return the prior, whatever the context."""
+        """Return the prior, independent of the context."""
         return OneHotCategorical(self.logits, len(self.latent_shape))
 
 
-class GumbelSoftmaxPrior(_ClassPrior):
-    """Independent Gumbel-softmax priors of relaxed classes, symmetric at first.
+class GumbelSoftmaxPrior(Prior):
+    """Independent Gumbel-softmax priors of relaxed classes, initially symmetric.
 
     Args:
         num_classes: Number of classes :math:`C`.
         num_variables: Number of variables, or their shape ``S``.
-        temperature: Low ones are nearly one-hot.
-        learned: Whether the logits are trained with the model.
+        temperature: Temperature. Draws at low ones are nearly one-hot.
+        learned: True to train the logits with the model.
 
     References:
         Maddison, Mnih, Teh (2017). The Concrete Distribution. arXiv:1611.00712.
@@ -173,25 +147,41 @@ class GumbelSoftmaxPrior(_ClassPrior):
         GumbelSoftmax(batch_shape=(), event_shape=(10, 1))
     """
 
+    logits: Tensor
+
     def __init__(
         self,
         num_classes: int,
-        num_variables: int | Sequence[int] = 1,
         *,
+        num_variables: int | Sequence[int] = 1,
         temperature: float = 0.5,
         learned: bool = False,
     ) -> None:
-        super().__init__(num_classes, num_variables, learned)
+        super().__init__()
         if not 0 < temperature < math.inf:
             raise ValueError(f"GumbelSoftmaxPrior expects temperature > 0, got {temperature}")
-        self.temperature = temperature
+        self.latent_shape = _class_shape("GumbelSoftmaxPrior", num_classes, num_variables)
+        self.num_classes, self.num_variables = num_classes, size_or_shape(self.latent_shape[1:])
+        self.temperature, self.learned = temperature, learned
+        _add_logits(self, learned)
 
     def forward(
         self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
     ) -> GumbelSoftmax:
-        """Return the prior, whatever the context."""
+        """Return the prior, independent of the context."""
         return GumbelSoftmax(self.logits, len(self.latent_shape), self.temperature)
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal prior."""
-        return super().config() | {"temperature": self.temperature}
+
+def _class_shape(owner: str, num_classes: int, num_variables: int | Sequence[int]) -> torch.Size:
+    if num_classes < 2:
+        raise ValueError(f"{owner} expects num_classes >= 2, got {num_classes}")
+    return torch.Size((num_classes, *latent_size(num_variables)))
+
+
+def _add_logits(prior: Prior, learned: bool) -> None:
+    """Add logits to a prior: a parameter if they are learned, otherwise a buffer."""
+    logits = torch.zeros(prior.latent_shape)
+    if learned:
+        prior.register_parameter("logits", nn.Parameter(logits))
+    else:
+        prior.register_buffer("logits", logits)

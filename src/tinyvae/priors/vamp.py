@@ -1,10 +1,9 @@
-r"""The VampPrior: a mixture of the model's own posteriors.
+r"""The VampPrior: a mixture of the posteriors of the model.
 
 .. math:: p(z) = \textstyle\sum_k \pi_k \, q(z \mid u_k)
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +15,18 @@ from tinyvae.priors.base import PosteriorOf, Prior
 
 
 class VampPrior(Prior):
-    r"""Mixture of posteriors at learned pseudo-inputs :math:`u_k`; the encoder is the VAE's.
+    r"""Mixture of posteriors of the VAE's encoder at learned pseudo-inputs :math:`u_k`.
 
-    Made by :meth:`from_data`, it starts from examples.
+    :meth:`from_data` initializes the pseudo-inputs with examples.
 
     Args:
         latent_dim: Number of latent dimensions, or the shape of one latent.
-        input_shape: Shape of what the encoder is fed for one datum.
+        input_shape: Shape of the encoder's input for one datum.
         num_components: Number of pseudo-inputs.
-        context_shape: Shape of one row of context, where the encoder reads one: each pseudo-input
-            has a row of its own.
-        class_context: Whether rows of context are indices of classes.
-        learned_weights: Whether the weights :math:`\pi_k` are learned instead of equal.
+        context_shape: Shape of one row of context, if the encoder reads a context. Each
+            pseudo-input has its own row.
+        class_context: True if rows of context are indices of classes.
+        learned_weights: True to learn the weights :math:`\pi_k`. False keeps them equal.
 
     References:
         Tomczak, Welling (2018). VAE with a VampPrior. arXiv:1705.07120.
@@ -45,9 +44,9 @@ class VampPrior(Prior):
     def __init__(
         self,
         latent_dim: int | Sequence[int],
+        *,
         input_shape: int | Sequence[int],
         num_components: int = 500,
-        *,
         context_shape: Sequence[int] | None = None,
         class_context: bool = False,
         learned_weights: bool = False,
@@ -65,6 +64,11 @@ class VampPrior(Prior):
         logits = nn.Parameter(torch.zeros(num_components)) if learned_weights else None
         self.register_parameter("logits", logits)
 
+    @property
+    def num_components(self) -> int:
+        """Number of pseudo-inputs."""
+        return len(self.inputs)
+
     def _no_contexts(self, num_components: int) -> Tensor | None:
         if self.context_shape is None:
             return None
@@ -81,29 +85,29 @@ class VampPrior(Prior):
         num_components: int = 500,
         learned_weights: bool = False,
     ) -> "VampPrior":
-        """Start from examples, chosen at random without replacement.
+        """Return a prior whose pseudo-inputs are examples, drawn without replacement.
 
         Args:
             encoder: The VAE's encoder.
-            x: What it is fed, ``(N, *E)``: data, or ``likelihood.encoder_input(data)``.
-            context: What it is conditioned on, ``(N, ...)``.
+            x: Inputs of the encoder, ``(N, *E)``: data, or ``likelihood.encoder_input(data)``.
+            context: Context of the encoder, ``(N, ...)``.
             num_components: Number of pseudo-inputs, at most N.
-            learned_weights: As above.
+            learned_weights: See :class:`VampPrior`.
         """
         if num_components > len(x):
             raise ValueError(
-                f"VampPrior expects at least num_components = {num_components} examples to start "
-                f"from, got {len(x)}: give more, or num_components={len(x)}"
+                f"VampPrior.from_data expects at least num_components = {num_components} examples, "
+                f"got {len(x)}: give more, or num_components={len(x)}"
             )
         if not torch.isfinite(x).all():
             raise ValueError(
-                "VampPrior expects finite inputs to start from, got NaN or infinity: give what the "
-                "encoder is fed, likelihood.encoder_input(data)"
+                "VampPrior.from_data expects finite inputs, got NaN or infinity: give the inputs "
+                "of the encoder, likelihood.encoder_input(data)"
             )
         prior = cls(
             encoder.latent_shape,
-            x.shape[1:],
-            num_components,
+            input_shape=x.shape[1:],
+            num_components=num_components,
             context_shape=None if context is None else context.shape[1:],
             class_context=context is not None and not context.is_floating_point(),
             learned_weights=learned_weights,
@@ -117,21 +121,10 @@ class VampPrior(Prior):
     def forward(
         self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
     ) -> Mixture:
-        """Return the mixture, whatever the context."""
+        """Return the mixture, independent of the context."""
         if encoder is None:
             raise ValueError(
-                "VampPrior is made of the posteriors of an encoder: prior(encoder=vae.encoder)"
+                "VampPrior expects an encoder, got None: call prior(encoder=vae.encoder)"
             )
         logits = self.inputs.new_zeros(len(self.inputs)) if self.logits is None else self.logits
         return Mixture(logits, encoder(self.inputs, self.contexts))
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that build an equal prior."""
-        return {
-            "latent_dim": self.latent_dim,
-            "input_shape": self.input_shape,
-            "num_components": len(self.inputs),
-            "context_shape": self.context_shape,
-            "class_context": self.class_context,
-            "learned_weights": self.learned_weights,
-        }

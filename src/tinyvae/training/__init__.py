@@ -7,4 +7,5 @@ from tinyvae.training.callbacks import EarlyStopping as EarlyStopping
 from tinyvae.training.checkpoints.checkpoint import Checkpoint as Checkpoint
 from tinyvae.training.history import History as History
 from tinyvae.training.optimization import Optimization as Optimization
+from tinyvae.training.state import TrainState as TrainState
 from tinyvae.training.trainer import Trainer as Trainer

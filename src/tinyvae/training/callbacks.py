@@ -8,9 +8,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from tinyvae.core.objective import ObjectiveOutput
-from tinyvae.training.history import Row
+from tinyvae.training.history import Row, require_validation, watched
 from tinyvae.training.state import TrainState
-from tinyvae.training.watching import require_validation, watched
 
 
 class Callback:

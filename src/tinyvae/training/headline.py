@@ -10,7 +10,7 @@ from tinyvae.training.state import TrainState
 def headline(state: TrainState, train: ValidatedSource, seed: int, paths: Sequence[str]) -> str:
     """Return one line about device, sizes, length, objective and fast paths."""
     size = sum(p.numel() for group in state.groups.values() for p in group)
-    counts = (train.feed.num_examples, train.feed.num_batches)
+    counts = (train.source.num_examples, train.source.num_batches)
     examples, steps = ("?" if count is None else f"{count:,}" for count in counts)
     continued = f", continuing after step {state.step:,}" if state.step else ""
     return (

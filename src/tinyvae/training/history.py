@@ -1,4 +1,4 @@
-"""What a run was like: rows per epoch and, on request, per update."""
+"""History of a run: one row per epoch and, on request, one per update."""
 
 import json
 import os
@@ -20,17 +20,17 @@ Row = dict[str, float]
 
 
 class History:
-    """Record of a run.
+    """Losses and metrics of a run.
 
-    TabularDistribution of an epoch: ``epoch`` (from 1), ``step`` (updates so far), ``time_seconds``,
+    Columns of an epoch: ``epoch`` (from 1), ``step`` (updates so far), ``time_seconds``,
     ``learning_rate``, and every loss and metric as ``train/...`` (mean over the epoch's batches,
-    at the weights of their time) and ``validation/...`` (at the weights of the epoch's end). Units
-    are part of the names. A value that an epoch lacks is None.
+    each at the weights of its step) and ``validation/...`` (at the weights after the epoch). Names
+    of metrics contain their units. A value that an epoch lacks is None.
 
     Attributes:
         epochs: One row per epoch.
         updates: One row per recorded update: ``step`` and the batch's losses and metrics.
-        stop_reason: Why the run ended before its last epoch, None if it did not.
+        stop_reason: Reason why the run ended before its last epoch, None if it did not.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class History:
         """Return a column of the epochs."""
         columns = _columns(self.epochs)
         if column not in columns:
-            raise KeyError(f"no column '{column}' in the history, it has {list(columns)}")
+            raise KeyError(f"the history has no column '{column}': use one of {list(columns)}")
         return columns[column]
 
     def record_update(self, step: int, output: ObjectiveOutput) -> None:
@@ -58,21 +58,22 @@ class History:
         self.updates.append({"step": step, **values})
 
     def state_dict(self) -> dict[str, Any]:
-        """All rows, as bytes of JSON, and the reason of an early end."""
+        """Return all rows, as bytes of JSON, and the reason of an early end."""
         rows = json.dumps({"epochs": self.epochs, "updates": self.updates}).encode()
-        # Of few lengths: ctypes, by which safetensors writes, keeps a type of each there ever was.
+        # Pad to a power of two: safetensors writes by ctypes, which caches one type per length
+        # for ever.
         padded = rows.ljust(1 << max(10, (len(rows) - 1).bit_length()))
         data = torch.frombuffer(bytearray(padded), dtype=torch.uint8)
         return {"rows": data, "stop_reason": self.stop_reason}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over :meth:`state_dict`."""
+        """Restore the rows from :meth:`state_dict`."""
         rows = json.loads(state["rows"].numpy().tobytes())
         self.epochs, self.updates = rows["epochs"], rows["updates"]
         self.stop_reason = state["stop_reason"]
 
     def to_dict(self) -> dict[str, Any]:
-        """TabularDistribution of epochs and updates, and the reason of an early end."""
+        """Return the columns of epochs and updates, and the reason of an early end."""
         return {
             "epochs": _columns(self.epochs),
             "updates": _columns(self.updates),
@@ -84,7 +85,7 @@ class History:
         files.write_json(path, self.to_dict())
 
     def plot(self, metric: str = "elbo_nats", *, title: str | None = None) -> "Figure":
-        """Draw a metric against the epochs, training and validation."""
+        """Plot a metric of training and validation against the epochs."""
         series = {
             part: ([row["epoch"] for row in rows], [row[column] for row in rows])
             for part in ("train", "validation")
@@ -93,7 +94,7 @@ class History:
         if not series:
             columns = _columns(self.epochs)
             metrics = {name.partition("/")[2] for name in columns if "/" in name}
-            raise KeyError(f"no metric '{metric}' in the history, it has {sorted(metrics)}")
+            raise KeyError(f"the history has no metric '{metric}': use one of {sorted(metrics)}")
         name, unit = _split_unit(metric)
         ylabel = f"{name} [{unit} per datum]" if unit == "nats" else metric
         return plotting.curves(series, xlabel="epoch", ylabel=ylabel, title=title)
@@ -103,18 +104,43 @@ class History:
 
 
 def plain(row: Mapping[str, Any]) -> Row:
-    """A row as numbers of Python.
+    """Return a row with Python numbers as values.
 
     Raises:
-        TypeError: If a column is no number.
+        TypeError: If a value is not a number.
     """
     numbers = {name: v.item() if hasattr(v, "item") else v for name, v in row.items()}
     for name, value in numbers.items():
         if not isinstance(value, (int, float)):
             raise TypeError(
-                f"expected a number in the history's column '{name}', got {value!r:.80}"
+                f"the history expects a number in column '{name}', got {value!r:.80}: "
+                "convert it in on_epoch_end"
             )
     return numbers
+
+
+def require_validation(who: str, monitor: str, *, has_validation: bool, else_watch: str) -> None:
+    """Raise if ``who`` watches a validation column that the run will not have.
+
+    Raises:
+        ValueError: If the column needs validation data and there are none.
+    """
+    if monitor.startswith("validation/") and not has_validation:
+        raise ValueError(
+            f"{who} watches '{monitor}', but fit got no validation data: pass them, or watch a "
+            f"column such as monitor='{else_watch}'"
+        )
+
+
+def watched(who: str, monitor: str, row: Row) -> float:
+    """Return the value of the column that ``who`` watches.
+
+    Raises:
+        ValueError: If the row has no such column.
+    """
+    if monitor not in row:
+        raise ValueError(f"{who} watches '{monitor}', expected one of {list(row)}")
+    return row[monitor]
 
 
 def _columns(rows: list[Row]) -> dict[str, list[float | None]]:
@@ -128,7 +154,7 @@ def _split_unit(metric: str) -> tuple[str, str]:
 
 
 def label(metric: str) -> str:
-    """Name of a metric without its unit, to be read.
+    """Return the name of a metric for display, without its unit.
 
     Example:
         >>> label("log_likelihood_nats")
@@ -138,7 +164,7 @@ def label(metric: str) -> str:
 
 
 def named_values(output: ObjectiveOutput) -> dict[str, Tensor]:
-    """Losses and metrics under the names that the history gives them."""
+    """Return losses and metrics by their names in the history."""
     losses = output.losses
     names = ["loss"] if len(losses) == 1 else [f"loss_{group}" for group in losses]
     values = (loss.detach() for loss in losses.values())
@@ -149,73 +175,53 @@ def _require_scalars(named: dict[str, Tensor]) -> None:
     for name, value in named.items():
         if not isinstance(value, Tensor) or value.dim() != 0:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            raise TypeError(f"losses and metrics must be 0-d tensors, got {got} for '{name}'")
+            raise TypeError(
+                f"an objective's losses and metrics must be 0-d tensors, got {got} for '{name}'"
+            )
 
 
-def _sums_on(device: torch.device) -> dict[str, Any]:
-    """Where sums are kept, and with how many digits: Apple's devices have no float64."""
-    return {"device": device, "dtype": torch.float32 if device.type == "mps" else torch.float64}
+def _sums(values: Any, device: torch.device) -> Tensor:
+    # Apple's devices have no float64.
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 class RunningMean:
-    """Mean of an epoch's losses and metrics, weighted by examples, kept on the device.
+    """Mean of losses and metrics over an epoch, weighted by the number of examples.
 
-    Values are put aside, and summed up many at a time: small operations cost more than big ones.
+    The sums stay on the device, so that no step waits for it.
     """
-
-    ASIDE = 64
 
     def __init__(self) -> None:
         self._names: tuple[str, ...] = ()
-        self._aside: list[Tensor] = []
-        self._weights: list[int] = []
-        self._total: Tensor | None = None
+        self._totals: Tensor | None = None  # (names,)
         self._weight = 0
 
     def add(self, output: ObjectiveOutput, weight: int) -> None:
         """Add a batch of ``weight`` examples."""
         named = named_values(output)
-        if not self._names:
-            self._names = tuple(named)
+        if self._totals is None:
             _require_scalars(named)
-        self._aside.append(torch.stack([named[name].detach() for name in self._names]))
-        self._weights.append(weight)
-        if len(self._weights) == self.ASIDE:
-            self._sum_up()
-
-    def _sum_up(self) -> None:
-        values = torch.stack(self._aside)  # (steps, names)
-        weights = torch.tensor(self._weights, **_sums_on(values.device))
-        total = weights @ values.to(weights.dtype)
-        self._total = total if self._total is None else self._total + total
-        self._weight += sum(self._weights)
-        self._aside, self._weights = [], []
-
-    def state_dict(self) -> dict[str, Any]:
-        """Sums, and what has been put aside."""
-        dtype = self._aside[0].dtype if self._aside else torch.float32
-        return {
-            "names": list(self._names),
-            "aside": [values.tolist() for values in self._aside],
-            "dtype": str(dtype).removeprefix("torch."),
-            "weights": list(self._weights),
-            "total": None if self._total is None else self._total.tolist(),
-            "weight": self._weight,
-        }
-
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Take over :meth:`state_dict`."""
-        self._names, self._weights = tuple(state["names"]), state["weights"]
-        dtype, total = getattr(torch, state["dtype"]), state["total"]
-        self._aside = [torch.tensor(v, dtype=dtype, device=device) for v in state["aside"]]
-        self._total = None if total is None else torch.tensor(total, **_sums_on(device))
-        self._weight = state["weight"]
+            self._names = tuple(named)
+            self._totals = _sums([0.0] * len(named), named[self._names[0]].device)
+        values = torch.stack([named[name].detach() for name in self._names])
+        self._totals.add_(values, alpha=weight)  # in float64, to which torch promotes
+        self._weight += weight
 
     def row(self, part: str) -> Row:
-        """Means so far, with ``part`` before the names."""
-        if self._weights:
-            self._sum_up()
-        if self._total is None:
-            return {}
-        means = (self._total / self._weight).tolist()
-        return {f"{part}/{name}": mean for name, mean in zip(self._names, means, strict=True)}
+        """Return the means so far, with ``part`` in front of the names."""
+        return {f"{part}/{name}": total / self._weight for name, total in self._by_name().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sum of each value over the examples, and the number of examples."""
+        return {"totals": self._by_name(), "weight": self._weight}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Restore the sums from :meth:`state_dict`, on ``device``."""
+        totals: dict[str, float] = state["totals"]
+        self._names, self._weight = tuple(totals), state["weight"]
+        self._totals = _sums(list(totals.values()), device) if totals else None
+
+    def _by_name(self) -> dict[str, float]:
+        totals = [] if self._totals is None else self._totals.tolist()
+        return dict(zip(self._names, totals, strict=True))

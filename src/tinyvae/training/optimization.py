@@ -1,20 +1,24 @@
-"""How losses become updates: optimizers, learning rates, schedulers, clipping."""
+"""Optimization of a run: parameter groups, optimizers, learning rates, schedulers, clipping."""
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import nn
 from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from tinyvae.training.history import Row
-from tinyvae.training.watching import require_validation, watched
+from tinyvae.core.objective import Objective
+from tinyvae.training.history import Row, require_validation, watched
 
+Groups: TypeAlias = Mapping[str, list[nn.Parameter]]
 OptimizerFactory: TypeAlias = Callable[[list[dict[str, Any]]], Optimizer]
+Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
 SchedulerFactory: TypeAlias = Callable[..., LRScheduler]
 
 # Devices on which torch.optim.Adam has one fused kernel.
@@ -23,29 +27,50 @@ FUSED = ("cpu", "cuda", "mps", "xpu")
 
 @dataclass(frozen=True)
 class Optimization:
-    """Settings of the optimization.
+    r"""Settings of the optimization.
 
-    Frozen parts need no setting: ``model.encoder.requires_grad_(False)`` before ``fit``.
+    With warm-up over :math:`W` of :math:`T` updates, ``schedule`` multiplies the learning rate of
+    update :math:`t = 0, \dots, T - 1` by
+
+    .. math:: f_t = \begin{cases} (t + 1) / (W + 1) & t < W \\ g(\tfrac{t - W}{T - W}) & t \geq W
+              \end{cases}
+
+    where :math:`g(s)` is 1 (``"constant"``), :math:`1 - s` (``"linear"``) or
+    :math:`(1 + \cos \pi s) / 2` (``"cosine"``).
+
+    Frozen parts need no setting: call ``model.encoder.requires_grad_(False)`` before ``fit``.
 
     Attributes:
-        learning_rate: Learning rate; None leaves the optimizer its own (1e-3 for Adam).
-        optimizer: Factory ``parameters -> Optimizer`` in the place of Adam, such as ``AdamW`` or
-            ``lambda p: SGD(p, lr=0.1, momentum=0.9)``; or one per parameter group of the
-            objective, by name.
-        learning_rates: Learning rates of parts, by the beginning of their parameters' names:
-            ``{"encoder": 1e-4}``. The objective's own begin with ``"objective"``.
-        scheduler: Factory of one of torch's schedulers, such as
-            ``lambda optimizer: StepLR(optimizer, 10)``. One with a parameter named ``total`` is
-            told how often the scheduler will be called:
-            ``lambda optimizer, total: CosineAnnealingLR(optimizer, total)``. Or one per group.
-        scheduler_interval: Whether it is called after every ``"epoch"`` or every ``"step"``.
-        monitor: Column of the history that ``ReduceLROnPlateau`` is given.
-        clip_norm: Largest norm of a group's gradient, None for no clipping.
+        learning_rate: Learning rate. None keeps the optimizer's default (1e-3 for Adam).
+        optimizer: Factory ``parameters -> Optimizer``, such as ``AdamW`` or
+            ``lambda p: SGD(p, lr=0.1, momentum=0.9)``, or one per parameter group of the
+            objective, by name. The default is Adam.
+        learning_rates: Learning rates of parts, by the start of their parameters' names:
+            ``{"encoder": 1e-4}``. The objective's own parameters start with ``"objective"``.
+        schedule: Decay of the learning rate over the updates of one call of ``fit``:
+            ``"constant"``, ``"linear"`` or ``"cosine"``.
+        warmup_steps: Number of updates :math:`W` over which the learning rate rises.
+        scheduler: Factory of a torch scheduler instead of ``schedule``, such as
+            ``lambda optimizer: StepLR(optimizer, 10)``. A parameter named ``total`` receives the
+            number of times that the scheduler will be called:
+            ``lambda optimizer, total: OneCycleLR(optimizer, 0.1, total)``. Or one factory per
+            parameter group, by name.
+        scheduler_interval: Interval at which ``scheduler`` is called, ``"epoch"`` or ``"step"``.
+            A ``schedule`` is always called per step.
+        monitor: Column of the history that ``ReduceLROnPlateau`` watches.
+        clip_norm: Largest norm of a group's gradient. None does not clip.
+
+    Example:
+        >>> Optimization(2e-3, schedule="cosine", warmup_steps=100).scheduler_interval
+        'step'
     """
 
     learning_rate: float | None = None
+    _: KW_ONLY
     optimizer: OptimizerFactory | Mapping[str, OptimizerFactory] | None = None
     learning_rates: Mapping[str, float] = field(default_factory=dict)
+    schedule: Schedule = "constant"
+    warmup_steps: int = 0
     scheduler: SchedulerFactory | Mapping[str, SchedulerFactory] | None = None
     scheduler_interval: Literal["epoch", "step"] = "epoch"
     monitor: str = "validation/loss"
@@ -55,33 +80,65 @@ class Optimization:
         rates = {"learning_rate": self.learning_rate, **self.learning_rates}
         for name, rate in rates.items():
             if rate is not None and not 0 <= rate < float("inf"):
-                raise ValueError(f"expected a finite learning rate >= 0, got {rate} for {name}")
+                raise ValueError(
+                    f"Optimization expects a finite learning rate >= 0, got {rate} for {name}"
+                )
         for name, setting in (("optimizer", self.optimizer), ("scheduler", self.scheduler)):
             if isinstance(setting, str):
                 raise TypeError(
-                    f"expected {name} as a factory such as torch's class, got {setting!r}"
+                    f"Optimization expects {name} as a factory such as torch's class, "
+                    f"got {setting!r}"
                 )
         if isinstance(self.optimizer, Optimizer):
+            name = type(self.optimizer).__name__
             raise TypeError(
-                f"expected a factory of optimizers, got a {type(self.optimizer).__name__} object: "
-                f"optimizer=lambda parameters: {type(self.optimizer).__name__}(parameters, ...)"
+                f"Optimization expects a factory of optimizers, got a {name} object: "
+                f"pass optimizer=lambda parameters: {name}(parameters, ...)"
             )
         if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"expected clip_norm > 0 or None, got {self.clip_norm}")
+            raise ValueError(f"Optimization expects clip_norm > 0 or None, got {self.clip_norm}")
         if self.scheduler_interval not in ("epoch", "step"):
             raise ValueError(
-                f"expected scheduler_interval 'epoch' or 'step', got {self.scheduler_interval!r}"
+                "Optimization expects scheduler_interval 'epoch' or 'step', "
+                f"got {self.scheduler_interval!r}"
+            )
+        self._check_schedule()
+        if self._has_schedule:
+            object.__setattr__(self, "scheduler_interval", "step")
+
+    def _check_schedule(self) -> None:
+        if self.schedule not in get_args(Schedule):
+            raise ValueError(
+                f"Optimization expects schedule as one of {list(get_args(Schedule))}, "
+                f"got {self.schedule!r}: pass torch's schedulers as scheduler="
+            )
+        if not isinstance(self.warmup_steps, int) or self.warmup_steps < 0:
+            raise ValueError(
+                f"Optimization expects warmup_steps as an integer >= 0, got {self.warmup_steps!r}"
+            )
+        if self._has_schedule and self.scheduler is not None:
+            raise ValueError(
+                f"Optimization expects a schedule or a scheduler, got schedule={self.schedule!r} "
+                f"with warmup_steps={self.warmup_steps} and a scheduler: leave one out"
             )
 
+    @property
+    def _has_schedule(self) -> bool:
+        return self.schedule != "constant" or self.warmup_steps > 0
+
     def make_optimizers(
-        self, groups: Mapping[str, list[nn.Parameter]], names: Mapping[nn.Parameter, str]
+        self, groups: Groups, names: Mapping[nn.Parameter, str]
     ) -> dict[str, Optimizer]:
-        """Make an optimizer per group; ``names`` are the parameters' names."""
+        """Make one optimizer per group; ``names`` are the names of all parameters.
+
+        Raises:
+            ValueError: If a setting names an unknown part or group, or a group is empty.
+        """
         for part in self.learning_rates:
             if not any(_within(name, part) for name in names.values()):
                 raise ValueError(
-                    f"learning_rates names '{part}', which no parameter's name begins with: "
-                    f"expected one of {sorted({name.split('.')[0] for name in names.values()})}"
+                    f"learning_rates names '{part}', but no parameter's name starts with it: "
+                    f"use one of {sorted({name.split('.')[0] for name in names.values()})}"
                 )
         _check_groups("optimizer", self.optimizer, groups)
         _check_groups("scheduler", self.scheduler, groups)
@@ -89,11 +146,27 @@ class Optimization:
         for group, parameters in groups.items():
             if not parameters:
                 raise ValueError(f"the group '{group}' has no parameter to train: all are frozen")
-            factory = _of_group(self.optimizer, group) or self._adam
+            factory = _of_group(self.optimizer, group) or _adam
             optimizers[group] = factory(self._by_rate(parameters, names))
             for options in optimizers[group].param_groups:
                 options.setdefault("initial_lr", options["lr"])
         return optimizers
+
+    def _by_rate(
+        self, parameters: list[nn.Parameter], names: Mapping[nn.Parameter, str]
+    ) -> list[dict[str, Any]]:
+        """Return torch's parameter groups, one per learning rate."""
+        by_part: dict[str | None, list[nn.Parameter]] = {None: []}
+        for parameter in parameters:
+            matching = [p for p in self.learning_rates if _within(names[parameter], p)]
+            by_part.setdefault(max(matching, key=len, default=None), []).append(parameter)
+        rates: dict[str | None, float | None] = {None: self.learning_rate}
+        rates.update(self.learning_rates)
+        return [
+            {"params": params} | ({} if rates[part] is None else {"lr": rates[part]})
+            for part, params in by_part.items()
+            if params
+        ]
 
     def make_schedulers(
         self,
@@ -103,31 +176,33 @@ class Optimization:
         steps_per_epoch: int | None,
         has_validation: bool,
     ) -> dict[str, LRScheduler]:
-        """Make a scheduler per optimizer that has one."""
+        """Make the schedulers. Raise ValueError if one does not fit the run."""
         schedulers = {}
-        per_step = self.scheduler_interval == "step"
         for group, optimizer in optimizers.items():
-            factory = _of_group(self.scheduler, group)
+            factory = self._scheduler_factory(group)
             if factory is None:
                 continue
-            if per_step and steps_per_epoch is None:
-                raise ValueError(
-                    "a scheduler per step needs the number of steps in an epoch, which these data "
-                    "do not tell: use scheduler_interval='epoch'"
-                )
-            total = epochs * (steps_per_epoch or 1) if per_step else epochs
+            total = self._num_calls(epochs, steps_per_epoch)
             schedulers[group] = _make_scheduler(factory, optimizer, total)
             if isinstance(schedulers[group], ReduceLROnPlateau):
                 self._check_plateau(has_validation, list(optimizers))
         return schedulers
 
-    def step_schedulers(self, schedulers: Mapping[str, LRScheduler], row: Row) -> None:
-        """Let schedulers make their step; ``row`` is the epoch's of the history."""
-        for scheduler in schedulers.values():
-            if isinstance(scheduler, ReduceLROnPlateau):
-                scheduler.step(watched("ReduceLROnPlateau", self.monitor, row))
-            else:
-                scheduler.step()
+    def _scheduler_factory(self, group: str) -> SchedulerFactory | None:
+        if self._has_schedule:
+            return partial(follow, schedule=self.schedule, warmup_steps=self.warmup_steps)
+        factory: SchedulerFactory | None = _of_group(self.scheduler, group)
+        return factory
+
+    def _num_calls(self, epochs: int, steps_per_epoch: int | None) -> int:
+        if self.scheduler_interval == "epoch":
+            return epochs
+        if steps_per_epoch is None:
+            raise ValueError(
+                "a scheduler per step needs the number of steps in an epoch, which these data do "
+                "not have: use scheduler= with scheduler_interval='epoch'"
+            )
+        return epochs * steps_per_epoch
 
     def _check_plateau(self, has_validation: bool, groups: list[str]) -> None:
         if self.scheduler_interval == "step":
@@ -141,33 +216,62 @@ class Optimization:
         part, _, column = self.monitor.partition("/")
         if column == "loss" and len(groups) > 1:
             raise ValueError(
-                f"ReduceLROnPlateau watches '{self.monitor}', but there is a loss of each group: "
-                f"give monitor=, of {[f'{part}/loss_{group}' for group in groups]}"
+                f"ReduceLROnPlateau watches '{self.monitor}', but each group has its own loss: "
+                f"pass monitor= as one of {[f'{part}/loss_{group}' for group in groups]}"
             )
 
-    def _adam(self, parameters: list[dict[str, Any]]) -> Optimizer:
-        device = parameters[0]["params"][0].device.type
-        return Adam(parameters, fused=device in FUSED)
+    def step_schedulers(self, schedulers: Mapping[str, LRScheduler], row: Row) -> None:
+        """Step all schedulers; ``row`` is the epoch's row of the history."""
+        for scheduler in schedulers.values():
+            if isinstance(scheduler, ReduceLROnPlateau):
+                scheduler.step(watched("ReduceLROnPlateau", self.monitor, row))
+            else:
+                scheduler.step()
 
-    def _by_rate(
-        self, parameters: list[nn.Parameter], names: Mapping[nn.Parameter, str]
-    ) -> list[dict[str, Any]]:
-        """Torch's parameter groups, one per learning rate."""
-        by_part: dict[str | None, list[nn.Parameter]] = {None: []}
-        for parameter in parameters:
-            matching = [p for p in self.learning_rates if _within(names[parameter], p)]
-            by_part.setdefault(max(matching, key=len, default=None), []).append(parameter)
-        rates: dict[str | None, float | None] = {None: self.learning_rate}
-        rates.update(self.learning_rates)
-        return [
-            {"params": params} | ({} if rates[part] is None else {"lr": rates[part]})
-            for part, params in by_part.items()
-            if params
-        ]
+
+# Parameter groups ---------------------------------------------------------------------------------
+
+
+def parameter_groups(objective: Objective, model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters that each loss trains, by the loss's name.
+
+    Raises:
+        ValueError: If a parameter is in two groups.
+    """
+    groups = {name: list(group) for name, group in objective.parameter_groups(model).items()}
+    parameters = [p for group in groups.values() for p in group]
+    if num_repeated := len(parameters) - len(set(parameters)):
+        raise ValueError(
+            f"{type(objective).__name__} has parameter groups {list(groups)} that share "
+            f"{num_repeated} parameters: put each parameter in one group"
+        )
+    return groups
+
+
+def same_groups(first: Groups, second: Groups) -> bool:
+    """Return True if groups have the same names and the same parameter objects."""
+    return first.keys() == second.keys() and all(
+        [id(p) for p in first[name]] == [id(p) for p in second[name]] for name in first
+    )
+
+
+def named_parameters(objective: Objective, model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of the model, and those of the objective as ``objective.*``."""
+    of_objective = objective.named_parameters(prefix="objective")
+    return dict(model.named_parameters()) | dict(of_objective)
+
+
+def clip(parameters: list[nn.Parameter], max_norm: float | None) -> None:
+    """Scale gradients down to ``max_norm``. None changes nothing."""
+    if max_norm is not None:
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+# Optimizers and schedulers ------------------------------------------------------------------------
 
 
 def state_after_step(optimizer: Optimizer) -> dict[str, Any]:
-    """Return the state dict after one dummy step: the reference for loaded states."""
+    """Return the state of a copy after one step: the reference for the layout of later states."""
     twin = copy.deepcopy(optimizer)  # without its hooks
     for group in twin.param_groups:
         for parameter in group["params"]:
@@ -177,11 +281,37 @@ def state_after_step(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def learning_rates(optimizers: Mapping[str, Optimizer]) -> Row:
-    """First learning rate of each optimizer, as a row of the history has it."""
+    """Return the first learning rate of each optimizer, as columns of the history."""
     rates = {name: o.param_groups[0]["lr"] for name, o in optimizers.items()}
     if len(rates) == 1:
         return {"learning_rate": float(*rates.values())}
     return {f"learning_rate/{name}": float(rate) for name, rate in rates.items()}
+
+
+def follow(
+    optimizer: Optimizer, total: int, *, schedule: Schedule, warmup_steps: int
+) -> LRScheduler:
+    """Make a scheduler that follows a named schedule. See :class:`Optimization`."""
+    if warmup_steps >= total:
+        raise ValueError(
+            f"warmup_steps={warmup_steps} expects a run of more updates, got {total}: "
+            "train longer or warm up for fewer steps"
+        )
+    if schedule == "cosine" and not warmup_steps:
+        return CosineAnnealingLR(optimizer, total)
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        share = (step - warmup_steps) / (total - warmup_steps)
+        match schedule:
+            case "linear":
+                return 1 - share
+            case "cosine":
+                return (1 + math.cos(math.pi * share)) / 2
+        return 1.0
+
+    return LambdaLR(optimizer, factor)
 
 
 def _make_scheduler(factory: SchedulerFactory, optimizer: Optimizer, total: int) -> LRScheduler:
@@ -190,9 +320,15 @@ def _make_scheduler(factory: SchedulerFactory, optimizer: Optimizer, total: int)
         return factory(optimizer, total=total) if takes_total else factory(optimizer)
     except TypeError as error:
         raise TypeError(
-            "expected a factory of schedulers, such as lambda optimizer: StepLR(optimizer, 10) or "
-            f"lambda optimizer, total: CosineAnnealingLR(optimizer, total), got {factory}: {error}"
+            "Optimization expects a factory of schedulers, such as lambda optimizer: "
+            "StepLR(optimizer, 10) or lambda optimizer, total: OneCycleLR(optimizer, 0.1, total), "
+            f"got {factory}: {error}"
         ) from error
+
+
+def _adam(parameters: list[dict[str, Any]]) -> Optimizer:
+    device = parameters[0]["params"][0].device.type
+    return Adam(parameters, fused=device in FUSED)
 
 
 def _within(name: str, part: str) -> bool:
@@ -202,14 +338,10 @@ def _within(name: str, part: str) -> bool:
 def _check_groups(name: str, setting: Any, groups: Iterable[str]) -> None:
     unknown = set(setting) - set(groups) if isinstance(setting, Mapping) else set()
     if unknown:
-        raise ValueError(f"{name} names the groups {sorted(unknown)}, expected of {list(groups)}")
+        raise ValueError(
+            f"{name} names the groups {sorted(unknown)}, but the objective has {list(groups)}"
+        )
 
 
 def _of_group(setting: Any, group: str) -> Any:
     return setting.get(group) if isinstance(setting, Mapping) else setting
-
-
-def clip(parameters: list[nn.Parameter], max_norm: float | None) -> None:
-    """Scale gradients down to ``max_norm``; None changes nothing."""
-    if max_norm is not None:
-        torch.nn.utils.clip_grad_norm_(parameters, max_norm)

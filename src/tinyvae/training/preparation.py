@@ -56,10 +56,10 @@ def open_sources(
     training = open_one(train, "training", shuffle=True)
     state.fingerprint = {
         "seed": seed,
-        "number of examples": training.feed.num_examples,
-        "batches per epoch": training.feed.num_batches,
+        "number of examples": training.source.num_examples,
+        "batches per epoch": training.source.num_batches,
     }
-    state.data_state = lambda: training.feed.state_dict(state.batch)
+    state.data_state = lambda: training.source.state_dict(state.batch)
     return training, (
         None if validation is None else open_one(validation, "validation", shuffle=False)
     )
@@ -88,7 +88,7 @@ def plan_run(
         saved: State of the checkpoint to continue from, None to start.
         in_total: True if ``epochs`` counts those that are done.
     """
-    num_batches = train.feed.num_batches
+    num_batches = train.source.num_batches
     if saved is None:
         plan = RunPlan.for_new_run(state.epoch, epochs, in_total=in_total)
         epoch, batch = state.epoch, 0
@@ -105,15 +105,15 @@ def plan_run(
     if saved is not None:
         require_same_run(state, saved, callbacks)
         state.warn_about_changes(saved)
-        train.feed.load_state_dict(saved["data"])
+        train.source.load_state_dict(saved["data"])
     train.begin(epoch, batch)
     if validation is not None:
         validation.begin(0)
     num_steps = plan.remaining_steps(num_batches, epoch, batch)
-    state.objective.refresh()
+    state.objective.reset_schedules()
     if saved is None:
         schedule_steps = state.plan.schedule_steps if state.step else num_steps
-        state.objective.at(state.step, schedule_steps)
+        state.objective.set_step(state.step, schedule_steps)
         state.start()
     else:
         schedule_steps = saved["plan"]["schedule_steps"]
@@ -158,7 +158,7 @@ def select_fast_path(
     with preserved_modes(state.model, state.objective):
         state.model.train()
         state.objective.train()
-        example = source.first(state.epoch)
+        example = source.first_batch(state.epoch)
         is_new = state.step == 0 or saved is not None
         if is_new and not _asked_for_the_same(speed, saved):
             resolved = resolve_speed(gradients, example, speed)

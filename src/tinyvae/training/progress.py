@@ -1,4 +1,4 @@
-"""Live progress: one bar on a terminal, plain lines elsewhere."""
+"""Live progress: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -12,22 +12,22 @@ from tinyvae.training.state import TrainState
 
 REFRESH_SECONDS = 0.25
 PLAIN_LINES = 20
-# Narrow, for the terms come last and must not be cut off.
+# A narrow bar, so that the terms at the end are not cut off.
 MEASURED = "{desc} {percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
 COUNTED = "{desc} {n_fmt} steps {elapsed}{postfix}"
 
 
 class Bar(tqdm):  # type: ignore[type-arg]
-    """A bar without the thread that tqdm keeps to watch its bars."""
+    """Progress bar without tqdm's monitor thread."""
 
     monitor_interval = 0
 
 
 class Progress(Callback):
-    """Reports on standard error: what runs, live terms (validation in brackets), the time left."""
+    """Callback that reports the run, live terms (validation in brackets) and the time left."""
 
     def on_fit_start(self, state: TrainState) -> None:
-        """Say what is about to run."""
+        """Describe the run."""
         self._start = self._refreshed = time.monotonic()
         self._first_epoch = state.epoch
         self._validation: Row = {}
@@ -39,7 +39,7 @@ class Progress(Callback):
             self._bar = Bar(total=total, bar_format=bar_format, dynamic_ncols=True)
 
     def on_step_end(self, state: TrainState, output: ObjectiveOutput) -> None:
-        """Move the bar; now and then read the terms, for which the device is waited for."""
+        """Move the bar. Read the terms only a few times per second, since that waits for a GPU."""
         if self._bar is None:
             return
         now = time.monotonic()
@@ -51,7 +51,7 @@ class Progress(Callback):
         self._bar.update()
 
     def on_epoch_end(self, state: TrainState, row: Row) -> None:
-        """Print a line where there is no bar, of some 20 epochs of the run."""
+        """Update the bar, or print about 20 lines per run without a bar."""
         self._validation = _part(row, "validation")
         epoch = _epoch_of(state, state.epoch)
         terms = _terms(_part(row, "train"), self._validation)
@@ -60,14 +60,14 @@ class Progress(Callback):
             self._bar.set_postfix_str(terms)
             return
         plan = state.plan
-        to_do, every = plan.last_epoch - state.epoch, max(1, plan.num_epochs // PLAIN_LINES)
-        if (state.epoch - plan.start_epoch) % every and to_do:
+        remaining, every = plan.last_epoch - state.epoch, max(1, plan.num_epochs // PLAIN_LINES)
+        if (state.epoch - plan.start_epoch) % every and remaining:
             return
-        left = (time.monotonic() - self._start) / (state.epoch - self._first_epoch) * to_do
-        _write(f"{epoch}: {terms} | {Bar.format_interval(left)} left")
+        per_epoch = (time.monotonic() - self._start) / (state.epoch - self._first_epoch)
+        _write(f"{epoch}: {terms} | {Bar.format_interval(per_epoch * remaining)} left")
 
     def on_fit_end(self, state: TrainState) -> None:
-        """Close the bar; say why a run ended early."""
+        """Close the bar, and print the reason if the run ended early."""
         if self._bar is not None:
             self._bar.close()
         if state.history.stop_reason:
@@ -83,10 +83,10 @@ def _part(row: Row, part: str) -> Row:
 
 
 def _terms(train: Row, validation: Row) -> str:
-    """Metrics of training (and validation); the loss only where there is nothing else."""
+    """Format the metrics of training (and validation), or the loss if there are none."""
     metrics = {name: v for name, v in train.items() if not name.startswith("loss")} or train
-    beside = {name: f" ({value:.4g})" for name, value in validation.items()}
-    terms = [f"{label(name)} {v:.4g}{beside.get(name, '')}" for name, v in metrics.items()]
+    in_brackets = {name: f" ({value:.4g})" for name, value in validation.items()}
+    terms = [f"{label(name)} {v:.4g}{in_brackets.get(name, '')}" for name, v in metrics.items()]
     return ", ".join(terms)
 
 

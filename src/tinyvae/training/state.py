@@ -14,9 +14,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from tinyvae.core.objective import Objective, ObjectiveOutput
 from tinyvae.core.random import rng_state, set_rng_state
 from tinyvae.core.warnings import warn
-from tinyvae.training.groups import named_parameters, parameter_groups, same_groups
 from tinyvae.training.history import History, Row, RunningMean
-from tinyvae.training.optimization import Optimization
+from tinyvae.training.optimization import (
+    Optimization,
+    named_parameters,
+    parameter_groups,
+    same_groups,
+)
 
 # Version of the state in a checkpoint. A change of its fields raises it by one, and adds a function
 # to MIGRATIONS that turns a state of the version before into one of this version.

@@ -48,7 +48,7 @@ class TrainStep:
     def __call__(self, batch: Batch) -> ObjectiveOutput:
         """Make one update, and return the batch's losses and metrics."""
         state = self.state
-        state.objective.at(state.step, state.plan.schedule_steps)
+        state.objective.set_step(state.step, state.plan.schedule_steps)
         # Gradient accumulation would call this once per part of the batch, and several processes
         # would average gradients after it.
         output = self.compute_gradients(batch)

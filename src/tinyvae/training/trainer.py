@@ -26,7 +26,7 @@ from tinyvae.errors import NonFiniteError
 from tinyvae.training.acceleration.options import ResolvedSpeed, Speed, matmul_route
 from tinyvae.training.callbacks import Callback, notify_safe_point, running, validating
 from tinyvae.training.checkpoints.checkpoint import load_resume_state, order_callbacks
-from tinyvae.training.data.loaders import reader_death
+from tinyvae.training.data.loaders import data_worker_error
 from tinyvae.training.data.sources import PickBatch, Transform
 from tinyvae.training.data.validated import ValidatedSource
 from tinyvae.training.headline import headline
@@ -244,7 +244,9 @@ class Trainer:
 
     def _train_epoch(self, source: ValidatedSource) -> bool:
         """Make an update per batch. Return True if all batches of the epoch were used."""
-        state, batches = self.state, self._batches(source)  # a name keeps them open after an error
+        state = self.state
+        # A name keeps the iterator open if a step raises. Closing it would end the loader's epoch.
+        batches = self._batches(source)
         for batch in batches:  # x: (B, *E)
             with defer_sigchld():
                 state.is_consistent = False
@@ -323,7 +325,7 @@ class Trainer:
             yield
         except BaseException as error:
             was_interrupted = self.state.is_interrupted
-            worker_error = reader_death(error, source.feed.workers)
+            worker_error = data_worker_error(error, source.source.workers)
             if self.state.is_consistent and not isinstance(error, NonFiniteError):
                 self.state.stop(f"{type(error).__name__}: {error}", resumable=True)
                 with suppress(Exception), defer_sigchld():  # the first error matters
@@ -346,5 +348,5 @@ class Trainer:
             self._warn_about_schedules(state.step)
 
     def _warn_about_schedules(self, steps: int) -> None:
-        for message in self.objective.unfinished(steps, self.state.plan.schedule_steps):
+        for message in self.objective.unfinished_schedules(steps, self.state.plan.schedule_steps):
             warn(f"a schedule does not end: {message}")

@@ -22,7 +22,7 @@ def step(mebibytes):
     return [buffer.add_(1) for buffer in buffers]
 
 def faults(mebibytes):
-    for _ in range(3):  # until the heap has its size
+    for _ in range(3):  # until the heap is large enough
         step(mebibytes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(4):
@@ -32,7 +32,7 @@ def faults(mebibytes):
 
 
 def run(code: str, **variables: str) -> str:
-    """What a fresh interpreter prints, whose allocator nobody has set."""
+    """Return the output of a new interpreter with the default allocator."""
     ours = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     done = subprocess.run(
@@ -46,7 +46,7 @@ def run(code: str, **variables: str) -> str:
 
 
 @glibc
-def test_freed_memory_is_not_faulted_in_again():
+def test_tune_malloc_avoids_page_faults():
     code = "print(faults(16), tune_malloc(), faults(16), tune_malloc(), faults(16))"
     before, kept, after, again, after_again = run(COUNTING + code).split()
     assert (kept, again) == ("True", "True")
@@ -55,7 +55,7 @@ def test_freed_memory_is_not_faulted_in_again():
 
 
 @glibc
-def test_importing_changes_nothing():
+def test_import_does_not_tune_malloc():
     assert int(run(COUNTING + "import tinyvae; print(faults(16))")) >= 4 * 4 * 8
 
 
@@ -64,14 +64,14 @@ def test_importing_changes_nothing():
     tuple(map(int, platform.libc_ver()[1].split(".") or (0,))) < (2, 35),
     reason="older versions take no more than 32 MiB",
 )
-def test_buffers_beyond_32_mebibytes_are_kept():
+def test_tune_malloc_keeps_buffers_beyond_32_mebibytes():
     code = "print(faults(40), tune_malloc(), faults(40))"
     before, _, after = run(COUNTING + code).split()
     assert int(after) < int(before) / 50
 
 
 @pytest.mark.parametrize("accepted", [1 << 30, 1 << 25, 0])
-def test_the_largest_threshold_that_is_accepted(monkeypatch, accepted):
+def test_tune_malloc_uses_the_largest_accepted_threshold(monkeypatch, accepted):
     calls = []
 
     class Library(ctypes.CDLL):
@@ -89,7 +89,7 @@ def test_the_largest_threshold_that_is_accepted(monkeypatch, accepted):
     assert calls == [(-3, size) for size in tried] + [(-1, -1)] * (accepted > 0)
 
 
-def test_without_glibc(monkeypatch):
+def test_tune_malloc_returns_false_without_glibc(monkeypatch):
     def missing(name):
         raise OSError(f"{name}: cannot open shared object file")
 
@@ -97,7 +97,7 @@ def test_without_glibc(monkeypatch):
     assert tune_malloc() is False
 
 
-def test_without_mallopt(monkeypatch):
+def test_tune_malloc_returns_false_without_mallopt(monkeypatch):
     class Library:
         def __init__(self, name):
             self.malloc = ctypes.c_void_p(1)
@@ -108,7 +108,7 @@ def test_without_mallopt(monkeypatch):
 
 @glibc
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
-def test_another_allocator_is_left_alone(tmp_path):
+def test_tune_malloc_leaves_other_allocators_alone(tmp_path):
     source, library = tmp_path / "other.c", tmp_path / "other.so"
     source.write_text(
         "#include <stddef.h>\n"

@@ -1,7 +1,7 @@
-"""The pass as one compiled graph: the same run to rounding, and otherwise a warning.
+"""Compiled passes: the same run to rounding, or a warning and the plain run.
 
-A compile takes seconds: few of the tests pay for one. The others look at the graph as it is written
-down, which is all that is tinyvae's own, run without a compiler (the fixture ``written``).
+A compilation takes seconds, so only few tests compile. The others run the traced graph without a
+compiler (the fixture ``traced``).
 """
 
 import copy
@@ -51,6 +51,8 @@ from tinyvae.objectives import AdversarialTotalCorrelationRegularizer
 from tinyvae.schedules import Linear
 from tinyvae.training.step import Gradients
 
+pytestmark = pytest.mark.slow
+
 COMPILED = Speed(compile=True)
 FALLING = Optimization(
     learning_rate=0.02,
@@ -64,7 +66,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 def make(decoder=None, *layers, width=4):
-    """A VAE with ``decoder``, and an encoder with ``layers`` between its linear ones."""
+    """Return a VAE with ``decoder`` and with ``layers`` between the encoder's linear ones."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(4, width), *layers, nn.ReLU(), nn.Linear(width, width))
     encoder = GaussianEncoder(network, latent_dim=2, features=width)
@@ -73,7 +75,7 @@ def make(decoder=None, *layers, width=4):
 
 
 def far(first, second):
-    """Largest distance of two copies of the same weights, by their norm."""
+    """Return the largest relative distance between two copies of weights."""
     return max(
         float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-3))
         for a, b in zip(first.values(), second.values(), strict=True)
@@ -81,7 +83,7 @@ def far(first, second):
 
 
 def assert_close(compiled, plain):
-    """Two runs with a Recorder agree after every step, and in their histories."""
+    """Assert that two runs with a Recorder agree after every step and in their histories."""
     first, second = (trainer.callbacks[0].weights for trainer in (compiled, plain))
     assert len(first) == len(second) > STEPS
     for step, (a, b) in enumerate(zip(first, second, strict=True)):
@@ -91,7 +93,7 @@ def assert_close(compiled, plain):
 
 
 def pair(make_model, make_objective=ELBO, speed=COMPILED, **options):
-    """The same run, compiled and plain, with its weights after every step."""
+    """Return the compiled and the plain run, with the weights after every step."""
 
     def trained(speed):
         callbacks = [Recorder(), *options.get("callbacks", ())]
@@ -102,7 +104,7 @@ def pair(make_model, make_objective=ELBO, speed=COMPILED, **options):
 
 
 class PlainSteps(Callback):
-    """Sizes of the batches of a run that were computed without the graph."""
+    """Return the sizes of the batches that were computed without the graph."""
 
     def __init__(self, monkeypatch):
         self.sizes, plain = [], Gradients.__call__
@@ -118,8 +120,8 @@ class PlainSteps(Callback):
 
 
 @pytest.fixture
-def written(monkeypatch):
-    """The graph is run as it was written down: no compiler is called."""
+def traced(monkeypatch):
+    """Run the traced graph without a compiler."""
     graphs = []
 
     def keep(graph, **options):
@@ -151,7 +153,7 @@ def global_state():
 
 @pytest.fixture(scope="module")
 def warmed_up():
-    """A compiled run with a warm-up and falling rates, the plain one, and all that was seen."""
+    """Return a compiled run with warm-up and falling rates, the plain run, and all records."""
     graphs = []
 
     def trained(speed):
@@ -181,26 +183,26 @@ def warmed_up():
 
 
 @needs_compiler
-def test_a_compiled_run_is_the_plain_one_to_rounding(warmed_up):
+def test_compile_gives_the_plain_run_to_rounding(warmed_up):
     compiled, plain = warmed_up["compiled"], warmed_up["plain"]
     assert "; compiled" in compiled.plan.headline
     assert "compiled" not in plain.plan.headline
     assert_close(compiled, plain)
     assert compiled.history["learning_rate"] == plain.history["learning_rate"]
     assert far(compiled.callbacks[0].weights[-1], compiled.callbacks[0].weights[0]) > 0.05
-    assert compiled.objective.beta == plain.objective.beta == 1.0
+    assert compiled.objective.beta.value == plain.objective.beta.value == 1.0
 
 
 @needs_compiler
-def test_new_rates_and_weights_compile_nothing_again(warmed_up):
+def test_compile_is_not_repeated_for_new_rates_and_weights(warmed_up):
     assert len(warmed_up["graphs"]) == 1
-    # Torch would compile again unseen where something it has taken for granted had changed.
+    # torch would silently compile again if one of its assumptions had changed.
     trainer = warmed_up["compiled"]
     counters = sys.modules["torch._dynamo.utils"].counters["stats"]
     before = counters["unique_graphs"]
     example = Batch(DATA[:BATCH_SIZE], index=torch.arange(BATCH_SIZE))
     for beta in (0.25, 0.5):
-        trainer.objective.beta.fill_(beta)
+        trainer.objective.beta.value.fill_(beta)
         output = trainer._train_step.compute_gradients(example)
         kl = output.metrics["kl_nats"]
         expected = beta * kl - output.metrics["log_likelihood_nats"]
@@ -211,7 +213,7 @@ def test_new_rates_and_weights_compile_nothing_again(warmed_up):
 
 
 @needs_compiler
-def test_a_compiled_run_leaves_no_trace(warmed_up):
+def test_compile_leaves_no_trace(warmed_up):
     before, after = warmed_up["state"]
     assert before == after
     for trainer in (warmed_up["compiled"], warmed_up["plain"]):
@@ -224,7 +226,7 @@ def test_a_compiled_run_leaves_no_trace(warmed_up):
 
 
 @needs_compiler
-def test_a_compiled_model_is_forgotten_with_its_trainer():
+def test_compile_frees_the_model_with_its_trainer():
     trainer = run(make_linear(), LeastSquares(), speed=COMPILED)
     assert "; compiled" in trainer.state.plan.headline
     kept = weakref.ref(trainer.model)
@@ -234,9 +236,9 @@ def test_a_compiled_model_is_forgotten_with_its_trainer():
 
 
 @needs_compiler
-def test_compiled_dropout_and_running_statistics():
-    # A unit that dropout left in every example has no gradient for its bias but rounding, which
-    # Adam would blow up to a whole step.
+def test_compile_supports_dropout_and_running_statistics():
+    # A unit that dropout kept in every example has a bias gradient of rounding errors only, which
+    # Adam would scale up to a full step.
     descent = Optimization(0.05, optimizer=lambda parameters: torch.optim.SGD(parameters))
     compiled, plain = pair(
         lambda: make(None, nn.Dropout(0.3), nn.BatchNorm1d(4)), optimization=descent
@@ -252,11 +254,11 @@ def test_compiled_dropout_and_running_statistics():
 
 def adversarial():
     torch.manual_seed(3)
-    return ELBO() + AdversarialTotalCorrelationRegularizer(MLP(2, (16,), 1), 2.0)
+    return ELBO() + AdversarialTotalCorrelationRegularizer(MLP(2, (16,), 1), weight=2.0)
 
 
 @needs_compiler
-def test_compiled_groups_of_parameters():
+def test_compile_supports_parameter_groups():
     compiled, plain = pair(make_vae, adversarial)
     assert "; compiled" in compiled.plan.headline
     assert list(compiled.optimizers) == list(plain.optimizers)
@@ -268,19 +270,19 @@ def test_compiled_groups_of_parameters():
 
 
 @needs_compiler
-def test_compiled_gradients_of_a_doubly_reparameterized_bound():
+def test_compile_supports_doubly_reparameterized_gradients():
     compiled, plain = pair(make_vae, lambda: IWAE(5, estimator="dreg"))
     assert "; compiled" in compiled.plan.headline
     assert_close(compiled, plain)
 
 
-# What is written down ----------------------------------------------------------------------------
+# Traces -----------------------------------------------------------------------------------------
 
 
-def test_a_graph_is_written_once_and_short_batches_go_as_ever(written, monkeypatch):
+def test_compile_traces_once_and_runs_short_batches_plainly(traced, monkeypatch):
     steps = PlainSteps(monkeypatch)
     trainer = run(make_vae(), ELBO(), speed=COMPILED, callbacks=[steps], epochs=3)
-    assert len(written) == 1
+    assert len(traced) == 1
     assert "; compiled" in trainer.state.plan.headline
     assert steps.sizes == [37 % BATCH_SIZE] * 3
 
@@ -310,7 +312,7 @@ def with_an_unused_parameter():
 
 
 class MaskedLikelihood(nn.Module):
-    """A decoder with a buffer of zeros and minus infinity."""
+    """Decoder with a buffer of zeros and minus infinity."""
 
     def __init__(self):
         super().__init__()
@@ -336,10 +338,10 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_models_are_written_down_as_they_are(written, name):
+def test_compile_traces_models_exactly(traced, name):
     compiled, plain = pair(MODELS[name], optimization=Optimization(0.02, clip_norm=1.0))
     assert "; compiled" in compiled.plan.headline
-    assert len(written) == 1
+    assert len(traced) == 1
     assert_close(compiled, plain)
 
 
@@ -353,14 +355,14 @@ OBJECTIVES = {
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_objectives_are_written_down_as_they_are(written, name):
+def test_compile_traces_objectives_exactly(traced, name):
     compiled, plain = pair(make_vae, OBJECTIVES[name])
     assert "; compiled" in compiled.plan.headline
-    assert len(written) == 1
+    assert len(traced) == 1
     assert_close(compiled, plain)
 
 
-def test_a_frozen_part_gets_no_gradient_and_does_not_move(written):
+def test_compile_keeps_frozen_parts_fixed(traced):
     trainer = run(frozen_encoder(), ELBO(), speed=COMPILED)
     assert "; compiled" in trainer.state.plan.headline
     assert same(trainer.model.encoder, make_vae().encoder)
@@ -368,7 +370,7 @@ def test_a_frozen_part_gets_no_gradient_and_does_not_move(written):
     assert all(p.grad is None for p in trainer.model.parameters())
 
 
-def test_a_run_goes_on_and_writes_down_what_has_changed(written):
+def test_compile_traces_again_after_a_change(traced):
     def trained(speed):
         trainer = run(make_vae(), ELBO(), speed=speed)
         trainer.model.encoder.requires_grad_(False)
@@ -376,11 +378,11 @@ def test_a_run_goes_on_and_writes_down_what_has_changed(written):
         return trainer
 
     compiled, plain = trained(COMPILED), trained(Speed())
-    assert len(written) == 2
+    assert len(traced) == 2
     assert far(compiled.model.state_dict(), plain.model.state_dict()) <= CLOSE * 3 * STEPS
 
 
-def test_a_copy_of_a_compiled_model_is_its_own(written):
+def test_compile_does_not_tie_copies_of_the_model(traced):
     trainer = run(make_vae(), ELBO(), speed=COMPILED)
     before = make_vae()
     before.load_state_dict(trainer.model.state_dict())
@@ -394,7 +396,7 @@ def test_a_copy_of_a_compiled_model_is_its_own(written):
 
 
 class Decoder(nn.Module):
-    """A decoder with a peculiarity in training mode."""
+    """Decoder with a side effect in training mode."""
 
     def __init__(self):
         super().__init__()
@@ -429,7 +431,7 @@ class NumpyNoise(Decoder):
 
 
 class Replaces(Decoder):
-    """What a count of 100,000 grows by in a step is far less than a rounding of a gradient."""
+    """Decoder that replaces its count. At 100,000 a step changes it by less than the tolerance."""
 
     def peculiar(self, z, logits):
         self.count = self.count + 1
@@ -437,7 +439,7 @@ class Replaces(Decoder):
 
 
 class Remembers(Decoder):
-    """Keeps a table that it makes when it is first needed."""
+    """Decoder that makes a table in its first pass."""
 
     def peculiar(self, z, logits):
         if self.table is None:
@@ -452,7 +454,7 @@ class SeedsPython(Callback):
 
 
 def fallen_back(make_model, match, **options):
-    """Assert one warning with the reason, and the plain run; return the warning."""
+    """Assert one warning with the reason and the plain run, and return the warning."""
     options = {"callbacks": [SeedsPython()], "epochs": 4, **options}
     with pytest.warns(UserWarning, match=match) as record:
         compiled = run(make_model(), ELBO(), speed=COMPILED, **options)
@@ -466,24 +468,24 @@ def fallen_back(make_model, match, **options):
     return record[0]
 
 
-def test_a_branch_on_data_falls_back(written):
+def test_compile_falls_back_for_a_branch_on_data(traced):
     fallen_back(lambda: make(Branches), "data-dependent")
-    assert not written
+    assert not traced
 
 
 @pytest.mark.parametrize("decoder", [PythonNoise, RarePythonNoise, NumpyNoise])
-def test_noise_that_torch_does_not_draw_falls_back(written, decoder):
+def test_compile_falls_back_for_noise_of_python_and_numpy(traced, decoder):
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
     fallen_back(lambda: make(decoder), "this run is not compiled", epochs=12)
 
 
-def test_a_buffer_that_is_replaced_falls_back(written):
+def test_compile_falls_back_for_a_replaced_buffer(traced):
     fallen_back(lambda: make(Replaces), "this run is not compiled")
 
 
 @pytest.mark.parametrize("count", [0.0, 100_000.0])
-def test_a_buffer_that_is_replaced_is_never_left_behind(written, count):
+def test_compile_never_loses_a_replaced_buffer(traced, count):
     def model():
         result = make(Replaces)
         result.decoder.count.fill_(count)
@@ -495,7 +497,7 @@ def test_a_buffer_that_is_replaced_is_never_left_behind(written, count):
     assert trainer.model.decoder.count == count + 2 * STEPS
 
 
-def test_a_table_made_when_it_is_first_needed_is_a_tensor(written):
+def test_compile_keeps_a_lazily_made_table_a_tensor(traced):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = run(make(Remembers), ELBO(), speed=COMPILED)
@@ -504,7 +506,7 @@ def test_a_table_made_when_it_is_first_needed_is_a_tensor(written):
     assert far(trainer.model.state_dict(), plain.model.state_dict()) <= CLOSE * 2 * STEPS
 
 
-def test_hooks_of_gradients_are_heeded(written):
+def test_compile_respects_gradient_hooks(traced):
     def trained(speed):
         model, scale = make_vae(), [1.0]
         for parameter in model.parameters():
@@ -521,7 +523,7 @@ def test_hooks_of_gradients_are_heeded(written):
 
 
 @pytest.mark.parametrize("message", ["no compiler\nwas found", ""])
-def test_a_compiler_that_fails_falls_back(monkeypatch, message):
+def test_compile_falls_back_if_the_compiler_fails(monkeypatch, message):
     def fail(graph, **options):
         raise RuntimeError(*([message] if message else []))
 
@@ -531,7 +533,7 @@ def test_a_compiler_that_fails_falls_back(monkeypatch, message):
     assert ("no compiler" in str(warning.message)) == bool(message)
 
 
-def test_a_graph_that_fails_when_it_is_run_falls_back(monkeypatch):
+def test_compile_falls_back_if_the_graph_fails(monkeypatch):
     def compiled(graph, **options):
         def fail(*inputs):
             raise OSError("no such library")
@@ -555,7 +557,7 @@ def no_gradient(losses, metrics, gradients):
 
 
 @pytest.mark.parametrize("fault", [wrong_gradient, wrong_loss, no_gradient])
-def test_a_graph_that_gives_other_numbers_falls_back(monkeypatch, fault):
+def test_compile_falls_back_if_the_graph_gives_other_numbers(monkeypatch, fault):
     def compiled(graph, **options):
         def run(*inputs):
             losses, metrics, gradients = (list(part) for part in graph(*inputs))
@@ -568,7 +570,7 @@ def test_a_graph_that_gives_other_numbers_falls_back(monkeypatch, fault):
     fallen_back(make_vae, "other losses, gradients or buffers")
 
 
-def test_a_graph_with_the_noise_of_its_making_falls_back(monkeypatch):
+def test_compile_falls_back_if_the_graph_repeats_its_noise(monkeypatch):
     def compiled(graph, **options):
         state = torch.get_rng_state()
 
@@ -582,7 +584,7 @@ def test_a_graph_with_the_noise_of_its_making_falls_back(monkeypatch):
     fallen_back(make_vae, "other losses, gradients or buffers")
 
 
-def test_a_graph_that_leaves_running_statistics_falls_back(monkeypatch):
+def test_compile_falls_back_if_the_graph_skips_running_statistics(monkeypatch):
     def compiled(graph, **options):
         def run(parameters, buffers, batch):
             return graph(parameters, [b.clone() for b in buffers], batch)
@@ -593,7 +595,7 @@ def test_a_graph_that_leaves_running_statistics_falls_back(monkeypatch):
     fallen_back(lambda: make(None, nn.BatchNorm1d(4)), "other losses, gradients or buffers")
 
 
-def test_an_interrupt_while_compiling_is_no_reason_to_go_on(monkeypatch):
+def test_compile_passes_on_an_interrupt(monkeypatch):
     def interrupt(graph, **options):
         raise KeyboardInterrupt
 
@@ -607,7 +609,7 @@ def test_an_interrupt_while_compiling_is_no_reason_to_go_on(monkeypatch):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_the_warning_names_the_line_of_fit(monkeypatch):
+def test_compile_warning_points_to_fit(monkeypatch):
     def fail(graph, **options):
         raise RuntimeError("planted")
 
@@ -617,13 +619,13 @@ def test_the_warning_names_the_line_of_fit(monkeypatch):
 
 
 class Undifferentiable(Objective):
-    """Its loss is of no parameter."""
+    """Objective whose loss depends on no parameter."""
 
     def forward(self, model, batch):
         return ObjectiveOutput({"model": batch.x.mean()}, {})
 
 
-def test_an_error_of_the_pass_itself_is_raised(written):
+def test_compile_raises_errors_of_the_pass(traced):
     def trained(speed):
         return run(make_linear(), Undifferentiable(), speed=speed)
 
@@ -640,8 +642,8 @@ def test_an_error_of_the_pass_itself_is_raised(written):
 # What it costs those who do not ask for it -------------------------------------------------------
 
 
-def test_without_it_the_compiler_is_not_imported():
-    # Torch's optimizers import the better part of its compiler.
+def test_compile_off_does_not_import_the_compiler():
+    # torch's optimizers import most of its compiler.
     code = """
 import sys
 import torch

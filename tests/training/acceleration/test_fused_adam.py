@@ -15,7 +15,7 @@ OPTIONS = [{}, {"weight_decay": 0.1, "maximize": True}, {"betas": (0.5, 0.7), "e
 
 
 def make(optimizer, dtype=torch.float32, **options):
-    """Parameters in two groups of torch's, and their optimizer."""
+    """Return parameters in two of torch's groups, and their optimizer."""
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in SHAPES]
     groups = [{"params": parameters[:3]}, {"params": parameters[3:], "lr": 3e-3}]
@@ -24,13 +24,13 @@ def make(optimizer, dtype=torch.float32, **options):
 
 def give_gradients(parameters, step, missing=()):
     generator = torch.Generator().manual_seed(step)
-    for place, parameter in enumerate(parameters):
+    for index, parameter in enumerate(parameters):
         gradient = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
-        parameter.grad = None if place in missing else gradient
+        parameter.grad = None if index in missing else gradient
 
 
 def assert_same(one, other):
-    """Bitwise the same parameters and states."""
+    """Assert bitwise equal parameters and states."""
     for p, q in zip(one[0], other[0], strict=True):
         assert torch.equal(p, q)
         state, expected = one[1].state[p], other[1].state[q]
@@ -39,27 +39,27 @@ def assert_same(one, other):
 
 
 def both(optimizer, between=lambda *_: None, steps=20, missing=None, **options):
-    """Run torch's steps and the lean ones side by side; return the latter."""
-    lean, plain = make(optimizer, **options), make(optimizer, **options)
-    step_lean = make_step(lean[1])
-    assert isinstance(step_lean, DirectFusedAdam)
+    """Run torch's step and the direct one side by side, and return the direct run."""
+    direct, plain = make(optimizer, **options), make(optimizer, **options)
+    step_direct = make_step(direct[1])
+    assert isinstance(step_direct, DirectFusedAdam)
     for step in range(steps):
-        for made, advance in ((lean, step_lean), (plain, plain[1].step)):
-            give_gradients(made[0], step, (missing or {}).get(step, ()))
+        for run, advance in ((direct, step_direct), (plain, plain[1].step)):
+            give_gradients(run[0], step, (missing or {}).get(step, ()))
             advance()
-            between(step, made)
-        assert_same(lean, plain)
-    return lean
+            between(step, run)
+        assert_same(direct, plain)
+    return direct
 
 
 @pytest.mark.parametrize("optimizer", [Adam, AdamW])
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_numbers_are_torchs_bitwise(optimizer, options, dtype):
+def test_fused_adam_equals_torch_bitwise(optimizer, options, dtype):
     both(partial(optimizer, fused=True), dtype=dtype, **options)
 
 
-def test_the_kernel_is_called_directly_from_the_second_step_on(monkeypatch):
+def test_fused_adam_calls_the_kernel_from_the_second_step_on(monkeypatch):
     parameters, optimizer = make(Adam, fused=True)
     step, taken = make_step(optimizer), []
     monkeypatch.setattr(optimizer, "_optimizer_step_code", lambda: taken.append(1))
@@ -74,49 +74,49 @@ def test_the_kernel_is_called_directly_from_the_second_step_on(monkeypatch):
     "scheduler",
     [lambda o: StepLR(o, 3), lambda o: OneCycleLR(o, [0.1, 0.2], total_steps=30)],  # and momentum
 )
-def test_schedulers_are_followed(scheduler):
+def test_fused_adam_follows_schedulers(scheduler):
     schedulers = {}
 
-    def between(_step, made):
-        if made[1] in schedulers:
-            schedulers[made[1]].step()
+    def between(_step, run):
+        if run[1] in schedulers:
+            schedulers[run[1]].step()
         else:
-            schedulers[made[1]] = scheduler(made[1])
+            schedulers[run[1]] = scheduler(run[1])
 
     both(partial(Adam, fused=True), between)
 
 
-def test_missing_gradients_leave_their_parameters():
+def test_fused_adam_skips_parameters_without_gradient():
     both(partial(Adam, fused=True), missing={0: (1,), 4: (0, 3), 9: range(5)})
 
 
-def test_a_state_that_is_loaded_is_used():
-    def between(step, made):
+def test_fused_adam_uses_a_loaded_state():
+    def between(step, run):
         if step % 4 == 3:
-            made[1].load_state_dict(copy.deepcopy(made[1].state_dict()))
+            run[1].load_state_dict(copy.deepcopy(run[1].state_dict()))
 
     both(partial(Adam, fused=True), between)
 
 
-def test_a_group_that_is_added_is_trained():
-    def between(step, made):
+def test_fused_adam_trains_an_added_group():
+    def between(step, run):
         if step == 5:
-            made[0].append(nn.Parameter(torch.ones(3)))
-            made[1].add_param_group({"params": made[0][-1:]})
+            run[0].append(nn.Parameter(torch.ones(3)))
+            run[1].add_param_group({"params": run[0][-1:]})
 
     both(partial(Adam, fused=True), between)
 
 
-def test_torchs_own_steps_in_between_count():
-    def between(step, made):
+def test_fused_adam_counts_steps_of_torch():
+    def between(step, run):
         if step in (3, 11):
-            made[1].step()
+            run[1].step()
 
     both(partial(Adam, fused=True), between)
 
 
 @pytest.mark.parametrize("kind", ["pre", "post", "global"])
-def test_hooks_are_called(kind):
+def test_fused_adam_calls_hooks(kind):
     parameters, optimizer = make(Adam, fused=True)
     step, called = make_step(optimizer), []
 
@@ -136,7 +136,7 @@ def test_hooks_are_called(kind):
     assert len(called) == 2
 
 
-def test_a_flag_is_heeded():
+def test_fused_adam_obeys_found_inf():
     parameters, optimizer = make(Adam, fused=True)
     step = make_step(optimizer)
     for count in range(3):
@@ -163,12 +163,12 @@ class OwnAdam(Adam):
         partial(Adam, foreach=True),
     ],
 )
-def test_others_are_left_alone(optimizer):
-    _, made = make(optimizer)
-    assert make_step(made) == made.step
+def test_make_step_returns_the_step_of_other_optimizers(optimizer):
+    _, instance = make(optimizer)
+    assert make_step(instance) == instance.step
 
 
-def test_several_dtypes_are_left_to_torch():
+def test_make_step_returns_the_step_for_mixed_dtypes():
     parameters = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2).double())]
     optimizer = Adam(parameters, fused=True)
     assert make_step(optimizer) == optimizer.step

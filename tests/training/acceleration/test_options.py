@@ -1,6 +1,6 @@
-"""Fast paths that one asks for: what is refused, what a probe decides, and what is left alone.
+"""Optional fast paths: rejected options, decisions of probes, and bitwise equality elsewhere.
 
-Whether a route pays is a matter of the machine: here the probes are told what to find.
+The speed of a path depends on the machine, so most tests replace the results of the probes.
 """
 
 import random
@@ -57,13 +57,13 @@ has_onednn = pytest.mark.skipif(
 
 
 def setting():
-    """The route of matrix products in force."""
+    """Return the current setting of matrix products."""
     return torch.backends.mkldnn.matmul.fp32_precision
 
 
 @pytest.fixture
 def probes(monkeypatch):
-    """Probes find oneDNN's route exact and faster, and bfloat16 too; what they were asked."""
+    """Make all probes succeed, and return their calls."""
     asked = []
 
     def faster(fast, plain):
@@ -97,24 +97,24 @@ def make_normalized():
     [
         ({"compile": "yes"}, TypeError, "expects compile as True or False, got 'yes'"),
         ({"compile": 1}, TypeError, "expects compile as True or False, got 1"),
-        ({"matmul": "slow"}, ValueError, r"matmul of \('default', 'fast'\), got 'slow'"),
-        ({"matmul": True}, ValueError, "expects matmul of"),
-        ({"precision": "fp8"}, ValueError, r"precision of \('float32', 'bfloat16'\), got 'fp8'"),
-        ({"precision": torch.bfloat16}, ValueError, "expects precision of"),
+        ({"matmul": "slow"}, ValueError, r"matmul as one of \('default', 'fast'\), got 'slow'"),
+        ({"matmul": True}, ValueError, "expects matmul as one of"),
+        ({"precision": "fp8"}, ValueError, r"precision as one of .*, got 'fp8'"),
+        ({"precision": torch.bfloat16}, ValueError, "expects precision as one of"),
     ],
 )
-def test_what_speed_refuses(options, error, match):
+def test_speed_rejects_unknown_options(options, error, match):
     with pytest.raises(error, match=match):
         Speed(**options)
 
 
 @pytest.mark.parametrize("speed", [object(), "fast", True, Speed])
-def test_a_trainer_takes_a_speed_only(speed):
+def test_trainer_rejects_other_types_as_speed(speed):
     with pytest.raises(TypeError, match=r"expected a Speed\(compile=\.\.\., matmul=\.\.\.\), got "):
         Trainer(make_linear(), LeastSquares(), speed=speed, device="cpu")
 
 
-def test_no_speed_is_the_default_and_probes_nothing(monkeypatch):
+def test_speed_default_probes_nothing(monkeypatch):
     monkeypatch.setattr(module, "_faster", None)
     monkeypatch.setattr(module, "_error", None)
     for speed in (None, Speed()):
@@ -125,11 +125,11 @@ def test_no_speed_is_the_default_and_probes_nothing(monkeypatch):
         assert not any(word in trainer.state.plan.headline for word in words)
 
 
-# The route of matrix products --------------------------------------------------------------------
+# Matrix products ----------------------------------------------------------------------------------
 
 
 class Watch(Callback):
-    """The setting at every turn of a run."""
+    """Callback that records the setting at every event of a run."""
 
     def __init__(self):
         self.seen = []
@@ -147,7 +147,7 @@ class Watch(Callback):
 @pytest.mark.parametrize(
     ("error", "chosen"), [(0.0, "onednn"), (1e-6, "onednn"), (1.1e-6, "default"), (1e-3, "default")]
 )
-def test_a_faster_route_is_taken_if_it_is_exact(probes, monkeypatch, error, chosen):
+def test_matmul_fast_is_used_if_exact(probes, monkeypatch, error, chosen):
     monkeypatch.setattr(module, "_error", lambda *_shape: error)
     found, watch = setting(), Watch()
     trainer = run(make_vae(), ELBO(), speed=FAST, callbacks=[watch])
@@ -155,13 +155,13 @@ def test_a_faster_route_is_taken_if_it_is_exact(probes, monkeypatch, error, chos
     assert set(watch.seen) == {"bf16" if chosen == "onednn" else found}
     assert len(watch.seen) == 2 + 2 * STEPS
     assert setting() == found != "bf16"
-    told = {"onednn": "oneDNN", "default": "the default route, oneDNN's does not pay"}[chosen]
+    told = {"onednn": "oneDNN", "default": "the default library, oneDNN is not faster"}[chosen]
     assert trainer.state.plan.headline.endswith(f"; matrix products by {told}")
     assert "\n" not in trainer.state.plan.headline
 
 
 @has_onednn
-def test_every_layers_shape_is_probed(probes):
+def test_matmul_probe_covers_the_shape_of_every_layer(probes):
     run(make_vae(), ELBO(), speed=FAST)
     shapes = {(m.in_features, m.out_features) for m in make_vae().modules() if type(m) is nn.Linear}
     probed = {(rows, *s) for rows in (BATCH_SIZE, module.MANY_ROWS) for s in shapes}
@@ -170,21 +170,21 @@ def test_every_layers_shape_is_probed(probes):
 
 
 @has_onednn
-def test_one_inexact_layer_is_enough_to_decline(probes, monkeypatch):
+def test_matmul_probe_declines_for_one_inexact_layer(probes, monkeypatch):
     monkeypatch.setattr(module, "_error", lambda _rows, _n_in, n_out: 1e-4 * (n_out == 4))
     assert run(make_vae(), ELBO(), speed=FAST).resolved_speed == ResolvedSpeed()
 
 
 @has_onednn
-def test_a_slower_route_is_declined(probes, monkeypatch):
+def test_matmul_probe_declines_a_slower_library(probes, monkeypatch):
     monkeypatch.setattr(module, "_faster", lambda _fast, _plain: False)
     trainer = run(make_vae(), ELBO(), speed=FAST)
     assert trainer.resolved_speed == ResolvedSpeed()
-    assert "the default route" in trainer.state.plan.headline
+    assert "the default library" in trainer.state.plan.headline
 
 
 @has_onednn
-def test_the_route_is_timed_by_whole_steps_each_on_its_own(probes, monkeypatch):
+def test_matmul_probe_times_whole_steps(probes, monkeypatch):
     seen, plain = [], Gradients.__call__
 
     def spy(gradients, batch):
@@ -198,7 +198,7 @@ def test_the_route_is_timed_by_whole_steps_each_on_its_own(probes, monkeypatch):
     assert {route for route, _ in seen[2:]} == {"bf16"}
 
 
-def test_the_error_is_that_of_a_layers_products(monkeypatch):
+def test_matmul_probe_measures_the_error_of_a_layer(monkeypatch):
     assert 0 < module._error(128, 300, 50) < module.FLOAT32_EXACT
     with torch.autocast("cpu", torch.bfloat16):
         assert 1e-3 < module._error(128, 300, 50) < 1e-2
@@ -211,14 +211,14 @@ def test_the_error_is_that_of_a_layers_products(monkeypatch):
 
     monkeypatch.setattr(module, "_distance", distance)
     state = torch.get_rng_state()
-    assert module._error(128, 300, 50) == 3  # the largest, forwards and backwards
+    assert module._error(128, 300, 50) == 3  # the largest, forward and backward
     assert shapes == [(128, 50), (128, 300), (300, 50)]
     assert torch.equal(state, torch.get_rng_state())
 
 
 @has_onednn
 @pytest.mark.parametrize("exception", [RuntimeError("planted"), KeyboardInterrupt()])
-def test_the_setting_is_restored_after_an_error(probes, exception):
+def test_matmul_setting_is_restored_after_an_error(probes, exception):
     found = setting()
     seen = []
     callbacks = [After(2, lambda _: seen.append(setting())), After(3, raises(exception))]
@@ -231,7 +231,7 @@ def test_the_setting_is_restored_after_an_error(probes, exception):
 @has_onednn
 @pytest.mark.parametrize("exception", [RuntimeError("planted"), KeyboardInterrupt()])
 @pytest.mark.parametrize("probe", ["_error", "_faster"])
-def test_the_setting_is_restored_after_an_error_in_a_probe(probes, monkeypatch, exception, probe):
+def test_matmul_setting_is_restored_after_a_failed_probe(probes, monkeypatch, exception, probe):
     def fail(*arguments):
         raise exception
 
@@ -244,7 +244,7 @@ def test_the_setting_is_restored_after_an_error_in_a_probe(probes, monkeypatch, 
 
 
 @has_onednn
-def test_a_trainer_probes_once(probes):
+def test_trainer_probes_once(probes):
     trainer = run(make_vae(), ELBO(), speed=FAST)
     asked, watch = list(probes), Watch()
     assert asked.count("time") == 1
@@ -258,7 +258,7 @@ def test_a_trainer_probes_once(probes):
 
 @pytest.fixture
 def _legacy():
-    """Torch's older setting of the same, as it was found."""
+    """Restore torch's older setting after the test."""
     found = torch.get_float32_matmul_precision()
     yield
     torch.set_float32_matmul_precision(found)
@@ -267,7 +267,7 @@ def _legacy():
 @has_onednn
 @pytest.mark.usefixtures("_legacy")
 @pytest.mark.parametrize("legacy", ["highest", "high", "medium"])
-def test_the_older_setting_works_as_before(probes, legacy):
+def test_matmul_setting_keeps_the_older_setting(probes, legacy):
     torch.set_float32_matmul_precision(legacy)
     found, inside = setting(), []
     trainer = run(
@@ -281,7 +281,7 @@ def test_the_older_setting_works_as_before(probes, legacy):
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_a_route_that_is_none_changes_nothing():
+def test_matmul_route_default_changes_nothing():
     found = setting()
     with matmul_route("default"):
         assert setting() == found
@@ -297,20 +297,20 @@ class Scale(nn.Module):
         return self.factor * x
 
 
-def test_a_model_without_linear_layers_declines(probes):
+def test_matmul_probe_declines_without_linear_layers(probes):
     trainer = run(Scale(), LeastSquares(), speed=FAST)
     assert trainer.resolved_speed == ResolvedSpeed()
     assert probes == []
 
 
-def test_torch_without_onednn_declines(probes, monkeypatch):
+def test_matmul_probe_declines_without_onednn(probes, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert run(make_vae(), ELBO(), speed=FAST).resolved_speed == ResolvedSpeed()
     assert probes == []
 
 
 @has_onednn
-def test_the_route_gives_the_plain_run_to_rounding(monkeypatch):
+def test_matmul_fast_gives_the_plain_run_to_rounding(monkeypatch):
     monkeypatch.setattr(module, "_faster", lambda _fast, _plain: True)
     fast, plain = Recorder(), Recorder()
     trainer = run(make_vae(), IWAE(5), speed=FAST, callbacks=[fast])
@@ -330,7 +330,7 @@ DECLINED = {"matmul": FAST, "precision": HALF, "both": Speed(matmul="fast", prec
 
 @pytest.fixture
 def declining(monkeypatch):
-    """Probes that run what they compare, and decline."""
+    """Make probes run both functions, and decline."""
     timed = []
 
     def slower(fast, plain):
@@ -346,7 +346,7 @@ def declining(monkeypatch):
 
 
 @pytest.mark.parametrize("speed", DECLINED.values(), ids=DECLINED)
-def test_declined_paths_are_the_plain_run_bitwise(declining, speed):
+def test_speed_declined_is_the_plain_run_bitwise(declining, speed):
     def trained(speed):
         model, recorder = make_normalized(), Recorder()
         model.decoder.eval()
@@ -367,7 +367,7 @@ def test_declined_paths_are_the_plain_run_bitwise(declining, speed):
     assert batches == 2 * STEPS
 
 
-def test_a_scratch_pass_is_undone():
+def test_scratch_restores_everything():
     model, before = make_normalized(), make_normalized()
     gradients = Gradients(model, ELBO(), {"model": list(model.parameters())})
     state = torch.get_rng_state()
@@ -380,7 +380,7 @@ def test_a_scratch_pass_is_undone():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_probing_takes_place_in_training_mode(declining, monkeypatch):
+def test_probes_run_in_training_mode(declining, monkeypatch):
     modes, plain = [], Gradients.__call__
 
     def spy(gradients, batch):
@@ -394,7 +394,7 @@ def test_probing_takes_place_in_training_mode(declining, monkeypatch):
 
 
 class Rows(Dataset):
-    """A data set that notes which of its rows were read."""
+    """Data set that records which rows were read."""
 
     def __init__(self):
         self.read = []
@@ -416,7 +416,7 @@ LOADERS = {
 
 
 class Examples(LeastSquares):
-    """Remembers what it trained on, outside probes."""
+    """Objective that records its batches."""
 
     def __init__(self):
         super().__init__()
@@ -428,7 +428,7 @@ class Examples(LeastSquares):
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_the_example_is_not_used_up(declining, name):
+def test_probes_do_not_use_up_the_example(declining, name):
     def trained(speed):
         dataset, objective = Rows(), Examples()
         trainer = Trainer(make_linear(), objective, speed=speed, device="cpu", progress=False)
@@ -440,20 +440,20 @@ def test_the_example_is_not_used_up(declining, name):
     (fast, read, seen), (plain, *expected) = trained(FAST), trained(None)
     assert read == expected[0]
     assert len(read) == 4 * (32 if name == "dropping" else 37)
-    # The second fit clears what the first has seen.
+    # The second fit clears the batches of the first one.
     assert len(seen) == len(expected[1])
     assert all(map(torch.equal, seen, expected[1]))
     assert same(fast.model, plain.model)
 
 
 class Clear(Callback):
-    """Forgets what the objective saw before the first step."""
+    """Callback that clears the batches from before the first step."""
 
     def on_fit_start(self, trainer):
         trainer.objective.seen.clear()
 
 
-def test_the_example_of_data_without_a_length_is_not_used_up(declining):
+def test_probes_do_not_use_up_data_without_a_length(declining):
     def trained(speed):
         objective = Examples()
         options = {"epochs": 1, "callbacks": [Clear()], "speed": speed}
@@ -464,7 +464,7 @@ def test_the_example_of_data_without_a_length_is_not_used_up(declining):
     assert torch.equal(trained(None), DATA)
 
 
-def test_transforms_draw_what_they_drew(declining):
+def test_probes_do_not_change_transforms(declining):
     def flip(x, generator):
         return torch.where(torch.rand(x.shape, generator=generator) < 0.2, 1 - x, x)
 
@@ -482,7 +482,7 @@ def halves(monkeypatch):
 
 
 class Kinds(ELBO):
-    """The dtypes of what is computed, by mode."""
+    """ELBO that records the dtypes of its values, by mode."""
 
     def __init__(self):
         super().__init__()
@@ -490,7 +490,7 @@ class Kinds(ELBO):
 
     def forward(self, model, batch):
         output = super().forward(model, batch)
-        record = self.draw(model, batch)
+        record = self.sample(model, batch)
         values = [*output.losses.values(), *output.metrics.values()]
         values += [term.z for term in record.latents] + [term.log_q for term in record.latents]
         self.kinds[self.training] |= {value.dtype for value in values}
@@ -498,7 +498,7 @@ class Kinds(ELBO):
 
 
 @pytest.mark.usefixtures("halves")
-def test_networks_compute_in_bfloat16_and_nothing_else():
+def test_bfloat16_applies_to_networks_only():
     model, objective, inside, gradients = make_vae(), Kinds(), {True: set(), False: set()}, set()
 
     def note(layer, inputs, output):
@@ -510,7 +510,7 @@ def test_networks_compute_in_bfloat16_and_nothing_else():
     for parameter in model.parameters():
         parameter.register_hook(lambda gradient: gradients.add(gradient.dtype))
     trainer = Trainer(model, objective, speed=HALF, device="cpu", progress=False)
-    # The check before the first step is in full precision, and in evaluation mode.
+    # The check before the first step runs in full precision and in evaluation mode.
     trainer.fit(DATA, DATA, epochs=2, batch_size=BATCH_SIZE)
     assert trainer.resolved_speed == ResolvedSpeed("default", "bfloat16")
     assert trainer.state.plan.headline.endswith("; networks in bfloat16")
@@ -522,7 +522,7 @@ def test_networks_compute_in_bfloat16_and_nothing_else():
 
 
 @pytest.mark.usefixtures("halves")
-def test_bfloat16_learns_what_float32_learns():
+def test_bfloat16_learns_as_well_as_float32():
     def losses(speed):
         options = {"epochs": 12, "optimization": Optimization(0.02), "speed": speed}
         return run(make_vae(), ELBO(), DATA, DATA, **options).history
@@ -535,16 +535,16 @@ def test_bfloat16_learns_what_float32_learns():
 
 
 @pytest.mark.usefixtures("halves")
-def test_validation_is_in_full_precision():
+def test_bfloat16_validates_in_full_precision():
     trainer = run(make_vae(), ELBO(), DATA, DATA, speed=HALF)
-    # Another epoch without a learning rate, plain: the same weights are validated again.
+    # A plain epoch with learning rate 0 validates the same weights again.
     again = Trainer(trainer.model, ELBO(), Optimization(0.0), device="cpu", progress=False)
     again.fit(DATA, DATA, epochs=1, batch_size=BATCH_SIZE)
     assert again.history["validation/loss"][-1] == trainer.history["validation/loss"][-1]
 
 
 @pytest.mark.parametrize("pays", [True, False])
-def test_a_cpu_is_timed_in_bfloat16(monkeypatch, pays):
+def test_bfloat16_probe_times_a_cpu(monkeypatch, pays):
     products = []
 
     def faster(fast, plain):
@@ -558,11 +558,11 @@ def test_a_cpu_is_timed_in_bfloat16(monkeypatch, pays):
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_other_devices_than_cuda_stay_in_full_precision():
+def test_bfloat16_probe_declines_other_devices_than_cuda():
     assert not module.bfloat16_is_faster(torch.device("mps"))
 
 
-def test_faster_is_by_more_than_noise(monkeypatch):
+def test_faster_requires_more_than_noise(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
 
@@ -586,7 +586,7 @@ def make_two():
 
 
 class TwoGroups(Objective):
-    """Two losses; the parameters of the second enter by their sums and transposed."""
+    """Objective of two losses. The second one uses sums and transposes of its parameters."""
 
     def parameter_groups(self, model):
         return {"first": list(model[0].parameters()), "second": list(model[1].parameters())}
@@ -599,7 +599,7 @@ class TwoGroups(Objective):
 
 
 class Strides(Callback):
-    """Strides of the gradients that the optimizers are given."""
+    """Return the strides of the gradients that the optimizers receive."""
 
     def on_fit_start(self, trainer):
         self.seen, self.expected = [], [p.stride() for p in trainer.model.parameters()]
@@ -612,7 +612,7 @@ class Strides(Callback):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_gradients_have_their_parameters_layout(monkeypatch, compiled):
+def test_gradients_have_the_strides_of_their_parameters(monkeypatch, compiled):
     monkeypatch.setattr(torch, "compile", lambda graph, **_options: graph)
 
     def trained(fused):
@@ -631,7 +631,7 @@ def test_gradients_have_their_parameters_layout(monkeypatch, compiled):
         torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_a_loss_is_of_its_own_group_alone():
+def test_gradients_of_a_loss_reach_its_group_only():
     model, objective = make_two(), Crossed()
     groups = objective.parameter_groups(model)
     Gradients(model, objective, groups)(Batch(DATA))
@@ -643,14 +643,14 @@ def test_a_loss_is_of_its_own_group_alone():
 
 
 class Crossed(TwoGroups):
-    """Two losses of both layers."""
+    """Objective of two losses, each of both layers."""
 
     def forward(self, model, batch):
         out = model(batch.x)
         return ObjectiveOutput({"first": out.square().mean(), "second": (out - 1).abs().mean()}, {})
 
 
-def test_what_trains_in_no_group_gets_no_gradient():
+def test_gradients_leave_parameters_outside_groups():
     class FirstOnly(LeastSquares):
         def parameter_groups(self, model):
             return {"model": list(model[0].parameters())}
@@ -669,7 +669,7 @@ INTEGERS = [torch.uint8, torch.bool, torch.int64]
 
 @pytest.mark.parametrize("dtype", INTEGERS)
 @pytest.mark.parametrize("objective", [ELBO, lambda: IWAE(3)], ids=["elbo", "iwae"])
-def test_zeros_and_ones_of_any_dtype_are_the_same_run(dtype, objective):
+def test_binary_data_of_any_dtype_give_the_same_run(dtype, objective):
     runs = [
         run(make_vae(dropout=0.2), objective(), data, data)
         for data in (DATA, DATA.to(dtype), DATA.to(dtype).numpy())
@@ -679,7 +679,7 @@ def test_zeros_and_ones_of_any_dtype_are_the_same_run(dtype, objective):
         assert rows(runs[0].history) == rows(other.history)
 
 
-def test_a_feed_keeps_bytes():
+def test_open_data_keeps_uint8():
     data = DATA.to(torch.uint8)
     feed = open_data(
         data, BatchTransform(CPU, torch.float32), batch_size=BATCH_SIZE, seed=0, shuffle=True
@@ -691,7 +691,7 @@ def test_a_feed_keeps_bytes():
 @pytest.mark.parametrize("dtype", [torch.float32, *INTEGERS])
 @pytest.mark.parametrize("logit", [-3.0, 1.0, 30.0])
 @pytest.mark.parametrize("grad", [True, False])
-def test_the_mass_of_zeros_and_ones_does_not_depend_on_their_dtype(dtype, logit, grad):
+def test_bernoulli_log_prob_does_not_depend_on_dtype(dtype, logit, grad):
     x = DATA.to(dtype)
     with torch.set_grad_enabled(grad):
         p = BernoulliLikelihood()(torch.full((37, 4), logit, dtype=torch.float64), event_ndim=1)
@@ -702,7 +702,7 @@ def test_the_mass_of_zeros_and_ones_does_not_depend_on_their_dtype(dtype, logit,
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("logit", [-19.0, 10.0, 19.0, 25.0])
-def test_masses_of_few_digits_are_finite(dtype, logit):
+def test_bernoulli_log_prob_is_finite_in_low_precision(dtype, logit):
     p = BernoulliLikelihood()(torch.full((1, 8), logit, dtype=dtype), event_ndim=1)
     for x in (torch.zeros(1, 8, dtype=dtype), torch.ones(1, 8, dtype=dtype)):
         expected = 8 * (x[0, 0].item() * logit - np.logaddexp(0.0, logit))
@@ -710,13 +710,13 @@ def test_masses_of_few_digits_are_finite(dtype, logit):
             assert p.log_prob(x).item() == pytest.approx(expected, rel=2e-3, abs=1e-2)
 
 
-def test_no_examples_have_no_masses():
+def test_bernoulli_log_prob_of_no_examples():
     with torch.no_grad():
         p = BernoulliLikelihood()(torch.zeros(0, 4), event_ndim=1)
         assert p.log_prob(torch.zeros(0, 4)).shape == (0,)
 
 
-def test_gray_bytes_are_refused_before_the_first_step():
+def test_fit_rejects_gray_bytes_before_the_first_step():
     gray = (torch.arange(37 * 4) % 256).to(torch.uint8).view(37, 4)
     model = make_vae()
     match = (

@@ -21,7 +21,6 @@ import pytest
 import torch
 from helpers.runs import forge_checkpoint
 from helpers.training import BATCH_SIZE, DATA, make_vae
-from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 
 from tinyvae import ELBO, Callback, Checkpoint, EarlyStopping, Optimization, Trainer
@@ -58,9 +57,7 @@ def make_loader():
 
 
 def trainer_of(*callbacks, **options):
-    optimization = Optimization(
-        0.02, scheduler=lambda o, total: CosineAnnealingLR(o, total), scheduler_interval="step"
-    )
+    optimization = Optimization(0.02, schedule="cosine")
     callbacks = [*callbacks, EarlyStopping(patience=9)]
     objective = ELBO(beta=Linear(0.0, 1.0, fraction=0.8))
     options = {"callbacks": callbacks, "progress": False, "device": "cpu", **options}
@@ -355,7 +352,7 @@ STATES = {
     "weight of another dtype": put(torch.zeros(4, dtype=torch.int64), *WEIGHT),
     "extra weight": add(torch.zeros(1), "model", "_metadata"),
     "weight missing": drop(*WEIGHT),
-    "buffer of another shape": put(torch.zeros(2), "objective", "beta"),
+    "buffer of another shape": put(torch.zeros(2), "objective", "beta.value"),
     **{
         f"step is {value!r:.20}": put(value, "position", "step")
         for value in ("1", None, -1, 1.5, True, 10**30, torch.ones(()))
@@ -409,7 +406,7 @@ LOADERS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:the data cannot say where they were")
+@pytest.mark.filterwarnings("ignore:the data cannot restore their position")
 @pytest.mark.parametrize("case", LOADERS)
 def test_resume_refuses_forged_generators_of_a_loader(case, valid_of_loader, tmp_path):
     with pytest.raises(Continued):

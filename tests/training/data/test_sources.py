@@ -22,13 +22,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from tinyvae import ELBO, VAE, Batch, BernoulliLikelihood, GaussianEncoder, Optimization, Trainer
 from tinyvae.core.random import epoch_order
 from tinyvae.datasets import DynamicBinarization, LabeledImages
-from tinyvae.training.data.sources import PROBE_SIZE
+from tinyvae.training.data.sources import CHUNK_SIZE
 
 GRAY = (DATA * 255).to(torch.uint8)
 
 
 class Rows(Dataset):
-    """A map-style data set that is read item by item."""
+    """Map-style data set that is read item by item."""
 
     def __init__(self, x):
         self.x = x
@@ -41,7 +41,7 @@ class Rows(Dataset):
 
 
 class Seen(LeastSquares):
-    """Remembers every batch that it trained on."""
+    """Objective that records the batches it trained on."""
 
     def __init__(self):
         super().__init__()
@@ -86,7 +86,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
-def test_every_form_of_data_gives_the_same_run(form):
+def test_fit_gives_the_same_run_for_every_form_of_data(form):
     data, validation = form(DATA), form(DATA[:11])
     trainer = run(make_vae(), ELBO(), data, validation)
     expected = run(make_vae(), ELBO(), DATA, DATA[:11])
@@ -98,14 +98,14 @@ def test_every_form_of_data_gives_the_same_run(form):
         assert data.grad is None
 
 
-def test_whole_numbers_serve_with_a_transform():
+def test_fit_accepts_integers_with_a_transform():
     fit = {"transform": lambda x, _generator: x.float() / 255}
     trainer = run(make_vae(), ELBO(), GRAY.numpy(), GRAY, fit=fit)
     assert same(trainer.model, run(make_vae(), ELBO()).model)
 
 
 @pytest.mark.parametrize("data", [DATA, Rows(DATA)], ids=["tensor", "Dataset"])
-def test_an_epoch_visits_the_examples_in_the_order_of_its_seed(data):
+def test_source_visits_examples_in_the_order_of_the_seed(data):
     objective = seen(data, epochs=2)
     orders = [epoch_order(len(DATA), 0, epoch) for epoch in range(2)]
     assert torch.equal(objective.x, DATA[torch.cat(orders)])
@@ -113,17 +113,17 @@ def test_an_epoch_visits_the_examples_in_the_order_of_its_seed(data):
     assert not torch.equal(*orders)
 
 
-def test_batches_of_a_tensor_tell_their_positions():
+def test_tensor_source_batches_have_an_index():
     batches = seen(DATA).batches
     assert all(torch.equal(DATA[batch.index], batch.x) for batch in batches)
 
 
-def test_validation_is_read_in_its_own_order():
+def test_source_reads_validation_in_order():
     trainer = run(make_linear(), Seen(), DATA, DATA[:20], epochs=1)
     assert torch.equal(trainer.objective.x[len(DATA) :], DATA[:20])
 
 
-def test_a_loader_is_taken_as_it_is():
+def test_loader_source_uses_the_loader_as_it_is():
     x = torch.arange(12.0).repeat(4, 1).T / 10
     objective = seen(DataLoader(x, 5, shuffle=True), epochs=2, batch_size=3)
     assert [len(batch) for batch in objective.batches] == [5, 5, 2] * 2
@@ -133,11 +133,11 @@ def test_a_loader_is_taken_as_it_is():
     assert not first.equal(x)
     assert not first.equal(second)
     again = seen(DataLoader(x, 5, shuffle=True), epochs=2)
-    assert objective.x.equal(again.x)  # the seed of the run decides the loader's order too
+    assert objective.x.equal(again.x)  # the seed of the run determines the loader's order
 
 
 @pytest.mark.parametrize("wrap", [lambda d: d, lambda d: DataLoader(d, BATCH_SIZE)])
-def test_data_may_be_without_a_length(wrap):
+def test_source_accepts_data_without_a_length(wrap):
     trainer = run(make_linear(), Seen(), wrap(Unsized(DATA)), wrap(Unsized(DATA[:9])))
     first = len(DATA) + 9
     assert torch.equal(trainer.objective.x[:first], torch.cat([DATA, DATA[:9]]))
@@ -164,13 +164,13 @@ DICTIONARIES = Rows([{"image": x, "name": "an image"} for x in DATA])
     ],
     ids=["dictionary", "tuple", "TensorDataset", "Dataset", "two dtypes"],
 )
-def test_batch_picks_what_the_model_reads(data, pick):
+def test_batch_option_picks_x(data, pick):
     trainer = run(make_linear(), LeastSquares(), data, data, fit={"batch": pick})
     assert same(trainer.model, run(make_linear(), LeastSquares()).model)
 
 
 class Conditional(nn.Module):
-    """A linear layer of the input and a label, which remembers both."""
+    """Linear layer of the input and a label, which records both."""
 
     def __init__(self, inputs, outputs):
         super().__init__()
@@ -182,7 +182,7 @@ class Conditional(nn.Module):
         return self.linear(torch.cat([x, context], dim=1))
 
 
-def test_context_reaches_encoder_and_decoder():
+def test_batch_option_passes_context_to_the_model():
     network, decoder = Conditional(4, 8), Conditional(2, 4)
     vae = VAE(GaussianEncoder(network, 2, features=8), decoder, BernoulliLikelihood())
     context = torch.arange(37.0).unsqueeze(1)
@@ -196,7 +196,7 @@ def test_context_reaches_encoder_and_decoder():
         assert torch.equal(decoded, context[index].repeat(2, 1))
 
 
-def test_a_loader_may_yield_batches():
+def test_loader_source_accepts_batches():
     def collate(items):
         return Batch(torch.stack(items).double(), context=torch.zeros(len(items)).double())
 
@@ -211,8 +211,8 @@ def test_a_loader_may_yield_batches():
 @pytest.mark.parametrize(
     "wrap", [lambda x: x, Rows, Unsized, lambda x: DataLoader(x, 8), lambda x: DataLoader(x, 16)]
 )
-def test_a_short_last_batch_weighs_as_many_examples_as_it_has(wrap):
-    x = torch.cat([torch.zeros(32, 4), torch.full((5, 4), 3.0)])  # the last ones stand out
+def test_source_weights_a_short_last_batch_by_its_size(wrap):
+    x = torch.cat([torch.zeros(32, 4), torch.full((5, 4), 3.0)])  # the last examples differ
     still = Optimization(learning_rate=0.0)
     trainer = run(make_linear(), LeastSquares(), wrap(x), wrap(x), epochs=1, optimization=still)
     expected = (make_linear()(x) - x).square().sum(1).mean().item()
@@ -232,7 +232,7 @@ def with_nan(example, num_examples=37):
 LABELED = LabeledImages(
     torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.zeros(5, dtype=torch.int64), 255, "black"
 )
-PAIR = r"yield \(Tensor, Tensor\) where a tensor x is expected.*batch=lambda b: b\[0\]"
+PAIR = r"yield a tensor x, got \(Tensor, Tensor\): .*batch=lambda b: b\[0\]"
 BAD = {
     "empty tensor": (torch.zeros(0, 4), ValueError, "the data set is empty"),
     "empty Dataset": (Rows([]), ValueError, "the data set is empty"),
@@ -258,14 +258,14 @@ BAD = {
     "dictionaries": (
         DICTIONARIES,
         TypeError,
-        r"yield a dict where a tensor x is expected: .*lambda b: b\['image'\]",
+        r"yield a tensor x, got a dict: .*lambda b: b\['image'\]",
     ),
     "NaN": (with_nan(29), ValueError, "got NaN in 1 of 37 examples, first in example 29"),
     "infinity": (DATA / 0, ValueError, "got NaN in 37 of 37 examples, first in example 0"),
     "NaN far on": (
-        with_nan(PROBE_SIZE + 17, PROBE_SIZE + 40),
+        with_nan(CHUNK_SIZE + 17, CHUNK_SIZE + 40),
         ValueError,
-        f"data, counted from example {PROBE_SIZE}: .* in 1 of 40 examples, first in example 17",
+        f"data, counted from example {CHUNK_SIZE}: .* in 1 of 40 examples, first in example 17",
     ),
     "0..255": (DATA * 255, ValueError, r"expects values in \[0, 1\], got 0\.\.255"),
     "uint8": (GRAY, ValueError, r"expects values in \[0, 1\], got 0\.\.255.* transform="),
@@ -276,18 +276,18 @@ BAD = {
 
 @pytest.mark.parametrize("role", ["training", "validation"])
 @pytest.mark.parametrize(("data", "error", "message"), BAD.values(), ids=BAD.keys())
-def test_bad_data_are_refused_before_the_first_step(role, data, error, message):
+def test_fit_rejects_bad_data_before_the_first_step(role, data, error, message):
     model = make_vae()
     trainer = Trainer(model, ELBO(), device="cpu", progress=False)
     train, validation = (data, DATA) if role == "training" else (DATA, data)
     with pytest.raises(error, match=message) as caught:
         trainer.fit(train, validation, epochs=1)
-    assert role in str(caught.value) or "where a tensor x is expected" in message
+    assert role in str(caught.value) or "yield a tensor x" in message
     assert trainer.step == 0
     assert same(model, make_vae())
 
 
-def test_data_that_are_read_as_they_come_are_checked_before_their_step():
+def test_loader_source_checks_each_batch_before_its_step():
     trainer = Trainer(make_vae(), ELBO(), device="cpu", progress=False)
     with pytest.raises(ValueError, match=r"training data, counted from example 24: .*example 5:"):
         trainer.fit(DataLoader(with_nan(29), BATCH_SIZE), epochs=1)
@@ -296,7 +296,7 @@ def test_data_that_are_read_as_they_come_are_checked_before_their_step():
         trainer.fit(DATA, DataLoader(with_nan(29), BATCH_SIZE), epochs=1)
 
 
-def test_a_stream_is_trained_on_from_its_first_batch():
+def test_dataset_source_trains_on_the_first_batch_of_a_stream():
     class Once(IterableDataset):
         def __init__(self):
             self.rows = iter(DATA)
@@ -308,7 +308,7 @@ def test_a_stream_is_trained_on_from_its_first_batch():
     assert trainer.step == STEPS
 
 
-def test_a_loader_with_a_generator_of_its_own_is_read_as_in_a_loop():
+def test_loader_source_follows_the_generator_of_the_loader():
     def loader():
         generator = torch.Generator().manual_seed(3)
         return DataLoader(DATA, BATCH_SIZE, shuffle=True, generator=generator)
@@ -321,7 +321,7 @@ def test_a_loader_with_a_generator_of_its_own_is_read_as_in_a_loop():
     assert len(seen) == len(expected)
 
 
-def test_an_index_of_the_batch_is_kept():
+def test_batch_option_keeps_an_index():
     indices = []
 
     class Indexed(LeastSquares):
@@ -334,13 +334,15 @@ def test_an_index_of_the_batch_is_kept():
     assert torch.equal(torch.cat(indices), torch.arange(len(DATA)))
 
 
-def test_what_a_transform_makes_has_the_models_dtype():
+def test_transform_result_gets_the_dtype_of_the_model():
     run(make_vae().double(), ELBO(), GRAY, fit={"transform": DynamicBinarization(255)})
-    with pytest.raises(TypeError, match=r"training data: transform= must return a tensor, got a"):
+    with pytest.raises(
+        TypeError, match=r"training data: fit expects a transform= that returns a tensor, got a"
+    ):
         run(make_vae(), ELBO(), GRAY, fit={"transform": lambda x, _: x.numpy()})
 
 
-def test_a_stream_that_ends_for_good_is_refused():
+def test_fit_rejects_a_stream_that_ends_for_good():
     class Once(IterableDataset):
         def __init__(self):
             self.batches = itertools.chain(DATA.split(1))
@@ -348,11 +350,11 @@ def test_a_stream_that_ends_for_good_is_refused():
         def __iter__(self):
             return self.batches
 
-    with pytest.raises(ValueError, match=r"yielded no batch: .* iterable anew for every epoch"):
+    with pytest.raises(ValueError, match=r"yielded no batch: .* iterable again in every epoch"):
         run(make_linear(), LeastSquares(), DataLoader(Once(), None))
 
 
-def test_a_named_tuple_stays_one():
+def test_batch_option_receives_named_tuples():
     pair = collections.namedtuple("Pair", "x y")
     data = Rows([pair(row, 0) for row in DATA])
     named = run(make_linear(), LeastSquares(), data, fit={"batch": lambda b: b.x})

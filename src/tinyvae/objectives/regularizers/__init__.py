@@ -7,10 +7,15 @@ from tinyvae.objectives.regularizers.adversarial import (
     AdversarialTotalCorrelationRegularizer as AdversarialTotalCorrelationRegularizer,
 )
 from tinyvae.objectives.regularizers.adversarial import VAEGANRegularizer as VAEGANRegularizer
+from tinyvae.objectives.regularizers.base import RegularizedObjective as RegularizedObjective
 from tinyvae.objectives.regularizers.base import Regularizer as Regularizer
 from tinyvae.objectives.regularizers.base import RegularizerOutput as RegularizerOutput
 from tinyvae.objectives.regularizers.moments import DIPRegularizer as DIPRegularizer
 from tinyvae.objectives.regularizers.moments import MMDRegularizer as MMDRegularizer
+from tinyvae.objectives.regularizers.moments import gaussian_kernel as gaussian_kernel
+from tinyvae.objectives.regularizers.moments import (
+    inverse_multiquadratic_kernel as inverse_multiquadratic_kernel,
+)
 from tinyvae.objectives.regularizers.penalties import (
     GradientPenaltyRegularizer as GradientPenaltyRegularizer,
 )

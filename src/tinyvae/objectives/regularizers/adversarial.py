@@ -1,14 +1,14 @@
-r"""Regularizers with a discriminator, which learns what the model is to make indistinguishable.
+r"""Regularizers with a discriminator of two kinds of input.
 
-A discriminator D, the log odds that its input is of the first kind (1) and not of the second (0),
-minimizes the cross-entropy
+A discriminator D returns the log odds that its input is of the first kind (1), not of the second
+(0). It minimizes the cross-entropy
 
 .. math:: \tfrac12\, \mathbb{E}_1 \operatorname{softplus}(-D)
-    + \tfrac12\, \mathbb{E}_0 \operatorname{softplus}(D),
+    + \tfrac12\, \mathbb{E}_0 \operatorname{softplus}(D)
 
-in a parameter group of its own: the Trainer differentiates each loss with respect to its own group
-alone. Besides, the model's loss sees D without gradients in its weights, and D's loss sees draws
-without gradients in the model's, so that no order of steps mixes them.
+in its own parameter group: the Trainer differentiates each loss with respect to its own group only.
+The model's loss carries no gradients in the weights of D, and the loss of D none in those of the
+model, so the two never mix.
 """
 
 import torch
@@ -23,9 +23,9 @@ from tinyvae.objectives.regularizers.base import (
     Regularizer,
     RegularizerOutput,
     decoder_and_latent,
-    prior_draws,
+    prior_samples,
 )
-from tinyvae.schedules import Schedule
+from tinyvae.schedules import Schedule, ScheduledWeight
 
 
 class AdversarialRegularizer(Regularizer):
@@ -33,8 +33,8 @@ class AdversarialRegularizer(Regularizer):
 
     Args:
         discriminator: Module that maps ``(N, ...)`` to log odds ``(N,)`` or ``(N, 1)``.
-        weight: As of :class:`Regularizer`.
-        latent: As of :class:`Regularizer`.
+        weight: See :class:`Regularizer`.
+        latent: See :class:`Regularizer`.
         group: Name of the discriminator's parameter group.
     """
 
@@ -43,8 +43,8 @@ class AdversarialRegularizer(Regularizer):
     def __init__(
         self,
         discriminator: nn.Module,
-        weight: float | Schedule = 1.0,
         *,
+        weight: float | Schedule = 1.0,
         latent: str | None = None,
         group: str = "discriminator",
     ) -> None:
@@ -58,93 +58,101 @@ class AdversarialRegularizer(Regularizer):
         self.group = group
 
     def log_odds(self, values: Tensor) -> Tensor:
-        """Log odds ``(N,)`` of ``values`` ``(N, ...)``."""
+        """Return log odds ``(N,)`` of ``values`` ``(N, ...)``."""
         log_odds: Tensor = self.discriminator(values)
         if log_odds.numel() != len(values):
             raise ValueError(
                 f"{type(self).__name__} expects a discriminator that returns one number per "
-                f"example, (N, 1), got {tuple(log_odds.shape)} for {len(values)}"
+                f"example, (N, 1), got {tuple(log_odds.shape)} for N = {len(values)}"
             )
         return at_least_float32(log_odds.flatten())
 
     def log_odds_for_model(self, values: Tensor) -> Tensor:
-        """Log odds with gradients in ``values`` alone."""
+        """Return log odds with gradients in ``values`` only."""
         with frozen(self.discriminator):
             return self.log_odds(values)
 
     def discriminator_loss(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of the discriminator, with gradients in its weights alone, and its hits."""
+        """Return the discriminator's cross-entropy and accuracy.
+
+        Gradients flow to the discriminator's weights only.
+        """
         one, zero = self.log_odds(first.detach()), self.log_odds(second.detach())
         loss = 0.5 * (F.softplus(-one).mean() + F.softplus(zero).mean())
-        hits = 0.5 * ((one > 0).to(one.dtype).mean() + (zero < 0).to(zero.dtype).mean())
-        return loss, hits
+        accuracy = 0.5 * ((one > 0).to(one.dtype).mean() + (zero < 0).to(zero.dtype).mean())
+        return loss, accuracy
 
-    def checked(self, model: LatentVariableModel, batch: Batch, record: VAEOutput) -> list[str]:
-        """Names of the metrics; raises, with the remedy, if it cannot be computed."""
+    def validated(self, model: LatentVariableModel, batch: Batch, output: VAEOutput) -> list[str]:
+        """Return the names of the metrics. Raise, with a remedy, if it cannot be computed."""
         try:
-            return super().checked(model, batch, record)
+            return super().validated(model, batch, output)
         except RuntimeError as error:
             raise ValueError(
-                f"{type(self).__name__}'s discriminator does not take what it is to tell apart: "
-                f"{error}"
+                f"{type(self).__name__} expects a discriminator that accepts its inputs, got an "
+                f"error: {error}"
             ) from error
 
-    def hits(self, share: Tensor) -> dict[str, Tensor]:
-        """Share of what the discriminator tells apart, to report."""
-        return {f"{self.group}_hits": share}
+    def accuracy(self, value: Tensor) -> dict[str, Tensor]:
+        """Return the discriminator's accuracy as a metric."""
+        return {f"{self.group}_accuracy": value}
 
 
 class AdversarialTotalCorrelationRegularizer(AdversarialRegularizer):
     r"""Total correlation of the aggregate posterior, by a discriminator (FactorVAE).
 
-    D tells draws of q(z) from draws of the product of its marginals :math:`\prod_j q(z_j)`, which
-    are made by permuting each dimension over the batch. Its log odds estimate
-    :math:`\log q(z) / \prod_j q(z_j)`, and their mean over q(z) the total correlation.
+    D distinguishes samples of q(z) (1) from samples of the product of its marginals
+    :math:`\prod_j q(z_j)` (0), which are permuted over the batch in each dimension. Its log odds
+    estimate :math:`\log q(z) / \prod_j q(z_j)`, and their mean over q(z) the total correlation.
 
     Args:
         discriminator: Module that maps latents ``(N, *L)`` to log odds ``(N, 1)``.
         weight: :math:`\gamma`.
-        latent: As of :class:`Regularizer`.
+        latent: See :class:`Regularizer`.
         group: Name of the discriminator's parameter group.
 
     References:
         Kim, Mnih (2018). Disentangling by Factorizing. arXiv:1802.05983, algorithm 2.
 
     Example:
-        >>> objective = ELBO() + AdversarialTotalCorrelationRegularizer(MLP(2, out_shape=1), 6.0)
+        >>> objective = ELBO() + AdversarialTotalCorrelationRegularizer(
+        ...     MLP(2, out_shape=1), weight=6.0
+        ... )
         >>> sorted(objective(vae, Batch(x)).losses)
         ['discriminator', 'model']
     """
 
     def forward(
-        self, model: LatentVariableModel, batch: Batch, record: VAEOutput
+        self, model: LatentVariableModel, batch: Batch, output: VAEOutput
     ) -> RegularizerOutput:
-        """Compute the estimate, and the discriminator's loss."""
-        z = self.drawn(record).z
+        """Compute the estimate and the loss of the discriminator."""
+        z = self.reparameterized_term(output).z
         value = self.log_odds_for_model(z.flatten(0, 1)).mean()
-        adversary, hits = self.discriminator_loss(
+        adversary, accuracy = self.discriminator_loss(
             z.flatten(0, 1), permute_dims(z.detach()).flatten(0, 1)
         )
         metrics = self.reported(adversarial_total_correlation_nats=value)
-        return RegularizerOutput(self.weighted(value), metrics | self.hits(hits), adversary)
+        return RegularizerOutput(self.weighted(value), metrics | self.accuracy(accuracy), adversary)
 
 
 def permute_dims(z: Tensor) -> Tensor:
-    """Draws ``(K, B, *L)`` with each dimension permute_dims over the batch on its own."""
+    """Return samples ``(K, B, *L)`` with each dimension permuted over the batch independently."""
     order = torch.rand(z.shape, device=z.device).argsort(1)
     return z.gather(1, order)
 
 
 class AdversarialPriorRegularizer(AdversarialRegularizer):
-    r"""Aggregate posterior drawn to the prior by a discriminator (adversarial autoencoder).
+    r"""Distance of the aggregate posterior from the prior, by a discriminator.
 
-    D tells draws of the prior (1) from draws of q(z) (0); the model minimizes
-    :math:`\mathbb{E}_{q(z)} \operatorname{softplus}(-D)`, so as to be taken for the prior.
+    It is the latent loss of the adversarial autoencoder.
+
+    D distinguishes samples of the prior (1) from samples of q(z) (0). The model minimizes
+    :math:`\mathbb{E}_{q(z)} \operatorname{softplus}(-D)`, so that D takes its samples for the
+    prior's.
 
     Args:
         discriminator: Module that maps latents ``(N, *L)`` to log odds ``(N, 1)``.
-        weight: As of :class:`Regularizer`.
-        latent: As of :class:`Regularizer`.
+        weight: See :class:`Regularizer`.
+        latent: See :class:`Regularizer`.
         group: Name of the discriminator's parameter group.
 
     References:
@@ -152,7 +160,9 @@ class AdversarialPriorRegularizer(AdversarialRegularizer):
         arXiv:1511.05644.
 
     Example:
-        >>> objective = ELBO(0.0) + AdversarialPriorRegularizer(MLP(2, out_shape=1), 10.0)
+        >>> objective = ELBO(0.0) + AdversarialPriorRegularizer(
+        ...     MLP(2, out_shape=1), weight=10.0
+        ... )
         >>> sorted(objective(vae, Batch(x)).losses)
         ['discriminator', 'model']
     """
@@ -160,26 +170,26 @@ class AdversarialPriorRegularizer(AdversarialRegularizer):
     couples_batch = False
 
     def forward(
-        self, model: LatentVariableModel, batch: Batch, record: VAEOutput
+        self, model: LatentVariableModel, batch: Batch, output: VAEOutput
     ) -> RegularizerOutput:
-        """Compute the model's loss, and the discriminator's."""
-        term = self.drawn(record)
+        """Compute the losses of model and discriminator."""
+        term = self.reparameterized_term(output)
         z = term.z.flatten(0, 1)
         value = F.softplus(-self.log_odds_for_model(z)).mean()
-        adversary, hits = self.discriminator_loss(
-            prior_draws("AdversarialPriorRegularizer", term).flatten(0, 1), z
+        adversary, accuracy = self.discriminator_loss(
+            prior_samples("AdversarialPriorRegularizer", term).flatten(0, 1), z
         )
         metrics = self.reported(adversarial_prior=value)
-        return RegularizerOutput(self.weighted(value), metrics | self.hits(hits), adversary)
+        return RegularizerOutput(self.weighted(value), metrics | self.accuracy(accuracy), adversary)
 
 
 class VAEGANRegularizer(AdversarialRegularizer):
-    r"""A learned discriminator of data, and the similarity that it has learned (VAE-GAN).
+    r"""A discriminator of data, and the similarity measure that it learns (VAE-GAN).
 
-    D tells data (1) from what is decoded from posterior and prior (0), by features f and a linear
-    layer on them. The decoder is trained to be taken for data, the encoder is not, as in the paper.
-    Encoder and decoder are trained on :math:`\tfrac12 \|f(x) - f(\tilde x)\|^2`, with
-    :math:`\tilde x = \mathbb{E}[x \mid z]`, which takes the place of the log-likelihood in
+    D distinguishes data (1) from decoded samples of posterior and prior (0). It consists of
+    features f and a linear layer. As in the paper, its judgment trains the decoder and not the
+    encoder. Both are trained on :math:`\tfrac12 \|f(x) - f(\tilde x)\|^2` with
+    :math:`\tilde x = \mathbb{E}[x \mid z]`, which replaces the log-likelihood in
     ``ELBO(likelihood_weight=0) + VAEGANRegularizer(...)``.
 
     Args:
@@ -194,52 +204,55 @@ class VAEGANRegularizer(AdversarialRegularizer):
         similarity metric. arXiv:1512.09300, algorithm 1.
 
     Example:
-        >>> objective = ELBO(likelihood_weight=0) + VAEGANRegularizer(MLP(4, (16,)), 16)
+        >>> vae_gan = VAEGANRegularizer(MLP(4, (16,)), num_features=16)
+        >>> objective = ELBO(likelihood_weight=0) + vae_gan
         >>> sorted(objective(vae, Batch(x)).losses)
         ['discriminator', 'model']
     """
 
     couples_batch = False
-    similarity: Tensor
     discriminator: nn.Sequential
 
     def __init__(
         self,
         features: nn.Module,
+        *,
         num_features: int,
         weight: float | Schedule = 1.0,
-        *,
         similarity: float | Schedule = 1.0,
         group: str = "discriminator",
     ) -> None:
         discriminator = nn.Sequential(features, nn.Flatten(), nn.Linear(num_features, 1))
-        super().__init__(discriminator, weight, group=group)
-        self.schedule("similarity", similarity)
+        super().__init__(discriminator, weight=weight, group=group)
+        self.similarity = ScheduledWeight(similarity)
 
     def forward(
-        self, model: LatentVariableModel, batch: Batch, record: VAEOutput
+        self, model: LatentVariableModel, batch: Batch, output: VAEOutput
     ) -> RegularizerOutput:
-        """Compute the model's losses, and the discriminator's."""
+        """Compute the losses of model and discriminator."""
         if batch.mask is not None:
-            raise ValueError("VAEGANRegularizer expects data that are complete, got a mask")
-        decoder, z = decoder_and_latent(self, model, record)
+            raise ValueError("VAEGANRegularizer expects complete data, got a mask")
+        decoder, z = decoder_and_latent(self, model, output)
         z, context = z.detach(), batch.context
         num = z.shape[:2].numel() if context is None else len(z)
         generated = decoder.generate(num, context).reshape(z.shape)
         fakes = decoder.decode(torch.cat([z, generated]), context).mean.flatten(0, 1)  # (2 K B, *E)
         fooled = F.softplus(-self.log_odds_for_model(fakes)).mean()
         data = batch.x.to(fakes.dtype)
-        distance = self._distance(data, record.likelihood.mean)
-        adversary, hits = self.discriminator_loss(data, fakes)
+        distance = self._distance(data, output.likelihood.mean)
+        adversary, accuracy = self.discriminator_loss(data, fakes)
         metrics = {"adversarial_data": fooled, "feature_distance": distance}
-        loss = self.weighted(fooled) + self.similarity.to(distance.dtype) * distance
-        return RegularizerOutput(loss, self.reported(**metrics) | self.hits(hits), adversary)
+        loss = self.weighted(fooled) + self.similarity.type_as(distance) * distance
+        return RegularizerOutput(
+            loss, self.reported(**metrics) | self.accuracy(accuracy), adversary
+        )
 
     def _distance(self, x: Tensor, reconstructed: Tensor) -> Tensor:
-        """Half the squared distance of features, of data ``(B, *E)`` and ``(K, B, *E)``."""
+        """Return half the squared distance of the features of ``(B, *E)`` and ``(K, B, *E)``."""
         features = self.discriminator[:-1]
         with frozen(self.discriminator):
-            true = features(x)
-            made = features(reconstructed.flatten(0, 1)).unflatten(0, reconstructed.shape[:2])
-        distance: Tensor = 0.5 * (at_least_float32(made) - at_least_float32(true)).square().sum(-1)
+            expected = features(x)
+            got = features(reconstructed.flatten(0, 1)).unflatten(0, reconstructed.shape[:2])
+        difference = at_least_float32(got) - at_least_float32(expected)
+        distance: Tensor = 0.5 * difference.square().sum(-1)
         return distance.mean()

@@ -1,27 +1,33 @@
-"""What a regularizer is: a term of a training's loss that is read off the record of a pass."""
+"""Regularizers: terms of a training loss that are computed from the output of a pass."""
+
+from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from tinyvae.core.objective import Batch, Scheduled
+from tinyvae.core.module_state import evaluating
+from tinyvae.core.objective import Batch, Objective, ObjectiveOutput
+from tinyvae.core.random import forked_rng
 from tinyvae.distributions import Distribution
 from tinyvae.models.base import DecoderModel
 from tinyvae.models.output import LatentTerm, LatentVariableModel, VAEOutput
-from tinyvae.schedules import Schedule
+from tinyvae.objectives.base import VariationalBound, bound_or_not, run_eagerly
+from tinyvae.schedules import Schedule, ScheduledWeight, scheduled_values
 
 
 @dataclass(frozen=True)
 class RegularizerOutput:
-    """What a regularizer makes of a pass.
+    """Loss and metrics of a regularizer.
 
     Attributes:
-        loss: What is added to the model's loss, 0-d.
-        metrics: Scalars to report, detached.
-        adversary: Loss of the regularizer's own parameters, where it has some.
+        loss: Term that is added to the model's loss, ``()``.
+        metrics: Detached scalars to report.
+        adversary: Loss of the regularizer's own parameters, if it has any.
     """
 
     loss: Tensor
@@ -29,121 +35,230 @@ class RegularizerOutput:
     adversary: Tensor | None = None
 
 
-class Regularizer(Scheduled, ABC):
+class Regularizer(nn.Module, ABC):
     """A term that is added to any bound: ``ELBO() + MMDRegularizer(10.0)``.
 
     Args:
-        weight: Its weight, a number or a :class:`~tinyvae.schedules.Schedule`.
-        latent: Name of the latent that it is about; None where there is only one.
+        weight: Factor of the term, a number or a :class:`~tinyvae.schedules.Schedule`.
+        latent: Name of the latent that it acts on. None means the only one.
 
     Attributes:
-        group: Name of the parameter group of its own parameters, None where it has none.
-        couples_batch: Whether it is something other than a mean over examples.
-        differentiates: Whether it asks for gradients by itself.
+        group: Name of the parameter group of its own parameters; None if it has none.
+        couples_batch: True if it is not a mean over examples.
+        needs_inner_autograd: True if it computes gradients itself.
     """
 
     group: str | None = None
     couples_batch: bool = True
-    differentiates: bool = False
-    weight: Tensor
+    needs_inner_autograd: bool = False
 
     def __init__(self, weight: float | Schedule, *, latent: str | None = None) -> None:
         super().__init__()
-        self.schedule("weight", weight)
+        self.weight = ScheduledWeight(weight)
         self.latent = latent
 
     @abstractmethod
     def forward(
-        self, model: LatentVariableModel, batch: Batch, record: VAEOutput
+        self, model: LatentVariableModel, batch: Batch, output: VAEOutput
     ) -> RegularizerOutput:
-        """Compute the penalty of one pass."""
+        """Compute loss and metrics from the output of a pass."""
 
-    def term(self, record: VAEOutput) -> LatentTerm:
-        """The latent that it is about."""
-        terms = {term.name: term for term in record.latents}
+    def term(self, output: VAEOutput) -> LatentTerm:
+        """Return the latent that it acts on."""
+        terms = {term.name: term for term in output.latents}
         if self.latent is None and len(terms) == 1:
-            return record.latents[0]
+            return output.latents[0]
         if self.latent not in terms:
             raise ValueError(
-                f"{type(self).__name__} got a model with the latents {list(terms)}: expected "
-                f"latent= one of them, got {self.latent!r}"
+                f"{type(self).__name__} expects latent= one of {list(terms)}, the latents of the "
+                f"model, got {self.latent!r}"
             )
         return terms[self.latent]
 
-    def drawn(self, record: VAEOutput) -> LatentTerm:
-        """The latent, refused where its draws carry no gradients."""
-        term = self.term(record)
+    def reparameterized_term(self, output: VAEOutput) -> LatentTerm:
+        """Return the latent that it acts on. Raise if its samples carry no gradients."""
+        term = self.term(output)
         if not term.posterior.has_rsample:
             raise ValueError(
-                f"{type(self).__name__} trains a posterior by its draws, and those of "
-                f"{term.posterior} of latent {term.name!r} carry no gradients: use a "
-                "reparameterized one"
+                f"{type(self).__name__} expects a reparameterized posterior, got {term.posterior} "
+                f"of latent {term.name!r}, whose samples carry no gradients: use another encoder"
             )
         return term
 
     def weighted(self, value: Tensor) -> Tensor:
-        """A 0-d value times the weight."""
-        return self.weight.to(value.dtype) * value
+        """Return a 0-d value times the weight."""
+        return self.weight.type_as(value) * value
 
     def reported(self, **values: Tensor) -> dict[str, Tensor]:
-        """Metrics, detached, with the latent's name before theirs where one was chosen."""
+        """Return detached metrics. The name of the latent precedes theirs if it was chosen."""
         prefix = "" if self.latent is None else f"{self.latent}_"
         return {f"{prefix}{name}": value.detach() for name, value in values.items()}
 
-    def checked(self, model: LatentVariableModel, batch: Batch, record: VAEOutput) -> list[str]:
-        """Names of the metrics; raises, with the remedy, if it cannot be computed.
+    def validated(self, model: LatentVariableModel, batch: Batch, output: VAEOutput) -> list[str]:
+        """Return the names of the metrics. Raise, with a remedy, if it cannot be computed.
 
         Args:
             model: The model.
             batch: The first two examples.
-            record: Their record, of the posteriors' centers instead of draws.
+            output: Output of the model, at the centers of the posteriors instead of samples.
         """
-        penalty: RegularizerOutput = self(model, batch, record)
-        for loss in (penalty.loss, penalty.adversary):
+        result: RegularizerOutput = self(model, batch, output)
+        for loss in (result.loss, result.adversary):
             if loss is not None and not torch.isfinite(loss):
                 raise ValueError(
-                    f"{self} of the first two examples is {loss.item()}: the latent "
-                    f"{[term.posterior for term in record.latents]}, the data or the mean of "
-                    f"{record.likelihood} do not suit it"
+                    f"{self} expects a finite loss of the first two examples, got {loss.item()}: "
+                    f"check the latents {[term.posterior for term in output.latents]}, the data "
+                    f"and the mean of {output.likelihood}"
                 )
-        return list(penalty.metrics)
+        return list(result.metrics)
 
-    def own_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the group of its own."""
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of its own group."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
+    def __radd__(self, objective: VariationalBound | RegularizedObjective) -> RegularizedObjective:
+        if isinstance(objective, RegularizedObjective):
+            return RegularizedObjective(objective.bound, (*objective.terms, self))
+        if isinstance(objective, VariationalBound):
+            return RegularizedObjective(objective, (self,))
+        return NotImplemented
+
     def __repr__(self) -> str:
-        first, *others = self.schedules
-        named = "".join(f", {name}={self.format_weight(name)}" for name in others)
-        return f"{type(self).__name__}({self.format_weight(first)}{named})"
+        weights = {n: w for n, w in self.named_children() if isinstance(w, ScheduledWeight)}
+        first = weights.pop("weight")
+        options = "".join(f", {name}={weight}" for name, weight in weights.items())
+        return f"{type(self).__name__}({first}{options})"
 
 
-def given_data_alone(owner: str, term: LatentTerm) -> Distribution:
-    """The posterior q(z given x) of a latent, refused where it hangs on other latents."""
+def posterior_given_data(owner: str, term: LatentTerm) -> Distribution:
+    """Return the posterior q(z given x) of a latent. Raise if it depends on other latents."""
     if len(term.posterior.batch_shape) != 1:
         raise ValueError(
-            f"{owner} needs posteriors given the data alone, that of latent {term.name!r} is given "
-            "other latents too: choose the layer that is drawn first"
+            f"{owner} expects a posterior given the data only, got that of latent {term.name!r}, "
+            "which is given other latents, too: choose the layer that is sampled first"
         )
     return term.posterior
 
 
-def prior_draws(owner: str, term: LatentTerm) -> Tensor:
-    """As many draws of the prior as there are of the posterior, ``(K, B, *L)``."""
-    given = len(term.prior.batch_shape)
-    if given > 1:
+def prior_samples(owner: str, term: LatentTerm) -> Tensor:
+    """Return samples of the prior, in the shape of those of the posterior, ``(K, B, *L)``."""
+    num_given = len(term.prior.batch_shape)
+    if num_given > 1:
         raise ValueError(
-            f"{owner} draws from the prior, and that of latent {term.name!r} is given the draws of "
-            "the layers above: choose the top layer"
+            f"{owner} expects a prior that does not depend on other latents, got that of latent "
+            f"{term.name!r}, which is given the layers above: choose the top layer"
         )
-    return term.prior.sample(term.z.shape[: 2 - given])
+    return term.prior.sample(term.z.shape[: 2 - num_given])
 
 
 def decoder_and_latent(
-    owner: Regularizer, model: LatentVariableModel, record: VAEOutput
+    owner: Regularizer, model: LatentVariableModel, output: VAEOutput
 ) -> tuple[DecoderModel, Tensor]:
-    """The model, and what its decoder read."""
-    if not isinstance(model, DecoderModel) or record.z is None:
+    """Return the model, and the input of its decoder."""
+    if not isinstance(model, DecoderModel) or output.z is None:
         name = type(owner).__name__
         raise TypeError(f"{name} expects a model with a decoder, got a {type(model).__name__}")
-    return model, record.z
+    return model, output.z
+
+
+class RegularizedObjective(Objective):
+    """A bound plus regularizers of the same pass, such as ``ELBO() + MMDRegularizer(10.0)``.
+
+    Each regularizer adds to every loss of the bound. One with its own parameters, such as a
+    discriminator, has its own parameter group with its own loss.
+
+    Args:
+        bound: The bound.
+        regularizers: The terms that are added to its losses.
+
+    Example:
+        >>> objective = ELBO() + LatentL2Regularizer(0.1) + DIPRegularizer(1.0)
+        >>> objective
+        ELBO(beta=1, num_samples=1, kl='auto') + LatentL2Regularizer(0.1) + DIPRegularizer(1)
+        >>> objective.is_bound(vae)
+        False
+        >>> sorted(objective(vae, Batch(x)).metrics)
+        ['dip', 'elbo_nats', 'kl_nats', 'latent_l2', 'log_likelihood_nats']
+    """
+
+    def __init__(self, bound: VariationalBound, regularizers: tuple[Regularizer, ...]) -> None:
+        super().__init__()
+        for regularizer in regularizers:
+            if not isinstance(regularizer, Regularizer):
+                raise TypeError(
+                    f"{bound} + ... expects a Regularizer such as MMDRegularizer(10.0), got "
+                    f"{regularizer!r:.80}"
+                )
+        groups = [r.group for r in regularizers if r.group is not None]
+        if len(set(groups)) < len(groups):
+            raise ValueError(
+                f"regularizers expect parameter groups of different names, got {groups}: set group="
+            )
+        self.bound = bound
+        self.regularizers = nn.ModuleList(regularizers)
+
+    @property
+    def terms(self) -> list[Regularizer]:
+        """The regularizers."""
+        return [r for r in self.regularizers if isinstance(r, Regularizer)]
+
+    @property
+    def couples_batch(self) -> bool:  # type: ignore[override]
+        """True if the loss is not a mean over examples."""
+        return self.bound.couples_batch or any(r.couples_batch for r in self.terms)
+
+    @property
+    def needs_inner_autograd(self) -> bool:
+        """True if a pass computes gradients itself."""
+        parts = (self.bound, *self.terms)
+        return any(part.needs_inner_autograd for part in parts)
+
+    def forward(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
+        """Compute the losses of the bound, plus the regularizers, of one pass."""
+        run = self._run
+        return run_eagerly(run, model, batch) if self.needs_inner_autograd else run(model, batch)
+
+    def _run(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
+        output, result = self.bound.forward_with_output(model, batch)
+        losses, metrics, adversaries = result.losses, result.metrics, {}
+        for regularizer in self.terms:
+            penalty = regularizer(model, batch, output)
+            losses = {group: loss + penalty.loss for group, loss in losses.items()}
+            weights = {
+                f"{type(regularizer).__name__}_{name}": value
+                for name, value in scheduled_values(regularizer).items()
+            }
+            metrics = metrics | penalty.metrics | regularizer.reported(**weights)
+            if penalty.adversary is not None and regularizer.group is not None:
+                adversaries[regularizer.group] = penalty.adversary
+        return ObjectiveOutput(losses | adversaries, metrics)
+
+    def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
+        """Return the groups of the bound, and one of each regularizer with parameters."""
+        groups = self.bound.parameter_groups(model)
+        adversaries = {r.group: r.trained_parameters() for r in self.terms if r.group is not None}
+        if shared := groups.keys() & adversaries.keys():
+            raise ValueError(
+                f"{self} expects parameter groups of different names, got {sorted(shared)} twice: "
+                "set group="
+            )
+        return groups | adversaries
+
+    def check(self, model: nn.Module, batch: Batch) -> str:
+        """Check bound and regularizers on the first two examples. Return what is optimized."""
+        output = self.bound.validated(model, batch)
+        names: list[str] = []
+        with evaluating(self, model), torch.no_grad(), forked_rng(batch.x.device):
+            for regularizer in self.terms:
+                names += regularizer.validated(
+                    cast("LatentVariableModel", model), batch.first(2), output
+                )
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"{self} expects regularizers with metrics of different names, got {names}"
+            )
+        added = " + ".join(repr(r) for r in self.terms)
+        return f"{self.bound.describe(output)} + {added}: {bound_or_not(False)}"
+
+    def __repr__(self) -> str:
+        return " + ".join(map(repr, (self.bound, *self.terms)))

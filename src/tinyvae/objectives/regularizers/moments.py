@@ -1,6 +1,8 @@
-r"""The aggregate posterior :math:`q(z) = \mathbb{E}_{p(x)}\, q(z \mid x)` held to its prior.
+r"""Regularizers that match the aggregate posterior to the prior.
 
-By its covariance (DIPRegularizer-VAE), or by a distance of samples (MMDRegularizer).
+.. math:: q(z) = \mathbb{E}_{p(x)}\, q(z \mid x)
+
+:class:`DIPRegularizer` compares covariances, :class:`MMDRegularizer` samples.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,40 +17,40 @@ from tinyvae.models.output import LatentVariableModel, VAEOutput
 from tinyvae.objectives.regularizers.base import (
     Regularizer,
     RegularizerOutput,
-    given_data_alone,
-    prior_draws,
+    posterior_given_data,
+    prior_samples,
 )
 from tinyvae.schedules import Schedule
 
-# Values of a kernel for squared distances.
+# A kernel as a function of squared distances.
 Kernel = Callable[[Tensor], Tensor]
 
-# Of the autoencoders of Tolstikhin et al. (2018).
+# The scales of Tolstikhin et al. (2018).
 SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 class DIPRegularizer(Regularizer):
-    r"""Covariance of the aggregate posterior drawn to the identity (DIPRegularizer-VAE).
+    r"""Distance of the aggregate posterior's covariance from the identity (DIP-VAE).
 
     .. math:: \lambda \sum_{i \ne j} C_{ij}^2 + \lambda d \sum_i (C_{ii} - 1)^2
 
-    where C is the covariance over the batch of the posteriors' means, or, with
-    ``covariance="total"``, that of q(z), to which the mean of their own covariances is added. The
-    first is DIPRegularizer-VAE-I, with :math:`d = 10` in the paper, the second DIPRegularizer-VAE-II, with :math:`d = 1`.
+    C is the covariance over the batch of the posteriors' means (DIP-VAE-I, with :math:`d = 10` in
+    the paper). With ``covariance="total"`` it is that of q(z), which adds the mean of the
+    posteriors' covariances (DIP-VAE-II, with :math:`d = 1`).
 
     Args:
         weight: :math:`\lambda`.
         diagonal: :math:`d`.
-        covariance: ``"means"`` or ``"total"``, of Gaussian posteriors.
-        latent: As of :class:`Regularizer`.
+        covariance: ``"means"``, or ``"total"``, which needs Gaussian posteriors.
+        latent: See :class:`Regularizer`.
 
     References:
         Kumar, Sattigeri, Balakrishnan (2018). Variational Inference of Disentangled Latent Concepts
         from Unlabeled Observations. arXiv:1711.00848, eq. 5 to 7.
 
     Example:
-        >>> one = ELBO() + DIPRegularizer(10.0, diagonal=10.0)
-        >>> two = ELBO() + DIPRegularizer(10.0, covariance="total")
+        >>> dip_vae_1 = ELBO() + DIPRegularizer(10.0, diagonal=10.0)
+        >>> dip_vae_2 = ELBO() + DIPRegularizer(10.0, covariance="total")
     """
 
     def __init__(
@@ -67,10 +69,10 @@ class DIPRegularizer(Regularizer):
         self.diagonal, self.covariance = diagonal, covariance
 
     def forward(
-        self, model: LatentVariableModel, batch: Batch, record: VAEOutput
+        self, model: LatentVariableModel, batch: Batch, output: VAEOutput
     ) -> RegularizerOutput:
-        """Compute the penalty of one pass; a batch of one example has none."""
-        posterior = given_data_alone("DIPRegularizer", self.term(record))
+        """Compute the penalty of one pass; 0 for a batch of one example."""
+        posterior = posterior_given_data("DIPRegularizer", self.term(output))
         means = posterior.mean.flatten(1)
         centered = means - means.mean(0)
         with autocast_disabled(means):
@@ -86,27 +88,28 @@ class DIPRegularizer(Regularizer):
 
 
 def _mean_covariance(posterior: Distribution) -> Tensor:
-    """Mean of the posteriors' covariances, ``(D, D)``."""
+    """Return the mean of the posteriors' covariances, ``(D, D)``."""
     if isinstance(posterior, Independent) and isinstance(posterior.base, Normal):
         normal = posterior.base
         return (2 * normal.log_std).exp().expand(normal.batch_shape).flatten(1).mean(0).diag()
     if isinstance(posterior, FullNormal):
         return (posterior.scale_tril @ posterior.scale_tril.mT).mean(0)
     if isinstance(posterior, LowRankNormal):
-        own = (2 * posterior.log_std).exp().mean(0).diag()
-        return own + (posterior.factor @ posterior.factor.mT).mean(0)
+        diagonal = (2 * posterior.log_std).exp().mean(0).diag()
+        return diagonal + (posterior.factor @ posterior.factor.mT).mean(0)
     raise ValueError(
-        f"DIPRegularizer with covariance='total' expects Gaussian posteriors, got {posterior}: use 'means'"
+        f"DIPRegularizer with covariance='total' expects Gaussian posteriors, got {posterior}: use "
+        "'means'"
     )
 
 
-def inverse_multiquadratic(squared: Tensor) -> Tensor:
-    """Kernel 1 / (1 + d), of heavy tails."""
+def inverse_multiquadratic_kernel(squared: Tensor) -> Tensor:
+    """Return the heavy-tailed kernel 1 / (1 + d)."""
     return 1 / (1 + squared)
 
 
-def gaussian(squared: Tensor) -> Tensor:
-    """Kernel exp(-d)."""
+def gaussian_kernel(squared: Tensor) -> Tensor:
+    """Return the kernel exp(-d)."""
     return torch.exp(-squared)
 
 
@@ -116,15 +119,16 @@ class MMDRegularizer(Regularizer):
     .. math:: \frac{1}{B (B - 1)} \sum_{i \ne j} \big[k(z_i, z_j) + k(y_i, y_j)\big]
         - \frac{2}{B^2} \sum_{i, j} k(z_i, y_j), \qquad z_i \sim q(z \mid x_i), \; y_i \sim p(z)
 
-    without bias, so that it may be negative. The kernel is a sum over scales s of a function of
-    :math:`\|a - b\|^2 / (2 D s)`, where 2 D is the mean squared distance of draws of N(0, I). A
-    learned prior is drawn to the posterior, too.
+    The estimate is unbiased, so it may be negative. The kernel is a sum over scales s of a function
+    of :math:`\|a - b\|^2 / (2 D s)`, where 2 D is the mean squared distance of samples of N(0, I).
+    A learned prior moves to the posterior, too.
 
     Args:
-        weight: As of :class:`Regularizer`.
-        kernel: Of squared distances: :func:`inverse_multiquadratic`, :func:`gaussian`, or your own.
+        weight: See :class:`Regularizer`.
+        kernel: Function of squared distances: :func:`inverse_multiquadratic_kernel`,
+            :func:`gaussian_kernel`, or your own.
         scales: Scales :math:`s`.
-        latent: As of :class:`Regularizer`.
+        latent: See :class:`Regularizer`.
 
     References:
         Gretton et al. (2012). A Kernel Two-Sample Test, eq. 3.
@@ -133,14 +137,14 @@ class MMDRegularizer(Regularizer):
 
     Example:
         >>> wae = ELBO(0.0) + MMDRegularizer(10.0)
-        >>> info = ELBO(0.5) + MMDRegularizer(99.5, kernel=gaussian, scales=(1.0,))
+        >>> info = ELBO(0.5) + MMDRegularizer(99.5, kernel=gaussian_kernel, scales=(1.0,))
     """
 
     def __init__(
         self,
         weight: float | Schedule,
         *,
-        kernel: Kernel = inverse_multiquadratic,
+        kernel: Kernel = inverse_multiquadratic_kernel,
         scales: Sequence[float] = SCALES,
         latent: str | None = None,
     ) -> None:
@@ -150,21 +154,22 @@ class MMDRegularizer(Regularizer):
         self.kernel, self.scales = kernel, tuple(scales)
 
     def forward(
-        self, model: LatentVariableModel, batch: Batch, record: VAEOutput
+        self, model: LatentVariableModel, batch: Batch, output: VAEOutput
     ) -> RegularizerOutput:
-        """Compute the penalty of one pass; a batch of one example has none."""
-        term = self.drawn(record)
-        z, prior = term.z.flatten(2), prior_draws("MMDRegularizer", term).flatten(2)  # (K, B, D)
+        """Compute the penalty of one pass; 0 for a batch of one example."""
+        term = self.reparameterized_term(output)
+        z, prior = term.z.flatten(2), prior_samples("MMDRegularizer", term).flatten(2)  # (K, B, D)
         size = z.shape[1]
         cross = self._similarity(z, prior).mean((1, 2))
         within = [self._similarity(rows, rows) for rows in (z, prior)]
-        own = [(k.sum((1, 2)) - k.diagonal(dim1=1, dim2=2).sum(1)) for k in within]
-        value = ((own[0] + own[1]) / max(size * (size - 1), 1) - 2 * cross).mean()
+        # Without the pairs of a sample with itself, which would bias the estimate.
+        pairs = [(k.sum((1, 2)) - k.diagonal(dim1=1, dim2=2).sum(1)) for k in within]
+        value = ((pairs[0] + pairs[1]) / max(size * (size - 1), 1) - 2 * cross).mean()
         if size < 2:
             value = 0.0 * value
         return RegularizerOutput(self.weighted(value), self.reported(mmd=value))
 
     def _similarity(self, a: Tensor, b: Tensor) -> Tensor:
-        """Kernel of all pairs, ``(K, B, B)``."""
+        """Return the kernel of all pairs, ``(K, B, B)``."""
         squared = (a.unsqueeze(2) - b.unsqueeze(1)).square().sum(-1) / (2 * a.shape[-1])
         return torch.stack([self.kernel(squared / scale) for scale in self.scales]).sum(0)

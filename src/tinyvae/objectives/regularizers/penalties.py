@@ -1,4 +1,4 @@
-r"""Penalties on latents, on weights, and on the decoder's slope.
+r"""Penalties on latents, on weights, and on the decoder's Jacobian.
 
 .. math:: \tfrac12 \|z\|^2, \qquad \|\theta\|^2, \qquad
     \Big\| \frac{\partial\, \mathbb{E}[x \mid z]}{\partial z} \Big\|_F^2
@@ -14,13 +14,14 @@ from tinyvae.schedules import Schedule
 
 
 class LatentL2Regularizer(Regularizer):
-    r"""Half the squared norm of the latent, a mean over draws and examples.
+    r"""Half the squared norm of the latent, the mean over samples and examples.
 
-    With a :class:`~tinyvae.encoders.DeterministicEncoder` the latent loss of regularized autoencoders.
+    With a :class:`~tinyvae.encoders.DeterministicEncoder` it is the latent loss of regularized
+    autoencoders.
 
     Args:
-        weight: As of :class:`Regularizer`.
-        latent: As of :class:`Regularizer`.
+        weight: See :class:`Regularizer`.
+        latent: See :class:`Regularizer`.
 
     References:
         Ghosh, Sajjadi, Vergari, Black, Scholkopf (2020). From Variational to Deterministic
@@ -34,19 +35,19 @@ class LatentL2Regularizer(Regularizer):
     couples_batch = False
 
     def forward(
-        self, model: LatentVariableModel, batch: Batch, record: VAEOutput
+        self, model: LatentVariableModel, batch: Batch, output: VAEOutput
     ) -> RegularizerOutput:
         """Compute the penalty of one pass."""
-        z = self.drawn(record).z
+        z = self.reparameterized_term(output).z
         value = 0.5 * z.flatten(2).square().sum(-1).mean()
         return RegularizerOutput(self.weighted(value), self.reported(latent_l2=value))
 
 
 class WeightL2Regularizer(Regularizer):
-    r"""Squared norm of the weights of a part of the model.
+    r"""Squared norm of the parameters of a submodule of the model.
 
     Args:
-        weight: As of :class:`Regularizer`.
+        weight: See :class:`Regularizer`.
         part: Name of a submodule of the model, such as ``"decoder"``.
 
     References:
@@ -59,24 +60,25 @@ class WeightL2Regularizer(Regularizer):
 
     couples_batch = False
 
-    def __init__(self, weight: float | Schedule, part: str = "decoder") -> None:
+    def __init__(self, weight: float | Schedule, *, part: str = "decoder") -> None:
         super().__init__(weight)
         self.part = part
 
     def forward(
-        self, model: LatentVariableModel, batch: Batch, record: VAEOutput
+        self, model: LatentVariableModel, batch: Batch, output: VAEOutput
     ) -> RegularizerOutput:
-        """Compute the penalty, whatever the pass."""
+        """Compute the penalty, which does not depend on the pass."""
         try:
             parameters = list(model.get_submodule(self.part).parameters())
         except AttributeError as error:
             names = [name for name, _ in model.named_children()]
             raise ValueError(
-                f"WeightL2Regularizer expects a part of {names}, got {self.part!r}"
+                f"WeightL2Regularizer expects part to be one of {names}, got {self.part!r}"
             ) from error
         if not parameters:
             raise ValueError(
-                f"WeightL2Regularizer expects a part with weights, {self.part!r} has none"
+                f"WeightL2Regularizer expects a part with parameters, got {self.part!r}, which has "
+                "no parameters"
             )
         value = torch.stack([parameter.square().sum() for parameter in parameters]).sum()
         name = f"{self.part.replace('.', '_')}_l2"
@@ -84,50 +86,53 @@ class WeightL2Regularizer(Regularizer):
 
 
 class GradientPenaltyRegularizer(Regularizer):
-    r"""Squared Frobenius norm of the decoder's Jacobian, the gradient taken in z.
+    r"""Squared Frobenius norm of the decoder's Jacobian with respect to z.
 
     .. math:: \Big\| \frac{\partial\, \mathbb{E}[x \mid z]}{\partial z} \Big\|_F^2
         = \mathbb{E}_{v \sim \mathcal{N}(0, I)}
         \Big\| \nabla_z\, v^\top \mathbb{E}[x \mid z] \Big\|^2
 
-    estimated without bias by one direction v per draw.
+    One direction v per sample gives an unbiased estimate.
 
     Args:
-        weight: As of :class:`Regularizer`.
+        weight: See :class:`Regularizer`.
 
     References:
         Ghosh et al. (2020). From Variational to Deterministic Autoencoders. arXiv:1903.12436,
         eq. 9. Hutchinson (1989). A stochastic estimator of the trace.
 
     Example:
-        >>> objective = ELBO(0.0) + LatentL2Regularizer(0.1) + GradientPenaltyRegularizer(1e-3)  # RAE-GP
+        >>> rae_gp = ELBO(0.0) + LatentL2Regularizer(0.1) + GradientPenaltyRegularizer(1e-3)
     """
 
     couples_batch = False
-    differentiates = True
+    needs_inner_autograd = True
 
     def __init__(self, weight: float | Schedule) -> None:
         super().__init__(weight)
 
     def forward(
-        self, model: LatentVariableModel, batch: Batch, record: VAEOutput
+        self, model: LatentVariableModel, batch: Batch, output: VAEOutput
     ) -> RegularizerOutput:
         """Compute the penalty of one pass."""
-        trains = torch.is_grad_enabled()
-        z, mean = self._decoded(model, batch, record)
+        is_training = torch.is_grad_enabled()
+        z, mean = self._decoded(model, batch, output)
         with torch.enable_grad():
             projection = (mean * torch.randn_like(mean)).sum()
-            (slope,) = torch.autograd.grad(projection, z, create_graph=trains)
+            (slope,) = torch.autograd.grad(projection, z, create_graph=is_training)
         value = slope.flatten(2).square().sum(-1).mean()
         return RegularizerOutput(self.weighted(value), self.reported(gradient_penalty=value))
 
     def _decoded(
-        self, model: LatentVariableModel, batch: Batch, record: VAEOutput
+        self, model: LatentVariableModel, batch: Batch, output: VAEOutput
     ) -> tuple[Tensor, Tensor]:
-        """Latent, and mean of the data given it: of the pass, or decoded again without a graph."""
-        decoder, z = decoder_and_latent(self, model, record)
+        """Return the latent and the mean of the data given it, connected by a graph.
+
+        Without gradients the pass has no graph: the latent is decoded again.
+        """
+        decoder, z = decoder_and_latent(self, model, output)
         if torch.is_grad_enabled() and z.requires_grad:
-            return z, record.likelihood.mean
+            return z, output.likelihood.mean
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             return z, decoder.decode(z, batch.context).mean

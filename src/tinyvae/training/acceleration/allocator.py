@@ -1,36 +1,37 @@
-"""Memory that is freed and asked for again in every step.
+"""Reuse of freed memory on Linux.
 
-glibc gives large buffers back to the kernel when they are freed. A training step frees and asks for
-the same ones over and over, and each time the kernel hands out pages of zeros, one fault for every
-4 KiB: thousands per step, which can take a third of its time.
+glibc returns large buffers to the kernel when they are freed. A training step frees and allocates
+the same buffers again and again. Each time the kernel provides new zeroed pages, with one page
+fault per 4 KiB: thousands per step, which can take a third of its time.
 """
 
 import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _NEVER = -1
-_LARGEST = (1 << 30, 1 << 25)  # bytes: what newer versions take, and what all do
+_LARGEST = (1 << 30, 1 << 25)  # bytes: maximum of newer versions, and of all versions
 
 
 def tune_malloc() -> bool:
-    """Have the C library keep the memory that this process frees, for its next use.
+    """Make the C library keep freed memory for reuse, until the process ends.
 
-    Raises two thresholds of glibc's ``malloc`` until the process ends. Buffers below the first come
-    from the heap and not from the kernel: 1 GiB, or 32 MiB, the largest that glibc 2.34 and older
-    accept. The second, at which the top of the heap is given back, is never reached.
+    This raises two thresholds of glibc's ``malloc``. Buffers below the first one come from the
+    heap instead of the kernel: 1 GiB, or 32 MiB, the largest value that glibc 2.34 and older
+    accept. The second one, at which the top of the heap is returned, is never reached.
 
-    The price is memory: the process stays as large as it once was, and larger where freed pieces
-    lie too scattered to be joined. Nothing that is computed changes. tinyvae never calls this of
-    its own accord. It is wanted early, before memory is in use, and again does no harm. GPUs, whose
-    memory torch manages itself, do not gain.
+    The cost is memory: the process never shrinks, and it grows if freed pieces are too scattered
+    to be joined. Results do not change. Call this early, before the process uses much memory. A
+    second call does no harm. GPUs do not gain, because torch manages their memory. tinyvae itself
+    never calls this function.
 
-    The same from outside: ``MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=4294967296``
-    in the environment, or ``glibc.malloc.mmap_threshold`` and ``glibc.malloc.trim_threshold`` in
-    ``GLIBC_TUNABLES``. Another allocator, such as tcmalloc or jemalloc by ``LD_PRELOAD``, is an
-    alternative; glibc's is then not in use, and not touched.
+    Environment variables have the same effect:
+    ``MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=4294967296``, or
+    ``glibc.malloc.mmap_threshold`` and ``glibc.malloc.trim_threshold`` in ``GLIBC_TUNABLES``.
+    Another allocator, such as tcmalloc or jemalloc by ``LD_PRELOAD``, is an alternative. This
+    function then changes nothing.
 
     Returns:
-        Whether it took effect: not without glibc (macOS, Windows, musl), nor under another
+        True if it took effect. False without glibc (macOS, Windows, musl) or with another
         allocator.
 
     References:

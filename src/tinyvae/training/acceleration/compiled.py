@@ -1,7 +1,7 @@
-"""The pass forwards and backwards of an update as one compiled graph.
+"""Forward and backward pass of an update as one compiled graph.
 
-Python runs once, while every tensor operation of the pass, of autograd too, is written down; the
-record is compiled. Noise is drawn by torch's own generators, in the same order as without.
+The Python code runs once and every tensor operation is traced, also those of autograd. Then the
+trace is compiled. torch's own generators draw the noise, in the same order as without compilation.
 """
 
 import random
@@ -17,26 +17,27 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tinyvae.core.objective import Batch, ObjectiveOutput
+from tinyvae.core.warnings import warn
 from tinyvae.training.step import Gradients, plain_numbers, scratch
 
 OPTIONS = {"fallback_random": True, "compile_threads": 1}
 OPTIONS_OF = {"cpu": {"cpp_wrapper": True}, "cuda": {"triton.cudagraphs": True}}
-# Of a gradient's norm: ten thousand roundings of float32, and far less than any mistake makes.
+# Share of a gradient's norm: ten thousand roundings of float32, far less than a wrong graph gives.
 TOLERANCE, ROUNDING = 1e-3, 1e-6
 
 Pass = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | None]], tuple[Any, ...]]
 
 
 class CompiledGradients:
-    """:class:`Gradients` of batches of one shape as one graph; others are computed as ever.
+    """Compiled :class:`Gradients` for batches of one shape. Other batches use the plain pass.
 
     Args:
-        gradients: What is compiled, in training mode.
-        example: A batch of the shape.
+        gradients: Pass to compile, in training mode.
+        example: Batch of the shape.
 
     Raises:
-        Exception: Of any kind, where the pass cannot be compiled.
-        ValueError: If it does what a graph does not.
+        Exception: Of any type, if the pass cannot be compiled.
+        ValueError: If the pass has side effects that a graph would not replay.
     """
 
     def __init__(self, gradients: Gradients, example: Batch) -> None:
@@ -48,13 +49,13 @@ class CompiledGradients:
         self._trained = [p.requires_grad for p in self._parameters]
         self._losses: list[str] = []
         self._metrics: list[str] = []
-        self._require_operations_alone(example)
-        self._run = self._compile(self._written(step, names), example)
+        self._require_no_side_effects(example)
+        self._run = self._compile(self._traced(step, names), example)
         self._verify(example)
 
     def __call__(self, batch: Batch) -> ObjectiveOutput:
-        """Return losses and metrics, and leave gradients in the parameters."""
-        if _signature(batch) != self._signature or not self._is_as_written():
+        """Return losses and metrics, and set the parameters' gradients."""
+        if _signature(batch) != self._signature or not self._is_as_traced():
             return self.gradients(batch)
         with torch.no_grad():
             losses, metrics, gradients = self._run(self._parameters, self._buffers, _parts(batch))
@@ -65,10 +66,10 @@ class CompiledGradients:
             dict(zip(self._metrics, metrics, strict=True)),
         )
 
-    def _written(self, step: "_Step", names: list[str]) -> Pass:
-        """The pass as a function of all tensors that it reads."""
-        position = {id(p): place for place, p in enumerate(self._parameters)}
-        groups = {n: [position[id(p)] for p in g] for n, g in self.gradients.groups.items()}
+    def _traced(self, step: "_Step", names: list[str]) -> Pass:
+        """Return the pass as a function of all tensors that it reads."""
+        positions = {id(p): index for index, p in enumerate(self._parameters)}
+        groups = {n: [positions[id(p)] for p in g] for n, g in self.gradients.groups.items()}
         trained = self._trained
 
         def run(
@@ -77,20 +78,20 @@ class CompiledGradients:
             batch: Sequence[Any],
         ) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
             leaves = [
-                p.detach().requires_grad_(own) for p, own in zip(parameters, trained, strict=True)
+                p.detach().requires_grad_(t) for p, t in zip(parameters, trained, strict=True)
             ]
             tensors = dict(zip(names, (*leaves, *buffers), strict=True))
             with torch.enable_grad():
                 output: ObjectiveOutput = functional_call(step, tensors, (Batch(*batch),))
-                found: list[Tensor | None] = [None] * len(leaves)
+                gradients: list[Tensor | None] = [None] * len(leaves)
                 for name, loss in output.losses.items():
-                    own = [leaves[place] for place in groups[name]]
-                    gradients = torch.autograd.grad(loss, own, retain_graph=True, allow_unused=True)
-                    for place, gradient in zip(groups[name], gradients, strict=True):
-                        found[place] = _laid_out(gradient, leaves[place])
+                    group = [leaves[index] for index in groups[name]]
+                    slopes = torch.autograd.grad(loss, group, retain_graph=True, allow_unused=True)
+                    for index, slope in zip(groups[name], slopes, strict=True):
+                        gradients[index] = _laid_out(slope, leaves[index])
             self._losses, self._metrics = list(output.losses), list(output.metrics)
             losses = [loss.detach() for loss in output.losses.values()]
-            return losses, list(output.metrics.values()), found
+            return losses, list(output.metrics.values()), gradients
 
         return run
 
@@ -100,7 +101,7 @@ class CompiledGradients:
             _restored_validation(),
             warnings.catch_warnings(),
         ):
-            warnings.simplefilter("ignore")  # of torch, about itself
+            warnings.simplefilter("ignore")  # torch warns about its own code
             inputs = (self._parameters, self._buffers, _parts(example))
             graph = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
             device = example.x.device.type
@@ -113,22 +114,24 @@ class CompiledGradients:
                 result(*inputs)
         return result
 
-    def _require_operations_alone(self, example: Batch) -> None:
-        """Raise if the pass does more than operations on its tensors; make what it makes once."""
-        if not self._is_as_written():
-            raise ValueError("parameters have hooks, which a graph does not call")
+    def _require_no_side_effects(self, example: Batch) -> None:
+        """Run the pass once, and raise if it has side effects that a graph would not replay."""
+        if not self._is_as_traced():
+            raise ValueError("parameters have hooks, which a graph does not call: remove them")
         with scratch(self.gradients, example.x.device):
-            drawn, numbers = _drawn(), plain_numbers(self.gradients)
+            state, numbers = _foreign_rng_state(), plain_numbers(self.gradients)
             self.gradients(example)
             if [id(b) for b in self._step.buffers()] != [id(b) for b in self._buffers]:
-                raise ValueError("a buffer is replaced in the pass: change it in place, copy_(...)")
-            if _drawn() != drawn:
-                raise ValueError("the pass draws numbers of Python or numpy: draw them by torch")
+                raise ValueError("the pass replaces a buffer: change it in place by copy_(...)")
+            if _foreign_rng_state() != state:
+                raise ValueError(
+                    "the pass draws random numbers from Python or numpy: draw them from torch"
+                )
             if plain_numbers(self.gradients) != numbers:
                 raise ValueError("the pass changes a number of a module: make it a buffer")
 
-    def _is_as_written(self) -> bool:
-        """Whether the same parameters are trained, and nothing else is to be done with them."""
+    def _is_as_traced(self) -> bool:
+        """Return True if the same parameters are trained and none of them has hooks."""
         return all(
             p.requires_grad is trained
             and not p._backward_hooks
@@ -137,8 +140,8 @@ class CompiledGradients:
         )
 
     def _verify(self, example: Batch) -> None:
-        """Compare with the pass itself, on noise that the graph was not written with."""
-        seen = []
+        """Compare with the plain pass, on other noise than that of the trace."""
+        results = []
         for differentiate in (self, self.gradients):
             with scratch(self.gradients, example.x.device):
                 torch.rand(8, device=example.x.device)
@@ -146,18 +149,20 @@ class CompiledGradients:
                 grads = [torch.zeros(1) if p.grad is None else p.grad for p in self._parameters]
                 named = (*output.losses.values(), *output.metrics.values())
                 values = [*grads, *named, *self._step.buffers()]
-                seen.append([value.detach().double() for value in values])
+                results.append([value.detach().double() for value in values])
         norm = torch.linalg.vector_norm
-        # A gradient that is zero but for rounding, as of a bias before a normalization, is no size.
-        floor = ROUNDING * max(norm(plain) for plain in seen[1][: len(self._parameters)])
-        for own, plain in zip(*seen, strict=True):
-            near = norm(own - plain) <= TOLERANCE * norm(plain) + floor
-            if not (near or torch.equal(own, plain)):
-                raise ValueError("the graph gives other losses, gradients or buffers than the pass")
+        # A gradient that is zero up to rounding, e.g. of a bias before normalization, has no scale.
+        floor = ROUNDING * max(norm(plain) for plain in results[1][: len(self._parameters)])
+        for compiled_value, plain in zip(*results, strict=True):
+            near = norm(compiled_value - plain) <= TOLERANCE * norm(plain) + floor
+            if not (near or torch.equal(compiled_value, plain)):
+                raise ValueError(
+                    "the graph computes other losses, gradients or buffers than the pass"
+                )
 
 
 class _Step(nn.Module):
-    """Model and objective as one module, so that all their tensors are its own."""
+    """Model and objective as one module, which owns all their tensors."""
 
     def __init__(self, gradients: Gradients) -> None:
         super().__init__()
@@ -169,18 +174,18 @@ class _Step(nn.Module):
 
 
 def compiled(gradients: Gradients, example: Batch) -> Gradients | CompiledGradients:
-    """Compile; or warn, and return what was given."""
+    """Return the compiled gradients. If that fails, warn and return the plain ones."""
     try:
         return CompiledGradients(gradients, example)
     except Exception as error:
-        lines = str(error).strip().splitlines() or ["without a word"]
+        lines = str(error).strip().splitlines() or ["no message"]
         reason = f"{type(error).__name__}: {lines[0]:.200}"
-        warnings.warn(f"Speed(compile=True): this run is not compiled, {reason}", stacklevel=6)
+        warn(f"Speed(compile=True): this run is not compiled, {reason}")
         return gradients
 
 
-def _drawn() -> tuple[Any, ...]:
-    """What changes when Python's or numpy's default generator is drawn from."""
+def _foreign_rng_state() -> tuple[Any, ...]:
+    """Return the states of Python's and numpy's default generators."""
     numpy: Any = np.random.get_state()  # noqa: NPY002
     _, keys, *rest = numpy
     return random.getstate(), bytes(keys), *rest
@@ -195,7 +200,7 @@ def _signature(batch: Batch) -> list[tuple[Any, ...] | None]:
 
 
 def _laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
-    """A gradient with the parameter's strides, which fused optimizers take for granted."""
+    """Return the gradient with the parameter's strides, which fused optimizers require."""
     if gradient is None or gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter).copy_(gradient)
@@ -203,7 +208,7 @@ def _laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
 
 @contextmanager
 def _restored_validation() -> Iterator[None]:
-    """Torch's compiler switches off the validation of distributions for the whole process."""
+    """Undo that torch's compiler turns off the validation of distributions in the process."""
     validates = torch.distributions.Distribution._validate_args
     try:
         yield

@@ -1,4 +1,4 @@
-"""Fast paths that one asks for: compilation, the route of matrix products, mixed precision."""
+"""Optional fast paths: compilation, oneDNN matrix products, mixed precision."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,30 +14,34 @@ from tinyvae.training.step import Gradients, scratch
 
 Differentiate: TypeAlias = Callable[[Batch], ObjectiveOutput]
 
-# The route that oneDNN's float32 kernels lie behind: where a CPU has units for bfloat16 it may use
-# these instead, which the probe of its error finds out.
+# Setting that selects oneDNN's float32 kernels. A CPU with bfloat16 units may use those instead;
+# the probe measures the error.
 ONEDNN = "bf16"
 FLOAT32_EXACT = 1e-6
-MANY_ROWS = 4096  # of several draws; kernels for large products are others than for small ones
+MANY_ROWS = 4096  # rows of several draws: large products use other kernels than small ones
 ROUNDS, GAIN = 7, 0.95
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What a run does to be fast, beyond what it always does.
+    """Optional fast paths of a run.
 
     Attributes:
-        compile: Compile the pass forwards and backwards to one graph, which takes seconds at the
-            start, needs a C++ compiler, and agrees with the pass itself to rounding. Batches of
-            another shape, such as a short last one, are computed as ever, and all are where the
-            pass cannot be compiled, after a warning. The model's Python code runs once: what a
-            callback changes in its attributes during the run is not seen.
-        matmul: ``"fast"`` takes, on a CPU, oneDNN's matrix products instead of the default ones, if
-            a probe at the start finds the step faster by them and each product of a layer within
-            1e-6 of the exact one. The global setting is put back after the run.
-        precision: ``"bfloat16"`` lets networks compute in it, by autocast, where a probe finds that
-            the device has units for it; densities and weights keep their digits, and validation is
-            in full precision.
+        compile: If True, compile the forward and backward pass into one graph. This takes seconds
+            at the start, needs a C++ compiler, and agrees with the plain pass to rounding. Batches
+            of another shape, such as a short last one, use the plain pass. So do all batches if
+            the pass cannot be compiled, after a warning. The model's Python code runs once: the
+            graph ignores changes that a callback makes to its attributes during the run.
+        matmul: ``"fast"`` uses oneDNN's matrix products on a CPU, if a probe at the start finds
+            that they make the step faster and that each layer's products are within 1e-6 of the
+            exact ones. The global setting is restored after the run.
+        precision: ``"bfloat16"`` runs networks in bfloat16 by autocast, if a probe finds that the
+            device multiplies faster in it. Densities and weights keep their precision, and
+            validation runs in full precision.
+
+    Raises:
+        TypeError: If ``compile`` is not a bool.
+        ValueError: If another option has an unknown value.
 
     Example:
         >>> trainer = Trainer(vae, ELBO(), speed=Speed(matmul="fast"), progress=False)
@@ -58,7 +62,7 @@ class Speed:
             ("precision", self.precision, ("float32", "bfloat16")),
         ):
             if value not in known:
-                raise ValueError(f"Speed expects {name} of {known}, got {value!r}")
+                raise ValueError(f"Speed expects {name} as one of {known}, got {value!r}")
 
     def describe(self, resolved: "ResolvedSpeed", *, is_compiled: bool) -> list[str]:
         """Say what came of the fast paths that were asked for."""
@@ -74,7 +78,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class ResolvedSpeed:
-    """What the probes at a run's start have chosen.
+    """Choices that the probes made at the start of a run.
 
     Attributes:
         matmul: ``"default"`` or ``"onednn"``.
@@ -93,12 +97,12 @@ class ResolvedSpeed:
 
     @property
     def matmul_words(self) -> str:
-        """The route, to be read."""
-        return "oneDNN" if self.matmul == "onednn" else "the default route, oneDNN's does not pay"
+        """Description of the matrix products."""
+        return "oneDNN" if self.matmul == "onednn" else "the default library, oneDNN is not faster"
 
 
 def resolve_speed(gradients: Gradients, example: Batch, speed: Speed) -> ResolvedSpeed:
-    """Probe what was asked for; in training mode, and without a trace."""
+    """Probe the requested options. Call in training mode; the probes leave no trace."""
     device = example.x.device
     has_float32 = any(p.dtype == torch.float32 for p in gradients.model.parameters())
     half = speed.precision == "bfloat16" and has_float32 and bfloat16_is_faster(device)
@@ -117,11 +121,11 @@ def resolve_speed(gradients: Gradients, example: Batch, speed: Speed) -> Resolve
 def accelerate(
     gradients: Gradients, example: Batch, speed: Speed, route: ResolvedSpeed
 ) -> Differentiate:
-    """The pass of an update as it was asked for, as far as it can be."""
+    """Return the function that computes gradients, with the options that the probes chose."""
     gradients = replace(gradients, precision=getattr(torch, route.precision))
     if not speed.compile:
         return gradients
-    # Imported late: torch's compiler takes seconds, and only this needs it.
+    # torch's compiler takes seconds to import.
     from tinyvae.training.acceleration.compiled import compiled
 
     with matmul_route(route.matmul):
@@ -130,26 +134,26 @@ def accelerate(
 
 @contextmanager
 def matmul_route(route: str) -> Iterator[None]:
-    """Matrix products on CPUs by a route inside, as they were after."""
+    """Select the matrix products on CPUs inside the block, and restore the setting after it."""
     if route == "default":
         yield
         return
     setting: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009
-    found = setting.fp32_precision
+    previous = setting.fp32_precision
     setting.fp32_precision = ONEDNN
     try:
         yield
     finally:
-        setting.fp32_precision = found
+        setting.fp32_precision = previous
 
 
 def onednn_is_faster(model: nn.Module, rows: int, step: Callable[[], object]) -> bool:
-    """Whether oneDNN's products are exact to float32's last digits, and a step faster by them.
+    """Return True if oneDNN's products are exact to float32 rounding and make a step faster.
 
     Args:
-        model: Its linear layers are what is probed.
+        model: Model whose linear layers are probed.
         rows: Rows of a batch.
-        step: One step, without a trace.
+        step: One step that leaves no trace.
     """
     layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
     shapes = {(layer.in_features, layer.out_features) for layer in layers}
@@ -168,7 +172,7 @@ def onednn_is_faster(model: nn.Module, rows: int, step: Callable[[], object]) ->
 
 
 def bfloat16_is_faster(device: torch.device) -> bool:
-    """Whether a device multiplies matrices faster in bfloat16 than in float32."""
+    """Return True if a device multiplies matrices faster in bfloat16 than in float32."""
     if device.type != "cpu":
         return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     wide = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
@@ -177,7 +181,7 @@ def bfloat16_is_faster(device: torch.device) -> bool:
 
 
 def _error(rows: int, n_in: int, n_out: int) -> float:
-    """Relative error of a layer's products forwards and backwards."""
+    """Return the largest relative error of a layer's products, forward and backward."""
     generator = torch.Generator().manual_seed(0)
     x, weight, slope = (
         torch.randn(shape, generator=generator)
@@ -192,7 +196,7 @@ def _distance(product: Tensor, exact: Tensor) -> float:
 
 
 def _faster(fast: Callable[[], object], plain: Callable[[], object]) -> bool:
-    """Whether ``fast`` takes less time than ``plain``, by rounds of both in turn."""
+    """Return True if ``fast`` takes less time than ``plain``. Both run in turn."""
     seconds: dict[Callable[[], object], list[float]] = {fast: [], plain: []}
     for _ in range(ROUNDS):
         for run, times in seconds.items():

@@ -14,9 +14,9 @@ from tinyvae.core.warnings import warn
 from tinyvae.io import encode_state
 from tinyvae.training.callbacks import Callback, Monitor, require_keys
 from tinyvae.training.checkpoints.directory import RunDirectory, Writer, read_checkpoint
+from tinyvae.training.history import require_validation, watched
 from tinyvae.training.optimization import state_after_step
 from tinyvae.training.state import TrainState
-from tinyvae.training.watching import require_validation, watched
 
 FINITE = ("model", "objective", "optimizers")
 

@@ -1,8 +1,4 @@
-"""Whatever holds data becomes a feed.
-
-Tensors and arrays stay resident on the device; a Dataset is read through a DataLoader in the same
-order; a DataLoader is taken as it is.
-"""
+"""Choice of the source for the data that the user passes to ``fit``."""
 
 from typing import Any
 
@@ -17,49 +13,46 @@ from tinyvae.training.data.sources import BatchTransform, DataSource, TensorSour
 
 def open_data(
     data: Any,
-    preparation: BatchTransform,
+    transform: BatchTransform,
     *,
     batch_size: int,
     seed: int,
     shuffle: bool,
     workers: int = 0,
 ) -> DataSource:
-    """Make a feed of a tensor, an array, a tuple of these, a Dataset or a DataLoader.
+    """Return a source for a tensor, an array, a tuple of these, a Dataset or a DataLoader.
+
+    Tensors and arrays stay on the device. A DataLoader reads a Dataset, in the order in which a
+    tensor of the same length is read. A DataLoader is used as it is.
 
     Raises:
         TypeError: If ``data`` is something else.
-        ValueError: If there are no data.
+        ValueError: If the data are empty.
     """
-    options = {"batch_size": batch_size, "seed": seed, "shuffle": shuffle}
-    feed = _dispatch(data, preparation, options, workers)
-    if feed.num_examples == 0 or feed.num_batches == 0:
-        raise ValueError(
-            "the data set is empty: expected at least one example (a whole batch, where drop_last "
-            "is set)"
-        )
-    return feed
-
-
-def _dispatch(
-    data: Any, preparation: BatchTransform, options: dict[str, Any], workers: int
-) -> DataSource:
+    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "shuffle": shuffle}
+    source: DataSource
     match data:
         case Tensor() | np.ndarray():
-            return TensorSource(_tensor(data), preparation, **options)
+            source = TensorSource(_tensor(data), transform, **options)
         case tuple() | list() if data and all(isinstance(p, Tensor | np.ndarray) for p in data):
-            return TensorSource(tuple(map(_tensor, data)), preparation, **options)
+            source = TensorSource(tuple(map(_tensor, data)), transform, **options)
         case TensorDataset():
-            return TensorSource(data.tensors, preparation, **options)
+            source = TensorSource(data.tensors, transform, **options)
         case DataLoader():
-            return LoaderSource(
-                data, preparation, seed=options["seed"], repeats=not options["shuffle"]
-            )
+            source = LoaderSource(data, transform, seed=seed, repeats=not shuffle)
         case Dataset():
-            return DatasetSource(data, preparation, workers=workers, **options)
-    raise TypeError(
-        "expected data as a tensor, a numpy array, a tuple of these, a Dataset or a DataLoader, "
-        f"got a {type(data).__name__}: pick its tensor, such as data.images"
-    )
+            source = DatasetSource(data, transform, workers=workers, **options)
+        case _:
+            raise TypeError(
+                "expected data as a tensor, a numpy array, a tuple of these, a Dataset or a "
+                f"DataLoader, got a {type(data).__name__}: pass its tensor, such as data.images"
+            )
+    if source.num_examples == 0 or source.num_batches == 0:
+        raise ValueError(
+            "the data set is empty: expected at least one example (one full batch if drop_last is "
+            "set)"
+        )
+    return source
 
 
 def _tensor(data: Tensor | np.ndarray) -> Tensor:
@@ -68,7 +61,7 @@ def _tensor(data: Tensor | np.ndarray) -> Tensor:
     else:
         if data.dtype.kind not in "fiub":
             raise TypeError(f"expected an array of numbers, got dtype {data.dtype}")
-        # Torch reads neither negative strides nor, without a warning, read-only memory.
+        # torch rejects negative strides and warns about read-only memory.
         tensor = torch.from_numpy(np.require(data, requirements=["C", "W"]))
     if tensor.dim() == 0:
         raise ValueError("expected data of shape (N, *E), got a scalar")

@@ -1,11 +1,10 @@
-"""Feeds that read: a Dataset in the run's own order, or a DataLoader as it is."""
+"""Sources that read: a Dataset in the run's order, or a DataLoader as it is."""
 
 import random
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count, islice
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from tinyvae.core.objective import Batch
 from tinyvae.core.random import Stream, derive_seed, forked_rng, seed_rng
+from tinyvae.core.warnings import warn
 from tinyvae.errors import CheckpointError, DataWorkerError
 from tinyvae.training.data.sources import BatchTransform, DataSource, visiting_order
 
@@ -22,15 +22,15 @@ END = object()
 
 
 class DatasetSource(DataSource):
-    """A Dataset, whose items may draw: each batch has its own seed, whoever reads it.
+    """Dataset whose items may be random: each batch has its own seed in every process.
 
     Args:
-        data: The Dataset.
-        preparation: What becomes of its batches.
-        batch_size: Examples of a batch.
-        seed: The run's seed.
-        shuffle: Whether every epoch has an order of its own.
-        workers: Processes that read ahead.
+        data: Dataset.
+        transform: Conversion of its items to batches.
+        batch_size: Examples per batch.
+        seed: Seed of the run.
+        shuffle: If True, every epoch has its own order.
+        workers: Number of processes that read ahead.
     """
 
     in_memory = False
@@ -38,36 +38,32 @@ class DatasetSource(DataSource):
     def __init__(
         self,
         data: "Dataset[Any]",
-        preparation: BatchTransform,
+        transform: BatchTransform,
         *,
         batch_size: int,
         seed: int,
         shuffle: bool,
         workers: int,
     ) -> None:
-        self.data, self.preparation = data, preparation
+        self.data, self.transform = data, transform
         self.batch_size, self.seed, self.shuffle, self.workers = batch_size, seed, shuffle, workers
         self.repeatable = not isinstance(data, IterableDataset)
         self.num_examples = _length(data)
         self.num_batches = _length(self._loader(0, 0))
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch; those of a stream before ``start`` are passed over."""
+        """Yield the batches of an epoch. A stream reads and skips those before ``start``."""
         items: Iterator[Any] = iter(self._loader(epoch, start if self.repeatable else 0))
         if not self.repeatable:
-            items = _from(start, _seeded_items(items, self.seed, epoch))
-        return _prepared(items, self.preparation, self.seed, epoch, start)
-
-    def probe(self) -> Iterator[Batch]:
-        """Yield nothing: to look at all items is to read them all."""
-        return iter(())
+            items = _skip(start, _seeded_items(items, self.seed, epoch))
+        return _transformed(items, self.transform, self.seed, epoch, start)
 
     def _loader(self, epoch: int, start: int) -> "DataLoader[Any]":
         if isinstance(self.data, IterableDataset):
             return DataLoader(self.data, self.batch_size, num_workers=self.workers)
         size: int = len(self.data)  # type: ignore[arg-type]
         order = visiting_order(size, self.seed, epoch, self.shuffle)[start * self.batch_size :]
-        # A generator of its own: a DataLoader draws from the default one at every start.
+        # A DataLoader without its own generator draws from the default one at every start.
         return DataLoader(
             SeededItems(self.data, self.seed, epoch),
             self.batch_size,
@@ -78,12 +74,12 @@ class DatasetSource(DataSource):
 
 
 class SeededItems(Dataset[Any]):
-    """Items whose random numbers are a function of the seed, the epoch and the batch's first index.
+    """Items whose random numbers depend on the seed, the epoch and the batch's first index only.
 
     Args:
-        data: Whose items these are.
-        seed: The run's seed.
-        epoch: The epoch.
+        data: Dataset of the items.
+        seed: Seed of the run.
+        epoch: Epoch, from 0.
     """
 
     def __init__(self, data: "Dataset[Any]", seed: int, epoch: int) -> None:
@@ -102,7 +98,7 @@ class SeededItems(Dataset[Any]):
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Generators of torch, numpy and Python seeded inside; in the main process restored after."""
+    """Seed torch, numpy and Python inside the block. Restore them after it in the main process."""
     with ExitStack() as stack:
         if get_worker_info() is None:
             stack.enter_context(forked_rng(CPU))
@@ -114,17 +110,28 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-class LoaderSource(DataSource):
-    """A DataLoader.
+@runtime_checkable
+class Stateful(Protocol):
+    """DataLoader that can save its position, such as torchdata's StatefulDataLoader."""
 
-    To go on amid an epoch it is asked for its ``state_dict``, as torchdata's StatefulDataLoader has
-    one; of any other the batches that were used are read again and passed over.
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the position."""
+
+
+class LoaderSource(DataSource):
+    """DataLoader, used as it is.
+
+    A loader with ``state_dict``, such as torchdata's StatefulDataLoader, resumes inside an epoch.
+    Any other loader reads the used batches again and skips them.
 
     Args:
-        loader: The DataLoader.
-        preparation: What becomes of its batches.
-        seed: The run's seed.
-        repeats: Whether every epoch is to be the first one again.
+        loader: DataLoader.
+        transform: Conversion of what it yields to batches.
+        seed: Seed of the run.
+        repeats: If True, every epoch repeats the first one.
     """
 
     in_memory = False
@@ -133,60 +140,72 @@ class LoaderSource(DataSource):
     def __init__(
         self,
         loader: "DataLoader[Any]",
-        preparation: BatchTransform,
+        transform: BatchTransform,
         *,
         seed: int,
         repeats: bool = False,
     ) -> None:
-        self.loader, self.preparation, self.seed = loader, preparation, seed
+        self.loader, self.transform, self.seed = loader, transform, seed
         self.workers = loader.num_workers
         self.num_batches = _length(loader)
         self.num_examples = _length(loader.dataset)
         sampler = getattr(loader.batch_sampler, "sampler", None)
-        samplers = (loader, loader.sampler, loader.batch_sampler, sampler)
-        generators = (getattr(owner, "generator", None) for owner in samplers)
+        owners = (loader, loader.sampler, loader.batch_sampler, sampler)
+        generators = (getattr(owner, "generator", None) for owner in owners)
         self._generators = list(dict.fromkeys(g for g in generators if g is not None))
-        self._is_stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
-        self._opened: dict[str, Any] | None = None
+        self._stateful = loader if isinstance(loader, Stateful) else None
+        self._opened: dict[str, Any] | None = None  # state at the start of the open epoch
         self._start = 0
-        self._loaded: dict[str, Any] | None = None
+        self._loaded: dict[str, Any] | None = None  # state from a checkpoint
         self._first = self._generator_states() if repeats else None
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the loader's batches."""
+        """Yield the loader's batches from position ``start``."""
         if self._first is not None:
             self._set_generators(self._first)
         loaded, self._loaded = self._loaded, None
         self._opened, self._start = loaded or self._state(), start
-        is_there = loaded is not None and self._is_stateful
-        items = _seeded_items(iter(self.loader), self.seed, epoch, start if is_there else 0)
+        is_restored = loaded is not None and self._stateful is not None
+        items = _seeded_items(iter(self.loader), self.seed, epoch, start if is_restored else 0)
         try:
-            items = items if is_there else _from(start, items)
-            yield from _prepared(items, self.preparation, self.seed, epoch, start)
-        except GeneratorExit:  # after any other error the epoch is still to be gone on with
+            items = items if is_restored else _skip(start, items)
+            yield from _transformed(items, self.transform, self.seed, epoch, start)
+        except GeneratorExit:  # after any other error a resumed run continues this epoch
             self._opened = None
             raise
         self._opened = None
 
-    def probe(self) -> Iterator[Batch]:
-        """Yield nothing: to look at a loader's batches is to use them up."""
-        return iter(())
-
-    def peek(self, epoch: int) -> Batch:
-        """First batch of an epoch; the loader's generators are put back."""
+    def first_batch(self, epoch: int) -> Batch:
+        """Return the first batch of an epoch, and restore the loader's generators."""
         states = self._generator_states()
-        batch = super().peek(epoch)
+        batch = super().first_batch(epoch)
         self._set_generators(states)
         return batch
 
     def state_dict(self, batch: int) -> dict[str, Any]:
-        """Where the loader was at the epoch's start; one that can tell, where it is."""
-        has_moved = batch > self._start and self._is_stateful
+        """Return the state at the epoch's start, or at ``batch`` if the loader can save it."""
+        has_moved = batch > self._start and self._stateful is not None
         return self._state() if has_moved or self._opened is None else self._opened
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the generators and the loader.
+
+        Raises:
+            CheckpointError: If the state does not fit the loader.
+        """
+        try:
+            self._set_generators(state["generators"])
+            if self._stateful is not None:
+                self._stateful.load_state_dict(state["loader"])
+        except Exception as error:
+            raise CheckpointError(
+                f"the DataLoader rejects the state in the checkpoint: {error!r:.200}"
+            ) from error
+        self._loaded = state
+
     def _state(self) -> dict[str, Any]:
-        own = getattr(self.loader, "state_dict", lambda: None)()
-        return {"generators": self._generator_states(), "loader": own}
+        position = None if self._stateful is None else self._stateful.state_dict()
+        return {"generators": self._generator_states(), "loader": position}
 
     def _generator_states(self) -> list[Tensor]:
         return [generator.get_state() for generator in self._generators]
@@ -195,60 +214,53 @@ class LoaderSource(DataSource):
         for generator, state in zip(self._generators, states, strict=True):
             generator.set_state(state)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put generators and loader where they were."""
-        try:
-            self._set_generators(state["generators"])
-            if self._is_stateful:
-                self.loader.load_state_dict(state["loader"])  # type: ignore[attr-defined]
-        except Exception as error:
-            raise CheckpointError(
-                f"the DataLoader cannot take the checkpoint's state: {error!r:.200}"
-            ) from error
-        self._loaded = state
-
 
 def _seeded_items(items: Iterator[Any], seed: int, epoch: int, start: int = 0) -> Iterator[Any]:
-    """What is read in this process draws by its batch's seed; the first by that of the order."""
+    """Seed the generators before each item is read.
+
+    The first item uses the ORDER stream, because a DataLoader draws its shuffle seed then.
+    """
     for position in count(start):
-        place = (Stream.ITEMS, epoch, position) if position else (Stream.ORDER, epoch)
-        with _seeded(derive_seed(seed, *place)):
+        stream = (Stream.ITEMS, epoch, position) if position else (Stream.ORDER, epoch)
+        with _seeded(derive_seed(seed, *stream)):
             item = next(items, END)
         if item is END:
             return
         yield item
 
 
-def _from(start: int, items: Iterator[Any]) -> Iterator[Any]:
-    """The items from position ``start``; those before are read, too."""
+def _skip(start: int, items: Iterator[Any]) -> Iterator[Any]:
+    """Return the items from position ``start``. The ones before it are read, too."""
     if start == 0:
         return items
-    warnings.warn(
-        f"the data cannot say where they were: {start:,} batches that were used in this epoch are "
-        "read again and passed over. A Dataset, or a DataLoader with state_dict, saves that",
-        stacklevel=2,
+    warn(
+        f"the data cannot restore their position: the {start:,} batches that this epoch has used "
+        "are read again and skipped. A Dataset, or a DataLoader with state_dict, avoids that"
     )
     return islice(items, start, None)
 
 
-def _prepared(
-    items: Iterator[Any], preparation: BatchTransform, seed: int, epoch: int, start: int
+def _transformed(
+    items: Iterator[Any], transform: BatchTransform, seed: int, epoch: int, start: int
 ) -> Iterator[Batch]:
     for position, item in enumerate(items, start):
-        yield preparation.prepare(preparation.place(item), (seed, epoch, position))
+        yield transform(transform.move(item), (seed, epoch, position))
 
 
-def reader_death(error: BaseException, workers: int) -> DataWorkerError | None:
-    """The death of a process that reads, in plain words, if that is what an error tells."""
-    is_of_item = "Caught" in str(error)  # what a Dataset has raised
-    is_of_worker = str(error).startswith("DataLoader worker (pid")
-    is_of_pipe = isinstance(error, (ConnectionError, EOFError))
-    if not workers or is_of_item or not (is_of_worker or is_of_pipe):
+def data_worker_error(error: BaseException, workers: int) -> DataWorkerError | None:
+    """Return an error that explains the death of a data worker, None for any other error.
+
+    torch reports the death by a RuntimeError, or its queue by an error of the pipe. It prefixes
+    the errors that a Dataset itself raises in a worker with "Caught".
+    """
+    message = str(error).strip()
+    is_broken_pipe = isinstance(error, (ConnectionError, EOFError)) and "Caught" not in message
+    if not workers or not (message.startswith("DataLoader worker (pid") or is_broken_pipe):
         return None
     return DataWorkerError(
-        f"{str(error).strip()} A process that reads data has died, for want of memory perhaps: "
-        "fewer workers take less. With callbacks=[Checkpoint(folder)] the last step is kept, and "
-        'fit(..., resume="auto") goes on after it'
+        f"{message} A process that reads data has died, perhaps because memory ran out: use fewer "
+        "workers. With callbacks=[Checkpoint(folder)] the last step is saved, and "
+        'fit(..., resume="auto") continues after it'
     )
 
 

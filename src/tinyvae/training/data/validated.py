@@ -11,58 +11,61 @@ from tinyvae.training.data.sources import DataSource
 
 
 class ValidatedSource:
-    """A feed whose batches pass a check once: all at the start, or, of a loader, as they arrive.
+    """Source whose batches are checked once: all of them at the start, or as a loader yields them.
 
-    A loader's first batch is fetched at the start, and used up by nobody: it is the first of the
-    first epoch.
+    A loader's first batch is read at the start and kept: it is the first batch of the first epoch.
 
     Args:
-        feed: The feed.
-        role: Name of the data, for errors.
-        check: Raises, with the remedy, if a batch does not fit; returns a description.
-        seed: The run's seed.
-        device: The run's device.
+        source: Source of the batches.
+        role: Name of the data in errors.
+        check: Function that raises if a batch does not fit, and returns a description.
+        seed: Seed of the run.
+        device: Device of the run.
 
     Attributes:
-        description: What the last check returned.
+        description: Description that the last check returned.
     """
 
     def __init__(
         self,
-        feed: DataSource,
+        source: DataSource,
         role: str,
         check: Callable[[Batch], str],
         *,
         seed: int,
         device: torch.device,
     ) -> None:
-        self.feed = feed
+        self.source = source
         self.role = role
         self.check = check
         self.seed = seed
         self.device = device
         self.description = ""
-        self._unchecked = not feed.in_memory
-        self._begun: Iterator[Batch] | None = None
+        self._unchecked = not source.in_memory
+        self._opened: Iterator[Batch] | None = None
         self._start = 0
 
     def begin(self, epoch: int, start: int = 0) -> None:
-        """Check all that can be looked at before the batch ``start`` of ``epoch``."""
+        """Check all data that can be read before batch ``start`` of ``epoch``."""
         self._start = start
-        if self.feed.in_memory:
-            for _ in self._checked(self.feed.probe()):
+        if self.source.in_memory:
+            for _ in self._checked(self.source.iter_all()):
                 pass
         else:
-            self._begun = self.batches(epoch, start)
+            self._opened = self.batches(epoch, start)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Open an epoch at a batch; default generators stay where a loader's start leaves them."""
-        if self._begun is not None:
-            begun, self._begun = self._begun, None
-            return begun
-        # A DataLoader draws its order from the default generator, at its first batch.
+        """Open an epoch at a batch. This seeds the default generators.
+
+        Raises:
+            ValueError: If the epoch has no batch.
+        """
+        if self._opened is not None:
+            opened, self._opened = self._opened, None
+            return opened
+        # A DataLoader draws its order from the default generator when it yields its first batch.
         seed_rng(self.device, derive_seed(self.seed, Stream.ORDER, epoch))
-        batches = self.feed.batches(epoch, start)
+        batches = self.source.batches(epoch, start)
         if self._unchecked:
             batches, self._unchecked = self._checked(batches), False
         first = next(batches, None)
@@ -70,19 +73,20 @@ class ValidatedSource:
             return batches
         if first is None:
             raise ValueError(
-                f"the {self.role} data yielded no batch: they must hold an example (a whole batch, "
-                "where drop_last is set), and be iterable anew for every epoch"
+                f"the {self.role} data yielded no batch: they must hold an example (one full batch "
+                "if drop_last is set) and be iterable again in every epoch"
             )
         return chain([first], batches)
 
-    def first(self, epoch: int) -> Batch:
-        """First batch of an epoch that has not been opened, to be looked at and not used up."""
-        if self._begun is None or (self.feed.repeatable and self._start):
-            return self.feed.peek(epoch)  # the next one may be the epoch's last, and short
-        first = next(self._begun, None)
+    def first_batch(self, epoch: int) -> Batch:
+        """Return the first batch of an epoch without using it up. Call before the epoch opens."""
+        if self._opened is None or (self.source.repeatable and self._start):
+            # The next batch could be the last of the epoch, which may be shorter.
+            return self.source.first_batch(epoch)
+        first = next(self._opened, None)
         if first is None:
-            return self.feed.peek(epoch)
-        self._begun = chain([first], self._begun)
+            return self.source.first_batch(epoch)
+        self._opened = chain([first], self._opened)
         return first
 
     def _checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -93,5 +97,5 @@ class ValidatedSource:
                 start += len(batch)
                 yield batch
         except (TypeError, ValueError) as error:
-            where = f", counted from example {start}" if start else ""
-            raise type(error)(f"{self.role} data{where}: {error}") from error
+            position = f", counted from example {start}" if start else ""
+            raise type(error)(f"{self.role} data{position}: {error}") from error

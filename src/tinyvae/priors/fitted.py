@@ -1,4 +1,4 @@
-"""A density fitted to the aggregate posterior after training."""
+"""A prior fitted to the aggregate posterior after training."""
 
 import math
 
@@ -9,22 +9,23 @@ from tinyvae.distributions import Affine
 from tinyvae.priors.base import PosteriorOf, Prior
 from tinyvae.priors.learned import FullGaussianPrior, MixturePrior
 
-# Of a component, in standard deviations of all latents: one on a single latent would have none.
+# Least scale of a component, relative to all latents. A component on a single latent would shrink
+# to a point.
 LEAST_STD = 1e-2
-# Of expectation maximization, of which the best is taken.
+# Number of runs of expectation maximization; the best one is kept.
 STARTS = 5
 
 
-class LatentDensity(Prior):
-    r"""A density of latents that were drawn, in place of the prior after training.
+class FittedPrior(Prior):
+    r"""A prior that is fitted to draws from the posteriors after training.
 
-    Data drawn from a VAE are as good as its prior is close to the aggregate posterior
-    :math:`q(z) = \mathbb{E}_{x} [q(z \mid x)]`; a deterministic encoder has no other prior.
-    Put one in its place: ``vae.prior = LatentDensity.fit(vae.encode(x).sample(), prior)``.
+    Samples from a VAE look like data only if its prior is close to the aggregate posterior
+    :math:`q(z) = \mathbb{E}_{x} [q(z \mid x)]`. A deterministic encoder has no other useful prior.
+    Replace the prior after training: ``vae.prior = FittedPrior.fit(vae.encode(x).sample(), p)``.
 
     Args:
-        density: Density of the standardized latents. It is made for :meth:`fit`, which standardizes
-            and fits.
+        density: Prior of the standardized latents. :meth:`fit` sets the standardization and the
+            parameters.
 
     References:
         Ghosh, Sajjadi, Vergari, Black, Schoelkopf (2020). From Variational to Deterministic
@@ -32,7 +33,7 @@ class LatentDensity(Prior):
 
     Example:
         >>> z = vae.encode(x).sample()
-        >>> vae.prior = LatentDensity.fit(z, MixturePrior(2, num_components=2))
+        >>> vae.prior = FittedPrior.fit(z, MixturePrior(2, num_components=2))
         >>> vae.sample(5).shape
         torch.Size([5, 4])
     """
@@ -43,7 +44,10 @@ class LatentDensity(Prior):
     def __init__(self, density: Prior) -> None:
         super().__init__()
         if not isinstance(density, Prior):
-            raise TypeError(f"LatentDensity expects a prior, got a {type(density).__name__}")
+            raise TypeError(
+                f"FittedPrior expects a prior, got a {type(density).__name__}: "
+                "give MixturePrior(latent_dim, num_components=10)"
+            )
         self.density = density
         self.latent_shape = density.latent_shape
         self.register_buffer("shift", torch.zeros(self.latent_shape))
@@ -58,30 +62,33 @@ class LatentDensity(Prior):
         *,
         steps: int = 2000,
         learning_rate: float = 2e-3,
-    ) -> "LatentDensity":
+    ) -> "FittedPrior":
         """Fit by maximum likelihood.
 
-        A :class:`FullGaussianPrior` in closed form, a :class:`MixturePrior` by expectation
-        maximization from several starts, any other prior by Adam on mini-batches. Draws from
-        torch's default generator.
+        A :class:`FullGaussianPrior` is fitted in closed form, a :class:`MixturePrior` by
+        expectation maximization from several starts, and any other prior by Adam on mini-batches.
+        The fit draws from torch's default generator.
 
         Args:
-            z: Latents ``(N, *L)``, draws from the posteriors of the training data.
+            z: Latents ``(N, *L)``, drawn from the posteriors of the training data.
             density: The prior to fit, in place.
-            context: What it is conditioned on, ``(N, ...)``, where it reads a context.
-            steps: Most steps of the fit.
-            learning_rate: Of Adam, annealed to zero along a cosine.
+            context: Context of the prior, ``(N, ...)``, if it reads one.
+            steps: Maximum number of steps.
+            learning_rate: Initial learning rate of Adam. It decays to zero along a cosine.
         """
         if z.shape[1:] != density.latent_shape or len(z) < 2:
             raise ValueError(
-                f"LatentDensity.fit expects two or more latents (N, *{tuple(density.latent_shape)})"
+                f"FittedPrior.fit expects two or more latents (N, *{tuple(density.latent_shape)})"
                 f", got {tuple(z.shape)}: z = vae.encode(x).sample()"
             )
         fitted = cls(density).to(z)
         z = z.detach()
         fitted.shift, fitted.scale = z.mean(0), z.std(0, correction=0)
         if not (fitted.scale > 0).all():
-            raise ValueError("LatentDensity.fit got latents of which a dimension never varies")
+            raise ValueError(
+                "FittedPrior.fit expects latents that vary in every dimension, got a constant "
+                "dimension: lower latent_dim"
+            )
         y = (z - fitted.shift) / fitted.scale
         if isinstance(density, FullGaussianPrior):
             _fit_gaussian(density, y)
@@ -95,7 +102,7 @@ class LatentDensity(Prior):
     def forward(
         self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
     ) -> Affine:
-        """Return the density, given the context where it reads one."""
+        """Return the fitted density, given the context if it reads one."""
         return Affine(self.density(context), self.shift, self.scale)
 
 
@@ -103,8 +110,9 @@ def _fit_gaussian(density: FullGaussianPrior, y: Tensor) -> None:
     factor, failed = torch.linalg.cholesky_ex(y.T @ y / len(y))  # y is centered
     if failed:
         raise ValueError(
-            f"LatentDensity.fit got {len(y)} latents of {y.shape[1]} dimensions, which lie in a "
-            "plane: give more of them, or fit a MixturePrior of one component"
+            f"FittedPrior.fit expects latents that span all dimensions, got {len(y)} latents of "
+            f"{y.shape[1]} dimensions in a plane: give more latents, or fit a MixturePrior with "
+            "num_components=1"
         )
     density.mean.data = torch.zeros_like(density.mean)
     density.log_diagonal.data = factor.diagonal().log()
@@ -112,10 +120,10 @@ def _fit_gaussian(density: FullGaussianPrior, y: Tensor) -> None:
 
 
 def _fit_mixture(density: MixturePrior, y: Tensor, steps: int) -> None:
-    """Best of several fits by expectation maximization."""
+    """Set the parameters to the best of several fits by expectation maximization."""
     if len(y) < density.num_components:
         raise ValueError(
-            f"LatentDensity.fit expects at least as many latents as the mixture has components, "
+            f"FittedPrior.fit expects at least as many latents as the mixture has components, "
             f"{density.num_components}, got {len(y)}"
         )
     flat = y.flatten(1)
@@ -127,7 +135,7 @@ def _fit_mixture(density: MixturePrior, y: Tensor, steps: int) -> None:
 
 
 def _spread(rows: Tensor, count: int) -> Tensor:
-    """Rows far from each other (k-means++, Arthur and Vassilvitskii 2007)."""
+    """Return rows far from each other (k-means++, Arthur and Vassilvitskii 2007)."""
     chosen = rows[torch.randint(len(rows), (1,), device=rows.device)]
     for _ in range(count - 1):
         distance = torch.cdist(rows, chosen).min(1).values.square()
@@ -136,7 +144,7 @@ def _spread(rows: Tensor, count: int) -> Tensor:
 
 
 def _maximize(rows: Tensor, means: Tensor, steps: int) -> tuple[float, Tensor, Tensor, Tensor]:
-    """Expectation maximization, until the mean log-likelihood no longer rises."""
+    """Run expectation maximization until the mean log-likelihood stops increasing."""
     log_std = torch.zeros_like(means)
     weights = rows.new_full((len(means),), 1 / len(means))
     latest = -math.inf
@@ -160,7 +168,10 @@ def _fit_by_gradient(
     density: Prior, y: Tensor, context: Tensor | None, steps: int, learning_rate: float
 ) -> None:
     if not any(parameter.requires_grad for parameter in density.parameters()):
-        raise ValueError(f"LatentDensity.fit got a {type(density).__name__}: nothing to fit")
+        raise ValueError(
+            f"FittedPrior.fit expects a prior with parameters, got a {type(density).__name__}: "
+            "give a MixturePrior, FullGaussianPrior or FlowPrior"
+        )
     optimizer = torch.optim.Adam(density.parameters(), learning_rate)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def started(likelihood, x, decoder=None):
-    """A VAE that starts from the mean of ``x``, and whose decoder says the same of every z."""
+    """Return a VAE that starts from the mean of ``x``, with the same output for every z."""
     shape = x.shape[1:]
     decoder = decoder or MLP(2, hidden=(5,), out_shape=likelihood.param_shape(shape))
     encoder = GaussianEncoder(MLP(likelihood.input_shape(shape), hidden=(5,)), 2)
@@ -63,7 +63,7 @@ def one_hot():
     return torch.eye(3)[torch.multinomial(torch.tensor([0.2, 0.3, 0.5]), N, replacement=True)]
 
 
-# Likelihood, data, and how far off the mean may be: 0.5 / N where half a count is added.
+# name: likelihood, data, tolerance of the mean (0.5 / N if half a count is added)
 CASES = {
     "Gaussian": (GaussianLikelihood, uniform, 1e-12),
     "predicted": (lambda: GaussianLikelihood("predicted"), uniform, 1e-12),
@@ -80,11 +80,15 @@ CASES = {
         1e-12,
     ),
     "zero-inflated": (lambda: ZeroInflatedLikelihood(PoissonLikelihood()), counts, 1e-12),
-    "mixture": (lambda: MixtureLikelihood(GaussianLikelihood("predicted"), 3), uniform, 1e-12),
+    "mixture": (
+        lambda: MixtureLikelihood(GaussianLikelihood("predicted"), num_components=3),
+        uniform,
+        1e-12,
+    ),
     "classes": (lambda: CategoricalLikelihood(4), lambda: (3.99 * uniform()).floor(), 1e-3),
     "one-hot": (OneHotLikelihood, one_hot, 1e-3),
     "standardized": (
-        lambda: StandardizedLikelihood(GaussianLikelihood(), 170.0, 10.0),
+        lambda: StandardizedLikelihood(GaussianLikelihood(), mean=170.0, std=10.0),
         lambda: 170 + uniform(),
         1e-10,
     ),
@@ -97,7 +101,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_training_starts_at_the_datas_mean(name):
+def test_init_output_bias_starts_at_the_data_mean(name):
     make, data, tolerance = CASES[name]
     x = data()
     vae = started(make(), x)
@@ -105,19 +109,19 @@ def test_training_starts_at_the_datas_mean(name):
     torch.testing.assert_close(mean, x.nanmean(0).expand_as(mean), rtol=0, atol=tolerance)
 
 
-def test_levels_start_near_their_mean():
+def test_init_output_bias_starts_near_the_mean_level():
     x = (15 * torch.rand(N, 3)).round()
-    mean = started(DiscretizedLogisticLikelihood(16, 0.05), x).decode(torch.zeros(1, 2)).mean
+    mean = started(DiscretizedLogisticLikelihood(16, scale=0.05), x).decode(torch.zeros(1, 2)).mean
     torch.testing.assert_close(mean, x.mean(0)[None], rtol=0, atol=1e-2)
 
 
-def test_positive_numbers_start_at_the_mean_of_their_logarithm():
+def test_init_output_bias_of_log_normal_data():
     x = uniform().exp()
     median = started(LogNormalLikelihood(1e-6), x).decode(torch.zeros(1, 2)).mean
     torch.testing.assert_close(median, x.log().mean(0).exp()[None], rtol=0, atol=1e-9)
 
 
-def test_columns_of_a_table_start_at_their_means():
+def test_init_output_bias_of_a_table():
     columns = [
         Column("age", "number", shift=40.0, scale=12.0),
         Column("visits", "count", scale=2.0),
@@ -128,14 +132,14 @@ def test_columns_of_a_table_start_at_their_means():
     torch.testing.assert_close(mean, x.mean(0)[None], rtol=0, atol=1e-3)
 
 
-def test_pixels_that_are_always_black_stay_finite():
+def test_init_output_bias_of_black_pixels_is_finite():
     vae = started(BernoulliLikelihood(), torch.zeros(50, 3))
     assert vae.decode(torch.zeros(1, 2)).mean.tolist() == [[pytest.approx(0.5 / 51)] * 3]
     vae = started(PoissonLikelihood(), torch.zeros(50, 3))
     assert vae.decode(torch.zeros(1, 2)).mean.tolist() == [[pytest.approx(1e-3)] * 3]
 
 
-def test_a_convolution_starts_at_the_logit_of_the_mean_not_at_the_mean_logit():
+def test_init_output_bias_of_a_convolution_is_the_logit_of_the_mean():
     x = torch.zeros(50, 1, 8, 8)
     x[:25, :, 2:6, 2:6] = 1.0
     decoder = TransposedConvNet(2, (1, 8, 8), channels=(8,))
@@ -143,7 +147,7 @@ def test_a_convolution_starts_at_the_logit_of_the_mean_not_at_the_mean_logit():
     assert mean.flatten().tolist() == pytest.approx([x.mean().item()] * 64, abs=2e-4)
 
 
-def test_what_nobody_observed_starts_at_zero():
+def test_init_output_bias_of_unobserved_entries_is_zero():
     x = torch.randn(20, 3)
     x[:, 1] = torch.nan
     bias = started(MaskedLikelihood(GaussianLikelihood()), x).decoder.layers[-1].bias
@@ -152,27 +156,27 @@ def test_what_nobody_observed_starts_at_zero():
     )
 
 
-def test_gray_pixels_that_are_always_black_stay_finite():
+def test_init_output_bias_of_black_gray_levels_is_finite():
     vae = started(ContinuousBernoulliLikelihood(), torch.zeros(50, 3))
     assert vae.decode(torch.zeros(1, 2)).mean.tolist() == [[pytest.approx(0.5 / 51)] * 3]
 
 
 @pytest.mark.parametrize("network", [TransposedConvNet, TransposedResNet])
 @pytest.mark.parametrize("likelihood", [GaussianLikelihood(), GaussianLikelihood("predicted")])
-def test_a_convolution_starts_at_the_channels_means(network, likelihood):
+def test_init_output_bias_of_a_convolution_starts_at_the_channel_means(network, likelihood):
     x = torch.rand(100, 2, 4, 6) + torch.tensor([0.0, 5.0])[:, None, None]
     decoder = network(2, likelihood.param_shape((2, 4, 6)), channels=(8,))
     bias = started(likelihood, x, decoder).decoder.layers[-1].bias[:2]
     torch.testing.assert_close(bias, x.mean((0, 2, 3)))
 
 
-def test_integers_are_data_too():
+def test_init_output_bias_accepts_integers():
     x = torch.randint(0, 2, (60, 3), dtype=torch.uint8)
     same = started(BernoulliLikelihood(), x.double()).decoder.layers[-1].bias
     assert torch.equal(started(BernoulliLikelihood(), x).decoder.layers[-1].bias, same)
 
 
-def test_the_last_layer_of_a_conditional_decoder():
+def test_init_output_bias_of_a_conditional_decoder():
     vae = VAE(
         GaussianEncoder(MLP(3), 2),
         ConcatContext(MLP(4, hidden=(5,), out_shape=3), context_dim=2),
@@ -186,7 +190,7 @@ def test_the_last_layer_of_a_conditional_decoder():
 @pytest.mark.parametrize(
     "decoder", [nn.Sequential(nn.Linear(2, 3, bias=False)), MLP(2, hidden=(3,), out_shape=5)]
 )
-def test_a_decoder_without_a_fitting_bias_is_refused(decoder):
+def test_init_output_bias_refuses_a_decoder_without_a_fitting_bias(decoder):
     vae = VAE(GaussianEncoder(MLP(3), 2), decoder, GaussianLikelihood())
     with pytest.raises(ValueError, match=r"ends in a linear .* layer with a bias for Gaussian"):
         vae.init_output_bias(uniform())

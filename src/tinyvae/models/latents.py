@@ -1,0 +1,83 @@
+"""Latents of a model: rules for drawing them, and the densities that score them."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from tinyvae.core.module_state import frozen
+from tinyvae.distributions import Distribution, ReshapedBatch, Wrapper
+from tinyvae.encoders import Encoder
+from tinyvae.errors import PosteriorError
+
+# A rule that draws latents (K, B, *L) of a latent shape from a posterior, whose batch shape is (B,)
+# or (K, B). It also returns their log density (K, B) if drawing yields it.
+Draw = Callable[[torch.Size, Distribution], tuple[Tensor, Tensor | None]]
+
+
+def draw_point_estimate(_: torch.Size, posterior: Distribution) -> tuple[Tensor, None]:
+    """Return the posterior's point estimate, one latent per example, ``(1, B, *L)``."""
+    value = posterior.point_estimate()
+    return value if len(posterior.batch_shape) == 2 else value.unsqueeze(0), None
+
+
+def draw_checked_point_estimate(batch_size: int) -> Draw:
+    """Return :func:`draw_point_estimate` with a check that each posterior has the right shapes."""
+
+    def draw(latent_shape: torch.Size, posterior: object) -> tuple[Tensor, None]:
+        if not isinstance(posterior, Distribution):
+            raise PosteriorError(
+                f"an encoder must return a Distribution, q(z given x), got a "
+                f"{type(posterior).__name__}: wrap its network as GaussianEncoder(network, "
+                "latent_dim), or return Independent(Normal(mean, log_std), 1)"
+            )
+        batch_fits = tuple(posterior.batch_shape) in ((batch_size,), (1, batch_size))
+        if posterior.event_shape != latent_shape or not batch_fits:
+            raise PosteriorError(
+                f"the encoder's posterior must have batch_shape {(batch_size,)} and event_shape "
+                f"latent_shape = {tuple(latent_shape)}, got {posterior}"
+            )
+        return draw_point_estimate(latent_shape, posterior)
+
+    return draw
+
+
+def sample_prior(prior: Distribution, num_samples: int, context: Tensor | None) -> Tensor:
+    """Draw ``(n, *L)``, or ``(n, B, *L)`` with a context, even if the prior does not read it."""
+    batch_shape = () if context is None else (len(context),)
+    missing = batch_shape[len(prior.batch_shape) :]
+    return prior.sample((num_samples, *missing))
+
+
+def conditional_density(encoder: Encoder, z: Tensor, context: Tensor | None) -> ReshapedBatch:
+    """Return the density, of batch shape ``(K, B)``, of an encoder of ``z`` ``(K, B, *L)``."""
+    rows = z.flatten(0, 1)  # (K * B, *L)
+    row_context = None if context is None else repeat_rows(context, len(rows))
+    return ReshapedBatch(encoder(rows, row_context), z.shape[:2])
+
+
+def repeat_rows(x: Tensor, num_rows: int) -> Tensor:
+    """Repeat ``x`` ``(B, ...)`` for the rows of ``(K, B)`` latents, ``(K * B, ...)``."""
+    return x.repeat(num_rows // len(x), *[1] * (x.dim() - 1))
+
+
+class FrozenPosterior(Wrapper):
+    """A posterior that is scored without gradients in a model's weights.
+
+    The weights are frozen during each call, because some posteriors, such as those of flows, read
+    them only then.
+    """
+
+    def __init__(self, base: Distribution, model: nn.Module) -> None:
+        super().__init__(base)
+        self.model = model
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density or mass, nats, with gradients in ``value`` only."""
+        with frozen(self.model):
+            return self.base.log_prob(value)
+
+    def elementwise_log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density of each element, nats, with gradients in ``value`` only."""
+        with frozen(self.model):
+            return self.base.elementwise_log_prob(value)

@@ -1,0 +1,169 @@
+"""Models as files: weights, and a description of the composition."""
+
+import os
+from abc import ABC
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tinyvae.core.configurable import Configurable
+from tinyvae.core.random import forked_rng
+from tinyvae.errors import CheckpointError
+from tinyvae.io import load_tensors, save_tensors
+from tinyvae.models.serialization import (
+    build_part,
+    describe_part,
+    foreign_names,
+    rebuild_part,
+    stored_config,
+)
+
+Model = TypeVar("Model", bound="SavableModel")
+
+
+class SavableModel(Configurable, nn.Module, ABC):
+    """A model of parts that can be saved to a file and loaded from it.
+
+    A file holds the weights and the description of the constructor's arguments.
+    """
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights and composition to one file (safetensors, no pickle), atomically.
+
+        :meth:`load` reads every file that this method writes.
+
+        Raises:
+            TypeError: If a file cannot describe the composition, so that it would not load.
+        """
+        save_tensors(path, self.state_dict(), self.description())
+
+    def description(self) -> dict[str, Any]:
+        """Return the description of the composition that a file holds next to the weights.
+
+        Raises:
+            TypeError: If a file cannot describe the composition, so that it would not load.
+        """
+        config = stored_config(self)
+        parts = {name: describe_part(part) for name, part in config.items()}
+        self._check_loadable(config)
+        return {"model": type(self).__name__, "parts": parts}
+
+    @classmethod
+    def load(
+        cls: type[Model],
+        path: str | os.PathLike[str],
+        *,
+        parts: Iterable[type[nn.Module]] = (),
+        replace: Mapping[str, nn.Module] | None = None,
+    ) -> Model:
+        """Read a model from a file or a checkpoint, on the CPU, in evaluation mode.
+
+        Args:
+            path: The file, written by :meth:`save` or by a checkpoint.
+            parts: Your own classes that the file names.
+            replace: Modules whose structure the file does not describe, by name:
+                ``{"encoder.network": net}``. They get the file's weights.
+
+        Raises:
+            CheckpointError: If the file is damaged, hostile or does not fit.
+            ValueError: If ``replace`` names a module that the file describes.
+        """
+        tensors, info = load_tensors(path)
+        if "state" in info:  # a checkpoint
+            prefix = "model."
+            tensors = {
+                name.removeprefix(prefix): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(prefix)
+            }
+        try:
+            return _from_file(cls, tensors, info, tuple(parts), replace).eval()
+        except (CheckpointError, RecursionError) as error:
+            raise CheckpointError(f"{os.fspath(path)}: {error}") from error
+
+    def _check_loadable(self, config: Mapping[str, Any]) -> None:
+        """Raise unless the model that the file's reader builds has the same parts and tensors."""
+        name = type(self).__name__
+        owners: dict[nn.Parameter, str] = {}
+        for key, parameter in self.named_parameters(remove_duplicate=False):
+            if parameter in owners:
+                raise TypeError(
+                    f"'{owners[parameter]}' and '{key}' are one parameter, which a file cannot "
+                    "describe: give each part its own, or save the state_dict"
+                )
+            owners[parameter] = key
+        try:
+            with forked_rng(torch.device("cpu")), torch.device("meta"):
+                twin = type(self)(**{key: rebuild_part(part) for key, part in config.items()})
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            raise TypeError(
+                f"a file of this {name} would not load, because its constructor fails for its "
+                f"config(): {error}"
+            ) from error
+        if extra := {key for key, _ in self.named_children()} - dict(twin.named_children()).keys():
+            raise TypeError(
+                f"a {name}'s file holds {tuple(config)}, got also {sorted(extra)}: remove it"
+            )
+        try:
+            require_matching_state(twin, self.state_dict())
+        except CheckpointError as error:
+            raise TypeError(
+                f"a file of this {name} would not load: {error}; keep modules and parameters that "
+                "the constructors do not create in parts of your own, or save the state_dict"
+            ) from error
+
+
+def require_matching_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Raise unless ``tensors`` are the state of ``model`` by name and shape."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    differing = sorted(
+        name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name)
+    )
+    if differing:
+        name = differing[0]
+        raise CheckpointError(
+            f"{len(differing)} tensors do not fit the model, first '{name}': "
+            f"expected {expected.get(name, 'none')}, got {shapes.get(name, 'none')}"
+        )
+
+
+def _from_file(
+    cls: type[Model],
+    tensors: dict[str, Tensor],
+    info: dict[str, Any],
+    user_parts: tuple[type[nn.Module], ...],
+    replace: Mapping[str, nn.Module] | None,
+) -> Model:
+    composition, name = info.get("parts"), cls.__name__
+    if info.get("model") != name or not isinstance(composition, dict):
+        raise CheckpointError(f"expected the file of a {name}, got {info.get('model')!r:.80}")
+
+    def build() -> Model:
+        arguments = {
+            key: build_part(description, user_parts, replace, name=key)
+            for key, description in composition.items()
+        }
+        try:
+            return cls(**arguments)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"the file's parts do not form a {name}: {error}") from error
+
+    # A file can claim any number of weights. Sizes are compared before memory is allocated.
+    with torch.device("meta"):
+        require_matching_state(build(), tensors)
+    unused = set(replace or ()) - foreign_names(composition)
+    if unused:
+        raise ValueError(
+            f"replace names {sorted(unused)}, whose structure the file describes: expected names "
+            f"from {sorted(foreign_names(composition))}"
+        )
+    with forked_rng(torch.device("cpu")):
+        model = build()
+    floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
+    if floating:
+        model.to(dtype=floating[0])
+    model.load_state_dict(tensors, assign=True)
+    return model

@@ -1,0 +1,331 @@
+"""Files of models."""
+
+import pytest
+import torch
+from helpers.models import (
+    MODELS,
+    ContextLinear,
+    ContextPrior,
+    binary,
+    conditional_vae,
+    mlp_vae,
+    same_bits,
+    small_vae,
+    with_decoder,
+)
+from torch import nn
+
+from tinyvae import MLP, VAE, BernoulliLikelihood, GaussianEncoder, GaussianLikelihood, Likelihood
+from tinyvae.distributions import Normal
+from tinyvae.errors import CheckpointError
+from tinyvae.io import load_tensors, save_tensors
+from tinyvae.likelihoods import Learned
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.fixture(params=MODELS)
+def model_case(request):
+    return MODELS[request.param]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_load_restores_every_bit(model_case, dtype, tmp_path):
+    make, data_shape, _, user_parts, foreign = model_case
+    vae = make().to(dtype).train()
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.normal_()
+    vae.save(tmp_path / "vae.safetensors")
+    replacements = {name: make().get_submodule(name) for name in foreign}
+    state = torch.get_rng_state()
+    loaded = VAE.load(tmp_path / "vae.safetensors", parts=user_parts, replace=replacements)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_default_dtype() == torch.float64
+    assert vae.training
+    assert not any(m.training for m in loaded.modules())
+    assert all(p.requires_grad for p in loaded.parameters())
+    assert repr(loaded) == repr(vae)
+    states = vae.state_dict(), loaded.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(same_bits(t, states[1][name]) for name, t in states[0].items())
+    if dtype != torch.bfloat16:
+        x = binary(5, *data_shape).to(dtype)
+        outputs = []
+        for each in (vae, loaded):
+            torch.manual_seed(1)
+            outputs.append(each(x, num_samples=3).log_weight())
+        assert same_bits(*outputs)
+
+
+def test_load_keeps_mixed_dtypes(tmp_path):
+    vae = mlp_vae(GaussianLikelihood(), (4,)).float()
+    vae.likelihood.double()
+    vae.decoder.layers[2].half()
+    vae.save(tmp_path / "vae.safetensors")
+    loaded = VAE.load(tmp_path / "vae.safetensors").state_dict()
+    assert len({t.dtype for t in loaded.values()}) == 3
+    assert all(same_bits(t, loaded[name]) for name, t in vae.state_dict().items())
+
+
+def test_load_keeps_options(tmp_path):
+    encoder = GaussianEncoder(MLP(4, hidden=(5, 6), activation=nn.Tanh), 3)
+    decoder = MLP(3, hidden=(), out_shape=(4,))
+    likelihood = GaussianLikelihood(Learned((4,), minimum=0.25))
+    VAE(encoder, decoder, likelihood).save(tmp_path / "vae.safetensors")
+    loaded = VAE.load(tmp_path / "vae.safetensors")
+    assert loaded.likelihood.std.minimum == 0.25
+    assert loaded.encoder.network.activation is nn.Tanh
+    assert loaded.encoder.network.config() == encoder.network.config()
+
+
+def test_load_restores_a_conditional_model(tmp_path):
+    vae = conditional_vae()
+    vae.save(tmp_path / "vae.safetensors")
+    loaded = VAE.load(
+        tmp_path / "vae.safetensors",
+        parts=[ContextPrior],
+        replace={"encoder.network": ContextLinear(4, 2, 6), "decoder": ContextLinear(3, 2, 4)},
+    )
+    x, context = torch.randn(5, 4), torch.randn(5, 2)
+    assert torch.equal(loaded.reconstruct(x, context), vae.reconstruct(x, context))
+
+
+class UserLikelihood(Likelihood):
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.scale = scale
+
+    def elementwise(self, *params):
+        return Normal(params[0], torch.zeros(()))
+
+
+class ForgetfulLikelihood(UserLikelihood):
+    """A likelihood that does not store its argument."""
+
+    def __init__(self, width=1.0):
+        super().__init__()
+
+
+def test_load_needs_the_classes_of_user_parts(tmp_path):
+    vae = mlp_vae(UserLikelihood(2.5), (4,))
+    vae.save(tmp_path / "vae.safetensors")
+    message = r"vae.safetensors: .*unknown part 'UserLikelihood' as 'likelihood'.*parts=\[UserLike"
+    with pytest.raises(CheckpointError, match=message):
+        VAE.load(tmp_path / "vae.safetensors")
+    loaded = VAE.load(tmp_path / "vae.safetensors", parts=[UserLikelihood])
+    assert type(loaded.likelihood) is UserLikelihood
+    assert loaded.likelihood.scale == 2.5
+
+
+def test_save_names_an_argument_that_is_not_stored(tmp_path):
+    vae = mlp_vae(ForgetfulLikelihood(2.5), (4,))
+    with pytest.raises(
+        TypeError, match=r"ForgetfulLikelihood needs.*store each argument.*self.width = width"
+    ):
+        vae.save(tmp_path / "vae.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_load_needs_a_replacement_for_a_foreign_module(tmp_path):
+    vae = VAE(
+        GaussianEncoder(nn.Identity(), 3, features=4), MLP(3, out_shape=4), BernoulliLikelihood()
+    )
+    vae.save(tmp_path / "vae.safetensors")
+    message = r"'encoder.network' \(a Identity\).*replace=\{'encoder.network': module\}"
+    for replace in (None, {"network": nn.Identity()}):
+        with pytest.raises(CheckpointError, match=message):
+            VAE.load(tmp_path / "vae.safetensors", replace=replace)
+
+
+def test_load_refuses_a_replacement_of_other_shapes(tmp_path):
+    vae = with_decoder(lambda: nn.Linear(3, 4))()
+    vae.save(tmp_path / "vae.safetensors")
+    wrong = nn.Linear(3, 5)
+    before = wrong.weight
+    message = r"2 tensors do not fit .* 'decoder.bias': expected \(5,\), got \(4,\)"
+    with pytest.raises(CheckpointError, match=message):
+        VAE.load(tmp_path / "vae.safetensors", replace={"decoder": wrong})
+    assert wrong.weight is before
+
+
+def test_load_refuses_a_replacement_that_it_does_not_need(tmp_path):
+    vae = VAE(GaussianEncoder(MLP(4), 2), MLP(2, out_shape=4), BernoulliLikelihood())
+    vae.save(tmp_path / "vae")
+    with pytest.raises(ValueError, match=r"replace names \['decoder'\]"):
+        VAE.load(tmp_path / "vae", replace={"decoder": MLP(2, out_shape=4)})
+
+
+class SmallVAE(VAE):
+    """A VAE with its own constructor."""
+
+    def __init__(self, width=5):
+        encoder = GaussianEncoder(MLP(4, (width,)), 2)
+        super().__init__(encoder, MLP(2, (width,)), BernoulliLikelihood())
+        self.width = width
+
+
+class ForgetfulVAE(SmallVAE):
+    def __init__(self, units=5):
+        super().__init__(units)
+
+
+class ChangingLikelihood(UserLikelihood):
+    """A likelihood whose configuration does not build an equal one."""
+
+    def __init__(self, scale=1.0):
+        super().__init__(scale)
+        self.weight = nn.Parameter(torch.zeros(3 if scale == 1.0 else 2))
+
+    def config(self):
+        return {"scale": 1.0}
+
+
+def test_load_restores_a_subclass_with_its_own_constructor(tmp_path):
+    vae = SmallVAE(3)
+    vae.save(tmp_path / "vae")
+    assert vae.description() == {"model": "SmallVAE", "parts": {"width": 3}}
+    loaded = SmallVAE.load(tmp_path / "vae")
+    assert loaded.width == 3
+    x = binary(5, 4)
+    assert torch.equal(loaded.reconstruct(x), vae.reconstruct(x))
+    with pytest.raises(CheckpointError, match="expected the file of a VAE, got 'SmallVAE'"):
+        VAE.load(tmp_path / "vae")
+
+
+def test_save_refuses_a_model_that_would_not_load(tmp_path):
+    extra, normalized = small_vae(), small_vae()
+    extra.encoder.teacher = nn.Linear(2, 2)
+    nn.utils.parametrizations.weight_norm(normalized.decoder.layers[0])
+    changing = mlp_vae(ChangingLikelihood(2.0), (4,))
+    cases = [
+        (extra, r"2 tensors do not fit .* 'encoder.teacher.bias': expected none, got \(2,\); keep"),
+        (normalized, r"would not load: 3 tensors do not fit .* 'decoder.layers.0.par"),
+        (
+            changing,
+            r"1 tensors do not fit .* 'likelihood.weight': expected \(3,\), got \(2,\)",
+        ),
+        (ForgetfulVAE(3), r"ForgetfulVAE needs .*: store each argument .* self.units = units"),
+    ]
+    for vae, message in cases:
+        with pytest.raises(TypeError, match=message):
+            vae.save(tmp_path / "vae")
+    assert not list(tmp_path.iterdir())
+
+
+def test_save_does_not_draw(tmp_path):
+    vae, state = small_vae(), torch.get_rng_state()
+    vae.save(tmp_path / "vae")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_save_refuses_shared_parameters_and_extra_modules(tmp_path):
+    shared = nn.Linear(4, 4)
+    encoder = GaussianEncoder(shared, 4, features=4)
+    with pytest.raises(TypeError, match="are one parameter, which a file cannot describe"):
+        VAE(encoder, shared, BernoulliLikelihood()).save(tmp_path / "shared")
+    vae = VAE(GaussianEncoder(MLP(4), 2), MLP(2, out_shape=4), BernoulliLikelihood())
+    vae.teacher = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match=r"got also \['teacher'\]"):
+        vae.save(tmp_path / "teacher")
+    assert not list(tmp_path.iterdir())
+
+
+def write_forged_file(path, change):
+    """Write a file with a valid digest and a changed description."""
+    small_vae().save(path)
+    tensors, info = load_tensors(path)
+    change(info)
+    save_tensors(path, tensors, info)
+
+
+def set_config(part, **values):
+    def change(info):
+        *parents, last = part.split(".")
+        description = info["parts"]
+        for name in parents:
+            description = description[name]["config"]
+        description[last]["config"].update(values)
+
+    return change
+
+
+# name: (change of the file's description, message)
+FORGERIES = {
+    "a billion units": (
+        set_config("decoder", hidden=[10**9]),
+        r"expected \(1000000000,\), got \(6,\)",
+    ),
+    "a billion times a billion": (
+        set_config("decoder", hidden=[10**9, 10**9]),
+        "tensors do not fit|cannot be built",
+    ),
+    "too many to count": (
+        set_config("decoder", hidden=[2**62, 2**62]),
+        "cannot be built from",
+    ),
+    "more than an index": (set_config("decoder", hidden=[10**30]), "cannot be built from"),
+    "a billion latents": (
+        set_config("encoder", latent_dim=10**9),
+        "tensors do not fit|do not form a VAE",
+    ),
+    "another latent": (set_config("encoder", latent_dim=2), r"parts do not form a VAE: .*\(2,\)"),
+    "negative size": (set_config("decoder", hidden=[-5]), "sizes of at least 1"),
+    "text for a size": (set_config("encoder", latent_dim="many"), "cannot be built from"),
+    "unknown argument": (set_config("decoder", eval="x"), "cannot be built from"),
+    "unknown activation": (
+        set_config("encoder.network", activation={"class": "Module"}),
+        "unknown part 'Module' as 'encoder.network.activation'",
+    ),
+    "import path": (
+        lambda info: info["parts"].update(decoder={"part": "os.system", "config": {}}),
+        "unknown part 'os.system' as 'decoder'",
+    ),
+    "no part": (lambda info: info["parts"].update(decoder={"a": 1}), "'decoder' has an invalid"),
+    "number for a part": (lambda info: info["parts"].update(decoder=5), "parts do not form a VAE"),
+    "missing part": (lambda info: info["parts"].pop("decoder"), "parts do not form a VAE"),
+    "surplus part": (lambda info: info["parts"].update(more=5), "parts do not form a VAE"),
+    "swapped parts": (
+        lambda info: info["parts"].update(encoder=info["parts"]["decoder"]),
+        "parts do not form a VAE",
+    ),
+    "no parts": (lambda info: info.pop("parts"), "expected the file of a VAE, got 'VAE'"),
+    "another model": (lambda info: info.update(model="GAN"), "file of a VAE, got 'GAN'"),
+}
+
+
+def test_load_refuses_a_forged_description(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "vae.safetensors"
+    state = torch.get_rng_state()
+    for change, message in FORGERIES.values():
+        write_forged_file(path, change)
+        torch.set_rng_state(state)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(CheckpointError, match=message) as caught:
+            VAE.load(path)
+        assert str(caught.value).startswith(str(path))
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 100 * 2**10  # KiB
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_load_refuses_missing_and_surplus_tensors(tmp_path):
+    path = tmp_path / "vae.safetensors"
+    small_vae().save(path)
+    tensors, info = load_tensors(path)
+    bias = tensors.pop("decoder.layers.0.bias")
+    save_tensors(path, tensors, info)
+    with pytest.raises(CheckpointError, match=r"'decoder.layers.0.bias': expected \(6,\), got no"):
+        VAE.load(path)
+    save_tensors(path, {**tensors, "decoder.layers.0.bias": bias, "more": bias}, info)
+    with pytest.raises(CheckpointError, match=r"'more': expected none, got \(6,\)"):
+        VAE.load(path)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_load_refuses_a_truncated_file(keep, tmp_path):
+    path = tmp_path / "vae.safetensors"
+    small_vae().save(path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError):
+        VAE.load(path)
