@@ -39,7 +39,9 @@ MAY_IMPORT = {
     "models": "errors io core distributions networks flows encoders likelihoods priors",
     "objectives": "schedules core distributions models",
     "evaluation": "core distributions models",
-    "testing": "errors schedules core distributions networks encoders likelihoods priors models objectives",
+    "testing": (
+        "errors schedules core distributions networks encoders likelihoods priors models objectives"
+    ),
     "training": "_version errors schedules io core plotting",  # no model and no objective
 }
 

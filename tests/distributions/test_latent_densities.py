@@ -800,7 +800,7 @@ def test_joint_split_undoes_concatenate():
 
 @pytest.mark.parametrize("lead", [(), (4,), (5,), (2, 5)])
 def test_joint_draws_parts_without_batch_for_each_row(lead):
-    # Regression: a part of batch_shape () beside one of (5,) is drawn once for all five, or not at all.
+    # Regression: a part of batch_shape () next to one of (5,) was drawn once for all five.
     p = JointDistribution(
         {
             "given": independent_normal(torch.zeros(5, 2), torch.zeros(5, 2)),
@@ -911,7 +911,7 @@ def test_gradient_of_draws_near_the_poles(angle):
 @pytest.mark.parametrize("concentration", [1e-2, 1.0, 100.0, 1e4, 1e5])
 @pytest.mark.parametrize("dim", [2, 3, 5])
 def test_gradient_of_a_height_to_the_concentration(dim, concentration, dtype):
-    # Regression: in float32 at 1e5, where shares of a float32 Dirichlet are all but one: 34 % too small.
+    # Regression: in float32 at 1e5, shares of a float32 Dirichlet were 34 % too small.
     count = 10_000
     direction = F.normalize(torch.randn(dim), dim=-1).to(dtype)
     log_concentration = torch.full((count,), math.log(concentration), dtype=dtype).requires_grad_()
@@ -1488,7 +1488,7 @@ def test_kl_of_a_full_normal_to_elements_of_one_scale(first):
 
 
 def test_points_without_event_or_batch():
-    # Regression: IndexError without event dimensions; a value without the batch is taken for one event.
+    # Regression: IndexError without event dimensions.
     value = torch.randn(3)
     assert Delta(value, 0).log_prob(value).tolist() == [0.0] * 3
     assert Delta(value.expand(5, 3), 1).log_prob(value).tolist() == [0.0] * 5

@@ -21,6 +21,7 @@ from tinyvae.testing.statistics import (
     chi_squared,
     log_density_of,
     require_uncorrelated,
+    rounded,
     weighted_points,
 )
 
@@ -100,7 +101,7 @@ def check_distribution(
             check_shapes(scalar, (tuple(scalar.batch_shape),), scalar.event_shape)
             check_values(p, in_support)
             narrow = event(*(x.float() if x.is_floating_point() else x for x in params))
-            check_precision(narrow, event(*map(_rounded, params)))
+            check_precision(narrow, event(*map(rounded, params)))
         _check_gradients(event, params)
         with torch.no_grad():
             check_agreement(p, num_draws, in_support, values)
@@ -203,10 +204,6 @@ def check_agreement(
         _check_elements(p, draws, in_support)
     else:
         _check_draws(p, draws, "")
-
-
-def _rounded(value: Tensor) -> Tensor:
-    return value.float().double() if value.is_floating_point() else value
 
 
 def _check_gradients(make: Callable[..., Distribution], params: tuple[Tensor, ...]) -> None:

@@ -321,3 +321,8 @@ def require_uncorrelated(pairs: Tensor, what: str) -> None:
             abs(correlation) <= most,
             f"{what}: correlated by {correlation:.2g}, expected at most {most:.2g}",
         )
+
+
+def rounded(value: Tensor) -> Tensor:
+    """Return floating-point numbers with the digits of float32, as float64."""
+    return value.float().double() if value.is_floating_point() else value

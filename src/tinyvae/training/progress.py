@@ -2,11 +2,14 @@
 
 import sys
 import time
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
+from tinyvae._version import __version__
 from tinyvae.core.objective import ObjectiveOutput
 from tinyvae.training.callbacks import Callback
+from tinyvae.training.data.validated import ValidatedSource
 from tinyvae.training.history import Row, label, named_values
 from tinyvae.training.state import TrainState
 
@@ -93,3 +96,16 @@ def _terms(train: Row, validation: Row) -> str:
 def _write(line: str) -> None:
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
+
+
+def headline(state: TrainState, train: ValidatedSource, seed: int, paths: Sequence[str]) -> str:
+    """Return one line about device, sizes, length, objective and fast paths."""
+    size = sum(p.numel() for group in state.groups.values() for p in group)
+    counts = (train.source.num_examples, train.source.num_batches)
+    examples, steps = ("?" if count is None else f"{count:,}" for count in counts)
+    continued = f", continuing after step {state.step:,}" if state.step else ""
+    return (
+        f"tinyvae {__version__} on {state.device}, seed {seed}: {size:,} parameters, "
+        f"{examples} examples, {state.plan.num_epochs} epochs of {steps} steps{continued}; "
+        + "; ".join([train.description, *paths])
+    )

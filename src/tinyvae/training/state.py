@@ -189,7 +189,7 @@ class TrainState:
         named = named_parameters(self.objective, self.model)
         return {name: p for name, p in named.items() if id(p) in trained}
 
-    # Progress --------------------------------------------------------------------------------------
+    # Progress -------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start at the first batch of an epoch. The clock continues."""
@@ -229,7 +229,7 @@ class TrainState:
         """True if no step follows in this call of ``fit``."""
         return self.stop_request is not None or self.epoch >= self.plan.last_epoch
 
-    # Checkpoints -----------------------------------------------------------------------------------
+    # Checkpoints ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors, numbers, strings, lists and dictionaries, without a copy."""

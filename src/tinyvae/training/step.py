@@ -124,7 +124,7 @@ class Gradients:
 
 
 @contextmanager
-def scratch(gradients: Gradients, device: torch.device) -> Iterator[None]:
+def without_trace(gradients: Gradients, device: torch.device) -> Iterator[None]:
     """Restore random state, numbers of modules, buffers and gradients at the end of the block."""
     numbers = plain_numbers(gradients)
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002

@@ -29,7 +29,6 @@ from tinyvae.training.checkpoints.checkpoint import load_resume_state, order_cal
 from tinyvae.training.data.loaders import data_worker_error
 from tinyvae.training.data.sources import PickBatch, Transform
 from tinyvae.training.data.validated import ValidatedSource
-from tinyvae.training.headline import headline
 from tinyvae.training.history import History, Row, RunningMean, plain
 from tinyvae.training.nonfinite import require_finite_weights
 from tinyvae.training.optimization import Optimization, learning_rates
@@ -40,7 +39,7 @@ from tinyvae.training.preparation import (
     restored_speed,
     select_fast_path,
 )
-from tinyvae.training.progress import Progress
+from tinyvae.training.progress import Progress, headline
 from tinyvae.training.signals import defer_sigchld, graceful_stop
 from tinyvae.training.state import TrainState, choose_device
 from tinyvae.training.step import Gradients, TrainStep
@@ -240,13 +239,12 @@ class Trainer:
             self._warn_about_unfinished_schedules()
         return state.history
 
-    # The loop --------------------------------------------------------------------------------------
+    # The loop -------------------------------------------------------------------------------------
 
     def _train_epoch(self, source: ValidatedSource) -> bool:
         """Make an update per batch. Return True if all batches of the epoch were used."""
-        state = self.state
-        # A name keeps the iterator open if a step raises. Closing it would end the loader's epoch.
-        batches = self._batches(source)
+        # The name keeps the iterator open after an error, so that a loader's position is saved.
+        state, batches = self.state, self._batches(source)
         for batch in batches:  # x: (B, *E)
             with defer_sigchld():
                 state.is_consistent = False
@@ -337,7 +335,7 @@ class Trainer:
                 raise worker_error from error
             # The signal that stopped the run has also reached the processes that read data.
 
-    # Messages --------------------------------------------------------------------------------------
+    # Messages -------------------------------------------------------------------------------------
 
     def _warn_about_unfinished_schedules(self) -> None:
         """Warn if the run has ended before its schedules, unless it will be resumed."""

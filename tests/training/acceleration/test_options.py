@@ -46,7 +46,7 @@ from tinyvae.training.acceleration import options as module
 from tinyvae.training.acceleration.options import ResolvedSpeed, matmul_route
 from tinyvae.training.data.factory import open_data
 from tinyvae.training.data.sources import BatchTransform
-from tinyvae.training.step import Gradients, scratch
+from tinyvae.training.step import Gradients, without_trace
 
 FAST = Speed(matmul="fast")
 HALF = Speed(precision="bfloat16")
@@ -371,7 +371,7 @@ def test_scratch_restores_everything():
     model, before = make_normalized(), make_normalized()
     gradients = Gradients(model, ELBO(), {"model": list(model.parameters())})
     state = torch.get_rng_state()
-    with scratch(gradients, CPU):
+    with without_trace(gradients, CPU):
         gradients(Batch(DATA))
         assert not same(model, before)
         assert all(p.grad is not None for p in model.parameters())

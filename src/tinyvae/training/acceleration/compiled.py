@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tinyvae.core.objective import Batch, ObjectiveOutput
 from tinyvae.core.warnings import warn
-from tinyvae.training.step import Gradients, plain_numbers, scratch
+from tinyvae.training.step import Gradients, plain_numbers, without_trace
 
 OPTIONS = {"fallback_random": True, "compile_threads": 1}
 OPTIONS_OF = {"cpu": {"cpp_wrapper": True}, "cuda": {"triton.cudagraphs": True}}
@@ -97,7 +97,7 @@ class CompiledGradients:
 
     def _compile(self, run: Pass, example: Batch) -> Pass:
         with (
-            scratch(self.gradients, example.x.device),
+            without_trace(self.gradients, example.x.device),
             _restored_validation(),
             warnings.catch_warnings(),
         ):
@@ -118,7 +118,7 @@ class CompiledGradients:
         """Run the pass once, and raise if it has side effects that a graph would not replay."""
         if not self._is_as_traced():
             raise ValueError("parameters have hooks, which a graph does not call: remove them")
-        with scratch(self.gradients, example.x.device):
+        with without_trace(self.gradients, example.x.device):
             state, numbers = _foreign_rng_state(), plain_numbers(self.gradients)
             self.gradients(example)
             if [id(b) for b in self._step.buffers()] != [id(b) for b in self._buffers]:
@@ -143,7 +143,7 @@ class CompiledGradients:
         """Compare with the plain pass, on other noise than that of the trace."""
         results = []
         for differentiate in (self, self.gradients):
-            with scratch(self.gradients, example.x.device):
+            with without_trace(self.gradients, example.x.device):
                 torch.rand(8, device=example.x.device)
                 output = differentiate(example)
                 grads = [torch.zeros(1) if p.grad is None else p.grad for p in self._parameters]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae.core.objective import Batch, ObjectiveOutput
-from tinyvae.training.step import Gradients, scratch
+from tinyvae.training.step import Gradients, without_trace
 
 Differentiate: TypeAlias = Callable[[Batch], ObjectiveOutput]
 
@@ -110,7 +110,7 @@ def resolve_speed(gradients: Gradients, example: Batch, speed: Speed) -> Resolve
     differentiate = replace(gradients, precision=getattr(torch, precision))
 
     def step() -> None:
-        with scratch(gradients, device):
+        with without_trace(gradients, device):
             differentiate(example)
 
     fast = speed.matmul == "fast" and device.type == "cpu"

@@ -88,7 +88,8 @@ def require_same_run(
         found = saved["fingerprint"][name]
         if type(found) is not type(value) or found != value:
             raise ValueError(
-                f"the checkpoint's run had {name} = {found!r:.80}, got {value!r}: give the same to continue it, or start a run in another folder"
+                f"the checkpoint's run had {name} = {found!r:.80}, got {value!r}: "
+                "give the same to continue it, or start a run in another folder"
             )
     _require_alike("model", state.model.state_dict(), saved["model"])
     _require_alike("objective", state.objective.state_dict(), saved["objective"])
