@@ -730,3 +730,13 @@ def test_unused_codes_do_not_move():
     for _ in range(60):
         vae.encoder(binary(9, DATA))
     assert vae.encoder.codebook[1].tolist() == [50, 50]
+
+
+def test_encode_of_a_model_never_moves_the_codebook():
+    encoder = VectorQuantizedEncoder(MLP(4, (8,)), num_codes=5, latent_dim=2)
+    vae = VAE(encoder, MLP(2, (8,), 4), BernoulliLikelihood(), CodePrior(5, latent_dim=2)).train()
+    before, x = state(vae), binary(16, 4)
+    vae.encode(x)
+    assert same(before, state(vae))
+    vae.encoder(x)  # in training mode the encoder itself moves it
+    assert not same(before, state(vae))

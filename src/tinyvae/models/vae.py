@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from tinyvae.core.module_state import preserved_statistics
 from tinyvae.distributions import Distribution, JointDistribution
 from tinyvae.encoders import Encoder, GaussianEncoder
 from tinyvae.likelihoods import Likelihood
@@ -177,9 +178,10 @@ class VAE(DecoderModel):
     def encode(
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
     ) -> Distribution:
-        """Return q(z given x)."""
+        """Return q(z given x). Running statistics and codebooks stay as they are in any mode."""
         inputs = self.likelihood.encoder_input(self._observed(x, mask))
-        posterior: Distribution = self.encoder(inputs, context)
+        with preserved_statistics(self):
+            posterior: Distribution = self.encoder(inputs, context)
         return posterior
 
     def infer(
