@@ -110,7 +110,7 @@ def test_speed_rejects_unknown_options(options, error, match):
 
 @pytest.mark.parametrize("speed", [object(), "fast", True, Speed])
 def test_trainer_rejects_other_types_as_speed(speed):
-    with pytest.raises(TypeError, match=r"Trainer expects a Speed\(compile=\.\.\., matmul=\.\.\.\), got "):
+    with pytest.raises(TypeError, match=r"Trainer expects a Speed\(compile=\.\.\., matmul=.*got "):
         Trainer(make_linear(), LeastSquares(), speed=speed, device="cpu")
 
 
