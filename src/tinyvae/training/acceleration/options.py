@@ -46,7 +46,7 @@ class Speed:
     Example:
         >>> trainer = Trainer(vae, ELBO(), speed=Speed(matmul="fast"), progress=False)
         >>> history = trainer.fit(x, epochs=1)
-        >>> trainer.route.matmul in ("default", "onednn")
+        >>> trainer.resolved_speed.matmul in ("default", "onednn")
         True
     """
 
