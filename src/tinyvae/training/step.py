@@ -34,10 +34,7 @@ class TrainStep:
     """
 
     def __init__(
-        self,
-        state: TrainState,
-        optimization: Optimization,
-        compute_gradients: ComputeGradients,
+        self, state: TrainState, optimization: Optimization, compute_gradients: ComputeGradients
     ) -> None:
         self.state, self.optimization = state, optimization
         self.compute_gradients = compute_gradients

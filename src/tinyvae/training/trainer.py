@@ -13,14 +13,7 @@ from torch import nn
 
 from tinyvae.core.module_state import evaluating, preserved_modes
 from tinyvae.core.objective import Batch, Objective
-from tinyvae.core.random import (
-    Stream,
-    derive_seed,
-    forked_rng,
-    rng_state,
-    seed_rng,
-    set_rng_state,
-)
+from tinyvae.core.random import Stream, derive_seed, forked_rng, rng_state, seed_rng, set_rng_state
 from tinyvae.core.warnings import warn
 from tinyvae.errors import NonFiniteError
 from tinyvae.training.acceleration.options import ResolvedSpeed, Speed, matmul_route

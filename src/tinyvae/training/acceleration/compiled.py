@@ -73,9 +73,7 @@ class CompiledGradients:
         trained = self._trained
 
         def run(
-            parameters: Sequence[Tensor],
-            buffers: Sequence[Tensor],
-            batch: Sequence[Any],
+            parameters: Sequence[Tensor], buffers: Sequence[Tensor], batch: Sequence[Any]
         ) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
             leaves = [
                 p.detach().requires_grad_(t) for p, t in zip(parameters, trained, strict=True)
