@@ -320,7 +320,7 @@ def test_resume_refuses_another_run_before_anything_changes(tmp_path):
 
 def test_resume_refuses_another_model(tmp_path):
     fit(trainer_of(tmp_path, plateau))
-    with pytest.raises(CheckpointError, match=r"of another model: .* differ, first 'encoder.net"):
+    with pytest.raises(CheckpointError, match=r"to another model: .* differ, first 'encoder.net"):
         fit(trainer_of(tmp_path, plateau, make_vae), **AUTO)
 
 
