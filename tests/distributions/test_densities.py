@@ -13,6 +13,7 @@ import pytest
 import scipy.special
 import scipy.stats
 import torch
+from helpers.cases import for_each
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -306,7 +307,7 @@ def test_mpmath_references_agree_with_scipy():
     np.testing.assert_allclose(exact, scipy.special.gammaln(x), rtol=1e-13, atol=1e-14)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("dtype", "limit", "tolerance"), [(torch.float64, 1e300, 1e-13), (torch.float32, 1e37, 5e-6)]
 )
 @given(data=st.data())
@@ -323,7 +324,7 @@ def test_gamma_residual_where_its_argument_underflows():
     torch.testing.assert_close(gamma_residual(torch.zeros(2), log_x), -log_x)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-6)])
+@for_each(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-6)])
 @given(y=st.one_of(floats(-700, 700), floats(-0.3, 0.3), logarithms(1e-30, 1).map(np.exp)))
 def test_log_sinhc(dtype, tolerance, y):
     y, eps = torch.tensor(float(y), dtype=dtype), 2 * torch.finfo(dtype).eps
@@ -408,7 +409,7 @@ REFERENCES = {
         16,
     ),
 }
-references = pytest.mark.parametrize("name", REFERENCES)
+references = for_each("name", REFERENCES)
 
 
 def reference(name, size, scale=1.0):
@@ -451,7 +452,7 @@ def chi_squared(draws, mass):
 
 
 @references
-@pytest.mark.parametrize("scale", [0.5, 2.0])
+@for_each("scale", [0.5, 2.0])
 def test_draws_agree_with_scipy(name, scale):
     ours, theirs = reference(name, 6, scale)
     draws = ours.sample((5000,))
@@ -467,8 +468,8 @@ def test_draws_agree_with_scipy(name, scale):
     assert min(p_values) > 1e-4
 
 
-@pytest.mark.parametrize("logits", [0.0, 1e-6, -1e-6, 2e-4, -3e-3, 30.0, -30.0, 200.0, -200.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@for_each("logits", [0.0, 1e-6, -1e-6, 2e-4, -3e-3, 30.0, -30.0, 200.0, -200.0])
+@for_each("dtype", [torch.float32, torch.float64])
 def test_draws_of_a_continuous_bernoulli(logits, dtype):
     draws = ContinuousBernoulli(torch.tensor(logits, dtype=dtype)).sample((5000,)).double()
     assert draws.min() >= 0
@@ -477,9 +478,9 @@ def test_draws_of_a_continuous_bernoulli(logits, dtype):
     assert scipy.stats.kstest(draws.numpy(), cdf, method="asymp").pvalue > 1e-4
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("log_concentration", [-13.0, -3.0, 13.0])
-@pytest.mark.parametrize("logits", [-200.0, -5.0, 0.0, 5.0, 200.0])
+@for_each("dtype", [torch.float32, torch.float64])
+@for_each("log_concentration", [-13.0, -3.0, 13.0])
+@for_each("logits", [-200.0, -5.0, 0.0, 5.0, 200.0])
 def test_draws_of_a_beta_have_a_density(logits, log_concentration, dtype):
     p = Beta(*torch.tensor([logits, log_concentration], dtype=dtype))
     draws = p.sample((1000,))
@@ -497,8 +498,8 @@ def test_bernoulli_at_the_ends_is_exact_in_float32():
     assert Bernoulli(logits).log_prob(values).tolist() == [[0.0, 0.0], [-200.0, -200.0]]
 
 
-@pytest.mark.parametrize("exponent", range(-12, 0))
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 3e-7)])
+@for_each("exponent", range(-12, 0))
+@for_each(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 3e-7)])
 def test_continuous_bernoulli_near_the_uniform(exponent, dtype, tolerance):
     logits = 4 * torch.linspace(-1, 1, 41, dtype=dtype) * 10.0**exponent
     p = ContinuousBernoulli(logits)
@@ -511,7 +512,7 @@ def test_continuous_bernoulli_near_the_uniform(exponent, dtype, tolerance):
         assert at_half == pytest.approx(float(constant), abs=tolerance)
 
 
-@pytest.mark.parametrize("probability", [0.01, 0.3, 0.499, 0.4999999, 0.5, 0.52, 0.9])
+@for_each("probability", [0.01, 0.3, 0.499, 0.4999999, 0.5, 0.52, 0.9])
 def test_continuous_bernoulli_in_its_probability(probability):
     at = 1 - 2 * probability
     constant = 2 * math.atanh(at) / at if at else 2.0
@@ -559,9 +560,9 @@ def test_negative_binomial_of_large_concentration_is_poisson(log_mean, k):
     torch.testing.assert_close(limit, poisson, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("log_mean", [-40.0, 0.0, 13.0])
-@pytest.mark.parametrize("make", [Poisson, lambda m: NegativeBinomial(m, 0 * m)])
+@for_each("dtype", [torch.float64, torch.float32])
+@for_each("log_mean", [-40.0, 0.0, 13.0])
+@for_each("make", [Poisson, lambda m: NegativeBinomial(m, 0 * m)])
 def test_zero_counts(make, log_mean, dtype):
     log_mean = torch.tensor(log_mean, dtype=dtype, requires_grad=True)
     log_prob = make(log_mean).log_prob(torch.zeros((), dtype=dtype))
@@ -608,7 +609,7 @@ def test_affine_draws_carry_gradients():
     assert scale.grad != 0
 
 
-@pytest.mark.parametrize("dim", [-1, -2, -3])
+@for_each("dim", [-1, -2, -3])
 def test_mixture_of_scalars(dim):
     components, logits = normal(4, 3, 2), torch.randn(4, 3, 2)
     p = Mixture(logits, components, dim)
@@ -659,7 +660,7 @@ def test_mixture_draws_carry_no_gradient():
     assert not p.sample().requires_grad
 
 
-@pytest.mark.parametrize("logits", [-200.0, -1.0, 0.0, 3.0, 200.0])
+@for_each("logits", [-200.0, -1.0, 0.0, 3.0, 200.0])
 def test_zero_inflated(logits):
     log_mean, extra = torch.tensor([0.4, 2.0]), scipy.special.expit(logits)
     p = ZeroInflated(Poisson(log_mean), torch.full((2,), logits))
@@ -731,8 +732,8 @@ def test_tabular_distribution():
     assert TabularDistribution([flags], [torch.tensor([0])]).is_discrete
 
 
-@pytest.mark.parametrize("dim", [-1, -2, -3])
-@pytest.mark.parametrize("lead", [(), (5,), (2, 5)])
+@for_each("dim", [-1, -2, -3])
+@for_each("lead", [(), (5,), (2, 5)])
 def test_categorical(dim, lead):
     logits = torch.randn(4, 3, 6)
     p = Categorical(logits, dim)
@@ -774,7 +775,7 @@ def test_categorical_draws():
         assert chi_squared(draws[:, i].numpy(), mass[:, i].numpy()) > 1e-4
 
 
-@pytest.mark.parametrize("shape", [(6,), (6, 3), (6, 3, 2)])
+@for_each("shape", [(6,), (6, 3), (6, 3, 2)])
 def test_one_hot_is_categorical(shape):
     logits = torch.randn(4, *shape)
     p = OneHotCategorical(logits, len(shape))
@@ -796,15 +797,15 @@ def test_gumbel_race_follows_the_probabilities():
     assert chi_squared(winners, np.append(scipy.special.softmax(logits.numpy()), 0.0)) > 1e-4
 
 
-@pytest.mark.parametrize(("logits", "concentration"), [(1.0, 1e-3), (-4.0, 2e-3), (-4.0, 5e-3)])
+@for_each(("logits", "concentration"), [(1.0, 1e-3), (-4.0, 2e-3), (-4.0, 5e-3)])
 def test_draws_of_a_beta_at_both_ends_have_its_mean(logits, concentration):
     p = Beta(torch.tensor(logits).float(), torch.tensor(math.log(concentration)).float())
     draws = p.sample((40_000,))
     assert (draws.mean() - p.mean).abs() < 4.5 * draws.std() / 200
 
 
-@pytest.mark.parametrize(("log_mean", "log_r"), [(100.0, 0.0), (0.0, 90.0), (100.0, 90.0)])
-@pytest.mark.parametrize("count", [0.0, 3.0])
+@for_each(("log_mean", "log_r"), [(100.0, 0.0), (0.0, 90.0), (100.0, 90.0)])
+@for_each("count", [0.0, 3.0])
 def test_negative_binomial_where_exp_overflows(log_mean, log_r, count):
     params = [torch.tensor(v, dtype=torch.float32, requires_grad=True) for v in (log_mean, log_r)]
     log_prob = NegativeBinomial(*params).log_prob(torch.tensor(count))

@@ -6,6 +6,7 @@ import scipy.integrate
 import scipy.stats
 import torch
 import torch.distributions as td
+from helpers.cases import for_each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
@@ -71,8 +72,8 @@ def family(request):
     return ours(*params), reference(*params), ours, params
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-@pytest.mark.parametrize("sample_shape", [(), (5,), (2, 5)])
+@for_each(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@for_each("sample_shape", [(), (5,), (2, 5)])
 def test_agrees_with_torch(family, sample_shape, dtype, tolerance):
     _, reference, make, params = family
     ours = make(*[p.to(dtype) for p in params])
@@ -126,7 +127,7 @@ def test_gradients_of_draws():
     assert gradcheck(draw, (torch.randn(2).requires_grad_(), torch.randn(2).requires_grad_()))
 
 
-@pytest.mark.parametrize(
+@for_each(
     "distribution",
     [
         lambda: Normal(torch.tensor(0.7), torch.tensor(-0.4)),
@@ -159,7 +160,7 @@ def test_draws_of_an_event_are_independent():
     assert abs(torch.corrcoef(draws.T)[0, 1]) < 4 / math.sqrt(len(draws))
 
 
-@pytest.mark.parametrize("shape", [(3, 5), (2,), (), (3,)])
+@for_each("shape", [(3, 5), (2,), (), (3,)])
 def test_wrong_event_shape(shape):
     p = Independent(Normal(torch.zeros(4, 2, 3), torch.zeros(4, 2, 3)), 2)
     with pytest.raises(ValueError, match=r"event shape \(2, 3\), got"):
@@ -178,7 +179,7 @@ CLOSED_FORMS = {
     "normal": FAMILIES["normal"],
     "independent normal": FAMILIES["independent normal"],
 }
-kl_table = pytest.mark.parametrize("name", CLOSED_FORMS)
+kl_table = for_each("name", CLOSED_FORMS)
 
 
 def draw_pair(name):
@@ -228,7 +229,7 @@ def test_kl_per_dim_sums_to_kl():
     torch.testing.assert_close(per_dim.sum(1), kl_divergence(q, p), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@for_each("dtype", [torch.float32, torch.float64])
 def test_kl_of_a_tiny_scale(dtype):
     shape, zero = (2, 3), torch.zeros((), dtype=dtype)
     q = Independent(Normal(zero.expand(shape), (zero - 60).expand(shape)), 1)
@@ -264,7 +265,7 @@ def test_kl_is_accurate_near_zero():
     torch.testing.assert_close(kl, exact, rtol=1e-7, atol=1e-22)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("q", "p"),
     [
         (lambda: Normal(torch.zeros(3), torch.zeros(3)), lambda: Bernoulli(torch.zeros(3))),

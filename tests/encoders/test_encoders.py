@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from helpers.cases import for_each
 from torch import nn
 from torch.autograd import gradcheck
 
@@ -296,7 +297,7 @@ def assert_equal(got, expected):
     np.testing.assert_allclose(got.detach().numpy(), expected, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("cls", "family"), [(GaussianEncoder, scipy.stats.norm), (LaplaceEncoder, scipy.stats.laplace)]
 )
 def test_location_comes_before_log_scale(cls, family):
@@ -378,7 +379,7 @@ def test_power_spherical_encoder_reads_the_head():
     assert_equal(p.log_prob(z), expected)
 
 
-@pytest.mark.parametrize("decay", [None, 0.99])
+@for_each("decay", [None, 0.99])
 def test_codes_are_nearest_to_the_head(decay):
     encoder, x = of_identity(VectorQuantizedEncoder, num_codes=5, latent_dim=(2, 3), decay=decay)
     q = encoder.eval()(x)
@@ -402,7 +403,7 @@ def test_joint_encoder_multiplies_its_parts():
     assert q.is_discrete is None
 
 
-@pytest.mark.parametrize("context_dim", [0, 6])
+@for_each("context_dim", [0, 6])
 def test_flow_encoder_is_initially_the_base_encoder(context_dim):
     encoder, x = flow(2, context_dim=context_dim), torch.randn(5, 4)
     z = torch.randn(5, 2)
@@ -410,8 +411,8 @@ def test_flow_encoder_is_initially_the_base_encoder(context_dim):
     torch.testing.assert_close(encoder(x).log_prob(z), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("options", [{}, {"kind": "affine"}, {"coupling": True}])
-@pytest.mark.parametrize("dim", [1, 2, 3])
+@for_each("options", [{}, {"kind": "affine"}, {"coupling": True}])
+@for_each("dim", [1, 2, 3])
 def test_flow_encoder_includes_the_jacobian(dim, options):
     encoder, x = flow(dim, **options), torch.randn(1, 4)
     for parameter in encoder.flow.parameters():
@@ -472,9 +473,9 @@ CLOSED = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("scale", [0.0, 1e-4, 1.0, 5.0])
-@pytest.mark.parametrize("pair", CLOSED)
+@for_each("dtype", [torch.float32, torch.float64])
+@for_each("scale", [0.0, 1e-4, 1.0, 5.0])
+@for_each("pair", CLOSED)
 def test_closed_forms_are_not_negative(pair, scale, dtype):
     make, prior = CLOSED[pair]
     encoder, p = make(mlp(), 3), prior(3)
@@ -621,7 +622,7 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize("case", ERRORS)
+@for_each("case", ERRORS)
 def test_errors(case):
     make, error, message = ERRORS[case]
     with pytest.raises(error, match=message):

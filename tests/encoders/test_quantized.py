@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from helpers.cases import for_each
 from helpers.codebooks import binary, outputs, same, state
 from torch import nn
 
@@ -68,10 +69,10 @@ def all_images():
 # The code -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("latent", [(2, 3), (2,), (1, 3), (5, 2, 2)])
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@for_each("decay", DECAYS)
+@for_each("latent", [(2, 3), (2,), (1, 3), (5, 2, 2)])
+@for_each("training", [True, False])
+@for_each("dtype", [torch.float32, torch.float64])
 def test_quantized_value_is_the_nearest_code(decay, latent, training, dtype):
     vq = encoder(latent, decay=decay).to(dtype).train(training)
     x = torch.randn(9, DATA).to(dtype)
@@ -126,8 +127,8 @@ def test_spatial_codes():
 # Gradients ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("training", [True, False])
+@for_each("decay", DECAYS)
+@for_each("training", [True, False])
 def test_codes_pass_gradients_straight_through(decay, training):
     """The gradient of the network is that of the decoder, as if its outputs were the codes."""
     vae, x = make(decay=decay).train(training), binary(5, DATA)
@@ -177,7 +178,7 @@ def test_averaged_codes_have_no_gradient():
 # Losses -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@for_each("decay", DECAYS)
 def test_quantization_losses_agree_with_formulas(decay):
     vae, x = make(decay=decay, commitment=0.7).eval(), binary(5, DATA)
     rows, codes = outputs(vae.encoder, x).numpy(), vae.encode(x).codes.numpy()
@@ -196,7 +197,7 @@ def test_quantization_losses_agree_with_formulas(decay):
     assert 1 <= metrics["z_perplexity"] <= CODES
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@for_each("decay", DECAYS)
 def test_quantization_losses_are_per_example(decay):
     """The losses do not depend on the batch size (in pythae the commitment does)."""
     vae, x = make(decay=decay).eval(), binary(1, DATA)
@@ -216,8 +217,8 @@ def test_quantization_losses_are_per_example(decay):
         torch.testing.assert_close(parts, value, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("beta", [1.0, 4.0])
+@for_each("decay", DECAYS)
+@for_each("beta", [1.0, 4.0])
 def test_elbo_adds_quantization_losses_to_the_loss_only(decay, beta):
     vae, x = make(decay=decay).eval(), binary(5, DATA)
     output = ELBO(beta)(vae, Batch(x))
@@ -266,7 +267,7 @@ def test_zero_decay_gives_the_batch_mean():
         assert torch.equal(vq.usage, torch.bincount(codes, minlength=CODES).double())
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@for_each("decay", DECAYS)
 def test_codebook_moves_in_forward_and_not_in_draws(decay):
     vq, x = encoder(decay=decay).train(), torch.randn(9, DATA)
     before = state(vq)
@@ -290,8 +291,8 @@ def test_preserved_statistics_suspends_codebook_updates():
     assert vq.track_running_stats
 
 
-@pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize(
+@for_each("decay", DECAYS)
+@for_each(
     "call",
     [
         lambda vae, x: vae.eval()(x),
@@ -330,7 +331,7 @@ def test_codebook_does_not_move_in_validation():
 # Restarts -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@for_each("decay", DECAYS)
 def test_dead_codes_restart_and_live_codes_stay(decay):
     vq = encoder(decay=decay, restart_below=0.5).train()
     x = torch.randn(8, DATA)
@@ -357,7 +358,7 @@ def test_dead_codes_restart_and_live_codes_stay(decay):
     assert vq.codebook.requires_grad == (decay is None)
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@for_each("decay", DECAYS)
 def test_distant_codes_restart_at_the_first_batch(decay):
     vq = encoder(decay=decay).train()
     with torch.no_grad():
@@ -407,8 +408,8 @@ def log_evidence(vae, x):
     return (vae.decode(z[:, None]).log_prob(x) + log_p[:, None]).logsumexp(0)
 
 
-@pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("fitted", [False, True])
+@for_each("decay", DECAYS)
+@for_each("fitted", [False, True])
 def test_elbo_is_a_bound_on_the_enumerated_evidence(decay, fitted):
     vae, x = make(decay=decay).eval(), all_images()
     with torch.no_grad():
@@ -505,7 +506,7 @@ def test_sample_given_a_context():
 # Training -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@for_each("decay", DECAYS)
 def test_training_uses_the_codes_and_lowers_the_loss(decay):
     """The data are eight blobs. The codebook of eight codes starts far away."""
     torch.manual_seed(2)
@@ -564,7 +565,7 @@ def test_copied_model_is_independent():
     assert not same(state(twin), before)
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@for_each("decay", DECAYS)
 def test_batch_of_one_and_integers(decay):
     vae = make(decay=decay).train()
     output = ELBO(num_samples=3)(vae, Batch(binary(1, DATA).long()))
@@ -575,7 +576,7 @@ def test_batch_of_one_and_integers(decay):
 # Errors -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("options", "message"),
     [
         ({"codes": 1}, "VectorQuantizedEncoder expects num_codes >= 2, got 1"),
@@ -618,7 +619,7 @@ def test_prior_errors():
 # Regressions --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", ["fit", "sample"])
+@for_each("call", ["fit", "sample"])
 def test_codes_without_positions(call):
     vae, x = make((2,)).eval(), binary(20, DATA)
     if call == "sample":
@@ -677,7 +678,7 @@ def test_codes_with_a_density_prior_are_refused():
         ELBO().check(vae, Batch(x))
 
 
-@pytest.mark.parametrize("codes", [CODES - 1, CODES + 1])
+@for_each("codes", [CODES - 1, CODES + 1])
 def test_code_prior_refuses_another_number_of_codes(codes):
     vae = make().eval()
     vae.prior = CodePrior(codes, latent_dim=(2, 3))
@@ -685,7 +686,7 @@ def test_code_prior_refuses_another_number_of_codes(codes):
         vae.check(binary(5, DATA))
 
 
-@pytest.mark.parametrize("kind", ["joint", "bottom-up"])
+@for_each("kind", ["joint", "bottom-up"])
 def test_losses_pass_through_wrappers(kind):
     codes = encoder((2, 1))
     if kind == "joint":

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.cases import for_each
 from helpers.likelihoods import (
     COLUMNS,
     LIKELIHOODS,
@@ -49,7 +50,7 @@ def test_likelihood_keeps_its_contract(name):
     )
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@for_each("name", LIKELIHOODS)
 def test_likelihood_log_prob_agrees_with_scipy(name):
     family = LIKELIHOODS[name]
     for event in family.events:
@@ -124,7 +125,7 @@ def test_with_mask_needs_a_masked_likelihood(sample):
             sample.likelihood.with_mask(x, mask)
 
 
-@pytest.mark.parametrize("name", ["categorical", "masked categorical", "mixed", "masked mixed"])
+@for_each("name", ["categorical", "masked categorical", "mixed", "masked mixed"])
 def test_center_of_classes_is_the_most_probable_class(name):
     sample = Sample(LIKELIHOODS[name], LIKELIHOODS[name].events[0])
     x, p = sample.observed(1)[0], sample(sample.params(1))
@@ -141,7 +142,7 @@ def test_center_of_classes_is_the_most_probable_class(name):
     torch.testing.assert_close(p.point_estimate(torch.ones(1)), p.point_estimate()[0])
 
 
-@pytest.mark.parametrize("name", ["gaussian, learned", "beta", "poisson", "categorical, gray"])
+@for_each("name", ["gaussian, learned", "beta", "poisson", "categorical, gray"])
 def test_center_of_numbers_is_the_mean(name):
     sample = Sample(LIKELIHOODS[name], (4,))
     p = sample(sample.params(3, 5))
@@ -222,7 +223,7 @@ def test_maximum_likelihood_recovers_parameters(name):
     assert (difference.abs() < 4.5 * covariance.diagonal().sqrt()).all()
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("likelihood", "num_values", "event", "latent_dim"),
     [
         (BernoulliLikelihood(), 2, (1, 3, 3), 1),

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.cases import for_each
 from helpers.models import (
     COMBINATIONS,
     DIVERSE,
@@ -186,7 +187,7 @@ def test_joint_latents_read_the_context():
     assert evaluate(vae, x, context, elbo_samples=2, importance_samples=2).is_bound
 
 
-@pytest.mark.parametrize(
+@for_each(
     "encoder",
     [
         lambda: PowerSphericalEncoder(features(), 3),

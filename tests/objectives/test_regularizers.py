@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from helpers.cases import for_each
 from helpers.oracles import TwoLayers
 from torch import nn
 
@@ -205,7 +206,7 @@ def assert_same(first, second):
 # Added to a bound ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bound", BOUNDS)
+@for_each("bound", BOUNDS)
 def test_regularizers_add_to_every_loss(bound):
     for name, make in REGULARIZERS.items():
         vae, batch = small_vae(), Batch(torch.randn(7, DATA))
@@ -316,7 +317,7 @@ def test_regularizer_weights_are_all_scheduled():
     assert len(objective.unfinished_schedules(5, None)) == 3
 
 
-@pytest.mark.parametrize("name", sorted(REGULARIZERS.keys() - OF_DECODER))
+@for_each("name", sorted(REGULARIZERS.keys() - OF_DECODER))
 def test_regularizer_of_one_of_several_latents(name):
     vae, x = joint_vae(), torch.randn(7, DATA)
     objective = ELBO(num_samples=2) + REGULARIZERS[name](1.7, latent="style")
@@ -344,7 +345,7 @@ def test_regularizer_expects_a_latent_name():
             objective.check(vae, batch)
 
 
-@pytest.mark.parametrize("name", sorted(REGULARIZERS.keys() - {"weight l2"}))
+@for_each("name", sorted(REGULARIZERS.keys() - {"weight l2"}))
 def test_regularizer_refuses_other_latents(name):
     batch = Batch(torch.randn(7, DATA))
     objective = ELBO(num_samples=2) + REGULARIZERS[name](1.0, latent="kind")
@@ -368,8 +369,8 @@ def test_regularizer_refuses_other_latents(name):
         assert {f"z2_{metric}" for metric in METRICS[name]} <= metrics.keys()
 
 
-@pytest.mark.parametrize("name", sorted(OF_DECODER))
-@pytest.mark.parametrize("model", [joint_vae, two_level_vae, ladder_vae, bottom_up_vae])
+@for_each("name", sorted(OF_DECODER))
+@for_each("model", [joint_vae, two_level_vae, ladder_vae, bottom_up_vae])
 def test_decoder_regularizers_fit_every_model(name, model):
     vae, batch = model(), Batch(torch.randn(7, DATA))
     objective = ELBO(num_samples=2) + REGULARIZERS[name](1.0)
@@ -382,14 +383,14 @@ def test_decoder_regularizers_fit_every_model(name, model):
     assert all(p.grad.abs().sum() > 0 for p in vae.decoder.parameters() if p.dim() > 1)
 
 
-@pytest.mark.parametrize("name", sorted(OF_DECODER))
+@for_each("name", sorted(OF_DECODER))
 def test_decoder_regularizers_refuse_models_without_decoder(name):
     objective = ELBO() + REGULARIZERS[name](1.0)
     with pytest.raises(TypeError, match="expects a model with a decoder, got a TwoLayers"):
         objective(TwoLayers(top_down=True), Batch(torch.randn(3, 4)))
 
 
-@pytest.mark.parametrize("name", REGULARIZERS)
+@for_each("name", REGULARIZERS)
 def test_regularizer_of_a_batch_of_one(name):
     vae = small_vae()
     _, penalty = penalty_of(REGULARIZERS[name](1.0), vae, torch.randn(1, DATA), 3)
@@ -399,7 +400,7 @@ def test_regularizer_of_a_batch_of_one(name):
         assert not any(g.any() for g in gradients(penalty.loss, vae))
 
 
-@pytest.mark.parametrize("name", sorted(READS_DRAWS | {"dip", "dip total"}))
+@for_each("name", sorted(READS_DRAWS | {"dip", "dip total"}))
 def test_regularizer_flattens_latents(name):
     """Regularizers that do not read the decoder flatten maps."""
     vae, x = spatial_vae(), torch.randn(7, DATA)
@@ -503,7 +504,7 @@ def test_regularized_objective_refuses_other_terms():
         (ELBO() + MMDRegularizer(1.0)).check(nn.Linear(2, 2), Batch(torch.randn(7, DATA)))
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("make", "message"),
     [
         (lambda: DIPRegularizer(1.0, covariance="full"), "'means' or 'total', got 'full'"),
@@ -608,7 +609,7 @@ class Alone(nn.Module):
         return self.regularizer(self.vae, Batch(x), record).loss
 
 
-@pytest.mark.parametrize("name", sorted(k for k in REGULARIZERS if "adversarial" not in k))
+@for_each("name", sorted(k for k in REGULARIZERS if "adversarial" not in k))
 def test_regularizer_gradcheck(name):
     """Gradients in encoder and decoder agree with differences."""
     torch.manual_seed(1)
@@ -708,7 +709,7 @@ def test_gradient_penalty_differentiates_in_the_latent():
     torch.testing.assert_close(*values, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("with_context", [False, True])
+@for_each("with_context", [False, True])
 def test_gradient_penalty_in_validation_and_with_frozen_encoder(with_context):
     vae = conditional_vae() if with_context else small_vae()
     batch = Batch(torch.randn(7, DATA), torch.randn(7, 3) if with_context else None)
@@ -735,7 +736,7 @@ def test_gradient_penalty_in_validation_and_with_frozen_encoder(with_context):
 # Covariance ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [2, 3, 11])
+@for_each("size", [2, 3, 11])
 def test_dip_agrees_with_numpy(size):
     vae, x = small_vae(), torch.randn(size, DATA)
     record, penalty = penalty_of(DIPRegularizer(0.3, diagonal=4.0), vae, x, 3)
@@ -757,7 +758,7 @@ POSTERIORS = {
 }
 
 
-@pytest.mark.parametrize("name", ["diagonal", "full", "low rank"])
+@for_each("name", ["diagonal", "full", "low rank"])
 def test_mean_covariance_agrees_with_samples(name):
     posterior = POSTERIORS[name]().encode(torch.randn(3, DATA))
     with torch.no_grad():
@@ -776,8 +777,8 @@ def test_dip_total_refuses_other_posteriors():
         (ELBO(0.0) + DIPRegularizer(1.0, covariance="total")).check(vae, batch)
 
 
-@pytest.mark.parametrize("covariance", ["means", "total"])
-@pytest.mark.parametrize("estimator", ["pathwise", "stl"])
+@for_each("covariance", ["means", "total"])
+@for_each("estimator", ["pathwise", "stl"])
 def test_dip_gradient_reaches_the_encoder(covariance, estimator):
     vae, x = small_vae(), torch.randn(9, DATA)
     bound = ELBO(0.0, likelihood_weight=0.0, estimator=estimator)
@@ -791,7 +792,7 @@ def test_dip_gradient_reaches_the_encoder(covariance, estimator):
     assert found[0].abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["dip", "dip total"])
+@for_each("name", ["dip", "dip total"])
 def test_dip_ignores_the_order_of_the_batch(name):
     """The loss does not depend on the order, and is zero for whitened means."""
     vae, x = small_vae(), torch.randn(9, DATA)
@@ -830,9 +831,9 @@ def direct_mmd(z, y, kernel, scales):
     return within / (size * (size - 1)) - 2 * sum(k(z[i], y[j]) for i, j in pairs) / size**2
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("scales", [(1.0,), (0.1, 2.0, 7.0)])
-@pytest.mark.parametrize("num_samples", [1, 2])
+@for_each("kernel", KERNELS)
+@for_each("scales", [(1.0,), (0.1, 2.0, 7.0)])
+@for_each("num_samples", [1, 2])
 def test_mmd_agrees_with_the_double_sum(kernel, scales, num_samples):
     vae, x = small_vae(), torch.randn(6, DATA)
     function, formula = KERNELS[kernel]
@@ -874,7 +875,7 @@ def gaussian_mmd(mean, std, dim, scale):
     return expected_kernel(0, 2 * std**2) + expected_kernel(0, 2) - 2 * cross
 
 
-@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.7, 1.0), (0.4, 0.5)])
+@for_each(("mean", "std"), [(0.0, 1.0), (0.7, 1.0), (0.4, 0.5)])
 def test_mmd_is_unbiased(mean, std):
     vae = small_vae()
     with torch.no_grad():
@@ -952,8 +953,8 @@ def numpy_terms(record, size, sampling):
     return values.mean((0, 1))
 
 
-@pytest.mark.parametrize("sampling", ["stratified", "weighted"])
-@pytest.mark.parametrize("num_samples", [1, 3])
+@for_each("sampling", ["stratified", "weighted"])
+@for_each("num_samples", [1, 3])
 def test_total_correlation_agrees_with_numpy(sampling, num_samples):
     vae, x = small_vae(), 2 * torch.randn(7, DATA)
     options = {"mutual_information": 0.3, "dimension_kl": 0.7, "sampling": sampling}
@@ -968,8 +969,8 @@ def test_total_correlation_agrees_with_numpy(sampling, num_samples):
     assert penalty.loss.item() == pytest.approx(total, rel=1e-12)
 
 
-@pytest.mark.parametrize("sampling", ["stratified", "weighted"])
-@pytest.mark.parametrize("num_samples", [1, 3])
+@for_each("sampling", ["stratified", "weighted"])
+@for_each("num_samples", [1, 3])
 def test_total_correlation_terms_sum_to_the_kl(sampling, num_samples):
     vae, batch = small_vae(), Batch(torch.randn(7, DATA))
     ones = TotalCorrelationRegularizer(
@@ -994,7 +995,7 @@ def test_total_correlation_terms_sum_to_the_kl(sampling, num_samples):
     assert_same(*(gradients(loss, vae) for loss in losses))
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 6])
+@for_each("size", [1, 2, 3, 6])
 def test_aggregate_log_weights_stratified_are_unbiased(size):
     """The mean over all batches with the example of z, at any position, is the density."""
     num = 6

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from helpers.cases import for_each
 from torch import nn
 from torch.distributions import MultivariateNormal
 
@@ -210,9 +211,9 @@ ELEMENTWISE = {
 }
 
 
-@pytest.mark.parametrize("sample_shape", [(), (5,), (3, 5)])
-@pytest.mark.parametrize("latent_shape", [3, (2, 3, 1)])
-@pytest.mark.parametrize("name", ELEMENTWISE)
+@for_each("sample_shape", [(), (5,), (3, 5)])
+@for_each("latent_shape", [3, (2, 3, 1)])
+@for_each("name", ELEMENTWISE)
 def test_standard_prior_log_prob(name, latent_shape, sample_shape):
     cls, log_density = ELEMENTWISE[name]
     prior = cls(latent_shape)
@@ -222,8 +223,8 @@ def test_standard_prior_log_prob(name, latent_shape, sample_shape):
     torch.testing.assert_close(prior().log_prob(z), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("cls", [StandardNormal, StandardLaplace, SphereUniformPrior])
+@for_each("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@for_each("cls", [StandardNormal, StandardLaplace, SphereUniformPrior])
 def test_constant_prior_follows_the_dtype(cls, dtype):
     prior = cls(3).to(dtype)
     assert prior().mean.dtype == prior().sample().dtype == dtype
@@ -377,7 +378,7 @@ def test_fitted_prior_em_agrees_with_sklearn():
     assert all(value < best + 0.01 for value in got)
 
 
-@pytest.mark.parametrize("density", [lambda: flow(2), lambda: GaussianPrior(2)])
+@for_each("density", [lambda: flow(2), lambda: GaussianPrior(2)])
 def test_fitted_prior_by_gradient(density):
     z = skewed(dim=2)
     before = FittedPrior.fit(z, density(), steps=1, learning_rate=0.0)().log_prob(z).mean()
@@ -427,7 +428,7 @@ GIVEN = {
 } | {name: PRIORS[name] for name, (_, context) in PRIORS.items() if context is not None}
 
 
-@pytest.mark.parametrize("name", GIVEN)
+@for_each("name", GIVEN)
 def test_sample_draws_for_each_row_of_context(name):
     make, context = GIVEN[name]
     made = make()
@@ -562,7 +563,7 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize("case", ERRORS)
+@for_each("case", ERRORS)
 def test_errors(case):
     make, error, message = ERRORS[case]
     with pytest.raises(error, match=message):
@@ -621,7 +622,7 @@ def test_failing_prior_is_named_in_the_error():
         vae.check(torch.zeros(2, 4))
 
 
-@pytest.mark.parametrize(
+@for_each(
     "description",
     [
         {"part": "FlowPrior", "config": {"flow": 5}},
