@@ -1,15 +1,19 @@
 """Joint distributions."""
 
+import math
+
 import pytest
 import torch
 from helpers.cases import for_each
-from helpers.distributions import draw_params, grid, independent_normal, joint, one_hots
+from helpers.distributions import draw_params, grid, independent_normal, joint, normal, one_hots
 
 from tinyvae.distributions import (
+    Bernoulli,
     Independent,
     JointDistribution,
     Normal,
     OneHotCategorical,
+    TabularDistribution,
     kl_divergence,
 )
 
@@ -59,3 +63,29 @@ def test_joints_of_joints_have_a_closed_form():
     q, p = (Independent(Normal(torch.randn(2), torch.randn(2)), 1) for _ in range(2))
     nested = [JointDistribution({"a": d, "b": JointDistribution({"c": d})}) for d in (q, p)]
     torch.testing.assert_close(kl_divergence(*nested), 2 * kl_divergence(q, p))
+
+
+def test_tabular_distribution():
+    numbers, flags, amounts = normal(5, 2), Bernoulli(torch.randn(5, 1)), normal(5, 1)
+    p = TabularDistribution(
+        [numbers, flags, amounts], [torch.tensor([3, 0]), torch.tensor([1]), torch.tensor([2])]
+    )
+    assert p.batch_shape == (5, 4)
+    x = torch.randn(7, 5, 4)
+    x[..., 1] = (x[..., 1] > 0).double()
+    log_prob = p.log_prob(x)
+    assert torch.equal(log_prob[..., [3, 0]], numbers.log_prob(x[..., [3, 0]]))
+    assert torch.equal(log_prob[..., 1:2], flags.log_prob(x[..., 1:2]))
+    assert torch.equal(log_prob[..., 2:3], amounts.log_prob(x[..., 2:3]))
+    means = torch.stack(
+        [numbers.mean[:, 1], flags.mean[:, 0], amounts.mean[:, 0], numbers.mean[:, 0]], 1
+    )
+    assert torch.equal(p.mean, means)
+    weights = torch.randn(5, 1).softmax(0)
+    torch.testing.assert_close(p.point_estimate(weights), (weights * means).sum(0))
+    draws = p.sample((3000,))
+    assert set(draws[..., 1].unique().tolist()) == {0.0, 1.0}
+    error = draws.std(0) / math.sqrt(3000)
+    assert ((draws.mean(0) - means).abs() < 4.5 * error).all()
+    assert not p.is_discrete
+    assert TabularDistribution([flags], [torch.tensor([0])]).is_discrete

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.special
 import torch
+import torch.distributions as td
 from helpers.cases import for_each
 from helpers.distributions import (
     codes,
@@ -417,6 +418,16 @@ def vector(*batch):
             lambda: Affine(independent_normal(vector(), vector()), torch.zeros(3), torch.ones(3)),
             lambda: independent_normal(vector(), vector()),
         ),
+        (lambda: Normal(torch.zeros(3), torch.zeros(3)), lambda: Bernoulli(torch.zeros(3))),
+        (lambda: Bernoulli(torch.zeros(3)), lambda: Bernoulli(torch.zeros(3))),
+        (
+            lambda: Independent(Normal(torch.zeros(3), torch.zeros(3)), 1),
+            lambda: Normal(torch.zeros(3), torch.zeros(3)),
+        ),
+        (
+            lambda: Independent(Normal(torch.zeros(2, 3), torch.zeros(2, 3)), 1),
+            lambda: Independent(Normal(torch.zeros(2, 3), torch.zeros(2, 3)), 2),
+        ),
         # Regression: AttributeError, classes along different dimensions of one event shape.
         (
             lambda: OneHotCategorical(torch.zeros(2, 3), 2),
@@ -438,3 +449,41 @@ def test_kl_of_a_full_normal_to_elements_of_one_scale(first):
     one, each = (Independent(Normal(mean, s), 1) for s in (log_std, log_std.expand(3)))
     pair, expected = ((full, one), (full, each)) if first else ((one, full), (each, full))
     torch.testing.assert_close(kl_divergence(*pair), kl_divergence(*expected))
+
+
+def test_kl_per_dim_agrees_with_torch():
+    params = torch.randn(2, 2, 4, 3)
+    q, p = (independent_normal(*pair) for pair in params)
+    reference_q, reference_p = (td.Normal(mean, log_std.exp()) for mean, log_std in params)
+    per_dim = kl_divergence(q, p, per_dim=True)
+    expected = td.kl_divergence(reference_q, reference_p)
+    torch.testing.assert_close(per_dim, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(per_dim.sum(1), kl_divergence(q, p), rtol=1e-10, atol=1e-10)
+
+
+def kl_to_standard_normal(mean, log_std):
+    zero = torch.zeros((), dtype=mean.dtype)
+    return kl_divergence(Normal(mean, log_std), Normal(zero, zero))
+
+
+def test_kl_is_nonnegative_in_float32():
+    magnitude = 2 ** torch.linspace(-60, 5, 500_000)
+    log_std = torch.cat([magnitude, -magnitude, torch.randn(500_000) * 1e-3]).float()
+    assert kl_to_standard_normal(torch.zeros_like(log_std), log_std).min() >= 0
+
+
+@settings(max_examples=300)
+@given(
+    st.floats(-(2**-7), 2**-7, width=32),
+    st.floats(-(2**-7), 2**-7, width=32),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_kl_is_nonnegative_near_zero(mean, log_std, dtype):
+    assert kl_to_standard_normal(*torch.tensor([mean, log_std], dtype=dtype)) >= 0
+
+
+def test_kl_is_accurate_near_zero():
+    log_std = torch.logspace(-8, -3, 50)
+    exact = log_std**2 + 2 / 3 * log_std**3 + log_std**4 / 3  # series of the closed form
+    kl = kl_to_standard_normal(torch.zeros(50), log_std)
+    torch.testing.assert_close(kl, exact, rtol=1e-7, atol=1e-22)

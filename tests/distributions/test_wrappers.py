@@ -2,15 +2,20 @@
 
 import math
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
-from helpers.distributions import independent_normal, integral
+from helpers.distributions import independent_normal, integral, normal
 
 from tinyvae.distributions import (
     Affine,
     FullNormal,
     Independent,
     JointDistribution,
+    MaskedDistribution,
+    Normal,
+    Poisson,
     Quantized,
     ReshapedBatch,
 )
@@ -75,3 +80,49 @@ def test_losses_of_rows():
     wide = ReshapedBatch(rows, (2, 3))
     assert torch.equal(wide.losses["commitment"], torch.arange(6.0).reshape(2, 3))
     assert wide.metrics == metrics
+
+
+def test_affine():
+    base, shift, scale = normal(4, 3), torch.randn(3), torch.rand(3) + 0.5
+    p = Affine(base, shift, scale)
+    loc, std = shift + scale * base.mean, scale * base.log_std.exp()
+    x = torch.randn(5, 4, 3)
+    expected = scipy.stats.norm.logpdf(x, loc, std)
+    np.testing.assert_allclose(p.log_prob(x), expected, rtol=1e-12)
+    torch.testing.assert_close(p.mean, loc)
+    weights = torch.randn(4).softmax(0)
+    torch.testing.assert_close(p.point_estimate(weights), (weights[:, None] * loc).sum(0))
+    uniform = scipy.stats.norm.cdf(p.sample((2000,)), loc, std)
+    assert scipy.stats.kstest(uniform.ravel(), "uniform", method="asymp").pvalue > 1e-4
+    assert (p.batch_shape, p.event_shape, p.has_rsample) == ((4, 3), (), True)
+
+
+def test_affine_draws_carry_gradients():
+    scale = torch.tensor(2.0, requires_grad=True)
+    Affine(normal(3), torch.zeros(()), scale).sample().sum().backward()
+    assert scale.grad != 0
+
+
+def test_masked_distribution_scores_observed_entries():
+    loc = torch.randn(4, 3, requires_grad=True)
+    base = Normal(loc, torch.zeros(3))
+    p = MaskedDistribution(base, inside=torch.tensor(0.0))
+    x = torch.randn(2, 4, 3)
+    assert torch.equal(p.log_prob(x), base.log_prob(x))
+    missing = torch.rand(2, 4, 3) < 0.4
+    log_prob = p.log_prob(x.masked_fill(missing, math.nan))
+    assert (log_prob[missing] == 0).all()
+    assert torch.equal(log_prob[~missing], base.log_prob(x)[~missing])
+    (gradient,) = torch.autograd.grad(log_prob.sum(), loc)
+    torch.testing.assert_close(gradient, ((x - loc.detach()) * ~missing).sum(0))
+    assert torch.equal(p.mean, base.mean)
+    assert torch.equal(p.point_estimate(), base.point_estimate())
+    assert p.sample((7,)).shape == (7, 4, 3)
+    assert p.has_rsample == base.has_rsample
+
+
+def test_affine_refuses_masses():
+    with pytest.raises(
+        TypeError, match=r"expects a density to shift and scale.*masses have no units"
+    ):
+        Affine(Poisson(torch.zeros(2)), torch.tensor(0.0), torch.tensor(2.0))

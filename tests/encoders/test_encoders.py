@@ -29,7 +29,6 @@ from tinyvae.flows import Flow
 from tinyvae.networks import ConcatContext
 from tinyvae.priors import (
     CategoricalPrior,
-    CodePrior,
     FullGaussianPrior,
     GaussianPrior,
     JointPrior,
@@ -379,19 +378,6 @@ def test_power_spherical_encoder_reads_the_head():
     assert_equal(p.log_prob(z), expected)
 
 
-@for_each("decay", [None, 0.99])
-def test_codes_are_nearest_to_the_head(decay):
-    encoder, x = of_identity(VectorQuantizedEncoder, num_codes=5, latent_dim=(2, 3), decay=decay)
-    q = encoder.eval()(x)
-    outputs = head_of(encoder, x).reshape(4, 2, 3)
-    codebook = encoder.codebook.detach().numpy()
-    distances = ((outputs[:, None] - codebook[None, :, :, None]) ** 2).sum(2)  # (B, J, S)
-    assert (q.codes.numpy() == distances.argmin(1)).all()
-    assert_equal(q.mean, codebook[distances.argmin(1)].transpose(0, 2, 1))
-    assert_equal(q.losses["commitment"], 0.25 * distances.min(1).sum(1))
-    assert ("codebook" in q.losses) == (decay is None)
-
-
 def test_joint_encoder_multiplies_its_parts():
     encoder, x = joint(MLP(4, hidden=(5,)), 5), torch.randn(5, 4)
     q, features = encoder(x), encoder.network(x)
@@ -401,14 +387,6 @@ def test_joint_encoder_multiplies_its_parts():
     expected = sum(part.log_prob(v) for part, v in zip(parts, values, strict=True))
     torch.testing.assert_close(q.log_prob(z), expected, rtol=1e-12, atol=1e-12)
     assert q.is_discrete is None
-
-
-@for_each("context_dim", [0, 6])
-def test_flow_encoder_is_initially_the_base_encoder(context_dim):
-    encoder, x = flow(2, context_dim=context_dim), torch.randn(5, 4)
-    z = torch.randn(5, 2)
-    expected = encoder.encoder(x).log_prob(z)
-    torch.testing.assert_close(encoder(x).log_prob(z), expected, rtol=1e-9, atol=1e-9)
 
 
 @for_each("options", [{}, {"kind": "affine"}, {"coupling": True}])
@@ -492,20 +470,6 @@ def test_closed_forms_are_not_negative(pair, scale, dtype):
         assert (kl.abs() < 1e-6).all()
 
 
-def test_kl_of_codes_is_minus_log_mass():
-    encoder, prior = (
-        VectorQuantizedEncoder(mlp(), num_codes=6, latent_dim=(2, 3)).eval(),
-        CodePrior(6, latent_dim=(2, 3)),
-    )
-    prior.logits.normal_()
-    q = encoder(torch.randn(5, 4))
-    kl = kl_divergence(q, prior(encoder=encoder))
-    log_probs = prior.logits.log_softmax(0)
-    expected = [-sum(log_probs[code, s] for s, code in enumerate(row)) for row in q.codes]
-    torch.testing.assert_close(kl, torch.stack(expected))
-    torch.testing.assert_close(kl, -prior(encoder=encoder).log_prob(q.sample()))
-
-
 # Errors -------------------------------------------------------------------------------------------
 
 ERRORS = {
@@ -563,21 +527,6 @@ ERRORS = {
         lambda: CategoricalEncoder(mlp(), 3, temperature=math.nan),
         ValueError,
         "CategoricalEncoder expects a finite temperature > 0, got nan",
-    ),
-    "one code": (
-        lambda: VectorQuantizedEncoder(mlp(), num_codes=1, latent_dim=2),
-        ValueError,
-        "VectorQuantizedEncoder expects num_codes >= 2, got 1",
-    ),
-    "decay": (
-        lambda: VectorQuantizedEncoder(mlp(), num_codes=4, latent_dim=2, decay=1.0),
-        ValueError,
-        "VectorQuantizedEncoder expects 0 <= decay < 1 or None, got 1.0",
-    ),
-    "commitment": (
-        lambda: VectorQuantizedEncoder(mlp(), num_codes=4, latent_dim=2, commitment=-1.0),
-        ValueError,
-        "VectorQuantizedEncoder expects commitment and restart_below >= 0",
     ),
     "joint of nothing": (
         lambda: JointEncoder({}),

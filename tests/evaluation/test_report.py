@@ -174,8 +174,8 @@ def in_chunks_of(monkeypatch, elements):
         monkeypatch.setattr(f"tinyvae.evaluation.{module}.CHUNK_ELEMENTS", elements)
 
 
-@pytest.mark.parametrize("elements", [1, 12, 40, 150, 10**6])
-@pytest.mark.parametrize("with_context", [False, True])
+@for_each("elements", [1, 12, 40, 150, 10**6])
+@for_each("with_context", [False, True])
 def test_evaluate_does_not_depend_on_chunks(monkeypatch, elements, with_context):
     model = Tabulated(16, 7)
     x = torch.arange(7.0)[:, None].repeat(1, 4)  # (7, 4)

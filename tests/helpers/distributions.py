@@ -12,6 +12,7 @@ import pytest
 import scipy.stats
 import torch
 import torch.nn.functional as F
+from hypothesis import strategies as st
 
 from tinyvae.distributions import (
     Affine,
@@ -206,3 +207,43 @@ def ks(draws, cdf):
 
 def independent_laplace(mean, log_scale):
     return Independent(Laplace(mean, log_scale), 1)
+
+
+def masses(distribution, values):
+    """Return masses ``(values, batch)`` of the least values, and of all others together."""
+    grid = torch.arange(values, dtype=torch.get_default_dtype())
+    mass = distribution.log_prob(grid[:, None]).exp()
+    return torch.cat([mass, 1 - mass.sum(0, keepdim=True)]).clamp(min=0)
+
+
+def chi_squared(draws, mass):
+    """Return the p value of draws ``(n,)`` of 0, 1, ... with rare values pooled."""
+    observed = np.bincount(np.minimum(draws, len(mass) - 1).astype(int), minlength=len(mass))
+    expected = mass * len(draws)
+    rare = expected < 5
+    assert observed[expected <= 1e-9].sum() == 0
+    if rare.any():
+        observed = np.append(observed[~rare], observed[rare].sum())
+        expected = np.append(expected[~rare], expected[rare].sum())
+    kept = expected > 1e-9
+    if kept.sum() == 1:
+        return 1.0
+    total = observed[kept].sum() / expected[kept].sum()
+    return scipy.stats.chisquare(observed[kept], expected[kept] * total).pvalue
+
+
+def normal(*shape):
+    return Normal(torch.randn(shape), 0.3 * torch.randn(shape))
+
+
+def floats(low, high):
+    """Generate numbers that are equal in float32 and float64."""
+    bounds = (float(np.float32(bound)) for bound in (low, high))
+    return st.floats(*bounds, width=32, allow_subnormal=False)
+
+
+def logarithms(low, high):
+    return floats(math.log(low), math.log(high))
+
+
+counts = st.one_of(st.integers(0, 50), st.integers(0, 10**6))

@@ -111,7 +111,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@for_each("name", MODELS)
 def test_decoder_without_a_shape_equals_one_with_it(name, tmp_path):
     models = []
     for shape in (True, False):

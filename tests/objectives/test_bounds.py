@@ -422,7 +422,7 @@ class Odd(Schedule):
         return "Odd()"
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("objective", "expected"),
     [
         (IWAE(5), True),
@@ -450,7 +450,6 @@ class Odd(Schedule):
         (ELBO({"z": 1.5}), False),
         (ELBO(estimator="stl"), True),
     ],
-    ids=repr,
 )
 def test_is_bound(objective, expected):
     vae = small_vae()
@@ -459,7 +458,7 @@ def test_is_bound(objective, expected):
     assert words.endswith("a lower bound on log p(x)" if expected else "not a bound on log p(x)")
 
 
-@pytest.mark.parametrize("objective", [ELBO(), IWAE(3), TVO(3)], ids=repr)
+@for_each("objective", [ELBO(), IWAE(3), TVO(3)])
 def test_is_bound_is_false_without_a_density(objective):
     vae = VAE(DeterministicEncoder(MLP(5), 2), MLP(2, out_shape=5), GaussianLikelihood())
     assert not objective.is_bound(vae)
