@@ -14,11 +14,11 @@ from tinyvae.distributions.base import Independent as Independent
 from tinyvae.distributions.base import TorchDistribution as TorchDistribution
 from tinyvae.distributions.base import Wrapper as Wrapper
 from tinyvae.distributions.base import sum_last as sum_last
-from tinyvae.distributions.continuous import Beta as Beta
-from tinyvae.distributions.continuous import ContinuousBernoulli as ContinuousBernoulli
+from tinyvae.distributions.bounded import Beta as Beta
+from tinyvae.distributions.bounded import ContinuousBernoulli as ContinuousBernoulli
+from tinyvae.distributions.bounded import LogNormal as LogNormal
 from tinyvae.distributions.continuous import ElementwiseNormal as ElementwiseNormal
 from tinyvae.distributions.continuous import Laplace as Laplace
-from tinyvae.distributions.continuous import LogNormal as LogNormal
 from tinyvae.distributions.continuous import Normal as Normal
 from tinyvae.distributions.continuous import (
     StandardNormalDistribution as StandardNormalDistribution,
