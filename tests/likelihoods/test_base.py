@@ -9,7 +9,7 @@ from helpers.cases import for_each
 from helpers.likelihoods import learned
 
 from tinyvae import CategoricalLikelihood, GaussianLikelihood, Likelihood
-from tinyvae.distributions import TorchDistribution
+from tinyvae.distributions import Normal, TorchDistribution
 from tinyvae.likelihoods import (
     BetaLikelihood,
     Column,
@@ -27,6 +27,7 @@ from tinyvae.likelihoods import (
     Predicted,
     StandardizedLikelihood,
     StudentTLikelihood,
+    as_positive,
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -144,6 +145,35 @@ def test_elementwise_must_return_a_tinyvae_distribution():
 
     with pytest.raises(TypeError, match=r"must return a tinyvae Distribution, got a Laplace: wrap"):
         Unwrapped()(torch.zeros(2, 3), 1)
+
+
+def test_elementwise_needs_as_many_arguments_as_there_are_parameters():
+    class Scaled(Likelihood):
+        def __init__(self, num_params, scale):
+            super().__init__()
+            self.num_params, self.scale = num_params, as_positive(scale)
+
+        def elementwise(self, mean, log_scale):
+            return Normal(mean, log_scale)
+
+    for num_params, scale, got in (
+        (1, "predicted", "0 parameters of the decoder and 1 log"),
+        (3, "learned", "3 parameters of the decoder and 1 log"),
+    ):
+        message = rf"Scaled.elementwise expects \(mean, log_scale\), got {got}.*1 \+ self.scale"
+        likelihood = Scaled(num_params, scale)
+        with pytest.raises(TypeError, match=message):
+            likelihood(torch.zeros(2, *likelihood.param_shape((3,))), 1)
+    assert Scaled(2, "predicted")(torch.zeros(5, 2, 3), 1).log_prob(torch.zeros(3)).shape == (5,)
+
+
+def test_elementwise_keeps_its_own_errors():
+    class Failing(Likelihood):
+        def elementwise(self, mean):
+            raise TypeError("planted")
+
+    with pytest.raises(TypeError, match=r"^planted$"):
+        Failing()(torch.zeros(2, 3), 1)
 
 
 def test_elementwise_must_be_defined():

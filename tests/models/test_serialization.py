@@ -171,7 +171,9 @@ EXAMPLES = [
 
 
 def test_every_part_has_an_example():
-    assert {type(part) for part in EXAMPLES} == set(PARTS)
+    assert {type(part) for part in EXAMPLES} == set(PARTS), (
+        "EXAMPLES needs an instance of every public part: add one with no argument at its default"
+    )
 
 
 def test_parts_holds_every_public_part():

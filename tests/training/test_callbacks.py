@@ -20,7 +20,8 @@ from helpers.training import (
 )
 from torch.optim.lr_scheduler import ExponentialLR
 
-from tinyvae import ELBO, Callback, EarlyStopping, Optimization, Trainer
+from tinyvae import ELBO, Callback, Checkpoint, EarlyStopping, Optimization, Trainer
+from tinyvae.errors import CheckpointError
 
 
 class Log(Callback):
@@ -411,3 +412,79 @@ def test_early_stopping_does_not_change_earlier_epochs():
     stopped = fit(Script(2, 1, 1, 1), EarlyStopping("score", patience=2), epochs=4)
     complete = fit(Script(2, 1, 1, 1), epochs=3)
     assert rows(stopped.history) == rows(complete.history)
+
+
+# Resuming ----------------------------------------------------------------------------------------
+
+
+class TotalLoss(Callback):
+    """Adds the sum of the losses of all steps to the history."""
+
+    def __init__(self):
+        self.total = 0.0
+
+    def on_step_end(self, state, output):
+        self.total += output.losses["model"].item()
+
+    def on_epoch_end(self, state, row):
+        row["total_loss"] = self.total
+
+    def state_dict(self):
+        return {"total": self.total}
+
+    def check_state(self, state, saved):
+        if not isinstance(saved["total"], float):
+            raise TypeError(f"expected a number, got {saved['total']!r}")
+
+    def load_state_dict(self, saved):
+        self.total = saved["total"]
+
+
+def fit_in(folder, *callbacks):
+    checkpoint = Checkpoint(folder, every_steps=1, every_minutes=None)
+    callbacks = [checkpoint, TotalLoss(), *callbacks]
+    return run(make_vae(), ELBO(), callbacks=callbacks, fit={"resume": "auto"})
+
+
+@pytest.mark.parametrize("step", [STEPS - 1, STEPS, STEPS + 2])
+def test_callbacks_continue_with_their_state_in_a_resumed_run(step, tmp_path):
+    complete = fit_in(tmp_path / "complete")
+    with pytest.raises(KeyboardInterrupt):
+        fit_in(tmp_path / "run", After(step + 1, raises(KeyboardInterrupt())))
+    resumed = fit_in(tmp_path / "run")
+    assert resumed.history["total_loss"] == complete.history["total_loss"]
+
+
+def test_callbacks_check_state_refuses_a_checkpoint(tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        fit_in(tmp_path, After(STEPS, raises(KeyboardInterrupt())))
+    monkeypatch.setattr(TotalLoss, "state_dict", lambda _: {"total": "many"})
+    with pytest.raises(KeyboardInterrupt):
+        fit_in(tmp_path, After(STEPS + 1, raises(KeyboardInterrupt())))
+    message = "state of TotalLoss is not valid: .*expected a number, got 'many'"
+    with pytest.raises(CheckpointError, match=message):
+        fit_in(tmp_path)
+
+
+# Gradients ---------------------------------------------------------------------------------------
+
+
+def test_callbacks_read_clipped_gradients_by_a_hook_of_the_optimizer():
+    class Norms(Callback):
+        def on_fit_start(self, state):
+            self.norms, self.parameters = [], state.groups["model"]
+            self.handle = state.optimizers["model"].register_step_pre_hook(self.read)
+
+        def read(self, optimizer, args, kwargs):
+            self.norms.append(torch.nn.utils.get_total_norm(p.grad for p in self.parameters).item())
+
+        def on_step_end(self, state, output):
+            assert all(p.grad is None for p in self.parameters)
+
+        def on_fit_end(self, state):
+            self.handle.remove()
+
+    norms = Norms()
+    trainer = fit(norms, optimization=Optimization(clip_norm=1e-3))
+    assert norms.norms == pytest.approx([1e-3] * 2 * STEPS, rel=1e-2)
+    assert same(trainer.model, fit(optimization=Optimization(clip_norm=1e-3)).model)

@@ -40,6 +40,7 @@ from tinyvae.likelihoods.parameters import Fixed as Fixed
 from tinyvae.likelihoods.parameters import Learned as Learned
 from tinyvae.likelihoods.parameters import PositiveParameter as PositiveParameter
 from tinyvae.likelihoods.parameters import Predicted as Predicted
+from tinyvae.likelihoods.parameters import as_positive as as_positive
 from tinyvae.likelihoods.perceptual import PerceptualLikelihood as PerceptualLikelihood
 from tinyvae.likelihoods.tabular import MixedLikelihood as MixedLikelihood
 from tinyvae.likelihoods.wrappers import MaskedLikelihood as MaskedLikelihood

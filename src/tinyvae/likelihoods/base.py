@@ -1,5 +1,6 @@
 """Base class of likelihoods."""
 
+import inspect
 from abc import ABC
 from collections.abc import Sequence
 from typing import ClassVar
@@ -63,7 +64,11 @@ class Likelihood(Configurable, nn.Module, ABC):
         logs = [
             p(next(emitted) if p.num_params else parts[0], event_ndim, context) for p in positives
         ]
-        distribution = self.elementwise(*parts[:num_free], *logs)
+        try:
+            distribution = self.elementwise(*parts[:num_free], *logs)
+        except TypeError as error:
+            self._check_arguments(num_free, len(logs), error)
+            raise
         if not isinstance(distribution, Distribution):
             raise TypeError(
                 f"{type(self).__name__}.elementwise must return a tinyvae Distribution, got a "
@@ -170,6 +175,19 @@ class Likelihood(Configurable, nn.Module, ABC):
 
     def _positives(self) -> list[PositiveParameter]:
         return [child for child in self.children() if isinstance(child, PositiveParameter)]
+
+    def _check_arguments(self, num_free: int, num_logs: int, error: TypeError) -> None:
+        """Raise with advice if :meth:`elementwise` takes another number of arguments."""
+        signature = inspect.signature(self.elementwise)
+        try:
+            signature.bind(*range(num_free + num_logs))
+        except TypeError:
+            raise TypeError(
+                f"{type(self).__name__}.elementwise expects {signature}, got {num_free} parameters "
+                f"of the decoder and {num_logs} logarithms of positive parameters: set num_params "
+                "to the number of the decoder's own parameters, plus the num_params of each "
+                "positive parameter, such as 1 + self.scale.num_params"
+            ) from error
 
     def _check_dtype(self, x: Tensor) -> None:
         if not (x.is_floating_point() or self.takes_integers):

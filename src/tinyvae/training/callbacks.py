@@ -34,7 +34,13 @@ class Callback:
         """Run before the first step of a call of ``fit``."""
 
     def on_step_end(self, state: TrainState, output: ObjectiveOutput) -> None:
-        """Run after every update, with its losses and metrics."""
+        """Run after every update, with its losses and metrics.
+
+        Gradients are already cleared. To read them, register a hook in :meth:`on_fit_start`:
+        ``state.optimizers[group].register_step_pre_hook(...)``. It runs before each update and sees
+        clipped gradients. A fused Adam on a CPU is slower with a hook, because it is then called
+        through torch. Remove the hook in :meth:`on_fit_end`.
+        """
 
     def on_validation_start(self, state: TrainState) -> None:
         """Run before every validation, for example to swap in averaged weights."""
@@ -43,7 +49,11 @@ class Callback:
         """Run after every validation, also after an error in it."""
 
     def on_epoch_end(self, state: TrainState, row: Row) -> None:
-        """Run after every epoch. Columns that are added to ``row`` become part of the history."""
+        """Run after every epoch. Columns that are added to ``row`` become part of the history.
+
+        A checkpoint may have been written after the epoch's last step, before this call. A run that
+        is resumed from it calls this method again.
+        """
 
     def on_safe_point(self, state: TrainState, *, last: bool) -> None:
         """Run when the state is consistent and may be saved: after each step and each epoch.
@@ -61,7 +71,10 @@ class Callback:
         return {}
 
     def check_state(self, state: TrainState, saved: dict[str, Any]) -> None:
-        """Raise if ``saved`` is not a valid :meth:`state_dict`. Runs before anything changes."""
+        """Raise if ``saved`` is not a valid :meth:`state_dict`. Runs before anything changes.
+
+        Any exception becomes a :class:`~tinyvae.errors.CheckpointError`.
+        """
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore a :meth:`state_dict`. Runs after ``on_fit_start`` of a resumed run."""
