@@ -336,7 +336,7 @@ def test_early_stopping_watches_the_validation_bound_by_default():
 
 def test_early_stopping_names_a_missing_column():
     for stopping, message in (
-        (EarlyStopping(), "'validation/elbo_nats', but fit was given no validation data"),
+        (EarlyStopping(), "'validation/elbo_nats', but fit got no validation data"),
         (EarlyStopping("train/elbo"), r"watches 'train/elbo', expected one of \['epoch', "),
     ):
         with pytest.raises(ValueError, match=message):

@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyvae.plotting._style import (
-    DPI,
-    INK,
-    LABEL,
-    Array,
-    Floats,
-    new_figure,
-    set_title,
-    to_numpy,
-)
+from tinyvae.plotting._style import DPI, INK, LABEL, Array, Floats, new_figure, set_title, to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,11 +7,7 @@ import torch
 from torch import Tensor
 
 from tinyvae.core.random import forked_rng
-from tinyvae.distributions import (
-    Distribution,
-    Independent,
-    JointDistribution,
-)
+from tinyvae.distributions import Distribution, Independent, JointDistribution
 from tinyvae.testing.contract import ContractError, require, require_close, require_shape
 from tinyvae.testing.statistics import (
     Elements,
@@ -186,10 +182,7 @@ def check_moments(p: Distribution, num_draws: int) -> None:
 
 
 def check_agreement(
-    p: Distribution,
-    num_draws: int,
-    in_support: Support | None = None,
-    values: Tensor | None = None,
+    p: Distribution, num_draws: int, in_support: Support | None = None, values: Tensor | None = None
 ) -> None:
     """Raise unless the total mass is one and draws agree with ``log_prob``.
 

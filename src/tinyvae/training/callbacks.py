@@ -1,4 +1,4 @@
-"""Callbacks: code that runs between the steps."""
+"""Callbacks: user code that runs between steps and epochs."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,14 +13,14 @@ from tinyvae.training.state import TrainState
 
 
 class Callback:
-    """Code that a :class:`~tinyvae.Trainer` calls at fixed points. Each method does nothing here.
+    """Code that a :class:`~tinyvae.Trainer` calls at fixed points. By default it does nothing.
 
     Every method gets the run's :class:`~tinyvae.training.TrainState`: ``model``, ``objective``,
     ``optimizers``, ``schedulers``, ``history``, ``epoch``, ``step``, ``plan`` (length of the run),
     and ``stop(reason)``, which ends the run after the current step.
 
-    A callback with a memory returns it from :meth:`state_dict`, so that a resumed run continues
-    with it.
+    A callback with its own state returns it from :meth:`state_dict`, so that a resumed run
+    continues with it.
 
     Example:
         >>> class StopAtLoss(Callback):
@@ -49,19 +49,19 @@ class Callback:
         """Run when the state is consistent and may be saved: after each step and each epoch.
 
         Args:
-            state: The run.
-            last: True if nothing follows in this call of ``fit``.
+            state: State of the run.
+            last: True at the last safe point of this call of ``fit``.
         """
 
     def on_fit_end(self, state: TrainState) -> None:
         """Run at the end of ``fit``, also after an error."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs: tensors, numbers, strings, lists, dictionaries."""
+        """Return the callback's state: tensors, numbers, strings, lists, dictionaries."""
         return {}
 
     def check_state(self, state: TrainState, saved: dict[str, Any]) -> None:
-        """Raise if ``saved`` is not a :meth:`state_dict`. Runs before anything changes."""
+        """Raise if ``saved`` is not a valid :meth:`state_dict`. Runs before anything changes."""
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore a :meth:`state_dict`. Runs after ``on_fit_start`` of a resumed run."""
@@ -71,7 +71,7 @@ class Callback:
 def running(
     callbacks: Sequence[Callback], state: TrainState, saved: Mapping[str, Any] | None
 ) -> Iterator[None]:
-    """Call ``on_fit_start``, restore the rest of a checkpoint, and at the end ``on_fit_end``."""
+    """Call ``on_fit_start`` of all, restore their states, and at the end call ``on_fit_end``."""
     with ExitStack() as stack:
         for callback in callbacks:
             callback.on_fit_start(state)
@@ -83,7 +83,7 @@ def running(
 
 @contextmanager
 def validating(callbacks: Sequence[Callback], state: TrainState) -> Iterator[None]:
-    """Call ``on_validation_start``, and at the end ``on_validation_end``."""
+    """Call ``on_validation_start`` of all, and at the end ``on_validation_end``."""
     with ExitStack() as stack:
         for callback in callbacks:
             callback.on_validation_start(state)
@@ -92,23 +92,14 @@ def validating(callbacks: Sequence[Callback], state: TrainState) -> Iterator[Non
 
 
 def notify_safe_point(callbacks: Sequence[Callback], state: TrainState, *, last: bool) -> None:
-    """Call ``on_safe_point``."""
+    """Mark the state as consistent, and call ``on_safe_point`` of all callbacks."""
     state.is_consistent = True
     for callback in callbacks:
         callback.on_safe_point(state, last=last)
 
 
 class Monitor:
-    """The best value of a column of the history.
-
-    Args:
-        column: The column, such as ``"validation/elbo_nats"``.
-        mode: ``"max"`` if larger is better, ``"min"`` if smaller is.
-        min_delta: Smallest change that counts as an improvement.
-
-    Attributes:
-        best: Best value so far.
-    """
+    """Best value so far, ``best``, of a column. See :class:`EarlyStopping` for the arguments."""
 
     def __init__(self, column: str, mode: Literal["max", "min"], min_delta: float = 0.0) -> None:
         if mode not in ("max", "min"):
@@ -117,11 +108,11 @@ class Monitor:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the best value."""
+        """Start again without a best value."""
         self.best = -math.inf if self.mode == "max" else math.inf
 
     def improves(self, value: float) -> bool:
-        """Return True, and keep the value, if it is better than the best so far."""
+        """Return True and keep the value if it is better than the best one so far."""
         gain = value - self.best if self.mode == "max" else self.best - value
         if gain > self.min_delta:
             self.best = value
@@ -142,7 +133,7 @@ class EarlyStopping(Callback):
     than the schedule.
 
     Args:
-        monitor: The column.
+        monitor: Column of the history.
         patience: Epochs without improvement before the run ends.
         mode: ``"max"`` if larger is better, ``"min"`` if smaller is.
         min_delta: Smallest change that counts as an improvement.
@@ -188,17 +179,13 @@ class EarlyStopping(Callback):
         return self.monitor.best
 
     def on_fit_start(self, state: TrainState) -> None:
-        """Forget earlier runs. Raise if the column needs validation data and there are none."""
-        require_validation(
-            "EarlyStopping",
-            self.monitor.column,
-            has_validation=state.plan.has_validation,
-            else_watch="train/elbo_nats",
-        )
+        """Reset the callback. Raise if the column needs validation data and there are none."""
+        column, has_validation = self.monitor.column, state.plan.has_validation
+        require_validation("EarlyStopping", column, has_validation, "train/elbo_nats")
         self._reset()
 
     def on_epoch_end(self, state: TrainState, row: Row) -> None:
-        """Keep the best weights. Stop when patience ends."""
+        """Keep the best weights. Stop when the patience is used up."""
         if self.monitor.column not in row and state.stop_request is not None:
             return  # an epoch that was cut short has no validation
         value, epoch = watched("EarlyStopping", self.monitor.column, row), int(row["epoch"])
@@ -208,22 +195,16 @@ class EarlyStopping(Callback):
                 weights = state.model.state_dict()
                 self._best_weights = {name: t.detach().clone() for name, t in weights.items()}
         elif epoch - (self.best_epoch or state.plan.start_epoch) >= self.patience:
-            state.stop(self._reason())
-
-    def _reason(self) -> str:
-        reason = f"{self.monitor.column} has not improved for {self.patience} epochs"
-        if self.best_epoch is None:
-            return reason
-        restored = ", whose weights are restored" if self.restore_best else ""
-        return f"{reason} since {self.best:.6g} at epoch {self.best_epoch}{restored}"
+            reason = f"{self.monitor.column} has not improved for {self.patience} epochs"
+            if self.best_epoch is not None:
+                restored = ", whose weights are restored" if self.restore_best else ""
+                reason += f" since {self.best:.6g} at epoch {self.best_epoch}{restored}"
+            state.stop(reason)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value, its epoch and its weights."""
-        return {
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "best_weights": self._best_weights,
-        }
+        weights = self._best_weights
+        return {"best": self.best, "best_epoch": self.best_epoch, "best_weights": weights}
 
     def check_state(self, state: TrainState, saved: dict[str, Any]) -> None:
         """Raise if ``saved`` is not a :meth:`state_dict`, or has weights of another model."""
@@ -231,7 +212,7 @@ class EarlyStopping(Callback):
         weights, epoch = saved["best_weights"], saved["best_epoch"]
         shapes = {name: tensor.shape for name, tensor in weights.items()}
         if weights and shapes != {n: t.shape for n, t in state.model.state_dict().items()}:
-            raise ValueError("the best weights are of another model")
+            raise ValueError("the best weights belong to another model")
         if not isinstance(saved["best"], (int, float)) or not isinstance(epoch, int | None):
             raise TypeError(f"expected numbers, got {saved['best']!r:.80} at epoch {epoch!r:.80}")
 

@@ -24,8 +24,8 @@ class History:
 
     Columns of an epoch: ``epoch`` (from 1), ``step`` (updates so far), ``time_seconds``,
     ``learning_rate``, and every loss and metric as ``train/...`` (mean over the epoch's batches,
-    each at the weights of its step) and ``validation/...`` (at the weights after the epoch). Names
-    of metrics contain their units. A value that an epoch lacks is None.
+    each with the weights before its update) and ``validation/...`` (with the weights after the
+    epoch). Names of metrics contain their units. A value that an epoch lacks is None.
 
     Attributes:
         epochs: One row per epoch.
@@ -53,7 +53,7 @@ class History:
         return columns[column]
 
     def record_update(self, step: int, output: ObjectiveOutput) -> None:
-        """Add an update's losses and metrics."""
+        """Add a row with an update's losses and metrics."""
         values = {name: value.item() for name, value in named_values(output).items()}
         self.updates.append({"step": step, **values})
 
@@ -104,11 +104,7 @@ class History:
 
 
 def plain(row: Mapping[str, Any]) -> Row:
-    """Return a row with Python numbers as values.
-
-    Raises:
-        TypeError: If a value is not a number.
-    """
+    """Return a row with Python numbers as values. Raise TypeError if a value is not a number."""
     numbers = {name: v.item() if hasattr(v, "item") else v for name, v in row.items()}
     for name, value in numbers.items():
         if not isinstance(value, (int, float)):
@@ -119,25 +115,17 @@ def plain(row: Mapping[str, Any]) -> Row:
     return numbers
 
 
-def require_validation(who: str, monitor: str, *, has_validation: bool, else_watch: str) -> None:
-    """Raise if ``who`` watches a validation column that the run will not have.
-
-    Raises:
-        ValueError: If the column needs validation data and there are none.
-    """
+def require_validation(who: str, monitor: str, has_validation: bool, alternative: str) -> None:
+    """Raise ValueError if ``who`` watches a column of validation data and there are none."""
     if monitor.startswith("validation/") and not has_validation:
         raise ValueError(
             f"{who} watches '{monitor}', but fit got no validation data: pass them, or watch a "
-            f"column such as monitor='{else_watch}'"
+            f"column such as monitor='{alternative}'"
         )
 
 
 def watched(who: str, monitor: str, row: Row) -> float:
-    """Return the value of the column that ``who`` watches.
-
-    Raises:
-        ValueError: If the row has no such column.
-    """
+    """Return the column that ``who`` watches. Raise ValueError if the row lacks it."""
     if monitor not in row:
         raise ValueError(f"{who} watches '{monitor}', expected one of {list(row)}")
     return row[monitor]
@@ -171,15 +159,6 @@ def named_values(output: ObjectiveOutput) -> dict[str, Tensor]:
     return dict(zip(names, values, strict=True)) | output.metrics
 
 
-def _require_scalars(named: dict[str, Tensor]) -> None:
-    for name, value in named.items():
-        if not isinstance(value, Tensor) or value.dim() != 0:
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            raise TypeError(
-                f"an objective's losses and metrics must be 0-d tensors, got {got} for '{name}'"
-            )
-
-
 def _sums(values: Any, device: torch.device) -> Tensor:
     # Apple's devices have no float64.
     dtype = torch.float32 if device.type == "mps" else torch.float64
@@ -201,7 +180,14 @@ class RunningMean:
         """Add a batch of ``weight`` examples."""
         named = named_values(output)
         if self._totals is None:
-            _require_scalars(named)
+            for name, value in named.items():
+                if not isinstance(value, Tensor) or value.dim() != 0:
+                    is_tensor = isinstance(value, Tensor)
+                    got = f"shape {tuple(value.shape)}" if is_tensor else repr(value)
+                    raise TypeError(
+                        f"an objective's losses and metrics must be 0-d tensors, got {got} for "
+                        f"'{name}'"
+                    )
             self._names = tuple(named)
             self._totals = _sums([0.0] * len(named), named[self._names[0]].device)
         values = torch.stack([named[name].detach() for name in self._names])
@@ -209,7 +195,7 @@ class RunningMean:
         self._weight += weight
 
     def row(self, part: str) -> Row:
-        """Return the means so far, with ``part`` in front of the names."""
+        """Return the means so far as the columns ``part/...``."""
         return {f"{part}/{name}": total / self._weight for name, total in self._by_name().items()}
 
     def state_dict(self) -> dict[str, Any]:

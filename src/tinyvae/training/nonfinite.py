@@ -15,7 +15,7 @@ from tinyvae.training.history import named_values
 
 
 class NonFiniteGuard:
-    """Raises at the first step whose losses or gradients are not finite, before its update.
+    """Check that raises at the first step with non-finite losses or gradients, before its update.
 
     On a CPU every step is checked. On a GPU the check is asynchronous: ``found_inf`` makes fused
     optimizers skip every update from the first bad step on, and the host reads the flag every
@@ -46,24 +46,25 @@ class NonFiniteGuard:
         self._pending: list[tuple[str, Tensor, dict[str, Tensor]]] = []
 
     def check(self, output: ObjectiveOutput, where: str) -> None:
-        """Check the losses and gradients of a step, at once or later.
+        """Raise NonFiniteError if losses or gradients of a step are not finite, at once or later.
 
         Args:
             output: Losses and metrics of the step.
             where: Name of the step, for the error.
-
-        Raises:
-            NonFiniteError: If one is not finite.
         """
         losses = output.losses.values()
         if self.waits:
-            # A sum is the cheapest check. It may overflow though all elements are finite.
+            # A sum is the cheapest check, but it may overflow although all elements are finite.
             sums = chain(losses, (gradient.sum() for gradient in self._gradients().values()))
-            if not all(cmath.isfinite(number.item()) for number in sums):
-                self._raise_if_bad(output, where)
+            if all(cmath.isfinite(number.item()) for number in sums):
+                return
+            norms = self._norms()
+            if not all(torch.isfinite(number) for number in (*losses, *norms.values())):
+                raise _error(where, named_values(output) | norms)
             return
         norms = self._norms()
         bad = (~torch.isfinite(torch.stack([*losses, *norms.values()])).all()).float()
+        # The flag stays up after the first bad step, so that no later update is made.
         self._flag = bad if self._flag is None else torch.maximum(self._flag, bad)
         for optimizer in self.optimizers.values():
             optimizer.found_inf = self._flag  # type: ignore[attr-defined]
@@ -72,11 +73,6 @@ class NonFiniteGuard:
         self._pending.append((where, bad, values))
         if len(self._pending) == self.INTERVAL:
             self.synchronize()
-
-    def _raise_if_bad(self, output: ObjectiveOutput, where: str) -> None:
-        norms = self._norms()
-        if not all(torch.isfinite(number) for number in (*output.losses.values(), *norms.values())):
-            raise _error(where, named_values(output) | norms)
 
     def _gradients(self) -> dict[str, Tensor]:
         return {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
@@ -91,7 +87,7 @@ class NonFiniteGuard:
         return dict(zip(dense, norms, strict=True))
 
     def synchronize(self) -> None:
-        """Wait for the device, and raise if a step since the last call was not finite."""
+        """Wait for the device. Raise if a step since the last call was not finite."""
         pending, self._pending = self._pending, []
         flag = self._flag
         self.release()
@@ -122,11 +118,7 @@ def _error(where: str, values: Mapping[str, Tensor]) -> NonFiniteError:
 
 
 def require_finite_weights(groups: Mapping[str, list[nn.Parameter]], where: str) -> None:
-    """Raise if weights are not finite. Runs once per epoch, since finite updates may overflow.
-
-    Raises:
-        NonFiniteError: If a weight is not finite.
-    """
+    """Raise NonFiniteError if a weight is not finite, since finite updates may overflow."""
     for name, group in groups.items():
         if not all(torch.isfinite(parameter).all() for parameter in group):
             raise NonFiniteError(

@@ -45,8 +45,9 @@ class Optimization:
         optimizer: Factory ``parameters -> Optimizer``, such as ``AdamW`` or
             ``lambda p: SGD(p, lr=0.1, momentum=0.9)``, or one per parameter group of the
             objective, by name. The default is Adam.
-        learning_rates: Learning rates of parts, by the start of their parameters' names:
-            ``{"encoder": 1e-4}``. The objective's own parameters start with ``"objective"``.
+        learning_rates: Learning rates of parts of the model, by the start of their parameters'
+            names: ``{"encoder": 1e-4}``. Names of the objective's own parameters start with
+            ``"objective"``.
         schedule: Decay of the learning rate over the updates of one call of ``fit``:
             ``"constant"``, ``"linear"`` or ``"cosine"``.
         warmup_steps: Number of updates :math:`W` over which the learning rate rises.
@@ -58,7 +59,7 @@ class Optimization:
         scheduler_interval: Interval at which ``scheduler`` is called, ``"epoch"`` or ``"step"``.
             A ``schedule`` is always called per step.
         monitor: Column of the history that ``ReduceLROnPlateau`` watches.
-        clip_norm: Largest norm of a group's gradient. None does not clip.
+        clip_norm: Largest norm of a group's gradient. None turns clipping off.
 
     Example:
         >>> Optimization(2e-3, schedule="cosine", warmup_steps=100).scheduler_interval
@@ -83,11 +84,11 @@ class Optimization:
                 raise ValueError(
                     f"Optimization expects a finite learning rate >= 0, got {rate} for {name}"
                 )
-        for name, setting in (("optimizer", self.optimizer), ("scheduler", self.scheduler)):
-            if isinstance(setting, str):
+        for name, factory in (("optimizer", self.optimizer), ("scheduler", self.scheduler)):
+            if isinstance(factory, str):
                 raise TypeError(
-                    f"Optimization expects {name} as a factory such as torch's class, "
-                    f"got {setting!r}"
+                    f"Optimization expects {name} as a factory such as torch's class, got "
+                    f"{factory!r}"
                 )
         if isinstance(self.optimizer, Optimizer):
             name = type(self.optimizer).__name__
@@ -129,7 +130,7 @@ class Optimization:
     def make_optimizers(
         self, groups: Groups, names: Mapping[nn.Parameter, str]
     ) -> dict[str, Optimizer]:
-        """Make one optimizer per group; ``names`` are the names of all parameters.
+        """Return one optimizer per group; ``names`` holds the name of every parameter.
 
         Raises:
             ValueError: If a setting names an unknown part or group, or a group is empty.
@@ -148,6 +149,7 @@ class Optimization:
                 raise ValueError(f"the group '{group}' has no parameter to train: all are frozen")
             factory = _of_group(self.optimizer, group) or _adam
             optimizers[group] = factory(self._by_rate(parameters, names))
+            # torch's schedulers start from initial_lr, and a second call of ``fit`` restores it.
             for options in optimizers[group].param_groups:
                 options.setdefault("initial_lr", options["lr"])
         return optimizers
@@ -159,6 +161,7 @@ class Optimization:
         by_part: dict[str | None, list[nn.Parameter]] = {None: []}
         for parameter in parameters:
             matching = [p for p in self.learning_rates if _within(names[parameter], p)]
+            # The longest name is the most specific one.
             by_part.setdefault(max(matching, key=len, default=None), []).append(parameter)
         rates: dict[str | None, float | None] = {None: self.learning_rate}
         rates.update(self.learning_rates)
@@ -176,10 +179,12 @@ class Optimization:
         steps_per_epoch: int | None,
         has_validation: bool,
     ) -> dict[str, LRScheduler]:
-        """Make the schedulers. Raise ValueError if one does not fit the run."""
+        """Return the schedulers. Raise ValueError if one does not fit the run."""
         schedulers = {}
         for group, optimizer in optimizers.items():
-            factory = self._scheduler_factory(group)
+            factory = _of_group(self.scheduler, group)
+            if self._has_schedule:
+                factory = partial(follow, schedule=self.schedule, warmup_steps=self.warmup_steps)
             if factory is None:
                 continue
             total = self._num_calls(epochs, steps_per_epoch)
@@ -187,12 +192,6 @@ class Optimization:
             if isinstance(schedulers[group], ReduceLROnPlateau):
                 self._check_plateau(has_validation, list(optimizers))
         return schedulers
-
-    def _scheduler_factory(self, group: str) -> SchedulerFactory | None:
-        if self._has_schedule:
-            return partial(follow, schedule=self.schedule, warmup_steps=self.warmup_steps)
-        factory: SchedulerFactory | None = _of_group(self.scheduler, group)
-        return factory
 
     def _num_calls(self, epochs: int, steps_per_epoch: int | None) -> int:
         if self.scheduler_interval == "epoch":
@@ -207,12 +206,7 @@ class Optimization:
     def _check_plateau(self, has_validation: bool, groups: list[str]) -> None:
         if self.scheduler_interval == "step":
             raise ValueError("ReduceLROnPlateau watches epochs: use scheduler_interval='epoch'")
-        require_validation(
-            "ReduceLROnPlateau",
-            self.monitor,
-            has_validation=has_validation,
-            else_watch="train/loss",
-        )
+        require_validation("ReduceLROnPlateau", self.monitor, has_validation, "train/loss")
         part, _, column = self.monitor.partition("/")
         if column == "loss" and len(groups) > 1:
             raise ValueError(
@@ -261,12 +255,6 @@ def named_parameters(objective: Objective, model: nn.Module) -> dict[str, nn.Par
     return dict(model.named_parameters()) | dict(of_objective)
 
 
-def clip(parameters: list[nn.Parameter], max_norm: float | None) -> None:
-    """Scale gradients down to ``max_norm``. None changes nothing."""
-    if max_norm is not None:
-        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-
-
 # Optimizers and schedulers ------------------------------------------------------------------------
 
 
@@ -276,7 +264,7 @@ def state_after_step(optimizer: Optimizer) -> dict[str, Any]:
     for group in twin.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
-    type(twin).step(twin)
+    type(twin).step(twin)  # not twin.step, which a scheduler may have wrapped
     return twin.state_dict()
 
 
@@ -291,25 +279,21 @@ def learning_rates(optimizers: Mapping[str, Optimizer]) -> Row:
 def follow(
     optimizer: Optimizer, total: int, *, schedule: Schedule, warmup_steps: int
 ) -> LRScheduler:
-    """Make a scheduler that follows a named schedule. See :class:`Optimization`."""
+    """Return a scheduler that follows a named schedule. See :class:`Optimization`."""
     if warmup_steps >= total:
         raise ValueError(
             f"warmup_steps={warmup_steps} expects a run of more updates, got {total}: "
             "train longer or warm up for fewer steps"
         )
-    if schedule == "cosine" and not warmup_steps:
+    if schedule == "cosine" and not warmup_steps:  # torch's own; it rounds differently
         return CosineAnnealingLR(optimizer, total)
 
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / (warmup_steps + 1)
         share = (step - warmup_steps) / (total - warmup_steps)
-        match schedule:
-            case "linear":
-                return 1 - share
-            case "cosine":
-                return (1 + math.cos(math.pi * share)) / 2
-        return 1.0
+        decays = {"linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}
+        return decays.get(schedule, 1.0)
 
     return LambdaLR(optimizer, factor)
 

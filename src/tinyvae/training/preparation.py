@@ -1,4 +1,4 @@
-"""Preparation of a call of ``fit``: everything is checked before the first step."""
+"""Preparation of a call of ``fit``. It checks everything before the first step."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -22,7 +22,7 @@ from tinyvae.training.step import ComputeGradients, Gradients
 
 
 def require_counts(*, epochs: int, batch_size: int, workers: int) -> None:
-    """Raise unless the numbers of a call of ``fit`` are in their ranges."""
+    """Raise unless these arguments of ``fit`` are integers in their ranges."""
     counts = (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("workers", workers, 0))
     for name, count, least in counts:
         if not isinstance(count, int) or count < least:
@@ -39,7 +39,7 @@ def open_sources(
     seed: int,
     **options: int,
 ) -> tuple[ValidatedSource, ValidatedSource | None]:
-    """Move model and objective to the device, and make sources of the data."""
+    """Move model and objective to the device, and return sources of training and validation."""
     dtype = next((p.dtype for p in state.model.parameters()), torch.get_default_dtype())
     state.model.to(state.device)
     state.objective.to(state.device, dtype)
@@ -79,14 +79,14 @@ def plan_run(
     """Make optimizers and schedulers, check data and checkpoint, restore it, and set ``plan``.
 
     Args:
-        state: The run.
+        state: State of the run.
         optimization: Settings of optimizers and schedulers.
         callbacks: Callbacks, which check their states.
         train: Training data.
         validation: Validation data.
-        epochs: Epochs, more or ``in_total``.
-        saved: State of the checkpoint to continue from, None to start.
-        in_total: True if ``epochs`` counts those that are done.
+        epochs: Number of epochs.
+        saved: State of the checkpoint from which the run continues, None for a new run.
+        in_total: True if ``epochs`` also counts the epochs that are done.
     """
     num_batches = train.source.num_batches
     if saved is None:
@@ -95,6 +95,8 @@ def plan_run(
     else:
         plan = RunPlan.for_resumed_run(saved, epochs)
         epoch, batch = saved["position"]["epoch"], saved["position"]["batch"]
+    # Nothing that the user sees changes before the checks have passed: first the checkpoint (its
+    # reference needs the optimizers), then the data, and only then is the state restored.
     state.make_optimizers(optimization)
     state.schedulers = optimization.make_schedulers(
         state.optimizers,
@@ -111,7 +113,7 @@ def plan_run(
         validation.begin(0)
     num_steps = plan.remaining_steps(num_batches, epoch, batch)
     state.objective.reset_schedules()
-    if saved is None:
+    if saved is None:  # fractions in schedules refer to the first call of ``fit``
         schedule_steps = state.plan.schedule_steps if state.step else num_steps
         state.objective.set_step(state.step, schedule_steps)
         state.start()
@@ -135,7 +137,7 @@ def plan_run(
 def restored_speed(
     speed: Speed, resolved: ResolvedSpeed, saved: Mapping[str, Any] | None
 ) -> ResolvedSpeed:
-    """Return the fast paths of a checkpoint if its run asked for the same ones, without a probe."""
+    """Return the fast paths in a checkpoint if its run requested the same, else ``resolved``."""
     if not _asked_for_the_same(speed, saved):
         return resolved
     try:
@@ -151,7 +153,7 @@ def select_fast_path(
     source: ValidatedSource,
     saved: Mapping[str, Any] | None,
 ) -> tuple[ComputeGradients, ResolvedSpeed]:
-    """Return the forward and backward pass by the fast paths that ``speed`` asks for."""
+    """Return the forward and backward pass, and the fast paths that the probes chose for it."""
     gradients = Gradients(state.model, state.objective, state.groups)
     if speed == Speed():
         return gradients, resolved

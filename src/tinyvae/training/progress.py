@@ -1,4 +1,4 @@
-"""Live progress: a bar on a terminal, plain lines elsewhere."""
+"""Progress report: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -27,10 +27,10 @@ class Bar(tqdm):  # type: ignore[type-arg]
 
 
 class Progress(Callback):
-    """Callback that reports the run, live terms (validation in brackets) and the time left."""
+    """Callback that reports the run, its terms (validation in brackets) and the time left."""
 
     def on_fit_start(self, state: TrainState) -> None:
-        """Describe the run."""
+        """Print the headline, and open the bar on a terminal."""
         self._start = self._refreshed = time.monotonic()
         self._first_epoch = state.epoch
         self._validation: Row = {}
@@ -66,6 +66,7 @@ class Progress(Callback):
         remaining, every = plan.last_epoch - state.epoch, max(1, plan.num_epochs // PLAIN_LINES)
         if (state.epoch - plan.start_epoch) % every and remaining:
             return
+        # Epochs before a resumption took their time in another process.
         per_epoch = (time.monotonic() - self._start) / (state.epoch - self._first_epoch)
         _write(f"{epoch}: {terms} | {Bar.format_interval(per_epoch * remaining)} left")
 
@@ -86,7 +87,7 @@ def _part(row: Row, part: str) -> Row:
 
 
 def _terms(train: Row, validation: Row) -> str:
-    """Format the metrics of training (and validation), or the loss if there are none."""
+    """Return the metrics of training (and validation) as text, or the loss if there are none."""
     metrics = {name: v for name, v in train.items() if not name.startswith("loss")} or train
     in_brackets = {name: f" ({value:.4g})" for name, value in validation.items()}
     terms = [f"{label(name)} {v:.4g}{in_brackets.get(name, '')}" for name, v in metrics.items()]

@@ -1,4 +1,4 @@
-"""Signals: the first one ends a run after its step, the second one acts at once."""
+"""Signals. The first one ends a run after its current step, the second one acts at once."""
 
 import signal
 import threading
@@ -13,18 +13,18 @@ PREEMPTION_SIGNALS = tuple(getattr(signal, n) for n in ("SIGTERM", "SIGUSR1") if
 
 @contextmanager
 def graceful_stop(stop: Callable[[str], None], *, on_preemption: bool) -> Iterator[None]:
-    """Call ``stop`` with a reason at the first signal, and restore the handlers for the second.
+    """Call ``stop`` with a reason at the first signal. The second one reaches the usual handler.
 
     After the block, SIGTERM and SIGUSR1 reach the handler that was there before. If that handler
     would end the process, SystemExit is raised instead. SIGINT (Ctrl-C) has no further effect.
-    Signals that are ignored stay ignored, and outside the main thread nothing is installed.
+    Ignored signals stay ignored. Outside the main thread nothing is installed.
 
     Args:
-        stop: Function to call.
+        stop: Function that gets the reason.
         on_preemption: True to handle SIGTERM and SIGUSR1, too.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield  # Python allows handlers in the main thread only
         return
     handlers: dict[int, Any] = {}
     received: list[int] = []
@@ -47,13 +47,9 @@ def graceful_stop(stop: Callable[[str], None], *, on_preemption: bool) -> Iterat
             signal.signal(signum, handler)
     for signum in received:
         if signum != signal.SIGINT:
-            _deliver(signum, handlers[signum])
-
-
-def _deliver(signum: int, handler: Any) -> None:
-    if handler == signal.SIG_DFL:
-        raise SystemExit(128 + signum)
-    signal.raise_signal(signum)
+            if handlers[signum] == signal.SIG_DFL:
+                raise SystemExit(128 + signum)  # unlike the signal, it runs finally blocks
+            signal.raise_signal(signum)
 
 
 @contextmanager
@@ -74,5 +70,5 @@ def defer_sigchld() -> Iterator[None]:
         yield
     finally:
         signal.signal(child, handler)
-    if events:
+    if events:  # one call is enough: torch's handler looks at all workers
         handler(*events[0])

@@ -1,10 +1,10 @@
-"""Where a run is: all that changes while it trains, and its form in a checkpoint."""
+"""State of a run: everything that changes while it trains, and its form in a checkpoint."""
 
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -22,22 +22,23 @@ from tinyvae.training.optimization import (
     same_groups,
 )
 
-# Version of the state in a checkpoint. A change of its fields raises it by one, and adds a function
-# to MIGRATIONS that turns a state of the version before into one of this version.
+# Version of the state in a checkpoint. To change its fields, raise the version by one and add a
+# function to MIGRATIONS that turns a state of the previous version into one of the new version.
 STATE_VERSION = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
-SETTINGS = ("initial_lr", "weight_decay")  # a scheduler may change the other ones
+SETTINGS = ("initial_lr", "weight_decay")  # schedulers do not change these options
 
 
+@runtime_checkable
 class Stateful(Protocol):
-    """An object with a memory, such as a callback."""
+    """Object whose state can be saved, such as a callback or torchdata's StatefulDataLoader."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the memory."""
+        """Return the state."""
 
     def load_state_dict(self, saved: dict[str, Any], /) -> None:
-        """Restore the memory."""
+        """Restore the state."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,7 @@ class StopRequest:
 
     Attributes:
         reason: Reason, for the history.
-        resumable: True if a resumed run continues, as after a signal. False if the run has come to
-            its end.
+        resumable: True if a resumed run continues, as after a signal. False if the run is over.
     """
 
     reason: str
@@ -61,12 +61,12 @@ class RunPlan:
     Attributes:
         start_epoch: Epochs done before the run.
         num_epochs: Epochs of the run.
-        scheduled_epochs: Epochs that the run was begun for. Schedulers keep to them.
-        num_steps: Updates that remain, None if the data do not tell.
-        total_steps: Updates at the end of the run, None if the data do not tell.
-        schedule_steps: Updates that schedules of the objective are fractions of.
+        scheduled_epochs: Epochs of the run when it was started. Schedulers span them.
+        num_steps: Updates that remain, None if the data have no length.
+        total_steps: Updates at the end of the run, None if the data have no length.
+        schedule_steps: Number of updates to which fractions in schedules of the objective refer.
         has_validation: True if there are validation data.
-        headline: One line that says what runs.
+        headline: One line about device, sizes, length, objective and fast paths.
     """
 
     start_epoch: int
@@ -97,14 +97,14 @@ class RunPlan:
         return cls(start_epoch, num_epochs, saved["plan"]["scheduled_epochs"])
 
     def remaining_steps(self, num_batches: int | None, epoch: int, batch: int) -> int | None:
-        """Return the updates that remain at a batch of an epoch, None if the data do not tell."""
+        """Return the updates that remain at a batch of an epoch, None for data without a length."""
         if num_batches is None:
             return None
         return max(num_batches * (self.last_epoch - epoch) - batch, 0)
 
 
 class TrainState:
-    """Where a run is. Callbacks read it, and may stop the run.
+    """State of a run. Callbacks read it, and may stop the run.
 
     Args:
         model: The model.
@@ -125,8 +125,10 @@ class TrainState:
         stop_request: The first request to stop, None if there was none.
         is_consistent: True between two steps, when the state may be saved.
         start_time: Monotonic time of the run's start, shifted so that interruptions do not count.
-        fingerprint: Values that a run has in common with its checkpoints: seed, sizes of the data.
-        mode: Settings on which the run's bits depend: device, torch, threads, fast paths.
+        fingerprint: Values that a checkpoint must share with the run: seed, sizes of the data.
+        mode: Settings that change results in the last digits: device, torch, threads, fast paths.
+        data_state: Function that returns the state of the data source.
+        synchronize: Function that waits for the device and raises if a step was not finite.
     """
 
     plan: RunPlan
@@ -166,15 +168,10 @@ class TrainState:
             names = {p: name for name, p in named_parameters(self.objective, self.model).items()}
             self.optimizers = optimization.make_optimizers(groups, names)
         for optimizer in self.optimizers.values():
-            optimizer.zero_grad()  # gradients that the user or an error left are not of this run
+            optimizer.zero_grad()  # removes gradients that the user or an error left
 
     def set_mode(self, speed: Any, resolved_speed: Any) -> None:
-        """Note what has to be equal for a run to continue bitwise.
-
-        Args:
-            speed: Dataclass of the fast paths that were asked for.
-            resolved_speed: Dataclass of those that were chosen.
-        """
+        """Set ``mode``. The arguments are the dataclasses of requested and chosen fast paths."""
         self.mode = {
             "device": self.device.type,
             "torch": torch.__version__,
@@ -184,7 +181,7 @@ class TrainState:
         }
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that are trained, by name."""
+        """Return the trained parameters by name."""
         trained = {id(p) for group in self.groups.values() for p in group}
         named = named_parameters(self.objective, self.model)
         return {name: p for name, p in named.items() if id(p) in trained}
@@ -209,19 +206,14 @@ class TrainState:
         self.history.epochs.append(row)
 
     def stop(self, reason: str, *, resumable: bool = False) -> None:
-        """End the run after the current step. The first request counts.
-
-        Args:
-            reason: Reason, for ``history.stop_reason``.
-            resumable: True if a resumed run continues, as after a signal.
-        """
+        """End the run after the current step. The first :class:`StopRequest` counts."""
         if self.stop_request is None:
             self.stop_request = StopRequest(reason, resumable)
             self.history.stop_reason = reason
 
     @property
     def is_interrupted(self) -> bool:
-        """True if the run stops, and a resumed run continues."""
+        """True if the run stops but may be resumed."""
         return self.stop_request is not None and self.stop_request.resumable
 
     @property
@@ -265,7 +257,7 @@ class TrainState:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore all but callbacks and random numbers. Optimizers and schedulers must exist.
+        """Restore everything except callbacks and random numbers. Optimizers must exist.
 
         Callbacks and random numbers follow in :meth:`load_late_state`, after ``on_fit_start``.
         """
@@ -273,7 +265,8 @@ class TrainState:
         self.objective.load_state_dict(saved["objective"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(saved["optimizers"][name])
-            optimizer._opt_called = True  # type: ignore[attr-defined]  # torch's schedulers ask
+            # Otherwise torch's schedulers would warn that no step of the optimizer came first.
+            optimizer._opt_called = True  # type: ignore[attr-defined]
         for name, scheduler in self.schedulers.items():
             scheduler.load_state_dict(saved["schedulers"][name])
         self.history.load_state_dict(saved["history"])
@@ -294,7 +287,7 @@ class TrainState:
         set_rng_state(self.device, saved["rng"])
 
     def named_callbacks(self) -> list[tuple[str, Stateful]]:
-        """Return the callbacks with their classes' names, numbered if a class comes twice."""
+        """Return the callbacks with the names of their classes, numbered if a class repeats."""
         count: Counter[str] = Counter()
         named = []
         for callback in self.callbacks:
@@ -304,17 +297,19 @@ class TrainState:
         return named
 
     def warn_about_changes(self, saved: Mapping[str, Any]) -> None:
-        """Warn about what differs between the checkpoint's run and this one."""
-        changed = [name for name in self.mode if saved["mode"].get(name) != self.mode[name]]
-        if changed:
-            pairs = (f"{n} ({saved['mode'].get(n)} before, now {self.mode[n]})" for n in changed)
+        """Warn about differences between the checkpoint's run and this one."""
+        before, now = saved["mode"], self.mode
+        pairs = [
+            f"{n} ({before.get(n)} before, now {now[n]})" for n in now if before.get(n) != now[n]
+        ]
+        if pairs:
             warn(f"the run continues, but not bitwise: these settings differ: {', '.join(pairs)}")
         for name, optimizer in self.optimizers.items():
             groups = saved["optimizers"][name]["param_groups"]
             for asked, kept in zip(optimizer.param_groups, groups, strict=True):
-                options = [k for k in SETTINGS if k in asked and asked[k] != kept[k]]
-                if options:
-                    listed = ", ".join(f"{k} = {kept[k]}, not {asked[k]}" for k in options)
+                differing = [k for k in SETTINGS if k in asked and asked[k] != kept[k]]
+                if differing:
+                    listed = ", ".join(f"{k} = {kept[k]}, not {asked[k]}" for k in differing)
                     warn(f"the run keeps the settings of its optimizer in the checkpoint: {listed}")
         names = {name for name, _ in self.named_callbacks()}
         if lost := sorted(saved["callbacks"].keys() - names):

@@ -1,7 +1,7 @@
 """One update: losses, gradients, a check that they are finite, clipping, the optimizer's step."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,28 +16,24 @@ from tinyvae.core.objective import Batch, Objective, ObjectiveOutput
 from tinyvae.core.random import forked_rng
 from tinyvae.training.acceleration.fused_adam import make_step
 from tinyvae.training.nonfinite import NonFiniteGuard
-from tinyvae.training.optimization import Optimization, clip
+from tinyvae.training.optimization import Groups, Optimization
 from tinyvae.training.state import TrainState
 
 ComputeGradients: TypeAlias = Callable[[Batch], ObjectiveOutput]
-Groups: TypeAlias = Mapping[str, list[nn.Parameter]]
 
 
 class TrainStep:
     """One update of the weights. Nothing else in the library changes weights.
 
     Args:
-        state: The run.
-        optimization: Clipping, and schedulers that move per step.
-        compute_gradients: Leaves the gradients of a batch in the parameters, and returns its
-            losses: a :class:`Gradients`, or a compiled one.
+        state: State of the run.
+        optimization: Settings of clipping, and of schedulers that are called per step.
+        compute_gradients: Function that sets the gradients of a batch in the parameters and returns
+            its losses: a :class:`Gradients`, or a compiled one.
     """
 
     def __init__(
-        self,
-        state: TrainState,
-        optimization: Optimization,
-        compute_gradients: ComputeGradients,
+        self, state: TrainState, optimization: Optimization, compute_gradients: ComputeGradients
     ) -> None:
         self.state, self.optimization = state, optimization
         self.compute_gradients = compute_gradients
@@ -54,9 +50,10 @@ class TrainStep:
         output = self.compute_gradients(batch)
         self.guard.check(output, f"step {state.step + 1} (epoch {state.epoch + 1})")
         for name, update in self._updates.items():
-            clip(state.groups[name], self.optimization.clip_norm)
+            if self.optimization.clip_norm is not None:
+                nn.utils.clip_grad_norm_(state.groups[name], self.optimization.clip_norm)
             update()
-            for parameter in state.groups[name]:
+            for parameter in state.groups[name]:  # other groups still need their gradients
                 parameter.grad = None
         # Averages of weights would be updated here.
         if self.optimization.scheduler_interval == "step":
@@ -64,21 +61,21 @@ class TrainStep:
         return output
 
     def close(self) -> None:
-        """Leave the optimizers as they were."""
+        """Remove the guard's flag from the optimizers."""
         self.guard.release()
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Computes losses, and leaves their gradients in the parameters' ``grad``.
+    """Forward and backward pass: it sets the parameters' ``grad``.
 
-    Each loss is differentiated with respect to its own group alone.
+    Each loss is differentiated with respect to its own group only.
 
     Attributes:
         model: The model.
         objective: The objective.
         groups: Parameters by the name of their loss.
-        precision: Precision of products in networks; below float32 by autocast.
+        precision: Precision of products in networks. Below float32, autocast provides it.
     """
 
     model: nn.Module
@@ -87,9 +84,9 @@ class Gradients:
     precision: torch.dtype = torch.float32
 
     def __call__(self, batch: Batch) -> ObjectiveOutput:
-        """Return losses and metrics, and leave gradients in the parameters."""
+        """Return losses and metrics, and set the parameters' gradients."""
         output = self.losses(batch)
-        if self._trains_all:
+        if self._trains_all:  # torch is faster without a selection of inputs
             (loss,) = output.losses.values()
             loss.backward()
             return output
@@ -101,7 +98,8 @@ class Gradients:
 
     def losses(self, batch: Batch) -> ObjectiveOutput:
         """Return losses and metrics without gradients."""
-        with torch.autocast(batch.x.device.type, self.precision, enabled=self.uses_autocast):
+        uses_autocast = self.precision != torch.float32
+        with torch.autocast(batch.x.device.type, self.precision, enabled=uses_autocast):
             output: ObjectiveOutput = self.objective(self.model, batch)
         if output.losses.keys() != self.groups.keys():
             raise ValueError(
@@ -112,20 +110,15 @@ class Gradients:
 
     @cached_property
     def _trains_all(self) -> bool:
-        """True if one loss trains all that can be trained: torch is faster without a selection."""
+        """True if there is one loss and it trains all trainable parameters."""
         every = (*self.model.parameters(), *self.objective.parameters())
         trained = {id(p) for group in self.groups.values() for p in group}
         return len(self.groups) == 1 and all(id(p) in trained for p in every if p.requires_grad)
 
-    @property
-    def uses_autocast(self) -> bool:
-        """True if networks compute with fewer digits than the rest."""
-        return self.precision != torch.float32
-
 
 @contextmanager
 def without_trace(gradients: Gradients, device: torch.device) -> Iterator[None]:
-    """Restore random state, numbers of modules, buffers and gradients at the end of the block."""
+    """Restore random state, numbers and buffers of modules after the block. Remove gradients."""
     numbers = plain_numbers(gradients)
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     model, objective = gradients.model, gradients.objective

@@ -1,4 +1,4 @@
-"""The Trainer: takes batches, makes updates. It knows objectives and no particular model."""
+"""Training loop. It knows objectives and batches, but no particular model."""
 
 import os
 import time
@@ -13,14 +13,7 @@ from torch import nn
 
 from tinyvae.core.module_state import evaluating, preserved_modes
 from tinyvae.core.objective import Batch, Objective
-from tinyvae.core.random import (
-    Stream,
-    derive_seed,
-    forked_rng,
-    rng_state,
-    seed_rng,
-    set_rng_state,
-)
+from tinyvae.core.random import Stream, derive_seed, forked_rng, rng_state, seed_rng, set_rng_state
 from tinyvae.core.warnings import warn
 from tinyvae.errors import NonFiniteError
 from tinyvae.training.acceleration.options import ResolvedSpeed, Speed, matmul_route
@@ -46,26 +39,26 @@ from tinyvae.training.step import Gradients, TrainStep
 
 
 class Trainer:
-    """Minimizes an objective.
+    """Training loop that minimizes an objective.
 
-    The same weights and the same seed give bitwise the same run on one machine (on a GPU as far as
-    its kernels are deterministic). Global random state is left as it was.
+    The same weights and the same seed give bitwise the same run on one machine (on a GPU only if
+    its kernels are deterministic). The global random state does not change.
 
     Args:
         model: Module that the objective understands. It is moved to the device.
         objective: Objective to minimize.
         optimization: Optimizer, learning rates, scheduler, clipping.
-        callbacks: Callbacks, called in this order, a :class:`~tinyvae.Checkpoint` first. At the
-            end of ``fit`` they are called in reverse.
-        speed: Fast paths beyond the default one: compilation, matrix products, mixed precision.
+        callbacks: Callbacks, called in this order, except that a :class:`~tinyvae.Checkpoint` comes
+            first. At the end of ``fit`` they are called in reverse order.
+        speed: Optional fast paths: compilation, matrix products, mixed precision.
         seed: Seed of order, noise and transforms.
         device: Device. ``"auto"`` takes cuda, else mps, else the CPU.
         record_every: Number of updates between rows of ``history.updates``; None records none.
         progress: True to report progress on standard error.
 
     Attributes:
-        state: Where the run is: epoch, step, optimizers, schedulers, history.
-        resolved_speed: Fast paths that were chosen at the first call of :meth:`fit`.
+        state: State of the run: epoch, step, optimizers, schedulers, history.
+        resolved_speed: Fast paths that the first call of :meth:`fit` chose.
 
     Raises:
         TypeError, ValueError: If an argument is of the wrong kind or out of range.
@@ -92,15 +85,15 @@ class Trainer:
         record_every: int | None = None,
         progress: bool = True,
     ) -> None:
-        if not isinstance(objective, Objective):
-            raise TypeError(f"Trainer expects an Objective such as ELBO(), got {objective!r:.80}")
-        if optimization is not None and not isinstance(optimization, Optimization):
-            raise TypeError(
-                "Trainer expects an Optimization(learning_rate=..., optimizer=...), "
-                f"got {optimization!r:.80}"
-            )
-        if speed is not None and not isinstance(speed, Speed):
-            raise TypeError(f"Trainer expects a Speed(compile=..., matmul=...), got {speed!r:.80}")
+        optimization = Optimization() if optimization is None else optimization
+        speed = Speed() if speed is None else speed
+        for argument, kind, expected in (
+            (objective, Objective, "an Objective such as ELBO()"),
+            (optimization, Optimization, "an Optimization(learning_rate=..., optimizer=...)"),
+            (speed, Speed, "a Speed(compile=..., matmul=...)"),
+        ):
+            if not isinstance(argument, kind):
+                raise TypeError(f"Trainer expects {expected}, got {argument!r:.80}")
         if isinstance(callbacks, Callback):
             raise TypeError(
                 f"Trainer expects a sequence of callbacks, got one: write [{callbacks!r:.80}]"
@@ -109,20 +102,17 @@ class Trainer:
             raise ValueError(f"Trainer expects an integer seed >= 0, got {seed}")
         if record_every is not None and record_every < 1:
             raise ValueError(f"Trainer expects record_every >= 1 or None, got {record_every}")
-        self.model, self.objective = model, objective
-        self.optimization = Optimization() if optimization is None else optimization
+        self.model, self.objective, self.optimization = model, objective, optimization
         reporting = [Progress()] if progress else []
         self.checkpoint, self.callbacks = order_callbacks([*reporting, *callbacks])
-        self.speed = Speed() if speed is None else speed
-        self.resolved_speed = ResolvedSpeed()
-        self.seed = seed
+        self.speed, self.resolved_speed = speed, ResolvedSpeed()
+        self.seed, self.record_every = seed, record_every
         self.device = choose_device(device)
-        self.record_every = record_every
         self.state = TrainState(model, objective, self.device, self.callbacks)
 
     @property
     def history(self) -> History:
-        """Rows of all calls of :meth:`fit`."""
+        """History of all calls of :meth:`fit`."""
         return self.state.history
 
     @property
@@ -150,34 +140,34 @@ class Trainer:
         """Train for ``epochs`` more epochs. A second call continues.
 
         A second call keeps weights, moments, epochs, steps and history. Scheduled weights of the
-        objective continue, too: their fractions are of the first call. Schedulers start again over
-        the new epochs. Moments start again if other parameters are trained than before.
+        objective continue, too: their fractions refer to the first call. Schedulers start again
+        and span the new epochs. Moments start again if the trained parameters have changed.
 
-        With ``resume`` the run continues from a checkpoint, at the same step and bitwise as if it
-        had not been interrupted. Then ``epochs`` are those of the whole run, and a run that is
-        complete returns its history. Bitwise holds within one mode (device, torch, number of
-        threads, fast paths, optimizer); a warning tells of another mode. Items of a Dataset may
-        draw from the default generators of torch, numpy and Python.
+        With ``resume`` the run continues from a checkpoint, at the same step. Then ``epochs``
+        counts the epochs of the whole run, and a run that is complete returns its history. The
+        results are bitwise those of a run without interruption if device, torch version, number of
+        threads, fast paths and optimizer are the same. Otherwise a warning names the difference.
+        Items of a Dataset may draw from the default generators of torch, numpy and Python.
 
         Args:
             train: Tensor or numpy array ``(N, *E)``, a tuple of these, a Dataset or a DataLoader.
                 Floating-point data are converted to the model's dtype.
             validation: Data of the same kinds, evaluated after each epoch on the same noise.
-            epochs: Epochs to train for.
-            batch_size: Examples per update. A DataLoader has its own.
+            epochs: Number of epochs.
+            batch_size: Examples per update. A DataLoader uses its own batch size.
             batch: Function that picks x, or a :class:`~tinyvae.Batch`, from what the data yield.
             transform: Function (x, generator) -> x, applied to each batch.
             workers: Number of processes that read a Dataset ahead.
             resume: ``"auto"`` for the newest valid checkpoint in the :class:`Checkpoint`'s folder,
-                if there is one; or the path of a checkpoint, or of a folder of them.
+                if there is one; or the path of a checkpoint or of a folder of checkpoints.
 
         Returns:
-            The history, also of earlier calls. ``history.stop_reason`` tells of an early end.
+            The history, also of earlier calls. ``history.stop_reason`` explains an early end.
 
         Raises:
             TypeError, ValueError: If data, model and objective do not fit, before the first step.
             NonFiniteError: If a loss or a gradient is NaN or infinite, before its update. (On a GPU
-                the error comes some steps later, and no weight has changed.)
+                the error comes some steps later, but no later update was made.)
             CheckpointError: If no checkpoint can be read, or it is of another model.
             FileExistsError: If the folder of the :class:`Checkpoint` holds a run, and ``resume``
                 is not given.
@@ -236,7 +226,10 @@ class Trainer:
                 while not state.is_finished:
                     is_complete = self._train_epoch(source)
                     self._finish_epoch(validation_source if is_complete else None, is_complete)
-            self._warn_about_unfinished_schedules()
+            ended_early = state.stop_request is not None or state.plan.total_steps is None
+            will_resume = state.is_interrupted and self.checkpoint is not None
+            if ended_early and not will_resume:
+                self._warn_about_schedules(state.step)
         return state.history
 
     # The loop -------------------------------------------------------------------------------------
@@ -247,7 +240,7 @@ class Trainer:
         state, batches = self.state, self._batches(source)
         for batch in batches:  # x: (B, *E)
             with defer_sigchld():
-                state.is_consistent = False
+                state.is_consistent = False  # until the callbacks have seen the update
                 output = self._train_step(batch)
                 state.advance(output, len(batch))
                 if self.record_every is not None and state.step % self.record_every == 0:
@@ -264,8 +257,8 @@ class Trainer:
         """Open the epoch at the current batch, with its noise."""
         state = self.state
         noise = rng_state(self.device)
-        batches = source.batches(state.epoch, state.batch)
-        if state.batch:  # resumed within an epoch
+        batches = source.batches(state.epoch, state.batch)  # seeds the default generators
+        if state.batch:  # resumed within an epoch: continue with the noise of the checkpoint
             set_rng_state(self.device, noise)
         else:
             seed_rng(self.device, derive_seed(self.seed, Stream.NOISE, state.epoch))
@@ -292,7 +285,7 @@ class Trainer:
         state.finish_epoch(row)
         for callback in self.callbacks:
             callback.on_epoch_end(state, row)
-        row.update(plain(row))
+        row.update(plain(row))  # the history holds this row, so it is changed in place
         if is_complete and self.optimization.scheduler_interval == "epoch":
             self.optimization.step_schedulers(state.schedulers, row)
         if is_complete or not state.is_interrupted:  # a cut epoch has been saved at its last step
@@ -315,7 +308,7 @@ class Trainer:
 
     @contextmanager
     def _saving_after_error(self, source: ValidatedSource) -> Iterator[None]:
-        """Save a last checkpoint if an error leaves the state consistent, as one of the data does.
+        """Save a last checkpoint if an error left the state consistent, e.g. an error in the data.
 
         The error becomes the reason of the end.
         """
@@ -333,18 +326,9 @@ class Trainer:
                 raise
             if not was_interrupted:
                 raise worker_error from error
-            # The signal that stopped the run has also reached the processes that read data.
-
-    # Messages -------------------------------------------------------------------------------------
-
-    def _warn_about_unfinished_schedules(self) -> None:
-        """Warn if the run has ended before its schedules, unless it will be resumed."""
-        state = self.state
-        if state.is_interrupted and self.checkpoint is not None:
-            return
-        if state.stop_request is not None or state.plan.total_steps is None:
-            self._warn_about_schedules(state.step)
+            # The signal that stopped the run has also ended the processes that read data: no error.
 
     def _warn_about_schedules(self, steps: int) -> None:
+        """Warn about each schedule that is longer than a run of ``steps``."""
         for message in self.objective.unfinished_schedules(steps, self.state.plan.schedule_steps):
             warn(f"a schedule does not end: {message}")

@@ -44,7 +44,7 @@ def tune_malloc() -> bool:
     """
     try:
         libc, process = ctypes.CDLL("libc.so.6"), ctypes.CDLL(None)
-        if _address(libc.malloc) != _address(process.malloc):
+        if _address(libc.malloc) != _address(process.malloc):  # another allocator is in use
             return False
         mallopt = libc.mallopt
     except (OSError, AttributeError):

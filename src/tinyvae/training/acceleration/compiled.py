@@ -47,7 +47,7 @@ class CompiledGradients:
         self._parameters, self._buffers = list(step.parameters()), list(step.buffers())
         self._signature = _signature(example)
         self._trained = [p.requires_grad for p in self._parameters]
-        self._losses: list[str] = []
+        self._losses: list[str] = []  # names in the order of the graph's outputs, set by the trace
         self._metrics: list[str] = []
         self._require_no_side_effects(example)
         self._run = self._compile(self._traced(step, names), example)
@@ -73,10 +73,9 @@ class CompiledGradients:
         trained = self._trained
 
         def run(
-            parameters: Sequence[Tensor],
-            buffers: Sequence[Tensor],
-            batch: Sequence[Any],
+            parameters: Sequence[Tensor], buffers: Sequence[Tensor], batch: Sequence[Any]
         ) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
+            # Gradients end at new leaves: the graph reads the parameters and writes none of them.
             leaves = [
                 p.detach().requires_grad_(t) for p, t in zip(parameters, trained, strict=True)
             ]
@@ -105,13 +104,13 @@ class CompiledGradients:
             inputs = (self._parameters, self._buffers, _parts(example))
             graph = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
             device = example.x.device.type
-            if device == "cuda":
+            if device == "cuda":  # otherwise CUDA graphs would copy the weights in every step
                 for tensor in (*self._parameters, *self._buffers):
                     torch._dynamo.mark_static_address(tensor)
             options: dict[str, Any] = {**OPTIONS, **OPTIONS_OF.get(device, {})}
             result: Pass = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
             with torch.no_grad():
-                result(*inputs)
+                result(*inputs)  # compiles now, so that errors come before the run
         return result
 
     def _require_no_side_effects(self, example: Batch) -> None:
@@ -142,10 +141,10 @@ class CompiledGradients:
     def _verify(self, example: Batch) -> None:
         """Compare with the plain pass, on other noise than that of the trace."""
         results = []
-        for differentiate in (self, self.gradients):
+        for compute_gradients in (self, self.gradients):
             with without_trace(self.gradients, example.x.device):
-                torch.rand(8, device=example.x.device)
-                output = differentiate(example)
+                torch.rand(8, device=example.x.device)  # a graph with constant noise differs now
+                output = compute_gradients(example)
                 grads = [torch.zeros(1) if p.grad is None else p.grad for p in self._parameters]
                 named = (*output.losses.values(), *output.metrics.values())
                 values = [*grads, *named, *self._step.buffers()]
@@ -208,7 +207,7 @@ def _laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
 
 @contextmanager
 def _restored_validation() -> Iterator[None]:
-    """Undo that torch's compiler turns off the validation of distributions in the process."""
+    """Restore the validation of torch's distributions, which torch's compiler turns off."""
     validates = torch.distributions.Distribution._validate_args
     try:
         yield

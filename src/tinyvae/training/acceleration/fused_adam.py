@@ -16,23 +16,14 @@ from torch.optim import optimizer as hooks
 
 @dataclass(frozen=True)
 class FusedAdamArguments:
-    """Arguments of the kernel, for one of torch's parameter groups.
+    """Arguments of the kernel, for one of torch's parameter groups."""
 
-    Attributes:
-        options: Settings of the group, which schedulers change.
-        parameters: Parameters.
-        moments: First moments of the parameters.
-        squares: Second moments of the parameters.
-        counts: Numbers of steps of the parameters, 0-d views of ``count``.
-        count: All numbers of steps, so that one call counts them up.
-    """
-
-    options: dict[str, Any]
+    options: dict[str, Any]  # settings of the group, which schedulers change
     parameters: list[nn.Parameter]
-    moments: list[Tensor]
-    squares: list[Tensor]
-    counts: list[Tensor]
-    count: Tensor
+    moments: list[Tensor]  # first moments of the parameters
+    squares: list[Tensor]  # second moments
+    counts: list[Tensor]  # numbers of steps, 0-d views of ``count``
+    count: Tensor  # all numbers of steps, so that one call counts them up
 
 
 def make_step(optimizer: Optimizer) -> Callable[[], object]:
@@ -73,6 +64,7 @@ class DirectFusedAdam:
             options = arguments.options
             beta1, beta2 = options["betas"]
             arguments.count.add_(1)
+            # Adam(decoupled_weight_decay=True) is AdamW, in the versions of torch that have it.
             decoupled = options.get("decoupled_weight_decay", type(self.optimizer) is AdamW)
             kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
             kernel(
@@ -95,6 +87,7 @@ class DirectFusedAdam:
         """Return True if the arguments are the optimizer's and no hook observes its steps."""
         optimizer, state = self.optimizer, self.optimizer.state
         replaced_step = vars(optimizer).get("step")  # torch's schedulers wrap it with a counter
+        # Loading a state replaces the moments, and adding a group changes the list of groups.
         return (
             len(self._arguments) == len(optimizer.param_groups)
             and all(
@@ -119,6 +112,7 @@ class DirectFusedAdam:
             if any("exp_avg" not in state[p] for p in parameters):
                 return []
             count = torch.stack([state[p]["step"] for p in parameters])
+            # The state keeps views of one tensor: torch reads them as before, one call adds to all.
             for parameter, view in zip(parameters, count.unbind(), strict=True):
                 state[parameter]["step"] = view
             moments, squares, counts = (

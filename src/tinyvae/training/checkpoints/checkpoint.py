@@ -1,4 +1,4 @@
-"""The Checkpoint callback: a run that may be killed at any instant, and continues where it was."""
+"""Checkpoint callback, with which a run that is killed at any instant can be resumed."""
 
 import os
 import time
@@ -22,13 +22,13 @@ FINITE = ("model", "objective", "optimizers")
 
 
 class Checkpoint(Callback):
-    """Keeps a run in a folder, from which ``fit(..., resume="auto")`` continues bitwise.
+    """Callback that saves a run in a folder, from which ``fit(..., resume="auto")`` continues.
 
-    The folder holds checkpoints ``step-00001200.safetensors``, each with the whole state of the
-    run: weights, moments, schedules, random state, position in the data, history, states of other
-    callbacks. It also holds ``history.jsonl``, with a line per epoch, and at the regular end
-    ``model.safetensors``, which the model's class loads. No file is a pickle, each is whole or
-    absent, and a lock keeps a second run out. Files are written in the background.
+    The folder holds checkpoints ``step-00001200.safetensors``. Each contains the complete state of
+    the run: weights, moments, schedules, random state, position in the data, history, states of
+    other callbacks. The folder also holds ``history.jsonl``, with a line per epoch, and after a
+    regular end ``model.safetensors``, which the model's class loads. No file is a pickle. Each file
+    is complete or absent. A lock excludes a second run. Files are written in the background.
 
     SIGTERM and SIGUSR1, which job schedulers send before they kill a job, end the run after its
     step with a checkpoint. Then the signal reaches the handler that was there before ``fit``, which
@@ -38,10 +38,10 @@ class Checkpoint(Callback):
         folder: The folder, for this run alone.
         every_steps: Number of updates between checkpoints.
         every_minutes: Minutes between checkpoints; None for no limit. A checkpoint is always
-            written at the first step, at the end and at a signal.
+            written before the first step, at the end and at a signal.
         keep: Number of newest checkpoints to keep.
-        monitor: Column of the history whose best epoch is kept, too, such as
-            ``"validation/elbo_nats"``.
+        monitor: Column of the history, such as ``"validation/elbo_nats"``. The checkpoint of its
+            best epoch is kept, too.
         mode: ``"max"`` if larger is better, ``"min"`` if smaller is.
 
     Attributes:
@@ -92,7 +92,7 @@ class Checkpoint(Callback):
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder's lock in the block. All writes have ended after it."""
+        """Hold the folder's lock in the block, and wait for all writes at its end."""
         lock = self._directory.lock()
         self._writer = Writer()
         try:
@@ -109,28 +109,24 @@ class Checkpoint(Callback):
 
     def ensure_writable(self, state: TrainState, resume: str | os.PathLike[str] | None) -> None:
         """Raise FileExistsError if the folder holds another run that ``resume`` does not name."""
-        is_own = self._owner is not None and self._owner() is state
+        is_same_run = self._owner is not None and self._owner() is state
         continues = resume == "auto" or (
             resume is not None and Path(resume).resolve().is_relative_to(self.folder.resolve())
         )
         steps = self._directory.steps()
-        if steps and not (continues or is_own):
+        if steps and not (continues or is_same_run):
             raise FileExistsError(
                 f"{self.folder} holds a run that was at step {steps[0]:,}: continue it by "
                 'fit(..., resume="auto"), or give another folder'
             )
-        if not is_own:
+        if not is_same_run:
             self.monitor.reset()
             self.best_step = None
 
     def on_fit_start(self, state: TrainState) -> None:
         """Raise if the column needs validation data and there are none."""
-        require_validation(
-            "Checkpoint",
-            self.monitor.column,
-            has_validation=state.plan.has_validation,
-            else_watch="train/elbo_nats",
-        )
+        column, has_validation = self.monitor.column, state.plan.has_validation
+        require_validation("Checkpoint", column, has_validation, "train/elbo_nats")
         self._description = _description(state.model)
         self._saved: tuple[int, int] | None = None  # step, and batch in the epoch
         self._has_ended = False
@@ -146,10 +142,11 @@ class Checkpoint(Callback):
             self._save(state)
 
     def _begin(self, state: TrainState, *, last: bool) -> None:
-        """Make the folder that of the run, and write to it before the first step."""
-        for name, optimizer in state.optimizers.items():  # can a file hold its state?
+        """Prepare the folder for the run, and write to it before the first step."""
+        # Raises now, not after hours, if an optimizer's state cannot be saved.
+        for name, optimizer in state.optimizers.items():
             encode_state(state_after_step(optimizer), f"optimizers.{name}")
-        self._owner = ref(state)
+        self._owner = ref(state)  # weak: a trainer that is gone must not own the folder
         self._directory.archive_after(state.step, with_model=not last)
         self._directory.reset_history(state.history.epochs)
         self._num_rows = len(state.history.epochs)
@@ -157,6 +154,7 @@ class Checkpoint(Callback):
         self._writer.wait()
 
     def _ends_epoch(self, state: TrainState) -> bool:
+        """Return True if an epoch has ended since the last call, and append its row to the file."""
         rows = state.history.epochs
         if len(rows) == self._num_rows:
             return False
@@ -165,6 +163,7 @@ class Checkpoint(Callback):
         return True
 
     def _improves(self, state: TrainState) -> bool:
+        """Return True, and keep the step, if the last epoch is the best one."""
         column, row = self.monitor.column, state.history.epochs[-1]
         if not column or (state.stop_request is not None and column not in row):
             return False
@@ -190,6 +189,7 @@ class Checkpoint(Callback):
             form.append([name, encoded])
             tensors |= {n: t.detach().to("cpu", copy=True) for n, t in part_tensors.items()}
         info = {**self._description, "state": {"dict": form}}
+        # The thread gets values: the state and this callback change while it writes.
         step, keep, best_step = state.step, self.keep, self.best_step
 
         def write() -> None:
@@ -200,7 +200,7 @@ class Checkpoint(Callback):
         self._saved, self._saved_at = (step, state.batch), time.monotonic()
 
     def on_fit_end(self, state: TrainState) -> None:
-        """Write the model if the run has come to its end."""
+        """Write the model's own file if the run is complete."""
         if self._has_ended and self._description:
             self._writer.wait()
             state.model.save(self._directory.model)  # type: ignore[operator]
@@ -224,7 +224,7 @@ class Checkpoint(Callback):
 
 
 def order_callbacks(callbacks: Sequence[Callback]) -> tuple[Checkpoint | None, list[Callback]]:
-    """Return the Checkpoint, and the callbacks with it first: it starts first and ends last."""
+    """Return the Checkpoint, and all callbacks with it in front: it starts first and ends last."""
     ordered = sorted(callbacks, key=lambda callback: not isinstance(callback, Checkpoint))
     checkpoints = [callback for callback in ordered if isinstance(callback, Checkpoint)]
     if len(checkpoints) > 1:
@@ -235,7 +235,7 @@ def order_callbacks(callbacks: Sequence[Callback]) -> tuple[Checkpoint | None, l
 def load_resume_state(
     checkpoint: Checkpoint | None, state: TrainState, resume: str | os.PathLike[str] | None
 ) -> dict[str, Any] | None:
-    """Return the state that a run is to continue from, None if it is to start."""
+    """Return the state from which a run continues, None for a new run."""
     if checkpoint is not None:
         checkpoint.ensure_writable(state, resume)
     if resume is None:
@@ -251,7 +251,7 @@ def load_resume_state(
 
 
 def _description(model: nn.Module) -> dict[str, Any]:
-    """Return what a file says of the model next to its weights, nothing if it cannot be said."""
+    """Return the model's description for its file, an empty one if the model has none."""
     describe = getattr(model, "description", None)
     if describe is None:
         return {}

@@ -1,7 +1,7 @@
 """Checks of a checkpoint against the run that continues from it, before anything changes.
 
-There is no schema: the run's own state is the reference. A loaded state must have its keys, and
-tensors of its shapes and dtypes. Its plain values must be of the same kinds.
+The run's own state is the reference, not a schema. A loaded state must have the same keys, tensors
+of the same shapes and dtypes, and plain values of the same kinds.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from tinyvae.training.history import History, Row, RunningMean
 from tinyvae.training.optimization import state_after_step
 from tinyvae.training.state import MIGRATIONS, STATE_VERSION, TrainState
 
-# Fields of a state, and those of their entries that do not depend on the run, by kind.
+# Fields of a state, and the types of those entries that every run has.
 FIELDS: dict[str, dict[str, Any]] = {
     "fingerprint": {},
     "mode": {"device": str, "torch": str, "threads": int, "speed": dict, "resolved_speed": dict},
@@ -38,9 +38,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 
 
 def upgrade(state: Any) -> dict[str, Any]:
-    """Return a loaded state in the current version.
-
-    States of older versions are migrated. Unknown fields are left out with a warning.
+    """Return a loaded state, migrated to the current version, without unknown fields.
 
     Raises:
         CheckpointError: If the version is newer, or a field is missing.
@@ -85,10 +83,10 @@ def require_same_run(
     """
     _require_keys("fingerprint", state.fingerprint, saved["fingerprint"])
     for name, value in state.fingerprint.items():
-        found = saved["fingerprint"][name]
-        if type(found) is not type(value) or found != value:
+        previous = saved["fingerprint"][name]
+        if type(previous) is not type(value) or previous != value:
             raise ValueError(
-                f"the checkpoint's run had {name} = {found!r:.80}, got {value!r}: "
+                f"the checkpoint's run had {name} = {previous!r:.80}, got {value!r}: "
                 "give the same to continue it, or start a run in another folder"
             )
     _require_alike("model", state.model.state_dict(), saved["model"])
@@ -99,22 +97,22 @@ def require_same_run(
         _require_same_optimizer(f"optimizers.{name}", reference, saved["optimizers"][name])
     schedulers = {name: s.state_dict() for name, s in state.schedulers.items()}
     _require_alike("schedulers", schedulers, saved["schedulers"])
-    _require_position(saved, state.fingerprint["batches per epoch"])
+    _require_position(saved["position"], saved["plan"], state.fingerprint["batches per epoch"])
     _require_loadable(state, saved, callbacks)
 
 
-def _require_position(saved: Mapping[str, Any], num_batches: int | None) -> None:
-    position, plan = saved["position"], saved["plan"]
-    counts = {name: position[name] for name in ("epoch", "step", "batch")}
-    counts |= {name: plan[name] for name in plan if plan[name] is not None}
+def _require_position(
+    position: Mapping[str, Any], plan: Mapping[str, Any], num_batches: int | None
+) -> None:
     if plan["schedule_steps"] is None and num_batches is not None:
-        raise CheckpointError("the length of schedules is missing, though the data tell it")
-    for name, value in counts.items():
-        if type(value) is not int or not 0 <= value < 2**62:
-            raise CheckpointError(f"expected '{name}' as an integer >= 0, got {value!r:.80}")
-    seconds = position["seconds"]
-    if not 0 <= seconds < 2**62:
-        raise CheckpointError(f"expected 'seconds' as a number >= 0, got {seconds!r:.80}")
+        raise CheckpointError("the length of schedules is missing, but the data have a length")
+    numbers = {name: position[name] for name in ("epoch", "step", "batch", "seconds")}
+    numbers |= {name: value for name, value in plan.items() if value is not None}
+    for name, value in numbers.items():
+        is_number = type(value) is int or name == "seconds"
+        if not is_number or not 0 <= value < 2**62:
+            kind = "a number" if name == "seconds" else "an integer"
+            raise CheckpointError(f"expected '{name}' as {kind} >= 0, got {value!r:.80}")
     if num_batches is not None and position["batch"] > num_batches:
         raise CheckpointError(
             f"the checkpoint is at batch {position['batch']}, but an epoch has only {num_batches} "
@@ -130,8 +128,7 @@ def _require_position(saved: Mapping[str, Any], num_batches: int | None) -> None
 def _require_loadable(
     state: TrainState, saved: Mapping[str, Any], callbacks: Sequence[Callback]
 ) -> None:
-    """Load each remaining part into a new object, and ask callbacks whether states are theirs."""
-    cpu, rng = torch.device("cpu"), saved["rng"]["cpu"]
+    """Raise unless history, means, random numbers and states of callbacks can be loaded."""
     with _naming("history"):
         history = History()
         history.load_state_dict(saved["history"])
@@ -139,10 +136,10 @@ def _require_loadable(
         _require_rows(history.updates, "step")
     with _naming("running means"):
         means = RunningMean()
-        means.load_state_dict(saved["running_means"], cpu)
+        means.load_state_dict(saved["running_means"], torch.device("cpu"))
         means.row("train")
     with _naming("CPU RNG state"):
-        torch.Generator().set_state(rng)
+        torch.Generator().set_state(saved["rng"]["cpu"])
     for callback, (name, _) in zip(callbacks, state.named_callbacks(), strict=True):
         if name in saved["callbacks"]:
             with _naming(f"state of {name}"):
@@ -150,6 +147,7 @@ def _require_loadable(
 
 
 def _require_rows(rows: Sequence[Row], *columns: str) -> None:
+    """Raise unless every row has the columns and contains only numbers."""
     for row in rows:
         if not set(columns) <= row.keys() or not all(map(_is_number, row.values())):
             raise ValueError(f"expected numbers in columns such as {columns}, got {row!r:.80}")
@@ -157,7 +155,7 @@ def _require_rows(rows: Sequence[Row], *columns: str) -> None:
 
 @contextmanager
 def _naming(part: str) -> Iterator[None]:
-    """Turn any error into a CheckpointError that names the part."""
+    """Replace any error in the block by a CheckpointError that names the part."""
     try:
         yield
     except Exception as error:
@@ -169,12 +167,14 @@ def _require_same_optimizer(name: str, reference: Mapping[str, Any], saved: Any)
         raise CheckpointError(f"'{name}' is not the state of an optimizer: {saved!r:.200}")
     groups, states = saved["param_groups"], saved["state"]
     _require_alike(f"{name}.param_groups", reference["param_groups"], groups)
+    # Schedulers change numbers such as the learning rate, but never flags such as amsgrad.
     for index, (expected, group) in enumerate(zip(reference["param_groups"], groups, strict=True)):
         fixed = [k for k, v in expected.items() if isinstance(v, bool) or k == "params"]
         if differing := [key for key in fixed if expected[key] != group[key]]:
             raise CheckpointError(
-                f"'{name}.param_groups.{index}' is of another optimizer: {differing} differ"
+                f"'{name}.param_groups.{index}' belongs to another optimizer: {differing} differ"
             )
+    # Without a step there are no moments yet.
     if not isinstance(states, dict) or states.keys() not in (reference["state"].keys(), {}.keys()):
         raise CheckpointError(f"'{name}' has moments of other parameters")
     for key, value in states.items():
@@ -184,7 +184,7 @@ def _require_same_optimizer(name: str, reference: Mapping[str, Any], saved: Any)
 def _require_keys(name: str, reference: Mapping[Any, Any], saved: Mapping[Any, Any]) -> None:
     if differing := sorted(map(str, reference.keys() ^ saved.keys())):
         raise CheckpointError(
-            f"the checkpoint is of another {name}: {len(differing)} names differ, first "
+            f"the checkpoint belongs to another {name}: {len(differing)} names differ, first "
             f"'{differing[0]}'"
         )
 

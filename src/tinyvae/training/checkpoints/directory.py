@@ -1,4 +1,4 @@
-"""The folder of a run: its checkpoints, its history as lines, its final model."""
+"""Folder of a run: its checkpoints, its history as lines, its final model."""
 
 import json
 import re
@@ -27,11 +27,7 @@ CHECKPOINT = re.compile(r"step-(\d{8,18})\.safetensors")
 
 
 class RunDirectory:
-    """Names and files of a run.
-
-    Args:
-        path: The folder. It is made if it does not exist.
-    """
+    """Files of a run in the folder ``path``, which :meth:`lock` makes if it does not exist."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,7 +36,7 @@ class RunDirectory:
         self._num_lines = 0
 
     def lock(self) -> FolderLock:
-        """Lock the folder, so that no other run writes there, and remove what dead runs left."""
+        """Lock the folder against other runs, and remove temporary files of dead runs."""
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(self.path)
         for file in self.path.glob(".*.safetensors.*.tmp"):
@@ -102,7 +98,7 @@ class RunDirectory:
                     self.checkpoint(step).unlink()
 
     def reset_history(self, rows: Sequence[Row]) -> None:
-        """Write the lines of all epochs so far, in place of earlier ones."""
+        """Replace the file by the lines of all epochs so far."""
         write_atomically(self.history, b"".join(map(_line, rows)))
         self._num_lines = len(rows)
 
@@ -122,7 +118,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: If no checkpoint can be read.
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is no checkpoint.
     """
     state = RunDirectory(path).latest() if path.is_dir() else load_checkpoint(path)
     if state is None:
@@ -131,11 +127,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(file: Path) -> dict[str, Any]:
-    """Return the state of a run from its checkpoint, in the current version.
-
-    Raises:
-        CheckpointError: If the file is damaged, or is not a checkpoint.
-    """
+    """Return the state in a file, in the current version. Raise CheckpointError if damaged."""
     tensors, info = load_tensors(file)
     if "state" not in info:
         raise CheckpointError(
@@ -149,23 +141,20 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
 
 
 class Writer:
-    """A thread that writes one file after the other.
-
-    An error of a write is raised at the next call, or at the end.
-    """
+    """Thread that writes one file at a time. The next call raises the error of a failed write."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tinyvae-writer")
         self._pending: Future[None] | None = None
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Start a write after the one before."""
+        """Wait for the previous write, and start the next one."""
         self.wait()
         self._pending = self._pool.submit(job)
 
     def wait(self) -> None:
         """Wait for the current write, and raise its error."""
-        pending, self._pending = self._pending, None
+        pending, self._pending = self._pending, None  # an error is raised once
         if pending is not None:
             pending.result()
 

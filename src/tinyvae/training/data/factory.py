@@ -22,8 +22,8 @@ def open_data(
 ) -> DataSource:
     """Return a source for a tensor, an array, a tuple of these, a Dataset or a DataLoader.
 
-    Tensors and arrays stay on the device. A DataLoader reads a Dataset, in the order in which a
-    tensor of the same length is read. A DataLoader is used as it is.
+    Tensors and arrays stay on the device. A Dataset is read in the order of a tensor of the same
+    length. A DataLoader keeps its own order.
 
     Raises:
         TypeError: If ``data`` is something else.

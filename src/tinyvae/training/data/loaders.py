@@ -1,10 +1,10 @@
-"""Sources that read: a Dataset in the run's order, or a DataLoader as it is."""
+"""Sources that read items: from a Dataset in the run's order, or from a DataLoader in its own."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count, islice
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +16,14 @@ from tinyvae.core.random import Stream, derive_seed, forked_rng, seed_rng
 from tinyvae.core.warnings import warn
 from tinyvae.errors import CheckpointError, DataWorkerError
 from tinyvae.training.data.sources import BatchTransform, DataSource, visiting_order
+from tinyvae.training.state import Stateful
 
 CPU = torch.device("cpu")
 END = object()
 
 
 class DatasetSource(DataSource):
-    """Dataset whose items may be random: each batch has its own seed in every process.
+    """Source of a Dataset. Its items may be random: each batch has its own seed in every process.
 
     Args:
         data: Dataset.
@@ -52,7 +53,7 @@ class DatasetSource(DataSource):
         self.num_batches = _length(self._loader(0, 0))
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch. A stream reads and skips those before ``start``."""
+        """Yield the batches from ``start``. An IterableDataset reads and skips those before it."""
         items: Iterator[Any] = iter(self._loader(epoch, start if self.repeatable else 0))
         if not self.repeatable:
             items = _skip(start, _seeded_items(items, self.seed, epoch))
@@ -74,13 +75,7 @@ class DatasetSource(DataSource):
 
 
 class SeededItems(Dataset[Any]):
-    """Items whose random numbers depend on the seed, the epoch and the batch's first index only.
-
-    Args:
-        data: Dataset of the items.
-        seed: Seed of the run.
-        epoch: Epoch, from 0.
-    """
+    """Items whose random numbers depend on the seed, the epoch and the batch's first index only."""
 
     def __init__(self, data: "Dataset[Any]", seed: int, epoch: int) -> None:
         self.data, self.seed, self.epoch = data, seed, epoch
@@ -100,7 +95,7 @@ class SeededItems(Dataset[Any]):
 def _seeded(seed: int) -> Iterator[None]:
     """Seed torch, numpy and Python inside the block. Restore them after it in the main process."""
     with ExitStack() as stack:
-        if get_worker_info() is None:
+        if get_worker_info() is None:  # a worker process draws nothing else
             stack.enter_context(forked_rng(CPU))
             stack.callback(random.setstate, random.getstate())
             stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
@@ -110,26 +105,15 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-@runtime_checkable
-class Stateful(Protocol):
-    """DataLoader that can save its position, such as torchdata's StatefulDataLoader."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the position."""
-
-
 class LoaderSource(DataSource):
-    """DataLoader, used as it is.
+    """Source of a DataLoader with its own order.
 
     A loader with ``state_dict``, such as torchdata's StatefulDataLoader, resumes inside an epoch.
     Any other loader reads the used batches again and skips them.
 
     Args:
         loader: DataLoader.
-        transform: Conversion of what it yields to batches.
+        transform: Conversion of its items to batches.
         seed: Seed of the run.
         repeats: If True, every epoch repeats the first one.
     """
@@ -152,6 +136,7 @@ class LoaderSource(DataSource):
         sampler = getattr(loader.batch_sampler, "sampler", None)
         owners = (loader, loader.sampler, loader.batch_sampler, sampler)
         generators = (getattr(owner, "generator", None) for owner in owners)
+        # Loader and sampler often share one generator: dict.fromkeys keeps each once, in order.
         self._generators = list(dict.fromkeys(g for g in generators if g is not None))
         self._stateful = loader if isinstance(loader, Stateful) else None
         self._opened: dict[str, Any] | None = None  # state at the start of the open epoch
@@ -170,13 +155,13 @@ class LoaderSource(DataSource):
         try:
             items = items if is_restored else _skip(start, items)
             yield from _transformed(items, self.transform, self.seed, epoch, start)
-        except GeneratorExit:  # after any other error a resumed run continues this epoch
+        except GeneratorExit:  # closed early, while after any other error a run resumes this epoch
             self._opened = None
             raise
         self._opened = None
 
     def first_batch(self, epoch: int) -> Batch:
-        """Return the first batch of an epoch, and restore the loader's generators."""
+        """Return the first batch of an epoch. The loader's generators do not advance."""
         states = self._generator_states()
         batch = super().first_batch(epoch)
         self._set_generators(states)
@@ -188,11 +173,7 @@ class LoaderSource(DataSource):
         return self._state() if has_moved or self._opened is None else self._opened
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the generators and the loader.
-
-        Raises:
-            CheckpointError: If the state does not fit the loader.
-        """
+        """Restore generators and loader. Raise CheckpointError if the state does not fit."""
         try:
             self._set_generators(state["generators"])
             if self._stateful is not None:
@@ -250,8 +231,8 @@ def _transformed(
 def data_worker_error(error: BaseException, workers: int) -> DataWorkerError | None:
     """Return an error that explains the death of a data worker, None for any other error.
 
-    torch reports the death by a RuntimeError, or its queue by an error of the pipe. It prefixes
-    the errors that a Dataset itself raises in a worker with "Caught".
+    torch reports the death by a RuntimeError, or its queue raises an error of the pipe. Errors that
+    the Dataset raises in a worker start with "Caught".
     """
     message = str(error).strip()
     is_broken_pipe = isinstance(error, (ConnectionError, EOFError)) and "Caught" not in message

@@ -19,7 +19,7 @@ CHUNK_SIZE = 10_000  # examples that are checked at once
 
 @dataclass(frozen=True)
 class BatchTransform:
-    """Conversion of what the data yield to a :class:`~tinyvae.Batch`.
+    """Conversion of an item of the data to a :class:`~tinyvae.Batch`.
 
     Attributes:
         device: Device of all tensors.
@@ -99,13 +99,13 @@ def _as_batch(picked: Any) -> Batch:
 
 
 class DataSource(ABC):
-    """Batches of an epoch. Each is a function of the seed, the epoch and its position.
+    """Source of batches. Each batch is a function of the seed, the epoch and its position.
 
     Attributes:
         num_examples: Number of examples, None if the data have no length.
         num_batches: Number of batches in an epoch, None if the data have no length.
         in_memory: True if all data can be checked before the first step.
-        repeatable: True if opening an epoch uses nothing up.
+        repeatable: True if an epoch can be opened several times.
         workers: Number of processes that read.
     """
 
@@ -124,19 +124,19 @@ class DataSource(ABC):
         return next(self.batches(epoch))
 
     def iter_all(self) -> Iterator[Batch]:
-        """Yield all data in large batches if they are in memory. Yield nothing otherwise."""
+        """Yield all data in large batches if they are in memory, nothing otherwise."""
         return iter(())
 
     def state_dict(self, batch: int) -> dict[str, Any]:
-        """Return what a resumed run needs besides the position ``batch``. Empty by default."""
+        """Return the state at position ``batch`` of the current epoch. Empty by default."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - nothing by default
-        """Restore :meth:`state_dict`. It takes effect when the next epoch is opened."""
+        """Restore a :meth:`state_dict`. It takes effect when the next epoch is opened."""
 
 
 class TensorSource(DataSource):
-    """Tensor or tuple of tensors on the device, batched by index.
+    """Source of a tensor or a tuple of tensors on the device, batched by index.
 
     Args:
         data: Tensors ``(N, ...)`` of one length.

@@ -1,4 +1,4 @@
-"""Data that are checked before they are used."""
+"""Source that checks each batch once before it is used."""
 
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -11,9 +11,9 @@ from tinyvae.training.data.sources import DataSource
 
 
 class ValidatedSource:
-    """Source whose batches are checked once: all of them at the start, or as a loader yields them.
+    """Source whose batches are checked once: all at the start, or each when a loader yields it.
 
-    A loader's first batch is read at the start and kept: it is the first batch of the first epoch.
+    The first batch of a loader is read and checked at the start. The first epoch then uses it.
 
     Args:
         source: Source of the batches.
@@ -35,18 +35,15 @@ class ValidatedSource:
         seed: int,
         device: torch.device,
     ) -> None:
-        self.source = source
-        self.role = role
-        self.check = check
-        self.seed = seed
-        self.device = device
+        self.source, self.role, self.check = source, role, check
+        self.seed, self.device = seed, device
         self.description = ""
         self._unchecked = not source.in_memory
         self._opened: Iterator[Batch] | None = None
         self._start = 0
 
     def begin(self, epoch: int, start: int = 0) -> None:
-        """Check all data that can be read before batch ``start`` of ``epoch``."""
+        """Check all data in memory, or read and check batch ``start`` of ``epoch``."""
         self._start = start
         if self.source.in_memory:
             for _ in self._checked(self.source.iter_all()):
@@ -80,14 +77,13 @@ class ValidatedSource:
 
     def first_batch(self, epoch: int) -> Batch:
         """Return the first batch of an epoch without using it up. Call before the epoch opens."""
-        if self._opened is None or (self.source.repeatable and self._start):
-            # The next batch could be the last of the epoch, which may be shorter.
-            return self.source.first_batch(epoch)
-        first = next(self._opened, None)
-        if first is None:
-            return self.source.first_batch(epoch)
-        self._opened = chain([first], self._opened)
-        return first
+        # After a resumption the next batch could be the last of the epoch, which may be shorter.
+        if self._opened is not None and not (self.source.repeatable and self._start):
+            first = next(self._opened, None)
+            if first is not None:
+                self._opened = chain([first], self._opened)
+                return first
+        return self.source.first_batch(epoch)
 
     def _checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         start = 0
