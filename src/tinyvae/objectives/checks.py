@@ -1,4 +1,4 @@
-"""Checks before the first step: can the gradient of every latent be estimated?"""
+"""Checks before the first step that the gradient of every latent can be estimated."""
 
 from contextlib import ExitStack
 
@@ -16,13 +16,13 @@ def check_gradients(owner: str, output: VAEOutput, num_samples: int, estimator: 
 
     Args:
         owner: Name of the bound, for errors.
-        output: The pass.
+        output: Output of a pass.
         num_samples: Samples :math:`K` per example and bound.
         estimator: Estimator of the gradient through reparameterized samples.
 
     Raises:
         ValueError: If two latents have the same name, if a latent without reparameterized samples
-            has only one sample per example, or if STL or DReG meets a posterior without a density.
+            has only one sample per example, or if STL or DReG gets a posterior without a density.
     """
     names = [term.name for term in output.latents]
     if len(set(names)) < len(names):
@@ -50,7 +50,7 @@ def check_second_pass(
     """Raise if a second pass of the encoder in training mode gives other posteriors.
 
     STL and DReG evaluate log q in a second pass. Dropout in the encoder, for example, would change
-    it. The model is left as it was.
+    it. The model does not change.
 
     Raises:
         ValueError: If the log densities of the two passes differ.

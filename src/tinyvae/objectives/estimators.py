@@ -1,4 +1,4 @@
-r"""Gradient estimators: the loss reports the bound, and they choose what is differentiated.
+r"""Gradient estimators. The value of the loss is the bound; an estimator determines its gradient.
 
 A bound is a function :math:`F` of the log weights :math:`\ell_k = \log w_k` of the samples of one
 example. With :math:`v_k = \partial F / \partial \ell_k` and
@@ -47,7 +47,7 @@ def terms_without_rsample(output: VAEOutput) -> list[LatentTerm]:
     """Return the latents whose samples carry no gradients.
 
     Raises:
-        ValueError: If the samples of a latent carry gradients in a part of their dimensions only.
+        ValueError: If the samples of a latent carry gradients in some of their dimensions only.
     """
     terms = [term for term in output.latents if not term.posterior.has_rsample]
     for term in terms:

@@ -24,7 +24,7 @@ class IWAE(VariationalBound):
     .. math:: \mathcal{L}_K = \mathbb{E} \Big[\log \tfrac1K \textstyle\sum_k
         \tfrac{p(x, z_k)}{q(z_k \mid x)}\Big] \le \mathcal{L}_{K + 1} \le \log p(x)
 
-    Reported are the bound, ``iwae_nats``, and the ELBO of the same samples with its terms.
+    The metrics are the bound, ``iwae_nats``, and the ELBO of the same samples with its terms.
 
     Args:
         num_samples: Number of samples :math:`K`. One gives the ELBO with a sampled KL.
@@ -60,27 +60,8 @@ class IWAE(VariationalBound):
         return log_mean_exp_derivatives(log_weight)
 
 
-class MultiplyIWAE(VariationalBound):
-    r"""Mean of :math:`M` importance-weighted bounds of :math:`K` samples each.
-
-    Rainforth's "MIWAE", not the one for missing data. Its expectation is that of
-    :math:`\mathcal{L}_K`. The variance of its gradient is 1 / M times that of one bound.
-
-    Args:
-        num_samples: Samples :math:`K` of one bound.
-        num_bounds: Number of bounds :math:`M`.
-        beta: See :class:`IWAE`.
-        estimator: See :class:`IWAE`.
-        baseline: See :class:`IWAE`. It compares the samples of one bound.
-
-    References:
-        Rainforth et al. (2018). Tighter Variational Bounds are Not Necessarily Better.
-        arXiv:1802.04537, section 4.
-
-    Example:
-        >>> MultiplyIWAE(num_samples=8, num_bounds=4).num_draws
-        32
-    """
+class _SeveralBounds(VariationalBound):
+    """Mean of several importance-weighted bounds."""
 
     metric = "multiply_iwae"
 
@@ -105,8 +86,31 @@ class MultiplyIWAE(VariationalBound):
         return log_mean_exp_derivatives(log_weight)
 
 
-class PIWAE(VariationalBound):
-    r"""Partially importance-weighted autoencoder: two bounds of the same samples.
+class MultiplyIWAE(_SeveralBounds):
+    r"""Mean of :math:`M` importance-weighted bounds of :math:`K` samples each.
+
+    This is the "MIWAE" of Rainforth et al., not the MIWAE for missing data. Its expectation is that
+    of :math:`\mathcal{L}_K`. The variance of its gradient is 1 / M times that of one bound.
+
+    Args:
+        num_samples: Samples :math:`K` of one bound.
+        num_bounds: Number of bounds :math:`M`.
+        beta: See :class:`IWAE`.
+        estimator: See :class:`IWAE`.
+        baseline: See :class:`IWAE`. It compares the samples of one bound.
+
+    References:
+        Rainforth et al. (2018). Tighter Variational Bounds are Not Necessarily Better.
+        arXiv:1802.04537, section 4.
+
+    Example:
+        >>> MultiplyIWAE(num_samples=8, num_bounds=4).num_draws
+        32
+    """
+
+
+class PIWAE(_SeveralBounds):
+    r"""Partially importance-weighted autoencoder with two bounds of the same samples.
 
     The posterior is trained on :math:`M` bounds of :math:`K` samples (:class:`MultiplyIWAE`), all
     other parameters on the one bound of all :math:`MK` samples. There are two parameter groups,
@@ -134,28 +138,6 @@ class PIWAE(VariationalBound):
         ['generative', 'posterior']
     """
 
-    metric = "multiply_iwae"
-
-    def __init__(
-        self,
-        num_samples: int,
-        *,
-        num_bounds: int,
-        beta: float | Schedule = 1.0,
-        estimator: Estimator = "pathwise",
-        baseline: Baseline = "vimco",
-    ) -> None:
-        super().__init__(num_samples, beta=beta, estimator=estimator, baseline=baseline)
-        self.num_bounds = self.require_positive("num_bounds", num_bounds)
-
-    def value(self, log_weight: Tensor) -> Tensor:
-        """Return the log of the mean weight of each bound."""
-        return log_mean_exp(log_weight)
-
-    def derivatives(self, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the normalized weights w of each bound, and w (1 - w)."""
-        return log_mean_exp_derivatives(log_weight)
-
     def bounds(self, log_weight: Tensor) -> dict[str, Tensor]:
         """Return both bounds, ``(B,)``."""
         posterior = self.mean_value(log_weight, self.num_bounds)
@@ -172,15 +154,14 @@ class PIWAE(VariationalBound):
         """Return the parameters of the posterior, and the others."""
         if not isinstance(model, LatentVariableModel):
             raise TypeError(f"PIWAE expects a VAE, got a {type(model).__name__}")
-        posterior = [p for p in model.posterior_parameters() if p.requires_grad]
-        posterior_set = set(posterior)
-        others = [p for p in model.parameters() if p.requires_grad and p not in posterior_set]
+        posterior = {p: None for p in model.posterior_parameters() if p.requires_grad}  # in order
+        others = [p for p in model.parameters() if p.requires_grad and p not in posterior]
         if not posterior or not others:
             raise ValueError(
                 "PIWAE expects trainable parameters in the posterior and in the rest of the model, "
                 "got one of them frozen: use MultiplyIWAE or IWAE"
             )
-        return {"posterior": posterior, "generative": others}
+        return {"posterior": list(posterior), "generative": others}
 
 
 class CIWAE(VariationalBound):

@@ -11,7 +11,14 @@ from torch import Tensor
 from tinyvae.core.random import forked_rng
 from tinyvae.distributions import Distribution
 from tinyvae.likelihoods import Likelihood, MaskedLikelihood
-from tinyvae.testing.contract import ContractError, rebuilt, require, require_close, require_shape
+from tinyvae.testing.contract import (
+    ContractError,
+    rebuilt,
+    require,
+    require_close,
+    require_gradcheck,
+    require_shape,
+)
 from tinyvae.testing.distributions import check_distribution, check_shapes
 
 BATCH = 5
@@ -82,15 +89,13 @@ def check_likelihood(
         if values is None and not likelihood.couples_batch and likelihood.factorizes:
             _check_missing(case)
         narrow = copy.deepcopy(case.likelihood).float()
+
+        def make(params: Tensor) -> Distribution:
+            return case.make(params, narrow if params.dtype == torch.float32 else None, slice(1))
+
+        support = case.likelihood.in_support
         check_distribution(
-            lambda params: case.make(
-                params, narrow if params.dtype == torch.float32 else None, slice(1)
-            ),
-            case.params(1),
-            in_support=case.likelihood.in_support,
-            values=values,
-            num_draws=num_draws,
-            seed=seed,
+            make, case.params(1), in_support=support, values=values, num_draws=num_draws, seed=seed
         )
 
 
@@ -187,10 +192,7 @@ def _check_gradients(case: _Case) -> None:
         p: Distribution = torch.func.functional_call(case.likelihood, state, arguments)
         return p.log_prob(x)
 
-    try:
-        torch.autograd.gradcheck(log_prob, (params, *learned))
-    except RuntimeError as error:
-        raise ContractError(f"log_prob: gradients disagree with differences: {error}") from error
+    require_gradcheck(log_prob, (params, *learned))
     log_prob(params, *learned).sum().backward()
     for name, tensor in zip(["the decoder's output", *names], [params, *learned], strict=True):
         reached = tensor.grad is not None and bool((tensor.grad != 0).any())
