@@ -89,7 +89,7 @@ def fma_rates(threads: int) -> tuple[list[float], str]:
         try:
             subprocess.run([*COMPILE, FMA, "-o", program], check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError):
-            return _largest_product(), f"torch.mm of {SQUARE} x {SQUARE}, for want of a compiler"
+            return _largest_product(), f"torch.mm of {SQUARE} x {SQUARE}, without a C compiler"
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(
             [program], env=environment, check=True, capture_output=True, text=True

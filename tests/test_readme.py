@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from helpers.names import public_names
 
+from tinyvae.datasets import digits, threshold
 from tinyvae.testing import check_likelihood
 
 ROOT = Path(__file__).parents[1]
@@ -47,9 +48,15 @@ def test_first_example_is_on_the_first_screen():
     assert README[: README.index("```python")].count("\n") < 29
 
 
+def test_composition_example_makes_a_model():
+    namespace = public_names() | {"train": threshold(digits().images, level=8)}
+    exec(blocks("python")[1], namespace)
+    assert namespace["vae"].sample(2).shape == (2, 1, 8, 8)
+
+
 def test_likelihood_example_keeps_the_contract():
     namespace: dict[str, type] = {}
-    exec(blocks("python")[1], namespace)
+    exec(blocks("python")[2], namespace)
     likelihood = namespace["GumbelLikelihood"]()
     assert likelihood.param_shape((1, 8, 8)) == (2, 1, 8, 8)
     check_likelihood(likelihood)
@@ -57,7 +64,7 @@ def test_likelihood_example_keeps_the_contract():
 
 def test_table_example_fills_missing_values(capsys: pytest.CaptureFixture[str]):
     namespace = public_names()
-    exec(blocks("python")[2], namespace)
+    exec(blocks("python")[3], namespace)
     capsys.readouterr()
     assert namespace["filled"]["age"][0] == 41.0
     assert set(namespace["filled"]["smokes"]) <= {"no", "yes"}

@@ -2,6 +2,7 @@ import contextlib
 
 import pytest
 import torch
+from helpers.cases import for_each
 from torch import nn
 
 from tinyvae.core.module_state import (
@@ -25,7 +26,7 @@ def modes(*modules):
     return [m.training for module in modules for m in module.modules()]
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@for_each("fails", [False, True])
 def test_preserved_modes_restores_modes(model, fails):
     before, other = modes(model), nn.Dropout().eval()
     with contextlib.suppress(RuntimeError), preserved_modes(model, other):
@@ -38,7 +39,7 @@ def test_preserved_modes_restores_modes(model, fails):
     assert not other.training
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@for_each("fails", [False, True])
 def test_evaluating_sets_and_restores_modes(model, fails):
     before, other = modes(model), nn.Dropout()
     with contextlib.suppress(RuntimeError), evaluating(model, other):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from helpers.cases import for_each
 from torch import nn
 
 from tinyvae import Batch, Objective
@@ -52,7 +53,7 @@ def test_scheduled_weights_are_buffers():
     assert objective.weight.value.shape == ()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@for_each("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_scheduled_weights_do_not_promote_dtypes(dtype):
     model = nn.Linear(3, 1, dtype=dtype)
     output = Scaled(0.1)(model, Batch(torch.zeros(2, 3, dtype=dtype)))

@@ -4,14 +4,15 @@ import random
 import numpy as np
 import pytest
 import torch
+from helpers.cases import for_each
 
 from tinyvae.core.random import forked_rng, seed_rng
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("seed", [None, 0, 7])
-@pytest.mark.parametrize("fails", [False, True])
+@for_each("seed", [None, 0, 7])
+@for_each("fails", [False, True])
 def test_forked_rng_restores_the_generator(seed, fails):
     torch.manual_seed(1)
     expected = torch.rand(3)
@@ -25,7 +26,7 @@ def test_forked_rng_restores_the_generator(seed, fails):
     assert torch.equal(inside, torch.rand(3, generator=generator))
 
 
-@pytest.mark.parametrize("seed", [0, 2**64 - 1])
+@for_each("seed", [0, 2**64 - 1])
 def test_seed_rng_equals_torchs_seed(seed):
     seed_rng(CPU, seed)
     generator = torch.Generator().manual_seed(seed)

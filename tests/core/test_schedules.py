@@ -1,6 +1,7 @@
 import math
 
 import pytest
+from helpers.cases import for_each
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,10 +14,10 @@ SCHEDULES = {
     "cyclical": lambda **length: Cyclical(0.25, 1.5, cycles=3, ramp=0.7, **length),
     "falling": lambda **length: Linear(1.5, 0.25, **length),
 }
-schedules = pytest.mark.parametrize("name", SCHEDULES)
+schedules = for_each("name", SCHEDULES)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("schedule", "values"),
     [
         (Constant(4), {0: 4, 1: 4, 10**9: 4}),
@@ -68,8 +69,8 @@ def test_cyclical_repeats(cycles, length, data):
     assert schedule(cycle * length + step) == pytest.approx(schedule(step), abs=1e-9)
 
 
-@pytest.mark.parametrize("cls", [Linear, Cosine, Cyclical])
-@pytest.mark.parametrize(
+@for_each("cls", [Linear, Cosine, Cyclical])
+@for_each(
     ("length", "message"),
     [
         ({}, "either steps or fraction, got steps=None, fraction=None"),
@@ -85,7 +86,7 @@ def test_schedule_refuses_invalid_lengths(cls, length, message):
         cls(0.0, 1.0, **length)
 
 
-@pytest.mark.parametrize("options", [{"cycles": 0}, {"ramp": 0.0}, {"ramp": 1.1}])
+@for_each("options", [{"cycles": 0}, {"ramp": 0.0}, {"ramp": 1.1}])
 def test_cyclical_refuses_invalid_arguments(options):
     with pytest.raises(ValueError, match="cycles >= 1 and 0 < ramp <= 1, got"):
         Cyclical(0.0, 1.0, steps=8, **options)

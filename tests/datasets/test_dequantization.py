@@ -215,7 +215,7 @@ def test_evaluate_rejects_bin_width_of_zero(bin_width):
         evaluate(uniform_vae(), torch.rand(4, 3), bin_width=bin_width)
 
 
-# What is reported ---------------------------------------------------------------------------------
+# Reports ------------------------------------------------------------------------------------------
 
 
 def report(**options):

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.cases import for_each
 from torch.autograd import gradcheck, gradgradcheck
 
 from tinyvae.distributions import (
@@ -45,7 +46,7 @@ def make(name, dtype=torch.float64, *, scale=3.0):
     return logits, (torch.rand(own, generator=generator) > 0.5).to(dtype)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@for_each("name", SHAPES)
 def test_summed_log_mass_agrees_with_plain_operations(name):
     logits, value = make(name)
     logits.requires_grad_()
@@ -95,7 +96,7 @@ def test_first_and_second_derivatives():
     assert gradgradcheck(lambda t: bits.summed_log_mass(t, value), (logits,))
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("logits", "value"),
     [
         (torch.zeros(2, 5), torch.zeros(5)),  # small
@@ -148,8 +149,8 @@ def normals(shape, dtype=torch.float64):
     return StandardNormalDistribution(zero), Normal(zero, zero)
 
 
-@pytest.mark.parametrize("shape", [(3,), (2, 3), ()])
-@pytest.mark.parametrize("value", [(), (3,), (2, 3), (5, 2, 3), (2, 1), (5, 1, 1)])
+@for_each("shape", [(3,), (2, 3), ()])
+@for_each("value", [(), (3,), (2, 3), (5, 2, 3), (2, 1), (5, 1, 1)])
 def test_standard_normal_distribution_agrees_with_normal(shape, value):
     x = torch.randn(value)
     unit, normal = normals(shape)

@@ -13,30 +13,26 @@ import pytest
 import scipy.special
 import scipy.stats
 import torch
+from helpers.cases import for_each
+from helpers.distributions import chi_squared, counts, floats, logarithms, masses
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyvae.distributions import (
-    Affine,
     Bernoulli,
     Beta,
-    Categorical,
     ContinuousBernoulli,
     DiscretizedLogistic,
-    Independent,
     Laplace,
     LogNormal,
     MaskedDistribution,
-    Mixture,
     NegativeBinomial,
     Normal,
-    OneHotCategorical,
     Poisson,
     StudentT,
-    TabularDistribution,
     ZeroInflated,
 )
-from tinyvae.distributions.special import gamma_residual, gumbel_race, log_sinhc
+from tinyvae.distributions.special import gamma_residual, log_sinhc
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -151,20 +147,9 @@ def exact_discretized_logistic(num_levels):
 # Families -----------------------------------------------------------------------------------------
 
 
-def floats(low, high):
-    """Generate numbers that are equal in float32 and float64."""
-    bounds = (float(np.float32(bound)) for bound in (low, high))
-    return st.floats(*bounds, width=32, allow_subnormal=False)
-
-
-def logarithms(low, high):
-    return floats(math.log(low), math.log(high))
-
-
 reals = floats(-1e6, 1e6)
 log_scales = logarithms(1.01e-6, 0.99e6)
 logits = st.one_of(floats(-200, 200), floats(-1, 1))
-counts = st.one_of(st.integers(0, 50), st.integers(0, 10**6))
 
 
 @st.composite
@@ -306,7 +291,7 @@ def test_mpmath_references_agree_with_scipy():
     np.testing.assert_allclose(exact, scipy.special.gammaln(x), rtol=1e-13, atol=1e-14)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("dtype", "limit", "tolerance"), [(torch.float64, 1e300, 1e-13), (torch.float32, 1e37, 5e-6)]
 )
 @given(data=st.data())
@@ -323,7 +308,7 @@ def test_gamma_residual_where_its_argument_underflows():
     torch.testing.assert_close(gamma_residual(torch.zeros(2), log_x), -log_x)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-6)])
+@for_each(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-6)])
 @given(y=st.one_of(floats(-700, 700), floats(-0.3, 0.3), logarithms(1e-30, 1).map(np.exp)))
 def test_log_sinhc(dtype, tolerance, y):
     y, eps = torch.tensor(float(y), dtype=dtype), 2 * torch.finfo(dtype).eps
@@ -408,7 +393,7 @@ REFERENCES = {
         16,
     ),
 }
-references = pytest.mark.parametrize("name", REFERENCES)
+references = for_each("name", REFERENCES)
 
 
 def reference(name, size, scale=1.0):
@@ -427,31 +412,8 @@ def test_log_prob_and_mean_agree_with_scipy(name):
     np.testing.assert_allclose(ours.mean, theirs.mean(), rtol=1e-9)
 
 
-def masses(distribution, values):
-    """Return masses ``(values, batch)`` of the least values, and of all others together."""
-    grid = torch.arange(values, dtype=torch.get_default_dtype())
-    mass = distribution.log_prob(grid[:, None]).exp()
-    return torch.cat([mass, 1 - mass.sum(0, keepdim=True)]).clamp(min=0)
-
-
-def chi_squared(draws, mass):
-    """Return the p value of draws ``(n,)`` of 0, 1, ... with rare values pooled."""
-    observed = np.bincount(np.minimum(draws, len(mass) - 1).astype(int), minlength=len(mass))
-    expected = mass * len(draws)
-    rare = expected < 5
-    assert observed[expected <= 1e-9].sum() == 0
-    if rare.any():
-        observed = np.append(observed[~rare], observed[rare].sum())
-        expected = np.append(expected[~rare], expected[rare].sum())
-    kept = expected > 1e-9
-    if kept.sum() == 1:
-        return 1.0
-    total = observed[kept].sum() / expected[kept].sum()
-    return scipy.stats.chisquare(observed[kept], expected[kept] * total).pvalue
-
-
 @references
-@pytest.mark.parametrize("scale", [0.5, 2.0])
+@for_each("scale", [0.5, 2.0])
 def test_draws_agree_with_scipy(name, scale):
     ours, theirs = reference(name, 6, scale)
     draws = ours.sample((5000,))
@@ -467,8 +429,8 @@ def test_draws_agree_with_scipy(name, scale):
     assert min(p_values) > 1e-4
 
 
-@pytest.mark.parametrize("logits", [0.0, 1e-6, -1e-6, 2e-4, -3e-3, 30.0, -30.0, 200.0, -200.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@for_each("logits", [0.0, 1e-6, -1e-6, 2e-4, -3e-3, 30.0, -30.0, 200.0, -200.0])
+@for_each("dtype", [torch.float32, torch.float64])
 def test_draws_of_a_continuous_bernoulli(logits, dtype):
     draws = ContinuousBernoulli(torch.tensor(logits, dtype=dtype)).sample((5000,)).double()
     assert draws.min() >= 0
@@ -477,9 +439,9 @@ def test_draws_of_a_continuous_bernoulli(logits, dtype):
     assert scipy.stats.kstest(draws.numpy(), cdf, method="asymp").pvalue > 1e-4
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("log_concentration", [-13.0, -3.0, 13.0])
-@pytest.mark.parametrize("logits", [-200.0, -5.0, 0.0, 5.0, 200.0])
+@for_each("dtype", [torch.float32, torch.float64])
+@for_each("log_concentration", [-13.0, -3.0, 13.0])
+@for_each("logits", [-200.0, -5.0, 0.0, 5.0, 200.0])
 def test_draws_of_a_beta_have_a_density(logits, log_concentration, dtype):
     p = Beta(*torch.tensor([logits, log_concentration], dtype=dtype))
     draws = p.sample((1000,))
@@ -491,14 +453,8 @@ def test_draws_of_a_beta_have_a_density(logits, log_concentration, dtype):
 # Ends and middles ---------------------------------------------------------------------------------
 
 
-def test_bernoulli_at_the_ends_is_exact_in_float32():
-    logits = torch.tensor([200.0, -200.0], dtype=torch.float32)
-    values = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float32)
-    assert Bernoulli(logits).log_prob(values).tolist() == [[0.0, 0.0], [-200.0, -200.0]]
-
-
-@pytest.mark.parametrize("exponent", range(-12, 0))
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 3e-7)])
+@for_each("exponent", range(-12, 0))
+@for_each(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 3e-7)])
 def test_continuous_bernoulli_near_the_uniform(exponent, dtype, tolerance):
     logits = 4 * torch.linspace(-1, 1, 41, dtype=dtype) * 10.0**exponent
     p = ContinuousBernoulli(logits)
@@ -511,7 +467,7 @@ def test_continuous_bernoulli_near_the_uniform(exponent, dtype, tolerance):
         assert at_half == pytest.approx(float(constant), abs=tolerance)
 
 
-@pytest.mark.parametrize("probability", [0.01, 0.3, 0.499, 0.4999999, 0.5, 0.52, 0.9])
+@for_each("probability", [0.01, 0.3, 0.499, 0.4999999, 0.5, 0.52, 0.9])
 def test_continuous_bernoulli_in_its_probability(probability):
     at = 1 - 2 * probability
     constant = 2 * math.atanh(at) / at if at else 2.0
@@ -521,56 +477,6 @@ def test_continuous_bernoulli_in_its_probability(probability):
         expected = math.log(constant * probability**x * (1 - probability) ** (1 - x))
         assert p.log_prob(torch.tensor(x)).item() == pytest.approx(expected, abs=1e-9)
     assert p.mean.item() == pytest.approx(mean, abs=1e-8)
-
-
-@given(
-    num_levels=st.sampled_from([2, 3, 16, 256]),
-    mean=st.one_of(floats(-1.5, 1.5), floats(-100, 100)),
-    log_scale=floats(-12, 12),
-)
-def test_discretized_logistic_sums_to_one(num_levels, mean, log_scale):
-    p = DiscretizedLogistic(torch.tensor(mean), torch.tensor(log_scale), num_levels)
-    levels = torch.arange(num_levels)
-    mass = p.log_prob(levels).exp()
-    assert mass.sum().item() == pytest.approx(1, abs=1e-12)
-    if num_levels <= 16:  # the mean is a loop over levels
-        assert p.mean.item() == pytest.approx((levels * mass).sum().item(), abs=1e-9)
-
-
-def test_discretized_logistic_edges_have_all_remaining_mass():
-    """Bins that end at the edges would lose the mass outside them: here .157."""
-    mean, log_scale, half = -0.3, -1.0, 1 / 255
-    levels = torch.arange(256)
-    grid = 2 * levels.numpy() / 255 - 1
-    sides = [scipy.stats.logistic.cdf(grid + d, mean, math.exp(log_scale)) for d in (-half, half)]
-    closed = sides[1] - sides[0]
-    assert 1 - closed.sum() == pytest.approx(0.157, abs=5e-4)
-    p = DiscretizedLogistic(torch.tensor(mean), torch.tensor(log_scale), 256)
-    mass = p.log_prob(levels).exp().numpy()
-    np.testing.assert_allclose(mass[1:-1], closed[1:-1], rtol=1e-10)
-    np.testing.assert_allclose(mass[[0, -1]], [sides[1][0], 1 - sides[0][-1]], rtol=1e-10)
-
-
-@given(log_mean=logarithms(1e-6, 1e6), k=counts)
-def test_negative_binomial_of_large_concentration_is_poisson(log_mean, k):
-    log_mean, k = torch.tensor(log_mean), torch.tensor(float(k))
-    poisson = Poisson(log_mean).log_prob(k)
-    limit = NegativeBinomial(log_mean, torch.tensor(60.0)).log_prob(k)
-    torch.testing.assert_close(limit, poisson, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("log_mean", [-40.0, 0.0, 13.0])
-@pytest.mark.parametrize("make", [Poisson, lambda m: NegativeBinomial(m, 0 * m)])
-def test_zero_counts(make, log_mean, dtype):
-    log_mean = torch.tensor(log_mean, dtype=dtype, requires_grad=True)
-    log_prob = make(log_mean).log_prob(torch.zeros((), dtype=dtype))
-    mean = math.exp(log_mean.item())
-    expected = -mean if make is Poisson else -math.log1p(mean)
-    assert log_prob.item() == pytest.approx(expected, rel=1e-6)
-    (gradient,) = torch.autograd.grad(log_prob, log_mean)
-    expected = -mean if make is Poisson else -mean / (1 + mean)
-    assert gradient.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_student_t_without_a_mean():
@@ -583,116 +489,7 @@ def test_student_t_without_a_mean():
 # Compositions -------------------------------------------------------------------------------------
 
 
-def normal(*shape):
-    return Normal(torch.randn(shape), 0.3 * torch.randn(shape))
-
-
-def test_affine():
-    base, shift, scale = normal(4, 3), torch.randn(3), torch.rand(3) + 0.5
-    p = Affine(base, shift, scale)
-    loc, std = shift + scale * base.mean, scale * base.log_std.exp()
-    x = torch.randn(5, 4, 3)
-    expected = scipy.stats.norm.logpdf(x, loc, std)
-    np.testing.assert_allclose(p.log_prob(x), expected, rtol=1e-12)
-    torch.testing.assert_close(p.mean, loc)
-    weights = torch.randn(4).softmax(0)
-    torch.testing.assert_close(p.point_estimate(weights), (weights[:, None] * loc).sum(0))
-    uniform = scipy.stats.norm.cdf(p.sample((2000,)), loc, std)
-    assert scipy.stats.kstest(uniform.ravel(), "uniform", method="asymp").pvalue > 1e-4
-    assert (p.batch_shape, p.event_shape, p.has_rsample) == ((4, 3), (), True)
-
-
-def test_affine_draws_carry_gradients():
-    scale = torch.tensor(2.0, requires_grad=True)
-    Affine(normal(3), torch.zeros(()), scale).sample().sum().backward()
-    assert scale.grad != 0
-
-
-@pytest.mark.parametrize("dim", [-1, -2, -3])
-def test_mixture_of_scalars(dim):
-    components, logits = normal(4, 3, 2), torch.randn(4, 3, 2)
-    p = Mixture(logits, components, dim)
-    weights = scipy.special.softmax(logits.numpy(), dim)
-    x = torch.randn(5, *p.batch_shape)
-    at = np.expand_dims(x.numpy(), dim)
-    density = scipy.stats.norm.pdf(at, components.mean, components.log_std.exp())
-    np.testing.assert_allclose(p.log_prob(x), np.log((weights * density).sum(dim)), rtol=1e-12)
-    mean = (weights * components.mean.numpy()).sum(dim)
-    np.testing.assert_allclose(p.mean, mean, rtol=1e-12)
-    np.testing.assert_allclose(p.point_estimate(), mean, rtol=1e-12)
-    pool = torch.randn(len(mean)).softmax(0)
-    np.testing.assert_allclose(p.point_estimate(pool), np.tensordot(pool, mean, 1), rtol=1e-12)
-    cdf = scipy.stats.norm.cdf(
-        np.expand_dims(p.sample((2000,)).numpy(), dim), components.mean, components.log_std.exp()
-    )
-    uniform = (weights * cdf).sum(dim)
-    assert scipy.stats.kstest(uniform.ravel(), "uniform", method="asymp").pvalue > 1e-4
-
-
-def test_mixture_of_events():
-    """All elements of one event belong to one component."""
-    loc = torch.tensor([[-9.0, -9.0], [9.0, 9.0]])
-    p = Mixture(torch.tensor([0.0, 1.0]), Independent(Normal(loc, torch.zeros(2, 2)), 1))
-    assert (p.batch_shape, p.event_shape) == ((), (2,))
-    draws = p.sample((2000,))
-    signs = draws.sign()
-    assert (signs[:, 0] == signs[:, 1]).all()
-    ones = int((signs[:, 0] > 0).sum())
-    share = scipy.special.expit(1.0)
-    assert scipy.stats.binomtest(ones, 2000, share).pvalue > 1e-4
-    each = scipy.stats.norm.logpdf(draws[:, None], loc).sum(-1)  # (n, 2)
-    expected = scipy.special.logsumexp(each + np.log([1 - share, share]), axis=1)
-    np.testing.assert_allclose(p.log_prob(draws), expected, rtol=1e-12)
-    torch.testing.assert_close(p.mean, torch.full((2,), 9 * (2 * share - 1)))
-
-
-def test_mixture_broadcasts_weights_and_keeps_attributes():
-    p = Mixture(torch.zeros(2), Poisson(torch.randn(4, 2)))
-    assert p.batch_shape == (4,)
-    assert p.is_discrete
-    assert not p.has_rsample
-    assert not Mixture(torch.zeros(2), normal(4, 2)).is_discrete
-
-
-def test_mixture_draws_carry_no_gradient():
-    p = Mixture(torch.zeros(2), Normal(torch.zeros(2, requires_grad=True), torch.zeros(2)))
-    assert not p.sample().requires_grad
-
-
-@pytest.mark.parametrize("logits", [-200.0, -1.0, 0.0, 3.0, 200.0])
-def test_zero_inflated(logits):
-    log_mean, extra = torch.tensor([0.4, 2.0]), scipy.special.expit(logits)
-    p = ZeroInflated(Poisson(log_mean), torch.full((2,), logits))
-    theirs = scipy.stats.poisson(log_mean.exp().numpy())
-    mass = masses(p, 60)
-    expected = (1 - extra) * theirs.pmf(np.arange(60)[:, None])
-    expected[0] += extra
-    np.testing.assert_allclose(mass[:-1], expected, rtol=1e-9, atol=1e-80)
-    np.testing.assert_allclose(p.mean, (1 - extra) * theirs.mean(), rtol=1e-9, atol=1e-16)
-    draws = p.sample((4000,))
-    for i in range(2):
-        assert chi_squared(draws[:, i].numpy(), mass[:, i].numpy()) > 1e-4
-
-
-def test_masked_distribution_scores_observed_entries():
-    loc = torch.randn(4, 3, requires_grad=True)
-    base = Normal(loc, torch.zeros(3))
-    p = MaskedDistribution(base, inside=torch.tensor(0.0))
-    x = torch.randn(2, 4, 3)
-    assert torch.equal(p.log_prob(x), base.log_prob(x))
-    missing = torch.rand(2, 4, 3) < 0.4
-    log_prob = p.log_prob(x.masked_fill(missing, math.nan))
-    assert (log_prob[missing] == 0).all()
-    assert torch.equal(log_prob[~missing], base.log_prob(x)[~missing])
-    (gradient,) = torch.autograd.grad(log_prob.sum(), loc)
-    torch.testing.assert_close(gradient, ((x - loc.detach()) * ~missing).sum(0))
-    assert torch.equal(p.mean, base.mean)
-    assert torch.equal(p.point_estimate(), base.point_estimate())
-    assert p.sample((7,)).shape == (7, 4, 3)
-    assert p.has_rsample == base.has_rsample
-
-
-@families
+@for_each("name", FAMILIES)
 def test_masked_distribution_has_no_gradient_at_missing_entries(name):
     family = FAMILIES[name]
     inside = torch.tensor(0.5 if name in ("beta", "continuous bernoulli") else 1.0)
@@ -705,129 +502,8 @@ def test_masked_distribution_has_no_gradient_at_missing_entries(name):
     assert (gradient == 0).all()
 
 
-def test_tabular_distribution():
-    numbers, flags, amounts = normal(5, 2), Bernoulli(torch.randn(5, 1)), normal(5, 1)
-    p = TabularDistribution(
-        [numbers, flags, amounts], [torch.tensor([3, 0]), torch.tensor([1]), torch.tensor([2])]
-    )
-    assert p.batch_shape == (5, 4)
-    x = torch.randn(7, 5, 4)
-    x[..., 1] = (x[..., 1] > 0).double()
-    log_prob = p.log_prob(x)
-    assert torch.equal(log_prob[..., [3, 0]], numbers.log_prob(x[..., [3, 0]]))
-    assert torch.equal(log_prob[..., 1:2], flags.log_prob(x[..., 1:2]))
-    assert torch.equal(log_prob[..., 2:3], amounts.log_prob(x[..., 2:3]))
-    means = torch.stack(
-        [numbers.mean[:, 1], flags.mean[:, 0], amounts.mean[:, 0], numbers.mean[:, 0]], 1
-    )
-    assert torch.equal(p.mean, means)
-    weights = torch.randn(5, 1).softmax(0)
-    torch.testing.assert_close(p.point_estimate(weights), (weights * means).sum(0))
-    draws = p.sample((3000,))
-    assert set(draws[..., 1].unique().tolist()) == {0.0, 1.0}
-    error = draws.std(0) / math.sqrt(3000)
-    assert ((draws.mean(0) - means).abs() < 4.5 * error).all()
-    assert not p.is_discrete
-    assert TabularDistribution([flags], [torch.tensor([0])]).is_discrete
-
-
-@pytest.mark.parametrize("dim", [-1, -2, -3])
-@pytest.mark.parametrize("lead", [(), (5,), (2, 5)])
-def test_categorical(dim, lead):
-    logits = torch.randn(4, 3, 6)
-    p = Categorical(logits, dim)
-    x = torch.randint(logits.shape[dim], (*lead, *p.batch_shape))
-    each = scipy.special.log_softmax(logits.numpy(), dim)
-    index = np.expand_dims(x.numpy(), dim)
-    expected = np.take_along_axis(np.broadcast_to(each, (*lead, *each.shape)), index, dim).squeeze(
-        dim
-    )
-    for values in (x, x.to(torch.uint8), x.double(), x.float()):
-        np.testing.assert_allclose(p.log_prob(values), expected, rtol=1e-12)
-    assert p.sample(lead).shape == x.shape
-    classes = np.arange(logits.shape[dim]).reshape(-1, *[1] * (-dim - 1))
-    np.testing.assert_allclose(p.mean, (np.exp(each) * classes).sum(dim), rtol=1e-12)
-    assert (p.point_estimate().numpy() == each.argmax(dim)).all()
-    assert torch.equal(Categorical(logits, dim, ordered=True).point_estimate(), p.mean)
-
-
-def test_categorical_broadcasts_its_values():
-    p = Categorical(torch.randn(4, 3, 6))
-    x = torch.randint(6, (4, 1))
-    assert torch.equal(p.log_prob(x), p.log_prob(x.expand(4, 3)))
-
-
-def test_categorical_point_estimate_with_weights():
-    """The mode of a mixture may differ from the modes of all its members."""
-    probs = torch.tensor([[0.55, 0.45, 1e-9], [1e-9, 0.45, 0.55]])
-    p, weights = Categorical(probs.log()), torch.tensor([0.5, 0.5])
-    assert p.point_estimate().tolist() == [0.0, 2.0]
-    assert p.point_estimate(weights).item() == 1.0
-    ordered = Categorical(probs.log(), ordered=True)
-    torch.testing.assert_close(ordered.point_estimate(weights), ordered.mean.mean(0))
-
-
-def test_categorical_draws():
-    p = Categorical(torch.randn(3, 5) * 2)
-    mass, draws = masses(p, 5), p.sample((5000,))
-    for i in range(3):
-        assert chi_squared(draws[:, i].numpy(), mass[:, i].numpy()) > 1e-4
-
-
-@pytest.mark.parametrize("shape", [(6,), (6, 3), (6, 3, 2)])
-def test_one_hot_is_categorical(shape):
-    logits = torch.randn(4, *shape)
-    p = OneHotCategorical(logits, len(shape))
-    q = Independent(Categorical(logits, -len(shape)), len(shape) - 1)
-    index = torch.randint(6, (5, 4, *shape[1:]))
-    x = torch.movedim(torch.nn.functional.one_hot(index, 6), -1, -len(shape)).double()
-    torch.testing.assert_close(p.log_prob(x), q.log_prob(index), rtol=1e-12, atol=1e-12)
-    draws = p.sample((4000,))
-    assert (draws.sum(-len(shape)) == 1).all()
-    assert set(draws.unique().tolist()) == {0.0, 1.0}
-    error = p.mean.mul(1 - p.mean).sqrt() / math.sqrt(4000)
-    assert ((draws.mean(0) - p.mean).abs() < 4.5 * error).all()
-    torch.testing.assert_close(p.mean.sum(-len(shape)), torch.ones(4, *shape[1:]))
-
-
-def test_gumbel_race_follows_the_probabilities():
-    logits = torch.tensor([0.0, 1.0, -2.0, 500.0]) - torch.tensor([0, 0, 0, 499.0])
-    winners = gumbel_race(logits, (20_000,)).argmin(-1).numpy()
-    assert chi_squared(winners, np.append(scipy.special.softmax(logits.numpy()), 0.0)) > 1e-4
-
-
-@pytest.mark.parametrize(("logits", "concentration"), [(1.0, 1e-3), (-4.0, 2e-3), (-4.0, 5e-3)])
+@for_each(("logits", "concentration"), [(1.0, 1e-3), (-4.0, 2e-3), (-4.0, 5e-3)])
 def test_draws_of_a_beta_at_both_ends_have_its_mean(logits, concentration):
     p = Beta(torch.tensor(logits).float(), torch.tensor(math.log(concentration)).float())
     draws = p.sample((40_000,))
     assert (draws.mean() - p.mean).abs() < 4.5 * draws.std() / 200
-
-
-@pytest.mark.parametrize(("log_mean", "log_r"), [(100.0, 0.0), (0.0, 90.0), (100.0, 90.0)])
-@pytest.mark.parametrize("count", [0.0, 3.0])
-def test_negative_binomial_where_exp_overflows(log_mean, log_r, count):
-    params = [torch.tensor(v, dtype=torch.float32, requires_grad=True) for v in (log_mean, log_r)]
-    log_prob = NegativeBinomial(*params).log_prob(torch.tensor(count))
-    gradients = torch.autograd.grad(log_prob, params)
-    assert torch.isfinite(torch.stack([log_prob, *gradients])).all()
-
-
-def test_draws_of_large_counts_are_counts():
-    log_mean = torch.tensor([10.0, 20.0, 50.0]).float()
-    draws = Poisson(log_mean).sample((1000,))
-    torch.testing.assert_close(draws.mean(0), log_mean.exp(), rtol=0.01, atol=0)
-    wide = NegativeBinomial(log_mean, torch.tensor(9.0).float()).sample((1000,))
-    assert (wide >= 0).all()
-    assert (wide == wide.round()).all()
-
-
-def test_point_estimate_ignores_zero_weights():
-    p = LogNormal(torch.zeros(2, 1), torch.tensor([[0.0], [300.0]]))
-    assert p.point_estimate(torch.tensor([[1.0], [0.0]])).item() == pytest.approx(math.exp(0.5))
-
-
-def test_affine_refuses_masses():
-    with pytest.raises(
-        TypeError, match=r"expects a density to shift and scale.*masses have no units"
-    ):
-        Affine(Poisson(torch.zeros(2)), torch.tensor(0.0), torch.tensor(2.0))

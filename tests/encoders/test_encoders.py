@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from helpers.cases import for_each
 from torch import nn
 from torch.autograd import gradcheck
 
@@ -28,7 +29,6 @@ from tinyvae.flows import Flow
 from tinyvae.networks import ConcatContext
 from tinyvae.priors import (
     CategoricalPrior,
-    CodePrior,
     FullGaussianPrior,
     GaussianPrior,
     JointPrior,
@@ -296,7 +296,7 @@ def assert_equal(got, expected):
     np.testing.assert_allclose(got.detach().numpy(), expected, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("cls", "family"), [(GaussianEncoder, scipy.stats.norm), (LaplaceEncoder, scipy.stats.laplace)]
 )
 def test_location_comes_before_log_scale(cls, family):
@@ -378,19 +378,6 @@ def test_power_spherical_encoder_reads_the_head():
     assert_equal(p.log_prob(z), expected)
 
 
-@pytest.mark.parametrize("decay", [None, 0.99])
-def test_codes_are_nearest_to_the_head(decay):
-    encoder, x = of_identity(VectorQuantizedEncoder, num_codes=5, latent_dim=(2, 3), decay=decay)
-    q = encoder.eval()(x)
-    outputs = head_of(encoder, x).reshape(4, 2, 3)
-    codebook = encoder.codebook.detach().numpy()
-    distances = ((outputs[:, None] - codebook[None, :, :, None]) ** 2).sum(2)  # (B, J, S)
-    assert (q.codes.numpy() == distances.argmin(1)).all()
-    assert_equal(q.mean, codebook[distances.argmin(1)].transpose(0, 2, 1))
-    assert_equal(q.losses["commitment"], 0.25 * distances.min(1).sum(1))
-    assert ("codebook" in q.losses) == (decay is None)
-
-
 def test_joint_encoder_multiplies_its_parts():
     encoder, x = joint(MLP(4, hidden=(5,)), 5), torch.randn(5, 4)
     q, features = encoder(x), encoder.network(x)
@@ -402,16 +389,8 @@ def test_joint_encoder_multiplies_its_parts():
     assert q.is_discrete is None
 
 
-@pytest.mark.parametrize("context_dim", [0, 6])
-def test_flow_encoder_is_initially_the_base_encoder(context_dim):
-    encoder, x = flow(2, context_dim=context_dim), torch.randn(5, 4)
-    z = torch.randn(5, 2)
-    expected = encoder.encoder(x).log_prob(z)
-    torch.testing.assert_close(encoder(x).log_prob(z), expected, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("options", [{}, {"kind": "affine"}, {"coupling": True}])
-@pytest.mark.parametrize("dim", [1, 2, 3])
+@for_each("options", [{}, {"kind": "affine"}, {"coupling": True}])
+@for_each("dim", [1, 2, 3])
 def test_flow_encoder_includes_the_jacobian(dim, options):
     encoder, x = flow(dim, **options), torch.randn(1, 4)
     for parameter in encoder.flow.parameters():
@@ -472,9 +451,9 @@ CLOSED = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("scale", [0.0, 1e-4, 1.0, 5.0])
-@pytest.mark.parametrize("pair", CLOSED)
+@for_each("dtype", [torch.float32, torch.float64])
+@for_each("scale", [0.0, 1e-4, 1.0, 5.0])
+@for_each("pair", CLOSED)
 def test_closed_forms_are_not_negative(pair, scale, dtype):
     make, prior = CLOSED[pair]
     encoder, p = make(mlp(), 3), prior(3)
@@ -489,20 +468,6 @@ def test_closed_forms_are_not_negative(pair, scale, dtype):
     assert (kl > 0).all() or scale < 1
     if scale == 0 and "spherical" not in pair:
         assert (kl.abs() < 1e-6).all()
-
-
-def test_kl_of_codes_is_minus_log_mass():
-    encoder, prior = (
-        VectorQuantizedEncoder(mlp(), num_codes=6, latent_dim=(2, 3)).eval(),
-        CodePrior(6, latent_dim=(2, 3)),
-    )
-    prior.logits.normal_()
-    q = encoder(torch.randn(5, 4))
-    kl = kl_divergence(q, prior(encoder=encoder))
-    log_probs = prior.logits.log_softmax(0)
-    expected = [-sum(log_probs[code, s] for s, code in enumerate(row)) for row in q.codes]
-    torch.testing.assert_close(kl, torch.stack(expected))
-    torch.testing.assert_close(kl, -prior(encoder=encoder).log_prob(q.sample()))
 
 
 # Errors -------------------------------------------------------------------------------------------
@@ -563,21 +528,6 @@ ERRORS = {
         ValueError,
         "CategoricalEncoder expects a finite temperature > 0, got nan",
     ),
-    "one code": (
-        lambda: VectorQuantizedEncoder(mlp(), num_codes=1, latent_dim=2),
-        ValueError,
-        "VectorQuantizedEncoder expects num_codes >= 2, got 1",
-    ),
-    "decay": (
-        lambda: VectorQuantizedEncoder(mlp(), num_codes=4, latent_dim=2, decay=1.0),
-        ValueError,
-        "VectorQuantizedEncoder expects 0 <= decay < 1 or None, got 1.0",
-    ),
-    "commitment": (
-        lambda: VectorQuantizedEncoder(mlp(), num_codes=4, latent_dim=2, commitment=-1.0),
-        ValueError,
-        "VectorQuantizedEncoder expects commitment and restart_below >= 0",
-    ),
     "joint of nothing": (
         lambda: JointEncoder({}),
         TypeError,
@@ -621,7 +571,7 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize("case", ERRORS)
+@for_each("case", ERRORS)
 def test_errors(case):
     make, error, message = ERRORS[case]
     with pytest.raises(error, match=message):

@@ -1,10 +1,12 @@
 import copy
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from helpers.cases import for_each
 from helpers.codebooks import binary, outputs, same, state
 from torch import nn
 
@@ -48,16 +50,18 @@ def encoder(latent=(2, 3), *, decay=0.9, codes=CODES, network=None, **options):
 
 def make(latent=(2, 3), **options):
     decoder = MLP(latent, (7,), DATA, activation=nn.Tanh)
-    prior = CodePrior(options.get("codes", CODES), latent_dim=latent)
+    num_quantizers = options.get("num_quantizers", 1)
+    prior = CodePrior(options.get("codes", CODES), latent_dim=latent, num_quantizers=num_quantizers)
     return VAE(encoder(latent, **options), decoder, BernoulliLikelihood(), prior)
 
 
-def spatial():
+def spatial(num_quantizers=1):
     """Return a model with codes of (3,) at each of 2 x 2 positions."""
-    network = ConvNet((1, 8, 8), (4, 5))
-    vq = VectorQuantizedEncoder(network, num_codes=CODES, latent_dim=(3, 2, 2), decay=0.9)
-    decoder = TransposedConvNet((3, 2, 2), (1, 8, 8), (5, 4))
-    return VAE(vq, decoder, BernoulliLikelihood(), CodePrior(CODES, latent_dim=(3, 2, 2)))
+    latent = (3, 2, 2)
+    vq = encoder(latent, network=ConvNet((1, 8, 8), (4, 5)), num_quantizers=num_quantizers)
+    decoder = TransposedConvNet(latent, (1, 8, 8), (5, 4))
+    prior = CodePrior(CODES, latent_dim=latent, num_quantizers=num_quantizers)
+    return VAE(vq, decoder, BernoulliLikelihood(), prior)
 
 
 def all_images():
@@ -66,32 +70,6 @@ def all_images():
 
 
 # The code -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("latent", [(2, 3), (2,), (1, 3), (5, 2, 2)])
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_quantized_value_is_the_nearest_code(decay, latent, training, dtype):
-    vq = encoder(latent, decay=decay).to(dtype).train(training)
-    x = torch.randn(9, DATA).to(dtype)
-    vq(x)
-    before = vq.codebook.detach().clone()
-    posterior = vq(x)
-    assert posterior.event_shape == latent
-    assert posterior.batch_shape == (9,)
-    assert posterior.codes.shape == (9, *latent[1:])
-    assert posterior.mean.dtype == dtype
-    rows = posterior.mean.movedim(1, -1)  # (B, *S, C)
-    index = posterior.codes
-    assert torch.equal(rows, before[index])
-    distances = (outputs(vq, x)[..., None, :] - before).square().sum(-1)
-    chosen = distances.gather(-1, index[..., None])  # restarts may have made two codes of one
-    assert (chosen.squeeze(-1) - distances.amin(-1)).max() < 1e-6 * distances.max()
-    draws = posterior.sample((3,))
-    assert torch.equal(draws, posterior.mean.expand(3, 9, *latent))
-    assert not posterior.log_prob(draws).any()
-    assert (posterior.log_prob(draws + 1e-3) == -math.inf).all()
 
 
 def test_nearest_code_against_brute_force():
@@ -126,8 +104,8 @@ def test_spatial_codes():
 # Gradients ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("training", [True, False])
+@for_each("decay", DECAYS)
+@for_each("training", [True, False])
 def test_codes_pass_gradients_straight_through(decay, training):
     """The gradient of the network is that of the decoder, as if its outputs were the codes."""
     vae, x = make(decay=decay).train(training), binary(5, DATA)
@@ -177,7 +155,7 @@ def test_averaged_codes_have_no_gradient():
 # Losses -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@for_each("decay", DECAYS)
 def test_quantization_losses_agree_with_formulas(decay):
     vae, x = make(decay=decay, commitment=0.7).eval(), binary(5, DATA)
     rows, codes = outputs(vae.encoder, x).numpy(), vae.encode(x).codes.numpy()
@@ -196,7 +174,7 @@ def test_quantization_losses_agree_with_formulas(decay):
     assert 1 <= metrics["z_perplexity"] <= CODES
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@for_each("decay", DECAYS)
 def test_quantization_losses_are_per_example(decay):
     """The losses do not depend on the batch size (in pythae the commitment does)."""
     vae, x = make(decay=decay).eval(), binary(1, DATA)
@@ -216,8 +194,8 @@ def test_quantization_losses_are_per_example(decay):
         torch.testing.assert_close(parts, value, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("beta", [1.0, 4.0])
+@for_each("decay", DECAYS)
+@for_each("beta", [1.0, 4.0])
 def test_elbo_adds_quantization_losses_to_the_loss_only(decay, beta):
     vae, x = make(decay=decay).eval(), binary(5, DATA)
     output = ELBO(beta)(vae, Batch(x))
@@ -266,7 +244,7 @@ def test_zero_decay_gives_the_batch_mean():
         assert torch.equal(vq.usage, torch.bincount(codes, minlength=CODES).double())
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@for_each("decay", DECAYS)
 def test_codebook_moves_in_forward_and_not_in_draws(decay):
     vq, x = encoder(decay=decay).train(), torch.randn(9, DATA)
     before = state(vq)
@@ -290,8 +268,8 @@ def test_preserved_statistics_suspends_codebook_updates():
     assert vq.track_running_stats
 
 
-@pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize(
+@for_each("decay", DECAYS)
+@for_each(
     "call",
     [
         lambda vae, x: vae.eval()(x),
@@ -306,14 +284,19 @@ def test_preserved_statistics_suspends_codebook_updates():
         lambda vae, x: torch.no_grad()(vae.encode)(x),
     ],
 )
-def test_codebook_moves_only_in_training(decay, call):
-    vae, x = make(decay=decay).train(), binary(9, DATA)
+@for_each("num_quantizers", [1, 3])
+def test_codebook_moves_only_in_training(decay, call, num_quantizers):
+    vae, x = make(decay=decay, num_quantizers=num_quantizers).train(), binary(9, DATA)
     vae(x)
     before = state(vae)
     call(vae, x)
     assert same(state(vae), before)
     vae.train()(x + 1)
-    assert not torch.equal(vae.encoder.usage, before["encoder.usage"])
+    levels = zip(vae.encoder.usage, before["encoder.usage"], strict=True)
+    if num_quantizers > 1:
+        assert all(not torch.equal(now, old) for now, old in levels)
+    else:
+        assert not torch.equal(vae.encoder.usage, before["encoder.usage"])
 
 
 def test_codebook_does_not_move_in_validation():
@@ -330,7 +313,7 @@ def test_codebook_does_not_move_in_validation():
 # Restarts -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@for_each("decay", DECAYS)
 def test_dead_codes_restart_and_live_codes_stay(decay):
     vq = encoder(decay=decay, restart_below=0.5).train()
     x = torch.randn(8, DATA)
@@ -357,7 +340,7 @@ def test_dead_codes_restart_and_live_codes_stay(decay):
     assert vq.codebook.requires_grad == (decay is None)
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@for_each("decay", DECAYS)
 def test_distant_codes_restart_at_the_first_batch(decay):
     vq = encoder(decay=decay).train()
     with torch.no_grad():
@@ -407,8 +390,8 @@ def log_evidence(vae, x):
     return (vae.decode(z[:, None]).log_prob(x) + log_p[:, None]).logsumexp(0)
 
 
-@pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("fitted", [False, True])
+@for_each("decay", DECAYS)
+@for_each("fitted", [False, True])
 def test_elbo_is_a_bound_on_the_enumerated_evidence(decay, fitted):
     vae, x = make(decay=decay).eval(), all_images()
     with torch.no_grad():
@@ -505,7 +488,7 @@ def test_sample_given_a_context():
 # Training -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@for_each("decay", DECAYS)
 def test_training_uses_the_codes_and_lowers_the_loss(decay):
     """The data are eight blobs. The codebook of eight codes starts far away."""
     torch.manual_seed(2)
@@ -531,10 +514,11 @@ def test_training_uses_the_codes_and_lowers_the_loss(decay):
 # Files, words, copies -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("build", [make, lambda: make(decay=None), lambda: make((2,)), spatial])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_file_round_trip_is_bitwise(build, dtype, tmp_path):
-    vae = build().to(dtype).train()
+@for_each("num_quantizers", [1, 2])
+@for_each("build", [make, partial(make, decay=None), partial(make, (2,)), spatial])
+@for_each("dtype", [torch.float32, torch.float64])
+def test_file_round_trip_is_bitwise(build, dtype, num_quantizers, tmp_path):
+    vae = build(num_quantizers=num_quantizers).to(dtype).train()
     x = binary(9, *((1, 8, 8) if build is spatial else (DATA,))).to(dtype)
     for _ in range(3):
         vae(x)
@@ -547,11 +531,13 @@ def test_file_round_trip_is_bitwise(build, dtype, tmp_path):
     assert same(*states)
     assert all(t.dtype == states[1][n].dtype for n, t in states[0].items())
     assert repr(loaded) == repr(vae)
-    options = ("commitment", "decay", "restart_below")
+    assert loaded.prior.num_quantizers == num_quantizers
+    options = ("commitment", "decay", "restart_below", "num_quantizers")
     assert all(getattr(loaded.encoder, o) == getattr(vae.encoder, o) for o in options)
     vae.eval()
     assert torch.equal(loaded(x).log_weight(), vae(x).log_weight())
     assert torch.equal(loaded.reconstruct(x), vae.reconstruct(x))
+    assert torch.equal(loaded.encode(x).codes, vae.encode(x).codes)
     assert loaded.encoder.codebook.requires_grad == vae.encoder.codebook.requires_grad
 
 
@@ -564,7 +550,7 @@ def test_copied_model_is_independent():
     assert not same(state(twin), before)
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@for_each("decay", DECAYS)
 def test_batch_of_one_and_integers(decay):
     vae = make(decay=decay).train()
     output = ELBO(num_samples=3)(vae, Batch(binary(1, DATA).long()))
@@ -575,7 +561,7 @@ def test_batch_of_one_and_integers(decay):
 # Errors -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("options", "message"),
     [
         ({"codes": 1}, "VectorQuantizedEncoder expects num_codes >= 2, got 1"),
@@ -618,7 +604,7 @@ def test_prior_errors():
 # Regressions --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", ["fit", "sample"])
+@for_each("call", ["fit", "sample"])
 def test_codes_without_positions(call):
     vae, x = make((2,)).eval(), binary(20, DATA)
     if call == "sample":
@@ -677,7 +663,7 @@ def test_codes_with_a_density_prior_are_refused():
         ELBO().check(vae, Batch(x))
 
 
-@pytest.mark.parametrize("codes", [CODES - 1, CODES + 1])
+@for_each("codes", [CODES - 1, CODES + 1])
 def test_code_prior_refuses_another_number_of_codes(codes):
     vae = make().eval()
     vae.prior = CodePrior(codes, latent_dim=(2, 3))
@@ -685,7 +671,7 @@ def test_code_prior_refuses_another_number_of_codes(codes):
         vae.check(binary(5, DATA))
 
 
-@pytest.mark.parametrize("kind", ["joint", "bottom-up"])
+@for_each("kind", ["joint", "bottom-up"])
 def test_losses_pass_through_wrappers(kind):
     codes = encoder((2, 1))
     if kind == "joint":
@@ -730,3 +716,13 @@ def test_unused_codes_do_not_move():
     for _ in range(60):
         vae.encoder(binary(9, DATA))
     assert vae.encoder.codebook[1].tolist() == [50, 50]
+
+
+def test_encode_of_a_model_never_moves_the_codebook():
+    encoder = VectorQuantizedEncoder(MLP(4, (8,)), num_codes=5, latent_dim=2)
+    vae = VAE(encoder, MLP(2, (8,), 4), BernoulliLikelihood(), CodePrior(5, latent_dim=2)).train()
+    before, x = state(vae), binary(16, 4)
+    vae.encode(x)
+    assert same(before, state(vae))
+    vae.encoder(x)  # in training mode the encoder itself moves it
+    assert not same(before, state(vae))

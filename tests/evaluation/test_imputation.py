@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.cases import for_each
 from helpers.oracles import gauss_hermite
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -106,7 +107,7 @@ def with_holes(model, rows):
 # The evidence of what was observed ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [ONE, MANY, {"num_latents": 4}])
+@for_each("options", [ONE, MANY, {"num_latents": 4}])
 @settings(max_examples=30)
 @given(rows=masks)
 def test_masked_vae_at_exact_posterior_gives_evidence(options, rows):
@@ -167,7 +168,7 @@ def test_elbo_with_missing_entries_uses_closed_form_kl():
     assert abs(report.elbo.mean - exact) < 4 * noise
 
 
-@pytest.mark.parametrize("options", [ONE, MANY])
+@for_each("options", [ONE, MANY])
 def test_masked_vae_with_wrong_posterior_is_below_evidence(options):
     model = LinearGaussian(**options, **WRONG)
     x = model.sample(200).masked_fill(torch.rand(200, D) < 0.4, math.nan)
@@ -181,7 +182,7 @@ def test_masked_vae_with_wrong_posterior_is_below_evidence(options):
 # Filling in ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_imputations", [None, 3])
+@for_each("num_imputations", [None, 3])
 @settings(max_examples=20)
 @given(rows=masks)
 def test_impute_keeps_observed_entries(num_imputations, rows):
@@ -197,8 +198,8 @@ def test_impute_keeps_observed_entries(num_imputations, rows):
 ROW = torch.tensor([1.5, math.nan, -0.5, math.nan, math.nan], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("options", [ONE, MANY])
-@pytest.mark.parametrize("wrong", [{}, WRONG])
+@for_each("options", [ONE, MANY])
+@for_each("wrong", [{}, WRONG])
 def test_impute_gives_the_conditional_mean(options, wrong):
     """Average over the rows of a batch, which have independent samples."""
     model = LinearGaussian(**options, **wrong)
@@ -212,8 +213,8 @@ def test_impute_gives_the_conditional_mean(options, wrong):
         assert ((unweighted - mean).abs() > 20 * error).any()
 
 
-@pytest.mark.parametrize("options", [ONE, MANY])
-@pytest.mark.parametrize("wrong", [{}, WRONG])
+@for_each("options", [ONE, MANY])
+@for_each("wrong", [{}, WRONG])
 def test_impute_samples_the_conditional_distribution(options, wrong):
     model = LinearGaussian(**options, **wrong)
     mean, covariance = model.conditional(ROW)
@@ -385,8 +386,8 @@ def certain_vae():
     return VAE(encoder, MLP(2, (6,), out_shape=D), likelihood)
 
 
-@pytest.mark.parametrize("elements", [1, 25, 100, 10**6])
-@pytest.mark.parametrize("num_imputations", [None, 2])
+@for_each("elements", [1, 25, 100, 10**6])
+@for_each("num_imputations", [None, 2])
 def test_impute_does_not_depend_on_chunks(monkeypatch, elements, num_imputations):
     monkeypatch.setattr("tinyvae.evaluation.imputation.CHUNK_ELEMENTS", elements)
     vae = certain_vae()
@@ -407,7 +408,7 @@ def test_impute_in_chunks_has_the_same_distribution(monkeypatch):
     assert ((draws[:, ROW.isnan()].mean(0) - mean).abs() < 4.5 * error).all()
 
 
-@pytest.mark.parametrize("num_imputations", [None, 3])
+@for_each("num_imputations", [None, 3])
 def test_impute_is_reproducible(num_imputations):
     model = LinearGaussian(**MANY)
     x = with_holes(model, [[True, False, True, False, True]] * 4)
@@ -515,7 +516,7 @@ def test_impute_float32_model():
 # Errors -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{"num_samples": 0}, {"num_imputations": 0}])
+@for_each("options", [{"num_samples": 0}, {"num_imputations": 0}])
 def test_impute_refuses_counts_below_one(options):
     (name,) = options
     with pytest.raises(ValueError, match=f"impute expects {name} >= 1, got 0"):

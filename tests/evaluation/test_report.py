@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.cases import for_each
 from helpers.oracles import (
     TwoLayers,
     linear_gaussian,
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 # Against the evidence -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@for_each(
     "make",
     [random_linear_gaussian, lambda: TwoLayers(top_down=True), lambda: TwoLayers(top_down=False)],
 )
@@ -90,7 +91,7 @@ def binary_vae(num_latents):
     return vae
 
 
-@pytest.mark.parametrize("num_latents", [1, 2])
+@for_each("num_latents", [1, 2])
 def test_log_marginal_sums_to_one_over_all_images(num_latents):
     vae = binary_vae(num_latents)
     x = torch.tensor(list(itertools.product([0.0, 1.0], repeat=8)))
@@ -115,7 +116,7 @@ def frey_faces():
     return torch.from_numpy(np.load(found[0])).double() / 255
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("num_latents", "nats"), [(2, 555.82779), (5, 667.68661), (10, 754.55074), (20, 861.56946)]
 )
 def test_log_marginal_of_probabilistic_pca(num_latents, nats):
@@ -173,8 +174,8 @@ def in_chunks_of(monkeypatch, elements):
         monkeypatch.setattr(f"tinyvae.evaluation.{module}.CHUNK_ELEMENTS", elements)
 
 
-@pytest.mark.parametrize("elements", [1, 12, 40, 150, 10**6])
-@pytest.mark.parametrize("with_context", [False, True])
+@for_each("elements", [1, 12, 40, 150, 10**6])
+@for_each("with_context", [False, True])
 def test_evaluate_does_not_depend_on_chunks(monkeypatch, elements, with_context):
     model = Tabulated(16, 7)
     x = torch.arange(7.0)[:, None].repeat(1, 4)  # (7, 4)
@@ -210,7 +211,7 @@ def test_evaluate_is_reproducible():
     assert other.kl == first.kl  # the closed form has no noise
 
 
-@pytest.mark.parametrize(
+@for_each(
     "call",
     [
         lambda vae, x: log_marginal(vae, x, num_samples=3),
@@ -257,7 +258,7 @@ def test_evaluate_uses_importance_examples():
     assert report.log_marginal.mean == pytest.approx(exact, abs=1e-10)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("call", "message"),
     [
         (lambda vae, x: log_marginal(vae, x, num_samples=0), "num_samples >= 1, got 0"),

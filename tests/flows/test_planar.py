@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.cases import for_each
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.functional import jacobian
@@ -20,7 +21,7 @@ from tinyvae.testing import check_encoder, check_prior
 pytestmark = pytest.mark.usefixtures("float64")
 
 kinds = pytest.mark.parametrize("kind", [PlanarFlow, RadialFlow])
-context_dims = pytest.mark.parametrize("context_dim", [0, 2])
+context_dims = for_each("context_dim", [0, 2])
 
 
 def perturbed(kind, dim, spread=1.0, **options):
@@ -68,9 +69,7 @@ def radial_in_numpy(numbers, z):
     return z
 
 
-@pytest.mark.parametrize(
-    ("kind", "oracle"), [(PlanarFlow, planar_in_numpy), (RadialFlow, radial_in_numpy)]
-)
+@for_each(("kind", "oracle"), [(PlanarFlow, planar_in_numpy), (RadialFlow, radial_in_numpy)])
 def test_flow_agrees_with_the_paper(kind, oracle):
     flow = perturbed(kind, 3)
     numbers = flow.offset.detach().numpy()
@@ -90,7 +89,7 @@ def test_constraints_keep_flows_invertible():
 
 @kinds
 @context_dims
-@pytest.mark.parametrize("dim", [1, 2, 5])
+@for_each("dim", [1, 2, 5])
 def test_log_determinant_is_that_of_the_jacobian(kind, dim, context_dim):
     flow = perturbed(kind, dim, context_dim=context_dim, transforms=3)
     largest = 0.0
@@ -107,7 +106,7 @@ def test_log_determinant_is_that_of_the_jacobian(kind, dim, context_dim):
 
 @kinds
 @context_dims
-@pytest.mark.parametrize("dim", [1, 2, 5])
+@for_each("dim", [1, 2, 5])
 def test_inverse_undoes_the_flow(kind, dim, context_dim):
     flow = perturbed(kind, dim, 0.5, context_dim=context_dim)
     bijection, z = flow(given(flow, 50)), 3 * torch.randn(4, 50, dim)
@@ -122,7 +121,7 @@ def test_inverse_undoes_the_flow(kind, dim, context_dim):
 
 
 @kinds
-@pytest.mark.parametrize("spread", [0.1, 3.0, 10.0])
+@for_each("spread", [0.1, 3.0, 10.0])
 def test_inverse_undoes_extreme_transforms(kind, spread):
     for _ in range(20):
         flow = perturbed(kind, 2, spread, transforms=1)
@@ -131,7 +130,7 @@ def test_inverse_undoes_extreme_transforms(kind, spread):
             close(flow().inv(flow()(z)), z)
 
 
-@pytest.mark.parametrize("along", [-1e4, -7.0, 0.0, 7.0, 1e3, 1e5])
+@for_each("along", [-1e4, -7.0, 0.0, 7.0, 1e3, 1e5])
 def test_planar_inverse_across_the_hyperplane(along):
     """The hyperplane is the place of the strongest compression, or of the strongest stretch."""
     flow = PlanarFlow(2, transforms=1)
@@ -312,7 +311,7 @@ def planar_vae(kind, context_dim, dim=2):
 
 
 @kinds
-@pytest.mark.parametrize("context_dim", [0, 6])
+@for_each("context_dim", [0, 6])
 def test_frozen_posterior(kind, context_dim):
     vae, x = planar_vae(kind, context_dim), torch.rand(5, 4)
     logs = []
@@ -420,7 +419,7 @@ def test_products_are_accurate_under_autocast(kind):
 
 
 @kinds
-@pytest.mark.parametrize(
+@for_each(
     ("arguments", "message"),
     [
         ({"dim": 0}, "expects dim >= 1, .* got 0, 0 and 8"),

@@ -134,7 +134,7 @@ def test_encode_state_copies_and_changes_nothing():
     assert same(state, {"a": [T, {"b": (U, 1.5)}]})
 
 
-# What cannot be held ------------------------------------------------------------------------------
+# Unsupported values -------------------------------------------------------------------------------
 
 UNHELD = {
     "set": ({1}, "set"),
@@ -155,13 +155,13 @@ UNHELD = {
 @pytest.mark.parametrize("case", UNHELD)
 def test_encode_state_error_names_the_position_of_a_value(case):
     value, kind = UNHELD[case]
-    for state, place in [
+    for state, position in [
         (value, "s"),
         ({"a": T, "b": [1, (2, value)]}, "s.b.1.1"),
         ({0: {"c": value}}, "s.0.c"),
     ]:
         with pytest.raises(
-            TypeError, match=rf"got .*a {kind}.*, as '{re.escape(place)}': "
+            TypeError, match=rf"got .*a {kind}.*, as '{re.escape(position)}': "
         ) as caught:
             encode_state(state, "s")
         assert len(str(caught.value)) < 400

@@ -143,7 +143,7 @@ def test_save_tensors_writes_equal_bytes_for_equal_content(tmp_path):
     assert len({file.read_bytes() for file in files}) == 1
 
 
-# What is not saved --------------------------------------------------------------------------------
+# Unsupported values -------------------------------------------------------------------------------
 
 REFUSED = {
     "nan": ({"w": torch.tensor([1, math.nan])}, {}, ValueError, "'w', got 1 of 2 NaN"),
@@ -580,12 +580,12 @@ def temporary_name(monkeypatch, folder, name):
 @posix
 @pytest.mark.parametrize("name", ["f", "a+b.[x]"])
 def test_write_atomically_removes_only_stale_temporaries_of_its_target(tmp_path, monkeypatch, name):
-    own = temporary_name(monkeypatch, tmp_path, name)
-    alive, node = f".{os.getpid()}.", own.removeprefix(f".{name}.")[:8]
-    stale = own.replace(alive, f".{DEAD_PID}.")
-    stays = [own, own.replace(alive, ".1."), stale + "x", f".x{stale[1:]}"]
+    temporary = temporary_name(monkeypatch, tmp_path, name)
+    alive, node = f".{os.getpid()}.", temporary.removeprefix(f".{name}.")[:8]
+    stale = temporary.replace(alive, f".{DEAD_PID}.")
+    stays = [temporary, temporary.replace(alive, ".1."), stale + "x", f".x{stale[1:]}"]
     stays += [stale.replace(node, f"{int(node, 16) ^ 1:08x}")]  # of another computer
-    stays += [own.replace(alive, ".0."), own.replace(alive, f".{10**30}."), "f.tmp"]
+    stays += [temporary.replace(alive, ".0."), temporary.replace(alive, f".{10**30}."), "f.tmp"]
     for file in [stale, *stays]:
         (tmp_path / file).write_bytes(b"")
     write_atomically(tmp_path / name, b"data")
@@ -594,8 +594,8 @@ def test_write_atomically_removes_only_stale_temporaries_of_its_target(tmp_path,
 
 @posix
 def test_write_atomically_ignores_temporaries_that_cannot_be_removed(tmp_path, monkeypatch):
-    own = temporary_name(monkeypatch, tmp_path, "f")
-    (tmp_path / own.replace(f".{os.getpid()}.", f".{DEAD_PID}.")).mkdir()
+    temporary = temporary_name(monkeypatch, tmp_path, "f")
+    (tmp_path / temporary.replace(f".{os.getpid()}.", f".{DEAD_PID}.")).mkdir()
     write_atomically(tmp_path / "f", b"data")
     assert (tmp_path / "f").read_bytes() == b"data"
 
@@ -618,7 +618,7 @@ def test_write_atomically_shows_complete_files_to_readers(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["f"]
 
 
-# Death, modes and full disks, in a process of its own ---------------------------------------------
+# Kills, modes and full disks, in another process -------------------------------------------------
 
 CHILD = """
 import json, os, resource, signal, stat, sys
@@ -662,11 +662,11 @@ def killed(step):
         save_tensors(file, NEW, {})
         os._exit(0)
     signaled = os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
-    found = content(file)
+    survivor = content(file)
     stale = len(list(file.parent.iterdir())) - 1
     save_tensors(file, NEW, {})
     names = [entry.name for entry in file.parent.iterdir()]
-    return signaled, found, stale, names == ["f"] and content(file) == "new"
+    return signaled, survivor, stale, names == ["f"] and content(file) == "new"
 
 def mode():
     os.umask(0o027)
@@ -692,8 +692,8 @@ report = {step: killed(step) for step in sys.argv[2:]}
 print(json.dumps({"killed": report, "mode": mode(), "full": full()}))
 """
 
-# Step -> which file is there after the death, and how many temporaries.
-DEATHS = {
+# Step: the content of the file after a kill, and the number of temporaries.
+KILLS = {
     "before open 1": ("old", 0),
     "after open 1": ("old", 1),
     "half write 1": ("old", 1),
@@ -709,18 +709,18 @@ DEATHS = {
 @pytest.fixture(scope="module")
 def child(tmp_path_factory):
     folder = tmp_path_factory.mktemp("child")
-    command = [sys.executable, "-c", CHILD, str(folder), *DEATHS]
+    command = [sys.executable, "-c", CHILD, str(folder), *KILLS]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
 
 @posix
-@pytest.mark.parametrize("step", DEATHS)
+@pytest.mark.parametrize("step", KILLS)
 def test_write_atomically_survives_a_kill_and_the_next_write_cleans_up(child, step):
-    signaled, found, stale, tidy = child["killed"][step]
+    signaled, survivor, stale, tidy = child["killed"][step]
     assert signaled
-    assert (found, stale) == DEATHS[step]
+    assert (survivor, stale) == KILLS[step]
     assert tidy
 
 

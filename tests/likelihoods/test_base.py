@@ -5,6 +5,7 @@ import pytest
 import scipy.special
 import scipy.stats
 import torch
+from helpers.cases import for_each
 from helpers.likelihoods import learned
 
 from tinyvae import CategoricalLikelihood, GaussianLikelihood, Likelihood
@@ -31,7 +32,7 @@ from tinyvae.likelihoods import (
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("make", "message"),
     [
         *[(lambda v=v: GaussianLikelihood(v), f"number > 0, got {v}") for v in (0.0, -1.0)],
@@ -107,7 +108,7 @@ def test_custom_likelihood_needs_one_hook():
     assert likelihood.check_support(x) is True
 
 
-@pytest.mark.parametrize("shape", [(), (2, 1, 1), (2, 3, 1)])
+@for_each("shape", [(), (2, 1, 1), (2, 3, 1)])
 def test_custom_likelihood_with_a_learned_scale(shape):
     likelihood = OwnGumbel(shape).double()
     with torch.no_grad():

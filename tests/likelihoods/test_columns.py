@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.cases import for_each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ def kinds_of(table, kinds=None):
 # Inference ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("values", "kind", "levels"),
     [
         ([1.5, 2.5, -3.0], "number", ()),
@@ -78,7 +79,7 @@ def test_infer_columns_standardizes_by_observed_values():
     assert (positive.shift, positive.scale) == pytest.approx((0.0, 10.0), rel=1e-14)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("values", "kind"),
     [
         ([0, 2, 7], "number"),
@@ -168,7 +169,7 @@ def test_column_names_become_strings(pandas):
 # Errors -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("table", "kinds", "message"),
     [
         ({"a": [1, 2, 3]}, {"b": "count"}, r"kinds expects columns in \['a'\], got \['b'\]"),
@@ -194,13 +195,13 @@ def test_infer_columns_rejects_invalid_tables(table, kinds, message):
         infer_columns(table, kinds)
 
 
-@pytest.mark.parametrize("table", [[1, 2], "table", None])
+@for_each("table", [[1, 2], "table", None])
 def test_infer_columns_rejects_other_types(table):
     with pytest.raises(TypeError, match="a DataFrame, a dictionary of columns or a matrix"):
         infer_columns(table)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("arguments", "message"),
     [
         (("a", "real"), "expects a kind in"),
@@ -220,7 +221,7 @@ def test_column_rejects_invalid_arguments(arguments, message):
         Column(*arguments)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("table", "message"),
     [
         ({"age": [1.0]}, r"expects columns \['color'\], got only \['age'\]"),
@@ -238,7 +239,7 @@ def test_to_tensor_rejects_tables_that_do_not_fit(table, message):
         to_tensor(table, columns)
 
 
-@pytest.mark.parametrize("shape", [(3,), (2, 3), (1, 2, 2)])
+@for_each("shape", [(3,), (2, 3), (1, 2, 2)])
 def test_to_arrays_rejects_tensors_that_do_not_fit(shape):
     with pytest.raises(ValueError, match=r"to_arrays expects a tensor \(N, 2\), got"):
         to_arrays(torch.zeros(shape), [Column("a", "number"), Column("b", "number")])
@@ -266,7 +267,7 @@ def test_levels_keep_their_order():
     assert torch.equal(to_tensor(table, columns)[:, 0], torch.tensor([2.0, 0.0, 1.0]))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@for_each("dtype", [torch.float32, torch.float64])
 def test_to_tensor_uses_the_default_dtype(dtype):
     torch.set_default_dtype(dtype)  # restored by the fixture
     assert to_tensor({"a": [1, 2]}, [Column("a", "count")]).dtype == dtype
@@ -377,13 +378,13 @@ def test_to_arrays_returns_levels_of_two_types():
     assert to_arrays(to_tensor(table, columns), columns)["a"].tolist() == ["u", 1, 1, 2.5]
 
 
-@pytest.mark.parametrize("values", [[-1, 5, 7], [0.5, 1.5, 2.5]])
+@for_each("values", [[-1, 5, 7], [0.5, 1.5, 2.5]])
 def test_infer_columns_rejects_invalid_counts(values):
     with pytest.raises(ValueError, match="column 'a' expects counts, integers >= 0"):
         infer_columns({"a": values}, {"a": "count"})
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("table", "message"),
     [
         ({"a": [1.0, math.inf, 2.0]}, "column 'a' expects finite numbers, got infinity"),
@@ -398,7 +399,7 @@ def test_infer_columns_rejects_invalid_columns(table, message):
         infer_columns(table)
 
 
-@pytest.mark.parametrize("levels", ["no", ("a", "a")])
+@for_each("levels", ["no", ("a", "a")])
 def test_column_rejects_equal_levels(levels):
     with pytest.raises(ValueError, match="expects a tuple of different levels"):
         Column("a", "binary", levels)
@@ -431,7 +432,7 @@ def test_to_tensor_reads_masked_arrays():
     assert column.shift == 2.5
 
 
-@pytest.mark.parametrize("levels", [(None, "a"), (math.nan, 1.0), (1j, 2j), (("a",), ("b",))])
+@for_each("levels", [(None, "a"), (math.nan, 1.0), (1j, 2j), (("a",), ("b",))])
 def test_column_rejects_levels_that_a_file_cannot_hold(levels):
     with pytest.raises(ValueError, match="strings or finite numbers"):
         Column("a", "binary", levels)

@@ -2,6 +2,7 @@ import warnings
 
 import pytest
 import torch
+from helpers.cases import for_each
 
 from tinyvae import BernoulliLikelihood
 from tinyvae.likelihoods import OneHotLikelihood
@@ -9,15 +10,13 @@ from tinyvae.likelihoods import OneHotLikelihood
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-@pytest.mark.parametrize(
-    "rows", [[[1.0, 1.0, 0.0]], [[0.0, 0.0, 0.0]], [[0.5, 0.5, 0.0]], [[2.0, -1.0, 0.0]]]
-)
+@for_each("rows", [[[1.0, 1.0, 0.0]], [[0.0, 0.0, 0.0]], [[0.5, 0.5, 0.0]], [[2.0, -1.0, 0.0]]])
 def test_one_hot_rejects_other_rows(rows):
     with pytest.raises(ValueError, match=r"OneHotLikelihood expects one-hot rows.*1 of 1 examples"):
         OneHotLikelihood().check_support(torch.tensor(rows))
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 255), (-1, 1), (0, 1.5)])
+@for_each(("low", "high"), [(0, 255), (-1, 1), (0, 1.5)])
 def test_bernoulli_rejects_values_outside_the_unit_interval(low, high):
     x = torch.tensor([[0.0, low], [1.0, high]])
     with pytest.raises(ValueError, match=rf"in \[0, 1\], got {low}\.\.{high}.*: binarize"):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from helpers.cases import for_each
 from helpers.likelihoods import make_vae
 
 from tinyvae import ELBO, Batch, evaluate
@@ -19,7 +20,7 @@ def root_mean_square(x, mean, shape):
     return square.mean(shared, keepdim=True).reshape(shape).sqrt()
 
 
-shapes = pytest.mark.parametrize("shape", [(), (2, 1, 1), (2, 3, 1)])
+shapes = for_each("shape", [(), (2, 1, 1), (2, 3, 1)])
 
 
 @shapes

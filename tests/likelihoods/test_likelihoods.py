@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.cases import for_each
 from helpers.likelihoods import (
     COLUMNS,
     LIKELIHOODS,
@@ -33,9 +34,8 @@ from tinyvae.testing import check_likelihood
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-@pytest.fixture(params=LIKELIHOODS)
-def sample(request):
-    family = LIKELIHOODS[request.param]
+def sample_of(name):
+    family = LIKELIHOODS[name]
     return Sample(family, family.events[min(1, len(family.events) - 1)])
 
 
@@ -49,7 +49,7 @@ def test_likelihood_keeps_its_contract(name):
     )
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@for_each("name", LIKELIHOODS)
 def test_likelihood_log_prob_agrees_with_scipy(name):
     family = LIKELIHOODS[name]
     for event in family.events:
@@ -80,7 +80,9 @@ def name_in_errors(sample):
     return sample.family.name_in_errors or type(inner).__name__
 
 
-def test_check_support_rejects_values_outside_the_support(sample):
+@for_each("name", LIKELIHOODS)
+def test_check_support_rejects_values_outside_the_support(name):
+    sample = sample_of(name)
     for index in np.ndindex(sample.event):
         flat_index = int(np.ravel_multi_index(index, sample.event))
         support = sample.support(flat_index)
@@ -98,7 +100,9 @@ def test_check_support_rejects_values_outside_the_support(sample):
             assert ("MaskedLikelihood" in str(error.value)) == math.isnan(value)
 
 
-def test_check_support_of_integers(sample):
+@for_each("name", LIKELIHOODS)
+def test_check_support_of_integers(name):
+    sample = sample_of(name)
     for dtype in (torch.uint8, torch.int64, torch.int32):
         x = torch.randint(min(200, sample.support(0).num_integers or 2), (5, *sample.event)).to(
             dtype
@@ -112,7 +116,9 @@ def test_check_support_of_integers(sample):
             assert torch.equal(p.log_prob(x), p.log_prob(x.double()))
 
 
-def test_with_mask_needs_a_masked_likelihood(sample):
+@for_each("name", LIKELIHOODS)
+def test_with_mask_needs_a_masked_likelihood(name):
+    sample = sample_of(name)
     x = sample.observed(3)
     mask = torch.rand_like(x) < 0.5
     if sample.is_masked:
@@ -124,7 +130,7 @@ def test_with_mask_needs_a_masked_likelihood(sample):
             sample.likelihood.with_mask(x, mask)
 
 
-@pytest.mark.parametrize("name", ["categorical", "masked categorical", "mixed", "masked mixed"])
+@for_each("name", ["categorical", "masked categorical", "mixed", "masked mixed"])
 def test_center_of_classes_is_the_most_probable_class(name):
     sample = Sample(LIKELIHOODS[name], LIKELIHOODS[name].events[0])
     x, p = sample.observed(1)[0], sample(sample.params(1))
@@ -141,14 +147,16 @@ def test_center_of_classes_is_the_most_probable_class(name):
     torch.testing.assert_close(p.point_estimate(torch.ones(1)), p.point_estimate()[0])
 
 
-@pytest.mark.parametrize("name", ["gaussian, learned", "beta", "poisson", "categorical, gray"])
+@for_each("name", ["gaussian, learned", "beta", "poisson", "categorical, gray"])
 def test_center_of_numbers_is_the_mean(name):
     sample = Sample(LIKELIHOODS[name], (4,))
     p = sample(sample.params(3, 5))
     torch.testing.assert_close(p.point_estimate(), p.mean)
 
 
-def test_model_round_trips_bitwise(sample, tmp_path):
+@for_each("name", LIKELIHOODS)
+def test_model_round_trips_bitwise(name, tmp_path):
+    sample = sample_of(name)
     vae = make_vae(sample.likelihood, sample.event)
     vae.save(tmp_path / "vae.safetensors")
     twin = VAE.load(tmp_path / "vae.safetensors", parts=[Unconditioned])
@@ -222,7 +230,7 @@ def test_maximum_likelihood_recovers_parameters(name):
     assert (difference.abs() < 4.5 * covariance.diagonal().sqrt()).all()
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("likelihood", "num_values", "event", "latent_dim"),
     [
         (BernoulliLikelihood(), 2, (1, 3, 3), 1),

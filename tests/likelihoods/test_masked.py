@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.cases import for_each
 from helpers.likelihoods import LIKELIHOODS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -241,8 +242,8 @@ def data(count=30):
     return x, torch.rand(count, *E) > 0.4
 
 
-@pytest.mark.parametrize("show_mask", [False, True])
-@pytest.mark.parametrize(
+@for_each("show_mask", [False, True])
+@for_each(
     "call",
     [
         lambda vae, x, mask: vae.encode(x, mask=mask).mean,
@@ -332,7 +333,7 @@ def test_integers_without_a_mask():
 # Encoder input -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("likelihood", "data_shape", "expected"),
     [
         (GaussianLikelihood(), (5,), (10,)),
@@ -360,7 +361,7 @@ def test_encoder_input_ends_with_the_mask(shape):
     assert torch.equal(inputs, torch.cat([x * mask, mask.double()], 1))
 
 
-@pytest.mark.parametrize("show_mask", [False, True])
+@for_each("show_mask", [False, True])
 def test_encoder_input_holds_zeros_for_missing_entries(show_mask):
     x = torch.tensor([[100.0, math.nan, 7.0]])
     standardized = StandardizedLikelihood(GaussianLikelihood(), mean=100.0, std=50.0)
@@ -392,7 +393,7 @@ def test_show_mask_needs_common_dimensions():
 # Errors -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(30,), (30, 1), (30, 3), (1, 4), (29, 4)])
+@for_each("shape", [(30,), (30, 1), (30, 3), (1, 4), (29, 4)])
 def test_mask_must_have_the_shape_of_the_data(shape):
     vae, (x, _) = gaussian_vae(), data()
     mask = torch.ones(shape, dtype=torch.bool)
@@ -437,7 +438,7 @@ def test_nan_without_masked_likelihood_is_rejected_before_training():
     unchanged(vae, lambda t: t.fit(x, epochs=1, batch_size=4), message)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "inner",
     [
         OneHotLikelihood(),

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from helpers.cases import for_each
 from helpers.likelihoods import indices, rows
 
 from tinyvae import GaussianLikelihood
@@ -10,7 +11,7 @@ from tinyvae.likelihoods import Learned, MaskedLikelihood, Predicted
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-@pytest.mark.parametrize("make", [Learned, Predicted])
+@for_each("make", [Learned, Predicted])
 def test_minimum_is_a_smooth_lower_bound(make):
     raw = torch.tensor([-1e3, -20.0, math.log(0.05), 0.0, 8.0])
     positive = make(minimum=0.05)
@@ -21,13 +22,13 @@ def test_minimum_is_a_smooth_lower_bound(make):
     assert (value >= 0.05 * (1 - 1e-12)).all()
 
 
-@pytest.mark.parametrize("initial", [0.002, 0.01, 0.2, 3.0, 1e4])
+@for_each("initial", [0.002, 0.01, 0.2, 3.0, 1e4])
 def test_learned_starts_at_its_initial_value(initial):
     likelihood = GaussianLikelihood(Learned((3,), initial=initial)).double()
     assert likelihood(torch.zeros(3), 1).base.log_std.exp().tolist() == pytest.approx([initial] * 3)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "context",
     [None, torch.zeros(5), torch.zeros(5, 2), torch.zeros(5, 3, 1), torch.zeros(5, 1).long()],
 )
@@ -46,7 +47,7 @@ def test_learned_per_class_reads_rows_and_indices():
     torch.testing.assert_close(by_index, by_row)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+@for_each("dtype", [torch.uint8, torch.int32, torch.int64])
 def test_learned_per_class_accepts_any_integer_dtype(dtype):
     likelihood = GaussianLikelihood(Learned(num_classes=3))
     with torch.no_grad():
@@ -57,7 +58,7 @@ def test_learned_per_class_accepts_any_integer_dtype(dtype):
     assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "context",
     [
         torch.tensor([0, 1, 2, 1, 3]),
@@ -75,7 +76,7 @@ def test_check_context_checks_classes(context):
         likelihood.check_context(context)
 
 
-@pytest.mark.parametrize("shape", [(3,), (2, 3), (1, 2, 3, 1), (4, 1, 1)])
+@for_each("shape", [(3,), (2, 3), (1, 2, 3, 1), (4, 1, 1)])
 def test_learned_must_broadcast_over_the_data(shape):
     with pytest.raises(ValueError, match=r"does not broadcast over data of shape \(2, 3, 1\)"):
         GaussianLikelihood(Learned(shape)).check_support(torch.zeros(5, 2, 3, 1))

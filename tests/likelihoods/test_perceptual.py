@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from helpers.cases import for_each
 from torch import nn
 from torch.autograd import gradcheck
 
@@ -112,8 +113,8 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("distance", "shape"), CASES)
-@pytest.mark.parametrize("noise", [0.0, 0.01, 0.3, 5.0])
+@for_each(("distance", "shape"), CASES)
+@for_each("noise", [0.0, 0.01, 0.3, 5.0])
 def test_ssim_agrees_with_loops_over_windows(distance, shape, noise):
     x = images(3, *shape)
     y = noisy(x, noise) if noise < 5 else torch.rand(3, *shape)
@@ -154,8 +155,8 @@ def test_ssim_agrees_with_scikit_image():
     )
 
 
-@pytest.mark.parametrize(("distance", "shape"), CASES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@for_each(("distance", "shape"), CASES)
+@for_each("dtype", [torch.float32, torch.float64])
 def test_ssim_has_the_properties_of_a_distance(distance, shape, dtype):
     x, noise = images(4, *shape).to(dtype), torch.randn(4, *shape, dtype=dtype)
     x = distance.max_value * x
@@ -178,7 +179,7 @@ def test_ssim_is_accurate_in_float32():
         torch.testing.assert_close(single, distance(x, y), rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("scales", [1, 2])
+@for_each("scales", [1, 2])
 def test_ssim_clamps_negative_variances(scales):
     """Values far above ``max_value`` make rounding errors larger than the constants."""
     distance = MultiScaleSSIM(1, window=5, scales=scales)
@@ -188,7 +189,7 @@ def test_ssim_clamps_negative_variances(scales):
         assert ((value >= 0) & (value <= (2 if scales == 1 else 1))).all()
 
 
-@pytest.mark.parametrize(("distance", "shape"), CASES[3:6])
+@for_each(("distance", "shape"), CASES[3:6])
 def test_ssim_gradients_agree_with_differences(distance, shape):
     x = images(1, *shape)[..., :14, :14].requires_grad_()
     small = MultiScaleSSIM(shape[0], window=3, sigma=1.0, scales=distance.scales)
@@ -197,8 +198,8 @@ def test_ssim_gradients_agree_with_differences(distance, shape):
     assert gradcheck(small, (x, opposite))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("scales", [1, 2, 3])
+@for_each("dtype", [torch.float32, torch.float64])
+@for_each("scales", [1, 2, 3])
 def test_ssim_gradients_are_finite(scales, dtype):
     distance = MultiScaleSSIM(1, window=3, scales=scales)
     random = torch.rand(1, 1, 16, 16, dtype=dtype)
@@ -332,7 +333,7 @@ LIKELIHOODS = [
 ]
 
 
-@pytest.mark.parametrize(("likelihood", "shape"), LIKELIHOODS)
+@for_each(("likelihood", "shape"), LIKELIHOODS)
 def test_perceptual_keeps_its_contract(likelihood, shape):
     check_likelihood(likelihood, shape)
 
@@ -370,7 +371,7 @@ def test_perceptual_bounds_limit_the_decoded_image():
     assert free.check_support(1e6 * params)
 
 
-@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-2.0, 6.0), None])
+@for_each("bounds", [(0.0, 1.0), (-2.0, 6.0), None])
 def test_perceptual_params_for_mean_decode_to_the_mean(bounds):
     likelihood = PerceptualLikelihood(MultiScaleSSIM(1, window=4, scales=1), bounds=bounds)
     x = torch.rand(1000, 1, 8, 8)
@@ -380,7 +381,7 @@ def test_perceptual_params_for_mean_decode_to_the_mean(bounds):
     torch.testing.assert_close(likelihood(params, 3).mean, expected)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "distance",
     [lambda: MultiScaleSSIM(1, window=8, scales=1), lambda: FeatureDistance(MLP((1, 8, 8)))],
 )
@@ -443,7 +444,7 @@ def same_scores(vae, twin, x):
 # Errors -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("build", "message"),
     [
         (lambda: MultiScaleSSIM(0), "channels >= 1, got 0"),
@@ -470,7 +471,7 @@ def test_constructors_reject_functions():
         PerceptualLikelihood(torch.dist)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("distance", "shape", "message"),
     [
         (
@@ -507,7 +508,7 @@ def test_check_shape_suggests_options_that_work():
         assert MultiScaleSSIM(1, window=int(window), scales=int(scales))(x, x).shape == (2,)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("value", "message"),
     [
         (255.0, r"numbers in \[0, 1\], got 0\.\.255.* divide gray levels by their maximum, or"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from helpers.cases import for_each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -123,7 +124,7 @@ def test_log_prob_sums_over_columns_in_their_units():
     np.testing.assert_allclose(p.log_prob(ROWS).detach(), expected.sum(-1), rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["age", "income"])
+@for_each("name", ["age", "income"])
 @given(unit=st.sampled_from([1e-3, 0.5, 1000.0]))
 def test_log_prob_shifts_with_the_unit_of_a_column(name, unit):
     def in_unit(c):
@@ -143,9 +144,7 @@ def test_log_prob_shifts_with_the_unit_of_a_column(name, unit):
     torch.testing.assert_close(difference, torch.full((2,), -math.log(unit)), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("position", "low", "high"), [(0, -300.0, 400.0), (3, -100.0, 440.0), (4, 1e-3, 1e7)]
-)
+@for_each(("position", "low", "high"), [(0, -300.0, 400.0), (3, -100.0, 440.0), (4, 1e-3, 1e7)])
 def test_density_integrates_to_one_in_the_units_of_the_table(position, low, high):
     likelihood = MixedLikelihood(COLUMNS)
     params = torch.zeros(likelihood.param_shape((6,)))
@@ -159,7 +158,7 @@ def test_density_integrates_to_one_in_the_units_of_the_table(position, low, high
     assert torch.trapezoid(density, grid).item() == pytest.approx(1, abs=1e-7)
 
 
-@pytest.mark.parametrize(("position", "size"), [(1, 3), (2, 2000), (5, 2)])
+@for_each(("position", "size"), [(1, 3), (2, 2000), (5, 2)])
 def test_masses_of_levels_sum_to_one(position, size):
     likelihood = MixedLikelihood(COLUMNS)
     params = drawn(likelihood)
@@ -187,7 +186,7 @@ CUSTOM = {
 }
 
 
-@pytest.mark.parametrize("custom", [{}, CUSTOM])
+@for_each("custom", [{}, CUSTOM])
 @settings(max_examples=25)
 @given(order=st.permutations(range(6)))
 def test_permuted_columns_permute_all_results(custom, order):
@@ -290,7 +289,7 @@ def test_param_shape_and_input_shape():
     assert custom.input_shape((6,)) == likelihood.input_shape((6,))
 
 
-@pytest.mark.parametrize("shape", [(5,), (7,), (6, 1), ()])
+@for_each("shape", [(5,), (7,), (6, 1), ()])
 def test_shapes_reject_rows_of_another_width(shape):
     likelihood = MixedLikelihood(COLUMNS)
     for call in (likelihood.param_shape, likelihood.input_shape):
@@ -316,7 +315,7 @@ def test_encoder_input_of_each_kind():
     np.testing.assert_allclose(fed, expected, rtol=1e-14)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("column", "fed_at"),
     [(0, [6]), (1, [2, 3, 4]), (2, [5]), (3, [7]), (4, [8]), (5, [0, 1])],
 )
@@ -359,7 +358,7 @@ def test_custom_likelihood_may_have_several_parameters():
 # Errors -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("position", "value", "message"),
     [
         (0, math.inf, "column 'age' expects finite numbers"),
@@ -391,7 +390,7 @@ def test_check_support_with_missing_values_names_the_column():
         likelihood.check_support(x)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("columns", "custom", "message"),
     [
         ([], {}, r"columns with different names, got \[\]"),
@@ -517,7 +516,7 @@ def test_columns_learn_separate_scales():
     assert likelihood(mean, 1).mean.tolist() == pytest.approx(x.mean(0).tolist())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@for_each("dtype", [torch.float32, torch.float64])
 def test_results_have_the_dtype_of_the_parameters(dtype):
     likelihood = MixedLikelihood(COLUMNS)
     params = drawn(likelihood, 3, 2)

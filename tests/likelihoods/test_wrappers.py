@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.cases import for_each
 from helpers.likelihoods import gaussian, mixture
 
 from tinyvae import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood
@@ -20,11 +21,11 @@ from tinyvae.likelihoods import (
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-@pytest.mark.parametrize(
+@for_each(
     "wrap",
     [MaskedLikelihood, StandardizedLikelihood, lambda p: MixtureLikelihood(p, num_components=2)],
 )
-@pytest.mark.parametrize(
+@for_each(
     ("inner", "alternative"),
     [
         (OptimalGaussianLikelihood, "use GaussianLikelihood"),
@@ -37,7 +38,7 @@ def test_wrapper_expects_a_product_over_dimensions(wrap, inner, alternative):
         wrap(inner())
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("make", "message"),
     [
         (lambda: MaskedLikelihood(GaussianLikelihood), "expects a likelihood, got a ABCMeta"),
@@ -64,7 +65,7 @@ def test_standardized_rejects_integers_and_masses():
         StandardizedLikelihood(BernoulliLikelihood())
 
 
-@pytest.mark.parametrize("per_component", [(2, 1, 1, 1), (2, 2, 1, 1), (2, 2, 3, 1)])
+@for_each("per_component", [(2, 1, 1, 1), (2, 2, 1, 1), (2, 2, 3, 1)])
 def test_mixture_components_may_have_different_scales(per_component):
     likelihood = MixtureLikelihood(
         GaussianLikelihood(Learned(per_component)), num_components=2

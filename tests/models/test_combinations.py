@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.cases import for_each
 from helpers.models import (
     COMBINATIONS,
     DIVERSE,
@@ -46,8 +47,10 @@ pytestmark = pytest.mark.usefixtures("float64")
 HEAVY_TAILED = ("spline, vamp", "affine, vamp")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", COMBINATIONS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, torch.float64) for name in COMBINATIONS] + [(name, torch.float32) for name in DIVERSE],
+)
 def test_vae_composes_every_encoder_with_every_prior(name, dtype, tmp_path):
     vae, x = combined(name, dtype), all_images(4, dtype)
     assert ELBO().check(vae, Batch(x)).endswith(": a lower bound on log p(x)")
@@ -186,7 +189,7 @@ def test_joint_latents_read_the_context():
     assert evaluate(vae, x, context, elbo_samples=2, importance_samples=2).is_bound
 
 
-@pytest.mark.parametrize(
+@for_each(
     "encoder",
     [
         lambda: PowerSphericalEncoder(features(), 3),

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from helpers.cases import for_each
 from torch import nn
 
 from tinyvae import (
@@ -100,7 +101,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@for_each("name", CASES)
 def test_init_output_bias_starts_at_the_data_mean(name):
     make, data, tolerance = CASES[name]
     x = data()
@@ -161,8 +162,8 @@ def test_init_output_bias_of_black_gray_levels_is_finite():
     assert vae.decode(torch.zeros(1, 2)).mean.tolist() == [[pytest.approx(0.5 / 51)] * 3]
 
 
-@pytest.mark.parametrize("network", [TransposedConvNet, TransposedResNet])
-@pytest.mark.parametrize("likelihood", [GaussianLikelihood(), GaussianLikelihood("predicted")])
+@for_each("network", [TransposedConvNet, TransposedResNet])
+@for_each("likelihood", [GaussianLikelihood(), GaussianLikelihood("predicted")])
 def test_init_output_bias_of_a_convolution_starts_at_the_channel_means(network, likelihood):
     x = torch.rand(100, 2, 4, 6) + torch.tensor([0.0, 5.0])[:, None, None]
     decoder = network(2, likelihood.param_shape((2, 4, 6)), channels=(8,))
@@ -187,9 +188,7 @@ def test_init_output_bias_of_a_conditional_decoder():
     assert torch.equal(vae.decoder.network.layers[-1].bias, x.mean(0))
 
 
-@pytest.mark.parametrize(
-    "decoder", [nn.Sequential(nn.Linear(2, 3, bias=False)), MLP(2, hidden=(3,), out_shape=5)]
-)
+@for_each("decoder", [nn.Sequential(nn.Linear(2, 3, bias=False)), MLP(2, hidden=(3,), out_shape=5)])
 def test_init_output_bias_refuses_a_decoder_without_a_fitting_bias(decoder):
     vae = VAE(GaussianEncoder(MLP(3), 2), decoder, GaussianLikelihood())
     with pytest.raises(ValueError, match=r"ends in a linear .* layer with a bias for Gaussian"):

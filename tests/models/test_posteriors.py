@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from helpers.cases import for_each
 from helpers.models import (
     DIVERSE,
     REAL_ENCODERS,
@@ -48,7 +49,7 @@ def full_linear_gaussian(num_data=5, num_latents=3, flow=False):
     return VAE(encoder, decoder, GaussianLikelihood(std)), evidence, cov
 
 
-@pytest.mark.parametrize("flow", [False, True])
+@for_each("flow", [False, True])
 def test_exact_full_posterior_attains_the_evidence(flow):
     vae, evidence, cov = full_linear_gaussian(flow=flow)
     assert (cov - cov.diagonal().diag()).abs().max() > 0.02
@@ -90,7 +91,7 @@ def test_identity_flow_changes_nothing():
         torch.testing.assert_close(log_prob, plain_vae.encode(x).log_prob(z), **close)
 
 
-@pytest.mark.parametrize("kind", ["spline", "affine"])
+@for_each("kind", ["spline", "affine"])
 def test_flow_density_agrees_with_its_inverse(kind):
     encoder, x = REAL_ENCODERS[kind](), binary(5, 4)
     posterior, prior = encoder(x), FlowPrior(perturbed_flow(2, kind=kind))()
@@ -158,7 +159,7 @@ def test_frozen_posterior_has_no_gradient_variance_at_the_optimum():
         assert all(p.requires_grad for p in vae.parameters())
 
 
-@pytest.mark.parametrize("name", DIVERSE)
+@for_each("name", DIVERSE)
 def test_frozen_posterior_equals_a_frozen_copy(name):
     vae, x = combined(name).eval(), all_images(4)[:6]
     parameters = [p for p in vae.parameters() if p.requires_grad]

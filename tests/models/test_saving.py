@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.cases import for_each
 from helpers.models import (
     MODELS,
     ContextLinear,
@@ -29,7 +30,7 @@ def model_case(request):
     return MODELS[request.param]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@for_each("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_load_restores_every_bit(model_case, dtype, tmp_path):
     make, data_shape, _, user_parts, foreign = model_case
     vae = make().to(dtype).train()

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from helpers.cases import for_each
 from helpers.names import public_names
 from torch import nn
 
@@ -191,7 +192,7 @@ def test_parts_holds_every_public_part():
     assert part_classes == set(PARTS)
 
 
-@pytest.mark.parametrize("part", EXAMPLES, ids=lambda part: type(part).__name__)
+@for_each("part", EXAMPLES)
 def test_build_part_inverts_describe_part(part, tmp_path):
     save_tensors(tmp_path / "part.safetensors", part.state_dict(), {"part": describe_part(part)})
     tensors, info = load_tensors(tmp_path / "part.safetensors")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.cases import for_each
 from torch import nn
 
 from tinyvae import (
@@ -110,7 +111,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@for_each("name", MODELS)
 def test_decoder_without_a_shape_equals_one_with_it(name, tmp_path):
     models = []
     for shape in (True, False):
@@ -187,7 +188,7 @@ FIRST_MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", FIRST_MODELS)
+@for_each("name", FIRST_MODELS)
 def test_from_shapes_equals_the_composition_written_out(name):
     make, data_shape, latent_dim, networks = FIRST_MODELS[name]
     shape = (data_shape,) if isinstance(data_shape, int) else data_shape

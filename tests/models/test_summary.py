@@ -2,6 +2,7 @@ import re
 
 import pytest
 import torch
+from helpers.cases import for_each
 from torch import nn
 
 from tinyvae import (
@@ -49,7 +50,7 @@ def rows(text):
     return [(*line[:-1], int(line[-1].replace(",", ""))) for line in lines]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("make", "data_shape"),
     [
         (mlp_vae, None),
@@ -101,7 +102,7 @@ def test_summary_of_a_foreign_encoder_needs_the_data_shape():
         summary(foreign_vae())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@for_each("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_summary_does_not_change_the_model(dtype):
     vae = foreign_vae().to(dtype).train()
     state = torch.get_rng_state()

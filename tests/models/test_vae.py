@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.cases import for_each
 from helpers.models import (
     MODELS,
     binary,
@@ -37,8 +38,8 @@ def model_case(request):
     return MODELS[request.param]
 
 
-@pytest.mark.parametrize(("num_samples", "batch"), [(1, 5), (3, 5), (3, 1)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@for_each(("num_samples", "batch"), [(1, 5), (3, 5), (3, 1)])
+@for_each("dtype", [torch.float32, torch.float64])
 def test_vae_shapes_and_dtypes(model_case, num_samples, batch, dtype):
     make, data_shape, latent_shape, *_ = model_case
     vae, x = make().to(dtype), binary(batch, *data_shape).to(dtype)
@@ -164,7 +165,7 @@ def test_vae_constructor_names_the_remedy():
             VAE(*arguments)
 
 
-@pytest.mark.parametrize("with_prior", [False, True])
+@for_each("with_prior", [False, True])
 def test_vae_passes_the_context_to_every_part(with_prior):
     vae, x, context = conditional_vae(with_prior), torch.randn(5, 4), torch.randn(5, 2)
     output = vae(x, context, num_samples=3)
@@ -190,7 +191,7 @@ def test_vae_passes_the_context_to_every_part(with_prior):
     assert all(p.grad.any() for p in vae.parameters())
 
 
-@pytest.mark.parametrize("with_prior", [False, True])
+@for_each("with_prior", [False, True])
 def test_sample_reads_the_context(with_prior):
     vae, context = conditional_vae(with_prior), torch.tensor([[0.0, 0.0], [30.0, -30.0]])
     draws = vae.sample(4000, context)

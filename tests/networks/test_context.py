@@ -1,5 +1,6 @@
 import pytest
 import torch
+from helpers.cases import for_each
 from helpers.networks import with_moved_parameters
 from torch import nn
 
@@ -33,8 +34,8 @@ def test_concat_context_appends_planes_to_an_image():
     assert torch.equal(wrapped(x, context), net(joined))
 
 
-@pytest.mark.parametrize("net", [MLP(7, (4,)), ConvNet((4, 3, 2), (2,))])
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+@for_each("net", [MLP(7, (4,)), ConvNet((4, 3, 2), (2,))])
+@for_each("dtype", [torch.int64, torch.int32, torch.uint8])
 def test_concat_context_maps_classes_to_one_hot_rows(net, dtype):
     classes, numbers = ConcatContext(net, num_classes=3), ConcatContext(net, context_dim=3)
     index = torch.tensor([2, 0, 1, 2], dtype=dtype)
@@ -45,14 +46,14 @@ def test_concat_context_maps_classes_to_one_hot_rows(net, dtype):
     assert classes(x[:0], index[:0]).shape == (0, *net.out_shape)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
+@for_each("dtype", [torch.int8, torch.uint8])
 def test_concat_context_accepts_more_classes_than_a_byte_counts(dtype):
     wrapped = ConcatContext(MLP(301, (4,)), num_classes=300)
     index, x = torch.tensor([0, 127]), torch.ones(2, 1)
     assert torch.equal(wrapped(x, index.to(dtype)), wrapped(x, index))
 
 
-@pytest.mark.parametrize("net", ["MLP", "ResNet", "1x1"])
+@for_each("net", ["MLP", "ResNet", "1x1"])
 def test_concat_context_gradients_reach_the_context(float64, net):
     nets = {
         "MLP": MLP(6, (4,), activation=nn.Tanh),
@@ -70,7 +71,7 @@ def test_concat_context_gradients_reach_the_context(float64, net):
         assert not torch.allclose(wrapped(x, other_context), wrapped(x, context), atol=1e-4)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("context_dim", "x", "context", "error", "message"),
     [
         (2, (5, 4), None, ValueError, r"numbers \(N, 2\), got none: give it as context="),
@@ -119,7 +120,7 @@ def test_concat_context_maps_unknown_classes_to_nan_when_compiled(monkeypatch):
     assert output[1].isnan().all()
 
 
-@pytest.mark.parametrize("num_classes", [None, 3])
+@for_each("num_classes", [None, 3])
 def test_concat_context_in_a_conditional_vae(num_classes):
     options = {"num_classes": num_classes, "context_dim": None if num_classes else 3}
     encoder = GaussianEncoder(ConcatContext(ResNet((4, 5, 4), (4,)), **options), 2)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from helpers.cases import for_each
 from torch import nn
 
 from tinyvae import (
@@ -41,7 +42,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@for_each("name", NETWORKS)
 def test_build_equals_the_constructor(name):
     make, make_with_shape, out_shape = NETWORKS[name]
     torch.manual_seed(1)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from helpers.cases import for_each
 from helpers.networks import (
     any_images,
     channel_lists,
@@ -165,7 +166,7 @@ def test_network_constructors_name_the_remedy():
             make()
 
 
-@pytest.mark.parametrize("activation", [nn.Tanh(), "tanh"])
+@for_each("activation", [nn.Tanh(), "tanh"])
 def test_mlp_refuses_an_activation_that_is_not_a_class(activation):
     with pytest.raises(TypeError, match="the class of an activation"):
         MLP(3, activation=activation)
@@ -176,7 +177,7 @@ def test_check_input_names_another_shape():
         MLP((1, 8, 8))(torch.zeros(2, 8, 8))
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("net", "keys"),
     [
         (MLP(3, (4, 5), 2), ("layers.0", "layers.2", "layers.4")),
@@ -216,7 +217,7 @@ def test_network_descriptions_round_trip(net):
 NORMALIZED = [name for name in NETWORKS if name.startswith("normalized") or "ResNet" in name]
 
 
-@pytest.mark.parametrize("name", NORMALIZED)
+@for_each("name", NORMALIZED)
 @settings(max_examples=25)
 @given(data=st.data())
 def test_normalization_is_the_same_in_training_and_for_each_example(float64, name, data):
@@ -244,7 +245,7 @@ def test_normalization_comes_before_each_activation():
         assert all(isinstance(m, (nn.GroupNorm, nn.LayerNorm)) for m in before)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("channels", "expected"),
     [(1, 1), (2, 1), (7, 1), (8, 2), (10, 2), (20, 5), (24, 6), (32, 8), (64, 8), (100, 5)],
 )

@@ -1,5 +1,5 @@
-import pytest
 import torch
+from helpers.cases import for_each
 from helpers.networks import any_images, groups, with_moved_parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -76,7 +76,7 @@ def test_transposed_resnet_ends_in_a_bias():
     assert torch.equal(net(torch.randn(3, 3)), expected)
 
 
-@pytest.mark.parametrize("kind", [TransposedConvNet, TransposedResNet])
+@for_each("kind", [TransposedConvNet, TransposedResNet])
 @settings(max_examples=20)
 @given(any_images, groups)
 def test_seed_layers_of_a_spatial_latent_are_a_convolution(kind, image, channels):
@@ -101,8 +101,8 @@ def test_seed_layers_of_a_spatial_latent_are_a_convolution(kind, image, channels
     torch.testing.assert_close(flat(z.flatten(1)), spatial(z), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [TransposedConvNet, TransposedResNet])
-@pytest.mark.parametrize("in_shape", [6, (6,), (3, 2), (3, 1, 2), (3, 4, 2), (1, 3, 2, 1)])
+@for_each("kind", [TransposedConvNet, TransposedResNet])
+@for_each("in_shape", [6, (6,), (3, 2), (3, 1, 2), (3, 4, 2), (1, 3, 2, 1)])
 def test_seed_layers_flatten_any_other_latent(kind, in_shape):
     net = kind(in_shape, (1, 5, 3), (4,))  # the seed's height and width are (3, 2)
     assert isinstance(net.layers[0], nn.Linear)

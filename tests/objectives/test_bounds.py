@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from helpers.cases import for_each
 from helpers.oracles import (
     TwoLayers,
     conjugate_normal,
@@ -108,8 +109,8 @@ def small_vae(data=5):
 # Values -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", BOUNDS)
-@pytest.mark.parametrize("num_samples", [1, 4])
+@for_each("name", BOUNDS)
+@for_each("num_samples", [1, 4])
 def test_bound_agrees_with_numpy(name, num_samples):
     vae, x = small_vae(), torch.randn(7, 5)
     log_w = numpy_log_weight(vae, x, num_samples)
@@ -186,7 +187,7 @@ def test_piwae_groups_share_no_parameter():
     assert len(ids[0] | ids[1]) == len(list(vae.parameters()))
 
 
-@pytest.mark.parametrize("name", BOUNDS)
+@for_each("name", BOUNDS)
 def test_bound_terms_average_to_the_metrics(name):
     vae, x, bound = small_vae(), torch.randn(7, 5), BOUNDS[name](4)
     torch.manual_seed(3)
@@ -204,7 +205,7 @@ def test_bound_terms_average_to_the_metrics(name):
 # Derivatives --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", BOUNDS)
+@for_each("name", BOUNDS)
 def test_bound_derivatives_agree_with_autograd(name):
     bound = BOUNDS[name](4)
     log_weight = 2 * torch.randn(4, 3)
@@ -230,7 +231,7 @@ MORE = {
 }
 
 
-@pytest.mark.parametrize("name", [*BOUNDS, *MORE])
+@for_each("name", [*BOUNDS, *MORE])
 def test_bound_gradcheck(name):
     torch.manual_seed(1)
     vae, x = small_vae(3), torch.randn(4, 3)
@@ -253,7 +254,7 @@ def test_bound_gradcheck(name):
     assert torch.autograd.gradcheck(loss, tuple(parameters.values()))
 
 
-@pytest.mark.parametrize("alpha", [1 - 1e-3, 1 - 1e-7, 1 - 1e-12, 1 + 1e-9])
+@for_each("alpha", [1 - 1e-3, 1 - 1e-7, 1 - 1e-12, 1 + 1e-9])
 def test_renyi_is_precise_near_order_one(alpha):
     """F = mean + p/2 var + p^2/6 third moment + O(p^3), with p = 1 - alpha."""
     log_weight = torch.randn(50, 1)
@@ -304,7 +305,7 @@ def expected_bound(bound, vae, x, num_samples, nodes=24):
     return (log_mass.exp() * bound.value(log_weight)).sum().item()
 
 
-@pytest.mark.parametrize("name", LOWER)
+@for_each("name", LOWER)
 def test_bound_lies_between_elbo_and_evidence(name):
     torch.manual_seed(2)
     encoder = GaussianEncoder(MLP(4, hidden=(5,)), 1)
@@ -327,7 +328,7 @@ def test_bound_lies_between_elbo_and_evidence(name):
         assert max(values) < evidence
 
 
-@pytest.mark.parametrize("name", ["iwae", "tvo 5", "renyi .5"])
+@for_each("name", ["iwae", "tvo 5", "renyi .5"])
 def test_bound_of_two_latents_lies_below_evidence(name):
     vae, x = small_vae(3), torch.randn(2, 1, 3)
     with torch.no_grad():
@@ -347,7 +348,7 @@ def test_renyi_of_negative_order_exceeds_the_evidence():
     assert not bound.is_bound(vae)
 
 
-@pytest.mark.parametrize("dim", [1, 2, 5])
+@for_each("dim", [1, 2, 5])
 def test_iwae_increases_with_samples(dim):
     """ELBO <= IWAE_2 <= IWAE_8 <= log p(x), by paired differences."""
     torch.manual_seed(4)
@@ -362,8 +363,8 @@ def test_iwae_increases_with_samples(dim):
         assert difference.mean() > 0.005
 
 
-@pytest.mark.parametrize("name", [*BOUNDS, "elbo", "elbo stl", "multiply", "partial"])
-@pytest.mark.parametrize("estimator", ["pathwise", "stl", "dreg"])
+@for_each("name", [*BOUNDS, "elbo", "elbo stl", "multiply", "partial"])
+@for_each("estimator", ["pathwise", "stl", "dreg"])
 def test_bound_at_exact_posterior_equals_evidence(name, estimator):
     model = random_linear_gaussian()
     x = model.evidence.sample((7,))
@@ -384,8 +385,8 @@ def test_bound_at_exact_posterior_equals_evidence(name, estimator):
             torch.testing.assert_close(value, expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("top_down", [True, False])
-@pytest.mark.parametrize("name", BOUNDS)
+@for_each("top_down", [True, False])
+@for_each("name", BOUNDS)
 def test_bound_of_two_exact_layers_equals_evidence(name, top_down):
     model = TwoLayers(top_down=top_down)
     x = model.evidence.sample((5,))
@@ -421,7 +422,7 @@ class Odd(Schedule):
         return "Odd()"
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("objective", "expected"),
     [
         (IWAE(5), True),
@@ -449,7 +450,6 @@ class Odd(Schedule):
         (ELBO({"z": 1.5}), False),
         (ELBO(estimator="stl"), True),
     ],
-    ids=repr,
 )
 def test_is_bound(objective, expected):
     vae = small_vae()
@@ -458,7 +458,7 @@ def test_is_bound(objective, expected):
     assert words.endswith("a lower bound on log p(x)" if expected else "not a bound on log p(x)")
 
 
-@pytest.mark.parametrize("objective", [ELBO(), IWAE(3), TVO(3)], ids=repr)
+@for_each("objective", [ELBO(), IWAE(3), TVO(3)])
 def test_is_bound_is_false_without_a_density(objective):
     vae = VAE(DeterministicEncoder(MLP(5), 2), MLP(2, out_shape=5), GaussianLikelihood())
     assert not objective.is_bound(vae)
@@ -484,7 +484,7 @@ def test_check_describes_the_bound():
 # Errors -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("make", "message"),
     [
         (lambda: IWAE(0), "IWAE expects num_samples >= 1, got 0"),
@@ -545,7 +545,7 @@ def test_check_refuses_one_sample_without_rsample():
     assert "a lower bound" in IWAE(2).check(categorical_vae(), batch)
 
 
-@pytest.mark.parametrize("estimator", ["stl", "dreg"])
+@for_each("estimator", ["stl", "dreg"])
 def test_check_refuses_stl_without_a_density(estimator):
     batch = Batch(torch.randn(7, 5))
     with pytest.raises(ValueError, match="expects posteriors with a density"):
@@ -654,7 +654,7 @@ class Noisy(MLP):
         return nn.functional.dropout(super().forward(x), 0.5, self.training)
 
 
-@pytest.mark.parametrize("estimator", ["stl", "dreg"])
+@for_each("estimator", ["stl", "dreg"])
 def test_check_refuses_dropout_with_a_second_pass(estimator):
     batch = Batch(torch.randn(7, 5))
     noisy = VAE(GaussianEncoder(Noisy(5), 2), MLP(2, out_shape=5), GaussianLikelihood())
@@ -672,7 +672,7 @@ def test_check_refuses_dropout_with_a_second_pass(estimator):
     assert objective(vae.train(), batch).losses["model"].isfinite()
 
 
-@pytest.mark.parametrize("estimator", ["stl", "dreg"])
+@for_each("estimator", ["stl", "dreg"])
 def test_second_pass_leaves_batch_statistics(estimator):
     network = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6))
     vae = VAE(GaussianEncoder(network, 2, features=6), MLP(2, out_shape=5), GaussianLikelihood())
@@ -686,7 +686,7 @@ def test_second_pass_leaves_batch_statistics(estimator):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("penalty", [False, True])
+@for_each("penalty", [False, True])
 def test_objective_with_inner_autograd_runs_eagerly(penalty):
     """A compiled graph would hide the path from the samples to the bound."""
     vae, x = small_vae(), torch.randn(7, 5)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from helpers.cases import for_each
 from torch import nn
 
 from tinyvae import ELBO, IWAE, MLP, VAE, Batch, GaussianEncoder, GaussianLikelihood
@@ -157,7 +158,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("message", FAULTS)
+@for_each("message", FAULTS)
 def test_check_objective_finds_a_fault(message):
     with pytest.raises(ContractError, match=message):
         check_objective(Faulty(FAULTS[message]), small_vae(), batch())

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from helpers.cases import for_each
 from helpers.oracles import (
     TwoLayers,
     conjugate_normal,
@@ -103,10 +104,10 @@ def numpy_loss(vae, x, num_samples, beta, kl):
     return beta * rate.mean() - log_px.mean(), terms
 
 
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
-@pytest.mark.parametrize("num_samples", [1, 3])
-@pytest.mark.parametrize("beta", [1.0, 0.0, 4.0])
-@pytest.mark.parametrize("kl", ["auto", "analytic", "sample"])
+@for_each("likelihood", LIKELIHOODS)
+@for_each("num_samples", [1, 3])
+@for_each("beta", [1.0, 0.0, 4.0])
+@for_each("kl", ["auto", "analytic", "sample"])
 def test_elbo_agrees_with_numpy(likelihood, num_samples, beta, kl):
     vae, x = small_vae(LIKELIHOODS[likelihood]), binary(7, 5)
     output = seeded(ELBO(beta, num_samples=num_samples, kl=kl), vae, x)
@@ -169,8 +170,8 @@ def test_elbo_gradients_reach_every_parameter():
     assert all(p.grad.abs().max() > 0 for p in vae.parameters())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("beta", [0.1, Linear(0.0, 1.0, steps=10)])
+@for_each("dtype", [torch.float32, torch.float64])
+@for_each("beta", [0.1, Linear(0.0, 1.0, steps=10)])
 def test_elbo_has_the_dtype_of_the_model(dtype, beta):
     vae, objective = small_vae().to(dtype), ELBO(beta)
     objective.set_step(5, None)
@@ -182,7 +183,7 @@ def test_elbo_has_the_dtype_of_the_model(dtype, beta):
 # Against the evidence -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_samples", [1, 3])
+@for_each("num_samples", [1, 3])
 def test_elbo_at_exact_posterior_equals_evidence(num_samples):
     model = random_linear_gaussian()
     x = model.evidence.sample((7,))
@@ -246,8 +247,8 @@ def test_elbo_of_conjugate_normal(monkeypatch):
 # Several latents ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("top_down", [True, False])
-@pytest.mark.parametrize("num_samples", [1, 3])
+@for_each("top_down", [True, False])
+@for_each("num_samples", [1, 3])
 def test_elbo_of_two_exact_layers_equals_evidence(top_down, num_samples):
     model = TwoLayers(top_down=top_down)
     x = model.evidence.sample((7,))
@@ -294,7 +295,7 @@ def test_elbo_of_two_exact_layers_with_analytic_kl_equals_evidence_in_expectatio
 # Check, bound, schedules, words -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("objective", "vae", "text", "is_bound"),
     [
         (ELBO(), small_vae, "ELBO, beta 1, 1 draw, analytic KL: a lower", True),
@@ -319,7 +320,7 @@ def test_elbo_check_describes_the_objective(objective, vae, text, is_bound):
     assert objective.is_bound(model) is is_bound
 
 
-@pytest.mark.parametrize("part", ["encoder", "likelihood"])
+@for_each("part", ["encoder", "likelihood"])
 def test_elbo_is_no_bound_without_densities(part):
     vae = small_vae()
     getattr(vae, part).is_density = False
@@ -372,7 +373,7 @@ def test_elbo_does_not_report_a_constant_beta():
     assert output.metrics.keys() == {"elbo_nats", "log_likelihood_nats", "kl_nats"}
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("options", "message"),
     [({"num_samples": 0}, "num_samples >= 1, got 0"), ({"kl": "exact"}, "'sample', got 'exact'")],
 )
@@ -389,7 +390,7 @@ def test_elbo_repr():
     )
 
 
-@pytest.mark.parametrize("top_down", [True, False])
+@for_each("top_down", [True, False])
 def test_elbo_auto_kl_uses_the_closed_form_only_if_it_is_exact(top_down: bool):
     """At exact posteriors the ELBO is log p(x), for both directions of inference."""
     model = TwoLayers(top_down=top_down)
@@ -473,7 +474,7 @@ def mean_kl(term):
     return 0.5 * ((2 * q.log_std).exp() + q.mean**2 - 1 - 2 * q.log_std).mean(0)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("per", "groups"),
     [
         ("dimension", lambda kl: kl),
@@ -483,7 +484,7 @@ def mean_kl(term):
         (1, lambda kl: kl),
     ],
 )
-@pytest.mark.parametrize("num_samples", [1, 3])
+@for_each("num_samples", [1, 3])
 def test_elbo_free_bits_of_groups(per, groups, num_samples):
     vae, x = spatial_vae(), torch.randn(7, 5)
     each = groups(mean_kl(vae(x).latents[0])).detach()

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from helpers.cases import for_each
 from helpers.oracles import exact_iwae, gauss_hermite, one_latent, random_linear_gaussian
 from torch import nn
 
@@ -55,8 +56,8 @@ def assert_mean(draws, expected):
 # Reparameterized draws ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("estimator", ["pathwise", "dreg"])
-@pytest.mark.parametrize("num_samples", [1, 2, 5, 20])
+@for_each("estimator", ["pathwise", "dreg"])
+@for_each("num_samples", [1, 2, 5, 20])
 def test_iwae_gradient_is_unbiased(estimator, num_samples):
     draws = per_draw_gradients(IWAE(num_samples, estimator=estimator), 40_000)
     assert_mean(draws, exact_gradient(num_samples))
@@ -71,7 +72,7 @@ def test_stl_is_biased_for_several_samples():
     assert_mean(draws[:, 2:], exact_gradient(2)[2:])  # the decoder's gradient is the bound's
 
 
-@pytest.mark.parametrize("estimator", ["pathwise", "stl", "dreg"])
+@for_each("estimator", ["pathwise", "stl", "dreg"])
 def test_elbo_gradient_is_unbiased(estimator):
     objective = ELBO(num_samples=3, kl="auto" if estimator == "stl" else "sample")
     objective.estimator = estimator
@@ -100,7 +101,7 @@ OTHERS = {
 BIASED = ("multiply", "ciwae", "renyi .5", "renyi -1", "tvo")
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@for_each("name", OTHERS)
 def test_dreg_has_the_mean_of_the_pathwise_gradient(name):
     draws = [per_draw_gradients(OTHERS[name](e), 200_000) for e in ("pathwise", "dreg")]
     means = [d.mean(0) for d in draws]
@@ -162,7 +163,7 @@ QUIET = {
 }
 
 
-@pytest.mark.parametrize("name", QUIET)
+@for_each("name", QUIET)
 def test_stl_and_dreg_vanish_at_the_exact_posterior(name):
     model = random_linear_gaussian()
     for _ in range(5):
@@ -202,8 +203,8 @@ def set_head(encoder, gain, std):
     encoder.head.bias.copy_(torch.tensor([0.0, math.log(std)]))
 
 
-@pytest.mark.parametrize("cls", [BottomUpVAE, LadderVAE])
-@pytest.mark.parametrize("name", QUIET)
+@for_each("cls", [BottomUpVAE, LadderVAE])
+@for_each("name", QUIET)
 def test_stl_and_dreg_vanish_at_two_exact_posteriors(cls, name):
     vae, evidence = exact_two_layers(cls)
     x = evidence.sample((6, 1))
@@ -213,7 +214,7 @@ def test_stl_and_dreg_vanish_at_two_exact_posteriors(cls, name):
     assert encoder_gradient(vae, IWAE(4), x, ("encoders",)) > 1e-3
 
 
-@pytest.mark.parametrize("name", QUIET)
+@for_each("name", QUIET)
 def test_stl_and_dreg_vanish_through_a_flow(name):
     """The flow is the identity on the exact posterior."""
     model = random_linear_gaussian()
@@ -223,8 +224,8 @@ def test_stl_and_dreg_vanish_through_a_flow(name):
     assert encoder_gradient(model.vae, IWAE(4), x) > 1e-3
 
 
-@pytest.mark.parametrize("cls", [BottomUpVAE, LadderVAE])
-@pytest.mark.parametrize("estimator", ["stl", "dreg"])
+@for_each("cls", [BottomUpVAE, LadderVAE])
+@for_each("estimator", ["stl", "dreg"])
 def test_gradient_of_layers_is_unbiased(cls, estimator):
     """The mean gradient agrees with the pathwise one, for weights that all samples share."""
     torch.manual_seed(3)
@@ -254,7 +255,7 @@ def replicates(vae, objective, x, count):
     return torch.stack(gradients)
 
 
-@pytest.mark.parametrize("estimator", ["stl", "dreg"])
+@for_each("estimator", ["stl", "dreg"])
 def test_validation_runs_one_pass(estimator):
     vae = random_linear_gaussian().vae
     calls = []
@@ -340,8 +341,8 @@ BOUNDS = {
 }
 
 
-@pytest.mark.parametrize("name", BOUNDS)
-@pytest.mark.parametrize("baseline", ["vimco", "leave_one_out"])
+@for_each("name", BOUNDS)
+@for_each("baseline", ["vimco", "leave_one_out"])
 def test_score_gradient_of_classes_is_unbiased(name, baseline):
     make, bound = BOUNDS[name]
     rows = 40_000
@@ -360,7 +361,7 @@ def test_score_gradient_of_classes_is_unbiased(name, baseline):
     assert gradient[:CLASSES].abs().max() > 20 * bias_without.abs().max()
 
 
-@pytest.mark.parametrize("name", BOUNDS)
+@for_each("name", BOUNDS)
 def test_bound_at_exact_posterior_of_classes_equals_evidence(name):
     """q(z given x) = p(z given x): every weight is p(x)."""
     vae = classes_vae(5)
@@ -469,7 +470,7 @@ MIXED = {
 }
 
 
-@pytest.mark.parametrize("name", MIXED)
+@for_each("name", MIXED)
 def test_gradient_of_mixed_latents_is_unbiased(name):
     torch.manual_seed(5)
     vae, x = mixed_vae(), torch.ones(1, 1)
@@ -518,7 +519,7 @@ def chain_exact(vae, bound, num_samples, x):
     return gradient_of(total, vae)
 
 
-@pytest.mark.parametrize("name", ["elbo", "elbo stl", "pathwise", "dreg", "leave one out"])
+@for_each("name", ["elbo", "elbo stl", "pathwise", "dreg", "leave one out"])
 def test_gradient_of_a_class_above_a_gaussian_is_unbiased(name):
     torch.manual_seed(6)
     vae, x = chain_vae(), torch.ones(1, 1)
@@ -536,9 +537,7 @@ def test_mixed_samples_keep_their_gradients():
     assert not kind.z.requires_grad
 
 
-@pytest.mark.parametrize(
-    "option", [{"capacity": 0.3}, {"free_bits": 0.2, "free_bits_per": "layer"}]
-)
+@for_each("option", [{"capacity": 0.3}, {"free_bits": 0.2, "free_bits_per": "layer"}])
 def test_score_gradient_with_constraints(option):
     """The score-function gradient of a KL term with a capacity or free bits."""
     torch.manual_seed(5)

@@ -303,11 +303,11 @@ def test_latent_scatter_draws_two_dimensions_unchanged():
     assert axes.get_title(loc="left") == "Means"
     assert axes.get_aspect() == 1
     # One color per class, and the badge of the class has it.
-    place = {tuple(m): int(k) for m, k in zip(means.tolist(), labels, strict=True)}
+    label_at = {tuple(m): int(k) for m, k in zip(means.tolist(), labels, strict=True)}
     edges = axes.collections[1].get_edgecolors()
     badges = {text.get_text(): tuple(edge) for text, edge in zip(axes.texts, edges, strict=True)}
     for xy, color in zip(points.get_offsets().tolist(), points.get_facecolors(), strict=True):
-        assert tuple(color[:3]) == badges[str(place[tuple(xy)])][:3]
+        assert tuple(color[:3]) == badges[str(label_at[tuple(xy)])][:3]
     assert len(set(badges.values())) == 10
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from helpers.cases import for_each
 from torch import nn
 from torch.distributions import MultivariateNormal
 
@@ -23,7 +24,6 @@ from tinyvae import (
 from tinyvae.distributions import kl_divergence
 from tinyvae.encoders import (
     CategoricalEncoder,
-    DeterministicEncoder,
     FlowEncoder,
     FullGaussianEncoder,
     JointEncoder,
@@ -210,9 +210,9 @@ ELEMENTWISE = {
 }
 
 
-@pytest.mark.parametrize("sample_shape", [(), (5,), (3, 5)])
-@pytest.mark.parametrize("latent_shape", [3, (2, 3, 1)])
-@pytest.mark.parametrize("name", ELEMENTWISE)
+@for_each("sample_shape", [(), (5,), (3, 5)])
+@for_each("latent_shape", [3, (2, 3, 1)])
+@for_each("name", ELEMENTWISE)
 def test_standard_prior_log_prob(name, latent_shape, sample_shape):
     cls, log_density = ELEMENTWISE[name]
     prior = cls(latent_shape)
@@ -222,8 +222,8 @@ def test_standard_prior_log_prob(name, latent_shape, sample_shape):
     torch.testing.assert_close(prior().log_prob(z), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("cls", [StandardNormal, StandardLaplace, SphereUniformPrior])
+@for_each("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@for_each("cls", [StandardNormal, StandardLaplace, SphereUniformPrior])
 def test_constant_prior_follows_the_dtype(cls, dtype):
     prior = cls(3).to(dtype)
     assert prior().mean.dtype == prior().sample().dtype == dtype
@@ -306,25 +306,6 @@ def test_vamp_from_data_draws_without_replacement():
     assert torch.equal(prior.contexts, context[order])
 
 
-def test_vamp_of_classes_round_trips(tmp_path):
-    prior, encoder = vamp_of(of_classes(), torch.arange(9) % 4, num_components=4)
-    decoder = ConcatContext(MLP(2 + 4, out_shape=4), num_classes=4)
-    vae = VAE(encoder, decoder, GaussianLikelihood(), prior).eval()
-    vae.save(tmp_path / "vae.safetensors")
-    twin = VAE.load(tmp_path / "vae.safetensors")
-    z = torch.randn(5, 2)
-    assert torch.equal(
-        twin.prior(encoder=twin.encoder).log_prob(z), prior(encoder=encoder).log_prob(z)
-    )
-
-
-def test_vamp_of_classes_loads_a_state_dict():
-    prior, encoder = vamp_of(of_classes(), torch.arange(9) % 4, num_components=4)
-    twin = VampPrior(**prior.config())
-    twin.load_state_dict(prior.state_dict())
-    assert twin(encoder=encoder).batch_shape == ()
-
-
 # Densities that are fitted ------------------------------------------------------------------------
 
 
@@ -334,7 +315,9 @@ def skewed(rows=300, dim=3):
 
 def test_fitted_prior_full_gaussian_matches_moments():
     z = skewed()
-    p = FittedPrior.fit(z, FullGaussianPrior(3))()
+    prior = FittedPrior.fit(z, FullGaussianPrior(3))
+    assert not any(parameter.requires_grad for parameter in prior.parameters())
+    p = prior()
     covariance = torch.from_numpy(np.cov(z.numpy().T, ddof=0))
     torch.testing.assert_close(p.mean, z.mean(0), rtol=0, atol=1e-10)
     factor = p.scale[:, None] * p.base.scale_tril
@@ -377,34 +360,13 @@ def test_fitted_prior_em_agrees_with_sklearn():
     assert all(value < best + 0.01 for value in got)
 
 
-@pytest.mark.parametrize("density", [lambda: flow(2), lambda: GaussianPrior(2)])
+@for_each("density", [lambda: flow(2), lambda: GaussianPrior(2)])
 def test_fitted_prior_by_gradient(density):
     z = skewed(dim=2)
     before = FittedPrior.fit(z, density(), steps=1, learning_rate=0.0)().log_prob(z).mean()
     after = FittedPrior.fit(z, density(), steps=60, learning_rate=1e-2)().log_prob(z).mean()
     # Standardized data leave nothing to a Gaussian of independent elements.
     assert after > before + 0.3 if isinstance(density(), FlowPrior) else after > before - 1e-2
-
-
-FITS = {
-    "full gaussian": lambda: FullGaussianPrior(2),
-    "mixture": lambda: MixturePrior(2, num_components=2),
-    "flow": lambda: flow(2),
-}
-
-
-@pytest.mark.parametrize("name", FITS)
-def test_fitted_prior_round_trips(name, tmp_path):
-    vae = VAE(DeterministicEncoder(mlp(), 2), MLP(2, out_shape=4), BernoulliLikelihood())
-    z = vae.encode(torch.rand(50, 4)).sample()
-    vae.prior = FittedPrior.fit(z, FITS[name](), steps=3)
-    assert not any(p.requires_grad for p in vae.prior.parameters())
-    vae.save(tmp_path / "vae.safetensors")
-    twin = VAE.load(tmp_path / "vae.safetensors")
-    assert {"shift", "scale"} <= set(twin.prior.state_dict())
-    assert torch.equal(twin.prior.shift, z.mean(0))
-    at = torch.randn(5, 2)
-    assert torch.equal(twin.prior().log_prob(at), vae.prior().log_prob(at))
 
 
 # Sampling given a context -------------------------------------------------------------------------
@@ -427,7 +389,7 @@ GIVEN = {
 } | {name: PRIORS[name] for name, (_, context) in PRIORS.items() if context is not None}
 
 
-@pytest.mark.parametrize("name", GIVEN)
+@for_each("name", GIVEN)
 def test_sample_draws_for_each_row_of_context(name):
     make, context = GIVEN[name]
     made = make()
@@ -444,11 +406,6 @@ def test_conditional_prior_encodes_the_context():
 
 
 # Combinations of priors ---------------------------------------------------------------------------
-
-
-def test_code_prior_samples_codes_without_positions():
-    encoder = VectorQuantizedEncoder(mlp(), num_codes=6, latent_dim=2)
-    assert CodePrior(6, latent_dim=2)(encoder=encoder).sample((5,)).shape == (5, 2)
 
 
 def test_joint_prior_samples_conditional_and_plain_parts():
@@ -562,7 +519,7 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize("case", ERRORS)
+@for_each("case", ERRORS)
 def test_errors(case):
     make, error, message = ERRORS[case]
     with pytest.raises(error, match=message):
@@ -621,7 +578,7 @@ def test_failing_prior_is_named_in_the_error():
         vae.check(torch.zeros(2, 4))
 
 
-@pytest.mark.parametrize(
+@for_each(
     "description",
     [
         {"part": "FlowPrior", "config": {"flow": 5}},

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.training import BATCH_SIZE, DATA, STEPS, After, LeastSquares, make_linear, make_vae
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import tinyvae.training.state
 from tinyvae import ELBO, Callback, EarlyStopping, Optimization, Trainer
@@ -25,9 +24,7 @@ def stopped_trainer(steps, seed):
     trainer = Trainer(
         make_vae(dropout=0.2),
         ELBO(beta=Linear(0.0, 1.0, fraction=0.8)),
-        Optimization(
-            0.02, scheduler=lambda o, total: CosineAnnealingLR(o, total), scheduler_interval="step"
-        ),
+        Optimization(0.02, schedule="cosine"),
         callbacks=[stop, EarlyStopping("train/elbo_nats", patience=9)],
         record_every=2,
         seed=seed,

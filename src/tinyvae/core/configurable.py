@@ -17,6 +17,11 @@ class Configurable:
 
     def config(self) -> dict[str, Any]:
         """Return the arguments that build an equal object, by name."""
-        parameters = inspect.signature(type(self)).parameters.values()
-        variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        return {p.name: getattr(self, p.name) for p in parameters if p.kind not in variadic}
+        return {name: getattr(self, name) for name in argument_names(type(self))}
+
+
+def argument_names(cls: type) -> list[str]:
+    """Return the names of a constructor's arguments, without ``*args`` and ``**kwargs``."""
+    parameters = inspect.signature(cls).parameters.values()
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.kind not in variadic]

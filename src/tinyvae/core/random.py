@@ -21,10 +21,7 @@ def seed_rng(device: torch.device, seed: int) -> None:
 
 @contextmanager
 def forked_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Restore the default generators of the CPU and of ``device`` afterwards.
-
-    If there is a seed, they are seeded first.
-    """
+    """Restore the default generators of the CPU and ``device`` afterwards. Set a ``seed`` first."""
     state = rng_state(device)
     try:
         if seed is not None:

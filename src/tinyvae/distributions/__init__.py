@@ -5,8 +5,8 @@ Every conditional density of a model is a :class:`Distribution`. A scalar family
 the last dimensions into one event by summing log densities over them. Shapes follow
 ``torch.distributions``: a value is ``(*S, *batch, *event)`` and its log density ``(*S, *batch)``.
 
-Log densities include their constants and are in nats. ``torch.distributions`` itself enters only
-through :class:`TorchDistribution`.
+Log densities include their constants and are in nats. :class:`TorchDistribution` wraps an object of
+``torch.distributions``.
 """
 
 from tinyvae.distributions.base import Distribution as Distribution

@@ -24,9 +24,9 @@ class Distribution(ABC):
             None if it is a mass in some dimensions and a density in others.
         depends_on_parameters: True if ``log_prob`` depends on parameters.
         support: Name of the set of values. log q - log p has no meaning if the supports differ.
-        losses: Terms that training adds to its loss, for parameters that no density depends on, by
-            name, ``(*batch)``.
-        metrics: Further values to report, by name, 0-d.
+        losses: Terms ``(*batch)`` by name that training adds to its loss. They train parameters
+            that no density depends on.
+        metrics: Other values to report, 0-d, by name.
     """
 
     batch_shape: torch.Size
@@ -106,7 +106,7 @@ class Distribution(ABC):
 
 
 class Wrapper(Distribution, ABC):
-    """A distribution that forwards to another one, to override in part.
+    """Base class of distributions that forward to another one and change a part of it.
 
     :meth:`sample_and_log_prob` is not forwarded, because a subclass may change ``sample`` or
     ``log_prob``. A subclass that forwards it sets ``yields_log_prob``.

@@ -17,12 +17,7 @@ _NEAR_UNIFORM = 0.2
 
 
 class ElementwiseNormal(Distribution, ABC):
-    """Base class of normal distributions of each element.
-
-    Args:
-        mean: Mean, any shape.
-        log_std: Logarithm of the standard deviation, broadcastable with ``mean``.
-    """
+    """Base class of normal distributions of each element, see :class:`Normal`."""
 
     def __init__(self, mean: Tensor, log_std: Tensor) -> None:
         self._mean = mean
@@ -281,7 +276,7 @@ class Beta(Distribution):
 
 
 def _log_gamma_draw(shape: Tensor) -> Tensor:
-    """Draw log gamma variables, as a draw of shape a + 1 times a uniform one to the power 1 / a."""
+    """Draw log gamma variables. A draw of shape a is one of shape a + 1 times uniform^(1 / a)."""
     exponential = torch.empty_like(shape, memory_format=torch.contiguous_format).exponential_()
     least = torch.finfo(shape.dtype).tiny
     return torch.log(torch._standard_gamma(shape + 1)) - exponential / shape.clamp(min=least)
@@ -331,9 +326,8 @@ class ContinuousBernoulli(Distribution):
         shape = self._shape(sample_shape)
         with torch.no_grad():
             uniform = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
-            rate = (
-                self.logits.abs()
-            )  # a truncated exponential draw, reflected if the logit is positive
+            # A truncated exponential draw, reflected if the logit is positive.
+            rate = self.logits.abs()
             steep = rate.clamp(min=1e-4)
             draw = -torch.log1p(uniform * torch.expm1(-steep)) / steep
             draw = torch.where(rate < 1e-4, uniform, draw)

@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinyvae.distributions.base import Distribution, joint_shape
-from tinyvae.distributions.discrete import _LOG_HUGE
 from tinyvae.distributions.special import gamma_residual
+
+# The exponential of this log parameter is practically infinite, and its square fits in float32.
+_LOG_HUGE = 40.0
 
 
 class Poisson(Distribution):
@@ -98,12 +100,8 @@ class NegativeBinomial(Distribution):
             excess.abs() < 0.5, torch.log1p(excess.clamp(-0.5, 0.5)), log_sum - log_total
         )
         fit = _deviance(count, log_excess + self.log_mean - log_count) + r * (excess - log_excess)
-        constant = (
-            gamma_residual(total, log_sum)
-            - gamma_residual(r, log_r)
-            - gamma_residual(count, log_count)
-        )
-        return constant - fit - log_count
+        constant = gamma_residual(total, log_sum) - gamma_residual(r, log_r)
+        return constant - gamma_residual(count, log_count) - fit - log_count
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw counts without gradients: Poisson with a gamma draw as rate."""

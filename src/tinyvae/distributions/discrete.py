@@ -58,10 +58,6 @@ class Bernoulli(Distribution):
         return torch.bernoulli(self.mean.detach().expand(shape))
 
 
-# The exponential of this log parameter is practically infinite, and its square fits in float32.
-_LOG_HUGE = 40.0
-
-
 class Categorical(Distribution):
     r"""Categorical distribution of each element, by logits along one dimension.
 
@@ -122,9 +118,8 @@ class Categorical(Distribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw class indices without gradients."""
-        return (
-            gumbel_race(self.logits.detach(), sample_shape).argmin(self.dim).to(self.logits.dtype)
-        )
+        arrivals = gumbel_race(self.logits.detach(), sample_shape)
+        return arrivals.argmin(self.dim).to(self.logits.dtype)
 
 
 class OneHotDistribution(Distribution, ABC):
@@ -166,8 +161,8 @@ class OneHotCategorical(OneHotDistribution):
 
     Args:
         logits: ``(*batch, C, *E)``.
-        event_ndim: Number of dimensions of ``(C, *E)``. The classes ``C`` are one variable; the
-            variables at the positions ``E`` are independent.
+        event_ndim: Number of dimensions of ``(C, *E)``. The ``C`` classes are those of one
+            variable. The variables at the positions ``E`` are independent.
 
     Shape:
         value: ``(..., C, *E)``; ``log_prob``: ``(...)``.

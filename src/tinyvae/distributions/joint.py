@@ -1,4 +1,4 @@
-"""Distributions that consist of several parts."""
+"""Distributions of several variables: the columns of a table, the parts of a vector."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -73,32 +73,22 @@ class JointDistribution(Distribution):
 
     def __init__(self, parts: Mapping[str, Distribution]) -> None:
         self.parts = dict(parts)
-        every = self.parts.values()
-        self.widths = [part.event_shape.numel() for part in every]
-        shapes = (part.batch_shape for part in every)
-        self.batch_shape = torch.Size(torch.broadcast_shapes(*shapes))
+        values, items = self.parts.values(), self.parts.items()
+        self.widths = [part.event_shape.numel() for part in values]
+        self.batch_shape = torch.broadcast_shapes(*(part.batch_shape for part in values))
         self.event_shape = torch.Size((sum(self.widths),))
-        self.is_density = all(part.is_density for part in every)
-        self.has_rsample = all(part.has_rsample for part in every)
+        self.is_density = all(part.is_density for part in values)
+        self.has_rsample = all(part.has_rsample for part in values)
         self.is_partly_reparameterized = not self.has_rsample and any(
-            part.has_rsample or part.is_partly_reparameterized for part in every
+            part.has_rsample or part.is_partly_reparameterized for part in values
         )
-        self.yields_log_prob = any(part.yields_log_prob for part in every)
-        self.is_discrete = common_kind(every)
-        named = ", ".join(f"{name}: {part.support}" for name, part in self.parts.items())
-        self.support = "reals" if {part.support for part in every} == {"reals"} else named
-        self.depends_on_parameters = any(part.depends_on_parameters for part in every)
-        self.losses = self._named({name: part.losses for name, part in self.parts.items()})
-        self.metrics = self._named({name: part.metrics for name, part in self.parts.items()})
-
-    @staticmethod
-    def _named(of_parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Prefix the names of the parts' values with the names of the parts."""
-        return {
-            f"{name}_{key}": value
-            for name, values in of_parts.items()
-            for key, value in values.items()
-        }
+        self.yields_log_prob = any(part.yields_log_prob for part in values)
+        self.is_discrete = common_kind(values)
+        supports = ", ".join(f"{name}: {part.support}" for name, part in items)
+        self.support = "reals" if {part.support for part in values} == {"reals"} else supports
+        self.depends_on_parameters = any(part.depends_on_parameters for part in values)
+        self.losses = {f"{n}_{key}": x for n, part in items for key, x in part.losses.items()}
+        self.metrics = {f"{n}_{key}": x for n, part in items for key, x in part.metrics.items()}
 
     @property
     def mean(self) -> Tensor:

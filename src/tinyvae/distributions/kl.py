@@ -1,7 +1,7 @@
 """Kullback-Leibler divergences in closed form, from a table of pairs of families."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -73,15 +73,8 @@ def _kl_categorical(q: OneHotDistribution, p: OneHotDistribution) -> Tensor:
     return torch.where(near, close, far).flatten(q.dim).sum(-1)
 
 
-def _kl_code(q: Quantized, p: CodebookCategorical) -> Tensor:
-    return -p.log_mass(q.codes)
-
-
 def _normal(distribution: Independent) -> ElementwiseNormal:
-    base = distribution.base
-    if not isinstance(base, ElementwiseNormal):
-        raise NoClosedFormError(f"this KL divergence expects normal elements, got {distribution}")
-    return base
+    return cast("ElementwiseNormal", distribution.base)  # the tables guarantee it
 
 
 def _full(distribution: Independent | FullNormal) -> FullNormal:
@@ -94,20 +87,20 @@ def _full(distribution: Independent | FullNormal) -> FullNormal:
 
 
 Form = Callable[[Any, Any], Tensor]
-# For scalar families, elementwise.
+# Closed forms for scalar families, one term per element.
 _ELEMENTWISE: dict[tuple[type, type], Form] = {
     (ElementwiseNormal, ElementwiseNormal): _kl_normal_normal,
     (Laplace, Laplace): _kl_laplace_laplace,
 }
-# For events; ElementwiseNormal means independent normal elements.
-_WHOLE: dict[tuple[type, type], Form] = {
+# Closed forms for events. ElementwiseNormal means an event of independent normal elements.
+_EVENTWISE: dict[tuple[type, type], Form] = {
     (FullNormal, FullNormal): _kl_full_full,
     (FullNormal, ElementwiseNormal): lambda q, p: _kl_full_full(q, _full(p)),
     (ElementwiseNormal, FullNormal): lambda q, p: _kl_full_full(_full(q), p),
     (LowRankNormal, ElementwiseNormal): _kl_low_rank_diagonal,
     (PowerSpherical, SphereUniform): _kl_spherical_uniform,
     (OneHotDistribution, OneHotDistribution): _kl_categorical,
-    (Quantized, CodebookCategorical): _kl_code,
+    (Quantized, CodebookCategorical): lambda q, p: -p.log_mass(q.codes),
 }
 
 
@@ -127,16 +120,14 @@ def _look_up(q: Distribution, p: Distribution) -> tuple[Form | None, bool]:
     if q.event_shape != p.event_shape:
         return None, False
     if isinstance(q, JointDistribution) and isinstance(p, JointDistribution):
-        return (_kl_joint if _parts_have_closed_forms(q, p) else None), False
+        have_forms = list(q.parts) == list(p.parts) and all(
+            has_closed_form(part, p.parts[name]) for name, part in q.parts.items()
+        )
+        return (_kl_joint if have_forms else None), False
     if isinstance(q, Independent) == isinstance(p, Independent) and pair in _ELEMENTWISE:
         return _ELEMENTWISE[pair], True
     is_vector = len(q.event_shape) == 1 or not isinstance(q, Independent)
-    return (_WHOLE.get(pair) if is_vector else None), False
-
-
-def _parts_have_closed_forms(q: JointDistribution, p: JointDistribution) -> bool:
-    same = list(q.parts) == list(p.parts)
-    return same and all(has_closed_form(q.parts[name], p.parts[name]) for name in q.parts)
+    return (_EVENTWISE.get(pair) if is_vector else None), False
 
 
 def _kl_joint(q: JointDistribution, p: JointDistribution) -> Tensor:
@@ -151,7 +142,7 @@ def has_closed_form(q: Distribution, p: Distribution) -> bool:
 
 
 def _flat(q: Distribution, p: Distribution) -> tuple[Distribution, Distribution]:
-    """Return the rows of reshaped batches ``(K, B)``, if p has as many rows or is one."""
+    """Return q and p without :class:`ReshapedBatch`, if p has the same batch or none."""
     if not isinstance(q, ReshapedBatch):
         return q, p
     if isinstance(p, ReshapedBatch) and p.batch_shape == q.batch_shape:
@@ -187,8 +178,7 @@ def kl_divergence(q: Distribution, p: Distribution, *, per_dim: bool = False) ->
         tensor([1.5000, 1.5000])
     """
     if isinstance(q, ReshapedBatch) and (rows := _flat(q, p)) != (q, p):
-        kl: Tensor = kl_divergence(*rows, per_dim=per_dim).unflatten(0, q.batch_shape)
-        return kl
+        return torch.unflatten(kl_divergence(*rows, per_dim=per_dim), 0, q.batch_shape)
     form, elementwise = _look_up(q, p)
     if form is None:
         raise NoClosedFormError(

@@ -56,8 +56,7 @@ class FullNormal(Distribution):
         shape = self._shape(sample_shape)
         noise = self._mean.new_empty(shape).normal_()
         with autocast_disabled(noise):
-            draw: Tensor = self._mean + (self.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
-        return draw
+            return self._mean + (self.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
 
 
 class LowRankNormal(Distribution):

@@ -7,7 +7,7 @@ Each of :math:`Q` codebooks quantizes the residual of the codebooks before it. O
 case :math:`Q = 1`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import torch
@@ -19,13 +19,9 @@ from tinyvae.distributions.multivariate import PointMass
 
 
 def nearest(rows: Tensor, codebook: Tensor, *, exact: bool = False) -> Tensor:
-    """Return the index of the code nearest to each of ``rows`` ``(..., C)``, ``(...)``.
+    """Return the index of the code in ``(J, C)`` nearest to each row of ``(..., C)``, ``(...)``.
 
-    Args:
-        rows: Vectors.
-        codebook: Codes ``(J, C)``.
-        exact: Compute distances from differences, instead of from squares and products, which is
-            faster.
+    ``exact`` computes distances from differences, which is slower than from squares and products.
     """
     flat = rows.reshape(-1, rows.shape[-1])
     mode = "donot_use_mm_for_euclid_dist" if exact else "use_mm_for_euclid_dist"
@@ -39,11 +35,7 @@ def levels_of(codebook: Tensor) -> Tensor:
 
 
 def residual_codes(rows: Tensor, levels: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Quantize ``rows`` ``(..., C)`` level by level, each the residual of the levels before.
-
-    Args:
-        rows: Vectors.
-        levels: Codebooks ``(Q, J, C)``.
+    """Quantize ``rows`` ``(..., C)`` by codebooks ``(Q, J, C)``, each the residual of those before.
 
     Returns:
         Codes ``(..., Q)``, and the input of each level, ``(..., C)``.
@@ -54,14 +46,6 @@ def residual_codes(rows: Tensor, levels: Tensor) -> tuple[Tensor, list[Tensor]]:
         codes.append(nearest(residuals[-1], codebook))
         residuals.append(residuals[-1] - F.embedding(codes[-1], codebook))
     return torch.stack(codes, -1), residuals[:-1]
-
-
-def partial_sums(vectors: Iterable[Tensor]) -> list[Tensor]:
-    """Return the sums of the first vector, the first two, ...
-
-    The order of the additions is always the same, so that equal codes have bitwise equal sums.
-    """
-    return list(accumulate(vectors))
 
 
 class Quantized(PointMass):
@@ -140,13 +124,10 @@ class CodebookCategorical(Distribution):
 
     def log_mass(self, codes: Tensor) -> Tensor:
         """Return the log mass of codes by their indices ``(..., *S)`` or ``(..., Q, *S)``, nats."""
-        log_probs = self.log_probs.expand(
-            *codes.shape[: codes.dim() - self._ndim], *self.logits.shape
-        )
         dim = codes.dim() - self._ndim
+        log_probs = self.log_probs.expand(*codes.shape[:dim], *self.logits.shape)
         chosen = log_probs.gather(dim, codes.unsqueeze(dim)).squeeze(dim)
-        log_mass: Tensor = chosen.flatten(dim).sum(-1) if self._ndim else chosen
-        return log_mass
+        return chosen.flatten(dim).sum(-1) if self._ndim else chosen
 
     @property
     def _ndim(self) -> int:
@@ -197,5 +178,6 @@ class CodebookCategorical(Distribution):
         levels, batch = levels_of(self.codebook), codes.shape[: codes.dim() - self._ndim]
         codes = codes.reshape(*batch, len(levels), *self.event_shape[1:])
         pairs = zip(codes.unbind(len(batch)), levels, strict=True)
-        sums = partial_sums(F.embedding(index, codebook) for index, codebook in pairs)
-        return sums[-1].movedim(-1, len(batch))
+        # Added in the encoder's order, so that equal codes have bitwise equal sums.
+        *_, total = accumulate(F.embedding(index, codebook) for index, codebook in pairs)
+        return total.movedim(-1, len(batch))

@@ -100,11 +100,8 @@ class GumbelSoftmax(Distribution):
         log_value = value.log()
         scores = self.logits - tau * log_value
         constant = math.lgamma(num_classes) + (num_classes - 1) * math.log(tau)
-        each = (
-            constant
-            + (scores - log_value).sum(self.dim)
-            - num_classes * torch.logsumexp(scores, self.dim)
-        )
+        each = constant + (scores - log_value).sum(self.dim)
+        each = each - num_classes * torch.logsumexp(scores, self.dim)
         return each.flatten(self.dim + 1).sum(-1) if self.dim < -1 else each
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:

@@ -50,9 +50,8 @@ class SphereUniform(Distribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw unit vectors."""
-        noise = torch.randn(
-            self._shape(sample_shape), dtype=self._zero.dtype, device=self._zero.device
-        )
+        shape = self._shape(sample_shape)
+        noise = torch.randn(shape, dtype=self._zero.dtype, device=self._zero.device)
         return F.normalize(noise, dim=-1)
 
 

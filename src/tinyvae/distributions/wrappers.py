@@ -53,7 +53,7 @@ class Affine(Wrapper):
         return self.base.log_prob((value - self.shift) / self.scale) - log_scale
 
     def elementwise_log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each element in the units of x, nats."""
+        """Return the log density of each element in the units of x, nats."""
         each = self.base.elementwise_log_prob((value - self.shift) / self.scale)
         return each - torch.log(self.scale)
 
@@ -84,8 +84,7 @@ class ReshapedBatch(Wrapper):
     @property
     def mean(self) -> Tensor:
         """Expected value, ``(K, B, *event)``."""
-        mean: Tensor = self.base.mean.unflatten(0, self.batch_shape)
-        return mean
+        return torch.unflatten(self.base.mean, 0, self.batch_shape)
 
     def point_estimate(self, weights: Tensor | None = None) -> Tensor:
         """Return the point estimates; weights pool the first batch dimension."""
@@ -93,14 +92,12 @@ class ReshapedBatch(Wrapper):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density or mass of ``(*S, K, B, *event)``, nats."""
-        log_prob: Tensor = self.base.log_prob(self._rows(value)).unflatten(-1, self.batch_shape)
-        return log_prob
+        return torch.unflatten(self.base.log_prob(self._rows(value)), -1, self.batch_shape)
 
     def elementwise_log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of each element of ``(*S, K, B, *event)``, nats."""
         log_prob = self.base.elementwise_log_prob(self._rows(value))
-        elements: Tensor = log_prob.unflatten(-len(self.event_shape) - 1, self.batch_shape)
-        return elements
+        return torch.unflatten(log_prob, -len(self.event_shape) - 1, self.batch_shape)
 
     def _rows(self, value: Tensor) -> Tensor:
         first = value.dim() - len(self.event_shape) - 2
@@ -109,10 +106,8 @@ class ReshapedBatch(Wrapper):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw ``(*S, K, B, *event)``."""
-        draws: Tensor = self.base.sample(sample_shape).unflatten(
-            len(sample_shape), self.batch_shape
-        )
-        return draws
+        rows = self.base.sample(sample_shape)
+        return torch.unflatten(rows, len(sample_shape), self.batch_shape)
 
     def sample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """Draw ``(*S, K, B, *event)`` and return it with its log density or mass, nats."""
@@ -122,7 +117,7 @@ class ReshapedBatch(Wrapper):
 
 
 class MaskedDistribution(Wrapper):
-    """The observed part of ``base``: an entry that is NaN has log density zero and no gradient.
+    """The distribution of observed entries. A NaN entry has log density zero and no gradient.
 
     Args:
         base: A scalar family.

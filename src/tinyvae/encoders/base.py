@@ -17,7 +17,7 @@ class Encoder(Configurable, nn.Module, ABC):
 
     Attributes:
         latent_shape: Shape of one latent.
-        is_density: True if the posterior is a density. Without one no bound holds.
+        is_density: True if the posterior is a density, which a bound needs.
     """
 
     latent_shape: torch.Size
@@ -36,8 +36,8 @@ class Encoder(Configurable, nn.Module, ABC):
 class NetworkEncoder(Encoder):
     """A network, and a linear head that maps its features to the parameters of a posterior.
 
-    The head is a linear layer on the flattened features. If the latent is spatial, ``(C, H, W)``,
-    with the height and width of the network's output, it is a 1 x 1 convolution.
+    The head is a linear layer on the flattened features. For a spatial latent ``(C, H, W)`` with
+    the height and width of the network's output, it is a 1 x 1 convolution.
 
     Args:
         network: Module that maps ``(B, *E)`` to features ``(B, ...)``. If there is a context, it is
@@ -49,11 +49,7 @@ class NetworkEncoder(Encoder):
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        latent_shape: Sequence[int],
-        num_params: int,
-        features: int | None,
+        self, network: nn.Module, latent_shape: Sequence[int], num_params: int, features: int | None
     ) -> None:
         super().__init__()
         self.latent_shape = torch.Size(latent_shape)
@@ -63,7 +59,14 @@ class NetworkEncoder(Encoder):
         if min(latent_shape, default=0) < 1:
             sizes = ", ".join(map(str, latent_shape))
             raise ValueError(f"{name} expects latent_dim >= 1, got {sizes}")
-        self.features = _num_features(network, name) if features is None else features
+        if features is None:
+            if not isinstance(network, Network):
+                raise TypeError(
+                    f"{name} cannot read the number of features from a {type(network).__name__}: "
+                    "give features=, the number of values that it returns per example"
+                )
+            features = network.out_shape.numel()
+        self.features = features
         self.network = network
         self.head = self._head(num_params)
 
@@ -88,7 +91,7 @@ class NetworkEncoder(Encoder):
         if features.dim() > 2 and isinstance(self.head, nn.Linear):
             features = features.flatten(1)
         params: Tensor = self.head(features)
-        # Densities need the precision of the weights. The output under autocast has less.
+        # Densities need the precision of the weights. Outputs under autocast have less.
         params = params.to(self.head.weight.dtype)
         return params.flatten(1) if params.dim() > 2 else params
 
@@ -105,12 +108,3 @@ def latent_size(latent_dim: int | Sequence[int]) -> torch.Size:
 def size_or_shape(shape: Sequence[int]) -> int | tuple[int, ...]:
     """Return the only size of a shape, or all sizes; the inverse of :func:`latent_size`."""
     return shape[0] if len(shape) == 1 else tuple(shape)
-
-
-def _num_features(network: nn.Module, name: str) -> int:
-    if not isinstance(network, Network):
-        raise TypeError(
-            f"{name} cannot read the number of features from a {type(network).__name__}: "
-            "give features=, the number of values that it returns per example"
-        )
-    return network.out_shape.numel()

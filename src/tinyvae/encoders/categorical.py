@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from tinyvae.distributions import (
@@ -19,9 +20,9 @@ class CategoricalEncoder(NetworkEncoder):
 
     Draws are exactly one-hot and the KL divergence to a categorical prior is exact. The reported
     value is therefore a bound on log p(x) of the model with discrete latents. The gradient through
-    a draw is approximate (straight through): it is the gradient of the relaxed draw with the same
-    noise. With ``temperature=None`` draws carry no gradient, and the objective estimates it without
-    bias from several draws, such as ``IWAE(num_samples=5)`` by VIMCO.
+    a draw is approximate (straight through): it is that of the relaxed draw with the same noise.
+    With ``temperature=None`` draws carry no gradient. An objective with several draws then
+    estimates the gradient without bias, such as ``IWAE(num_samples=5)`` by VIMCO.
 
     Args:
         network: See :class:`~tinyvae.GaussianEncoder`.
@@ -54,8 +55,7 @@ class CategoricalEncoder(NetworkEncoder):
         temperature: float | None = 1.0,
         features: int | None = None,
     ) -> None:
-        _check_arguments("CategoricalEncoder", num_classes, temperature)
-        shape = latent_size((num_classes, *latent_size(num_variables)))
+        shape = _checked_shape("CategoricalEncoder", num_classes, num_variables, temperature)
         super().__init__(network, shape, shape.numel(), features)
         self.num_classes, self.num_variables = num_classes, size_or_shape(shape[1:])
         self.temperature = temperature
@@ -80,8 +80,7 @@ class GumbelSoftmaxEncoder(NetworkEncoder):
         network: See :class:`~tinyvae.GaussianEncoder`.
         num_classes: Number of classes :math:`C`.
         num_variables: Number of variables, or their shape ``S`` such as ``(H, W)``.
-        temperature: Temperature. Draws at low ones are nearly one-hot, with gradients of large
-            variance.
+        temperature: Temperature. At low ones draws are nearly one-hot, and gradients vary much.
         features: See :class:`~tinyvae.GaussianEncoder`.
 
     Shape:
@@ -106,8 +105,7 @@ class GumbelSoftmaxEncoder(NetworkEncoder):
     ) -> None:
         if temperature is None:
             raise TypeError("GumbelSoftmaxEncoder expects a temperature > 0, got None")
-        _check_arguments("GumbelSoftmaxEncoder", num_classes, temperature)
-        shape = latent_size((num_classes, *latent_size(num_variables)))
+        shape = _checked_shape("GumbelSoftmaxEncoder", num_classes, num_variables, temperature)
         super().__init__(network, shape, shape.numel(), features)
         self.num_classes, self.num_variables = num_classes, size_or_shape(shape[1:])
         self.temperature = temperature
@@ -118,8 +116,12 @@ class GumbelSoftmaxEncoder(NetworkEncoder):
         return GumbelSoftmax(logits, logits.dim() - 1, self.temperature)
 
 
-def _check_arguments(owner: str, num_classes: int, temperature: float | None) -> None:
+def _checked_shape(
+    owner: str, num_classes: int, num_variables: int | Sequence[int], temperature: float | None
+) -> torch.Size:
+    """Return the shape ``(C, *S)`` of a latent, or raise if an argument is invalid."""
     if num_classes < 2:
         raise ValueError(f"{owner} expects num_classes >= 2, got {num_classes}")
     if temperature is not None and not 0 < temperature < math.inf:
         raise ValueError(f"{owner} expects a finite temperature > 0, got {temperature}")
+    return torch.Size((num_classes, *latent_size(num_variables)))

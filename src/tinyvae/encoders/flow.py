@@ -15,16 +15,13 @@ def check_flow(owner: str, flow: object) -> None:
 class FlowEncoder(Encoder):
     """A flow that transforms the posterior of another encoder.
 
-    The flow is initially the identity, so that the posterior is initially the other encoder's.
+    The flow is initially the identity. The posterior is then that of the other encoder.
 
     Args:
         encoder: Encoder of vectors, such as :class:`~tinyvae.GaussianEncoder`.
         flow: A :class:`~tinyvae.flows.Flow`, a :class:`~tinyvae.flows.PlanarFlow` or another flow
-            over the dimensions of the latent. If it has a ``context_dim``, its context is the
-            features of the encoder's network, which must have that many.
-
-    Shape:
-        x: ``(B, *E)``; posterior: ``batch_shape (B,)``, ``event_shape (D,)``.
+            over the dimensions of the latent. A flow with a ``context_dim`` reads the features of
+            the encoder's network, and ``context_dim`` is their number.
 
     Example:
         >>> gaussian = GaussianEncoder(MLP(4, hidden=(8,)), latent_dim=2)

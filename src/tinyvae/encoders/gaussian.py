@@ -5,14 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tinyvae.distributions import (
-    Delta,
-    FullNormal,
-    Independent,
-    Laplace,
-    LowRankNormal,
-    Normal,
-)
+from tinyvae.distributions import Delta, FullNormal, Independent, Laplace, LowRankNormal, Normal
 from tinyvae.encoders.base import NetworkEncoder, latent_size
 
 
@@ -95,9 +88,6 @@ class FullGaussianEncoder(NetworkEncoder):
             outputs.
         features: See :class:`GaussianEncoder`.
 
-    Shape:
-        x: ``(B, *E)``; posterior: ``batch_shape (B,)``, ``event_shape (D,)``.
-
     Example:
         >>> FullGaussianEncoder(MLP(4, hidden=(8,)), latent_dim=2)(torch.zeros(5, 4))
         FullNormal(batch_shape=(5,), event_shape=(2,))
@@ -125,9 +115,6 @@ class LowRankGaussianEncoder(NetworkEncoder):
         latent_dim: Number of latent dimensions :math:`D`.
         rank: Number of columns of :math:`W`.
         features: See :class:`GaussianEncoder`.
-
-    Shape:
-        x: ``(B, *E)``; posterior: ``batch_shape (B,)``, ``event_shape (D,)``.
 
     Example:
         >>> LowRankGaussianEncoder(MLP(4, hidden=(8,)), latent_dim=50, rank=2)(torch.zeros(5, 4))

@@ -39,16 +39,13 @@ def by_name(
 class JointEncoder(Encoder):
     """Independent posteriors of several latents, such as a continuous and a discrete one.
 
-    The decoder reads the latents as one vector, flattened and concatenated. Each is a latent term
+    The decoder reads the latents as one vector, flattened and concatenated. Each latent is a term
     of the model's output, with its own KL. The prior is a :class:`~tinyvae.priors.JointPrior` with
     the same names.
 
     Args:
         encoders: Encoders by name, or pairs of a name and an encoder.
         network: Module whose output all encoders read, instead of x and the context.
-
-    Shape:
-        x: ``(B, *E)``; posterior: ``batch_shape (B,)``, ``event_shape (D,)``.
 
     Example:
         >>> style = GaussianEncoder(MLP(8, hidden=(8,)), latent_dim=2)

@@ -1,18 +1,13 @@
-r"""Vector quantization: latents from a codebook.
+r"""Vector quantization: latents that are codes of a codebook, or sums of codes of several.
 
-.. math:: z = e_k, \qquad k = \arg\min_j \|h(x) - e_j\|
+.. math:: z = \sum_q e^q_{k_q}, \qquad \log p(x \mid z) + \sum_q \log p(k_q) \leq \log p(x)
 
-The posterior puts all its mass on one code. With a prior p(k) over codes,
-:math:`\log p(x \mid e_k) + \log p(k)` is therefore a lower bound on the log evidence of the model
-with discrete latents (van den Oord, Vinyals, Kavukcuoglu 2017, arXiv:1711.00937).
-
-With several codebooks, each quantizes the residual of the ones before it (residual quantization):
-
-.. math:: z = \sum_q e^q_{k_q}, \qquad
-    \log p(x \mid z) + \sum_q \log p(k_q) \leq \log p(x)
+The posterior puts all its mass on one code of each codebook. The sum of the log likelihood and the
+log masses of the codes is therefore a lower bound on the log evidence of the discrete model.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +15,14 @@ from torch import Tensor, nn
 
 from tinyvae.core.module_state import RunningStatistics
 from tinyvae.distributions import Quantized
-from tinyvae.distributions.quantized import levels_of, partial_sums, residual_codes
+from tinyvae.distributions.quantized import levels_of, residual_codes
 from tinyvae.encoders.base import NetworkEncoder, latent_size
 
 
 class VectorQuantizedEncoder(RunningStatistics, NetworkEncoder):
-    r"""Posterior on the code that is nearest to the output of a network.
+    r"""Posterior on the code that is nearest to the output :math:`h` of a network.
+
+    .. math:: z = e_k, \qquad k = \arg\min_j \|h(x) - e_j\|
 
     The gradient of the code's vector is passed to the network unchanged (straight through). Two
     losses, per example and summed over the latent, are added to the training loss: the commitment
@@ -122,7 +119,7 @@ class VectorQuantizedEncoder(RunningStatistics, NetworkEncoder):
                 f"{commitment} and {restart_below}"
             )
         self.commitment, self.decay, self.restart_below = commitment, decay, restart_below
-        self.num_quantizers = num_quantizers
+        self.num_codes, self.num_quantizers = num_codes, num_quantizers
         self.track_running_stats = True
         codes = (*_several(num_quantizers), num_codes)  # (J,) or (Q, J)
         codebook = torch.randn(*codes, shape[0])
@@ -152,7 +149,7 @@ class VectorQuantizedEncoder(RunningStatistics, NetworkEncoder):
         codes, residuals = residual_codes(rows, levels.detach())  # (B, *S, Q), Q times (B, *S, C)
         pairs = zip(codes.unbind(-1), levels, strict=True)
         vectors = [F.embedding(index, codebook).movedim(-1, 1) for index, codebook in pairs]
-        sums = partial_sums(vector.detach() for vector in vectors)
+        sums = list(accumulate(vector.detach() for vector in vectors))
         value = sums[-1] + (outputs - outputs.detach())
         losses = {"commitment": self.commitment * _distance([outputs] * len(sums), sums)}
         if self.decay is None:
@@ -165,8 +162,7 @@ class VectorQuantizedEncoder(RunningStatistics, NetworkEncoder):
 
     def _counts(self, codes: Tensor) -> Tensor:
         """Return the number of outputs that each code quantizes, ``(Q, J)``."""
-        num_codes = self.usage.shape[-1]
-        counts = [torch.bincount(c.flatten(), minlength=num_codes) for c in codes.unbind(-1)]
+        counts = [torch.bincount(c.flatten(), minlength=self.num_codes) for c in codes.unbind(-1)]
         return torch.stack(counts).to(self.usage.dtype)
 
     @torch.no_grad()
@@ -195,11 +191,6 @@ class VectorQuantizedEncoder(RunningStatistics, NetworkEncoder):
         chosen = torch.randint(len(rows), (len(usage),), device=rows.device)
         codebook.copy_(torch.where(is_dead.unsqueeze(1), rows[chosen], codebook))
         old_usage.copy_(torch.where(is_dead, equal_share, usage))
-
-    @property
-    def num_codes(self) -> int:
-        """Number of codes in each codebook."""
-        return self.usage.shape[-1]
 
 
 def _several(num_quantizers: int) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ class Flow(NormalizingFlow):
     r"""A sequence of autoregressive bijections of vectors, initially the identity.
 
     Each bijection maps dimension i by a monotonic function whose parameters depend on the
-    dimensions before it and on the context. Every second one reverses the order of the dimensions.
+    dimensions before i and on the context. Every second bijection reverses the order.
 
     Args:
         dim: Number of dimensions :math:`D`.
@@ -71,21 +71,13 @@ class Flow(NormalizingFlow):
         self.dim, self.context_dim, self.kind = dim, context_dim, kind
         self.hidden, self.coupling = tuple(hidden), coupling
         widths = (dim + context_dim, *self.hidden, 23 * dim)  # 23 parameters of a spline of 8 bins
-        sizes = [a * b for a, b in pairwise(widths)] + [
-            widths[0] * widths[-1]
-        ]  # plus the mask of the dependencies
-        check_weights("Flow", transforms * sum(sizes))
-        zuko = _zuko()
+        mask_size = widths[0] * widths[-1]
+        check_weights("Flow", transforms * (sum(a * b for a, b in pairwise(widths)) + mask_size))
+        zuko, passes = _zuko(), 2 if coupling else None
         make = zuko.flows.NSF if kind == "spline" else zuko.flows.MAF
-        with torch.device(
-            "cpu"
-        ):  # zuko reads the values of masks, which a meta device does not have
+        with torch.device("cpu"):  # zuko reads values of its masks, which a meta device lacks
             flow = make(
-                dim,
-                context_dim,
-                transforms=transforms,
-                hidden_features=self.hidden,
-                passes=2 if coupling else None,
+                dim, context_dim, transforms=transforms, hidden_features=self.hidden, passes=passes
             )
         self.transforms = nn.ModuleList(flow.transform.transforms).to(torch.get_default_device())
         self._compose = zuko.transforms.ComposedTransform
@@ -99,19 +91,12 @@ class Flow(NormalizingFlow):
 
     def config(self) -> dict[str, Any]:
         """Return the arguments that build an equal flow."""
-        return {
-            "dim": self.dim,
-            "context_dim": self.context_dim,
-            "transforms": len(self.transforms),
-            "hidden": self.hidden,
-            "kind": self.kind,
-            "coupling": self.coupling,
-        }
+        return super().config() | {"transforms": len(self.transforms)}
 
 
 def _start_at_identity(transform: nn.Module) -> None:
     """Zero the layer that computes the monotonic functions, which makes them the identity."""
     linear = [module for module in transform.modules() if isinstance(module, nn.Linear)]
-    last = linear[-1] if linear else transform  # in one dimension it has no network
+    last = linear[-1] if linear else transform  # in one dimension there is no network
     for parameter in last.parameters():
         nn.init.zeros_(parameter)

@@ -1,18 +1,17 @@
 r"""Planar and radial flows, with Jacobian determinants in linear time.
 
-.. math:: f(z) = z + \hat u \tanh(w^\top z + b), \qquad
-    f(z) = z + \frac{\hat\beta}{\alpha + \|z - z_0\|} (z - z_0)
-
-With :math:`a = w^\top z + b` the planar map stretches space along w by
-:math:`1 + w^\top \hat u \tanh' a`. With :math:`x = \|z - z_0\| / \alpha` and
-:math:`k = \hat\beta / \alpha` the radial map stretches it by :math:`1 + k / (1 + x)^2` in the
-direction away from :math:`z_0`, and by :math:`1 + k / (1 + x)` across. The maps are invertible if
-:math:`w^\top \hat u \geq -1` and :math:`k \geq -1`. The inverse is a root in one dimension.
+With the symbols of :class:`PlanarFlow` and :math:`a = w^\top z + b`, the planar map stretches space
+along w by :math:`1 + w^\top \hat u \tanh' a`. With the symbols of :class:`RadialFlow`,
+:math:`x = \|z - z_0\| / \alpha` and :math:`k = \hat\beta / \alpha`, the radial map stretches space
+by :math:`1 + k / (1 + x)^2` in the direction away from :math:`z_0`, and by :math:`1 + k / (1 + x)`
+across. The maps are invertible if :math:`w^\top \hat u \geq -1` and :math:`k \geq -1`. The inverse
+is a root in one dimension.
 """
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,16 +21,7 @@ from tinyvae.flows.base import Bijection, NormalizingFlow, check_sizes, check_we
 
 # Least stretch of a direction by one transform, so that the inverse stays accurate.
 LEAST_STRETCH = 1e-3
-
-
-class _Layer(ABC):
-    """One transform and its inverse, each with its log determinant."""
-
-    @abstractmethod
-    def forward_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]: ...
-
-    @abstractmethod
-    def inverse_and_ladj(self, value: Tensor) -> tuple[Tensor, Tensor]: ...
+_Layer: TypeAlias = "_Planar | _Radial"
 
 
 class _Composed:
@@ -101,7 +91,7 @@ class _LayeredFlow(NormalizingFlow):
 
 
 class PlanarFlow(_LayeredFlow):
-    r"""Transforms that push vectors along a direction, by their side of a hyperplane.
+    r"""Transforms that push the two sides of a hyperplane in opposite directions.
 
     .. math:: f(z) = z + \hat u \tanh(w^\top z + b), \qquad
         \log |\det J| = \log\big(1 + w^\top \hat u \, (1 - \tanh^2(w^\top z + b))\big)
@@ -148,10 +138,10 @@ class PlanarFlow(_LayeredFlow):
         square = w.square().sum(-1, keepdim=True).clamp(min=torch.finfo(w.dtype).tiny)
         u = u + (excess - along) / square * w
         each = (t.unbind(-2) for t in (u, w, b, excess))
-        return [_Planar(*these) for these in zip(*each, strict=True)]
+        return [_Planar(*values) for values in zip(*each, strict=True)]
 
 
-class _Planar(_Layer):
+class _Planar:
     """A planar transform: u and w are ``(*batch, D)``; b and excess = w'u are ``(*batch, 1)``."""
 
     def __init__(self, u: Tensor, w: Tensor, b: Tensor, excess: Tensor) -> None:
@@ -181,8 +171,8 @@ class RadialFlow(_LayeredFlow):
 
     The parameters are the point :math:`z_0` and two numbers, which give
     :math:`\alpha = 1 + m(\cdot) > 0` and :math:`\hat\beta = \alpha\, m(\cdot) > -\alpha` with m as
-    in :class:`PlanarFlow`, so that f is invertible. Two zeros are the identity. The inverse solves
-    a quadratic equation.
+    in :class:`PlanarFlow`, so that f is invertible. If both numbers are zero, f is the
+    identity. The inverse solves a quadratic equation.
 
     Args:
         dim: Number of dimensions :math:`D`.
@@ -211,10 +201,10 @@ class RadialFlow(_LayeredFlow):
         point, raw = params.split([self.dim, 2], dim=-1)
         alpha, excess = _excess(raw).unbind(-1)
         each = (point.unbind(-2), (1 + alpha).unbind(-1), excess.unbind(-1))
-        return [_Radial(*these) for these in zip(*each, strict=True)]
+        return [_Radial(*values) for values in zip(*each, strict=True)]
 
 
-class _Radial(_Layer):
+class _Radial:
     """A radial transform: point ``(*batch, D)``; alpha and excess = beta / alpha, ``(*batch)``."""
 
     def __init__(self, point: Tensor, alpha: Tensor, excess: Tensor) -> None:
@@ -256,7 +246,7 @@ def _planar_root(c: Tensor, k: Tensor) -> Tensor:
     a = torch.where(fixed > 0, torch.maximum(*start), torch.minimum(*start))
     for _ in range(14):
         a = _newton(a, size, fixed)
-    # A further step does not change the value, and doubles the order of correct derivatives.
+    # One more step does not change the value, and doubles the order of correct derivatives.
     return _newton(_newton(torch.copysign(a, c.detach()), c, k), c, k)
 
 

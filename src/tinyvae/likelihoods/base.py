@@ -21,7 +21,7 @@ class Likelihood(Configurable, nn.Module, ABC):
 
     Attributes:
         num_params: Number ``P`` of parameters that the decoder emits per data dimension.
-        is_density: True if it is a normalized density or mass. Without one there is no bound.
+        is_density: True if it is a normalized density or mass, which a bound needs.
         couples_batch: True if p(x given z) of one example depends on other examples of its batch.
         factorizes: True if it is the product of the distributions that :meth:`factors` returns, one
             per data dimension. Only then can entries be masked and can other likelihoods wrap it.
@@ -57,7 +57,7 @@ class Likelihood(Configurable, nn.Module, ABC):
     ) -> Distribution:
         """Return a scalar distribution for each element, ``(..., *E)``, from ``(..., P, *E)``."""
         parts = (params,) if self.num_params == 1 else params.unbind(-event_ndim - 1)
-        positives = [child for child in self.children() if isinstance(child, PositiveParameter)]
+        positives = self._positives()
         num_free = self.num_params - sum(p.num_params for p in positives)
         emitted = iter(parts[num_free:])
         logs = [
@@ -156,7 +156,7 @@ class Likelihood(Configurable, nn.Module, ABC):
         """Raise, with a hint, unless this likelihood can be fitted to ``x``.
 
         Returns:
-            True if ``log_prob`` of ``x`` is a log density or mass. Without one there is no bound.
+            True if ``log_prob`` of ``x`` is a log density or mass, which a bound needs.
         """
         self._check_dtype(x)
         self.check_parameters(x.shape[1:])
@@ -165,9 +165,11 @@ class Likelihood(Configurable, nn.Module, ABC):
 
     def check_parameters(self, data_shape: Sequence[int]) -> None:
         """Raise unless the likelihood's own parameters broadcast over one datum."""
-        for child in self.children():
-            if isinstance(child, PositiveParameter):
-                child.check_shape(data_shape)
+        for parameter in self._positives():
+            parameter.check_shape(data_shape)
+
+    def _positives(self) -> list[PositiveParameter]:
+        return [child for child in self.children() if isinstance(child, PositiveParameter)]
 
     def _check_dtype(self, x: Tensor) -> None:
         if not (x.is_floating_point() or self.takes_integers):
@@ -180,7 +182,7 @@ class Likelihood(Configurable, nn.Module, ABC):
 
 
 def smoothed_mean(x: Tensor) -> Tensor:
-    """Return the mean over the first dimension of values in [0, 1], with 0 and 1 added half each.
+    """Return the mean of values in [0, 1] over the first dimension, with one value of 0.5 added.
 
     NaN entries are ignored.
     """

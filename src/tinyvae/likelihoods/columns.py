@@ -59,7 +59,7 @@ class Column:
 
 
 def _is_storable(level: Any) -> bool:
-    """Return true if a file can hold a level."""
+    """Return True if a file can hold a level."""
     return isinstance(level, (bool, int, str)) or (
         isinstance(level, float) and bool(np.isfinite(level))
     )
@@ -112,21 +112,11 @@ def _as_array(name: str, values: Any) -> Array:
 
 
 def infer_columns(table: Any, kinds: Mapping[str, Kind] | None = None) -> list[Column]:
-    """Return descriptions of the columns of a table.
-
-    A column with two levels is binary. Text, other objects and pandas' categorical dtype are
-    categories. Integers are counts if none is negative. Other numbers are numbers. Shift and scale
-    come from the observed values.
-
-    Args:
-        table: DataFrame, dictionary of columns or matrix ``(N, D)``.
-        kinds: Kinds that replace the inferred ones, by column name.
-
-    Raises:
-        ValueError: If a column is empty or constant, or contradicts ``kinds``.
-    """
+    """Return descriptions of the columns of a table, see ``MixedLikelihood.from_table``."""
     columns = named_columns(table)
-    dtypes = {} if isinstance(table, (np.ndarray, Tensor)) else _dtypes(table)
+    dtypes = {}  # those of pandas hold levels and mark integers
+    if not isinstance(table, (np.ndarray, Tensor)):
+        dtypes = {str(name): getattr(values, "dtype", None) for name, values in _items(table)}
     kinds = {str(name): kind for name, kind in (kinds or {}).items()}
     if unknown := kinds.keys() - columns.keys():
         raise ValueError(f"kinds expects columns in {list(columns)}, got {sorted(unknown)}")
@@ -135,11 +125,6 @@ def infer_columns(table: Any, kinds: Mapping[str, Kind] | None = None) -> list[C
     return [
         _infer(name, values, kinds.get(name), dtypes.get(name)) for name, values in columns.items()
     ]
-
-
-def _dtypes(table: Any) -> dict[str, Any]:
-    """Return the columns' dtypes. Those of pandas hold levels and mark integers."""
-    return {str(name): getattr(values, "dtype", None) for name, values in _items(table)}
 
 
 def _check_kind(name: str, kind: str) -> None:
@@ -157,7 +142,11 @@ def _infer(name: str, values: Array, kind: Kind | None, dtype: Any) -> Column:
             "for example to days since a date, or to the month as a category"
         )
     observed = values[_is_present(values)]
-    levels = _levels(observed)
+    distinct = set(observed.tolist())
+    try:
+        levels = sorted(distinct)
+    except TypeError:  # values of several types
+        levels = sorted(distinct, key=str)
     if len(levels) < 2:
         raise ValueError(
             f"column {name!r} expects at least two different values, got {len(levels)}: leave it "
@@ -198,11 +187,7 @@ def _guess(observed: Array, levels: Sequence[Any]) -> Kind:
 
 
 def to_tensor(table: Any, columns: Sequence[Column]) -> Tensor:
-    """Return a table as a tensor ``(N, D)``, with NaN for missing values.
-
-    Raises:
-        ValueError: If a column is missing, a level is unknown, or the dtype rounds a value.
-    """
+    """Return a table as a tensor ``(N, D)``, with NaN for missing values."""
     arrays = named_columns(table)
     if isinstance(table, (np.ndarray, Tensor)) and len(arrays) == len(columns):
         arrays = dict(zip((column.name for column in columns), arrays.values(), strict=True))
@@ -264,27 +249,15 @@ def _decode(column: Column, values: Array) -> Array:
     return np.array(chosen.tolist()) if one_type else chosen
 
 
-def _levels(observed: Array) -> list[Any]:
-    distinct = set(observed.tolist())
-    try:
-        return sorted(distinct)
-    except TypeError:
-        return sorted(distinct, key=str)
-
-
 def _is_present(values: Array) -> Array:
     if values.dtype.kind in "biuSU":
         return np.ones(len(values), dtype=bool)
     if values.dtype.kind == "f":
         return np.logical_not(np.isnan(values))
-    return np.fromiter(_each_is_present(values), dtype=bool, count=len(values))
-
-
-def _each_is_present(values: Iterable[Any]) -> Iterable[bool]:
-    for value in values:
-        # NaN differs from itself. Comparing pandas' NA gives NA, not a boolean.
-        equal = value == value
-        yield value is not None and isinstance(equal, (bool, np.bool_)) and bool(equal)
+    # NaN differs from itself. Comparing pandas' NA gives NA, not a boolean.
+    pairs = ((value, value == value) for value in values)
+    present = (v is not None and isinstance(e, (bool, np.bool_)) and bool(e) for v, e in pairs)
+    return np.fromiter(present, dtype=bool, count=len(values))
 
 
 def _as_numbers(name: str, values: Array) -> Array:

@@ -31,8 +31,7 @@ class LaplaceLikelihood(Likelihood):
 
     def elementwise(self, *params: Tensor) -> Laplace:
         """Return Laplace distributions around the means."""
-        mean, log_scale = params
-        return Laplace(mean, log_scale)
+        return Laplace(*params)
 
 
 class StudentTLikelihood(Likelihood):
@@ -60,8 +59,7 @@ class StudentTLikelihood(Likelihood):
 
     def elementwise(self, *params: Tensor) -> StudentT:
         """Return Student's t distributions around the locations."""
-        loc, log_scale, log_df = params
-        return StudentT(loc, log_scale, log_df)
+        return StudentT(*params)
 
 
 class LogNormalLikelihood(Likelihood):
@@ -93,8 +91,7 @@ class LogNormalLikelihood(Likelihood):
 
     def elementwise(self, *params: Tensor) -> LogNormal:
         """Return log-normal distributions around the means of log x."""
-        mean_log, log_std = params
-        return LogNormal(mean_log, log_std)
+        return LogNormal(*params)
 
     def encoder_input(self, x: Tensor) -> Tensor:
         """Return log x."""
@@ -139,8 +136,7 @@ class BetaLikelihood(Likelihood):
 
     def elementwise(self, *params: Tensor) -> Beta:
         """Return beta distributions around the means."""
-        logits, log_concentration = params
-        return Beta(logits, log_concentration)
+        return Beta(*params)
 
     def param_for_mean(self, mean: Tensor) -> Tensor:
         """Return the log odds of the mean."""
@@ -174,8 +170,7 @@ class ContinuousBernoulliLikelihood(Likelihood):
 
     def elementwise(self, *params: Tensor) -> ContinuousBernoulli:
         """Return continuous Bernoulli distributions with these logits."""
-        (logits,) = params
-        return ContinuousBernoulli(logits)
+        return ContinuousBernoulli(*params)
 
     def params_for_mean(self, x: Tensor) -> Tensor:
         """Return the logits of the smoothed mean, found by bisection."""

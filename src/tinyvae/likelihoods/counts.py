@@ -13,11 +13,7 @@ from tinyvae.likelihoods.parameters import PositiveLike, as_positive, check_broa
 
 
 class CountLikelihood(Likelihood, ABC):
-    """Base class of likelihoods of counts: support, baseline, and log(1 + x) for the encoder.
-
-    Args:
-        baseline: Count at a decoder's output of zero, one number or one per dimension.
-    """
+    """Base class of likelihoods of counts: support, baseline, and log(1 + x) for the encoder."""
 
     takes_integers = True
     support = "integers >= 0"
@@ -77,8 +73,7 @@ class PoissonLikelihood(CountLikelihood):
 
     def elementwise(self, *params: Tensor) -> Poisson:
         """Return Poisson distributions."""
-        (log_ratio,) = params
-        return Poisson(log_ratio + self.log_baseline)
+        return Poisson(params[0] + self.log_baseline)
 
 
 class NegativeBinomialLikelihood(CountLikelihood):

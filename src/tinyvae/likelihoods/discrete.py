@@ -44,8 +44,7 @@ class BernoulliLikelihood(Likelihood):
 
     def elementwise(self, *params: Tensor) -> Bernoulli:
         """Return Bernoulli distributions with these logits."""
-        (logits,) = params
-        return Bernoulli(logits)
+        return Bernoulli(*params)
 
     def params_for_mean(self, x: Tensor) -> Tensor:
         """Return the log odds of the smoothed mean."""
@@ -75,8 +74,8 @@ class CategoricalLikelihood(Likelihood):
     .. math:: \log p(x \mid z) = \sum_i \big( \ell_{i, x_i} - \log \textstyle\sum_c e^{\ell_{i, c}}
         \big)
 
-    The encoder's input are one-hot rows along a new first dimension, or, for ordered classes, the
-    index scaled to [-1, 1].
+    The encoder reads one-hot rows along a new first dimension or, for ordered classes, the index
+    scaled to [-1, 1].
 
     Args:
         num_classes: Number of classes ``C``. Data are 0 to C - 1, of any dtype.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tinyvae.core.configurable import Configurable
 from tinyvae.distributions.special import at_least_float32
-from tinyvae.likelihoods.parameters import compact_repr
+from tinyvae.likelihoods.parameters import check_positive, compact_repr
 
 # Wang, Simoncelli, Bovik (2003), section 3.2: exponents from the finest to the coarsest scale.
 EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -98,13 +98,10 @@ class MultiScaleSSIM(Distance):
             raise ValueError(f"MultiScaleSSIM expects a window of 2 pixels or more, got {window}")
         if not 1 <= scales <= len(EXPONENTS):
             raise ValueError(f"MultiScaleSSIM expects 1 to {len(EXPONENTS)} scales, got {scales}")
-        for name, value in (("sigma", sigma), ("max_value", max_value)):
-            check_positive("MultiScaleSSIM", name, value)
-        self.channels = channels
-        self.window = window
-        self.sigma = sigma
-        self.scales = scales
-        self.max_value = max_value
+        check_positive("MultiScaleSSIM", "sigma", sigma)
+        check_positive("MultiScaleSSIM", "max_value", max_value)
+        self.channels, self.window, self.sigma = channels, window, sigma
+        self.scales, self.max_value = scales, max_value
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the distance of each pair of images."""
@@ -240,9 +237,3 @@ def _log_similarity(loss: Tensor) -> Tensor:
     """Return log m for m = 1 - loss, or log e^2 / (2 e - m) if m < e = ``LOWEST_SIMILARITY``."""
     clamped = loss.clamp(max=1 - LOWEST_SIMILARITY)
     return torch.log1p(-clamped) - torch.log1p((loss - clamped) / LOWEST_SIMILARITY)
-
-
-def check_positive(owner: str, name: str, value: float) -> None:
-    """Raise unless a number is finite and positive."""
-    if not 0 < value < math.inf:
-        raise ValueError(f"{owner} expects a finite {name} > 0, got {value}")

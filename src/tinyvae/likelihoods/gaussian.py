@@ -1,6 +1,5 @@
 """Gaussian likelihoods."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -8,7 +7,12 @@ from torch import Tensor
 
 from tinyvae.distributions import Distribution, Normal, Wrapper
 from tinyvae.likelihoods.base import Likelihood
-from tinyvae.likelihoods.parameters import PositiveLike, as_positive, check_broadcast
+from tinyvae.likelihoods.parameters import (
+    PositiveLike,
+    as_positive,
+    check_broadcast,
+    check_positive,
+)
 
 
 class GaussianLikelihood(Likelihood):
@@ -41,8 +45,7 @@ class GaussianLikelihood(Likelihood):
 
     def elementwise(self, *params: Tensor) -> Normal:
         """Return normal distributions around the means."""
-        mean, log_std = params
-        return Normal(mean, log_std)
+        return Normal(*params)
 
 
 class OptimalGaussianLikelihood(Likelihood):
@@ -52,9 +55,9 @@ class OptimalGaussianLikelihood(Likelihood):
 
     In training mode the mean is over the batch, its draws and the dimensions that share a scale.
     The gradient is that of a fixed scale, because the derivative with respect to the optimal one is
-    zero. This is no density, because the scale depends on x. In evaluation mode the density is
-    Gaussian, with the average scale of training: the mean over the first 100 batches, then an
-    exponential moving average. A model updates it in each forward pass in training mode.
+    zero. This is not a density, because the scale depends on x. In evaluation mode the density is
+    Gaussian with the average scale of training, which each forward pass in training mode updates:
+    the mean over the first 100 batches, then an exponential moving average.
 
     Args:
         shape: Shape of the scale, broadcast over one datum; see
@@ -82,10 +85,7 @@ class OptimalGaussianLikelihood(Likelihood):
 
     def __init__(self, shape: Sequence[int] = (), *, minimum: float = 1e-3) -> None:
         super().__init__()
-        if not 0 < minimum < math.inf:
-            raise ValueError(
-                f"OptimalGaussianLikelihood expects a finite minimum > 0, got {minimum}"
-            )
+        check_positive("OptimalGaussianLikelihood", "minimum", minimum)
         self.shape = tuple(shape)
         self.minimum = minimum
         self.register_buffer("mean_square", torch.ones(self.shape))

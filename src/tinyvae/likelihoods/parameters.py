@@ -63,8 +63,7 @@ class Fixed(PositiveParameter):
 
     def __init__(self, value: float) -> None:
         super().__init__()
-        if not 0 < value < math.inf:
-            raise ValueError(f"Fixed expects a finite number > 0, got {value}")
+        check_positive("Fixed", "number", value)
         self.value = float(value)
 
     def forward(self, raw: Tensor, event_ndim: int, context: Tensor | None = None) -> Tensor:
@@ -90,7 +89,7 @@ class Predicted(PositiveParameter):
 
     def __init__(self, *, minimum: float = 1e-3) -> None:
         super().__init__()
-        _check_minimum(self, minimum)
+        check_positive("Predicted", "minimum", minimum)
         self.minimum = minimum
 
     def forward(self, raw: Tensor, event_ndim: int, context: Tensor | None = None) -> Tensor:
@@ -128,17 +127,15 @@ class Learned(PositiveParameter):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        _check_minimum(self, minimum)
+        check_positive("Learned", "minimum", minimum)
         if not minimum < initial < math.inf:
             raise ValueError(
                 f"Learned expects a finite initial value above minimum = {minimum}, got {initial}"
             )
         if num_classes is not None and num_classes < 1:
             raise ValueError(f"Learned expects num_classes >= 1 or None, got {num_classes}")
-        self.shape = tuple(shape)
-        self.initial = initial
-        self.minimum = minimum
-        self.num_classes = num_classes
+        self.shape, self.initial = tuple(shape), initial
+        self.minimum, self.num_classes = minimum, num_classes
         classes = () if num_classes is None else (num_classes,)
         raw = math.log(minimum) + math.log(math.expm1(math.log(initial / minimum)))
         self.raw = nn.Parameter(torch.full((*classes, *self.shape), raw))
@@ -169,18 +166,16 @@ class Learned(PositiveParameter):
         if self.num_classes is None:
             return
         self._rows(self.raw, None if context is None else context[:0])
-        if context is not None:
-            self._check_classes(context, self.num_classes)
-
-    def _check_classes(self, context: Tensor, num_classes: int) -> None:
+        if context is None:
+            return
         if context.dim() == 1:
-            valid = (context >= 0) & (context < num_classes)
+            valid = (context >= 0) & (context < self.num_classes)
         else:
             valid = (context >= 0).all(1) & ((context.sum(1) - 1).abs() < 1e-4)
         if not valid.all():
             row = int((~valid).nonzero()[0])
             raise ValueError(
-                f"{self} expects classes 0 to {num_classes - 1}, or weights >= 0 that sum to "
+                f"{self} expects classes 0 to {self.num_classes - 1}, or weights >= 0 that sum to "
                 f"one, got {context[row].tolist()} in row {row} of the context"
             )
 
@@ -195,12 +190,9 @@ PositiveLike: TypeAlias = float | Literal["learned", "predicted"] | PositivePara
 def as_positive(
     value: PositiveLike, *, initial: float = 1.0, minimum: float = 1e-3
 ) -> PositiveParameter:
-    """Return a :class:`PositiveParameter` for a number, ``"learned"`` or ``"predicted"``.
+    """Return a :class:`PositiveParameter` for a number, ``"learned"``, ``"predicted"`` or itself.
 
-    Args:
-        value: The number, one of the words, or a :class:`PositiveParameter`, which is returned.
-        initial: Initial value of a learned parameter.
-        minimum: Lower bound of a learned or predicted parameter.
+    ``initial`` and ``minimum`` are those of a learned or predicted parameter.
     """
     if isinstance(value, PositiveParameter):
         return value
@@ -238,9 +230,10 @@ def compact_repr(part: Any) -> str:
     return f"{type(part).__name__}({', '.join(shown)})"
 
 
-def _check_minimum(owner: PositiveParameter, minimum: float) -> None:
-    if not 0 < minimum < math.inf:
-        raise ValueError(f"{type(owner).__name__} expects a finite minimum > 0, got {minimum}")
+def check_positive(owner: str, name: str, value: float) -> None:
+    """Raise unless a number is finite and positive."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{owner} expects a finite {name} > 0, got {value}")
 
 
 def _bounded(raw: Tensor, minimum: float) -> Tensor:

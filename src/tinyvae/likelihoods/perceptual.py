@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tinyvae.distributions import Distribution
 from tinyvae.distributions.base import check_event
 from tinyvae.likelihoods.base import Likelihood, smoothed_mean
-from tinyvae.likelihoods.distances import Distance, check_positive
+from tinyvae.likelihoods.distances import Distance
+from tinyvae.likelihoods.parameters import check_positive
 
 
 class PerceptualLikelihood(Likelihood):
@@ -73,9 +74,14 @@ class PerceptualLikelihood(Likelihood):
         check_positive("PerceptualLikelihood", "weight", weight)
         self.distance = distance.requires_grad_(False).eval()
         self.weight = weight
-        self.bounds = None if bounds is None else _checked_bounds(bounds)
+        self.bounds = None if bounds is None else (float(bounds[0]), float(bounds[1]))
         if self.bounds is not None:
             low, high = self.bounds
+            if not -math.inf < low < high < math.inf:
+                raise ValueError(
+                    "PerceptualLikelihood expects finite bounds (low, high), low < high, got "
+                    f"{bounds}"
+                )
             self.support = f"numbers in [{low:g}, {high:g}]"
             self.hint = "divide gray levels by their maximum, or set bounds=(low, high)"
             self.fill_value = (low + high) / 2
@@ -84,13 +90,10 @@ class PerceptualLikelihood(Likelihood):
         self, params: Tensor, event_ndim: int, context: Tensor | None = None
     ) -> Distribution:
         """Return a point at the decoded image, which scores data by their distance from it."""
-        return _Decoded(self._decoded(params), event_ndim, self)
-
-    def _decoded(self, params: Tensor) -> Tensor:
-        if self.bounds is None:
-            return params
-        low, high = self.bounds
-        return low + (high - low) * torch.sigmoid(params)
+        if self.bounds is not None:
+            low, high = self.bounds
+            params = low + (high - low) * torch.sigmoid(params)
+        return _Decoded(params, event_ndim, self)
 
     def score(self, x: Tensor, decoded: Tensor) -> Tensor:
         """Return minus the weighted distance of each pair of ``(N, *E)``, as ``(N,)``."""
@@ -157,12 +160,3 @@ class _Decoded(Distribution):
         """Return copies of the image, with gradients."""
         copies = self.image.expand(self._shape(sample_shape))
         return copies.clone()  # callers may write to draws, and a view would change the image
-
-
-def _checked_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
-    low, high = bounds
-    if not -math.inf < low < high < math.inf:
-        raise ValueError(
-            f"PerceptualLikelihood expects finite bounds (low, high), low < high, got {bounds}"
-        )
-    return float(low), float(high)

@@ -33,9 +33,8 @@ class MixedLikelihood(Likelihood):
     ============  ==================================================================================
 
     Data are tensors ``(N, D)`` in the units of the table, with indices for levels
-    (:meth:`to_tensor`). Draws, reconstructions and densities have the same units. The encoder's
-    input are standardized numbers, logarithms of positive numbers, log(1 + x) of counts and one-hot
-    levels.
+    (:meth:`to_tensor`). Draws, reconstructions and densities have the same units. The encoder reads
+    standardized numbers, logarithms of positive numbers, log(1 + x) of counts and one-hot levels.
 
     Args:
         columns: Descriptions of the columns, as :class:`~tinyvae.likelihoods.Column` or tuples of
@@ -103,15 +102,18 @@ class MixedLikelihood(Likelihood):
     ) -> "MixedLikelihood":
         """Return a likelihood whose columns are inferred from a table.
 
-        A column with two different values is binary. Text and other objects are categories.
-        Integers are counts if none is negative. Other numbers are numbers. None, NaN and pandas' NA
-        are missing.
+        A column with two different values is binary. Text, other objects and pandas' categorical
+        dtype are categories. Integers are counts if none is negative. Other numbers are numbers.
+        None, NaN and pandas' NA are missing. Shift and scale come from the observed values.
 
         Args:
             table: pandas DataFrame, dictionary of columns, or matrix ``(N, D)`` (columns ``x0``,
                 ``x1``, ...).
             kinds: Kinds that replace the inferred ones, by column name.
             likelihoods: Likelihoods that replace the default one of a column, by column name.
+
+        Raises:
+            ValueError: If a column is empty or constant, or contradicts ``kinds``.
 
         Example:
             >>> table = {"visits": [0, 2, 7, None], "color": ["red", "blue", "red", "green"]}
@@ -125,7 +127,7 @@ class MixedLikelihood(Likelihood):
         """Return a table as data ``(N, D)``, with NaN for missing values.
 
         Raises:
-            ValueError: If a column is missing, or a level is unknown.
+            ValueError: If a column is missing, a level is unknown, or the dtype rounds a value.
         """
         return to_tensor(table, self.columns)
 
@@ -170,8 +172,7 @@ class MixedLikelihood(Likelihood):
         self, params: Tensor, event_ndim: int, context: Tensor | None = None
     ) -> Distribution:
         """Return the distributions of the columns, ``(..., D)``, from parameters ``(..., Q)``."""
-        distributions, positions = [], []
-        start = 0
+        distributions, positions, start = [], [], 0
         for block, indices in self._indexed_blocks():
             shape = block.param_shape((len(indices),))
             part = params.narrow(-1, start, shape.numel()).unflatten(-1, shape)

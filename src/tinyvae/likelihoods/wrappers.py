@@ -248,10 +248,10 @@ class MaskedLikelihood(_Wrapper):
 
     .. math:: \log p(x_{\text{obs}} \mid z) = \sum_{i \text{ observed}} \log p(x_i \mid z)
 
-    An entry is missing if x is NaN, or if a mask next to x is false (``vae(x, mask=mask)``,
+    An entry is missing if it is NaN in x or False in the mask (``vae(x, mask=mask)``,
     ``Batch(x, mask=mask)``). This is the likelihood of the observed data if values are missing at
     random: the chance that a value is missing may depend on observed values, but not on the value
-    itself. The encoder gets zeros for missing entries.
+    itself. The encoder reads zeros at missing entries.
 
     Args:
         likelihood: Any likelihood that is a product over data dimensions.
@@ -285,9 +285,8 @@ class MaskedLikelihood(_Wrapper):
         self, params: Tensor, event_ndim: int, context: Tensor | None = None
     ) -> Distribution:
         """Return the wrapped likelihood's distributions, which score observed entries only."""
-        return MaskedDistribution(
-            self.likelihood.factors(params, event_ndim, context), self._fill_value(params)
-        )
+        base = self.likelihood.factors(params, event_ndim, context)
+        return MaskedDistribution(base, self._fill_value(params))
 
     def params_for_mean(self, x: Tensor) -> Tensor:
         """Return the wrapped likelihood's parameters for the mean of the observed entries."""

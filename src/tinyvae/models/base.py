@@ -29,7 +29,7 @@ from tinyvae.models.latents import (
     draw_point_estimate,
     repeat_rows,
 )
-from tinyvae.models.output import LatentTerm, LatentVariableModel, VAEOutput
+from tinyvae.models.output import Inference, LatentTerm, LatentVariableModel, VAEOutput
 from tinyvae.models.saving import SavableModel
 
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -44,14 +44,10 @@ class DecoderModel(SavableModel, LatentVariableModel):
     Args:
         parts: Parts by the names of the constructor's arguments, in their order. The first one is
             the encoder, or the list of encoders, that reads the data.
-        data_shape: Shape ``E`` of one datum. A decoder without an output shape needs it. By default
-            it is the ``in_shape`` of the encoder's network, if the likelihood does not change the
-            encoder's input.
+        data_shape: Shape of one datum, see :class:`~tinyvae.VAE`.
 
     Attributes:
-        decoder: Module that maps latents ``(N, *L)`` to the likelihood's parameters
-            ``(N, P, *E)``, or ``(N, *E)`` if ``P`` is 1: a :class:`~tinyvae.Decoder`, a network, or
-            any other module. It gets the context as second argument if there is one.
+        decoder: Module that maps latents to the likelihood's parameters, see :class:`~tinyvae.VAE`.
         likelihood: Module that maps these parameters to p(x given z).
         latent_shape: Shape of the latent that the decoder reads.
         data_shape: Shape of one datum, or None if it is unknown.
@@ -60,7 +56,7 @@ class DecoderModel(SavableModel, LatentVariableModel):
     decoder: nn.Module
     likelihood: Likelihood
     latent_shape: torch.Size
-    inference = "encoder"  # Name of the parts that infer, for errors.
+    inference = "encoder"  # name of the parts that infer, for errors
     posterior_parts: tuple[str, ...] = ("encoder",)
 
     def __init__(
@@ -83,9 +79,7 @@ class DecoderModel(SavableModel, LatentVariableModel):
         build_decoder(owner, self.decoder, self.likelihood, self.data_shape)
 
     @abstractmethod
-    def infer(
-        self, inputs: Tensor, context: Tensor | None, draw: Draw
-    ) -> tuple[tuple[LatentTerm, ...], Tensor]:
+    def infer(self, inputs: Tensor, context: Tensor | None, draw: Draw) -> Inference:
         """Draw latents given the encoder's input.
 
         Args:
@@ -101,8 +95,8 @@ class DecoderModel(SavableModel, LatentVariableModel):
     def generate(self, num_samples: int, context: Tensor | None) -> Tensor:
         """Draw latents for the decoder from the prior.
 
-        The result is ``(n, *L)``, or ``(n, B, *L)`` with a context, even if the prior does not read
-        it.
+        Returns:
+            ``(n, *L)``, or ``(n, B, *L)`` with a context, even if the prior does not read it.
         """
 
     @abstractmethod
@@ -110,12 +104,9 @@ class DecoderModel(SavableModel, LatentVariableModel):
         """Return p(z) of the top layer, given the context if the prior reads it."""
 
     def config(self) -> dict[str, Any]:
-        """Return the parts that build an equal model, by name.
-
-        ``data_shape`` is left out, because the decoder has its output shape already.
-        """
+        """Return the parts that build an equal model, by name."""
         config = super().config()
-        config.pop("data_shape", None)
+        config.pop("data_shape", None)  # the decoder has its output shape already
         return {n: list(p) if isinstance(p, nn.ModuleList) else p for n, p in config.items()}
 
     @property
@@ -136,17 +127,17 @@ class DecoderModel(SavableModel, LatentVariableModel):
         num_samples: int = 1,
         frozen_posterior: bool = False,
     ) -> VAEOutput:
-        """Draw ``num_samples`` latents for each of ``x`` ``(B, *E)`` and record the pass.
+        """Draw ``num_samples`` latents for each of ``x`` ``(B, *E)`` and return the output.
 
         Args:
             x: Data.
             context: Context of the examples, ``(B, ...)``.
-            mask: True for the entries that were observed, ``(B, *E)``. Entries that are NaN were
-                not. A mask needs a :class:`~tinyvae.likelihoods.MaskedLikelihood`.
+            mask: True for observed entries, ``(B, *E)``. Entries that are NaN are missing, too. A
+                mask needs a :class:`~tinyvae.likelihoods.MaskedLikelihood`.
             num_samples: Number of draws ``K``.
-            frozen_posterior: True scores the draws by posteriors that have gradients in the
-                latents, but not in the weights, as in "sticking the landing" (Roeder, Wu, Duvenaud
-                2017, arXiv:1703.09194). Posteriors without reparameterized draws do not change.
+            frozen_posterior: True scores the draws by posteriors with gradients in the latents,
+                but not in the weights ("sticking the landing": Roeder, Wu, Duvenaud 2017,
+                arXiv:1703.09194). Posteriors without reparameterized draws do not change.
         """
         if num_samples < 1:
             raise ValueError(f"{type(self).__name__} expects num_samples >= 1, got {num_samples}")
@@ -175,13 +166,9 @@ class DecoderModel(SavableModel, LatentVariableModel):
         *,
         mask: Tensor | None = None,
     ) -> VAEOutput:
-        """Score a record's draws by posteriors without gradients in the weights.
+        """Score the draws of a pass by posteriors without gradients in the weights.
 
-        Args:
-            record: Output of :meth:`forward` for the same ``x``, ``context`` and ``mask``.
-            x: Data.
-            context: Context of the examples.
-            mask: True for the entries that were observed.
+        ``record`` is the output of :meth:`forward` for the same ``x``, ``context`` and ``mask``.
         """
         parts = (part for name, part in self.named_children() if name != "decoder")
         layers = (layer for part in parts for layer in part.modules())
@@ -195,7 +182,7 @@ class DecoderModel(SavableModel, LatentVariableModel):
         with frozen(self), preserved_statistics(self):
             scored, _ = self.infer(inputs, context, lambda *_: (next(draws), None))
         latents = (
-            # Other posteriors stay: their codebook may have moved since the draw.
+            # Other posteriors stay, because their codebook may have moved since the draw.
             replace(term, posterior=FrozenPosterior(scored_term.posterior, self), drawn_log_q=None)
             if term.posterior.depends_on_parameters and term.posterior.has_rsample
             else term
@@ -237,27 +224,24 @@ class DecoderModel(SavableModel, LatentVariableModel):
         likelihood: Distribution = self.likelihood(params, event_ndim, context)
         return likelihood
 
-    def _decoder_output(self, z: Tensor, context: Tensor | None) -> Tensor:
+    def _decoder_output(self, z: Tensor, context: Tensor | None) -> Any:
         rows = z.reshape(-1, *self.latent_shape)  # (K * B, *L)
         if context is None:
-            output: Tensor = self.decoder(rows)
-        else:
-            batch_shape = z.shape[: z.dim() - len(self.latent_shape)]
-            if batch_shape[-1:] != context.shape[:1]:
-                raise ValueError(
-                    f"a context of {len(context)} rows does not fit latents of batch shape "
-                    f"{tuple(batch_shape)}: give one row per example, the last of these sizes"
-                )
-            output = self.decoder(rows, repeat_rows(context, len(rows)))
-        return output
+            return self.decoder(rows)
+        batch_shape = z.shape[: z.dim() - len(self.latent_shape)]
+        if batch_shape[-1:] != context.shape[:1]:
+            raise ValueError(
+                f"a context of {len(context)} rows does not fit latents of batch shape "
+                f"{tuple(batch_shape)}: give one row per example, the last of these sizes"
+            )
+        return self.decoder(rows, repeat_rows(context, len(rows)))
 
     def reconstruct(
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
     ) -> Tensor:
         """Return the center of p(x given z) at the posterior's center, ``(B, *E)``.
 
-        The center is the mean, or the most probable class of classes without an order. It has no
-        gradients.
+        The center is the mean, or the most probable of unordered classes. It has no gradients.
         """
         with torch.no_grad():
             inputs = self.likelihood.encoder_input(self._observed(x, mask))
@@ -273,7 +257,7 @@ class DecoderModel(SavableModel, LatentVariableModel):
             num_samples: Number of draws ``n``.
             context: Context of the draws, ``(B, ...)``.
             mean: True returns the center of p(x given z) at the drawn z instead of a draw: its
-                mean, or the most probable class of classes without an order.
+                mean, or the most probable of unordered classes.
 
         Returns:
             ``(n, *E)``, or ``(n, B, *E)`` with a context.
@@ -291,7 +275,7 @@ class DecoderModel(SavableModel, LatentVariableModel):
         check of its support. Nothing is drawn, and the model does not change.
 
         Returns:
-            The record of the two examples at their posteriors' centers.
+            The output for the two examples at their posteriors' centers.
         """
         name = type(self).__name__
         if x.dim() < 2 or len(x) == 0:
@@ -332,8 +316,7 @@ class DecoderModel(SavableModel, LatentVariableModel):
     def init_output_bias(self, x: Tensor) -> None:
         """Set the bias of the decoder's last layer so that training starts from the data's mean.
 
-        If that layer is a convolution, which has one bias per channel, the channels' means are
-        used.
+        A convolution has one bias per channel, which the mean of the channel sets.
 
         Args:
             x: Data ``(N, *E)``, such as all training data.

@@ -11,7 +11,7 @@ from tinyvae.errors import PosteriorError
 from tinyvae.models.output import LatentTerm
 from tinyvae.priors import Prior
 
-# The prior to recommend for each space.
+# The prior to recommend for each support.
 PRIORS = {
     "reals": "StandardNormal",
     "the unit sphere": "SphereUniformPrior",
@@ -39,7 +39,7 @@ def require_latent_shape(owner: str, part: str, encoder: Encoder, prior: Encoder
 
 
 def check_supports(terms: tuple[LatentTerm, ...]) -> None:
-    """Raise if log q - log p would compare densities with respect to different measures."""
+    """Raise if posterior and prior have different supports, so that log q - log p is undefined."""
     for term in terms:
         q, p = term.posterior, term.prior
         if q.support != p.support:
@@ -64,7 +64,7 @@ def describe_output(output: object) -> str:
 
 
 def call_part(role: str, value: Tensor, call: Callable[[], Any]) -> Any:
-    """Call a part. If it raises, say which part and for which input."""
+    """Call a part, and name the part and its input if it raises."""
     try:
         return call()
     except PosteriorError:

@@ -13,10 +13,9 @@ LAYERS_WITH_BIAS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
 def infer_data_shape(encoder: nn.Module, likelihood: Likelihood) -> torch.Size | None:
-    """Return the shape of one datum if the encoder's network tells it, else None.
+    """Return the ``in_shape`` of the encoder's network if it is the shape of one datum, else None.
 
-    It does if it is a :class:`~tinyvae.networks.Network` and the likelihood does not change the
-    shape of the encoder's input.
+    The two agree if the likelihood does not change the shape of the encoder's input.
     """
     containers = (Encoder, nn.ModuleList, nn.ModuleDict)
     network = next((m for m in encoder.modules() if not isinstance(m, containers)), None)

@@ -18,7 +18,7 @@ from tinyvae.likelihoods import Likelihood
 from tinyvae.models.base import DecoderModel
 from tinyvae.models.checks import require_latent_shape, require_part
 from tinyvae.models.latents import Draw, conditional_density, repeat_rows, sample_prior
-from tinyvae.models.output import LatentTerm
+from tinyvae.models.output import Inference, LatentTerm
 from tinyvae.priors import Prior, StandardNormal
 
 
@@ -143,9 +143,7 @@ class BottomUpVAE(_HierarchicalVAE):
         torch.Size([5, 8])
     """
 
-    def infer(
-        self, inputs: Tensor, context: Tensor | None, draw: Draw
-    ) -> tuple[tuple[LatentTerm, ...], Tensor]:
+    def infer(self, inputs: Tensor, context: Tensor | None, draw: Draw) -> Inference:
         """Draw z_1 from q(z_1 given x), then each layer given the one below."""
         top_prior = self.prior_given(context)
         posteriors: list[Distribution] = [self._encoder(0)(inputs, context)]
@@ -153,16 +151,12 @@ class BottomUpVAE(_HierarchicalVAE):
         for layer in range(1, len(self.encoders)):
             posteriors.append(conditional_density(self._encoder(layer), draws[-1][0], context))
             draws.append(draw(self._encoder(layer).latent_shape, posteriors[-1]))
-        priors = [
-            self._generated(layer, draws[layer + 1][0], context)
-            for layer in range(len(self.generators))
-        ]
+        priors = [self._generated(n, z, context) for n, (z, _) in enumerate(draws[1:])]
         priors.append(top_prior)
-        top = len(draws) - 1
         # The prior of a lower layer depends on a draw that was made from that layer's draw, so the
         # closed form of the KL does not apply.
         terms = tuple(
-            LatentTerm(f"z{n + 1}", z, q, p, analytic=n == top, drawn_log_q=log_q)
+            LatentTerm(f"z{n + 1}", z, q, p, analytic=p is top_prior, drawn_log_q=log_q)
             for n, ((z, log_q), q, p) in enumerate(zip(draws, posteriors, priors, strict=True))
         )
         return terms, draws[0][0]
@@ -243,9 +237,7 @@ class LadderVAE(_HierarchicalVAE):
         prior: Distribution = self.prior(context, encoder=self._top)
         return prior
 
-    def infer(
-        self, inputs: Tensor, context: Tensor | None, draw: Draw
-    ) -> tuple[tuple[LatentTerm, ...], Tensor]:
+    def infer(self, inputs: Tensor, context: Tensor | None, draw: Draw) -> Inference:
         """Draw the top layer given x, then each layer given x and the one above."""
         features = self._upwards(inputs, context)
         encoder = self._encoder(-1)

@@ -10,8 +10,8 @@ from tinyvae.distributions import Distribution, ReshapedBatch, Wrapper
 from tinyvae.encoders import Encoder
 from tinyvae.errors import PosteriorError
 
-# A rule that draws latents (K, B, *L) of a latent shape from a posterior, whose batch shape is (B,)
-# or (K, B). It also returns their log density (K, B) if drawing yields it.
+# A rule that draws latents (K, B, *L) from a posterior with batch shape (B,) or (K, B), given their
+# shape L. It also returns their log density (K, B) if drawing yields it.
 Draw = Callable[[torch.Size, Distribution], tuple[Tensor, Tensor | None]]
 
 

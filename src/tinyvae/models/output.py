@@ -5,16 +5,11 @@ r"""The output of one pass through a model, from which objectives and evaluation
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from torch import Tensor, nn
 
-from tinyvae.distributions import (
-    Distribution,
-    has_closed_form,
-    kl_divergence,
-    log_prob_of_draws,
-)
+from tinyvae.distributions import Distribution, has_closed_form, kl_divergence, log_prob_of_draws
 from tinyvae.errors import NoClosedFormError
 
 KLEstimator = Literal["auto", "analytic", "sample"]
@@ -58,8 +53,8 @@ class LatentTerm:
         """Return KL(posterior || prior) of each example, ``(B,)``, nats, averaged over ``K`` draws.
 
         Args:
-            estimator: ``"analytic"`` for the closed form, ``"sample"`` for log q - log p at the
-                draws, ``"auto"`` for the closed form if there is one and the draws otherwise.
+            estimator: ``"analytic"``: the closed form; ``"sample"``: log q - log p at the draws;
+                ``"auto"``: the closed form if there is one, otherwise the draws.
 
         Raises:
             NoClosedFormError: If ``estimator="analytic"`` and there is no closed form.
@@ -101,16 +96,17 @@ class LatentTerm:
     @property
     def is_density(self) -> bool:
         """True if posterior and prior are densities on the same support."""
-        return (
-            self.posterior.is_density
-            and self.prior.is_density
-            and self.posterior.support == self.prior.support
-        )
+        q, p = self.posterior, self.prior
+        return q.is_density and p.is_density and q.support == p.support
 
     @property
     def has_analytic_kl(self) -> bool:
         """True if the KL divergence has a closed form that may be used."""
         return self.analytic and has_closed_form(self.posterior, self.prior)
+
+
+# Latent terms of a pass, and the input of the decoder, (K, B, *L).
+Inference: TypeAlias = tuple[tuple[LatentTerm, ...], Tensor]
 
 
 @dataclass(frozen=True)
@@ -137,12 +133,12 @@ class VAEOutput:
         return self.likelihood.is_density and all(term.is_density for term in self.latents)
 
     def losses(self) -> dict[str, Tensor]:
-        """Return the terms of the training loss from posteriors, ``(B,)`` or ``(K, B)`` by name."""
+        """Return the posteriors' terms of the training loss, ``(B,)`` or ``(K, B)``, by name."""
         terms = ((term.name, term.posterior.losses) for term in self.latents)
         return {f"{name}_{key}": value for name, values in terms for key, value in values.items()}
 
     def metrics(self) -> dict[str, Tensor]:
-        """Return the further values that posteriors report, by name, 0-d each."""
+        """Return the metrics of the posteriors by name, 0-d each."""
         terms = ((term.name, term.posterior.metrics) for term in self.latents)
         return {f"{name}_{key}": value for name, values in terms for key, value in values.items()}
 

@@ -24,10 +24,7 @@ Model = TypeVar("Model", bound="SavableModel")
 
 
 class SavableModel(Configurable, nn.Module, ABC):
-    """A model of parts that can be saved to a file and loaded from it.
-
-    A file holds the weights and the description of the constructor's arguments.
-    """
+    """A model of parts that a file can hold: its weights and a description of the parts."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights and composition to one file (safetensors, no pickle), atomically.
@@ -40,11 +37,7 @@ class SavableModel(Configurable, nn.Module, ABC):
         save_tensors(path, self.state_dict(), self.description())
 
     def description(self) -> dict[str, Any]:
-        """Return the description of the composition that a file holds next to the weights.
-
-        Raises:
-            TypeError: If a file cannot describe the composition, so that it would not load.
-        """
+        """Return the description of the composition that :meth:`save` writes, with its errors."""
         config = stored_config(self)
         parts = {name: describe_part(part) for name, part in config.items()}
         self._check_loadable(config)
@@ -72,12 +65,8 @@ class SavableModel(Configurable, nn.Module, ABC):
         """
         tensors, info = load_tensors(path)
         if "state" in info:  # a checkpoint
-            prefix = "model."
-            tensors = {
-                name.removeprefix(prefix): tensor
-                for name, tensor in tensors.items()
-                if name.startswith(prefix)
-            }
+            names = {name: name.removeprefix("model.") for name in tensors}
+            tensors = {new: tensors[name] for name, new in names.items() if new != name}
         try:
             return _from_file(cls, tensors, info, tuple(parts), replace).eval()
         except (CheckpointError, RecursionError) as error:

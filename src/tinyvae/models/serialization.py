@@ -5,17 +5,14 @@ library's public parts, and classes that the reader passes in, are looked up. No
 followed.
 """
 
-import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
-from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from torch import nn
 
 from tinyvae import encoders, flows, likelihoods, networks, priors
-from tinyvae.core.configurable import Configurable
+from tinyvae.core.configurable import Configurable, argument_names
 from tinyvae.encoders import Encoder, NetworkEncoder
 from tinyvae.errors import CheckpointError
 from tinyvae.flows import NormalizingFlow
@@ -33,38 +30,17 @@ Part: TypeAlias = (
     | PositiveParameter
     | Prior
 )
-BASES: tuple[type[nn.Module], ...] = (
-    Decoder,
-    Distance,
-    Encoder,
-    Likelihood,
-    Network,
-    NetworkEncoder,
-    NormalizingFlow,
-    PositiveParameter,
-    Prior,
+BASES: tuple[type[nn.Module], ...] = (*get_args(Part), NetworkEncoder)
+PARTS: tuple[type[nn.Module], ...] = tuple(
+    value
+    for package in (encoders, flows, likelihoods, networks, priors)
+    for value in vars(package).values()
+    # The method resolution order is used, because issubclass with abstract classes takes 0.1 s.
+    if isinstance(value, type) and value not in BASES and set(BASES) & set(value.__mro__)
 )
-
-
-def _public_parts(package: ModuleType) -> Iterator[type[nn.Module]]:
-    """Yield the public part classes of a package."""
-    for value in vars(package).values():
-        # The method resolution order is used, because issubclass with abstract classes takes 0.1 s.
-        if isinstance(value, type) and value not in BASES and set(BASES) & set(value.__mro__):
-            yield value
-
-
-PACKAGES = (encoders, flows, likelihoods, networks, priors)
-PARTS: tuple[type[nn.Module], ...] = tuple(chain.from_iterable(map(_public_parts, PACKAGES)))
 ACTIVATIONS: tuple[type[nn.Module], ...] = (
-    nn.ELU,
-    nn.GELU,
-    nn.LeakyReLU,
-    nn.ReLU,
-    nn.SiLU,
-    nn.Sigmoid,
-    nn.Softplus,
-    nn.Tanh,
+    *(nn.ELU, nn.GELU, nn.LeakyReLU, nn.ReLU),
+    *(nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Tanh),
 )
 
 
@@ -119,9 +95,7 @@ def stored_config(part: Configurable) -> dict[str, Any]:
 def part_config(part: Part) -> dict[str, Any]:
     """Return the arguments that built a part, checked against its constructor's signature."""
     config = stored_config(part)
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = inspect.signature(type(part)).parameters
-    expected = {name for name, p in parameters.items() if p.kind not in variadic}
+    expected = set(argument_names(type(part)))
     if set(config) != expected:
         raise TypeError(
             f"{type(part).__name__}.config() must return every argument of the constructor, "

@@ -15,12 +15,12 @@ from tinyvae.likelihoods import Likelihood
 from tinyvae.models.base import DecoderModel
 from tinyvae.models.checks import require_latent_shape, require_part
 from tinyvae.models.latents import Draw, conditional_density, repeat_rows, sample_prior
-from tinyvae.models.output import LatentTerm
+from tinyvae.models.output import Inference, LatentTerm
 from tinyvae.priors import Prior, StandardNormal
 
 
 class TwoLevelVAE(DecoderModel):
-    r"""Two layers that the decoder both reads: the model of the hierarchical VampPrior.
+    r"""Two layers, both of which the decoder reads: the model of the hierarchical VampPrior.
 
     Args:
         top: q(z_2 given x).
@@ -99,9 +99,7 @@ class TwoLevelVAE(DecoderModel):
         parts = (self.top, self.bottom, self.generator, self.likelihood)
         return all(part.is_density for part in parts)
 
-    def infer(
-        self, inputs: Tensor, context: Tensor | None, draw: Draw
-    ) -> tuple[tuple[LatentTerm, ...], Tensor]:
+    def infer(self, inputs: Tensor, context: Tensor | None, draw: Draw) -> Inference:
         """Draw z_2 given x, then z_1 given x and z_2."""
         prior = self.prior_given(context)
         upper: Distribution = self.top(inputs, context)

@@ -12,32 +12,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from tinyvae.core.module_state import preserved_statistics
 from tinyvae.distributions import Distribution, JointDistribution
 from tinyvae.encoders import Encoder, GaussianEncoder
 from tinyvae.likelihoods import Likelihood
 from tinyvae.models.base import DecoderModel
 from tinyvae.models.checks import require_latent_shape, require_part
 from tinyvae.models.latents import Draw, sample_prior
-from tinyvae.models.output import LatentTerm
-from tinyvae.networks import (
-    MLP,
-    ConvNet,
-    Network,
-    ResNet,
-    TransposedConvNet,
-    TransposedResNet,
-)
+from tinyvae.models.output import Inference, LatentTerm
+from tinyvae.networks import MLP, ConvNet, Network, ResNet, TransposedConvNet, TransposedResNet
 from tinyvae.priors import Prior, StandardNormal
 
-# name: encoder network of an input shape, decoder network of a latent shape
+# Networks of an encoder and a decoder, which take the shape of their input.
 NETWORKS: dict[
-    str,
-    tuple[Callable[[Sequence[int]], Network], Callable[[int | Sequence[int]], Network]],
-] = {
-    "mlp": (MLP, MLP),
-    "conv": (ConvNet, TransposedConvNet),
-    "resnet": (ResNet, TransposedResNet),
-}
+    str, tuple[Callable[[Sequence[int]], Network], Callable[[int | Sequence[int]], Network]]
+] = {"mlp": (MLP, MLP), "conv": (ConvNet, TransposedConvNet), "resnet": (ResNet, TransposedResNet)}
 
 
 class VAE(DecoderModel):
@@ -124,30 +113,16 @@ class VAE(DecoderModel):
             ValueError: If ``network`` is unknown, or does not fit the shape of the data.
 
         Example:
-            >>> VAE.from_shapes((1, 28, 28), latent_dim=20, likelihood=BernoulliLikelihood())
-            VAE(
-              latent_shape=(20,)
-              (encoder): GaussianEncoder(
-                (network): MLP(
-                  (1, 28, 28) -> (400,)
-                  (layers): Sequential(
-                    (0): Linear(in_features=784, out_features=400, bias=True)
-                    (1): ReLU()
-                  )
-                )
-                (head): Linear(in_features=400, out_features=40, bias=True)
-              )
-              (decoder): MLP(
-                (20,) -> (1, 28, 28)
-                (layers): Sequential(
-                  (0): Linear(in_features=20, out_features=400, bias=True)
-                  (1): ReLU()
-                  (2): Linear(in_features=400, out_features=784, bias=True)
-                )
-              )
-              (likelihood): BernoulliLikelihood()
-              (prior): StandardNormal((20,))
-            )
+            >>> vae = VAE.from_shapes((28, 28), latent_dim=20, likelihood=BernoulliLikelihood())
+            >>> print(summary(vae))
+            VAE of data (28, 28), latent (20,), BernoulliLikelihood()
+            encoder.network.layers.0  Linear  (400,)  314,000
+            encoder.network.layers.1  ReLU    (400,)        0
+            encoder.head              Linear  (40,)    16,040
+            decoder.layers.0          Linear  (400,)    8,400
+            decoder.layers.1          ReLU    (400,)        0
+            decoder.layers.2          Linear  (784,)  314,384
+            total                                     652,824
         """
         require_part("VAE", likelihood, Likelihood, "likelihood", "such as GaussianLikelihood()")
         data_shape = torch.Size((data_shape,) if isinstance(data_shape, int) else data_shape)
@@ -177,14 +152,13 @@ class VAE(DecoderModel):
     def encode(
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
     ) -> Distribution:
-        """Return q(z given x)."""
+        """Return q(z given x). Running statistics and codebooks stay as they are in any mode."""
         inputs = self.likelihood.encoder_input(self._observed(x, mask))
-        posterior: Distribution = self.encoder(inputs, context)
+        with preserved_statistics(self):
+            posterior: Distribution = self.encoder(inputs, context)
         return posterior
 
-    def infer(
-        self, inputs: Tensor, context: Tensor | None, draw: Draw
-    ) -> tuple[tuple[LatentTerm, ...], Tensor]:
+    def infer(self, inputs: Tensor, context: Tensor | None, draw: Draw) -> Inference:
         """Draw from q(z given x)."""
         prior = self.prior_given(context)
         posterior: Distribution = self.encoder(inputs, context)
@@ -203,9 +177,7 @@ class VAE(DecoderModel):
         return prior
 
 
-def _infer_parts(
-    posterior: JointDistribution, prior: JointDistribution, draw: Draw
-) -> tuple[tuple[LatentTerm, ...], Tensor]:
+def _infer_parts(posterior: JointDistribution, prior: JointDistribution, draw: Draw) -> Inference:
     """Draw each part of a joint latent, and return one latent term per part."""
     expected, got = (
         {name: part.event_shape for name, part in joint.parts.items()}
@@ -213,8 +185,8 @@ def _infer_parts(
     )
     if list(expected.items()) != list(got.items()):
         raise ValueError(
-            f"VAE expects a joint prior of the encoder's latents in their order, {expected}, got "
-            f"{got}"
+            "VAE expects a joint prior of the encoder's latents in their order, "
+            f"{expected}, got {got}"
         )
     terms = []
     for name, part in posterior.parts.items():

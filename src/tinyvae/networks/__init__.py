@@ -5,8 +5,8 @@ size their heads, and models set it for a decoder that was built without one. An
 ``nn.Module`` works as well, with its shapes given by hand.
 
 The normalization of these networks acts within each example (GroupNorm, LayerNorm). It does the
-same in training and evaluation mode, and no example's output depends on the rest of its batch. An
-example's likelihood is well-defined only under this condition.
+same in training and evaluation mode, and no output depends on other examples of the batch. Only
+then is the likelihood of an example well-defined.
 """
 
 from tinyvae.networks.base import Network as Network

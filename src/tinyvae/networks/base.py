@@ -69,7 +69,7 @@ class Network(Configurable, nn.Module, ABC):
 
 
 class MapNetwork(Network, ABC):
-    """Layers that read maps."""
+    """Base class of networks whose ``layers`` read maps."""
 
     layers: nn.Sequential
 
@@ -81,10 +81,9 @@ class MapNetwork(Network, ABC):
 
 
 class UpsamplingNetwork(Network, ABC):
-    """Layers from an input to a small map, and from there to an image of any size.
+    """Base class of networks from an input to a small map, and on to an image of any size.
 
-    A subclass makes the layers in :meth:`make_layers`. They are made by the constructor if it is
-    given an output shape, else by :meth:`build`.
+    A subclass makes the layers in :meth:`make_layers`, which :meth:`build` calls.
     """
 
     layers: nn.Sequential
@@ -191,9 +190,9 @@ def halvings(size: Sequence[int], count: int) -> list[tuple[int, int]]:
 def group_norm(channels: int, size: tuple[int, int]) -> nn.Module:
     """Return a normalization of groups of channels: at most eight groups of at least four channels.
 
-    A group of one channel would lose its mean over the image, which is all that a constant plane,
-    such as a context's, adds to it. A map of a single value is not normalized, because it would
-    always become zero.
+    A group of one channel would lose the channel's mean over the image. That mean is all that a
+    constant plane, such as one of a context, changes. A map of a single value is not normalized,
+    because it would always become zero.
     """
     if channels * size[0] * size[1] == 1:
         return nn.Identity()

@@ -11,10 +11,10 @@ from tinyvae.networks.base import Network
 class ConcatContext(Network):
     """A network of an input and a context, concatenated, for a conditional encoder or decoder.
 
-    A network of vectors ``(D + C,)`` gets the input, flattened, and then the context. A network of
-    maps ``(c + C, H, W)`` gets the input and then one constant plane per value of the context. The
-    context consists of numbers, ``context_dim=C``, or of class indices, ``num_classes=C``, which
-    the network gets as one-hot rows.
+    A network of vectors ``(D + C,)`` reads the flattened input, then the context. A network of maps
+    ``(c + C, H, W)`` reads the input, then one constant plane per value of the context. The context
+    consists of numbers (``context_dim=C``), or of class indices (``num_classes=C``), which the
+    network reads as one-hot rows.
 
     Args:
         network: The network, built for input and context together.
@@ -37,7 +37,6 @@ class ConcatContext(Network):
         Generative Models. NeurIPS, section 4.
 
     Example:
-        >>> from tinyvae.networks import ConcatContext
         >>> network = ConcatContext(MLP(28 * 28 + 10, hidden=(400,)), num_classes=10)
         >>> network(torch.zeros(5, 1, 28, 28), torch.arange(5)).shape
         torch.Size([5, 400])
@@ -49,11 +48,7 @@ class ConcatContext(Network):
     """
 
     def __init__(
-        self,
-        network: Network,
-        *,
-        context_dim: int | None = None,
-        num_classes: int | None = None,
+        self, network: Network, *, context_dim: int | None = None, num_classes: int | None = None
     ) -> None:
         super().__init__()
         self.context_dim = context_dim
@@ -143,7 +138,7 @@ class ConcatContext(Network):
                 f"{tuple(context.shape)} of {context.dtype}: give one integer per input; for "
                 "numbers, or rows that are one-hot already, build it with context_dim= instead"
             )
-        index = context.long()  # A byte cannot be compared with 300 classes.
+        index = context.long()  # bytes cannot be compared with 300 classes
         known = (index >= 0) & (index < self._width)
         # A compiled step cannot branch on values. There, NaN marks an unknown class.
         if not torch.compiler.is_compiling() and not known.all():

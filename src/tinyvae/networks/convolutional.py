@@ -27,8 +27,7 @@ class ConvNet(MapNetwork):
         channels: Output channels of the convolutions.
         kernel_size: An odd kernel size.
         activation: Class of the activation after every convolution.
-        normalize: True puts a GroupNorm before every activation. It does the same in training and
-            evaluation mode and treats each example by itself. A map of one value has none.
+        normalize: True puts a GroupNorm before every activation, except for a map of one value.
 
     Shape:
         ``(N, C, H, W)`` to ``(N, channels[-1], h, w)``.
@@ -80,8 +79,7 @@ class TransposedConvNet(UpsamplingNetwork):
         channels: Input channels of the transposed convolutions.
         kernel_size: An odd kernel size.
         activation: Class of the activation before every transposed convolution.
-        normalize: True puts a GroupNorm before every activation. It does the same in training and
-            evaluation mode and treats each example by itself. A map of one value has none.
+        normalize: True puts a GroupNorm before every activation, except for a map of one value.
 
     Shape:
         ``(N, *in_shape)`` to ``(N, *out_shape)``.

@@ -35,7 +35,6 @@ class Decoder(Configurable, nn.Module, ABC):
         z: ``(N, *L)``; context: ``(N, ...)``; output: ``(N, P, *E)``, or ``(N, *E)`` if ``P`` is 1.
 
     Example:
-        >>> from tinyvae import Decoder
         >>> class SharedScaleDecoder(Decoder):
         ...     def __init__(self, latent_dim, data_dim):
         ...         super().__init__()

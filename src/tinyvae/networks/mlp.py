@@ -16,12 +16,11 @@ class MLP(Network):
     Args:
         in_shape: Shape of one input, which is flattened first.
         hidden: Widths of the hidden layers, each followed by the activation.
-        out_shape: Shape of one output, given by a last linear layer without activation. By default
-            the output is the last hidden layer's: the features for an encoder's head. As a model's
-            decoder, the network gets the last layer from the model, which knows the shape.
+        out_shape: Shape of one output. A last linear layer without activation returns it. By
+            default the network has no such layer, and returns the last hidden layer: the features
+            for an encoder's head. A model adds the layer to its decoder.
         activation: Class of the activation.
-        normalize: True puts a LayerNorm before every activation. It does the same in training and
-            evaluation mode and treats each example by itself. Layers of width 1 have none.
+        normalize: True puts a LayerNorm before every activation, except in layers of width 1.
 
     Shape:
         ``(N, *in_shape)`` to ``(N, *out_shape)``.

@@ -2,12 +2,9 @@ r"""Residual networks of convolutions.
 
 .. math:: x \mapsto x + f(x)
 
-f is normalization, activation and convolution, twice (the "pre-activation" order of He et al.,
-2016). The last convolution of f starts at zero. A block therefore starts as the identity, and a
-deep network is as easy to train as a shallow one.
-
-The normalization is GroupNorm. It does the same in training and evaluation mode and treats each
-example by itself. Batch normalization does neither.
+f is GroupNorm, activation and convolution, twice (the "pre-activation" order of He et al., 2016).
+The last convolution of f starts at zero. A block therefore starts as the identity, and a deep
+network is as easy to train as a shallow one.
 """
 
 from collections.abc import Sequence
@@ -28,7 +25,7 @@ from tinyvae.networks.base import (
     seed_layers,
 )
 
-# Limit of what a file can make its reader build, after each halving.
+# Blocks after each halving. A model file cannot make its reader build more.
 MAX_BLOCKS = 100
 
 
@@ -72,8 +69,7 @@ class ResNet(MapNetwork):
     """Convolutions of stride 2, each followed by residual blocks, for encoders.
 
     Each convolution halves height and width (rounded up), as in :class:`ConvNet`. The last layers
-    are a GroupNorm and an activation. GroupNorm does the same in training and evaluation mode and
-    treats each example by itself.
+    are a GroupNorm and an activation.
 
     Args:
         in_shape: ``(C, H, W)``, any sizes.
@@ -89,7 +85,6 @@ class ResNet(MapNetwork):
         Wu, He (2018). Group Normalization. arXiv:1803.08494.
 
     Example:
-        >>> from tinyvae.networks import ResNet
         >>> ResNet((3, 28, 20), channels=(16, 32), blocks=2)(torch.zeros(5, 3, 28, 20)).shape
         torch.Size([5, 32, 7, 5])
     """
@@ -123,12 +118,11 @@ class TransposedResNet(UpsamplingNetwork):
 
     It mirrors :class:`ResNet` with the channels in reverse. Heights and widths are those of the
     halvings (rounded up), so odd sizes come out exactly. A doubling repeats pixels (nearest
-    neighbor) and convolves them, which avoids checkerboard artifacts. GroupNorm does the same in
-    training and evaluation mode and treats each example by itself.
+    neighbor) and convolves them, which avoids checkerboard artifacts.
 
-    The first layer is linear. If the input is a map ``(C, h, w)`` of the height and width after all
-    halvings, as a spatial latent is, the first layer is a 1 x 1 convolution, so that all layers are
-    convolutions. The last layer, ``layers[-1]``, is a convolution with a bias.
+    The first layer is linear, or a 1 x 1 convolution if the input is a map ``(C, h, w)`` of the
+    height and width after all halvings, as a spatial latent is. The last layer, ``layers[-1]``, is
+    a convolution with a bias.
 
     Args:
         in_shape: Shape of one input. It is flattened first, unless it is a map as above.
@@ -146,7 +140,6 @@ class TransposedResNet(UpsamplingNetwork):
         Odena, Dumoulin, Olah (2016). Deconvolution and Checkerboard Artifacts. Distill.
 
     Example:
-        >>> from tinyvae.networks import TransposedResNet
         >>> TransposedResNet(8, (2, 1, 27, 20), channels=(32, 16))(torch.zeros(5, 8)).shape
         torch.Size([5, 2, 1, 27, 20])
         >>> TransposedResNet((4, 7, 5), (1, 27, 20), channels=(32, 16)).layers[0]

@@ -352,7 +352,7 @@ STATES = {
     "weight of another dtype": put(torch.zeros(4, dtype=torch.int64), *WEIGHT),
     "extra weight": add(torch.zeros(1), "model", "_metadata"),
     "weight missing": drop(*WEIGHT),
-    "buffer of another shape": put(torch.zeros(2), "objective", "beta"),
+    "buffer of another shape": put(torch.zeros(2), "objective", "beta.value"),
     **{
         f"step is {value!r:.20}": put(value, "position", "step")
         for value in ("1", None, -1, 1.5, True, 10**30, torch.ones(()))

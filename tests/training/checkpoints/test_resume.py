@@ -11,7 +11,7 @@ import torch
 from helpers.runs import AUTO, checkpoint_of, digest, epochs_in, steps_in
 from helpers.training import BATCH_SIZE, DATA, STEPS, After, Unsized, make_vae, same, weights_of
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
 
 import tinyvae.training.checkpoints.directory
@@ -57,8 +57,7 @@ def everything():
     )
     optimization = Optimization(
         0.02,
-        scheduler=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
-        scheduler_interval="step",
+        schedule="cosine",
         clip_norm=1.0,
     )
     return {
@@ -257,7 +256,7 @@ def test_resume_reads_a_loader_again_up_to_its_position(name, tmp_path):
     expected = digest(fit(trainer_of(complete["folder"], plateau), make()))
     for step in (0, STEPS, 2 * STEPS):
         assert digest(resumed(complete, step, tmp_path / f"{step}", train=make())) == expected
-    with pytest.warns(UserWarning, match="2 batches that were used in this epoch are read again"):
+    with pytest.warns(UserWarning, match="the 2 batches that this epoch has used are read again"):
         trainer = resumed(complete, STEPS + 2, tmp_path / "within", train=make())
     assert digest(trainer) == expected
 
@@ -281,7 +280,7 @@ def test_resume_after_an_error_between_steps_keeps_the_order_of_a_loader(tmp_pat
     finally:
         signal.signal(signal.SIGCHLD, previous)
     assert steps_in(folder)[-1] == STEPS + 2
-    with pytest.warns(UserWarning, match="2 batches that were used in this epoch are read again"):
+    with pytest.warns(UserWarning, match="the 2 batches that this epoch has used are read again"):
         trainer = fit(trainer_of(folder, plateau), make(), **AUTO)
     assert digest(trainer) == expected
 

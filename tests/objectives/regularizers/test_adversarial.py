@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.cases import for_each
 from torch import nn
 
 from tinyvae import (
@@ -117,7 +118,7 @@ def test_permute_dims_is_uniform_and_independent():
     assert max(abs(count - num / 36) for count in counts.values()) < 4 * error
 
 
-@pytest.mark.parametrize("num_samples", [1, 3])
+@for_each("num_samples", [1, 3])
 def test_adversarial_losses_agree_with_numpy(num_samples):
     vae, batch = small_vae(), Batch(torch.randn(7, DATA))
     for name in ("total correlation", "prior"):
@@ -140,8 +141,8 @@ def test_adversarial_losses_agree_with_numpy(num_samples):
         assert penalty.metrics["discriminator_accuracy"].item() == pytest.approx(hits, rel=1e-12)
 
 
-@pytest.mark.parametrize("num_samples", [1, 3])
-@pytest.mark.parametrize("context", [0, 3])
+@for_each("num_samples", [1, 3])
+@for_each("context", [0, 3])
 def test_vae_gan_losses_agree_with_numpy(num_samples, context):
     vae = small_vae(context)
     batch = Batch(torch.randn(7, DATA), torch.randn(7, context) if context else None)
@@ -178,8 +179,8 @@ def test_vae_gan_losses_agree_with_numpy(num_samples, context):
 # Whose gradient is whose --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", REGULARIZERS)
-@pytest.mark.parametrize("order", [("model", "discriminator"), ("discriminator", "model")])
+@for_each("name", REGULARIZERS)
+@for_each("order", [("model", "discriminator"), ("discriminator", "model")])
 def test_adversarial_backward_passes_do_not_mix(name, order):
     """Without zero_grad between the passes, each side still has the gradient of its own loss."""
     vae, batch = small_vae(), Batch(torch.randn(7, DATA))
@@ -200,7 +201,7 @@ def test_adversarial_backward_passes_do_not_mix(name, order):
         assert all(g.any() for g in expected["discriminator"])
 
 
-@pytest.mark.parametrize("name", REGULARIZERS)
+@for_each("name", REGULARIZERS)
 def test_trainer_steps_each_side_on_its_own_loss(name):
     """One SGD step moves each parameter along the gradient of the loss of its group."""
     x, seen = torch.randn(8, DATA), {}
@@ -258,7 +259,7 @@ def test_adversarial_parameter_groups():
     assert trained is objective.regularizers[0].discriminator.layers[2].bias
 
 
-@pytest.mark.parametrize("context", [0, 3])
+@for_each("context", [0, 3])
 def test_vae_gan_discriminator_does_not_train_the_encoder(context):
     vae = small_vae(context)
     batch = Batch(torch.randn(7, DATA), torch.randn(7, context) if context else None)
@@ -362,9 +363,7 @@ def test_adversarial_prior_matches_the_aggregate_posterior():
 # Errors -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "cls", [AdversarialTotalCorrelationRegularizer, AdversarialPriorRegularizer]
-)
+@for_each("cls", [AdversarialTotalCorrelationRegularizer, AdversarialPriorRegularizer])
 def test_adversarial_refuses_discriminators_of_other_shapes(cls):
     vae, batch = small_vae(), Batch(torch.randn(7, DATA))
     with pytest.raises(
