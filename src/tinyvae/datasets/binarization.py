@@ -1,7 +1,7 @@
 r"""Binarization of gray levels, for a Bernoulli likelihood.
 
 A gray level :math:`x \in \{0, \dots, M\}` is compared with a threshold, or it is the probability
-:math:`x / M` of a one. Then the draw is
+:math:`x / M` of a one. The draw of a one is
 
 .. math:: b = \Big[\, u = \tfrac{M}{2^{16}} \big(w + \tfrac{v}{n}\big) < x \,\Big], \quad
           w \sim \mathrm{Uniform}\{0, \dots, 2^{16} - 1\}, \quad

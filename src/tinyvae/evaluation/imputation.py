@@ -27,10 +27,10 @@ def impute(
 ) -> Tensor:
     """Fill missing entries given the observed ones.
 
-    Without ``num_imputations``, an entry gets its conditional mean, which is best in squared error.
-    An entry of unordered classes gets the most probable class. With ``num_imputations``, it gets
-    that many samples of the conditional distribution (sampling importance resampling). Their spread
-    shows the uncertainty: analyze each completed data set, and pool the results.
+    Without ``num_imputations``, an entry gets its conditional mean, which minimizes the squared
+    error. An entry of unordered classes gets the most probable class. With ``num_imputations``, it
+    gets that many samples of the conditional distribution (sampling importance resampling). Their
+    spread shows the uncertainty: analyze each completed data set, and pool the results.
 
     Args:
         model: A model with a :class:`~tinyvae.likelihoods.MaskedLikelihood`. It is used in

@@ -60,8 +60,27 @@ class IWAE(VariationalBound):
         return log_mean_exp_derivatives(log_weight)
 
 
-class _SeveralBounds(VariationalBound):
-    """Mean of several importance-weighted bounds."""
+class MultiplyIWAE(VariationalBound):
+    r"""Mean of :math:`M` importance-weighted bounds of :math:`K` samples each.
+
+    This is the "MIWAE" of Rainforth et al., not the MIWAE for missing data. Its expectation is that
+    of :math:`\mathcal{L}_K`. The variance of its gradient is 1 / M times that of one bound.
+
+    Args:
+        num_samples: Samples :math:`K` of one bound.
+        num_bounds: Number of bounds :math:`M`.
+        beta: See :class:`IWAE`.
+        estimator: See :class:`IWAE`.
+        baseline: See :class:`IWAE`. It compares the samples of one bound.
+
+    References:
+        Rainforth et al. (2018). Tighter Variational Bounds are Not Necessarily Better.
+        arXiv:1802.04537, section 4.
+
+    Example:
+        >>> MultiplyIWAE(num_samples=8, num_bounds=4).num_draws
+        32
+    """
 
     metric = "multiply_iwae"
 
@@ -86,30 +105,7 @@ class _SeveralBounds(VariationalBound):
         return log_mean_exp_derivatives(log_weight)
 
 
-class MultiplyIWAE(_SeveralBounds):
-    r"""Mean of :math:`M` importance-weighted bounds of :math:`K` samples each.
-
-    This is the "MIWAE" of Rainforth et al., not the MIWAE for missing data. Its expectation is that
-    of :math:`\mathcal{L}_K`. The variance of its gradient is 1 / M times that of one bound.
-
-    Args:
-        num_samples: Samples :math:`K` of one bound.
-        num_bounds: Number of bounds :math:`M`.
-        beta: See :class:`IWAE`.
-        estimator: See :class:`IWAE`.
-        baseline: See :class:`IWAE`. It compares the samples of one bound.
-
-    References:
-        Rainforth et al. (2018). Tighter Variational Bounds are Not Necessarily Better.
-        arXiv:1802.04537, section 4.
-
-    Example:
-        >>> MultiplyIWAE(num_samples=8, num_bounds=4).num_draws
-        32
-    """
-
-
-class PIWAE(_SeveralBounds):
+class PIWAE(VariationalBound):
     r"""Partially importance-weighted autoencoder with two bounds of the same samples.
 
     The posterior is trained on :math:`M` bounds of :math:`K` samples (:class:`MultiplyIWAE`), all
@@ -137,6 +133,28 @@ class PIWAE(_SeveralBounds):
         >>> sorted(gradients)
         ['generative', 'posterior']
     """
+
+    metric = "multiply_iwae"
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        num_bounds: int,
+        beta: float | Schedule = 1.0,
+        estimator: Estimator = "pathwise",
+        baseline: Baseline = "vimco",
+    ) -> None:
+        super().__init__(num_samples, beta=beta, estimator=estimator, baseline=baseline)
+        self.num_bounds = self.require_positive("num_bounds", num_bounds)
+
+    def value(self, log_weight: Tensor) -> Tensor:
+        """Return the log of the mean weight of each bound."""
+        return log_mean_exp(log_weight)
+
+    def derivatives(self, log_weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the normalized weights w of each bound, and w (1 - w)."""
+        return log_mean_exp_derivatives(log_weight)
 
     def bounds(self, log_weight: Tensor) -> dict[str, Tensor]:
         """Return both bounds, ``(B,)``."""

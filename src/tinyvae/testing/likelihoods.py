@@ -39,16 +39,17 @@ def check_likelihood(
     The checks are: shapes for 1 and 3 draws and a batch of 1; permuted, chunked and strided
     batches; dtypes and shapes of the encoder's input; a support that contains draws and rejects
     NaN; gradients in the decoder's output and in the likelihood's parameters; a description that
-    builds an equal likelihood; missing entries without log density or gradient under
-    :class:`~tinyvae.likelihoods.MaskedLikelihood`, if it ``factorizes``; and
-    :func:`check_distribution` for one datum, which covers total mass, mean, draws and float32. If
-    ``is_density`` is False, there is no check of mass or of draws against ``log_prob``.
+    builds an equal likelihood; missing entries under
+    :class:`~tinyvae.likelihoods.MaskedLikelihood`, which contribute neither log density nor
+    gradient, if ``factorizes`` is True; and :func:`check_distribution` for one datum, which covers
+    total mass, mean, draws and float32. If ``is_density`` is False, mass and draws are not checked
+    against ``log_prob``.
 
     The checks use a copy in evaluation mode. The global random state does not change.
 
     Args:
         likelihood: The likelihood.
-        data_shape: Shape ``E`` of one datum. Keep it small: every dimension is integrated over.
+        data_shape: Shape ``E`` of one datum. Keep it small: each dimension costs an integral.
         context: Condition of the likelihood, at least 5 rows, if it reads one.
         values: All possible data ``(V, *E)``, for a likelihood whose dimensions depend on each
             other. Their masses are summed instead.
