@@ -41,13 +41,11 @@ def ones(words: Tensor, fine: Tensor, x: Tensor, max_value: int) -> Tensor:
     r"""Return ones where :math:`u < x`, zeros elsewhere, for given random digits of :math:`u`.
 
     Args:
-        words: 16 random bits per pixel, as :math:`w - 2^{15}`.
-        fine: :math:`M v / (2^{16} n)`, in a dtype with at least :math:`16 + \log_2 n` bits.
-        x: Levels between 0 and :math:`M`.
+        words: 16 random bits per pixel, as :math:`w - 2^{15}`, ``(*)``, int16.
+        fine: :math:`M v / (2^{16} n)`, broadcast to ``(*)``, in a dtype with at least
+            :math:`16 + \log_2 n` bits.
+        x: Levels between 0 and :math:`M`, ``(*)``.
         max_value: :math:`M`.
-    Shape:
-        words: ``(*)``, int16; fine: broadcast to ``(*)``, float32 or float64; x: ``(*)``; result:
-        ``(*)``, float32.
 
     Example:
         >>> words = torch.tensor([-(2**15), -1, 0, 2**15 - 1], dtype=torch.int16)

@@ -45,7 +45,7 @@ def log_marginal(
         context: Input of a conditional model, ``(N, ...)``.
         mask: True for the observed entries, ``(N, *E)``. NaN is missing.
         num_samples: Samples :math:`K` per example.
-        seed: Seed of the samples. Global random state is left as it was.
+        seed: Seed of the samples. The global random state does not change.
 
     Returns:
         ``(N,)``, nats.

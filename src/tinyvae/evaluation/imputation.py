@@ -40,7 +40,7 @@ def impute(
         mask: True for the observed entries, ``(N, *E)``.
         num_imputations: Number of samples ``M``. None gives one best value.
         num_samples: Latents per example, which are resampled by their weights.
-        seed: Seed of the samples. Global random state is left as it was.
+        seed: Seed of the samples. The global random state does not change.
 
     Returns:
         ``(N, *E)``, or ``(M, N, *E)`` with ``num_imputations``. Observed entries are unchanged.

@@ -92,7 +92,7 @@ class Report:
 
     @property
     def bits_unit(self) -> str:
-        """The quantity that the bits per dimension measure."""
+        """Description of the quantity that the bits per dimension measure."""
         if self.is_discrete is None:
             return "masses and densities, in the units of the data"
         if self.is_discrete:
@@ -161,7 +161,7 @@ def evaluate(
         importance_examples: Number of first examples for log p(x). None uses all.
         bin_width: Width of the bins in which ``x`` was dequantized
             (:class:`~tinyvae.datasets.Dequantization`), for bits per dimension of the levels.
-        seed: Seed of the samples. Global random state is left as it was.
+        seed: Seed of the samples. The global random state does not change.
 
     Example:
         >>> report = evaluate(vae, x, elbo_samples=8, importance_samples=50)

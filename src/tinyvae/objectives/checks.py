@@ -12,13 +12,7 @@ from tinyvae.objectives.estimators import Estimator, terms_without_rsample
 
 
 def check_gradients(owner: str, output: VAEOutput, num_samples: int, estimator: Estimator) -> None:
-    """Raise unless ``estimator`` applies to every latent of a pass.
-
-    Args:
-        owner: Name of the bound, for errors.
-        output: Output of a pass.
-        num_samples: Samples :math:`K` per example and bound.
-        estimator: Estimator of the gradient through reparameterized samples.
+    """Raise unless ``estimator`` applies to every latent of a pass of the bound ``owner``.
 
     Raises:
         ValueError: If two latents have the same name, if a latent without reparameterized samples

@@ -1,4 +1,4 @@
-r"""The evidence lower bound, and the objectives that reweight its two terms.
+r"""Evidence lower bound, and the objectives that reweight its two terms.
 
 .. math:: \log p(x) \ge \mathbb{E}_{q(z \mid x)} [\log p(x \mid z)]
     - \mathrm{KL}(q(z \mid x) \,\|\, p(z))

@@ -162,7 +162,7 @@ def _require_rows(name: str, value: Tensor | None) -> None:
 
 @dataclass(frozen=True)
 class _Case:
-    """An encoder or a prior, in float64, with the arguments of its calls."""
+    """Encoder or prior, in float64, with the arguments of its calls."""
 
     part: Encoder | Prior
     inputs: Tensor | None  # of an encoder

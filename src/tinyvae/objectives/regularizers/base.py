@@ -199,7 +199,7 @@ class RegularizedObjective(Objective):
 
     @property
     def terms(self) -> list[Regularizer]:
-        """The regularizers."""
+        """Regularizers of the sum."""
         return [r for r in self.regularizers if isinstance(r, Regularizer)]
 
     @property
