@@ -89,9 +89,13 @@ class AdversarialRegularizer(Regularizer):
                 f"error: {error}"
             ) from error
 
-    def accuracy(self, value: Tensor) -> dict[str, Tensor]:
-        """Return the discriminator's accuracy as a metric."""
-        return {f"{self.group}_accuracy": value}
+    def adversarial_output(
+        self, loss: Tensor, first: Tensor, second: Tensor, **metrics: Tensor
+    ) -> RegularizerOutput:
+        """Return the model's loss, the discriminator's loss, and the metrics of both."""
+        adversary, accuracy = self.discriminator_loss(first, second)
+        reported = self.reported(**metrics) | {f"{self.group}_accuracy": accuracy}
+        return RegularizerOutput(loss, reported, adversary)
 
 
 class AdversarialTotalCorrelationRegularizer(AdversarialRegularizer):
@@ -125,11 +129,9 @@ class AdversarialTotalCorrelationRegularizer(AdversarialRegularizer):
         """Return the estimate and the loss of the discriminator."""
         z = self.reparameterized_term(output).z
         value = self.log_odds_for_model(z.flatten(0, 1)).mean()
-        adversary, accuracy = self.discriminator_loss(
-            z.flatten(0, 1), permute_dims(z.detach()).flatten(0, 1)
-        )
-        metrics = self.reported(adversarial_total_correlation_nats=value)
-        return RegularizerOutput(self.weighted(value), metrics | self.accuracy(accuracy), adversary)
+        permuted = permute_dims(z.detach()).flatten(0, 1)
+        metrics = {"adversarial_total_correlation_nats": value}
+        return self.adversarial_output(self.weighted(value), z.flatten(0, 1), permuted, **metrics)
 
 
 def permute_dims(z: Tensor) -> Tensor:
@@ -173,11 +175,8 @@ class AdversarialPriorRegularizer(AdversarialRegularizer):
         term = self.reparameterized_term(output)
         z = term.z.flatten(0, 1)
         value = F.softplus(-self.log_odds_for_model(z)).mean()
-        adversary, accuracy = self.discriminator_loss(
-            prior_samples("AdversarialPriorRegularizer", term).flatten(0, 1), z
-        )
-        metrics = self.reported(adversarial_prior=value)
-        return RegularizerOutput(self.weighted(value), metrics | self.accuracy(accuracy), adversary)
+        prior = prior_samples("AdversarialPriorRegularizer", term).flatten(0, 1)
+        return self.adversarial_output(self.weighted(value), prior, z, adversarial_prior=value)
 
 
 class VAEGANRegularizer(AdversarialRegularizer):
@@ -237,12 +236,9 @@ class VAEGANRegularizer(AdversarialRegularizer):
         fooled = F.softplus(-self.log_odds_for_model(fakes)).mean()
         data = batch.x.to(fakes.dtype)
         distance = self._distance(data, output.likelihood.mean)
-        adversary, accuracy = self.discriminator_loss(data, fakes)
         metrics = {"adversarial_data": fooled, "feature_distance": distance}
         loss = self.weighted(fooled) + self.similarity.type_as(distance) * distance
-        return RegularizerOutput(
-            loss, self.reported(**metrics) | self.accuracy(accuracy), adversary
-        )
+        return self.adversarial_output(loss, data, fakes, **metrics)
 
     def _distance(self, x: Tensor, reconstructed: Tensor) -> Tensor:
         """Return half the squared distance of the features of ``(B, *E)`` and ``(K, B, *E)``."""
