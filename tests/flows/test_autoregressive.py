@@ -46,7 +46,7 @@ def test_draws_in_cells_agree_with_density():
     p = CASES["flow, 2, spline"].make(*draw_params("flow, 2, spline", ()))
     with torch.no_grad():
         z = p.sample((10_000,))
-        # Between two nodes each, lest the nodes of an edge stand for both of its sides.
+        # Each edge lies between two nodes, so that every node belongs to one cell.
         edges = [np.floor(np.quantile(c, [0.2, 0.5, 0.8]) * 10) / 10 + 0.05 for c in z.T.numpy()]
         nodes, cell = grid(*[torch.linspace(-8, 8, 161)] * 2)
         mass = p.log_prob(nodes).exp().numpy() * cell

@@ -32,7 +32,7 @@ def perturbed(kind, dim, spread=1.0, **options):
     return flow
 
 
-def given(flow, *batch):
+def context_of(flow, *batch):
     return torch.randn(*batch, flow.context_dim) if flow.context_dim else None
 
 
@@ -149,7 +149,7 @@ def test_planar_flow_with_zero_direction():
 @context_dims
 def test_bijection_is_unaffected_by_an_optimizer_step(kind, context_dim):
     flow = perturbed(kind, 2, context_dim=context_dim)
-    bijection, z = flow(given(flow, 5)), torch.randn(5, 2)
+    bijection, z = flow(context_of(flow, 5)), torch.randn(5, 2)
     before = bijection(z)
     with torch.no_grad():
         flow.offset += 1
@@ -197,7 +197,7 @@ def test_density_integrates_to_one(kind):
 @context_dims
 def test_gradients_of_flow_and_inverse(kind, context_dim):
     flow = perturbed(kind, 2, 0.7, context_dim=context_dim, transforms=2)
-    context = given(flow, 3)
+    context = context_of(flow, 3)
     names = [name for name, _ in flow.named_parameters()]
     values = [p.detach().clone().requires_grad_() for p in flow.parameters()]
     z = torch.randn(3, 2, requires_grad=True)
@@ -244,7 +244,7 @@ def planar_vae(kind, context_dim, dim=2):
 
 @kinds
 @for_each("context_dim", [0, 6])
-def test_frozen_posterior(kind, context_dim):
+def test_flow_encoder_with_a_frozen_posterior(kind, context_dim):
     vae, x = planar_vae(kind, context_dim), torch.rand(5, 4)
     logs = []
     for frozen in (False, True):
@@ -291,14 +291,14 @@ def test_flow_encoder_contract(kind, context_dim, dim):
 @context_dims
 def test_flow_prior_contract(kind, context_dim):
     flow = kind(2, context_dim=context_dim, transforms=3)
-    check_prior(FlowPrior(flow), given(flow, 5))
+    check_prior(FlowPrior(flow), context_of(flow, 5))
 
 
 @kinds
 @context_dims
-def test_single_precision(kind, context_dim):
+def test_flow_in_single_precision(kind, context_dim):
     flow = perturbed(kind, 3, 0.5, context_dim=context_dim)
-    context, z = given(flow, 7), torch.randn(7, 3)
+    context, z = context_of(flow, 7), torch.randn(7, 3)
     value, log_det = flow(context).call_and_ladj(z)
     flow = flow.float()
     low = None if context is None else context.float()
