@@ -559,7 +559,7 @@ def test_models_without_second_pass_refuse_dreg_and_piwae():
     model = TwoLayers(top_down=True)
     with pytest.raises(NotImplementedError, match="use estimator='pathwise'"):
         IWAE(2, estimator="dreg")(model, Batch(torch.randn(3, 4)))
-    with pytest.raises(NotImplementedError, match="posterior's parameters"):
+    with pytest.raises(NotImplementedError, match="separate the parameters of its posterior"):
         PIWAE(2, num_bounds=2).parameter_groups(model)
 
 

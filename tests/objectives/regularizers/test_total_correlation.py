@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import re
 
 import numpy as np
 import pytest
@@ -161,9 +160,6 @@ def test_total_correlation_refuses_large_batches_and_dependent_dimensions():
     ):
         (ELBO() + TotalCorrelationRegularizer(1.0, dataset_size=6))(small_vae(), batch)
     objective = ELBO() + TotalCorrelationRegularizer(1.0, dataset_size=SIZE)
-    remedy = re.compile(
-        "TotalCorrelationRegularizer expects posteriors with independent dimensions, got an error: "
-        "FullNormal"
-    )
+    remedy = "expects posteriors with independent dimensions, got an error: .* got FullNormal"
     with pytest.raises(ValueError, match=remedy):
         objective.check(small_vae(FullGaussianEncoder), batch)
