@@ -1,4 +1,4 @@
-"""Errors that the library raises.
+"""Exceptions of the library.
 
 Each is a :class:`TinyVAEError` and also the built-in exception with the same meaning::
 
@@ -19,7 +19,7 @@ class TinyVAEError(Exception):
 
 
 class CheckpointError(TinyVAEError, RuntimeError):
-    """Error of a file that is damaged, hostile, foreign or newer. Nothing was loaded."""
+    """Damaged, hostile, foreign or newer file. Nothing was loaded."""
 
 
 class DataWorkerError(TinyVAEError, RuntimeError):

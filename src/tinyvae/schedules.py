@@ -1,7 +1,7 @@
-"""Schedules: weights that change with the step.
+"""Schedules of weights that change with the step.
 
-A schedule is a pure function of the step, so a resumed run needs nothing but the step. Its length
-is a number of steps or a fraction of the run. A :class:`ScheduledWeight` holds the current value.
+A schedule is a pure function of the step, so a resumed run only needs the step. Its length is a
+number of steps or a fraction of the run. A :class:`ScheduledWeight` holds the current value.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 
 
 class Schedule(ABC):
-    """A weight as a function of the step.
+    """Weight as a function of the step.
 
     Args:
         steps: Length in optimizer steps.
@@ -31,15 +31,15 @@ class Schedule(ABC):
 
     @property
     def value_range(self) -> tuple[float, float]:
-        """Smallest and largest value; infinite if they are unknown."""
+        """Smallest and largest value, infinite if they are unknown."""
         return -math.inf, math.inf
 
     @abstractmethod
     def value_at(self, step: int, length: int) -> float:
-        """Return the value at ``step`` in 0..length of a schedule that ends at ``length``."""
+        """Return the value at ``step``, which is between 0 and the last step ``length``."""
 
     def length(self, total_steps: int | None) -> int:
-        """Return the steps until the last value in a run of ``total_steps`` (None: unknown)."""
+        """Return the step of the last value in a run of ``total_steps`` (None: unknown)."""
         if self.steps is not None:
             return self.steps
         if total_steps is None or self.fraction is None:
@@ -47,7 +47,7 @@ class Schedule(ABC):
                 f"{type(self).__name__}(fraction={self.fraction}) needs the length of the run, "
                 "got data of unknown length: use steps= instead of fraction="
             )
-        # The updates of a run are 0 to total_steps - 1: fraction=1 ends with the last of them.
+        # Updates count from 0 to total_steps - 1, so that fraction=1 ends with the last one.
         return max(1, round(self.fraction * (total_steps - 1)))
 
     def __call__(self, step: int, total_steps: int | None = None) -> float:
@@ -63,7 +63,7 @@ def _finite(value: float) -> float:
 
 
 class Constant(Schedule):
-    """A constant value.
+    """Constant value.
 
     Args:
         value: The value.
@@ -87,12 +87,12 @@ class Constant(Schedule):
         return self.value
 
     def length(self, total_steps: int | None) -> int:
-        """Return 0: the first value is the last."""
+        """Return 0, since the first value is the last one."""
         return 0
 
 
 class Ramp(Schedule):
-    """A schedule between two values.
+    """Base class of schedules between two values.
 
     Args:
         start: First value.
@@ -122,13 +122,7 @@ class Ramp(Schedule):
 
 
 class Linear(Ramp):
-    """A linear ramp from ``start`` to ``end``, then ``end``.
-
-    Args:
-        start: First value.
-        end: Last value.
-        steps: Length in optimizer steps.
-        fraction: Length as a fraction of the run.
+    """Linear ramp from ``start`` to ``end``, then ``end``. See :class:`Ramp` for the arguments.
 
     Example:
         >>> warm_up = Linear(0.0, 1.0, steps=10)
@@ -142,13 +136,7 @@ class Linear(Ramp):
 
 
 class Cosine(Ramp):
-    """Half a cosine wave from ``start`` to ``end``, then ``end``.
-
-    Args:
-        start: First value.
-        end: Last value.
-        steps: Length in optimizer steps.
-        fraction: Length as a fraction of the run.
+    """Half a cosine wave from ``start`` to ``end``, then ``end``. See :class:`Ramp`.
 
     Example:
         >>> round(Cosine(0.0, 1.0, steps=10)(5), 12)
@@ -201,17 +189,17 @@ class Cyclical(Ramp):
         """Return the value at ``step`` of all cycles."""
         if step == length:
             return self.end
-        # The remainder is taken of integers, so that every cycle starts exactly at ``start``.
+        # The remainder of integers is exact, so that every cycle starts exactly at ``start``.
         share = (step * self.cycles % length) / length
         return self.interpolate(min(share / self.ramp, 1.0))
 
 
 class ScheduledWeight(torch.nn.Module):
-    """The current value of a weight that follows a schedule.
+    """Current value of a weight that follows a schedule.
 
-    Assign it to an attribute of an objective or a regularizer: the objective then sets it at every
+    Assign it to an attribute of an objective or a regularizer. The objective then sets it at every
     step. The value is a 0-d buffer, so a new value never recompiles a graph. A weight that changes
-    is part of the ``state_dict``; a constant one is not.
+    is part of the ``state_dict``, a constant one is not.
 
     Args:
         schedule: A number or a :class:`Schedule`.
@@ -260,7 +248,7 @@ class ScheduledWeight(torch.nn.Module):
 
     @property
     def value_range(self) -> tuple[float, float]:
-        """Smallest and largest value; infinite if they are unknown."""
+        """Smallest and largest value, infinite if they are unknown."""
         return self.schedule.value_range
 
     def is_constant(self, value: float) -> bool:
@@ -272,10 +260,8 @@ class ScheduledWeight(torch.nn.Module):
         self.value.fill_(self.schedule(step, total_steps))
 
     def type_as(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the value in the dtype of ``tensor``.
-
-        A 0-d float64 factor would promote another 0-d tensor, such as a loss.
-        """
+        """Return the value in the dtype of ``tensor``."""
+        # A 0-d float64 factor would promote another 0-d tensor, such as a loss.
         return self.value.to(tensor.dtype)
 
     def __repr__(self) -> str:

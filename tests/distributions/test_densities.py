@@ -197,8 +197,8 @@ def discretized_logistic(num_levels):
     )
 
 
-# Of differences in the place of derivatives: small beside all distances from a location, but not
-# beside any distance from a Laplace variable's kink.
+# Step of the differences that replace derivatives. It is small compared with all distances from a
+# location, except distances from the kink of a Laplace density.
 STEP = Decimal("1e-18")
 
 FAMILIES = {
@@ -259,7 +259,7 @@ def evaluate(make, inputs, dtype):
 
 
 def exact_gradient(exact, inputs):
-    """Return the gradient by central differences, exact in float64 thanks to 40 digits."""
+    """Return the gradient by central differences of 40 digits, exact in float64."""
     for i in range(1, len(inputs)):
         high, low = ([*inputs[:i], inputs[i] + d, *inputs[i + 1 :]] for d in (STEP, -STEP))
         yield float((exact(*high) - exact(*low)) / (2 * STEP))

@@ -1,9 +1,4 @@
-import math
-
-import numpy as np
 import pytest
-import scipy.integrate
-import scipy.stats
 import torch
 import torch.distributions as td
 from helpers.cases import for_each
@@ -85,21 +80,6 @@ def test_agrees_with_torch(name, sample_shape, dtype, tolerance):
     assert ours.sample(sample_shape).dtype == dtype
 
 
-def test_log_prob_agrees_with_scipy():
-    mean, log_std, x = torch.randn(3, 50)
-    expected = scipy.stats.norm.logpdf(x, mean, log_std.exp())
-    np.testing.assert_allclose(Normal(mean, log_std).log_prob(x), expected, rtol=0, atol=1e-10)
-    bits = (x > 0).double()
-    expected = scipy.stats.bernoulli.logpmf(bits, scipy.special.expit(mean.numpy()))
-    np.testing.assert_allclose(Bernoulli(mean).log_prob(bits), expected, rtol=0, atol=1e-10)
-
-
-def test_bernoulli_is_exact_in_the_tails():
-    logits = torch.tensor([200.0, -200.0], dtype=torch.float32)
-    assert Bernoulli(logits).log_prob(torch.tensor([1.0, 0.0])).tolist() == [0.0, 0.0]
-    assert Bernoulli(logits).log_prob(torch.tensor([0.0, 1.0])).tolist() == [-200.0, -200.0]
-
-
 @for_each("name", FAMILIES)
 def test_samples_carry_gradients_if_has_rsample(name):
     make, reference, params = draw(name)
@@ -115,47 +95,6 @@ def test_gradients_of_log_prob(name):
     value = reference.sample((2,))
     params = [p.clone().requires_grad_() for p in params]
     assert gradcheck(lambda *p: make(*p).log_prob(value), params)
-
-
-def test_gradients_of_draws():
-    def draw(mean, log_std):
-        torch.manual_seed(1)
-        return Normal(mean, log_std).sample((3,))
-
-    assert gradcheck(draw, (torch.randn(2).requires_grad_(), torch.randn(2).requires_grad_()))
-
-
-@for_each(
-    "distribution",
-    [
-        lambda: Normal(torch.tensor(0.7), torch.tensor(-0.4)),
-        lambda: TorchDistribution(torch_laplace(torch.tensor(-1.0), torch.tensor(0.3))),
-    ],
-)
-def test_draws_follow_the_density(distribution):
-    distribution = distribution()
-    grid = np.linspace(-60, 60, 240_001)
-    density = distribution.log_prob(torch.from_numpy(grid)).exp().numpy()
-    cdf = scipy.integrate.cumulative_trapezoid(density, grid, initial=0)
-    assert cdf[-1] == pytest.approx(1, abs=1e-7)
-    draws = distribution.sample((20_000,)).numpy()
-    assert scipy.stats.kstest(draws, lambda x: np.interp(x, grid, cdf)).pvalue > 1e-4
-
-
-def test_bernoulli_draws_follow_the_mass():
-    distribution = Bernoulli(torch.tensor([-2.0, 0.3]))
-    mass = distribution.log_prob(torch.tensor([[0.0], [1.0]])).exp()  # (2 values, 2 logits)
-    torch.testing.assert_close(mass.sum(0), torch.ones(2))
-    draws = distribution.sample((20_000,))
-    assert set(draws.unique().tolist()) == {0.0, 1.0}
-    ones = draws.sum(0)
-    counts = torch.stack([len(draws) - ones, ones])
-    assert (scipy.stats.chisquare(counts, mass * len(draws)).pvalue > 1e-4).all()
-
-
-def test_draws_of_an_event_are_independent():
-    draws = Independent(Normal(torch.zeros(2), torch.zeros(2)), 1).sample((20_000,))
-    assert abs(torch.corrcoef(draws.T)[0, 1]) < 4 / math.sqrt(len(draws))
 
 
 @for_each("shape", [(3, 5), (2,), (), (3,)])

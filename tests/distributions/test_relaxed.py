@@ -43,7 +43,7 @@ def test_draws_of_gumbel_softmax(temperature):
         assert ks(scores[:, i] - scores[:, j], "logistic") > 1e-4
     winners = torch.bincount(z.argmax(-1), minlength=4)
     assert scipy.stats.chisquare(winners, 5000 * logits.softmax(0)).pvalue > 1e-4
-    # Three at once: whether one beats two others.
+    # Three classes at once: the share of draws in which one exceeds two others.
     expected = torch.sigmoid(logits[0] - logits[1:3].logsumexp(0))
     beats = (scores[:, 0] + logits[0] > (scores + logits)[:, 1:3].amax(1)).double().mean()
     assert (beats - expected).abs() < 4 * (expected * (1 - expected) / 5000).sqrt()
@@ -87,7 +87,7 @@ def test_straight_through_gradient_is_that_of_relaxed_draws(shape, event_ndim, t
 def test_gumbel_softmax_low_temperature_needs_float64():
     """At lower temperatures, coordinates underflow whose logarithms the density needs."""
     assert GumbelSoftmax(torch.zeros(3), 1, 0.05).sample().dtype == torch.float64
-    with pytest.raises(ValueError, match=r"temperature >= 0.3 in torch.float32, got 0.05: lower"):
+    with pytest.raises(ValueError, match=r"temperature >= 0.3 in torch.float32, got 0.05: use"):
         GumbelSoftmax(torch.zeros(3).float(), 1, 0.05)
 
 

@@ -572,7 +572,7 @@ ERRORS = {
 
 
 @for_each("case", ERRORS)
-def test_errors(case):
+def test_encoder_constructors_reject_invalid_arguments(case):
     make, error, message = ERRORS[case]
     with pytest.raises(error, match=message):
         make()

@@ -467,7 +467,7 @@ def test_code_prior_uses_the_codebook():
 
 
 def test_sample_given_a_context():
-    class Beside(nn.Module):
+    class WithContext(nn.Module):
         def __init__(self, size):
             super().__init__()
             self.linear = nn.Linear(size + 1, DATA)
@@ -475,8 +475,8 @@ def test_sample_given_a_context():
         def forward(self, x, context):
             return self.linear(torch.cat([x.flatten(1), context], 1))
 
-    vq = encoder(network=Beside(DATA), features=DATA)
-    vae = VAE(vq, Beside(6), BernoulliLikelihood(), CodePrior(CODES, latent_dim=(2, 3)))
+    vq = encoder(network=WithContext(DATA), features=DATA)
+    vae = VAE(vq, WithContext(6), BernoulliLikelihood(), CodePrior(CODES, latent_dim=(2, 3)))
     x, context = binary(5, DATA), torch.randn(5, 1)
     vae(x, context)
     vae.eval()
@@ -572,12 +572,12 @@ def test_batch_of_one_and_integers(decay):
         ({"latent": 0}, "VectorQuantizedEncoder expects latent_dim >= 1, got 0"),
     ],
 )
-def test_constructor_errors(options, message):
+def test_vector_quantized_encoder_rejects_invalid_arguments(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         encoder(**options)
 
 
-def test_prior_errors():
+def test_code_prior_names_the_remedy():
     vae = make().eval()
     with pytest.raises(ValueError, match=r"fit expects codes \(N, \*\(3,\)\), got \(5, 2\): give"):
         vae.prior.fit(torch.zeros(5, 2, dtype=torch.long))

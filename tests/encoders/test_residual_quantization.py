@@ -500,7 +500,7 @@ def test_two_levels_reconstruct_digits_better_than_one():
 # Errors -------------------------------------------------------------------------------------------
 
 
-def test_errors():
+def test_num_quantizers_must_agree():
     for levels in (0, -1):
         with pytest.raises(ValueError, match=f"Encoder expects num_quantizers >= 1, got {levels}"):
             encoder(levels=levels)

@@ -21,6 +21,10 @@ def for_each(names: str | tuple[str, ...], values: Iterable[Any]) -> Callable[[C
         raise ValueError("for_each expects at least one value, got none")
 
     def decorate(test: Callable) -> Callable:
+        parameters = inspect.signature(test).parameters
+        if not set(names) <= parameters.keys():
+            raise ValueError(f"for_each expects parameters of {test.__name__}, got {names}")
+
         @functools.wraps(test)
         def run(**fixtures: Any) -> None:
             failures: list[BaseException] = []
@@ -34,8 +38,8 @@ def for_each(names: str | tuple[str, ...], values: Iterable[Any]) -> Callable[[C
             if failures:
                 raise BaseExceptionGroup(f"{len(failures)} of {len(cases)} cases fail", failures)
 
-        parameters = inspect.signature(test).parameters.values()
-        run.__signature__ = inspect.Signature([p for p in parameters if p.name not in names])
+        fixtures = [p for p in parameters.values() if p.name not in names]
+        run.__signature__ = inspect.Signature(fixtures)
         del run.__wrapped__
         return run
 

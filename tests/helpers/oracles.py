@@ -126,7 +126,7 @@ class TwoLayers(LatentVariableModel):
             Normal((w * z1) @ self.u.T, torch.tensor(math.log(s), dtype=x.dtype)), 1
         )
         terms = (
-            # Bottom-up, the prior of z1 hangs on a z2 that was drawn from z1.
+            # Bottom-up, the prior of z1 depends on a z2 that was drawn from z1.
             LatentTerm("z1", z1, q1, p1, analytic=self.top_down),
             LatentTerm("z2", z2, q2, Independent(Normal(zero, zero), 1)),
         )

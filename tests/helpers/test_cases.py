@@ -42,3 +42,8 @@ def test_for_each_reports_a_missing_error():
 def test_for_each_needs_a_case():
     with pytest.raises(ValueError, match="at least one value"):
         for_each("value", [])
+
+
+def test_for_each_needs_parameters_of_the_test():
+    with pytest.raises(ValueError, match=r"expects parameters of abs, got \('value',\)"):
+        for_each("value", [1])(abs)

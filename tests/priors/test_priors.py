@@ -520,7 +520,7 @@ ERRORS = {
 
 
 @for_each("case", ERRORS)
-def test_errors(case):
+def test_prior_names_the_remedy(case):
     make, error, message = ERRORS[case]
     with pytest.raises(error, match=message):
         make()

@@ -137,7 +137,7 @@ def test_check_decoder_names_the_fault(faulty):
 
 
 def test_check_decoder_names_another_shape():
-    with pytest.raises(ContractError, match=r"expected \(1, 5\), got \(1, 4\)"):
+    with pytest.raises(ContractError, match=r"expected shape \(1, 5\), got \(1, 4\)"):
         check_decoder(Sound(3, 4), 3, 5)
 
 

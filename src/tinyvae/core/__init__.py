@@ -1,4 +1,4 @@
-"""What models and the Trainer share: batches, objectives, random numbers, the state of modules."""
+"""Common ground of models and the Trainer: batches, objectives, random numbers, module state."""
 
 from tinyvae.core.objective import Batch as Batch
 from tinyvae.core.objective import Objective as Objective

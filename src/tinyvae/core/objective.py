@@ -1,4 +1,4 @@
-"""The interface between the Trainer and an objective: batches in, losses and metrics out.
+"""Interface between the Trainer and an objective, which maps batches to losses and metrics.
 
 An :class:`Objective` computes one loss per group of parameters. The Trainer differentiates each
 loss with respect to its own group only, so several optimizers (a model against a discriminator)
@@ -16,7 +16,7 @@ from tinyvae.schedules import ScheduledWeight
 
 @dataclass(frozen=True)
 class Batch:
-    """The data of one step.
+    """Data of one step.
 
     Attributes:
         x: Data, ``(B, *E)``.
@@ -46,8 +46,8 @@ class ObjectiveOutput:
 
     Attributes:
         losses: One scalar to minimize per parameter group: means over the batch.
-        metrics: Detached scalars to report, on the device: means over the batch. A name ends in its
-            unit, if there is one.
+        metrics: Detached scalars to report, on the device: means over the batch. A name ends with
+            the unit, if there is one.
     """
 
     losses: dict[str, Tensor]
@@ -55,14 +55,14 @@ class ObjectiveOutput:
 
 
 class Objective(nn.Module, ABC):
-    """A function of model and batch that the Trainer minimizes.
+    """Function of model and batch that the Trainer minimizes.
 
     Weights that are :class:`~tinyvae.schedules.ScheduledWeight` attributes, of the objective or of
     any module in it, follow their schedules.
 
     Attributes:
-        couples_batch: True if the loss is not a mean over examples, so that it changes when a batch
-            is split.
+        couples_batch: True if the loss is not a mean over examples and changes when a batch is
+            split.
     """
 
     couples_batch: bool = False
@@ -80,28 +80,27 @@ class Objective(nn.Module, ABC):
         return {"model": [p for p in model.parameters() if p.requires_grad]}
 
     def check(self, model: nn.Module, batch: Batch) -> str:
-        """Raise, with a remedy, if model and batch do not fit. Called before the first step.
+        """Raise if model and batch do not fit. Return a short description of what is optimized.
 
-        Returns:
-            A short description of what is optimized.
+        The Trainer calls it before the first step.
         """
         return type(self).__name__
 
     def is_bound(self, model: nn.Module) -> bool:
-        """Return True if minus the loss is, in expectation, a lower bound on log p(x)."""
+        """Return True if the expectation of minus the loss is a lower bound on log p(x)."""
         return False
 
     def set_step(self, step: int, total_steps: int | None) -> None:
         """Set every weight to its value at ``step`` of ``total_steps`` (None: unknown)."""
         weights = self._changing_weights
-        if weights is None:  # the first call also sets the constant ones
+        if weights is None:  # the first call also sets constant weights
             weights = [weight for _, weight in self._scheduled_weights()]
             self._changing_weights = [weight for weight in weights if weight.changes]
         for weight in weights:
             weight.set_step(step, total_steps)
 
     def reset_schedules(self) -> None:
-        """Make the next :meth:`set_step` search for weights again and set constant ones, too."""
+        """Make the next :meth:`set_step` search for weights again and set constant weights, too."""
         self._changing_weights = None
 
     def unfinished_schedules(self, steps: int, total_steps: int | None) -> list[str]:

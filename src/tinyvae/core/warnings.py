@@ -26,6 +26,6 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     while frame is not None:
         level += 1
         if frame.f_code.co_filename.startswith(INTERNAL):
-            stacklevel = level
+            stacklevel = level  # of the caller of this frame
         frame = frame.f_back
     warnings.warn(message, category, stacklevel=stacklevel)

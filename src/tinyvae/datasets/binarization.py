@@ -1,7 +1,7 @@
 r"""Binarization of gray levels, for a Bernoulli likelihood.
 
 A gray level :math:`x \in \{0, \dots, M\}` is compared with a threshold, or it is the probability
-:math:`x / M` of a one. Then the draw is
+:math:`x / M` of a one. The draw of a one is
 
 .. math:: b = \Big[\, u = \tfrac{M}{2^{16}} \big(w + \tfrac{v}{n}\big) < x \,\Big], \quad
           w \sim \mathrm{Uniform}\{0, \dots, 2^{16} - 1\}, \quad
@@ -41,13 +41,11 @@ def ones(words: Tensor, fine: Tensor, x: Tensor, max_value: int) -> Tensor:
     r"""Return ones where :math:`u < x`, zeros elsewhere, for given random digits of :math:`u`.
 
     Args:
-        words: 16 random bits per pixel, as :math:`w - 2^{15}`.
-        fine: :math:`M v / (2^{16} n)`, in a dtype with at least :math:`16 + \log_2 n` bits.
-        x: Levels between 0 and :math:`M`.
+        words: 16 random bits per pixel, as :math:`w - 2^{15}`, ``(*)``, int16.
+        fine: :math:`M v / (2^{16} n)`, broadcast to ``(*)``, in a dtype with at least
+            :math:`16 + \log_2 n` bits.
+        x: Levels between 0 and :math:`M`, ``(*)``.
         max_value: :math:`M`.
-    Shape:
-        words: ``(*)``, int16; fine: broadcast to ``(*)``, float32 or float64; x: ``(*)``; result:
-        ``(*)``, float32.
 
     Example:
         >>> words = torch.tensor([-(2**15), -1, 0, 2**15 - 1], dtype=torch.int16)

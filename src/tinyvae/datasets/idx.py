@@ -26,18 +26,13 @@ _CHUNK = 1 << 20
 def read_exactly(
     stream: BufferedIOBase, expected: int, where: str, *, last: bool = False
 ) -> bytearray:
-    """Read exactly ``expected`` bytes.
+    """Read exactly ``expected`` bytes. If ``last``, the stream has to end there.
 
     Memory grows with the bytes that arrive, not with ``expected``, which may be wrong.
 
-    Args:
-        stream: Buffered binary stream.
-        expected: Number of bytes.
-        where: File and field, for the error.
-        last: If True, the stream has to end here. The function then reads one more byte.
-
     Raises:
         ValueError: If the stream is too short, too long for ``last``, or a damaged gzip stream.
+            The message starts with ``where``, the file and the field.
     """
     limit = expected + last
     data = bytearray()

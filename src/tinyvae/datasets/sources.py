@@ -138,20 +138,15 @@ def frey_faces(path: str | os.PathLike[str]) -> Tensor:
         ...     frey_faces(path).shape
         torch.Size([1965, 1, 28, 20])
     """
-    remedy = "see the docstring for how to write the file"
+    remedy = "write the file as the docstring of frey_faces says"
     with Path(path).open("rb") as file:
         # numpy.load would allocate the size in the header before it reads the payload.
         try:
-            version = np.lib.format.read_magic(file)
-            read_header = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
+            form = np.lib.format
+            is_first = form.read_magic(file) == (1, 0)
+            read_header = form.read_array_header_1_0 if is_first else form.read_array_header_2_0
             shape, columns_first, dtype = read_header(file)
-        except (
-            Exception
-        ) as error:  # a damaged header raises TokenError and others, not only ValueError
+        except Exception as error:  # TokenError and others, not only ValueError
             raise ValueError(
                 f"{path}: header: expected that of a .npy file, got none ({error}): {remedy}"
             ) from error
@@ -167,11 +162,8 @@ def frey_faces(path: str | os.PathLike[str]) -> Tensor:
 
 def _find(folder: Path, names: tuple[str, ...]) -> list[Path]:
     """Return the paths of the named files that exist, plain files before compressed ones."""
-    paths = []
-    for name in names:
-        candidates = (folder / name, folder / f"{name}.gz")
-        paths += [path for path in candidates if path.is_file()][:1]
-    return paths
+    candidates = ((folder / name, folder / f"{name}.gz") for name in names)
+    return [path for pair in candidates for path in [p for p in pair if p.is_file()][:1]]
 
 
 def _download_mnist(root: Path, layout: str) -> None:

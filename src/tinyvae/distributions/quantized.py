@@ -35,7 +35,7 @@ def levels_of(codebook: Tensor) -> Tensor:
 
 
 def residual_codes(rows: Tensor, levels: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Quantize ``rows`` ``(..., C)`` by codebooks ``(Q, J, C)``, each the residual of those before.
+    """Quantize ``rows`` ``(..., C)`` by ``(Q, J, C)``, each codebook the residual of those before.
 
     Returns:
         Codes ``(..., Q)``, and the input of each level, ``(..., C)``.

@@ -52,8 +52,8 @@ def active_units(
 ) -> dict[str, Activity]:
     """Count the dimensions of each latent that carry information about the data.
 
-    A posterior that has collapsed to its prior has the same mean for all data: none of its
-    dimensions is active.
+    A posterior that has collapsed to its prior has the same mean for all data, so it has no active
+    dimension.
 
     Args:
         model: The model. It is used in evaluation mode, without gradients.
@@ -63,7 +63,7 @@ def active_units(
         threshold: A dimension is active if its variance is above it.
         num_samples: Samples per example, if the posterior's mean has no closed form or depends on
             the sample of another latent.
-        seed: Seed of these samples. Global random state is left as it was.
+        seed: Seed of these samples. The global random state does not change.
 
     Returns:
         The activity of each latent, by name.

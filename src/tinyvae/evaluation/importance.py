@@ -36,8 +36,8 @@ def log_marginal(
 ) -> Tensor:
     """Estimate log p(x) of each example by importance sampling.
 
-    With missing entries, which need a :class:`~tinyvae.likelihoods.MaskedLikelihood`, it is log p
-    of the observed ones.
+    With missing entries, which need a :class:`~tinyvae.likelihoods.MaskedLikelihood`, it estimates
+    log p of the observed entries.
 
     Args:
         model: The model. It is used in evaluation mode, without gradients.
@@ -45,7 +45,7 @@ def log_marginal(
         context: Input of a conditional model, ``(N, ...)``.
         mask: True for the observed entries, ``(N, *E)``. NaN is missing.
         num_samples: Samples :math:`K` per example.
-        seed: Seed of the samples. Global random state is left as it was.
+        seed: Seed of the samples. The global random state does not change.
 
     Returns:
         ``(N,)``, nats.
@@ -105,10 +105,7 @@ def iterate_chunks(
 
 
 def to_model(model: nn.Module, data: Data) -> Data:
-    """Return data on the model's device, and in its dtype if they are floating-point.
-
-    None stays None.
-    """
+    """Return data on the model's device, and in its dtype if they are floating-point."""
     if data is None:
         return data
     if not isinstance(data, Tensor):

@@ -27,10 +27,10 @@ def impute(
 ) -> Tensor:
     """Fill missing entries given the observed ones.
 
-    Without ``num_imputations``, an entry gets its conditional mean, which is best in squared error.
-    An entry of unordered classes gets the most probable class. With ``num_imputations``, it gets
-    that many samples of the conditional distribution (sampling importance resampling). Their spread
-    shows the uncertainty: analyze each completed data set, and pool the results.
+    Without ``num_imputations``, an entry gets its conditional mean, which minimizes the squared
+    error. An entry of unordered classes gets the most probable class. With ``num_imputations``, it
+    gets that many samples of the conditional distribution (sampling importance resampling). Their
+    spread shows the uncertainty: analyze each completed data set, and pool the results.
 
     Args:
         model: A model with a :class:`~tinyvae.likelihoods.MaskedLikelihood`. It is used in
@@ -40,7 +40,7 @@ def impute(
         mask: True for the observed entries, ``(N, *E)``.
         num_imputations: Number of samples ``M``. None gives one best value.
         num_samples: Latents per example, which are resampled by their weights.
-        seed: Seed of the samples. Global random state is left as it was.
+        seed: Seed of the samples. The global random state does not change.
 
     Returns:
         ``(N, *E)``, or ``(M, N, *E)`` with ``num_imputations``. Observed entries are unchanged.

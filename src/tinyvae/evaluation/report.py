@@ -1,4 +1,4 @@
-"""A report of bounds and evidence with their standard errors."""
+"""Report of bounds and evidence with their standard errors."""
 
 import math
 from dataclasses import dataclass
@@ -53,15 +53,15 @@ class Report:
         elbo: Evidence lower bound.
         log_likelihood: Its first term, E log p(x given z).
         kl: Its second term, KL(q(z given x) || p(z)).
-        log_marginal: log p(x) by importance sampling; None if it was left out.
+        log_marginal: log p(x) by importance sampling; None if it was not estimated.
         elbo_samples: Samples per example for the ELBO.
         importance_samples: Samples per example for log p(x).
         num_dims: Dimensions of a datum. With missing entries, the mean number of observed ones.
         is_bound: True if posterior and likelihood are densities, so that the expectations of ELBO
             and log p(x) are lower bounds on the log evidence.
         seed: Seed of the samples.
-        is_discrete: True if the likelihood is a probability mass. Otherwise nats depend on the
-            units of the data. None if some dimensions have masses and others densities.
+        is_discrete: True if the likelihood is a probability mass. None if some dimensions have
+            masses and others densities. Unless it is True, nats depend on the units of the data.
         bin_width: Width of the bins of dequantized data; None for other data.
     """
 
@@ -92,7 +92,7 @@ class Report:
 
     @property
     def bits_unit(self) -> str:
-        """The quantity that the bits per dimension measure."""
+        """Description of the quantity that the bits per dimension measure."""
         if self.is_discrete is None:
             return "masses and densities, in the units of the data"
         if self.is_discrete:
@@ -157,11 +157,11 @@ def evaluate(
         context: Input of a conditional model, ``(N, ...)``.
         mask: True for the observed entries, ``(N, *E)``. NaN is missing.
         elbo_samples: Samples per example for the ELBO. The KL uses its closed form if there is one.
-        importance_samples: Samples per example for log p(x). None leaves it out.
+        importance_samples: Samples per example for log p(x). None skips log p(x).
         importance_examples: Number of first examples for log p(x). None uses all.
         bin_width: Width of the bins in which ``x`` was dequantized
             (:class:`~tinyvae.datasets.Dequantization`), for bits per dimension of the levels.
-        seed: Seed of the samples. Global random state is left as it was.
+        seed: Seed of the samples. The global random state does not change.
 
     Example:
         >>> report = evaluate(vae, x, elbo_samples=8, importance_samples=50)
@@ -179,9 +179,9 @@ def evaluate(
     log_likelihood, kl = _elbo_terms(model, x, context, mask, elbo_samples, seed)
     evidence = None
     if importance_samples is not None:
-        first = next(iterate_chunks(x, context, mask, importance_examples or len(x)))
+        part = next(iterate_chunks(x, context, mask, importance_examples or len(x)))
         values = log_marginal(
-            model, first[0], first[1], mask=first[2], num_samples=importance_samples, seed=seed
+            model, *part[:2], mask=part[2], num_samples=importance_samples, seed=seed
         )
         evidence = Estimate.of(values)
     return Report(

@@ -12,7 +12,7 @@ from tinyvae.core.configurable import Configurable
 from tinyvae.distributions import Distribution
 from tinyvae.distributions.special import autocast_disabled
 
-# A model file can make its reader allocate this much before weights are compared.
+# A model file cannot make its reader allocate more before the weights are compared.
 MOST_WEIGHTS = 100_000_000
 MOST_TRANSFORMS = 100
 

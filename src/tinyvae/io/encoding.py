@@ -25,8 +25,9 @@ def encode_state(state: Any, name: str, *, finite: bool = True) -> tuple[Any, di
     Args:
         state: State.
         name: Prefix of the tensors' names.
-        finite: If True, tensors are kept as they are, and a file rejects non-finite values. If
-            False, tensors with non-finite values are stored as the integers of their bits.
+        finite: If True, all tensors are kept unchanged, and :func:`save_tensors` rejects non-finite
+            values. If False, tensors with non-finite values are stored as the integers of their
+            bits.
 
     Returns:
         JSON, and the tensors that it names.

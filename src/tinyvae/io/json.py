@@ -1,4 +1,4 @@
-"""JSON files for people and other programs, and a strict parser."""
+"""Writer of JSON files for people and other programs, and a strict parser."""
 
 import json
 import math

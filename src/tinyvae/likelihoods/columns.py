@@ -60,9 +60,8 @@ class Column:
 
 def _is_storable(level: Any) -> bool:
     """Return True if a file can hold a level."""
-    return isinstance(level, (bool, int, str)) or (
-        isinstance(level, float) and bool(np.isfinite(level))
-    )
+    is_finite = isinstance(level, float) and bool(np.isfinite(level))
+    return is_finite or isinstance(level, (int, str))
 
 
 def named_columns(table: Any) -> dict[str, Array]:

@@ -51,7 +51,7 @@ def check_supports(terms: tuple[LatentTerm, ...]) -> None:
 
 
 def check_prior(make_prior: Callable[[], Distribution]) -> None:
-    """Raise, and name the prior, if it cannot be made."""
+    """Raise an error that names the prior if it cannot be made."""
     try:
         make_prior()
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -64,7 +64,7 @@ def describe_output(output: object) -> str:
 
 
 def call_part(role: str, value: Tensor, call: Callable[[], Any]) -> Any:
-    """Call a part, and name the part and its input if it raises."""
+    """Call a part. Errors name the part and its input."""
     try:
         return call()
     except PosteriorError:

@@ -31,7 +31,7 @@ def infer_data_shape(encoder: nn.Module, likelihood: Likelihood) -> torch.Size |
 def build_decoder(
     owner: str, decoder: nn.Module, likelihood: Likelihood, data_shape: Sequence[int] | None
 ) -> None:
-    """Give a decoder that needs one its output shape."""
+    """Build a decoder that has no output shape, for the likelihood's parameters."""
     if not isinstance(decoder, (Decoder, Network)) or not decoder.needs_out_shape:
         return
     if data_shape is None:

@@ -38,10 +38,7 @@ PARTS: tuple[type[nn.Module], ...] = tuple(
     # The method resolution order is used, because issubclass with abstract classes takes 0.1 s.
     if isinstance(value, type) and value not in BASES and set(BASES) & set(value.__mro__)
 )
-ACTIVATIONS: tuple[type[nn.Module], ...] = (
-    *(nn.ELU, nn.GELU, nn.LeakyReLU, nn.ReLU),
-    *(nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Tanh),
-)
+ACTIVATIONS = (nn.ELU, nn.GELU, nn.LeakyReLU, nn.ReLU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Tanh)
 
 
 def describe_part(value: Any) -> Any:

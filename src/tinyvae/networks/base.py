@@ -116,7 +116,7 @@ class UpsamplingNetwork(Network, ABC):
 
     @abstractmethod
     def make_layers(self, out_shape: torch.Size) -> list[nn.Module]:
-        """Return the layers: first those of :func:`seed_layers`, last one that gives the image."""
+        """Return the layers, from those of :func:`seed_layers` to one whose output is the image."""
 
     def forward(self, z: Tensor) -> Tensor:
         """Map ``(N, *in_shape)`` to ``(N, *out_shape)``."""
@@ -137,7 +137,7 @@ class UpsamplingNetwork(Network, ABC):
 
 
 def positive_shape(shape: int | Sequence[int], name: str) -> torch.Size:
-    """Return a shape whose sizes are at least 1. A number is a shape of one dimension."""
+    """Return a shape, or raise if a size is less than 1. A number is a shape of one dimension."""
     size = torch.Size((shape,) if isinstance(shape, int) else shape)
     if not all(n >= 1 for n in size):
         raise ValueError(f"{name} expects sizes of at least 1, got {tuple(size)}")
@@ -145,7 +145,7 @@ def positive_shape(shape: int | Sequence[int], name: str) -> torch.Size:
 
 
 def image_shape(shape: Sequence[int], name: str) -> torch.Size:
-    """Return the shape of an image, ``(C, H, W)``."""
+    """Return the shape of an image, or raise if it is not ``(C, H, W)``."""
     size = positive_shape(shape, name)
     if len(size) != 3:
         raise ValueError(f"{name} expects (C, H, W), got {tuple(size)}")
@@ -161,14 +161,14 @@ def output_shape(shape: Sequence[int], name: str) -> torch.Size:
 
 
 def channel_sizes(channels: Sequence[int], name: str) -> torch.Size:
-    """Return numbers of channels. There must be at least one."""
+    """Return numbers of channels, or raise if there are none or if one is less than 1."""
     if not channels:
         raise ValueError(f"{name} expects at least one number of channels, got none")
     return positive_shape(channels, f"{name} channels")
 
 
 def activation_class(activation: Activation) -> Activation:
-    """Return the class of an activation. An instance is refused."""
+    """Return the class of an activation, or raise if it is an instance."""
     if isinstance(activation, nn.Module) or not callable(activation):
         raise TypeError(f"expected the class of an activation, such as nn.Tanh, got {activation!r}")
     return activation

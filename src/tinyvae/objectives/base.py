@@ -29,10 +29,10 @@ GRADIENTS = {"pathwise": "", "stl": ", STL gradient", "dreg": ", DReG gradient"}
 
 
 class VariationalBound(Objective):
-    r"""A lower bound on log p(x) that is a function :math:`F` of the log weights of one pass.
+    r"""Lower bound on log p(x) that is a function :math:`F` of the log weights of one pass.
 
     A subclass implements :meth:`value`, which is :math:`F`, and sets ``metric``. Add regularizers
-    with ``+``. Reported are the bound, and the ELBO of the same samples with its terms.
+    with ``+``. The metrics are the bound, and the ELBO of the same samples with its terms.
 
     Args:
         num_samples: Samples :math:`K` per example.
@@ -45,7 +45,7 @@ class VariationalBound(Objective):
 
     Attributes:
         metric: Name of the bound in metrics, without its unit.
-        num_bounds: Number :math:`M` of bounds of K samples each whose mean is taken.
+        num_bounds: Number :math:`M` of bounds, of K samples each, that are averaged.
 
     Raises:
         ValueError: If an argument has another value.
@@ -88,7 +88,7 @@ class VariationalBound(Objective):
 
     @abstractmethod
     def value(self, log_weight: Tensor) -> Tensor:
-        """Return the bound ``(..., B)`` of log weights ``(K, ..., B)``, for any number ``K``."""
+        """Return the bound ``(..., B)`` from log weights ``(K, ..., B)``, for any number ``K``."""
 
     def derivatives(self, log_weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return first and second derivatives of :meth:`value` in each log weight.
@@ -115,7 +115,7 @@ class VariationalBound(Objective):
         return {}
 
     def is_unmodified(self) -> bool:
-        """Return True if no weight or constraint turns it into something that is not a bound."""
+        """Return True if no weight or constraint changes the bound into another quantity."""
         return self.beta.is_constant(1.0)
 
     @property
@@ -125,11 +125,11 @@ class VariationalBound(Objective):
 
     @property
     def needs_inner_autograd(self) -> bool:
-        """True if a pass computes gradients itself."""
+        """True if a forward pass computes gradients itself."""
         return self.estimator == "dreg"
 
     def forward(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
-        """Compute losses and every term of one pass."""
+        """Return losses and metrics of one pass."""
         run = self.forward_with_output
         _, output = (
             run_eagerly(run, model, batch) if self.needs_inner_autograd else run(model, batch)
@@ -139,7 +139,7 @@ class VariationalBound(Objective):
     def forward_with_output(
         self, model: nn.Module, batch: Batch
     ) -> tuple[VAEOutput, ObjectiveOutput]:
-        """Return the model's output, and the losses and metrics of it."""
+        """Return the model's output, and its losses and metrics."""
         output = self.sample(model, batch)
         losses, metrics = self.losses_and_metrics(cast("LatentVariableModel", model), batch, output)
         metrics |= scheduled_values(self)
@@ -161,7 +161,7 @@ class VariationalBound(Objective):
         return output
 
     def rescored(self, model: LatentVariableModel, batch: Batch, output: VAEOutput) -> VAEOutput:
-        """Return the output with the densities that the estimator differentiates.
+        """Return the output with densities for the estimator.
 
         STL and DReG need log q without gradients in its parameters.
         """
@@ -232,7 +232,7 @@ class VariationalBound(Objective):
         return score.sum(0)
 
     def check(self, model: nn.Module, batch: Batch) -> str:
-        """Check shapes and support. Return what is optimized, and whether it is a bound."""
+        """Check shapes and support. Return a description that says if the loss is a bound."""
         output = self.validated(model, batch)
         is_bound = self.is_bound(model) and output.is_density
         return f"{self.describe(output)}: {bound_or_not(is_bound)}"
@@ -252,7 +252,7 @@ class VariationalBound(Objective):
         check_gradients(type(self).__name__, output, self.num_samples, self.estimator)
 
     def is_bound(self, model: nn.Module) -> bool:
-        """Return True if minus the loss is, in expectation, a lower bound on log p(x)."""
+        """Return True if the expectation of minus the loss is a lower bound on log p(x)."""
         if not isinstance(model, LatentVariableModel) or model.couples_batch:
             return False
         return self.is_unmodified() and model.is_density
@@ -307,13 +307,10 @@ def run_eagerly(
             "GradientPenaltyRegularizer) expects a model that is not compiled, got a compiled "
             "one: compile its encoder and decoder"
         )
-    return (
-        torch.compiler.disable(run)(model, batch)
-        if torch.compiler.is_compiling()
-        else run(model, batch)
-    )
+    run = torch.compiler.disable(run) if torch.compiler.is_compiling() else run
+    return run(model, batch)
 
 
 def bound_or_not(is_bound: bool) -> str:
-    """Return the end of a description: is the loss a bound?"""
+    """Return the end of a description, which says if the loss is a bound."""
     return "a lower bound on log p(x)" if is_bound else "not a bound on log p(x)"

@@ -1,4 +1,4 @@
-"""Checks before the first step: can the gradient of every latent be estimated?"""
+"""Checks before the first step that the gradient of every latent can be estimated."""
 
 from contextlib import ExitStack
 
@@ -12,17 +12,11 @@ from tinyvae.objectives.estimators import Estimator, terms_without_rsample
 
 
 def check_gradients(owner: str, output: VAEOutput, num_samples: int, estimator: Estimator) -> None:
-    """Raise unless ``estimator`` applies to every latent of a pass.
-
-    Args:
-        owner: Name of the bound, for errors.
-        output: The pass.
-        num_samples: Samples :math:`K` per example and bound.
-        estimator: Estimator of the gradient through reparameterized samples.
+    """Raise unless ``estimator`` applies to every latent of a pass of the bound ``owner``.
 
     Raises:
         ValueError: If two latents have the same name, if a latent without reparameterized samples
-            has only one sample per example, or if STL or DReG meets a posterior without a density.
+            has only one sample per example, or if STL or DReG gets a posterior without a density.
     """
     names = [term.name for term in output.latents]
     if len(set(names)) < len(names):
@@ -50,7 +44,7 @@ def check_second_pass(
     """Raise if a second pass of the encoder in training mode gives other posteriors.
 
     STL and DReG evaluate log q in a second pass. Dropout in the encoder, for example, would change
-    it. The model is left as it was.
+    it. The model does not change.
 
     Raises:
         ValueError: If the log densities of the two passes differ.

@@ -1,4 +1,4 @@
-r"""The evidence lower bound, and the objectives that reweight its two terms.
+r"""Evidence lower bound, and the objectives that reweight its two terms.
 
 .. math:: \log p(x) \ge \mathbb{E}_{q(z \mid x)} [\log p(x \mid z)]
     - \mathrm{KL}(q(z \mid x) \,\|\, p(z))
@@ -38,21 +38,21 @@ class ELBO(VariationalBound):
     The loss is the mean of :math:`-\mathcal{L}` over the batch. With a ``capacity`` C the KL term
     is :math:`\beta\, |\mathrm{KL} - C|`. With ``free_bits`` :math:`\lambda` it is
     :math:`\beta \sum_g \max(\lambda, \mathrm{KL}_g)` over groups of dimensions. Both use means over
-    the batch. Reported, for any weights, are ``elbo_nats``, the bound with :math:`\beta = 1`, and
-    its two terms ``log_likelihood_nats`` and ``kl_nats``. With several latents, the KL of each is
-    reported, too. Losses of a posterior, such as those of a codebook, are added to the loss and
-    reported.
+    the batch. The metrics do not depend on the weights: ``elbo_nats``, the bound with
+    :math:`\beta = 1`, its two terms ``log_likelihood_nats`` and ``kl_nats``, and the KL of each of
+    several latents. Losses of a posterior, such as those of a codebook, are added to the loss and
+    to the metrics.
 
     Args:
         beta: Weight of the KL term, a number or a :class:`~tinyvae.schedules.Schedule`, or one for
             each latent by name. Only 1 gives a bound.
         num_samples: Number :math:`K \ge 1` of samples per example.
         kl: ``"analytic"``, the closed form; ``"sample"``, log q - log p of the samples; ``"auto"``,
-            the closed form if there is one. STL and DReG sample it in training.
+            the closed form if there is one. With STL and DReG, training uses the samples.
         capacity: Target :math:`C` of the KL term in nats, or one for each latent by name.
-        free_bits: Nats :math:`\lambda` that each group may use at no cost.
+        free_bits: Nats :math:`\lambda` of each group that cost nothing.
         free_bits_per: Groups of free bits: each ``"dimension"``, each ``"channel"`` of latents
-            ``(C, H, W)``, each ``"layer"`` (a latent as a whole), or a number of successive
+            ``(C, H, W)``, each ``"layer"`` (all dimensions of a latent), or a number of successive
             dimensions.
         likelihood_weight: Weight of the first term.
         estimator: ``"pathwise"``, or ``"stl"``, whose gradient vanishes at the exact posterior;
@@ -189,10 +189,7 @@ class ELBO(VariationalBound):
         return "sample" if self.estimator != "pathwise" and is_rescored else self.kl
 
     def _kl_of_samples(self, term: LatentTerm) -> Tensor:
-        """Return the KL of each example and sample, ``(B,)`` or ``(K, B)``.
-
-        With free bits it is that of each group, ``(..., G)``.
-        """
+        """Return the KL, ``(B,)`` or ``(K, B)``. With free bits, it has groups, ``(..., G)``."""
         estimator = self._kl_estimator(term) if torch.is_grad_enabled() else self.kl
         if not self.has_free_bits:
             return term.kl_of_draws(estimator)
@@ -207,7 +204,7 @@ class ELBO(VariationalBound):
         return groups.sum(-1)
 
     def _mean(self, kl: Tensor) -> Tensor:
-        """Return the mean over batch and samples, 0-d; of groups, ``(G,)``."""
+        """Return the mean over batch and samples, 0-d. With free bits, it is ``(G,)``."""
         return kl.flatten(0, -2).mean(0) if self.has_free_bits else kl.mean()
 
     def _rate(self, names: Sequence[str], means: Sequence[Tensor]) -> Tensor:
@@ -241,7 +238,7 @@ class ELBO(VariationalBound):
     ) -> Tensor:
         """Return the contribution of each sample to minus the loss, ``(K, B)``.
 
-        It is of first order in the mean KL terms.
+        The loss is linearized in the mean KL terms.
         """
         leaves = [mean.detach().requires_grad_() for mean in means]
         slopes = torch.autograd.grad(self._rate(names, leaves), leaves)

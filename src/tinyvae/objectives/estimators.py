@@ -1,4 +1,4 @@
-r"""Gradient estimators: the loss reports the bound, and they choose what is differentiated.
+r"""Gradient estimators. The value of the loss is the bound; an estimator determines its gradient.
 
 A bound is a function :math:`F` of the log weights :math:`\ell_k = \log w_k` of the samples of one
 example. With :math:`v_k = \partial F / \partial \ell_k` and
@@ -47,7 +47,7 @@ def terms_without_rsample(output: VAEOutput) -> list[LatentTerm]:
     """Return the latents whose samples carry no gradients.
 
     Raises:
-        ValueError: If the samples of a latent carry gradients in a part of their dimensions only.
+        ValueError: If the samples of a latent carry gradients in some of their dimensions only.
     """
     terms = [term for term in output.latents if not term.posterior.has_rsample]
     for term in terms:
@@ -76,7 +76,7 @@ class LogWeights:
 
     @classmethod
     def of(cls, output: VAEOutput) -> "LogWeights":
-        """Compute the terms of a pass."""
+        """Return the terms of a pass."""
         names = [term.name for term in terms_without_rsample(output)]
         kls, log_qs = [], []
         for term in output.latents:
@@ -88,7 +88,7 @@ class LogWeights:
 
     @property
     def kl(self) -> Tensor:
-        """The sum over the latents of log q - log p."""
+        """Sum over the latents of log q - log p."""
         return reduce(torch.add, self.kls)
 
 
@@ -97,11 +97,8 @@ def score_surrogate(
 ) -> Tensor:
     """Return a tensor ``(..., B)`` with the score-function gradient of samples without rsample.
 
-    Args:
-        value: The bound, a function of log weights ``(K, ..., B)``.
-        log_weight: Log weights.
-        log_q: Log probability of their samples, with gradients.
-        baseline: Name of the baseline.
+    ``value`` is the bound, a function of log weights ``(K, ..., B)``. ``log_q`` is the log
+    probability of their samples, with gradients.
     """
     log_weight, num = log_weight.detach(), len(log_weight)
     if num < 2:

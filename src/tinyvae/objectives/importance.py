@@ -24,7 +24,7 @@ class IWAE(VariationalBound):
     .. math:: \mathcal{L}_K = \mathbb{E} \Big[\log \tfrac1K \textstyle\sum_k
         \tfrac{p(x, z_k)}{q(z_k \mid x)}\Big] \le \mathcal{L}_{K + 1} \le \log p(x)
 
-    Reported are the bound, ``iwae_nats``, and the ELBO of the same samples with its terms.
+    The metrics are the bound, ``iwae_nats``, and the ELBO of the same samples with its terms.
 
     Args:
         num_samples: Number of samples :math:`K`. One gives the ELBO with a sampled KL.
@@ -63,8 +63,8 @@ class IWAE(VariationalBound):
 class MultiplyIWAE(VariationalBound):
     r"""Mean of :math:`M` importance-weighted bounds of :math:`K` samples each.
 
-    Rainforth's "MIWAE", not the one for missing data. Its expectation is that of
-    :math:`\mathcal{L}_K`. The variance of its gradient is 1 / M times that of one bound.
+    This is the "MIWAE" of Rainforth et al., not the MIWAE for missing data. Its expectation is that
+    of :math:`\mathcal{L}_K`. The variance of its gradient is 1 / M times that of one bound.
 
     Args:
         num_samples: Samples :math:`K` of one bound.
@@ -106,7 +106,7 @@ class MultiplyIWAE(VariationalBound):
 
 
 class PIWAE(VariationalBound):
-    r"""Partially importance-weighted autoencoder: two bounds of the same samples.
+    r"""Partially importance-weighted autoencoder with two bounds of the same samples.
 
     The posterior is trained on :math:`M` bounds of :math:`K` samples (:class:`MultiplyIWAE`), all
     other parameters on the one bound of all :math:`MK` samples. There are two parameter groups,
@@ -172,15 +172,14 @@ class PIWAE(VariationalBound):
         """Return the parameters of the posterior, and the others."""
         if not isinstance(model, LatentVariableModel):
             raise TypeError(f"PIWAE expects a VAE, got a {type(model).__name__}")
-        posterior = [p for p in model.posterior_parameters() if p.requires_grad]
-        posterior_set = set(posterior)
-        others = [p for p in model.parameters() if p.requires_grad and p not in posterior_set]
+        posterior = {p: None for p in model.posterior_parameters() if p.requires_grad}  # in order
+        others = [p for p in model.parameters() if p.requires_grad and p not in posterior]
         if not posterior or not others:
             raise ValueError(
                 "PIWAE expects trainable parameters in the posterior and in the rest of the model, "
                 "got one of them frozen: use MultiplyIWAE or IWAE"
             )
-        return {"posterior": posterior, "generative": others}
+        return {"posterior": list(posterior), "generative": others}
 
 
 class CIWAE(VariationalBound):

@@ -17,9 +17,9 @@ class RenyiBound(VariationalBound):
     .. math:: \hat{\mathcal{L}}_\alpha = \frac{1}{1 - \alpha}
         \log \frac1K \sum_k w_k^{1 - \alpha}
 
-    The logarithm of a power mean of the weights. Order 0 gives :class:`IWAE`, the limit of order 1
-    the ELBO. For :math:`\alpha \ge 0` and any :math:`K` it is a lower bound on log p(x) in
-    expectation; for :math:`\alpha < 0` it is not.
+    It is the logarithm of a power mean of the weights. Order 0 gives :class:`IWAE`, the limit of
+    order 1 the ELBO. For :math:`\alpha \ge 0` and any :math:`K` its expectation is a lower bound on
+    log p(x); for :math:`\alpha < 0` it is not.
 
     Args:
         num_samples: Number of samples :math:`K`.
@@ -55,7 +55,7 @@ class RenyiBound(VariationalBound):
         power = (1 - self.alpha.value).to(log_weight.dtype)
         mean = log_weight.mean(0)
         tilted = power * (log_weight - mean)
-        # Near power zero, the logarithm is as small as the power that divides it.
+        # Near power zero, the logarithm is as small as the power that divides it: use log1p there.
         is_near = tilted.abs().amax(0) < 0.5
         divisor = power.where(power != 0, 1.0)
         near = mean + torch.log1p(torch.expm1(tilted.where(is_near, 0.0)).mean(0)) / divisor
@@ -84,15 +84,15 @@ class TVO(VariationalBound):
         \pi_\beta \propto p(x, z)^\beta q(z \mid x)^{1 - \beta}
 
     Self-normalized importance sampling with the weights :math:`w_k^\beta` gives the expectations.
-    With these, the integral is the log of the mean weight and the integrand increases, so the sum
-    is at most :class:`IWAE` for every sample: a bound for any :math:`K`. The gradient is that of
-    this expression. One partition gives the ELBO.
+    With these expectations, the integral is the log of the mean weight and the integrand increases.
+    So the sum is at most :class:`IWAE` for every sample, and a bound for any :math:`K`. The
+    gradient is that of this expression. One partition gives the ELBO.
 
     Args:
         num_samples: Number of samples :math:`K`.
         num_partitions: Number of rectangles :math:`J`.
         smallest: :math:`\beta_1` in [0, 1], a number or a :class:`~tinyvae.schedules.Schedule`. The
-            points from there to 1 are equally spaced in their logarithms.
+            logarithms of the points from there to 1 are equally spaced.
         beta: See :class:`IWAE`.
         estimator: See :class:`IWAE`.
         baseline: See :class:`IWAE`.

@@ -1,12 +1,12 @@
 r"""Figures for talks and papers: images, training curves and latent space.
 
-Long curves are drawn with the running mean over the neighbors on both sides,
+Long curves are drawn with the running mean over the neighbors on both sides
 
 .. math:: \bar y_i = \frac{1}{|W_i|} \sum_{j \in W_i} y_j, \qquad
-          W_i = \{j < n : |j - i| \leq \min(h, i / 4),\ y_j \text{ finite}\},
+          W_i = \{j < n : |j - i| \leq \min(h, i / 4),\ y_j \text{ finite}\}.
 
-and latent means of more than two dimensions by their first two principal components, with the
-share :math:`\lambda_k / \sum_j \lambda_j` of the variance that each explains.
+Latent means of more than two dimensions are drawn by their first two principal components, with
+the share :math:`\lambda_k / \sum_j \lambda_j` of the variance that each explains.
 
 Every function returns a new :class:`matplotlib.figure.Figure`. The functions use neither
 ``pyplot`` nor random numbers, and change no global settings of matplotlib. matplotlib is optional

@@ -23,7 +23,7 @@ INK, GRAY, RULE = "#222222", "#666666", "#BBBBBB"
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as PNG; the same figure gives the same bytes.
+    """Write a figure as PNG. The same figure gives the same bytes.
 
     Args:
         figure: Figure.
@@ -52,7 +52,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure; lengths in inches."""
+    """Return an empty figure of ``width`` by ``height`` inches."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -84,7 +84,7 @@ def add_axes(figure: Figure, xlabel: str, ylabel: str) -> Any:
 
 
 def freeze_layout(figure: Figure) -> None:
-    """Compute the layout once. Otherwise each drawing would move the axes a little."""
+    """Fix the layout. Otherwise each drawing would move the axes a little."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
 

@@ -41,10 +41,10 @@ def curves(
 ) -> Figure:
     """Draw curves with labels at the right end, such as a loss over updates or epochs.
 
-    A curve of more than 500 points is drawn in faint, below its running mean over 2% of the
-    points. The y-axis shows 80% of the points of each curve and the last half of its line. It
-    shows all points unless that takes several times the height. A note above the axes names the
-    running mean and the number of points outside.
+    A curve of more than 500 points is faint, and its running mean over 2% of the points is drawn
+    on top. The y-axis shows all points unless that takes several times the height of 80% of the
+    points of each curve and the last half of its line. A note above the axes names the running
+    mean and the number of points outside.
 
     Args:
         series: ``(x, y)`` by label. Values of ``y`` that are not finite leave a gap.
@@ -87,7 +87,7 @@ def curves(
         if len(y) > LONG:
             axes.plot(x, y, color=color, alpha=0.25, linewidth=0.6, zorder=2)
             line = running_mean(y, half=round(len(y) * WINDOW / 2))
-            notes = [f"Running mean over {WINDOW:.0%} of the points; single points in faint"]
+            notes = [f"Running mean over {WINDOW:.0%} of the points; single points are faint"]
         marker = "o" if len(y) <= 20 else ""
         axes.plot(x, line, style, color=color, lw=2, marker=marker, markersize=5, zorder=3)
         limits.append(_limits(y, line, logx))
@@ -149,7 +149,7 @@ def running_mean(y: Floats, half: int) -> Floats:
 
 
 def _limits(y: Floats, line: Floats, logx: bool) -> tuple[float, float]:
-    """Return the range of the bulk and the end, or of all points unless that is far wider."""
+    """Return the range of all points, or only of the bulk and the end if that is far narrower."""
     y, line = y[np.isfinite(y)], line[np.isfinite(line)]
     # On a logarithmic axis the few first points take as much space as the many last ones.
     bulk = y[np.unique(np.geomspace(1, len(y), 200).astype(int)) - 1] if logx else y
@@ -163,7 +163,7 @@ def _limits(y: Floats, line: Floats, logx: bool) -> tuple[float, float]:
 
 
 def spread_apart(heights: Floats, spacing: float) -> Floats:
-    """Return heights in [0, 1], moved apart so that labels of this spacing do not touch."""
+    """Return heights in [0, 1] that are at least ``spacing`` apart, so that labels do not touch."""
     order = np.argsort(heights, kind="stable")
     y = heights[order]
     for i in range(1, len(y)):

@@ -82,7 +82,7 @@ def latent_scatter(means: Array, labels: Array, *, title: str | None = None) -> 
     size = min(30.0, max(3.0, 20000 / len(points)))
     shade = np.array(colors)[index[order]]
     axes.scatter(*points[order].T, s=size, c=shade, alpha=0.75, linewidths=0)
-    # In units of about the height of a badge. A badge moves up until it hides no other.
+    # Positions are in units of about the height of a badge, which moves up until it hides no other.
     origin, unit = points.min(axis=0), 0.065 * np.ptp([axes.get_xlim(), axes.get_ylim()], 1).max()
     badges: list[tuple[float, float]] = []
     for label in unique:

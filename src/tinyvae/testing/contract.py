@@ -1,4 +1,4 @@
-"""Requirements and tools that all contract checks share."""
+"""Requirements that all contract checks share."""
 
 import copy
 import math
@@ -17,7 +17,7 @@ STEP = 1e-6  # of finite differences
 
 
 class ContractError(TinyVAEError, AssertionError):
-    """Error that a part does not do what its interface promises."""
+    """Broken contract: a part does not do what its interface promises."""
 
 
 def require(condition: bool | Tensor, message: str) -> None:
@@ -27,7 +27,7 @@ def require(condition: bool | Tensor, message: str) -> None:
 
 
 def require_close(got: Tensor, expected: Tensor, what: str, tolerance: float = 1e-10) -> None:
-    """Raise unless both agree to ``tolerance``, absolute below 1 and relative above."""
+    """Raise unless ``|got - expected| / (1 + |expected|)`` is at most ``tolerance``."""
     got, expected = got.detach().double(), expected.detach().double()
     error = torch.max((got - expected).abs() / (1 + expected.abs())).item()
     require(error <= tolerance, f"{what}: differs by {error:.1e}, expected at most {tolerance:g}")
@@ -84,7 +84,15 @@ def require_slope(function: Callable[[], Tensor], tensors: Sequence[Tensor], wha
     )
 
 
-def cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+def require_gradcheck(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+    """Raise unless gradients of a log density agree with finite differences."""
+    try:
+        torch.autograd.gradcheck(function, tuple(inputs))
+    except RuntimeError as error:
+        raise ContractError(f"log_prob: gradients disagree with differences: {error}") from error
+
+
+def cast(value: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """Return floating-point numbers in a dtype, rounded to float32 first. Integers stay."""
     return value.float().to(dtype) if value.is_floating_point() else value
 
@@ -106,7 +114,7 @@ def perturbed(part: Module, spread: float) -> Module:
 def rebuilt(part: Module) -> Module:
     """Return a part that is built from the description and the state of another one.
 
-    Modules that a description only names are copied.
+    Modules that the description only names are copied.
     """
     try:
         description = describe_part(part)
@@ -132,7 +140,7 @@ def rebuilt(part: Module) -> Module:
 
 
 def _walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Yield everything that a file describes or names, with its name in the file."""
+    """Yield each value that a file describes or names, with its name in the file."""
     match describe_part(value):
         case {"part": str()}:
             yield name, value

@@ -1,8 +1,8 @@
-"""The contract of decoders."""
+"""Contract of a decoder."""
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from tinyvae.testing.contract import (
     require,
     require_close,
     require_gradients,
+    require_shape,
 )
 
 BATCH = 5
@@ -30,30 +31,27 @@ def check_decoder(
     spread: float = 0.25,
     seed: int = 0,
 ) -> None:
-    """Check a decoder against the contract of :class:`~tinyvae.Decoder`.
+    """Raise if a decoder breaks the contract of :class:`~tinyvae.Decoder`.
 
-    The checks: output shapes for batches of 1 and 5 latents; finite outputs; float32 against
-    float64; rows that do not depend on each other, and outputs that do not change from call to
-    call; gradients in the latent, the context and every parameter, the latent's against
-    differences; and a description from which an equal decoder is built, for a
-    :class:`~tinyvae.Decoder` and a network. A decoder without an output shape gets ``out_shape``
-    from :meth:`~tinyvae.Decoder.build`, as from a model.
+    The checks are: output shapes for batches of 1 and 5 latents; finite outputs; float32 against
+    float64; rows that do not depend on each other; equal outputs of equal calls; gradients in the
+    latent (against finite differences), the context and every parameter; and a description that
+    builds an equal decoder. A decoder without an output shape gets ``out_shape`` from
+    :meth:`~tinyvae.Decoder.build`, as from a model.
 
-    The decoder itself does not change: the checks use a copy in evaluation mode. The global random
-    state is restored.
+    The checks use a copy in evaluation mode. The global random state does not change.
 
     Args:
         decoder: The decoder: a :class:`~tinyvae.Decoder`, a network, or any other module.
         latent_dim: Number of latent dimensions, or the shape of a latent.
         out_shape: Shape of one output, ``likelihood.param_shape(data_shape)``.
         context: Context of at least 5 rows, ``(N, ...)``, if the decoder reads one.
-        spread: Standard deviation of the noise that is added to the parameters first, divided by
-            the square root of the number of inputs of weights. Parameters that start at zero hide
-            faults.
+        spread: Standard deviation of noise that is added to the parameters, divided by the square
+            root of the number of inputs of a weight. Weights that start at zero would hide faults.
         seed: Seed of noise and latents.
 
     Raises:
-        ContractError: If the decoder breaks the contract. The message names the first fault.
+        ContractError: If it breaks the contract. The message names the first fault.
 
     Example:
         >>> from tinyvae.testing import check_decoder
@@ -82,8 +80,11 @@ def check_decoder(
             None if context is None else cast(context[:BATCH], torch.float64),
             out_shape,
         )
-        for check in _CHECKS:
-            check(case)
+        _check_shapes(case)
+        _check_rows(case)
+        _check_float32(case)
+        _check_gradients(case)
+        _check_description(case)
 
 
 @dataclass
@@ -95,21 +96,16 @@ class _Case:
 
     def decode(self, rows: slice = slice(None)) -> Tensor:
         """Return the decoder's output for some of the latents."""
-        if self.context is None:
-            output: Tensor = self.decoder(self.z[rows])
-        else:
-            output = self.decoder(self.z[rows], self.context[rows])
+        inputs = [x[rows] for x in (self.z, self.context) if x is not None]
+        output: Tensor = self.decoder(*inputs)
         return output
 
 
 def _check_shapes(case: _Case) -> None:
     for size in (1, BATCH):
         output = case.decode(slice(size))
-        expected = (size, *case.out_shape)
         require(isinstance(output, Tensor), f"forward: returns a {type(output).__name__}")
-        require(
-            output.shape == expected, f"forward: expected {expected}, got {tuple(output.shape)}"
-        )
+        require_shape("forward", output, (size, *case.out_shape))
         require(output.dtype == torch.float64, f"forward: float64 weights give {output.dtype}")
         require(torch.isfinite(output).all(), "forward: the output is not finite")
 
@@ -123,12 +119,8 @@ def _check_rows(case: _Case) -> None:
 
 
 def _check_float32(case: _Case) -> None:
-    single = _Case(
-        copy.deepcopy(case.decoder).float(),
-        case.z.float(),
-        None if case.context is None else cast(case.context, torch.float32),
-        case.out_shape,
-    )
+    context = None if case.context is None else cast(case.context, torch.float32)
+    single = _Case(copy.deepcopy(case.decoder).float(), case.z.float(), context, case.out_shape)
     with torch.no_grad():
         output = single.decode()
         require(output.dtype == torch.float32, f"forward: float32 weights give {output.dtype}")
@@ -137,39 +129,28 @@ def _check_float32(case: _Case) -> None:
 
 def _check_gradients(case: _Case) -> None:
     names = [name for name, p in case.decoder.named_parameters() if p.requires_grad]
-    shape = case.out_shape
-    weights = torch.randn(BATCH, *shape, dtype=torch.float64)
+    weights = torch.randn(BATCH, *case.out_shape, dtype=torch.float64)
     require_gradients(case.decoder, names, [("forward", case.decode() * weights)])
     inputs = {"latent": case.z.clone()}
     if case.context is not None and case.context.is_floating_point():
         inputs["context"] = case.context.clone()
     for tensor in inputs.values():
         tensor.requires_grad_()
-    variant = _Case(case.decoder, inputs["latent"], inputs.get("context", case.context), shape)
+    variant = replace(case, z=inputs["latent"], context=inputs.get("context", case.context))
     total = (variant.decode() * weights).sum()
     gradients = torch.autograd.grad(total, list(inputs.values()), allow_unused=True)
     for name, gradient in zip(inputs, gradients, strict=True):
         require(gradient is not None and bool(gradient.any()), f"forward: no gradient in {name}")
 
     def decode(z: Tensor) -> Tensor:
-        return _Case(case.decoder, z, case.context, shape).decode()
+        return replace(case, z=z).decode()
 
-    agree = torch.autograd.gradcheck(
-        decode, (inputs["latent"],), fast_mode=True, raise_exception=False
-    )
+    z = inputs["latent"]
+    agree = torch.autograd.gradcheck(decode, (z,), fast_mode=True, raise_exception=False)
     require(agree, "forward: the gradient in the latent differs from finite differences")
 
 
 def _check_description(case: _Case) -> None:
-    twin = _Case(rebuilt(case.decoder), case.z, case.context, case.out_shape)
+    twin = replace(case, decoder=rebuilt(case.decoder))
     with torch.no_grad():
         require_close(twin.decode(), case.decode(), "a decoder built from its description")
-
-
-_CHECKS: tuple[Callable[[_Case], None], ...] = (
-    _check_shapes,
-    _check_rows,
-    _check_float32,
-    _check_gradients,
-    _check_description,
-)

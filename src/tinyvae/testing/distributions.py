@@ -8,7 +8,13 @@ from torch import Tensor
 
 from tinyvae.core.random import forked_rng
 from tinyvae.distributions import Distribution, Independent, JointDistribution
-from tinyvae.testing.contract import ContractError, require, require_close, require_shape
+from tinyvae.testing.contract import (
+    cast,
+    require,
+    require_close,
+    require_gradcheck,
+    require_shape,
+)
 from tinyvae.testing.statistics import (
     Elements,
     Marginal,
@@ -17,7 +23,6 @@ from tinyvae.testing.statistics import (
     chi_squared,
     log_density_of,
     require_uncorrelated,
-    rounded,
     weighted_points,
 )
 
@@ -40,18 +45,18 @@ def check_distribution(
     against draws; a total mass of one; draws against ``log_prob``; and, for reparameterized draws
     of a density, pathwise gradients against score-function gradients.
 
-    The total mass and the draws are checked if ``is_density`` holds. Given ``in_support``, elements
-    are integrated (or summed) one at a time by quadrature, which assumes that they are independent.
-    Given ``values``, all masses are summed. Otherwise importance sampling covers the elements of
-    :class:`~tinyvae.distributions.Independent`, and vectors of up to 3 dimensions in R^D, in a
-    simplex or on a sphere. The global random state does not change.
+    The total mass and the draws are checked if ``is_density`` is True. With ``in_support``,
+    quadrature integrates (or sums) over one element at a time, which assumes that elements are
+    independent. With ``values``, all masses are summed. Otherwise importance sampling covers the
+    elements of :class:`~tinyvae.distributions.Independent`, and vectors of up to 3 dimensions in
+    R^D, in a simplex or on a sphere. The global random state does not change.
 
     Args:
         make: Function from parameters to the distribution. It must accept parameters in float32 and
             float64, and with leading dimensions that become leading batch dimensions.
         params: Parameters of a scalar family with one or more batch dimensions, or of one
             distribution (``batch_shape`` ``()`` or ``(1,)``) of vectors.
-        in_support: Function that returns true for each entry of ``(n, *event)`` with a density.
+        in_support: Function that returns True for each entry of ``(n, *event)`` in the support.
             Without it, ``log_prob`` must be NaN or minus infinity outside the support.
         values: All possible values ``(V, *event)``.
         num_draws: Number of draws.
@@ -97,7 +102,7 @@ def check_distribution(
             check_shapes(scalar, (tuple(scalar.batch_shape),), scalar.event_shape)
             check_values(p, in_support)
             narrow = event(*(x.float() if x.is_floating_point() else x for x in params))
-            check_precision(narrow, event(*map(rounded, params)))
+            check_precision(narrow, event(*map(cast, params)))
         _check_gradients(event, params)
         with torch.no_grad():
             check_agreement(p, num_draws, in_support, values)
@@ -127,10 +132,8 @@ def check_values(p: Distribution, in_support: Support | None = None) -> None:
     """Raise unless draws have finite densities and are in the support."""
     z = p.sample()
     log_prob = p.log_prob(z)
-    for name, value in (
-        ("its own draws", log_prob),
-        ("point_estimate()", p.log_prob(p.point_estimate())),
-    ):
+    center = p.log_prob(p.point_estimate())
+    for name, value in (("its own draws", log_prob), ("point_estimate()", center)):
         finite = torch.isfinite(value).all() or not p.is_density
         require(finite, f"log_prob: expected finite numbers for {name}, got {value.tolist()}")
     if in_support is not None:
@@ -200,27 +203,22 @@ def check_agreement(
 
 
 def _check_gradients(make: Callable[..., Distribution], params: tuple[Tensor, ...]) -> None:
-    """Compare gradients of ``log_prob`` in the parameters with finite differences."""
+    """Raise unless gradients of ``log_prob`` in the parameters agree with finite differences."""
     with torch.no_grad():
         x = make(*params).sample()
     params = tuple(p.detach().requires_grad_(p.is_floating_point()) for p in params)
     if not make(*params).log_prob(x).requires_grad:
         return
-    try:
-        torch.autograd.gradcheck(lambda *params: make(*params).log_prob(x), params)
-    except RuntimeError as error:
-        raise ContractError(f"log_prob: gradients disagree with differences: {error}") from error
+    require_gradcheck(lambda *params: make(*params).log_prob(x), params)
 
 
 def _check_rsample(
     make: Callable[..., Distribution], params: tuple[Tensor, ...], num_draws: int
 ) -> None:
-    """Compare pathwise gradients of E[f(x)] with score-function gradients, for a bounded f."""
+    """Raise unless pathwise and score-function gradients of E[f(x)] agree, for a bounded f."""
     p = make(*params)
-    if (
-        not (p.has_rsample and p.is_density and p.is_discrete is False)
-        or p.is_partly_reparameterized
-    ):
+    has_density = p.is_density and p.is_discrete is False
+    if not (p.has_rsample and has_density) or p.is_partly_reparameterized:
         return
     leaves = [
         x.detach().expand(num_draws, *x.shape).clone().requires_grad_(x.is_floating_point())
@@ -253,7 +251,7 @@ def _check_rsample(
 
 
 def _check_all_masses(p: Distribution, draws: Tensor, values: Tensor) -> None:
-    """Compare the masses of all possible values with one and with the shares of draws."""
+    """Raise unless the masses of all values sum to one and agree with the shares of draws."""
     values = values.double()
     masses = log_density_of(p)(values).exp()
     total = masses.sum().item()
@@ -264,7 +262,7 @@ def _check_all_masses(p: Distribution, draws: Tensor, values: Tensor) -> None:
 
 
 def _check_elements(p: Distribution, draws: Tensor, in_support: Support) -> None:
-    """Integrate one element at a time, and compare with one, with the mean and with draws."""
+    """Raise unless the integral over each element agrees with one, with the mean and with draws."""
     flat = draws.flatten(1)
     integers = (flat == flat.round()).all(0)
     reference = torch.where(integers, flat.median(0).values, p.point_estimate().flatten())
@@ -286,7 +284,7 @@ def _check_elements(p: Distribution, draws: Tensor, in_support: Support) -> None
 
 
 def _check_draws(p: Distribution, draws: Tensor, of: str) -> None:
-    """Check the total mass and the draws by importance sampling, or by the values drawn."""
+    """Raise unless total mass and draws agree, by importance sampling or by the drawn values."""
     if isinstance(p, JointDistribution):
         for name, values in p.split(draws).items():
             _check_draws(p.parts[name], values, f" of latent {name!r}")
@@ -311,7 +309,7 @@ def _check_draws(p: Distribution, draws: Tensor, of: str) -> None:
 
 
 def _check_drawn_masses(p: Distribution, draws: Tensor, of: str) -> None:
-    """Compare the masses of the values drawn with their shares of the draws."""
+    """Raise unless the masses of the drawn values agree with their shares of the draws."""
     values, counts = draws.flatten(1).unique(dim=0, return_counts=True)
     masses = log_density_of(p)(values.reshape(-1, *p.event_shape)).exp()
     total, num_draws = masses.sum().item(), len(draws)
@@ -325,13 +323,12 @@ def _check_drawn_masses(p: Distribution, draws: Tensor, of: str) -> None:
     masses = torch.cat([masses, torch.tensor([max(0.0, 1 - total)])])
     observed = torch.cat([counts.double(), torch.zeros(1)])
     p_value = chi_squared(observed, masses * num_draws)
-    require(
-        p_value > LEAST_P_VALUE, f"sample() does not agree with log_prob{of}: p = {p_value:.1e}"
-    )
+    disagreement = f"sample() does not agree with log_prob{of}: p = {p_value:.1e}"
+    require(p_value > LEAST_P_VALUE, disagreement)
 
 
 def _check_directions(w: Weighted, of: str) -> None:
-    """Compare draws with weighted points along each axis and some other directions."""
+    """Raise unless draws agree with weighted points along each axis and some other directions."""
     dim = w.draws.shape[1]
     others = torch.randn(4 if dim > 1 else 0, dim, dtype=w.draws.dtype) / w.draws.std(0)
     for direction in torch.cat([torch.eye(dim, dtype=w.draws.dtype), others]):

@@ -1,4 +1,4 @@
-"""Contracts of encoders and priors."""
+"""Contracts of an encoder and of a prior."""
 
 import copy
 import math
@@ -59,11 +59,11 @@ def check_encoder(
     The checks are: shapes for batches of 1 and 5 and several draws; float32 against float64;
     permuted and chunked batches; draws of two examples, which share no noise; gradients of
     ``log_prob`` in the value and in every parameter, against finite differences; draws with
-    gradients in every parameter if ``has_rsample`` holds, and without gradients otherwise; mean and
-    center; a description that builds an equal encoder; closed forms of the KL divergence to
-    ``prior`` and to the standard distributions, against draws. A parameter that no density depends
-    on may get its gradients from draws or ``losses``: parameters of a point, of codes, and of
-    latents that are partly discrete.
+    gradients in every parameter if ``has_rsample`` is True, and without gradients otherwise; mean
+    and point estimate; a description that builds an equal encoder; closed forms of the KL
+    divergence to ``prior`` and to standard distributions, against draws. Parameters that no density
+    depends on (of a point, of codes, of latents that are partly discrete) may get their gradients
+    from draws or ``losses``.
 
     The first example's posterior is checked for a total mass of one and draws that agree with
     ``log_prob``: by importance sampling for up to 3 dimensions, in R^D, in a simplex or on a
@@ -71,8 +71,8 @@ def check_encoder(
     :class:`~tinyvae.distributions.JointDistribution` part by part; for discrete latents by the
     values drawn.
 
-    Not checked are the agreement of draws and density in more dimensions and on other surfaces,
-    pathwise gradients of draws, and training mode.
+    The checks do not cover the agreement of draws and density in more dimensions and on other
+    surfaces, pathwise gradients of draws, and training mode.
 
     The checks use a copy in evaluation mode. The global random state does not change.
 
@@ -80,7 +80,7 @@ def check_encoder(
         encoder: The encoder.
         inputs: At least 5 inputs, ``(N, *E)``.
         context: Condition of the encoder, ``(N, ...)``, if it reads one.
-        prior: Prior whose KL divergences are also checked.
+        prior: Prior for which the KL divergence is also checked.
         spread: Standard deviation of noise that is added to the parameters, divided by the square
             root of the number of inputs of a weight. Weights that start at zero would hide faults.
         num_draws: Number of draws that are compared with ``log_prob``.
@@ -162,7 +162,7 @@ def _require_rows(name: str, value: Tensor | None) -> None:
 
 @dataclass(frozen=True)
 class _Case:
-    """An encoder or a prior, in float64, with the arguments of its calls."""
+    """Encoder or prior, in float64, with the arguments of its calls."""
 
     part: Encoder | Prior
     inputs: Tensor | None  # of an encoder
@@ -228,9 +228,8 @@ def _check_types(case: _Case) -> None:
         f"latent_shape: expected a torch.Size, got {shape!r}: set it in the constructor",
     )
     p = case.make()
-    require(
-        isinstance(p, Distribution), f"forward: expected a Distribution, got a {type(p).__name__}"
-    )
+    is_distribution = isinstance(p, Distribution)
+    require(is_distribution, f"forward: expected a Distribution, got a {type(p).__name__}")
     if isinstance(case.part, Encoder):
         require(
             case.part.is_density == p.is_density,
@@ -239,18 +238,16 @@ def _check_types(case: _Case) -> None:
 
 
 def _check_batches(case: _Case) -> None:
-    """Check that rows do not depend on each other."""
+    """Raise unless rows are independent of each other."""
     z, order = case.values(), torch.randperm(BATCH)
     parts = [slice(0, 2), slice(2, BATCH)]
     p, permuted = case.make(), case.make(order)
     chunks = [case.make(part) for part in parts]
     if p.batch_shape:
-        center = p.point_estimate()
-        require_close(
-            permuted.point_estimate(), center[order], "point_estimate() of a permuted batch"
-        )
+        center, what = p.point_estimate(), "point_estimate() of a"
+        require_close(permuted.point_estimate(), center[order], f"{what} permuted batch")
         joined = torch.cat([chunk.point_estimate() for chunk in chunks])
-        require_close(joined, center, "point_estimate() of a batch in two chunks")
+        require_close(joined, center, f"{what} batch in two chunks")
     if p.is_density:
         log_prob = p.log_prob(z)
         moved = permuted.log_prob(z[order])
@@ -321,7 +318,7 @@ def _standard(q: Distribution) -> list[Distribution]:
 
 
 def _check_kl(q: Distribution, priors: list[Distribution], num_draws: int) -> None:
-    """Compare closed forms of the KL divergence, where there are any, with draws."""
+    """Raise unless closed forms of the KL divergence, if there are any, agree with draws."""
     if isinstance(q, JointDistribution):
         for name, part in q.parts.items():
             matching = [p.parts[name] for p in priors if isinstance(p, JointDistribution)]

@@ -11,7 +11,14 @@ from torch import Tensor
 from tinyvae.core.random import forked_rng
 from tinyvae.distributions import Distribution
 from tinyvae.likelihoods import Likelihood, MaskedLikelihood
-from tinyvae.testing.contract import ContractError, rebuilt, require, require_close, require_shape
+from tinyvae.testing.contract import (
+    ContractError,
+    rebuilt,
+    require,
+    require_close,
+    require_gradcheck,
+    require_shape,
+)
 from tinyvae.testing.distributions import check_distribution, check_shapes
 
 BATCH = 5
@@ -32,16 +39,17 @@ def check_likelihood(
     The checks are: shapes for 1 and 3 draws and a batch of 1; permuted, chunked and strided
     batches; dtypes and shapes of the encoder's input; a support that contains draws and rejects
     NaN; gradients in the decoder's output and in the likelihood's parameters; a description that
-    builds an equal likelihood; missing entries without log density or gradient under
-    :class:`~tinyvae.likelihoods.MaskedLikelihood`, if it ``factorizes``; and
-    :func:`check_distribution` for one datum, which covers total mass, mean, draws and float32. If
-    ``is_density`` is False, there is no check of mass or of draws against ``log_prob``.
+    builds an equal likelihood; missing entries under
+    :class:`~tinyvae.likelihoods.MaskedLikelihood`, which contribute neither log density nor
+    gradient, if ``factorizes`` is True; and :func:`check_distribution` for one datum, which covers
+    total mass, mean, draws and float32. If ``is_density`` is False, mass and draws are not checked
+    against ``log_prob``.
 
     The checks use a copy in evaluation mode. The global random state does not change.
 
     Args:
         likelihood: The likelihood.
-        data_shape: Shape ``E`` of one datum. Keep it small: every dimension is integrated over.
+        data_shape: Shape ``E`` of one datum. Keep it small: each dimension costs an integral.
         context: Condition of the likelihood, at least 5 rows, if it reads one.
         values: All possible data ``(V, *E)``, for a likelihood whose dimensions depend on each
             other. Their masses are summed instead.
@@ -82,15 +90,13 @@ def check_likelihood(
         if values is None and not likelihood.couples_batch and likelihood.factorizes:
             _check_missing(case)
         narrow = copy.deepcopy(case.likelihood).float()
+
+        def make(params: Tensor) -> Distribution:
+            return case.make(params, narrow if params.dtype == torch.float32 else None, slice(1))
+
+        support = case.likelihood.in_support
         check_distribution(
-            lambda params: case.make(
-                params, narrow if params.dtype == torch.float32 else None, slice(1)
-            ),
-            case.params(1),
-            in_support=case.likelihood.in_support,
-            values=values,
-            num_draws=num_draws,
-            seed=seed,
+            make, case.params(1), in_support=support, values=values, num_draws=num_draws, seed=seed
         )
 
 
@@ -187,10 +193,7 @@ def _check_gradients(case: _Case) -> None:
         p: Distribution = torch.func.functional_call(case.likelihood, state, arguments)
         return p.log_prob(x)
 
-    try:
-        torch.autograd.gradcheck(log_prob, (params, *learned))
-    except RuntimeError as error:
-        raise ContractError(f"log_prob: gradients disagree with differences: {error}") from error
+    require_gradcheck(log_prob, (params, *learned))
     log_prob(params, *learned).sum().backward()
     for name, tensor in zip(["the decoder's output", *names], [params, *learned], strict=True):
         reached = tensor.grad is not None and bool((tensor.grad != 0).any())

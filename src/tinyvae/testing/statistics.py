@@ -68,26 +68,27 @@ class Elements:
 
 @dataclass(frozen=True)
 class Marginal:
-    """Masses of one element, relative to the reference's density, in order of the values."""
+    """Masses of one element at sorted values, relative to the reference's density."""
 
     values: Tensor
     masses: Tensor
 
     @classmethod
     def of(cls, index: int, elements: Elements, in_support: Support) -> "Marginal":
-        """Sum over an element that holds integers, or integrate over a continuous one."""
+        """Return the masses of integers if draws are integers, else those of quadrature nodes."""
         draws = elements.draws[:, index]
-        if (draws == draws.round()).all():
+        is_discrete = bool((draws == draws.round()).all())
+        if is_discrete:
             last = 20 * draws.abs().max().item() + 2000
             values = torch.arange(-last, last + 1, dtype=torch.float64)
-            values = values[in_support(elements.varied(index, values)).flatten(1)[:, index]]
-            return cls(values, elements.log_ratio(index, values).exp())
-        values, weights = _nodes(index, elements, in_support)
+            weights = torch.ones_like(values)
+        else:
+            values, weights = _nodes(index, elements, in_support)
         inside = in_support(elements.varied(index, values)).flatten(1)[:, index]
         values, weights = values[inside], weights[inside]
         masses = elements.log_ratio(index, values).exp() * weights
-        finite = torch.isfinite(masses)
-        return cls(values[finite], masses[finite])
+        kept = torch.isfinite(masses) | is_discrete
+        return cls(values[kept], masses[kept])
 
     @property
     def log_total(self) -> float:
@@ -113,7 +114,10 @@ class Marginal:
 
 
 def _nodes(index: int, elements: Elements, in_support: Support) -> tuple[Tensor, Tensor]:
-    """Return double-exponential quadrature on both sides of the reference (Takahasi, Mori 1974)."""
+    """Return nodes and weights of double-exponential quadrature (Takahasi, Mori 1974).
+
+    It covers both sides of the reference separately.
+    """
     center = elements.reference.flatten()[index].item()
     spread = float((elements.draws[:, index] - center).abs().median())
     t = torch.linspace(-4, 4, 8001, dtype=torch.float64)
@@ -187,7 +191,7 @@ class Weighted:
 
     @property
     def inflation(self) -> float:
-        """Factor on squared error estimates, above 1 if a few large weights dominate."""
+        """Factor on squared error estimates. It exceeds 1 if a few large weights dominate."""
         return max(1.0, self._squared_error / SMALL_ERROR**2)
 
     @property
@@ -246,14 +250,14 @@ def weighted_points(p: Distribution, draws: Tensor) -> tuple[float, list[Weighte
 
 
 def _is_degenerate(draws: Tensor) -> bool:
-    """Return true if draws lie in a hyperplane, where a density has another meaning."""
+    """Return True if draws lie in a hyperplane, where a density has another meaning."""
     dim = draws.shape[1]
     correlations = draws.T.corrcoef().reshape(dim, dim)
     return int(torch.linalg.matrix_rank(correlations, hermitian=True, rtol=1e-10)) < dim
 
 
 def _log_ratios(draws: Tensor, log_density: LogDensity) -> tuple[Tensor, LogDensity]:
-    """Return the log ratios of classes to the last class, which are free, and their density."""
+    """Return the unconstrained log ratios of classes to the last class, and their log density."""
     shape = (-1, draws.shape[1] - 1, *draws.shape[2:])
     ratios = (draws[:, :-1].log() - draws[:, -1:].log()).flatten(1)
 
@@ -275,13 +279,13 @@ def _on_sphere(draws: Tensor, log_density: LogDensity) -> Weighted:
 
 
 def _around(draws: Tensor, log_density: LogDensity) -> Weighted:
-    """Return points around draws ``(N, D)``; around more draws if a few points dominate."""
+    """Return points around draws ``(N, D)``. Use more draws if a few points dominate."""
     first = _around_kernels(draws, log_density, NUM_KERNELS)
     return first if first.inflation == 1 else _around_kernels(draws, log_density, 4 * NUM_KERNELS)
 
 
 def _around_kernels(draws: Tensor, log_density: LogDensity, num_kernels: int) -> Weighted:
-    """Return points of kernels at draws. The distance to a neighbor is the width of a kernel."""
+    """Return points of kernels at draws, whose width is the distance to a neighbor."""
     scale = (draws - draws.median(0).values).abs().median(0).values  # (D,)
     centers = draws[:num_kernels] / scale
     width = torch.cdist(centers, centers).kthvalue(NEIGHBOR + 1, dim=1).values
@@ -321,8 +325,3 @@ def require_uncorrelated(pairs: Tensor, what: str) -> None:
             abs(correlation) <= most,
             f"{what}: correlated by {correlation:.2g}, expected at most {most:.2g}",
         )
-
-
-def rounded(value: Tensor) -> Tensor:
-    """Return floating-point numbers with the digits of float32, as float64."""
-    return value.float().double() if value.is_floating_point() else value

@@ -58,10 +58,10 @@ class History:
         self.updates.append({"step": step, **values})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all rows, as bytes of JSON, and the reason of an early end."""
+        """Return all rows as bytes of JSON, and the reason of an early end."""
         rows = json.dumps({"epochs": self.epochs, "updates": self.updates}).encode()
-        # Pad to a power of two: safetensors writes by ctypes, which caches one type per length
-        # for ever.
+        # Pad to a power of two: safetensors uses ctypes arrays, and ctypes caches one type per
+        # length for ever.
         padded = rows.ljust(1 << max(10, (len(rows) - 1).bit_length()))
         data = torch.frombuffer(bytearray(padded), dtype=torch.uint8)
         return {"rows": data, "stop_reason": self.stop_reason}
@@ -168,7 +168,7 @@ def _sums(values: Any, device: torch.device) -> Tensor:
 class RunningMean:
     """Mean of losses and metrics over an epoch, weighted by the number of examples.
 
-    The sums stay on the device, so that no step waits for it.
+    The sums stay on the device, so that a step does not wait for the device.
     """
 
     def __init__(self) -> None:

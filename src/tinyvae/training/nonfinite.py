@@ -1,4 +1,4 @@
-"""A guard against losses, gradients and weights that are not finite."""
+"""Checks that losses, gradients and weights are finite."""
 
 import cmath
 import math

@@ -43,7 +43,7 @@ class Optimization:
     Attributes:
         learning_rate: Learning rate. None keeps the optimizer's default (1e-3 for Adam).
         optimizer: Factory ``parameters -> Optimizer``, such as ``AdamW`` or
-            ``lambda p: SGD(p, lr=0.1, momentum=0.9)``, or one per parameter group of the
+            ``lambda p: SGD(p, lr=0.1, momentum=0.9)``, or one factory per parameter group of the
             objective, by name. The default is Adam.
         learning_rates: Learning rates of parts of the model, by the start of their parameters'
             names: ``{"encoder": 1e-4}``. Names of the objective's own parameters start with
@@ -52,10 +52,9 @@ class Optimization:
             ``"constant"``, ``"linear"`` or ``"cosine"``.
         warmup_steps: Number of updates :math:`W` over which the learning rate rises.
         scheduler: Factory of a torch scheduler instead of ``schedule``, such as
-            ``lambda optimizer: StepLR(optimizer, 10)``. A parameter named ``total`` receives the
-            number of times that the scheduler will be called:
-            ``lambda optimizer, total: OneCycleLR(optimizer, 0.1, total)``. Or one factory per
-            parameter group, by name.
+            ``lambda optimizer: StepLR(optimizer, 10)``, or one factory per parameter group, by
+            name. A parameter named ``total`` receives the number of times that the scheduler will
+            be called: ``lambda optimizer, total: OneCycleLR(optimizer, 0.1, total)``.
         scheduler_interval: Interval at which ``scheduler`` is called, ``"epoch"`` or ``"step"``.
             A ``schedule`` is always called per step.
         monitor: Column of the history that ``ReduceLROnPlateau`` watches.

@@ -138,7 +138,7 @@ def restored_speed(
     speed: Speed, resolved: ResolvedSpeed, saved: Mapping[str, Any] | None
 ) -> ResolvedSpeed:
     """Return the fast paths in a checkpoint if its run requested the same, else ``resolved``."""
-    if not _asked_for_the_same(speed, saved):
+    if not _requests_the_same(speed, saved):
         return resolved
     try:
         return ResolvedSpeed(**saved["mode"]["resolved_speed"])  # type: ignore[index]
@@ -162,11 +162,11 @@ def select_fast_path(
         state.objective.train()
         example = source.first_batch(state.epoch)
         is_new = state.step == 0 or saved is not None
-        if is_new and not _asked_for_the_same(speed, saved):
+        if is_new and not _requests_the_same(speed, saved):
             resolved = resolve_speed(gradients, example, speed)
             state.set_mode(speed, resolved)
         return accelerate(gradients, example, speed, resolved), resolved
 
 
-def _asked_for_the_same(speed: Speed, saved: Mapping[str, Any] | None) -> bool:
+def _requests_the_same(speed: Speed, saved: Mapping[str, Any] | None) -> bool:
     return saved is not None and saved["mode"]["speed"] == asdict(speed)

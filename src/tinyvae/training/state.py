@@ -43,7 +43,7 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class StopRequest:
-    """A request to end the run after the current step.
+    """Request to end the run after the current step.
 
     Attributes:
         reason: Reason, for the history.

@@ -25,11 +25,9 @@ ComputeGradients: TypeAlias = Callable[[Batch], ObjectiveOutput]
 class TrainStep:
     """One update of the weights. Nothing else in the library changes weights.
 
-    Args:
-        state: State of the run.
-        optimization: Settings of clipping, and of schedulers that are called per step.
-        compute_gradients: Function that sets the gradients of a batch in the parameters and returns
-            its losses: a :class:`Gradients`, or a compiled one.
+    ``compute_gradients`` sets the gradients of a batch in the parameters and returns its losses: a
+    :class:`Gradients`, or a compiled one. ``optimization`` provides clipping and schedulers that
+    are called per step.
     """
 
     def __init__(
@@ -70,18 +68,12 @@ class Gradients:
     """Forward and backward pass: it sets the parameters' ``grad``.
 
     Each loss is differentiated with respect to its own group only.
-
-    Attributes:
-        model: The model.
-        objective: The objective.
-        groups: Parameters by the name of their loss.
-        precision: Precision of products in networks. Below float32, autocast provides it.
     """
 
     model: nn.Module
     objective: Objective
-    groups: Groups
-    precision: torch.dtype = torch.float32
+    groups: Groups  # parameters by the name of their loss
+    precision: torch.dtype = torch.float32  # of products in networks; autocast if it is lower
 
     def __call__(self, batch: Batch) -> ObjectiveOutput:
         """Return losses and metrics, and set the parameters' gradients."""

@@ -163,7 +163,7 @@ def test_total_correlation_refuses_large_batches_and_dependent_dimensions():
     objective = ELBO() + TotalCorrelationRegularizer(1.0, dataset_size=SIZE)
     remedy = re.compile(
         "TotalCorrelationRegularizer expects posteriors with independent dimensions, got an error: "
-        "FullNormal"
+        "elementwise_log_prob expects independent elements, got FullNormal"
     )
     with pytest.raises(ValueError, match=remedy):
         objective.check(small_vae(FullGaussianEncoder), batch)

@@ -22,7 +22,7 @@ def step(mebibytes):
     return [buffer.add_(1) for buffer in buffers]
 
 def faults(mebibytes):
-    for _ in range(3):  # until the heap is large enough
+    for _ in range(10):  # until the heap is large enough
         step(mebibytes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(4):

@@ -1,14 +1,14 @@
 r"""Regularizers with a discriminator of two kinds of input.
 
-A discriminator D returns the log odds that its input is of the first kind (1), not of the second
-(0). It minimizes the cross-entropy
+A discriminator D returns the log odds of the first kind of input (1) against the second kind (0).
+It minimizes the cross-entropy
 
 .. math:: \tfrac12\, \mathbb{E}_1 \operatorname{softplus}(-D)
     + \tfrac12\, \mathbb{E}_0 \operatorname{softplus}(D)
 
 in its own parameter group: the Trainer differentiates each loss with respect to its own group only.
-The model's loss carries no gradients in the weights of D, and the loss of D none in those of the
-model, so the two never mix.
+The model's loss has no gradients in the weights of D, and the loss of D has no gradients in the
+weights of the model, so the two never mix.
 """
 
 import torch
@@ -29,7 +29,7 @@ from tinyvae.schedules import Schedule, ScheduledWeight
 
 
 class AdversarialRegularizer(Regularizer):
-    """A regularizer with a discriminator.
+    """Regularizer with a discriminator.
 
     Args:
         discriminator: Module that maps ``(N, ...)`` to log odds ``(N,)`` or ``(N, 1)``.
@@ -68,22 +68,19 @@ class AdversarialRegularizer(Regularizer):
         return at_least_float32(log_odds.flatten())
 
     def log_odds_for_model(self, values: Tensor) -> Tensor:
-        """Return log odds with gradients in ``values`` only."""
+        """Return log odds with gradients in ``values`` but not in the discriminator's weights."""
         with frozen(self.discriminator):
             return self.log_odds(values)
 
     def discriminator_loss(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the discriminator's cross-entropy and accuracy.
-
-        Gradients flow to the discriminator's weights only.
-        """
+        """Return the discriminator's cross-entropy, with gradients in its weights, and accuracy."""
         one, zero = self.log_odds(first.detach()), self.log_odds(second.detach())
         loss = 0.5 * (F.softplus(-one).mean() + F.softplus(zero).mean())
         accuracy = 0.5 * ((one > 0).to(one.dtype).mean() + (zero < 0).to(zero.dtype).mean())
         return loss, accuracy
 
     def validated(self, model: LatentVariableModel, batch: Batch, output: VAEOutput) -> list[str]:
-        """Return the names of the metrics. Raise, with a remedy, if it cannot be computed."""
+        """Return the names of the metrics. Raise if the discriminator rejects its inputs."""
         try:
             return super().validated(model, batch, output)
         except RuntimeError as error:
@@ -92,17 +89,22 @@ class AdversarialRegularizer(Regularizer):
                 f"error: {error}"
             ) from error
 
-    def accuracy(self, value: Tensor) -> dict[str, Tensor]:
-        """Return the discriminator's accuracy as a metric."""
-        return {f"{self.group}_accuracy": value}
+    def adversarial_output(
+        self, loss: Tensor, first: Tensor, second: Tensor, **metrics: Tensor
+    ) -> RegularizerOutput:
+        """Return the model's loss, the discriminator's loss, and the metrics of both."""
+        adversary, accuracy = self.discriminator_loss(first, second)
+        reported = self.reported(**metrics) | {f"{self.group}_accuracy": accuracy}
+        return RegularizerOutput(loss, reported, adversary)
 
 
 class AdversarialTotalCorrelationRegularizer(AdversarialRegularizer):
-    r"""Total correlation of the aggregate posterior, by a discriminator (FactorVAE).
+    r"""Total correlation of the aggregate posterior, estimated by a discriminator (FactorVAE).
 
     D distinguishes samples of q(z) (1) from samples of the product of its marginals
     :math:`\prod_j q(z_j)` (0), which are permuted over the batch in each dimension. Its log odds
-    estimate :math:`\log q(z) / \prod_j q(z_j)`, and their mean over q(z) the total correlation.
+    estimate :math:`\log q(z) / \prod_j q(z_j)`. Their mean over q(z) estimates the total
+    correlation.
 
     Args:
         discriminator: Module that maps latents ``(N, *L)`` to log odds ``(N, 1)``.
@@ -124,14 +126,12 @@ class AdversarialTotalCorrelationRegularizer(AdversarialRegularizer):
     def forward(
         self, model: LatentVariableModel, batch: Batch, output: VAEOutput
     ) -> RegularizerOutput:
-        """Compute the estimate and the loss of the discriminator."""
+        """Return the estimate and the loss of the discriminator."""
         z = self.reparameterized_term(output).z
         value = self.log_odds_for_model(z.flatten(0, 1)).mean()
-        adversary, accuracy = self.discriminator_loss(
-            z.flatten(0, 1), permute_dims(z.detach()).flatten(0, 1)
-        )
-        metrics = self.reported(adversarial_total_correlation_nats=value)
-        return RegularizerOutput(self.weighted(value), metrics | self.accuracy(accuracy), adversary)
+        permuted = permute_dims(z.detach()).flatten(0, 1)
+        metrics = {"adversarial_total_correlation_nats": value}
+        return self.adversarial_output(self.weighted(value), z.flatten(0, 1), permuted, **metrics)
 
 
 def permute_dims(z: Tensor) -> Tensor:
@@ -141,13 +141,12 @@ def permute_dims(z: Tensor) -> Tensor:
 
 
 class AdversarialPriorRegularizer(AdversarialRegularizer):
-    r"""Distance of the aggregate posterior from the prior, by a discriminator.
+    r"""Distance of the aggregate posterior from the prior, measured by a discriminator.
 
-    It is the latent loss of the adversarial autoencoder.
-
-    D distinguishes samples of the prior (1) from samples of q(z) (0). The model minimizes
-    :math:`\mathbb{E}_{q(z)} \operatorname{softplus}(-D)`, so that D takes its samples for the
-    prior's.
+    It is the latent loss of the adversarial autoencoder. D distinguishes samples of the prior (1)
+    from samples of q(z) (0). The model minimizes
+    :math:`\mathbb{E}_{q(z)} \operatorname{softplus}(-D)`, so that D classifies samples of q(z) as
+    samples of the prior.
 
     Args:
         discriminator: Module that maps latents ``(N, *L)`` to log odds ``(N, 1)``.
@@ -172,23 +171,20 @@ class AdversarialPriorRegularizer(AdversarialRegularizer):
     def forward(
         self, model: LatentVariableModel, batch: Batch, output: VAEOutput
     ) -> RegularizerOutput:
-        """Compute the losses of model and discriminator."""
+        """Return the losses of model and discriminator."""
         term = self.reparameterized_term(output)
         z = term.z.flatten(0, 1)
         value = F.softplus(-self.log_odds_for_model(z)).mean()
-        adversary, accuracy = self.discriminator_loss(
-            prior_samples("AdversarialPriorRegularizer", term).flatten(0, 1), z
-        )
-        metrics = self.reported(adversarial_prior=value)
-        return RegularizerOutput(self.weighted(value), metrics | self.accuracy(accuracy), adversary)
+        prior = prior_samples("AdversarialPriorRegularizer", term).flatten(0, 1)
+        return self.adversarial_output(self.weighted(value), prior, z, adversarial_prior=value)
 
 
 class VAEGANRegularizer(AdversarialRegularizer):
-    r"""A discriminator of data, and the similarity measure that it learns (VAE-GAN).
+    r"""Discriminator of data, and the similarity measure that it learns (VAE-GAN).
 
     D distinguishes data (1) from decoded samples of posterior and prior (0). It consists of
-    features f and a linear layer. As in the paper, its judgment trains the decoder and not the
-    encoder. Both are trained on :math:`\tfrac12 \|f(x) - f(\tilde x)\|^2` with
+    features f and a linear layer. As in the paper, the adversarial loss trains the decoder and not
+    the encoder. Both are trained on :math:`\tfrac12 \|f(x) - f(\tilde x)\|^2` with
     :math:`\tilde x = \mathbb{E}[x \mid z]`, which replaces the log-likelihood in
     ``ELBO(likelihood_weight=0) + VAEGANRegularizer(...)``.
 
@@ -229,7 +225,7 @@ class VAEGANRegularizer(AdversarialRegularizer):
     def forward(
         self, model: LatentVariableModel, batch: Batch, output: VAEOutput
     ) -> RegularizerOutput:
-        """Compute the losses of model and discriminator."""
+        """Return the losses of model and discriminator."""
         if batch.mask is not None:
             raise ValueError("VAEGANRegularizer expects complete data, got a mask")
         decoder, z = decoder_and_latent(self, model, output)
@@ -240,12 +236,9 @@ class VAEGANRegularizer(AdversarialRegularizer):
         fooled = F.softplus(-self.log_odds_for_model(fakes)).mean()
         data = batch.x.to(fakes.dtype)
         distance = self._distance(data, output.likelihood.mean)
-        adversary, accuracy = self.discriminator_loss(data, fakes)
         metrics = {"adversarial_data": fooled, "feature_distance": distance}
         loss = self.weighted(fooled) + self.similarity.type_as(distance) * distance
-        return RegularizerOutput(
-            loss, self.reported(**metrics) | self.accuracy(accuracy), adversary
-        )
+        return self.adversarial_output(loss, data, fakes, **metrics)
 
     def _distance(self, x: Tensor, reconstructed: Tensor) -> Tensor:
         """Return half the squared distance of the features of ``(B, *E)`` and ``(K, B, *E)``."""

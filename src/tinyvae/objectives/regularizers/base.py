@@ -1,4 +1,4 @@
-"""Regularizers: terms of a training loss that are computed from the output of a pass."""
+"""Base classes of regularizers, which compute a term of the loss from the output of a pass."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class RegularizerOutput:
 
 
 class Regularizer(nn.Module, ABC):
-    """A term that is added to any bound: ``ELBO() + MMDRegularizer(10.0)``.
+    """Term that can be added to any bound: ``ELBO() + MMDRegularizer(10.0)``.
 
     Args:
         weight: Factor of the term, a number or a :class:`~tinyvae.schedules.Schedule`.
-        latent: Name of the latent that it acts on. None means the only one.
+        latent: Name of the latent on which it acts. None selects the only latent.
 
     Attributes:
-        group: Name of the parameter group of its own parameters; None if it has none.
+        group: Name of the group of its own parameters; None if it has no parameters.
         couples_batch: True if it is not a mean over examples.
         needs_inner_autograd: True if it computes gradients itself.
     """
@@ -61,10 +61,10 @@ class Regularizer(nn.Module, ABC):
     def forward(
         self, model: LatentVariableModel, batch: Batch, output: VAEOutput
     ) -> RegularizerOutput:
-        """Compute loss and metrics from the output of a pass."""
+        """Return loss and metrics from the output of a pass."""
 
     def term(self, output: VAEOutput) -> LatentTerm:
-        """Return the latent that it acts on."""
+        """Return the latent on which it acts."""
         terms = {term.name: term for term in output.latents}
         if self.latent is None and len(terms) == 1:
             return output.latents[0]
@@ -76,7 +76,7 @@ class Regularizer(nn.Module, ABC):
         return terms[self.latent]
 
     def reparameterized_term(self, output: VAEOutput) -> LatentTerm:
-        """Return the latent that it acts on. Raise if its samples carry no gradients."""
+        """Return the latent on which it acts. Raise if its samples carry no gradients."""
         term = self.term(output)
         if not term.posterior.has_rsample:
             raise ValueError(
@@ -90,12 +90,12 @@ class Regularizer(nn.Module, ABC):
         return self.weight.type_as(value) * value
 
     def reported(self, **values: Tensor) -> dict[str, Tensor]:
-        """Return detached metrics. The name of the latent precedes theirs if it was chosen."""
+        """Return detached metrics. Their names start with that of the latent if it was chosen."""
         prefix = "" if self.latent is None else f"{self.latent}_"
         return {f"{prefix}{name}": value.detach() for name, value in values.items()}
 
     def validated(self, model: LatentVariableModel, batch: Batch, output: VAEOutput) -> list[str]:
-        """Return the names of the metrics. Raise, with a remedy, if it cannot be computed.
+        """Return the names of the metrics. Raise if the regularizer cannot be computed.
 
         Args:
             model: The model.
@@ -162,10 +162,10 @@ def decoder_and_latent(
 
 
 class RegularizedObjective(Objective):
-    """A bound plus regularizers of the same pass, such as ``ELBO() + MMDRegularizer(10.0)``.
+    """Sum of a bound and regularizers of the same pass, such as ``ELBO() + MMDRegularizer(10.0)``.
 
-    Each regularizer adds to every loss of the bound. One with its own parameters, such as a
-    discriminator, has its own parameter group with its own loss.
+    Each regularizer adds to every loss of the bound. A regularizer with its own parameters, such
+    as those of a discriminator, has its own parameter group with its own loss.
 
     Args:
         bound: The bound.
@@ -199,7 +199,7 @@ class RegularizedObjective(Objective):
 
     @property
     def terms(self) -> list[Regularizer]:
-        """The regularizers."""
+        """Regularizers of the sum."""
         return [r for r in self.regularizers if isinstance(r, Regularizer)]
 
     @property
@@ -209,12 +209,11 @@ class RegularizedObjective(Objective):
 
     @property
     def needs_inner_autograd(self) -> bool:
-        """True if a pass computes gradients itself."""
-        parts = (self.bound, *self.terms)
-        return any(part.needs_inner_autograd for part in parts)
+        """True if a forward pass computes gradients itself."""
+        return any(part.needs_inner_autograd for part in (self.bound, *self.terms))
 
     def forward(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
-        """Compute the losses of the bound, plus the regularizers, of one pass."""
+        """Return the losses of the bound plus the regularizers, and all metrics."""
         run = self._run
         return run_eagerly(run, model, batch) if self.needs_inner_autograd else run(model, batch)
 

@@ -22,11 +22,8 @@ from tinyvae.objectives.regularizers.base import (
 )
 from tinyvae.schedules import Schedule
 
-# A kernel as a function of squared distances.
-Kernel = Callable[[Tensor], Tensor]
-
-# The scales of Tolstikhin et al. (2018).
-SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+Kernel = Callable[[Tensor], Tensor]  # a function of squared distances
+SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # Tolstikhin et al. (2018)
 
 
 class DIPRegularizer(Regularizer):
@@ -35,7 +32,7 @@ class DIPRegularizer(Regularizer):
     .. math:: \lambda \sum_{i \ne j} C_{ij}^2 + \lambda d \sum_i (C_{ii} - 1)^2
 
     C is the covariance over the batch of the posteriors' means (DIP-VAE-I, with :math:`d = 10` in
-    the paper). With ``covariance="total"`` it is that of q(z), which adds the mean of the
+    the paper). With ``covariance="total"``, C is the covariance of q(z), which adds the mean of the
     posteriors' covariances (DIP-VAE-II, with :math:`d = 1`).
 
     Args:
@@ -71,7 +68,7 @@ class DIPRegularizer(Regularizer):
     def forward(
         self, model: LatentVariableModel, batch: Batch, output: VAEOutput
     ) -> RegularizerOutput:
-        """Compute the penalty of one pass; 0 for a batch of one example."""
+        """Return the penalty of one pass; 0 for a batch of one example."""
         posterior = posterior_given_data("DIPRegularizer", self.term(output))
         means = posterior.mean.flatten(1)
         centered = means - means.mean(0)
@@ -156,13 +153,13 @@ class MMDRegularizer(Regularizer):
     def forward(
         self, model: LatentVariableModel, batch: Batch, output: VAEOutput
     ) -> RegularizerOutput:
-        """Compute the penalty of one pass; 0 for a batch of one example."""
+        """Return the penalty of one pass; 0 for a batch of one example."""
         term = self.reparameterized_term(output)
         z, prior = term.z.flatten(2), prior_samples("MMDRegularizer", term).flatten(2)  # (K, B, D)
         size = z.shape[1]
         cross = self._similarity(z, prior).mean((1, 2))
         within = [self._similarity(rows, rows) for rows in (z, prior)]
-        # Without the pairs of a sample with itself, which would bias the estimate.
+        # Pairs of a sample with itself would bias the estimate.
         pairs = [(k.sum((1, 2)) - k.diagonal(dim1=1, dim2=2).sum(1)) for k in within]
         value = ((pairs[0] + pairs[1]) / max(size * (size - 1), 1) - 2 * cross).mean()
         if size < 2:

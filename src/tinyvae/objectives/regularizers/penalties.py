@@ -14,7 +14,7 @@ from tinyvae.schedules import Schedule
 
 
 class LatentL2Regularizer(Regularizer):
-    r"""Half the squared norm of the latent, the mean over samples and examples.
+    r"""Half the squared norm of the latent, averaged over samples and examples.
 
     With a :class:`~tinyvae.encoders.DeterministicEncoder` it is the latent loss of regularized
     autoencoders.
@@ -37,7 +37,7 @@ class LatentL2Regularizer(Regularizer):
     def forward(
         self, model: LatentVariableModel, batch: Batch, output: VAEOutput
     ) -> RegularizerOutput:
-        """Compute the penalty of one pass."""
+        """Return the penalty of one pass."""
         z = self.reparameterized_term(output).z
         value = 0.5 * z.flatten(2).square().sum(-1).mean()
         return RegularizerOutput(self.weighted(value), self.reported(latent_l2=value))
@@ -67,7 +67,7 @@ class WeightL2Regularizer(Regularizer):
     def forward(
         self, model: LatentVariableModel, batch: Batch, output: VAEOutput
     ) -> RegularizerOutput:
-        """Compute the penalty, which does not depend on the pass."""
+        """Return the penalty, which does not depend on the pass."""
         try:
             parameters = list(model.get_submodule(self.part).parameters())
         except AttributeError as error:
@@ -92,7 +92,7 @@ class GradientPenaltyRegularizer(Regularizer):
         = \mathbb{E}_{v \sim \mathcal{N}(0, I)}
         \Big\| \nabla_z\, v^\top \mathbb{E}[x \mid z] \Big\|^2
 
-    One direction v per sample gives an unbiased estimate.
+    The estimate uses one direction v per sample and is unbiased.
 
     Args:
         weight: See :class:`Regularizer`.
@@ -114,7 +114,7 @@ class GradientPenaltyRegularizer(Regularizer):
     def forward(
         self, model: LatentVariableModel, batch: Batch, output: VAEOutput
     ) -> RegularizerOutput:
-        """Compute the penalty of one pass."""
+        """Return the penalty of one pass."""
         is_training = torch.is_grad_enabled()
         z, mean = self._decoded(model, batch, output)
         with torch.enable_grad():

@@ -38,9 +38,9 @@ class TotalCorrelationRegularizer(Regularizer):
         dataset_size: Number :math:`N` of training examples.
         mutual_information: Additional weight of the mutual information.
         dimension_kl: Additional weight of the dimension-wise KL.
-        sampling: ``"stratified"``, unbiased in q(z); ``"weighted"``, that of the paper, which gives
-            the example's own posterior the weight of any other and lacks a factor of about N in
-            q(z).
+        sampling: ``"stratified"`` is unbiased in q(z). ``"weighted"`` is the estimate in the paper,
+            which gives all posteriors the same weight, so that q(z) is too small by a factor of
+            about N.
         latent: See :class:`Regularizer`.
 
     References:
@@ -81,7 +81,7 @@ class TotalCorrelationRegularizer(Regularizer):
     def forward(
         self, model: LatentVariableModel, batch: Batch, output: VAEOutput
     ) -> RegularizerOutput:
-        """Compute the three terms of one pass."""
+        """Return the three terms of one pass."""
         term = self.reparameterized_term(output)
         posterior = posterior_given_data("TotalCorrelationRegularizer", term)
         # log q(z_i given x_j) of each dimension, (K, B, B, D).
@@ -117,9 +117,9 @@ class TotalCorrelationRegularizer(Regularizer):
 def aggregate_log_weights(dataset_size: int, sampling: Sampling, like: Tensor) -> Tensor:
     r"""Return log weights ``(B, B)`` of the posteriors of a batch in the estimate of q(z).
 
-    ``"weighted"`` gives each 1 / (N B). ``"stratified"`` gives the example that z was sampled for
-    its true weight 1 / N. The B - 1 others, a sample of the remaining N - 1, share (N - 1) / N
-    equally. The mean over all batches is then :math:`q(z)`.
+    ``"weighted"`` gives each posterior the weight 1 / (N B). ``"stratified"`` gives the posterior
+    of the example for which z was sampled its true weight 1 / N. The B - 1 others, a sample of the
+    remaining N - 1, share (N - 1) / N equally. The mean over all batches is then :math:`q(z)`.
 
     Args:
         dataset_size: Number :math:`N` of training examples.

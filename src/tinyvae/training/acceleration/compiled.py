@@ -29,11 +29,7 @@ Pass = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | None]], t
 
 
 class CompiledGradients:
-    """Compiled :class:`Gradients` for batches of one shape. Other batches use the plain pass.
-
-    Args:
-        gradients: Pass to compile, in training mode.
-        example: Batch of the shape.
+    """Compiled :class:`Gradients` for batches like ``example``. Others use the plain pass.
 
     Raises:
         Exception: Of any type, if the pass cannot be compiled.

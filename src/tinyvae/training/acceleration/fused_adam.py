@@ -42,10 +42,8 @@ class DirectFusedAdam:
     """Step that calls the kernel on arguments that it looked up before.
 
     It calls ``optimizer.step`` instead in the first step, after a change of the state or the
-    groups, and if hooks or a missing gradient need it.
-
-    Args:
-        optimizer: Adam or AdamW. Its state stays in torch's layout.
+    groups, and if hooks or a missing gradient need it. The state of the optimizer, an Adam or
+    AdamW, stays in torch's layout.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:

@@ -182,11 +182,11 @@ def _error(rows: int, n_in: int, n_out: int) -> float:
         for shape in ((rows, n_in), (n_in, n_out), (rows, n_out))
     )
     pairs = ((x, weight), (slope, weight.T), (x.T, slope))
+    return max(_distance(a @ b, a.double() @ b.double()) for a, b in pairs)
 
-    def distance(product: Tensor, exact: Tensor) -> float:
-        return float(torch.linalg.norm(product - exact) / torch.linalg.norm(exact))
 
-    return max(distance(a @ b, a.double() @ b.double()) for a, b in pairs)
+def _distance(product: Tensor, exact: Tensor) -> float:
+    return float(torch.linalg.norm(product - exact) / torch.linalg.norm(exact))
 
 
 def _faster(fast: Callable[[], object], plain: Callable[[], object]) -> bool:

@@ -25,13 +25,8 @@ END = object()
 class DatasetSource(DataSource):
     """Source of a Dataset. Its items may be random: each batch has its own seed in every process.
 
-    Args:
-        data: Dataset.
-        transform: Conversion of its items to batches.
-        batch_size: Examples per batch.
-        seed: Seed of the run.
-        shuffle: If True, every epoch has its own order.
-        workers: Number of processes that read ahead.
+    ``workers`` is the number of processes that read ahead. See :class:`TensorSource` for the other
+    arguments.
     """
 
     in_memory = False
@@ -109,13 +104,8 @@ class LoaderSource(DataSource):
     """Source of a DataLoader with its own order.
 
     A loader with ``state_dict``, such as torchdata's StatefulDataLoader, resumes inside an epoch.
-    Any other loader reads the used batches again and skips them.
-
-    Args:
-        loader: DataLoader.
-        transform: Conversion of its items to batches.
-        seed: Seed of the run.
-        repeats: If True, every epoch repeats the first one.
+    Any other loader reads the used batches again and skips them. With ``repeats``, every epoch
+    repeats the first one.
     """
 
     in_memory = False

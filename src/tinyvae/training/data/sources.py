@@ -49,12 +49,10 @@ class BatchTransform:
         return item
 
     def __call__(self, item: Any, seeds: tuple[int, ...], index: Tensor | None = None) -> Batch:
-        """Pick and transform a batch from a moved item.
+        """Return the transformed batch of an item, whose tensors are on the device.
 
-        Args:
-            item: Tensors on the device.
-            seeds: Seed, epoch and position, from which ``transform`` gets its generator.
-            index: Positions of the examples in the data, if known.
+        ``seeds`` are seed, epoch and position, from which ``transform`` gets its generator.
+        ``index`` holds the positions of the examples in the data, if known.
         """
         batch = _as_batch(item if self.batch is None else self.batch(item))
         x = self._transformed(batch.x, seeds)

@@ -15,15 +15,8 @@ class ValidatedSource:
 
     The first batch of a loader is read and checked at the start. The first epoch then uses it.
 
-    Args:
-        source: Source of the batches.
-        role: Name of the data in errors.
-        check: Function that raises if a batch does not fit, and returns a description.
-        seed: Seed of the run.
-        device: Device of the run.
-
-    Attributes:
-        description: Description that the last check returned.
+    ``check`` raises if a batch does not fit, and returns a description, which :attr:`description`
+    keeps. ``role`` names the data in errors.
     """
 
     def __init__(
