@@ -21,8 +21,8 @@ def step(mebibytes):
     buffers = [torch.zeros(mebibytes << 18) for _ in range(4)]
     return [buffer.add_(1) for buffer in buffers]
 
-def faults(mebibytes):
-    for _ in range(10):  # until the heap is large enough
+def faults(mebibytes, warm_up=3):
+    for _ in range(warm_up):  # until the heap is large enough
         step(mebibytes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(4):
@@ -47,7 +47,7 @@ def run(code: str, **variables: str) -> str:
 
 @glibc
 def test_tune_malloc_avoids_page_faults():
-    code = "print(faults(16), tune_malloc(), faults(16), tune_malloc(), faults(16))"
+    code = "print(faults(16), tune_malloc(), faults(16, 10), tune_malloc(), faults(16, 10))"
     before, kept, after, again, after_again = run(COUNTING + code).split()
     assert (kept, again) == ("True", "True")
     assert int(before) >= 4 * 4 * 8  # with the largest pages, of 2 MiB
@@ -65,7 +65,7 @@ def test_import_does_not_tune_malloc():
     reason="older versions take no more than 32 MiB",
 )
 def test_tune_malloc_keeps_buffers_beyond_32_mebibytes():
-    code = "print(faults(40), tune_malloc(), faults(40))"
+    code = "print(faults(40), tune_malloc(), faults(40, 10))"
     before, _, after = run(COUNTING + code).split()
     assert int(after) < int(before) / 50
 

@@ -185,8 +185,8 @@ def warmed_up():
 @needs_compiler
 def test_compile_gives_the_plain_run_to_rounding(warmed_up):
     compiled, plain = warmed_up["compiled"], warmed_up["plain"]
-    assert "; compiled" in compiled.plan.headline
-    assert "compiled" not in plain.plan.headline
+    assert "; compiled" in compiled.state.plan.headline
+    assert "compiled" not in plain.state.plan.headline
     assert_close(compiled, plain)
     assert compiled.history["learning_rate"] == plain.history["learning_rate"]
     assert far(compiled.callbacks[0].weights[-1], compiled.callbacks[0].weights[0]) > 0.05
@@ -243,7 +243,7 @@ def test_compile_supports_dropout_and_running_statistics():
     compiled, plain = pair(
         lambda: make(None, nn.Dropout(0.3), nn.BatchNorm1d(4)), optimization=descent
     )
-    assert "; compiled" in compiled.plan.headline
+    assert "; compiled" in compiled.state.plan.headline
     assert_close(compiled, plain)
     norms = [t.model.encoder.network[2] for t in (compiled, plain)]
     assert [int(n.num_batches_tracked) for n in norms] == [2 * STEPS, 2 * STEPS]
@@ -260,9 +260,9 @@ def adversarial():
 @needs_compiler
 def test_compile_supports_parameter_groups():
     compiled, plain = pair(make_vae, adversarial)
-    assert "; compiled" in compiled.plan.headline
-    assert list(compiled.optimizers) == list(plain.optimizers)
-    assert len(compiled.optimizers) == 2
+    assert "; compiled" in compiled.state.plan.headline
+    assert list(compiled.state.optimizers) == list(plain.state.optimizers)
+    assert len(compiled.state.optimizers) == 2
     assert_close(compiled, plain)
     states = [t.objective.state_dict() for t in (compiled, plain)]
     assert far(*states) <= CLOSE * 2 * STEPS
@@ -272,7 +272,7 @@ def test_compile_supports_parameter_groups():
 @needs_compiler
 def test_compile_supports_doubly_reparameterized_gradients():
     compiled, plain = pair(make_vae, lambda: IWAE(5, estimator="dreg"))
-    assert "; compiled" in compiled.plan.headline
+    assert "; compiled" in compiled.state.plan.headline
     assert_close(compiled, plain)
 
 
@@ -340,7 +340,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_compile_traces_models_exactly(traced, name):
     compiled, plain = pair(MODELS[name], optimization=Optimization(0.02, clip_norm=1.0))
-    assert "; compiled" in compiled.plan.headline
+    assert "; compiled" in compiled.state.plan.headline
     assert len(traced) == 1
     assert_close(compiled, plain)
 
@@ -357,7 +357,7 @@ OBJECTIVES = {
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_compile_traces_objectives_exactly(traced, name):
     compiled, plain = pair(make_vae, OBJECTIVES[name])
-    assert "; compiled" in compiled.plan.headline
+    assert "; compiled" in compiled.state.plan.headline
     assert len(traced) == 1
     assert_close(compiled, plain)
 
@@ -460,7 +460,7 @@ def fallen_back(make_model, match, **options):
         compiled = run(make_model(), ELBO(), speed=COMPILED, **options)
     assert [str(w.message)[:50] for w in record] == [str(record[0].message)[:50]]
     assert str(record[0].message).startswith("Speed(compile=True): this run is not compiled, ")
-    assert "; not compiled" in compiled.plan.headline
+    assert "; not compiled" in compiled.state.plan.headline
     plain = run(make_model(), ELBO(), **options)
     assert same(compiled.model, plain.model)
     assert rows(compiled.history) == rows(plain.history)
