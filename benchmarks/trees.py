@@ -4,7 +4,8 @@
     python benchmarks/trees.py --before ../before --after .
 
 Each tree trains in its own process, on its own ``benchmarks/workloads.py``. Rounds are interleaved,
-so that other load on the machine affects both equally. The script reports the median time of a step
+so that other load on the machine affects both equally, and the trees take turns in going first. The
+script reports the median time of a step
 per tree, and the median of the ratio of the rounds with its quartiles.
 """
 
@@ -13,6 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 WORKLOADS = ("w1-32", "w1-128", "w2", "w3-1", "w3-50", "w4")
@@ -52,6 +54,7 @@ class Tree:
 
     def measure(self, workload: str) -> float:
         """Return the seconds of a training step."""
+        time.sleep(0.3)  # OpenMP's threads of the other process spin for 0.2 s
         print(workload, file=self.process.stdin, flush=True)
         return float(self.process.stdout.readline())
 
@@ -67,7 +70,11 @@ def main() -> None:
     args = parser.parse_args()
     before, after = Tree(args.before, args.threads), Tree(args.after, args.threads)
     for workload in args.workloads:
-        pairs = [(before.measure(workload), after.measure(workload)) for _ in range(args.rounds)]
+        pairs = []
+        for index in range(args.rounds):
+            trees = (before, after) if index % 2 else (after, before)
+            seconds = {tree: tree.measure(workload) for tree in trees}
+            pairs.append((seconds[before], seconds[after]))
         ratios = [new / old for old, new in pairs]
         low, middle, high = statistics.quantiles(ratios, n=4)
         old, new = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
