@@ -445,8 +445,8 @@ def test_impute_treats_mask_and_nan_alike():
     for num_imputations in (None, 2):
         options = {"num_samples": 7, "num_imputations": num_imputations}
         expected = impute(model.vae, x.masked_fill(~mask, math.nan), **options)
-        for beside in (mask, mask.long(), mask.double()):
-            assert torch.equal(impute(model.vae, x, mask=beside, **options), expected)
+        for mask_variant in (mask, mask.long(), mask.double()):
+            assert torch.equal(impute(model.vae, x, mask=mask_variant, **options), expected)
 
 
 def test_impute_integers_with_a_mask():

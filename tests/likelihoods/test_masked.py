@@ -259,7 +259,7 @@ def data(count=30):
 def test_mask_and_nan_are_equivalent(call, show_mask):
     vae, (x, mask) = gaussian_vae(show_mask=show_mask), data()
     results = []
-    for observed, beside in (
+    for observed, explicit_mask in (
         (x.masked_fill(~mask, math.nan), None),
         (x, mask),
         (x, mask.long()),
@@ -267,7 +267,7 @@ def test_mask_and_nan_are_equivalent(call, show_mask):
         (x.masked_fill(~mask, math.nan), mask),
     ):
         torch.manual_seed(1)
-        results.append(call(vae, observed, beside))
+        results.append(call(vae, observed, explicit_mask))
     assert all(torch.equal(result, results[0]) for result in results)
     assert torch.isfinite(results[0]).all()
     torch.manual_seed(1)
@@ -278,10 +278,10 @@ def test_nan_and_mask_combine():
     vae, (x, mask) = gaussian_vae(), data()
     half = x.clone()
     half[:15] = half[:15].masked_fill(~mask[:15], math.nan)
-    beside = mask.clone()
-    beside[:15] = True
+    explicit_mask = mask.clone()
+    explicit_mask[:15] = True
     expected = log_marginal(vae, x, mask=mask, num_samples=7)
-    assert torch.equal(log_marginal(vae, half, mask=beside, num_samples=7), expected)
+    assert torch.equal(log_marginal(vae, half, mask=explicit_mask, num_samples=7), expected)
 
 
 def trained(data, batch=None, validation=None):
