@@ -65,7 +65,7 @@ def open_sources(
     )
 
 
-def plan_run(
+def prepare_run(
     state: TrainState,
     optimization: Optimization,
     callbacks: Sequence[Callback],

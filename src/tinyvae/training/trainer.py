@@ -27,7 +27,7 @@ from tinyvae.training.nonfinite import require_finite_weights
 from tinyvae.training.optimization import Optimization, learning_rates
 from tinyvae.training.preparation import (
     open_sources,
-    plan_run,
+    prepare_run,
     require_counts,
     restored_speed,
     select_fast_path,
@@ -197,7 +197,7 @@ class Trainer:
             saved = load_resume_state(self.checkpoint, state, resume)
             self.resolved_speed = restored_speed(self.speed, self.resolved_speed, saved)
             state.set_mode(self.speed, self.resolved_speed)
-            plan_run(
+            prepare_run(
                 state,
                 self.optimization,
                 self.callbacks,

@@ -83,6 +83,17 @@ def test_resume_ignores_an_unknown_field_with_a_warning_bitwise(complete, tmp_pa
     assert digest(trainer) == complete[1]
 
 
+def test_resume_ignores_an_unknown_entry_of_a_field_with_a_warning_bitwise(complete, tmp_path):
+    def add_entries(state):
+        state["plan"]["world"] = "two"
+        state["position"]["part"] = [1]
+
+    forged_run(complete, tmp_path / "run", add_entries)
+    with pytest.warns(UserWarning, match=r"unknown fields \['plan.world', 'position.part'\]"):
+        trainer = fit(trainer_of(tmp_path / "run"), **AUTO)
+    assert digest(trainer) == complete[1]
+
+
 def test_resume_refuses_a_missing_field_by_name(complete, tmp_path):
     for index, name in enumerate(FIELDS):
         file = forged_run(complete, tmp_path / f"{index}", lambda s, name=name: s.pop(name))

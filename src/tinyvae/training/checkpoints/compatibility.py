@@ -19,7 +19,8 @@ from tinyvae.training.history import History, Row, RunningMean
 from tinyvae.training.optimization import state_after_step
 from tinyvae.training.state import MIGRATIONS, STATE_VERSION, TrainState
 
-# Fields of a state, and the types of those entries that every run has.
+# Fields of a state, and the types of the entries that every run has. A field with such entries has
+# no others, except for "rng", which may also have the state of a GPU.
 FIELDS: dict[str, dict[str, Any]] = {
     "fingerprint": {},
     "mode": {"device": str, "torch": str, "threads": int, "speed": dict, "resolved_speed": dict},
@@ -38,7 +39,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 
 
 def upgrade(state: Any) -> dict[str, Any]:
-    """Return a loaded state, migrated to the current version, without unknown fields.
+    """Return a loaded state, migrated to the current version, without unknown fields and entries.
 
     Raises:
         CheckpointError: If the version is newer, or a field is missing.
@@ -55,8 +56,10 @@ def upgrade(state: Any) -> dict[str, Any]:
         )
     for old_version in range(version, STATE_VERSION):
         state = MIGRATIONS[old_version](state)
+    unknown = [name for name in state if name not in {*FIELDS, "state_version"}]
+    known = {name: part for name, part in state.items() if name not in unknown}
     for name, entries in FIELDS.items():
-        part = state.get(name)
+        part = known.get(name)
         if not isinstance(part, dict) or not entries.keys() <= part.keys():
             got = sorted(map(str, part)) if isinstance(part, dict) else part
             raise CheckpointError(f"expected '{name}' with {list(entries)}, got {got!r:.200}")
@@ -65,10 +68,12 @@ def upgrade(state: Any) -> dict[str, Any]:
                 raise CheckpointError(
                     f"checkpoint field '{name}.{key}' has an invalid value: {part[key]!r:.80}"
                 )
-    unknown = state.keys() - {*FIELDS, "state_version"}
+        if entries and name != "rng":
+            unknown += [f"{name}.{key}" for key in part if key not in entries]
+            known[name] = {key: part[key] for key in entries}
     if unknown:
         warn(f"the checkpoint has unknown fields {sorted(map(str, unknown))}: they are ignored")
-    return {name: part for name, part in state.items() if name not in unknown}
+    return known
 
 
 def require_same_run(
