@@ -222,10 +222,11 @@ class Trainer:
                 running(self.callbacks, state, saved),
                 self._saving_after_error(source),
             ):
-                notify_safe_point(self.callbacks, state, last=state.is_finished)
-                while not state.is_finished:
+                is_last = self._reach_safe_point()  # a later signal counts at the next one
+                while not is_last:
                     is_complete = self._train_epoch(source)
-                    self._finish_epoch(validation_source if is_complete else None, is_complete)
+                    data = validation_source if is_complete else None
+                    is_last = self._finish_epoch(data, is_complete)
             ended_early = state.stop_request is not None or state.plan.total_steps is None
             will_resume = state.is_interrupted and self.checkpoint is not None
             if ended_early and not will_resume:
@@ -247,9 +248,10 @@ class Trainer:
                     state.history.record_update(state.step, output)
                 for callback in self.callbacks:
                     callback.on_step_end(state, output)
-                if state.stop_request is None or state.is_interrupted:
-                    notify_safe_point(self.callbacks, state, last=state.stop_request is not None)
-            if state.stop_request is not None:
+                is_last = state.stop_request is not None  # read once: a signal may come at any time
+                if not is_last or state.is_interrupted:
+                    notify_safe_point(self.callbacks, state, last=is_last)
+            if is_last:
                 return False
         return True
 
@@ -267,8 +269,8 @@ class Trainer:
         self.objective.train()
         return batches
 
-    def _finish_epoch(self, validation: ValidatedSource | None, is_complete: bool) -> None:
-        """Validate, add a row to the history, move schedulers, and notify callbacks."""
+    def _finish_epoch(self, validation: ValidatedSource | None, is_complete: bool) -> bool:
+        """Validate, add a row to the history, move schedulers. Return True if the run ends."""
         state = self.state
         state.synchronize()
         require_finite_weights(state.groups, f"step {state.step} (epoch {state.epoch + 1})")
@@ -288,8 +290,15 @@ class Trainer:
         row.update(plain(row))  # the history holds this row, so it is changed in place
         if is_complete and self.optimization.scheduler_interval == "epoch":
             self.optimization.step_schedulers(state.schedulers, row)
-        if is_complete or not state.is_interrupted:  # a cut epoch has been saved at its last step
-            notify_safe_point(self.callbacks, state, last=state.is_finished)
+        if not is_complete and state.is_interrupted:
+            return True  # saved at its last step
+        return self._reach_safe_point()
+
+    def _reach_safe_point(self) -> bool:
+        """Notify callbacks between epochs. Return True if the run ends."""
+        is_last = self.state.is_finished
+        notify_safe_point(self.callbacks, self.state, last=is_last)
+        return is_last
 
     def _validate(self, validation: ValidatedSource) -> Row:
         """Return the means over the validation data, on the same noise at every call."""

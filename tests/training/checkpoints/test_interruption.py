@@ -26,7 +26,7 @@ from helpers.runs import (
 )
 from helpers.training import STEPS, After, raises
 
-from tinyvae import ELBO, Trainer
+from tinyvae import ELBO, Callback, Trainer
 
 IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 
@@ -107,6 +107,29 @@ def test_signal_reaches_the_previous_handler_after_the_last_write(user_signal, s
     again = fit(trainer_of(folder), **AUTO)
     assert digest(again) == expected
     assert again.history.stop_reason is None
+
+
+class AtSafePoint(Callback):
+    """Calls ``action`` at a safe point, after the Checkpoint has saved what it saves there."""
+
+    def __init__(self, index, action):
+        self.remaining, self.action = index, action
+
+    def on_safe_point(self, state, *, last):
+        if self.remaining == 0:
+            self.action()
+        self.remaining -= 1
+
+
+@pytest.mark.parametrize("index", [0, 1, STEPS, STEPS + 1, STEPS + 2])
+def test_signal_after_a_safe_point_is_saved_at_the_next_one(user_signal, index, tmp_path):
+    expected = expected_digest(tmp_path / "complete")
+    folder = tmp_path / "run"
+    send = AtSafePoint(index, lambda: signal.raise_signal(user_signal.signum))
+    trainer = fit(trainer_of(folder, send))
+    assert 0 < trainer.step < END
+    assert steps_in(folder) == [0, trainer.step]
+    assert digest(fit(trainer_of(folder), **AUTO)) == expected
 
 
 @posix
