@@ -93,22 +93,30 @@ def variants(node):
 
 
 def sites(node, scopes):
-    """Yield the kind, the node, its replacement and the line ranges around it, inner first."""
+    """Yield the kind, the node, its replacement and the line ranges around it, inner first.
+
+    Attributes of classes and defaults of arguments are evaluated at import, outside any test: their
+    innermost range is the class or the function.
+    """
     name = getattr(node, "name", getattr(node, "arg", None))
     if isinstance(node, SKIPPED_NODES) or name in SKIPPED_NAMES:
         return
     match node:
         case ast.If(ast.Name("TYPE_CHECKING")) | ast.Assign([ast.Name("__all__")]):
             return
-        case ast.FunctionDef() | ast.ClassDef():
-            scopes = (("definition", node.lineno, node.end_lineno), *scopes)
-    if isinstance(node, ast.stmt):
-        body = getattr(node, "body", None)
-        last = max(node.lineno, body[0].lineno - 1) if body else node.end_lineno
-        scopes = (("statement", node.lineno, last), *scopes)
-    is_alias = len(scopes) == 2 and isinstance(getattr(node, "op", None), ast.BitOr)
+        case ast.FunctionDef():
+            scopes = (("function", node.lineno, node.end_lineno), *scopes)
+        case ast.ClassDef():
+            scopes = (("class", node.lineno, node.end_lineno), *scopes)
+        case ast.stmt() if scopes[0][0] in ("function", "statement"):
+            body = getattr(node, "body", None)
+            last = max(node.lineno, body[0].lineno - 1) if body else node.end_lineno
+            scopes = (("statement", node.lineno, last), *scopes)
+    is_alias = len(scopes) == 1 and isinstance(getattr(node, "op", None), ast.BitOr)
+    in_statement = scopes[0][0] == "statement"
     for kind, new in () if is_alias else variants(node):
-        yield kind, node, new, (("expression", node.lineno, node.end_lineno), *scopes)
+        own = [("expression", node.lineno, node.end_lineno)] if in_statement else []
+        yield kind, node, new, (*own, *scopes)
     for field, value in ast.iter_fields(node):
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST) and field not in SKIPPED_FIELDS:
