@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from helpers.cases import for_each
 from helpers.distributions import independent_normal, integral, normal
 
 from tinyvae.distributions import (
@@ -97,6 +98,17 @@ def test_affine():
     assert (p.batch_shape, p.event_shape, p.has_rsample) == ((4, 3), (), True)
 
 
+@for_each("scale", [0.5, [0.5], [0.5, 2.0, 3.0]])
+def test_affine_of_vectors_counts_the_scale_of_each_dimension(scale):
+    base, shift, scale = Independent(normal(4, 3), 1), torch.randn(3), torch.tensor(scale)
+    x = torch.randn(5, 4, 3)
+    loc, std = shift + scale * base.mean, scale * base.base.log_std.exp()
+    expected = scipy.stats.norm.logpdf(x, loc, std)
+    p = Affine(base, shift, scale)
+    np.testing.assert_allclose(p.log_prob(x), expected.sum(-1), rtol=1e-12)
+    np.testing.assert_allclose(p.elementwise_log_prob(x), expected, rtol=1e-12)
+
+
 def test_affine_draws_carry_gradients():
     scale = torch.tensor(2.0, requires_grad=True)
     Affine(normal(3), torch.zeros(()), scale).sample().sum().backward()
@@ -119,6 +131,12 @@ def test_masked_distribution_scores_observed_entries():
     assert torch.equal(p.point_estimate(), base.point_estimate())
     assert p.sample((7,)).shape == (7, 4, 3)
     assert p.has_rsample == base.has_rsample
+
+
+def test_masked_distribution_takes_only_nan_for_missing():
+    p = MaskedDistribution(normal(3), inside=torch.tensor(0.0))
+    log_prob = p.log_prob(torch.tensor([math.nan, math.inf, -math.inf]))
+    assert log_prob.tolist() == [0.0, -math.inf, -math.inf]
 
 
 def test_affine_refuses_masses():

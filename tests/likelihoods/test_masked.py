@@ -438,6 +438,20 @@ def test_nan_without_masked_likelihood_is_rejected_before_training():
     unchanged(vae, lambda t: t.fit(x, epochs=1, batch_size=4), message)
 
 
+@for_each("value", [math.inf, -math.inf])
+def test_masked_likelihood_does_not_take_infinity_for_missing(value):
+    x = torch.tensor([[0.5, math.nan], [value, 0.5]])
+    with pytest.raises(ValueError, match="inf"):
+        MaskedLikelihood(GaussianLikelihood()).check_support(x)
+    vae = VAE(
+        GaussianEncoder(MLP(2, (4,)), 1), MLP(1, (4,), 2), MaskedLikelihood(GaussianLikelihood())
+    )
+    with pytest.raises(ValueError, match="inf"):
+        Trainer(vae, ELBO(), progress=False).fit(x, epochs=1)
+    with pytest.raises(ValueError, match="inf"):
+        evaluate(vae, x)
+
+
 @for_each(
     "inner",
     [

@@ -127,6 +127,14 @@ def test_bound_agrees_with_numpy(name, num_samples):
     assert not any(v.requires_grad for v in output.metrics.values())
 
 
+@for_each("name", BOUNDS)
+@for_each("num_samples", [1, 2, 100, 101, 5000])
+def test_bound_of_equal_log_weights_is_their_value(name, num_samples):
+    log_weight = torch.full((num_samples, 2), -1234.5)
+    value = BOUNDS[name](num_samples).value(log_weight)
+    torch.testing.assert_close(value, log_weight[0], rtol=1e-13, atol=0)
+
+
 def test_multiply_iwae_splits_the_samples():
     vae, x = small_vae(), torch.randn(7, 5)
     log_w = numpy_log_weight(vae, x, 12)
