@@ -1,4 +1,5 @@
 import contextlib
+import copy
 
 import pytest
 import torch
@@ -6,11 +7,31 @@ from helpers.cases import for_each
 from torch import nn
 
 from tinyvae.core.module_state import (
+    ExactBuffers,
     evaluating,
     preserved_buffers,
     preserved_modes,
     preserved_statistics,
 )
+
+
+class Shifted(ExactBuffers):
+    def __init__(self):
+        super().__init__()
+        self.register_constant("shift", [0.1, 0.2])
+
+
+def test_exact_buffers_are_exact_in_float64():
+    module = Shifted()
+    assert module.shift.dtype == torch.float32
+    assert module.double().shift.tolist() == [0.1, 0.2]
+    assert copy.deepcopy(module).float().half().double().shift.tolist() == [0.1, 0.2]
+
+
+def test_exact_buffers_keep_a_loaded_value():
+    module = Shifted()
+    module.load_state_dict({"shift": torch.tensor([1.0, 2.0])})
+    assert module.double().shift.tolist() == [1.0, 2.0]
 
 
 @pytest.fixture

@@ -223,7 +223,7 @@ def per_channel(event):
 
 
 def ramp(event):
-    return (torch.arange(math.prod(event)).reshape(event) / 7 + 0.5).tolist()
+    return (torch.arange(math.prod(event)).double().reshape(event) / 7 + 0.5).tolist()
 
 
 @dataclass(frozen=True)

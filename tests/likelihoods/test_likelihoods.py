@@ -72,6 +72,21 @@ def test_likelihood_log_prob_agrees_with_scipy(name):
             assert inputs.isfinite().all()
 
 
+@for_each("name", LIKELIHOODS)
+def test_likelihood_converted_from_float32_is_exact(name):
+    sample = sample_of(name)
+    torch.set_default_dtype(torch.float32)
+    converted = sample.family.make(sample.event)
+    torch.set_default_dtype(torch.float64)
+    converted = converted.double().eval()
+    learned = [name for name, _ in converted.named_parameters()] + ["mean_square"]
+    state = sample.likelihood.state_dict()
+    converted.load_state_dict({n: state[n] for n in state if n in learned}, strict=False)
+    params, x, context = sample.params(3, 5), sample.data(5), sample.context(5)
+    got = converted(params, len(sample.event), context).log_prob(x)
+    torch.testing.assert_close(got, sample(params, context).log_prob(x), rtol=1e-14, atol=0)
+
+
 def name_in_errors(sample):
     """Name that errors about the support start with: that of the innermost likelihood."""
     inner = sample.likelihood

@@ -135,6 +135,15 @@ def test_bound_of_equal_log_weights_is_their_value(name, num_samples):
     torch.testing.assert_close(value, log_weight[0], rtol=1e-13, atol=0)
 
 
+@for_each("name", BOUNDS)
+def test_bound_built_in_float32_is_exact_for_a_float64_model(name):
+    log_weight = 1e4 * torch.randn(4, 7)
+    expected = BOUNDS[name](4).value(log_weight)
+    torch.set_default_dtype(torch.float32)
+    got = BOUNDS[name](4).value(log_weight)
+    torch.testing.assert_close(got, expected, rtol=1e-14, atol=0)
+
+
 def test_multiply_iwae_splits_the_samples():
     vae, x = small_vae(), torch.randn(7, 5)
     log_w = numpy_log_weight(vae, x, 12)

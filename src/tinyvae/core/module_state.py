@@ -1,10 +1,12 @@
-"""Context managers that change a module's state and restore it afterwards."""
+"""Context managers that change a module's state and restore it afterwards; kinds of buffers."""
 
-from collections.abc import Iterator
+from abc import ABC
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -59,6 +61,29 @@ def preserved_buffers(module: nn.Module) -> Iterator[None]:
             registry.update(buffers)
         for buffer, copy in copies:
             buffer.copy_(copy)
+
+
+class ExactBuffers(nn.Module, ABC):
+    """Base class of modules with constants, which a conversion to float64 does not round.
+
+    A module is built in float32 and may be converted by ``double()`` later. Its constants are then
+    the given numbers, not their copies in float32.
+    """
+
+    def register_constant(self, name: str, numbers: Any) -> None:
+        """Register a buffer that holds a number or nested lists of numbers."""
+        exact = torch.tensor(numbers, dtype=torch.float64)
+        self.__dict__.setdefault("_exact", {})[name] = exact
+        self.register_buffer(name, exact.to(torch.get_default_dtype()))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        exact: dict[str, Tensor] = self.__dict__.get("_exact", {})
+        before = {name: getattr(self, name) for name in exact}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            if torch.equal(buffer, exact[name].to(buffer)):  # no file has changed it
+                setattr(self, name, exact[name].to(getattr(self, name)))
+        return self
 
 
 class RunningStatistics:

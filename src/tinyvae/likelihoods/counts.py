@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinyvae.core.module_state import ExactBuffers
 from tinyvae.distributions import NegativeBinomial, Poisson
 from tinyvae.likelihoods.base import Likelihood
 from tinyvae.likelihoods.parameters import PositiveLike, as_positive, check_broadcast
 
 
-class CountLikelihood(Likelihood, ABC):
+class CountLikelihood(ExactBuffers, Likelihood, ABC):
     """Base class of likelihoods of counts: support, baseline, and log(1 + x) for the encoder."""
 
     takes_integers = True
@@ -28,7 +29,7 @@ class CountLikelihood(Likelihood, ABC):
                 f"{type(self).__name__} expects a baseline of finite counts > 0, got {baseline}"
             )
         self.baseline = means.tolist()
-        self.register_buffer("log_baseline", torch.tensor(np.log(means).tolist()))
+        self.register_constant("log_baseline", np.log(means).tolist())
 
     def encoder_input(self, x: Tensor) -> Tensor:
         """Return log(1 + x)."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinyvae.core.module_state import ExactBuffers
 from tinyvae.distributions import Affine, Distribution, MaskedDistribution, Mixture, ZeroInflated
 from tinyvae.likelihoods.base import Likelihood
 from tinyvae.likelihoods.counts import CountLikelihood
@@ -69,7 +70,7 @@ def check_factorizes(likelihood: Likelihood, name: str, *, allow_tables: bool = 
         )
 
 
-class StandardizedLikelihood(_Wrapper):
+class StandardizedLikelihood(ExactBuffers, _Wrapper):
     r"""A likelihood of x that models the standardized data :math:`y = (x - m) / s`.
 
     .. math:: \log p(x \mid z) = \log p_y(y \mid z) - \textstyle\sum_i \log s_i
@@ -110,8 +111,8 @@ class StandardizedLikelihood(_Wrapper):
                 f"{std}"
             )
         self.mean, self.std = shift.tolist(), scale.tolist()
-        self.register_buffer("shift", torch.tensor(self.mean))
-        self.register_buffer("scale", torch.tensor(self.std))
+        self.register_constant("shift", self.mean)
+        self.register_constant("scale", self.std)
 
     def factors(
         self, params: Tensor, event_ndim: int, context: Tensor | None = None
