@@ -344,6 +344,13 @@ def test_custom_likelihoods_replace_the_default():
     np.testing.assert_allclose(each[:, 5], expected, rtol=1e-10)
 
 
+def test_table_is_no_bound_if_one_column_has_no_probability():
+    likelihood = MixedLikelihood(COLUMNS, likelihoods={"smokes": BernoulliLikelihood()})
+    assert likelihood.check_support(ROWS) is True
+    with pytest.warns(UserWarning, match="between 0 and 1"):
+        assert likelihood.check_support(torch.where(torch.arange(6) == 5, 0.5, ROWS)) is False
+
+
 def test_custom_likelihood_may_have_several_parameters():
     custom = {"age": StandardizedLikelihood(GaussianLikelihood("predicted"), mean=40.0, std=12.0)}
     likelihood = MixedLikelihood(COLUMNS, likelihoods=custom)

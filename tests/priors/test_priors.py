@@ -512,7 +512,7 @@ ERRORS = {
         r"two or more latents .* got \(1, 2\)",
     ),
     "a constant": (
-        lambda: FittedPrior.fit(torch.ones(9, 2), GaussianPrior(2)),
+        lambda: FittedPrior.fit(torch.randn(9, 2) * torch.tensor([1, 0]), GaussianPrior(2)),
         ValueError,
         "expects latents that vary in every dimension, got a constant",
     ),
