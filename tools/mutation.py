@@ -325,9 +325,12 @@ class Selection:
             tests = set().union(*(lines[i] for i in range(first, last + 1) if i in lines))
             if tests:
                 break
-        # Tests in other processes leave no lines: take those named after the module, too.
+        # Tests in other processes leave no lines: take those named after the module, too. Users of
+        # a class attribute may run no line of the class: take all tests of the package.
         traced = set().union(*lines.values())
         tests |= {t for t in self.seconds if t not in traced and distance(mutant, t) == 0}
+        if scope in ("class", "file"):
+            tests |= {t for t in self.seconds if distance(mutant, t) < 2}
         stages, spent = ([], []), 0.0
         for test in sorted(tests, key=lambda t: (distance(mutant, t), self.seconds[t], t)):
             spent += self.seconds[test]
