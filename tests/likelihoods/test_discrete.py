@@ -16,6 +16,12 @@ def test_one_hot_rejects_other_rows(rows):
         OneHotLikelihood().check_support(torch.tensor(rows))
 
 
+def test_one_hot_parameters_for_the_mean_count_each_class_once_more():
+    x = torch.tensor([[1.0, 0.0, 0.0]] * 3 + [[0.0, 1.0, 0.0]])
+    probabilities = OneHotLikelihood().params_for_mean(x).softmax(0)
+    torch.testing.assert_close(probabilities, torch.tensor([4.0, 2.0, 1.0]) / 7)
+
+
 @for_each(("low", "high"), [(0, 255), (-1, 1), (0, 1.5)])
 def test_bernoulli_rejects_values_outside_the_unit_interval(low, high):
     x = torch.tensor([[0.0, low], [1.0, high]])

@@ -11,7 +11,7 @@ import torch
 from helpers.runs import AUTO, checkpoint_of, digest, epochs_in, steps_in
 from helpers.training import BATCH_SIZE, DATA, STEPS, After, Unsized, make_vae, same, weights_of
 from torch import nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
 
 import tinyvae.training.checkpoints.directory
@@ -78,7 +78,15 @@ def plateau():
     return {"objective": IWAE(3), "optimization": optimization}
 
 
-SETTINGS = {"everything": everything, "plateau": plateau}
+def decay():
+    """Return settings with a scheduler of torch that steps after each epoch."""
+    return {
+        "objective": ELBO(),
+        "optimization": Optimization(scheduler=lambda o: ExponentialLR(o, 0.5)),
+    }
+
+
+SETTINGS = {"everything": everything, "plateau": plateau, "decay": decay}
 
 
 def trainer_of(folder, settings=everything, model=make_model, *, every_steps=1, more=(), **options):
