@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.cases import for_each
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from tinyvae.distributions import (
     Bernoulli,
@@ -122,6 +122,9 @@ def test_torch_transforms_use_plain_operations():
 
     _, pushed = torch.func.jvp(log_prob, (logits,), (tangent,))
     slope = (value - torch.sigmoid(logits)) * tangent
+    torch.testing.assert_close(pushed, slope.sum(-1))
+    with forward_ad.dual_level():
+        pushed = forward_ad.unpack_dual(log_prob(forward_ad.make_dual(logits, tangent))).tangent
     torch.testing.assert_close(pushed, slope.sum(-1))
     each = torch.func.vmap(log_prob)(torch.stack([logits, 2 * logits]))
     torch.testing.assert_close(each[1], plain(2 * logits, value))

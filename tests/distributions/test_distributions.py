@@ -109,10 +109,26 @@ def test_too_many_event_dimensions():
         Independent(Bernoulli(torch.zeros(3)), 2)
 
 
-# Kullback-Leibler divergences ---------------------------------------------------------------------
-
-
 def test_repr_names_family_and_shapes():
     p = Independent(Normal(torch.zeros(5, 2), torch.zeros(5, 2)), 1)
     assert repr(p) == "Independent(Normal, batch_shape=(5,), event_shape=(2,))"
     assert repr(p.base) == "Normal(batch_shape=(5, 2), event_shape=())"
+
+
+@for_each(
+    ("base", "has_rsample", "is_discrete"),
+    [
+        (td.Normal(0.0, 1.0), True, False),
+        (td.VonMises(0.0, 1.0), False, False),
+        (td.Poisson(torch.tensor(3.0)), False, True),
+        (
+            td.MixtureSameFamily(td.Categorical(torch.ones(2)), td.Normal(torch.zeros(2), 1.0)),
+            False,
+            False,
+        ),
+    ],
+)
+def test_torch_distribution_says_what_its_draws_are(base, has_rsample, is_discrete):
+    p = TorchDistribution(base)
+    assert (p.has_rsample, p.is_discrete) == (has_rsample, is_discrete)
+    assert p.event_shape == base.event_shape

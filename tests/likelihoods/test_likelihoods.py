@@ -87,6 +87,18 @@ def test_likelihood_converted_from_float32_is_exact(name):
     torch.testing.assert_close(got, sample(params, context).log_prob(x), rtol=1e-14, atol=0)
 
 
+@for_each("name", LIKELIHOODS)
+def test_likelihood_parameters_for_the_mean(name):
+    sample = sample_of(name)
+    x = sample.data(400)
+    params = sample.likelihood.params_for_mean(x)
+    assert params.shape == sample.param_shape
+    got = sample(params[None], sample.context(1)).mean[0]
+    off = (got - torch.nanmean(x, 0)).abs() / sample.observed(400).std(0)
+    has_log_normal = name.startswith("log-normal") or "mixed" in name  # keeps the mean of log x
+    assert (off < (0.4 if has_log_normal else 0.06)).all()
+
+
 def name_in_errors(sample):
     """Name that errors about the support start with: that of the innermost likelihood."""
     inner = sample.likelihood
