@@ -12,7 +12,7 @@ from typing import TypeVar, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from tinyvae.core.objective import Batch, Objective, ObjectiveOutput
+from tinyvae.core.objective import Batch, Direction, Objective, ObjectiveOutput
 from tinyvae.models.output import LatentVariableModel, VAEOutput
 from tinyvae.objectives.checks import check_gradients, check_second_pass
 from tinyvae.objectives.estimators import (
@@ -250,6 +250,12 @@ class VariationalBound(Objective):
     def check_latents(self, output: VAEOutput) -> None:
         """Raise unless the gradient of every latent can be estimated."""
         check_gradients(type(self).__name__, output, self.num_samples, self.estimator)
+
+    def direction(self, metric: str) -> Direction | None:
+        """Return ``"max"`` for the bound, unless a schedule other than that of beta changes it."""
+        is_fixed = scheduled_values(self).keys() <= {"beta"}
+        is_bound = is_fixed and metric == f"{self.metric}_nats"
+        return "max" if is_bound else super().direction(metric)
 
     def is_bound(self, model: nn.Module) -> bool:
         """Return True if the expectation of minus the loss is a lower bound on log p(x)."""

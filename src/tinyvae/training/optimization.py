@@ -14,7 +14,8 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from tinyvae.core.objective import Objective
-from tinyvae.training.history import Row, require_validation, watched
+from tinyvae.core.warnings import warn
+from tinyvae.training.history import Row, require_direction, require_validation, watched
 
 Groups: TypeAlias = Mapping[str, list[nn.Parameter]]
 OptimizerFactory: TypeAlias = Callable[[list[dict[str, Any]]], Optimizer]
@@ -57,7 +58,8 @@ class Optimization:
             be called: ``lambda optimizer, total: OneCycleLR(optimizer, 0.1, total)``.
         scheduler_interval: Interval at which ``scheduler`` is called, ``"epoch"`` or ``"step"``.
             A ``schedule`` is always called per step.
-        monitor: Column of the history that ``ReduceLROnPlateau`` watches.
+        monitor: Column of the history that ``ReduceLROnPlateau`` watches. Bounds expect its
+            ``mode="max"``, and columns with negative values its ``threshold_mode="abs"``.
         clip_norm: Largest norm of a group's gradient. None turns clipping off.
 
     Example:
@@ -177,6 +179,7 @@ class Optimization:
         epochs: int,
         steps_per_epoch: int | None,
         has_validation: bool,
+        objective: Objective,
     ) -> dict[str, LRScheduler]:
         """Return the schedulers. Raise ValueError if one does not fit the run."""
         schedulers = {}
@@ -187,9 +190,10 @@ class Optimization:
             if factory is None:
                 continue
             total = self._num_calls(epochs, steps_per_epoch)
-            schedulers[group] = _make_scheduler(factory, optimizer, total)
-            if isinstance(schedulers[group], ReduceLROnPlateau):
+            scheduler = schedulers[group] = _make_scheduler(factory, optimizer, total)
+            if isinstance(scheduler, ReduceLROnPlateau):
                 self._check_plateau(has_validation, list(optimizers))
+                require_direction("ReduceLROnPlateau", self.monitor, scheduler.mode, objective)
         return schedulers
 
     def _num_calls(self, epochs: int, steps_per_epoch: int | None) -> int:
@@ -217,7 +221,14 @@ class Optimization:
         """Step all schedulers; ``row`` is the epoch's row of the history."""
         for scheduler in schedulers.values():
             if isinstance(scheduler, ReduceLROnPlateau):
-                scheduler.step(watched("ReduceLROnPlateau", self.monitor, row))
+                value = watched("ReduceLROnPlateau", self.monitor, row)
+                if value < 0 and scheduler.threshold_mode == "rel" and scheduler.threshold > 0:
+                    warn(
+                        f"ReduceLROnPlateau with threshold_mode='rel' takes worse values of "
+                        f"'{self.monitor}' for better ones, because they are negative: pass "
+                        "threshold_mode='abs'"
+                    )
+                scheduler.step(value)
             else:
                 scheduler.step()
 

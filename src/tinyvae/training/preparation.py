@@ -103,6 +103,7 @@ def prepare_run(
         epochs=plan.scheduled_epochs,
         steps_per_epoch=num_batches,
         has_validation=validation is not None,
+        objective=state.objective,
     )
     if saved is not None:
         require_same_run(state, saved, callbacks)

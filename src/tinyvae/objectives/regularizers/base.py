@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae.core.module_state import evaluating
-from tinyvae.core.objective import Batch, Objective, ObjectiveOutput
+from tinyvae.core.objective import Batch, Direction, Objective, ObjectiveOutput
 from tinyvae.core.random import forked_rng
 from tinyvae.distributions import Distribution
 from tinyvae.models.base import DecoderModel
@@ -242,6 +242,10 @@ class RegularizedObjective(Objective):
                 "set group="
             )
         return groups | adversaries
+
+    def direction(self, metric: str) -> Direction | None:
+        """Return the direction in which a metric of the bound improves."""
+        return self.bound.direction(metric)
 
     def check(self, model: nn.Module, batch: Batch) -> str:
         """Check bound and regularizers on the first two examples. Return what is optimized."""
