@@ -2,18 +2,25 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from torch import Tensor
 
 from tinyvae.core.objective import Direction, ObjectiveOutput
+from tinyvae.core.random import Stream, derive_seed
+from tinyvae.errors import NonFiniteError
+from tinyvae.training.data.loaders import data_worker_error
 from tinyvae.training.history import Row, require_direction, require_validation, watched
+from tinyvae.training.signals import defer_sigchld
 from tinyvae.training.state import TrainState
 
 
 class Callback:
     """Code that a :class:`~tinyvae.Trainer` calls at fixed points. By default it does nothing.
+
+    Random numbers that it draws from torch's default generators do not change the run. After a step
+    they are a function of the run's seed and the step.
 
     Every method gets the run's :class:`~tinyvae.training.TrainState`: ``model``, ``objective``,
     ``optimizers``, ``schedulers``, ``history``, ``epoch``, ``step``, ``plan`` (length of the run),
@@ -109,6 +116,58 @@ def notify_safe_point(callbacks: Sequence[Callback], state: TrainState, *, last:
     state.is_consistent = True
     for callback in callbacks:
         callback.on_safe_point(state, last=last)
+
+
+@contextmanager
+def saving_after_error(
+    callbacks: Sequence[Callback], state: TrainState, workers: int
+) -> Iterator[None]:
+    """Save a last checkpoint if an error left the state consistent, e.g. an error in the data.
+
+    The error becomes the reason of the end. ``workers`` is the number of processes that read data.
+    """
+    try:
+        yield
+    except BaseException as error:
+        was_interrupted = state.is_interrupted
+        worker_error = data_worker_error(error, workers)
+        if state.is_consistent and not isinstance(error, NonFiniteError):
+            state.stop(f"{type(error).__name__}: {error}", resumable=True)
+            with suppress(Exception), defer_sigchld():  # the first error matters
+                notify_safe_point(callbacks, state, last=True)
+        state.stop(f"{type(error).__name__}: {error}")
+        if worker_error is None:
+            raise
+        if not was_interrupted:
+            raise worker_error from error
+        # The signal that stopped the run has also ended the processes that read data: no error.
+
+
+class StepHooks:
+    """Hooks that run after every step. The run's random numbers do not depend on theirs."""
+
+    def __init__(self, callbacks: Sequence[Callback], state: TrainState, seed: int) -> None:
+        self.callbacks, self.state = callbacks, state
+        self.first_seed = derive_seed(seed, Stream.CALLBACKS)
+        hooks = [hook for c in callbacks for hook in (c.on_step_end, c.on_safe_point)]
+        # The library's own hooks draw nothing, so the steps of most runs need no other seed.
+        self.may_draw = any(not hook.__module__.startswith("tinyvae.") for hook in hooks)
+
+    def __call__(self, output: ObjectiveOutput) -> bool:
+        """Call the hooks after an update. Return True if the run stops."""
+        if not self.may_draw:
+            return self._call(output)
+        with self.state.other_rng((self.first_seed + self.state.step) % 2**64):
+            return self._call(output)
+
+    def _call(self, output: ObjectiveOutput) -> bool:
+        state = self.state
+        for callback in self.callbacks:
+            callback.on_step_end(state, output)
+        is_last = state.stop_request is not None  # read once: a signal may come at any time
+        if not is_last or state.is_interrupted:
+            notify_safe_point(self.callbacks, state, last=is_last)
+        return is_last
 
 
 class Monitor:

@@ -1,8 +1,6 @@
 """Optimization of a run: parameter groups, optimizers, learning rates, schedulers, clipping."""
 
 import copy
-import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
@@ -11,16 +9,15 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import nn
 from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from tinyvae.core.objective import Objective
 from tinyvae.core.warnings import warn
 from tinyvae.training.history import Row, require_direction, require_validation, watched
+from tinyvae.training.rates import Schedule, SchedulerFactory, follow, make_scheduler
 
 Groups: TypeAlias = Mapping[str, list[nn.Parameter]]
 OptimizerFactory: TypeAlias = Callable[[list[dict[str, Any]]], Optimizer]
-Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
-SchedulerFactory: TypeAlias = Callable[..., LRScheduler]
 
 # Devices on which torch.optim.Adam has one fused kernel.
 FUSED = ("cpu", "cuda", "mps", "xpu")
@@ -190,7 +187,7 @@ class Optimization:
             if factory is None:
                 continue
             total = self._num_calls(epochs, steps_per_epoch)
-            scheduler = schedulers[group] = _make_scheduler(factory, optimizer, total)
+            scheduler = schedulers[group] = make_scheduler(factory, optimizer, total)
             if isinstance(scheduler, ReduceLROnPlateau):
                 self._check_plateau(has_validation, list(optimizers))
                 require_direction("ReduceLROnPlateau", self.monitor, scheduler.mode, objective)
@@ -265,7 +262,7 @@ def named_parameters(objective: Objective, model: nn.Module) -> dict[str, nn.Par
     return dict(model.named_parameters()) | dict(of_objective)
 
 
-# Optimizers and schedulers ------------------------------------------------------------------------
+# Optimizers ------------------------------------------------------------------------
 
 
 def state_after_step(optimizer: Optimizer) -> dict[str, Any]:
@@ -278,46 +275,14 @@ def state_after_step(optimizer: Optimizer) -> dict[str, Any]:
     return twin.state_dict()
 
 
-def learning_rates(optimizers: Mapping[str, Optimizer]) -> Row:
-    """Return the first learning rate of each optimizer, as columns of the history."""
-    rates = {name: o.param_groups[0]["lr"] for name, o in optimizers.items()}
-    if len(rates) == 1:
-        return {"learning_rate": float(*rates.values())}
-    return {f"learning_rate/{name}": float(rate) for name, rate in rates.items()}
-
-
-def follow(
-    optimizer: Optimizer, total: int, *, schedule: Schedule, warmup_steps: int
-) -> LRScheduler:
-    """Return a scheduler that follows a named schedule. See :class:`Optimization`."""
-    if warmup_steps >= total:
-        raise ValueError(
-            f"warmup_steps={warmup_steps} expects a run of more updates, got {total}: "
-            "train longer or warm up for fewer steps"
-        )
-    if schedule == "cosine" and not warmup_steps:  # torch's own; it rounds differently
-        return CosineAnnealingLR(optimizer, total)
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        share = (step - warmup_steps) / (total - warmup_steps)
-        decays = {"linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}
-        return decays.get(schedule, 1.0)
-
-    return LambdaLR(optimizer, factor)
-
-
-def _make_scheduler(factory: SchedulerFactory, optimizer: Optimizer, total: int) -> LRScheduler:
-    takes_total = "total" in inspect.signature(factory).parameters
-    try:
-        return factory(optimizer, total=total) if takes_total else factory(optimizer)
-    except TypeError as error:
-        raise TypeError(
-            "Optimization expects a factory of schedulers, such as lambda optimizer: "
-            "StepLR(optimizer, 10) or lambda optimizer, total: OneCycleLR(optimizer, 0.1, total), "
-            f"got {factory}: {error}"
-        ) from error
+def keep_settings(before: Mapping[str, Optimizer], now: Mapping[str, Optimizer]) -> None:
+    """Copy learning rates and other settings to new optimizers, from those of their parameters."""
+    owners = {p: o for old in before.values() for o in old.param_groups for p in o["params"]}
+    for options in (options for optimizer in now.values() for options in optimizer.param_groups):
+        sources = {id(owners[p]): owners[p] for p in options["params"] if p in owners}
+        if len(sources) == 1:
+            (source,) = sources.values()
+            options.update({k: source[k] for k in options.keys() & source.keys() - {"params"}})
 
 
 def _adam(parameters: list[dict[str, Any]]) -> Optimizer:

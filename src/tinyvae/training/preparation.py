@@ -153,17 +153,21 @@ def select_fast_path(
     resolved: ResolvedSpeed,
     source: ValidatedSource,
     saved: Mapping[str, Any] | None,
+    *,
+    is_new: bool,
 ) -> tuple[ComputeGradients, ResolvedSpeed]:
-    """Return the forward and backward pass, and the fast paths that the probes chose for it."""
+    """Return the forward and backward pass, and the fast paths that the probes chose for it.
+
+    A new or resumed run chooses them now, unless ``saved`` is of one with the same ``speed``.
+    """
     gradients = Gradients(state.model, state.objective, state.groups)
     if speed == Speed():
-        return gradients, resolved
+        return gradients, ResolvedSpeed()
     with preserved_modes(state.model, state.objective):
         state.model.train()
         state.objective.train()
         example = source.first_batch(state.epoch)
-        is_new = state.step == 0 or saved is not None
-        if is_new and not _requests_the_same(speed, saved):
+        if (is_new or saved is not None) and not _requests_the_same(speed, saved):
             resolved = resolve_speed(gradients, example, speed)
             state.set_mode(speed, resolved)
         return accelerate(gradients, example, speed, resolved), resolved
