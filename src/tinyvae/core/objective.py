@@ -89,6 +89,13 @@ class Objective(nn.Module, ABC):
         """
         return type(self).__name__
 
+    def find_problem(self, model: nn.Module, batch: Batch) -> str | None:
+        """Return why training on a batch is likely to fail and what to do, None if it is not.
+
+        The Trainer warns of it before the first step, and names it if losses are not finite.
+        """
+        return None
+
     def is_bound(self, model: nn.Module) -> bool:
         """Return True if the expectation of minus the loss is a lower bound on log p(x)."""
         return False

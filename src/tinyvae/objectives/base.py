@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tinyvae.core.objective import Batch, Direction, Objective, ObjectiveOutput
 from tinyvae.models.output import LatentVariableModel, VAEOutput
-from tinyvae.objectives.checks import check_gradients, check_second_pass
+from tinyvae.objectives.checks import check_gradients, check_second_pass, describe_large_scale
 from tinyvae.objectives.estimators import (
     Baseline,
     Estimator,
@@ -236,6 +236,10 @@ class VariationalBound(Objective):
         output = self.validated(model, batch)
         is_bound = self.is_bound(model) and output.is_density
         return f"{self.describe(output)}: {bound_or_not(is_bound)}"
+
+    def find_problem(self, model: nn.Module, batch: Batch) -> str | None:
+        """Return a message if the scale of the data makes training diverge, None if it does not."""
+        return describe_large_scale(model, batch)
 
     def validated(self, model: nn.Module, batch: Batch) -> VAEOutput:
         """Return the output of the first two examples, or raise if model and batch do not fit."""

@@ -3,12 +3,40 @@
 from contextlib import ExitStack
 
 import torch
+from torch import Tensor, nn
 
 from tinyvae.core.module_state import preserved_buffers, preserved_modes
 from tinyvae.core.objective import Batch
 from tinyvae.core.random import forked_rng
+from tinyvae.models.base import DecoderModel
 from tinyvae.models.output import LatentVariableModel, VAEOutput
 from tinyvae.objectives.estimators import Estimator, terms_without_rsample
+
+LARGE = 20.0  # root mean square of an encoder's inputs from which training often diverges
+
+
+def describe_large_scale(model: nn.Module, batch: Batch) -> str | None:
+    """Return a message if the encoder's inputs are far larger than 1, None if they are not."""
+    if not isinstance(model, DecoderModel):
+        return None
+    batch = batch.first(1000)  # they are enough
+    x = batch.x if batch.mask is None else torch.where(batch.mask == 1, batch.x, torch.nan)
+    inputs = model.likelihood.encoder_input(x)
+    if not _finite(inputs).square().mean().sqrt() > LARGE:
+        return None
+    values = _finite(x)
+    low, high = values.aminmax()
+    return (
+        f"{type(model.likelihood).__name__} got x with mean {values.mean():.4g}, standard "
+        f"deviation {values.std(correction=0):.4g}, minimum {low:.4g} and maximum {high:.4g}, but "
+        "encoders expect inputs of about 1: standardize x (gray levels: scale it to [0, 1]), or "
+        "give the likelihood its units, StandardizedLikelihood(..., mean=x.mean(0), std=x.std(0))"
+    )
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Return the finite values, in float64 on the CPU, because squares may overflow."""
+    return x[torch.isfinite(x)].detach().cpu().double()
 
 
 def check_gradients(owner: str, output: VAEOutput, num_samples: int, estimator: Estimator) -> None:

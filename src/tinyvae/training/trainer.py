@@ -14,7 +14,6 @@ from torch import nn
 from tinyvae.core.module_state import evaluating, preserved_modes
 from tinyvae.core.objective import Batch, Objective
 from tinyvae.core.random import Stream, derive_seed, forked_rng, rng_state, seed_rng, set_rng_state
-from tinyvae.core.warnings import warn
 from tinyvae.training.acceleration.options import ResolvedSpeed, Speed, matmul_route
 from tinyvae.training.callbacks import (
     Callback,
@@ -36,6 +35,7 @@ from tinyvae.training.preparation import (
     require_counts,
     restored_speed,
     select_fast_path,
+    warn_about_schedules,
 )
 from tinyvae.training.progress import Progress, headline
 from tinyvae.training.rates import learning_rates
@@ -246,7 +246,7 @@ class Trainer:
             paths = self.speed.describe(self.resolved_speed, is_compiled=is_compiled)
             state.plan = replace(state.plan, headline=headline(state, source, self.seed, paths))
             if state.plan.total_steps is not None:
-                self._warn_about_schedules(state.plan.total_steps)
+                warn_about_schedules(state, state.plan.total_steps)
             with (
                 matmul_route(self.resolved_speed.matmul),
                 closing(self._train_step),
@@ -261,7 +261,7 @@ class Trainer:
             ended_early = state.stop_request is not None or state.plan.total_steps is None
             will_resume = state.is_interrupted and self.checkpoint is not None
             if ended_early and not will_resume:
-                self._warn_about_schedules(state.step)
+                warn_about_schedules(state, state.step)
         return state.history
 
     # The loop -------------------------------------------------------------------------------------
@@ -341,8 +341,3 @@ class Trainer:
             for batch in batches:
                 mean.add(self.objective(self.model, batch), len(batch))
         return mean.row("validation")
-
-    def _warn_about_schedules(self, steps: int) -> None:
-        """Warn about each schedule that is longer than a run of ``steps``."""
-        for message in self.objective.unfinished_schedules(steps, self.state.plan.schedule_steps):
-            warn(f"a schedule does not end: {message}")
