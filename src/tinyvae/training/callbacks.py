@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.objective import Direction, ObjectiveOutput
 from tinyvae.core.random import Stream, derive_seed
 from tinyvae.errors import NonFiniteError
@@ -206,6 +207,7 @@ def require_keys(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
         raise KeyError(f"expected {sorted(expected)}, got {sorted(saved)}")
 
 
+@suggest_keywords
 class EarlyStopping(Callback):
     """Stop when a column of the history no longer improves, and restore the best weights.
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.objective import Objective
 from tinyvae.core.warnings import warn
 from tinyvae.training.history import Row, require_direction, require_validation, watched
@@ -23,6 +24,7 @@ OptimizerFactory: TypeAlias = Callable[[list[dict[str, Any]]], Optimizer]
 FUSED = ("cpu", "cuda", "mps", "xpu")
 
 
+@suggest_keywords
 @dataclass(frozen=True)
 class Optimization:
     r"""Settings of the optimization.

@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from itertools import zip_longest
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
@@ -25,8 +25,9 @@ def learning_rates(optimizers: Mapping[str, Optimizer]) -> Row:
 
 def restart_rates(optimizer: Optimizer, scheduler: LRScheduler | None) -> None:
     """Set rates that the scheduler moved to their first values. Keep those that the user set."""
-    is_moved = scheduler is not None and scheduler.optimizer is optimizer
-    moved = scheduler.get_last_lr() if is_moved else []
+    moved: list[Any] = []
+    if scheduler is not None and scheduler.optimizer is optimizer:
+        moved = scheduler.get_last_lr()
     for options, last in zip_longest(optimizer.param_groups, moved):
         if last is not None and options["lr"] == last:
             options["lr"] = options["initial_lr"]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.module_state import evaluating, preserved_modes
 from tinyvae.core.objective import Batch, Objective
 from tinyvae.core.random import Stream, derive_seed, forked_rng, rng_state, seed_rng, set_rng_state
@@ -44,6 +45,7 @@ from tinyvae.training.state import TrainState, choose_device
 from tinyvae.training.step import Gradients, TrainStep
 
 
+@suggest_keywords
 class Trainer:
     """Training loop that minimizes an objective.
 
@@ -149,6 +151,7 @@ class Trainer:
         """Updates done."""
         return self.state.step
 
+    @suggest_keywords
     @torch.inference_mode(False)
     def fit(
         self,

@@ -10,6 +10,7 @@ from weakref import ref
 
 from torch import nn
 
+from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.objective import Direction
 from tinyvae.core.warnings import warn
 from tinyvae.io import encode_state
@@ -22,6 +23,7 @@ from tinyvae.training.state import TrainState
 FINITE = ("model", "objective", "optimizers")
 
 
+@suggest_keywords
 class Checkpoint(Callback):
     """Callback that saves a run in a folder, from which ``fit(..., resume="auto")`` continues.
 
