@@ -36,6 +36,7 @@ from tinyvae import (
     VAE,
     Batch,
     Callback,
+    GaussianEncoder,
     GaussianLikelihood,
     Objective,
     Optimization,
@@ -49,6 +50,7 @@ from tinyvae.likelihoods import (
     PoissonLikelihood,
     StandardizedLikelihood,
 )
+from tinyvae.networks import ConcatContext
 from tinyvae.objectives import AdversarialTotalCorrelationRegularizer, DIPRegularizer
 from tinyvae.training.nonfinite import NonFiniteGuard
 
@@ -379,6 +381,16 @@ class NanLoss(ELBO):
     def forward(self, model, batch):
         output = super().forward(model, batch)
         return ObjectiveOutput({"model": output.losses["model"] * math.nan}, output.metrics)
+
+
+def test_fit_names_the_scale_of_the_context():
+    torch.manual_seed(0)
+    encoder = GaussianEncoder(ConcatContext(MLP(5, (8,)), context_dim=1), latent_dim=2)
+    decoder = ConcatContext(MLP(3, (8,), out_shape=4), context_dim=1)
+    vae = VAE(encoder, decoder, GaussianLikelihood(1.0))
+    data, fit = (NORMAL, 1e4 + NORMAL[:, :1]), {"batch": lambda pair: Batch(*pair)}
+    with pytest.raises(UserWarning, match=r"VAE got a context with mean 1e\+04, .*standardize"):
+        run(vae, ELBO(), data, fit=fit)
 
 
 def test_fit_accepts_data_whose_encoder_input_is_of_about_one():
