@@ -20,6 +20,7 @@ from tinyvae import (
     GaussianLikelihood,
     Optimization,
     Trainer,
+    VampPrior,
     evaluate,
 )
 from tinyvae.core.keywords import ALIASES, REMEDIES
@@ -65,6 +66,7 @@ def fit(**options):
         (Checkpoint, "dirpath", "use folder"),
         (Checkpoint, "patience", "it takes folder, every_steps"),
         (EarlyStopping, "restore_best_weights", "use restore_best"),
+        (VampPrior, "num_pseudo_inputs", "use num_components"),
         (evaluate, "batch_size", "it takes model, x, context"),
     ],
 )
