@@ -305,6 +305,8 @@ def test_early_stopping_keeps_the_last_weights_if_all_values_are_nan():
     trainer = fit(script, stopping, epochs=6)
     assert len(trainer.history) == 3
     assert stopping.best_epoch is None
+    reason = "score has not improved for 3 epochs: none of its values was finite"
+    assert trainer.history.stop_reason == reason
     assert same(trainer.model, script.weights[-1])
 
 
@@ -357,10 +359,16 @@ def test_early_stopping_names_a_missing_column():
 def test_early_stopping_checks_its_arguments():
     for options, message in (
         ({"patience": 0}, "patience >= 1, got 0"),
+        ({"min_delta": -1.0}, r"min_delta >= 0, got -1\.0"),
         ({"mode": "most"}, "mode 'max' or 'min', got 'most'"),
     ):
         with pytest.raises(ValueError, match=message):
             EarlyStopping(**options)
+
+
+def test_early_stopping_expects_the_name_of_a_column_first():
+    with pytest.raises(TypeError, match=r"name of a column, .* got 10: pass other settings by"):
+        EarlyStopping(10)
 
 
 def test_early_stopping_forgets_earlier_calls_of_fit():

@@ -175,6 +175,11 @@ class Monitor:
     """Best value so far, ``best``, of a column. See :class:`EarlyStopping` for the arguments."""
 
     def __init__(self, column: str, mode: Direction | None, min_delta: float = 0.0) -> None:
+        if not isinstance(column, str):
+            raise TypeError(
+                f"expected the name of a column, such as 'validation/elbo_nats', got {column!r}: "
+                "pass other settings by their names"
+            )
         if mode not in ("max", "min", None):
             raise ValueError(f"expected mode 'max' or 'min', got {mode!r}")
         if not min_delta >= 0:
@@ -284,6 +289,8 @@ class EarlyStopping(Callback):
             if self.best_epoch is not None:
                 restored = ", whose weights are restored" if self.restore_best else ""
                 reason += f" since {self.best:.6g} at epoch {self.best_epoch}{restored}"
+            else:
+                reason += ": none of its values was finite"
             state.stop(reason)
 
     def state_dict(self) -> dict[str, Any]:
