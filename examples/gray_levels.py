@@ -56,7 +56,7 @@ def fit(
     encoder = GaussianEncoder(MLP(SHAPE, hidden=(128,)), latent_dim=12)
     decoder = MLP(12, hidden=(128,), out_shape=likelihood.param_shape(SHAPE))
     vae = VAE(encoder, decoder, likelihood)
-    stop = EarlyStopping("validation/elbo_nats", mode="max", patience=15)
+    stop = EarlyStopping("validation/elbo_nats", patience=15)
     rates = {"likelihood": 2e-2} if list(likelihood.parameters()) else {}
     trainer = Trainer(
         vae,

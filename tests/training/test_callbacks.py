@@ -288,7 +288,7 @@ def test_stop_keeps_the_first_reason():
     ],
 )  # fmt: skip
 def test_early_stopping_stops_after_patience_with_the_best_weights(scores, settings, epochs, best):
-    script, stopping = Script(*scores), EarlyStopping("score", **settings)
+    script, stopping = Script(*scores), EarlyStopping("score", **{"mode": "max", **settings})
     trainer = fit(script, stopping, epochs=6)
     assert len(trainer.history) == epochs
     assert (stopping.best_epoch, stopping.best) == (best, scores[best - 1])
@@ -301,23 +301,32 @@ def test_early_stopping_stops_after_patience_with_the_best_weights(scores, setti
 
 
 def test_early_stopping_keeps_the_last_weights_if_all_values_are_nan():
-    script, stopping = Script(*[math.nan] * 6), EarlyStopping("score", patience=3)
+    script, stopping = Script(*[math.nan] * 6), EarlyStopping("score", mode="max", patience=3)
     trainer = fit(script, stopping, epochs=6)
     assert len(trainer.history) == 3
     assert stopping.best_epoch is None
+    reason = "score has not improved for 3 epochs: none of its values was finite"
+    assert trainer.history.stop_reason == reason
     assert same(trainer.model, script.weights[-1])
 
 
 def test_early_stopping_without_restore_best_keeps_the_last_weights():
     script = Script(1, 0, 0)
-    trainer = fit(script, EarlyStopping("score", patience=1, restore_best=False), epochs=3)
+    trainer = fit(
+        script, EarlyStopping("score", mode="max", patience=1, restore_best=False), epochs=3
+    )
     assert same(trainer.model, script.weights[1])
 
 
 def test_early_stopping_restores_buffers():
     model = torch.nn.Sequential(make_linear(), torch.nn.BatchNorm1d(4))
     script = Script(1, 0, 0)
-    run(model, LeastSquares(), epochs=3, callbacks=[script, EarlyStopping("score", patience=2)])
+    run(
+        model,
+        LeastSquares(),
+        epochs=3,
+        callbacks=[script, EarlyStopping("score", mode="max", patience=2)],
+    )
     assert same(model, script.weights[0])
     assert model[1].num_batches_tracked == STEPS
 
@@ -338,7 +347,10 @@ def test_early_stopping_watches_the_validation_bound_by_default():
 def test_early_stopping_names_a_missing_column():
     for stopping, message in (
         (EarlyStopping(), "'validation/elbo_nats', but fit got no validation data"),
-        (EarlyStopping("train/elbo"), r"watches 'train/elbo', expected one of \['epoch', "),
+        (
+            EarlyStopping("train/elbo", mode="max"),
+            r"watches 'train/elbo', expected one of \['epoch', ",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             fit(stopping)
@@ -347,14 +359,20 @@ def test_early_stopping_names_a_missing_column():
 def test_early_stopping_checks_its_arguments():
     for options, message in (
         ({"patience": 0}, "patience >= 1, got 0"),
+        ({"min_delta": -1.0}, r"min_delta >= 0, got -1\.0"),
         ({"mode": "most"}, "mode 'max' or 'min', got 'most'"),
     ):
         with pytest.raises(ValueError, match=message):
             EarlyStopping(**options)
 
 
+def test_early_stopping_expects_the_name_of_a_column_first():
+    with pytest.raises(TypeError, match=r"name of a column, .* got 10: pass other settings by"):
+        EarlyStopping(10)
+
+
 def test_early_stopping_forgets_earlier_calls_of_fit():
-    script, stopping = Script(9, 1, 1, 2, 3, 2), EarlyStopping("score", patience=2)
+    script, stopping = Script(9, 1, 1, 2, 3, 2), EarlyStopping("score", mode="max", patience=2)
     trainer = fit(script, stopping, epochs=3)
     assert (len(trainer.history), stopping.best_epoch) == (3, 1)
     trainer.fit(DATA, epochs=3)
@@ -363,7 +381,10 @@ def test_early_stopping_forgets_earlier_calls_of_fit():
 
 
 def test_early_stopping_restores_weights_after_a_stop_within_an_epoch():
-    script, stopping = Script(1, 2, 1, 0, 0), EarlyStopping("validation/score", patience=3)
+    script, stopping = (
+        Script(1, 2, 1, 0, 0),
+        EarlyStopping("validation/score", patience=3, mode="max"),
+    )
 
     class Rename(Callback):
         def on_epoch_end(self, state, row):
@@ -387,7 +408,7 @@ def test_early_stopping_counts_an_epoch_that_ends_with_a_stop():
             if state.epoch == 2:
                 state.stop("two are enough")
 
-    script, stopping = Script(1, 2, 3), EarlyStopping("score")
+    script, stopping = Script(1, 2, 3), EarlyStopping("score", mode="max")
     trainer = fit(script, StopAfterTwo(), stopping, epochs=3)
     assert stopping.best_epoch == 2
     assert same(trainer.model, script.weights[1])
@@ -395,7 +416,7 @@ def test_early_stopping_counts_an_epoch_that_ends_with_a_stop():
 
 
 def test_early_stopping_restores_weights_after_an_error():
-    script, stopping = Script(1, 0, 0), EarlyStopping("score")
+    script, stopping = Script(1, 0, 0), EarlyStopping("score", mode="max")
     trainer = Trainer(
         make_linear(),
         LeastSquares(),
@@ -409,7 +430,7 @@ def test_early_stopping_restores_weights_after_an_error():
 
 
 def test_early_stopping_does_not_change_earlier_epochs():
-    stopped = fit(Script(2, 1, 1, 1), EarlyStopping("score", patience=2), epochs=4)
+    stopped = fit(Script(2, 1, 1, 1), EarlyStopping("score", mode="max", patience=2), epochs=4)
     complete = fit(Script(2, 1, 1, 1), epochs=3)
     assert rows(stopped.history) == rows(complete.history)
 

@@ -3,14 +3,17 @@
 Fused optimizers on the CPU read the flag of :class:`NonFiniteGuard` as those on a GPU do.
 """
 
+import contextlib
 import gc
 import itertools
 import math
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.cases import for_each
 from helpers.training import (
     DATA,
     STEPS,
@@ -27,10 +30,28 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
 import tinyvae.training.step
-from tinyvae import ELBO, MLP, Callback, Objective, Optimization, Trainer
+from tinyvae import (
+    ELBO,
+    MLP,
+    VAE,
+    Batch,
+    Callback,
+    GaussianEncoder,
+    GaussianLikelihood,
+    Objective,
+    Optimization,
+    Trainer,
+)
 from tinyvae.core import ObjectiveOutput
 from tinyvae.errors import NonFiniteError
-from tinyvae.objectives import AdversarialTotalCorrelationRegularizer
+from tinyvae.likelihoods import (
+    DiscretizedLogisticLikelihood,
+    MaskedLikelihood,
+    PoissonLikelihood,
+    StandardizedLikelihood,
+)
+from tinyvae.networks import ConcatContext
+from tinyvae.objectives import AdversarialTotalCorrelationRegularizer, DIPRegularizer
 from tinyvae.training.nonfinite import NonFiniteGuard
 
 IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
@@ -311,6 +332,117 @@ def test_guard_that_waits_does_not_take_the_bad_step():
     assert objective.calls == STEPS + 3
     assert len(recorder.weights) == STEPS + 3
     assert same(model, recorder.weights[-1])
+
+
+# Likely causes -----------------------------------------------------------------------------------
+
+
+def gaussian_vae(likelihood=None):
+    torch.manual_seed(0)
+    likelihood = GaussianLikelihood(1.0) if likelihood is None else likelihood
+    return VAE.from_shapes(4, latent_dim=2, likelihood=likelihood)
+
+
+NORMAL = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+
+
+@for_each(("scale", "offset"), [(100.0, 0.0), (1e4, 0.0), (1e25, 0.0), (1.0, 1e4), (50.0, 128.0)])
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.filterwarnings("ignore:training may diverge")
+def test_fit_names_the_scale_of_the_data(scale, offset, waits, request):
+    if not waits:
+        request.getfixturevalue("deferred")
+    x = scale * NORMAL + offset
+    low, high = x.double().aminmax()
+    numbers = (
+        f"GaussianLikelihood got x with mean {x.double().mean():.4g}, standard deviation "
+        f"{x.double().std(correction=0):.4g}, minimum {low:.4g} and maximum {high:.4g}, "
+    )
+    message = re.escape(numbers) + ".*StandardizedLikelihood"
+    options = {"epochs": 1, "fit": {"batch_size": len(x)}}
+    with pytest.raises(NonFiniteError, match=message):
+        run(gaussian_vae(), NanLoss(), x, **options)
+    with (
+        pytest.warns(UserWarning, match=f"training may diverge: {message}"),
+        contextlib.suppress(NonFiniteError),
+    ):
+        run(gaussian_vae(), ELBO(), x, **options)
+
+
+def test_fit_names_the_scale_of_the_data_with_a_regularizer():
+    for scale, kind in ((100.0, UserWarning), (1e25, ValueError)):
+        with pytest.raises(kind, match="GaussianLikelihood got x with mean"):
+            run(gaussian_vae(), ELBO() + DIPRegularizer(1.0), scale * NORMAL)
+
+
+class NanLoss(ELBO):
+    """A loss that is NaN."""
+
+    def forward(self, model, batch):
+        output = super().forward(model, batch)
+        return ObjectiveOutput({"model": output.losses["model"] * math.nan}, output.metrics)
+
+
+def test_fit_names_the_scale_of_the_context():
+    torch.manual_seed(0)
+    encoder = GaussianEncoder(ConcatContext(MLP(5, (8,)), context_dim=1), latent_dim=2)
+    decoder = ConcatContext(MLP(3, (8,), out_shape=4), context_dim=1)
+    vae = VAE(encoder, decoder, GaussianLikelihood(1.0))
+    data, fit = (NORMAL, 1e4 + NORMAL[:, :1]), {"batch": lambda pair: Batch(*pair)}
+    with pytest.raises(UserWarning, match=r"VAE got a context with mean 1e\+04, .*standardize"):
+        run(vae, ELBO(), data, fit=fit)
+
+
+def test_fit_accepts_data_whose_encoder_input_is_of_about_one():
+    counts = (1e4 * NORMAL.abs()).round()
+    offset = StandardizedLikelihood(GaussianLikelihood(1.0), mean=1e4, std=100.0)
+    masked = torch.where(NORMAL > 1, -999.0, NORMAL)
+    for likelihood, x, fit in (
+        (PoissonLikelihood(), counts, {}),
+        (offset, 1e4 + 100 * NORMAL, {}),
+        (DiscretizedLogisticLikelihood(256), (64 * NORMAL.abs()).round().clamp(max=255), {}),
+        (
+            MaskedLikelihood(GaussianLikelihood(1.0)),
+            masked,
+            {"batch": lambda x: Batch(x, mask=x > -999)},
+        ),
+    ):
+        run(gaussian_vae(likelihood), ELBO(), x, epochs=1, fit=fit)  # warnings are errors
+
+
+def test_error_names_a_rate_that_is_too_large():
+    with pytest.raises(NonFiniteError, match=r"step [2-9].*Lower the learning rate, now 1000, "):
+        run(gaussian_vae(), ELBO(), NORMAL, optimization=Optimization(1e3))
+
+
+def test_error_at_the_first_step_does_not_blame_the_rate():
+    with pytest.raises(NonFiniteError, match=r"step 1 .*learning rate is not the cause: look at"):
+        run(gaussian_vae(), NanLoss(), NORMAL)
+
+
+def test_error_names_a_slope_that_is_infinite():
+    with pytest.raises(NonFiniteError, match=r"losses are finite: look for .* sqrt at 0"):
+        run(make_linear(), Corner(2))
+
+
+def test_error_names_a_context_that_is_not_finite():
+    class Weighted(LeastSquares):
+        def forward(self, model, batch):
+            losses = super().forward(model, batch).losses
+            return ObjectiveOutput({"model": losses["model"] * batch.context.sum()}, {})
+
+    context = torch.ones(len(DATA), 1)
+    context[3] = torch.nan
+    with pytest.raises(NonFiniteError, match="The context has values that are not finite"):
+        run(
+            make_linear(), Weighted(), (DATA, context),
+            fit={"batch": lambda pair: Batch(*pair)},
+        )  # fmt: skip
+
+
+def test_error_names_float16():
+    with pytest.raises(NonFiniteError, match=r"computes in float16, .* model\.float\(\)"):
+        run(gaussian_vae().half(), NanLoss(), NORMAL)
 
 
 # Resources ---------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def test_signal_lets_early_stopping_restore_the_best_weights():
             row["score"] = -row["epoch"]
 
     recorder = Recorder()
-    stopping = EarlyStopping("score", patience=9)
+    stopping = EarlyStopping("score", mode="max", patience=9)
     trainer = fit(recorder, After(2 * STEPS + 1, interrupt), Worsen(), stopping)
     assert trainer.history.stop_reason == "interrupted"
     assert same(trainer.model, recorder.weights[STEPS])

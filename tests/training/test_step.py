@@ -123,7 +123,11 @@ def make_step(objective, optimization):
     state.plan = RunPlan(0, 1, 1, schedule_steps=10)
     state.make_optimizers(optimization)
     state.schedulers = optimization.make_schedulers(
-        state.optimizers, epochs=1, steps_per_epoch=10, has_validation=False
+        state.optimizers,
+        epochs=1,
+        steps_per_epoch=10,
+        has_validation=False,
+        objective=objective,
     )
     return TrainStep(state, optimization, Gradients(state.model, objective, state.groups))
 

@@ -8,10 +8,13 @@ never mix. Weights may follow :mod:`schedules <tinyvae.schedules>`.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
 from tinyvae.schedules import ScheduledWeight
+
+Direction = Literal["max", "min"]
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,23 @@ class Objective(nn.Module, ABC):
         """
         return type(self).__name__
 
+    def find_problem(self, model: nn.Module, batch: Batch) -> str | None:
+        """Return why training on a batch is likely to fail and what to do, None if it is not.
+
+        The Trainer warns of it before the first step, and names it if losses are not finite.
+        """
+        return None
+
     def is_bound(self, model: nn.Module) -> bool:
         """Return True if the expectation of minus the loss is a lower bound on log p(x)."""
         return False
+
+    def direction(self, metric: str) -> Direction | None:
+        """Return ``"max"`` or ``"min"`` if larger or smaller values of a metric are better.
+
+        None if that is not known. What watches a metric, such as early stopping, then asks for it.
+        """
+        return "max" if metric in ("elbo_nats", "log_likelihood_nats") else None
 
     def set_step(self, step: int, total_steps: int | None) -> None:
         """Set every weight to its value at ``step`` of ``total_steps`` (None: unknown)."""
@@ -111,6 +128,10 @@ class Objective(nn.Module, ABC):
             for name, length in lengths
             if length > steps
         ]
+
+    def changing_weights(self) -> list[str]:
+        """Return the names of the weights that follow a schedule."""
+        return [name for name, weight in self._scheduled_weights() if weight.changes]
 
     def _scheduled_weights(self) -> Iterator[tuple[str, ScheduledWeight]]:
         """Yield the weights of this module and of those in it, with names for messages."""

@@ -58,6 +58,7 @@ class Stream(IntEnum):
     TRANSFORM = 2
     VALIDATION = 3
     ITEMS = 4
+    CALLBACKS = 9
 
 
 def derive_seed(seed: int, stream: Stream, epoch: int = 0, *indices: int) -> int:

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from tinyvae.core.keywords import suggest_keywords
 from tinyvae.distributions import Delta, FullNormal, Independent, Laplace, LowRankNormal, Normal
 from tinyvae.encoders.base import NetworkEncoder, latent_size
 
 
+@suggest_keywords
 class GaussianEncoder(NetworkEncoder):
     r"""Gaussian posterior with a diagonal covariance.
 

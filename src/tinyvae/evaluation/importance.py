@@ -13,6 +13,7 @@ from typing import TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.module_state import evaluating
 from tinyvae.core.random import forked_rng
 from tinyvae.models.output import LatentVariableModel, VAEOutput
@@ -25,6 +26,7 @@ Data = TypeVar("Data", Tensor, Tensor | None)
 CHUNK_ELEMENTS = 1 << 20
 
 
+@suggest_keywords
 def log_marginal(
     model: LatentVariableModel,
     x: Tensor,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.module_state import evaluating
 from tinyvae.core.random import forked_rng
 from tinyvae.distributions import Distribution
@@ -137,6 +138,7 @@ class Report:
         return "\n".join(lines if self.is_bound else ["not a bound", *lines])
 
 
+@suggest_keywords
 def evaluate(
     model: LatentVariableModel,
     x: Tensor,

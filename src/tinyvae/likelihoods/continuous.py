@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from tinyvae.core.keywords import suggest_keywords
 from tinyvae.distributions import Beta, ContinuousBernoulli, Laplace, LogNormal, StudentT
 from tinyvae.likelihoods.base import Likelihood, smoothed_mean
 from tinyvae.likelihoods.parameters import PositiveLike, as_positive
 
 
+@suggest_keywords
 class LaplaceLikelihood(Likelihood):
     r"""Real numbers with Laplace noise: the absolute error as a density.
 
@@ -34,6 +36,7 @@ class LaplaceLikelihood(Likelihood):
         return Laplace(*params)
 
 
+@suggest_keywords
 class StudentTLikelihood(Likelihood):
     r"""Real numbers with outliers: Student's t around the decoder's location.
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tinyvae.core.keywords import suggest_keywords
 from tinyvae.distributions import Distribution, Normal, Wrapper
 from tinyvae.likelihoods.base import Likelihood
 from tinyvae.likelihoods.parameters import (
@@ -15,6 +16,7 @@ from tinyvae.likelihoods.parameters import (
 )
 
 
+@suggest_keywords
 class GaussianLikelihood(Likelihood):
     r"""Real numbers with Gaussian noise.
 

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.module_state import preserved_statistics
 from tinyvae.distributions import Distribution, JointDistribution
 from tinyvae.encoders import Encoder, GaussianEncoder
@@ -29,6 +30,7 @@ NETWORKS: dict[
 ] = {"mlp": (MLP, MLP), "conv": (ConvNet, TransposedConvNet), "resnet": (ResNet, TransposedResNet)}
 
 
+@suggest_keywords
 class VAE(DecoderModel):
     """Variational autoencoder with one stochastic layer.
 
@@ -84,6 +86,7 @@ class VAE(DecoderModel):
         )
 
     @classmethod
+    @suggest_keywords
     def from_shapes(
         cls,
         data_shape: int | Sequence[int],

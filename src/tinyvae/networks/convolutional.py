@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from tinyvae.core.keywords import suggest_keywords
 from tinyvae.networks.base import (
     Activation,
     MapNetwork,
@@ -19,6 +20,7 @@ from tinyvae.networks.base import (
 )
 
 
+@suggest_keywords
 class ConvNet(MapNetwork):
     """Convolutions of stride 2, each of which halves height and width (rounded up).
 
@@ -63,6 +65,7 @@ class ConvNet(MapNetwork):
         self.out_shape = torch.Size((self.channels[-1], *sizes[-1]))
 
 
+@suggest_keywords
 class TransposedConvNet(UpsamplingNetwork):
     """A linear layer, then transposed convolutions of stride 2 up to an image of any size.
 

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tinyvae.core.keywords import suggest_keywords
 from tinyvae.networks.base import Activation, Network, activation_class, layer_norm, positive_shape
 
 
+@suggest_keywords
 class MLP(Network):
     """Fully connected layers.
 

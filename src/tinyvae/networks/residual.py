@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from tinyvae.core.keywords import suggest_keywords
 from tinyvae.networks.base import (
     Activation,
     MapNetwork,
@@ -65,6 +66,7 @@ class ResidualBlock(nn.Module):
         return x + change
 
 
+@suggest_keywords
 class ResNet(MapNetwork):
     """Convolutions of stride 2, each followed by residual blocks, for encoders.
 
@@ -113,6 +115,7 @@ class ResNet(MapNetwork):
         self.out_shape = torch.Size((self.channels[-1], *sizes[-1]))
 
 
+@suggest_keywords
 class TransposedResNet(UpsamplingNetwork):
     """Residual blocks, each step followed by a doubling, up to an image of any size.
 

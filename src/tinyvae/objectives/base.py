@@ -12,9 +12,9 @@ from typing import TypeVar, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from tinyvae.core.objective import Batch, Objective, ObjectiveOutput
+from tinyvae.core.objective import Batch, Direction, Objective, ObjectiveOutput
 from tinyvae.models.output import LatentVariableModel, VAEOutput
-from tinyvae.objectives.checks import check_gradients, check_second_pass
+from tinyvae.objectives.checks import check_gradients, check_second_pass, describe_large_scale
 from tinyvae.objectives.estimators import (
     Baseline,
     Estimator,
@@ -237,6 +237,10 @@ class VariationalBound(Objective):
         is_bound = self.is_bound(model) and output.is_density
         return f"{self.describe(output)}: {bound_or_not(is_bound)}"
 
+    def find_problem(self, model: nn.Module, batch: Batch) -> str | None:
+        """Return a message if the scale of the data makes training diverge, None if it does not."""
+        return describe_large_scale(model, batch)
+
     def validated(self, model: nn.Module, batch: Batch) -> VAEOutput:
         """Return the output of the first two examples, or raise if model and batch do not fit."""
         if not isinstance(model, LatentVariableModel):
@@ -250,6 +254,12 @@ class VariationalBound(Objective):
     def check_latents(self, output: VAEOutput) -> None:
         """Raise unless the gradient of every latent can be estimated."""
         check_gradients(type(self).__name__, output, self.num_samples, self.estimator)
+
+    def direction(self, metric: str) -> Direction | None:
+        """Return ``"max"`` for the bound, unless a schedule other than that of beta changes it."""
+        is_fixed = scheduled_values(self).keys() <= {"beta"}
+        is_bound = is_fixed and metric == f"{self.metric}_nats"
+        return "max" if is_bound else super().direction(metric)
 
     def is_bound(self, model: nn.Module) -> bool:
         """Return True if the expectation of minus the loss is a lower bound on log p(x)."""

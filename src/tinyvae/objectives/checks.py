@@ -3,12 +3,55 @@
 from contextlib import ExitStack
 
 import torch
+from torch import Tensor, nn
 
 from tinyvae.core.module_state import preserved_buffers, preserved_modes
 from tinyvae.core.objective import Batch
 from tinyvae.core.random import forked_rng
+from tinyvae.models.base import DecoderModel
 from tinyvae.models.output import LatentVariableModel, VAEOutput
 from tinyvae.objectives.estimators import Estimator, terms_without_rsample
+
+LARGE = 20.0  # root mean square of a network's inputs from which training often diverges
+
+
+def describe_large_scale(model: nn.Module, batch: Batch) -> str | None:
+    """Return a message if the networks' inputs are far larger than 1, None if they are not."""
+    if not isinstance(model, DecoderModel):
+        return None
+    batch = batch.first(1000)  # they are enough
+    x = batch.x if batch.mask is None else torch.where(batch.mask == 1, batch.x, torch.nan)
+    if _is_large(model.likelihood.encoder_input(x)):
+        return (
+            f"{type(model.likelihood).__name__} got x with {_moments(x)}, but encoders expect "
+            "inputs of about 1: standardize x (gray levels: scale it to [0, 1]), or give the "
+            "likelihood its units, StandardizedLikelihood(..., mean=x.mean(0), std=x.std(0))"
+        )
+    context = batch.context
+    if context is not None and context.is_floating_point() and _is_large(context):
+        return (
+            f"{type(model).__name__} got a context with {_moments(context)}, but networks expect "
+            "inputs of about 1: standardize the context"
+        )
+    return None
+
+
+def _is_large(inputs: Tensor) -> bool:
+    return bool(_finite(inputs).square().mean().sqrt() > LARGE)
+
+
+def _moments(x: Tensor) -> str:
+    values = _finite(x)
+    low, high = values.aminmax()
+    return (
+        f"mean {values.mean():.4g}, standard deviation {values.std(correction=0):.4g}, minimum "
+        f"{low:.4g} and maximum {high:.4g}"
+    )
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Return the finite values, in float64 on the CPU, because squares may overflow."""
+    return x[torch.isfinite(x)].detach().cpu().double()
 
 
 def check_gradients(owner: str, output: VAEOutput, num_samples: int, estimator: Estimator) -> None:

@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.objective import Batch
 from tinyvae.distributions.base import sum_last
 from tinyvae.models.output import KLEstimator, LatentTerm, LatentVariableModel, VAEOutput
@@ -29,6 +30,7 @@ Weight: TypeAlias = float | Schedule
 PerLatent: TypeAlias = Weight | Mapping[str, Weight]
 
 
+@suggest_keywords
 class ELBO(VariationalBound):
     r"""Evidence lower bound, with a weight, a capacity or free bits for its KL term.
 

@@ -6,6 +6,7 @@ r"""Importance-weighted bounds.
 
 from torch import Tensor, nn
 
+from tinyvae.core.keywords import suggest_keywords
 from tinyvae.models.output import LatentVariableModel, VAEOutput
 from tinyvae.objectives.base import VariationalBound, log_mean_exp
 from tinyvae.objectives.estimators import Baseline, Estimator, LogWeights
@@ -18,6 +19,7 @@ def log_mean_exp_derivatives(log_weight: Tensor) -> tuple[Tensor, Tensor]:
     return weight, weight * (1 - weight)
 
 
+@suggest_keywords
 class IWAE(VariationalBound):
     r"""Importance-weighted bound on the log evidence.
 

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from tinyvae.core.keywords import suggest_keywords
 from tinyvae.distributions import Mixture
 from tinyvae.encoders import Encoder
 from tinyvae.encoders.base import latent_size
 from tinyvae.priors.base import PosteriorOf, Prior
 
 
+@suggest_keywords
 class VampPrior(Prior):
     r"""Mixture of posteriors of the VAE's encoder at learned pseudo-inputs :math:`u_k`.
 

@@ -2,18 +2,26 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 from torch import Tensor
 
-from tinyvae.core.objective import ObjectiveOutput
-from tinyvae.training.history import Row, require_validation, watched
+from tinyvae.core.keywords import suggest_keywords
+from tinyvae.core.objective import Direction, ObjectiveOutput
+from tinyvae.core.random import Stream, derive_seed
+from tinyvae.errors import NonFiniteError
+from tinyvae.training.data.loaders import data_worker_error
+from tinyvae.training.history import Row, require_direction, require_validation, watched
+from tinyvae.training.signals import defer_sigchld
 from tinyvae.training.state import TrainState
 
 
 class Callback:
     """Code that a :class:`~tinyvae.Trainer` calls at fixed points. By default it does nothing.
+
+    Random numbers that it draws from torch's default generators do not change the run. After a step
+    they are a function of the run's seed and the step.
 
     Every method gets the run's :class:`~tinyvae.training.TrainState`: ``model``, ``objective``,
     ``optimizers``, ``schedulers``, ``history``, ``epoch``, ``step``, ``plan`` (length of the run),
@@ -111,23 +119,88 @@ def notify_safe_point(callbacks: Sequence[Callback], state: TrainState, *, last:
         callback.on_safe_point(state, last=last)
 
 
+@contextmanager
+def saving_after_error(
+    callbacks: Sequence[Callback], state: TrainState, workers: int
+) -> Iterator[None]:
+    """Save a last checkpoint if an error left the state consistent, e.g. an error in the data.
+
+    The error becomes the reason of the end. ``workers`` is the number of processes that read data.
+    """
+    try:
+        yield
+    except BaseException as error:
+        was_interrupted = state.is_interrupted
+        worker_error = data_worker_error(error, workers)
+        if state.is_consistent and not isinstance(error, NonFiniteError):
+            state.stop(f"{type(error).__name__}: {error}", resumable=True)
+            with suppress(Exception), defer_sigchld():  # the first error matters
+                notify_safe_point(callbacks, state, last=True)
+        state.stop(f"{type(error).__name__}: {error}")
+        if worker_error is None:
+            raise
+        if not was_interrupted:
+            raise worker_error from error
+        # The signal that stopped the run has also ended the processes that read data: no error.
+
+
+class StepHooks:
+    """Hooks that run after every step. The run's random numbers do not depend on theirs."""
+
+    def __init__(self, callbacks: Sequence[Callback], state: TrainState, seed: int) -> None:
+        self.callbacks, self.state = callbacks, state
+        self.first_seed = derive_seed(seed, Stream.CALLBACKS)
+        hooks = [hook for c in callbacks for hook in (c.on_step_end, c.on_safe_point)]
+        # The library's own hooks draw nothing, so the steps of most runs need no other seed.
+        self.may_draw = any(not hook.__module__.startswith("tinyvae.") for hook in hooks)
+
+    def __call__(self, output: ObjectiveOutput) -> bool:
+        """Call the hooks after an update. Return True if the run stops."""
+        if not self.may_draw:
+            return self._call(output)
+        with self.state.other_rng((self.first_seed + self.state.step) % 2**64):
+            return self._call(output)
+
+    def _call(self, output: ObjectiveOutput) -> bool:
+        state = self.state
+        for callback in self.callbacks:
+            callback.on_step_end(state, output)
+        is_last = state.stop_request is not None  # read once: a signal may come at any time
+        if not is_last or state.is_interrupted:
+            notify_safe_point(self.callbacks, state, last=is_last)
+        return is_last
+
+
 class Monitor:
     """Best value so far, ``best``, of a column. See :class:`EarlyStopping` for the arguments."""
 
-    def __init__(self, column: str, mode: Literal["max", "min"], min_delta: float = 0.0) -> None:
-        if mode not in ("max", "min"):
+    def __init__(self, column: str, mode: Direction | None, min_delta: float = 0.0) -> None:
+        if not isinstance(column, str):
+            raise TypeError(
+                f"expected the name of a column, such as 'validation/elbo_nats', got {column!r}: "
+                "pass other settings by their names"
+            )
+        if mode not in ("max", "min", None):
             raise ValueError(f"expected mode 'max' or 'min', got {mode!r}")
+        if not min_delta >= 0:
+            raise ValueError(f"expected min_delta >= 0, got {min_delta}")
         self.column, self.mode, self.min_delta = column, mode, min_delta
+        self.direction = mode
         self.reset()
+
+    def prepare(self, who: str, state: TrainState) -> None:
+        """Set the direction. Raise ValueError if it is not known or validation data are missing."""
+        require_validation(who, self.column, state.plan.has_validation, "train/elbo_nats")
+        self.direction = require_direction(who, self.column, self.mode, state.objective)
 
     def reset(self) -> None:
         """Start again without a best value."""
-        self.best = -math.inf if self.mode == "max" else math.inf
+        self.best = math.nan
 
     def improves(self, value: float) -> bool:
-        """Return True and keep the value if it is better than the best one so far."""
-        gain = value - self.best if self.mode == "max" else self.best - value
-        if gain > self.min_delta:
+        """Return True and keep the value if it is finite and better than the best one so far."""
+        gain = value - self.best if self.direction == "max" else self.best - value
+        if math.isfinite(value) and not gain <= self.min_delta:  # the first gain is NaN
             self.best = value
             return True
         return False
@@ -139,16 +212,20 @@ def require_keys(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
         raise KeyError(f"expected {sorted(expected)}, got {sorted(saved)}")
 
 
+@suggest_keywords
 class EarlyStopping(Callback):
     """Stop when a column of the history no longer improves, and restore the best weights.
 
-    If a weight of the objective is scheduled, as in a warm-up, choose a patience that is longer
-    than the schedule.
+    Bounds such as ``"validation/elbo_nats"`` are always those with beta = 1. A loss contains the
+    objective's weights: if one of them is scheduled, as in a warm-up, losses of different epochs
+    are not comparable, and a warning says so. In that case also choose a patience that is longer
+    than the schedule. Values that are not finite never improve.
 
     Args:
         monitor: Column of the history.
         patience: Epochs without improvement before the run ends.
-        mode: ``"max"`` if larger is better, ``"min"`` if smaller is.
+        mode: ``"max"`` if larger is better, ``"min"`` if smaller is. None for bounds, which are to
+            rise, and for the model's loss, which is to fall.
         min_delta: Smallest change that counts as an improvement.
         restore_best: True to give the model its best weights at the end.
 
@@ -156,8 +233,9 @@ class EarlyStopping(Callback):
         best_epoch: Epoch of the best value, from 1; None before the first.
 
     Raises:
-        ValueError: If an argument is out of range, or if ``fit`` gets no validation data and the
-            column needs them.
+        ValueError: If an argument is out of range, or in ``fit`` if the column needs validation
+            data and there are none, or if ``mode`` is missing for a column whose direction is not
+            known, or contradicts a known one.
 
     Example:
         >>> trainer = Trainer(vae, ELBO(), callbacks=[EarlyStopping(patience=5)], progress=False)
@@ -170,7 +248,7 @@ class EarlyStopping(Callback):
         monitor: str = "validation/elbo_nats",
         *,
         patience: int = 10,
-        mode: Literal["max", "min"] = "max",
+        mode: Direction | None = None,
         min_delta: float = 0.0,
         restore_best: bool = True,
     ) -> None:
@@ -188,13 +266,12 @@ class EarlyStopping(Callback):
 
     @property
     def best(self) -> float:
-        """Best value so far."""
+        """Best value so far, NaN before the first."""
         return self.monitor.best
 
     def on_fit_start(self, state: TrainState) -> None:
-        """Reset the callback. Raise if the column needs validation data and there are none."""
-        column, has_validation = self.monitor.column, state.plan.has_validation
-        require_validation("EarlyStopping", column, has_validation, "train/elbo_nats")
+        """Reset the callback. Raise if the column cannot be watched."""
+        self.monitor.prepare("EarlyStopping", state)
         self._reset()
 
     def on_epoch_end(self, state: TrainState, row: Row) -> None:
@@ -212,16 +289,22 @@ class EarlyStopping(Callback):
             if self.best_epoch is not None:
                 restored = ", whose weights are restored" if self.restore_best else ""
                 reason += f" since {self.best:.6g} at epoch {self.best_epoch}{restored}"
+            else:
+                reason += ": none of its values was finite"
             state.stop(reason)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value, its epoch and its weights."""
-        weights = self._best_weights
-        return {"best": self.best, "best_epoch": self.best_epoch, "best_weights": weights}
+        """Return the best value, its epoch and its weights, and the column."""
+        return {
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "best_weights": self._best_weights,
+            "monitored": [self.monitor.column, self.monitor.direction],
+        }
 
     def check_state(self, state: TrainState, saved: dict[str, Any]) -> None:
         """Raise if ``saved`` is not a :meth:`state_dict`, or has weights of another model."""
-        require_keys(saved, self.state_dict())
+        require_keys({"monitored": None, **saved}, self.state_dict())  # older files lack it
         weights, epoch = saved["best_weights"], saved["best_epoch"]
         shapes = {name: tensor.shape for name, tensor in weights.items()}
         if weights and shapes != {n: t.shape for n, t in state.model.state_dict().items()}:
@@ -230,7 +313,9 @@ class EarlyStopping(Callback):
             raise TypeError(f"expected numbers, got {saved['best']!r:.80} at epoch {epoch!r:.80}")
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the best value, its epoch and its weights."""
+        """Restore the best value, its epoch and its weights, if the column is the same."""
+        if saved.get("monitored") not in (None, [self.monitor.column, self.monitor.direction]):
+            return
         self.monitor.best, self.best_epoch = saved["best"], saved["best_epoch"]
         self._best_weights = saved["best_weights"]
 

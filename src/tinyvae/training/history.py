@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tinyvae import io as files
 from tinyvae import plotting
-from tinyvae.core.objective import ObjectiveOutput
+from tinyvae.core.objective import Direction, Objective, ObjectiveOutput
+from tinyvae.core.warnings import warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,6 +123,43 @@ def require_validation(who: str, monitor: str, has_validation: bool, alternative
             f"{who} watches '{monitor}', but fit got no validation data: pass them, or watch a "
             f"column such as monitor='{alternative}'"
         )
+
+
+def require_direction(
+    who: str, monitor: str, mode: Direction | None, objective: Objective
+) -> Direction:
+    """Return the direction in which the column that ``who`` watches improves.
+
+    Warn if schedules change what the column measures.
+
+    Raises:
+        ValueError: If ``mode`` is None and the direction is not known, or if it contradicts it.
+    """
+    part, _, name = monitor.partition("/")
+    is_loss = name in ("loss", "loss_model")  # the loss of an adversary says nothing of the model
+    of_objective: Direction | None = "min" if is_loss else objective.direction(name)
+    known = of_objective if part in ("train", "validation") else None
+    direction = mode or known
+    if direction is None:
+        raise ValueError(
+            f"{who} expects the direction of '{monitor}', which is not known: pass mode='max' if "
+            "larger values are better, mode='min' if smaller ones are. It is known of bounds, such "
+            "as 'validation/elbo_nats', and of the model's loss, such as 'validation/loss'"
+        )
+    if known not in (None, direction):
+        better = "larger" if known == "max" else "smaller"
+        raise ValueError(
+            f"{who} expects mode='{known}' for '{monitor}', whose {better} values are better, got "
+            f"mode='{direction}'"
+        )
+    changing = objective.changing_weights() if is_loss else []
+    if changing:
+        warn(
+            f"{who} compares '{monitor}' of epochs in which {', '.join(changing)} differ, so the "
+            f"first ones may seem the best: watch a bound, such as '{part}/elbo_nats', which does "
+            "not depend on them"
+        )
+    return direction
 
 
 def watched(who: str, monitor: str, row: Row) -> float:

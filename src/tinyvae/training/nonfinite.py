@@ -2,14 +2,14 @@
 
 import cmath
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tinyvae.core.objective import ObjectiveOutput
+from tinyvae.core.objective import Batch, ObjectiveOutput
 from tinyvae.errors import NonFiniteError
 from tinyvae.training.history import named_values
 
@@ -24,6 +24,7 @@ class NonFiniteGuard:
     Args:
         optimizers: The optimizers.
         parameters: Parameters whose gradients are checked, by name.
+        find_problem: Function that returns what is wrong with a batch, for errors.
         waits: True to check each step at once. None decides by the device and the optimizers.
     """
 
@@ -33,6 +34,7 @@ class NonFiniteGuard:
         self,
         optimizers: Mapping[str, Optimizer],
         parameters: Mapping[str, nn.Parameter] | None = None,
+        find_problem: Callable[[Batch], str | None] = lambda _: None,
         *,
         waits: bool | None = None,
     ) -> None:
@@ -41,15 +43,17 @@ class NonFiniteGuard:
         reads_flag = all(group.get("fused") for group in groups)
         self.waits = on_cpu or not reads_flag if waits is None else waits
         self.optimizers = optimizers
-        self.parameters = parameters or {}
+        self.parameters, self.find_problem = parameters or {}, find_problem
+        self._batch: Batch | None = None  # the last one that was checked later
         self._flag: Tensor | None = None
         self._pending: list[tuple[str, Tensor, dict[str, Tensor]]] = []
 
-    def check(self, output: ObjectiveOutput, where: str) -> None:
+    def check(self, output: ObjectiveOutput, batch: Batch, where: str) -> None:
         """Raise NonFiniteError if losses or gradients of a step are not finite, at once or later.
 
         Args:
             output: Losses and metrics of the step.
+            batch: Data of the step.
             where: Name of the step, for the error.
         """
         losses = output.losses.values()
@@ -60,7 +64,7 @@ class NonFiniteGuard:
                 return
             norms = self._norms()
             if not all(torch.isfinite(number) for number in (*losses, *norms.values())):
-                raise _error(where, named_values(output) | norms)
+                raise self._error(where, named_values(output) | norms, batch)
             return
         norms = self._norms()
         bad = (~torch.isfinite(torch.stack([*losses, *norms.values()])).all()).float()
@@ -71,6 +75,7 @@ class NonFiniteGuard:
         named = named_values(output) | norms
         values = {name: torch.as_tensor(v).detach().clone() for name, v in named.items()}
         self._pending.append((where, bad, values))
+        self._batch = batch
         if len(self._pending) == self.INTERVAL:
             self.synchronize()
 
@@ -89,13 +94,14 @@ class NonFiniteGuard:
     def synchronize(self) -> None:
         """Wait for the device. Raise if a step since the last call was not finite."""
         pending, self._pending = self._pending, []
+        batch, self._batch = self._batch, None
         flag = self._flag
         self.release()
         if flag is None or not flag.item():
             return
         for where, bad, values in pending:
             if bad.item():
-                raise _error(where, values)
+                raise self._error(where, values, batch)
 
     def release(self) -> None:
         """Remove the flag from the optimizers."""
@@ -103,18 +109,50 @@ class NonFiniteGuard:
         for optimizer in self.optimizers.values():
             vars(optimizer).pop("found_inf", None)
 
+    def _error(
+        self, where: str, values: Mapping[str, Tensor], batch: Batch | None
+    ) -> NonFiniteError:
+        numbers = {name: value.item() for name, value in values.items()}
+        bad = [f"{name} = {v}" for name, v in numbers.items() if not math.isfinite(v)]
+        # After a bad loss all gradients are bad, so one of them is enough.
+        gradients = [term for term in bad if term.startswith("gradient of")]
+        terms = [term for term in bad if term not in gradients]
+        is_first = where.startswith("step 1 ")
+        cause = self._likely_cause(batch, has_loss=bool(terms), is_first=is_first)
+        return NonFiniteError(
+            f"{where}: {', '.join(terms or gradients[:1])}. The step was not taken, and the "
+            f"history is in trainer.history. {cause}"
+        )
 
-def _error(where: str, values: Mapping[str, Tensor]) -> NonFiniteError:
-    numbers = {name: value.item() for name, value in values.items()}
-    bad = [f"{name} = {v}" for name, v in numbers.items() if not math.isfinite(v)]
-    # After a bad loss all gradients are bad, so one of them is enough.
-    gradients = [term for term in bad if term.startswith("gradient of")]
-    terms = ", ".join([term for term in bad if term not in gradients] or gradients[:1])
-    return NonFiniteError(
-        f"{where}: {terms}. The step was not taken, and the history is in trainer.history. Lower "
-        "the learning rate, clip gradients by Optimization(clip_norm=1.0), or look for a function "
-        "whose slope is infinite, such as sqrt at 0"
-    )
+    def _likely_cause(self, batch: Batch | None, *, has_loss: bool, is_first: bool) -> str:
+        """Return the likely cause of an error, with the remedy."""
+        context = None if batch is None else batch.context
+        if context is not None and not torch.isfinite(context).all():
+            return "The context has values that are not finite: drop or impute them"
+        problem = None if batch is None else self.find_problem(batch)
+        if problem is not None:
+            return problem
+        if any(p.dtype == torch.float16 for p in self.parameters.values()):
+            return (
+                "The model computes in float16, which ends at 65,504: use model.float(), with "
+                "Speed(precision='bfloat16') for speed"
+            )
+        if not has_loss:
+            return (
+                "The losses are finite: look for a function whose slope is infinite, such as sqrt "
+                "at 0, or clip gradients by Optimization(clip_norm=1.0)"
+            )
+        if is_first:
+            return (
+                "No update was made yet, so the learning rate is not the cause: look at the range "
+                "of the networks' outputs with the initial weights"
+            )
+        rates = [g["lr"] for o in self.optimizers.values() for g in o.param_groups]
+        return (
+            f"Lower the learning rate, now {float(max(rates)):g}, clip gradients by "
+            "Optimization(clip_norm=1.0), or look for a function whose slope is infinite, such as "
+            "sqrt at 0"
+        )
 
 
 def require_finite_weights(groups: Mapping[str, list[nn.Parameter]], where: str) -> None:

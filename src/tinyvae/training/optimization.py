@@ -1,8 +1,6 @@
 """Optimization of a run: parameter groups, optimizers, learning rates, schedulers, clipping."""
 
 import copy
-import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
@@ -11,20 +9,22 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import nn
 from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.objective import Objective
-from tinyvae.training.history import Row, require_validation, watched
+from tinyvae.core.warnings import warn
+from tinyvae.training.history import Row, require_direction, require_validation, watched
+from tinyvae.training.rates import Schedule, SchedulerFactory, follow, make_scheduler
 
 Groups: TypeAlias = Mapping[str, list[nn.Parameter]]
 OptimizerFactory: TypeAlias = Callable[[list[dict[str, Any]]], Optimizer]
-Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
-SchedulerFactory: TypeAlias = Callable[..., LRScheduler]
 
 # Devices on which torch.optim.Adam has one fused kernel.
 FUSED = ("cpu", "cuda", "mps", "xpu")
 
 
+@suggest_keywords
 @dataclass(frozen=True)
 class Optimization:
     r"""Settings of the optimization.
@@ -57,7 +57,8 @@ class Optimization:
             be called: ``lambda optimizer, total: OneCycleLR(optimizer, 0.1, total)``.
         scheduler_interval: Interval at which ``scheduler`` is called, ``"epoch"`` or ``"step"``.
             A ``schedule`` is always called per step.
-        monitor: Column of the history that ``ReduceLROnPlateau`` watches.
+        monitor: Column of the history that ``ReduceLROnPlateau`` watches. Bounds expect its
+            ``mode="max"``, and columns with negative values its ``threshold_mode="abs"``.
         clip_norm: Largest norm of a group's gradient. None turns clipping off.
 
     Example:
@@ -177,6 +178,7 @@ class Optimization:
         epochs: int,
         steps_per_epoch: int | None,
         has_validation: bool,
+        objective: Objective,
     ) -> dict[str, LRScheduler]:
         """Return the schedulers. Raise ValueError if one does not fit the run."""
         schedulers = {}
@@ -187,9 +189,10 @@ class Optimization:
             if factory is None:
                 continue
             total = self._num_calls(epochs, steps_per_epoch)
-            schedulers[group] = _make_scheduler(factory, optimizer, total)
-            if isinstance(schedulers[group], ReduceLROnPlateau):
+            scheduler = schedulers[group] = make_scheduler(factory, optimizer, total)
+            if isinstance(scheduler, ReduceLROnPlateau):
                 self._check_plateau(has_validation, list(optimizers))
+                require_direction("ReduceLROnPlateau", self.monitor, scheduler.mode, objective)
         return schedulers
 
     def _num_calls(self, epochs: int, steps_per_epoch: int | None) -> int:
@@ -217,7 +220,14 @@ class Optimization:
         """Step all schedulers; ``row`` is the epoch's row of the history."""
         for scheduler in schedulers.values():
             if isinstance(scheduler, ReduceLROnPlateau):
-                scheduler.step(watched("ReduceLROnPlateau", self.monitor, row))
+                value = watched("ReduceLROnPlateau", self.monitor, row)
+                if value < 0 and scheduler.threshold_mode == "rel" and scheduler.threshold > 0:
+                    warn(
+                        f"ReduceLROnPlateau with threshold_mode='rel' takes worse values of "
+                        f"'{self.monitor}' for better ones, because they are negative: pass "
+                        "threshold_mode='abs'"
+                    )
+                scheduler.step(value)
             else:
                 scheduler.step()
 
@@ -254,7 +264,7 @@ def named_parameters(objective: Objective, model: nn.Module) -> dict[str, nn.Par
     return dict(model.named_parameters()) | dict(of_objective)
 
 
-# Optimizers and schedulers ------------------------------------------------------------------------
+# Optimizers ------------------------------------------------------------------------
 
 
 def state_after_step(optimizer: Optimizer) -> dict[str, Any]:
@@ -267,46 +277,14 @@ def state_after_step(optimizer: Optimizer) -> dict[str, Any]:
     return twin.state_dict()
 
 
-def learning_rates(optimizers: Mapping[str, Optimizer]) -> Row:
-    """Return the first learning rate of each optimizer, as columns of the history."""
-    rates = {name: o.param_groups[0]["lr"] for name, o in optimizers.items()}
-    if len(rates) == 1:
-        return {"learning_rate": float(*rates.values())}
-    return {f"learning_rate/{name}": float(rate) for name, rate in rates.items()}
-
-
-def follow(
-    optimizer: Optimizer, total: int, *, schedule: Schedule, warmup_steps: int
-) -> LRScheduler:
-    """Return a scheduler that follows a named schedule. See :class:`Optimization`."""
-    if warmup_steps >= total:
-        raise ValueError(
-            f"warmup_steps={warmup_steps} expects a run of more updates, got {total}: "
-            "train longer or warm up for fewer steps"
-        )
-    if schedule == "cosine" and not warmup_steps:  # torch's own; it rounds differently
-        return CosineAnnealingLR(optimizer, total)
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        share = (step - warmup_steps) / (total - warmup_steps)
-        decays = {"linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}
-        return decays.get(schedule, 1.0)
-
-    return LambdaLR(optimizer, factor)
-
-
-def _make_scheduler(factory: SchedulerFactory, optimizer: Optimizer, total: int) -> LRScheduler:
-    takes_total = "total" in inspect.signature(factory).parameters
-    try:
-        return factory(optimizer, total=total) if takes_total else factory(optimizer)
-    except TypeError as error:
-        raise TypeError(
-            "Optimization expects a factory of schedulers, such as lambda optimizer: "
-            "StepLR(optimizer, 10) or lambda optimizer, total: OneCycleLR(optimizer, 0.1, total), "
-            f"got {factory}: {error}"
-        ) from error
+def keep_settings(before: Mapping[str, Optimizer], now: Mapping[str, Optimizer]) -> None:
+    """Copy learning rates and other settings to new optimizers, from those of their parameters."""
+    owners = {p: o for old in before.values() for o in old.param_groups for p in o["params"]}
+    for options in (options for optimizer in now.values() for options in optimizer.param_groups):
+        sources = {id(owners[p]): owners[p] for p in options["params"] if p in owners}
+        if len(sources) == 1:
+            (source,) = sources.values()
+            options.update({k: source[k] for k in options.keys() & source.keys() - {"params"}})
 
 
 def _adam(parameters: list[dict[str, Any]]) -> Optimizer:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tinyvae.core.module_state import preserved_modes
+from tinyvae.core.objective import Batch
 from tinyvae.core.warnings import warn
 from tinyvae.errors import CheckpointError
 from tinyvae.training.acceleration.options import ResolvedSpeed, Speed, accelerate, resolve_speed
@@ -45,13 +46,24 @@ def open_sources(
     state.objective.to(state.device, dtype)
     preparation = BatchTransform(state.device, dtype, pick, transform)
     check = partial(state.objective.check, state.model)
+    has_warned = state.step > 0
+
+    def check_training(batch: Batch) -> str:
+        nonlocal has_warned
+        description = check(batch)
+        problem = None if has_warned else state.objective.find_problem(state.model, batch)
+        has_warned = True  # the first batch is enough
+        if problem is not None:
+            warn(f"training may diverge: {problem}")
+        return description
 
     def open_one(data: Any, role: str, *, shuffle: bool) -> ValidatedSource:
         try:
             source = open_data(data, preparation, seed=seed, shuffle=shuffle, **options)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{role} data: {error}") from error
-        return ValidatedSource(source, role, check, seed=seed, device=state.device)
+        checks = check_training if role == "training" else check
+        return ValidatedSource(source, role, checks, seed=seed, device=state.device)
 
     training = open_one(train, "training", shuffle=True)
     state.fingerprint = {
@@ -103,6 +115,7 @@ def prepare_run(
         epochs=plan.scheduled_epochs,
         steps_per_epoch=num_batches,
         has_validation=validation is not None,
+        objective=state.objective,
     )
     if saved is not None:
         require_same_run(state, saved, callbacks)
@@ -152,20 +165,30 @@ def select_fast_path(
     resolved: ResolvedSpeed,
     source: ValidatedSource,
     saved: Mapping[str, Any] | None,
+    *,
+    is_new: bool,
 ) -> tuple[ComputeGradients, ResolvedSpeed]:
-    """Return the forward and backward pass, and the fast paths that the probes chose for it."""
+    """Return the forward and backward pass, and the fast paths that the probes chose for it.
+
+    A new or resumed run chooses them now, unless ``saved`` is of one with the same ``speed``.
+    """
     gradients = Gradients(state.model, state.objective, state.groups)
     if speed == Speed():
-        return gradients, resolved
+        return gradients, ResolvedSpeed()
     with preserved_modes(state.model, state.objective):
         state.model.train()
         state.objective.train()
         example = source.first_batch(state.epoch)
-        is_new = state.step == 0 or saved is not None
-        if is_new and not _requests_the_same(speed, saved):
+        if (is_new or saved is not None) and not _requests_the_same(speed, saved):
             resolved = resolve_speed(gradients, example, speed)
             state.set_mode(speed, resolved)
         return accelerate(gradients, example, speed, resolved), resolved
+
+
+def warn_about_schedules(state: TrainState, steps: int) -> None:
+    """Warn about each schedule that is longer than a run of ``steps``."""
+    for message in state.objective.unfinished_schedules(steps, state.plan.schedule_steps):
+        warn(f"a schedule does not end: {message}")
 
 
 def _requests_the_same(speed: Speed, saved: Mapping[str, Any] | None) -> bool:

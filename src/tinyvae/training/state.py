@@ -2,7 +2,8 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,22 +13,24 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from tinyvae.core.objective import Objective, ObjectiveOutput
-from tinyvae.core.random import rng_state, set_rng_state
+from tinyvae.core.random import rng_state, seed_rng, set_rng_state
 from tinyvae.core.warnings import warn
 from tinyvae.training.history import History, Row, RunningMean
 from tinyvae.training.optimization import (
     Optimization,
+    keep_settings,
     named_parameters,
     parameter_groups,
     same_groups,
 )
+from tinyvae.training.rates import restart_rates
 
 # Version of the state in a checkpoint. To change its fields, raise the version by one and add a
 # function to MIGRATIONS that turns a state of the previous version into one of the new version.
 STATE_VERSION = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
-SETTINGS = ("initial_lr", "weight_decay")  # schedulers do not change these options
+CYCLED = ("betas", "momentum")  # settings of an optimizer that some schedulers change
 
 
 @runtime_checkable
@@ -145,6 +148,7 @@ class TrainState:
         self.groups: dict[str, list[nn.Parameter]] = {}
         self.optimizers: dict[str, Optimizer] = {}
         self.schedulers: dict[str, LRScheduler] = {}
+        self._makers: tuple[Any, ...] = ()  # settings from which the optimizers were made
         self.epoch = self.step = self.batch = 0
         self.running_means = RunningMean()
         self.history = History()
@@ -155,18 +159,23 @@ class TrainState:
         self.mode: dict[str, Any] = {}
         self.data_state: Callable[[], dict[str, Any]] = dict
         self.synchronize: Callable[[], None] = lambda: None
+        self._rng: dict[str, torch.Tensor] = {}  # the run's random state while callbacks draw
 
     def make_optimizers(self, optimization: Optimization) -> None:
-        """Make optimizers, or keep those of the same parameters at their first learning rates."""
+        """Make optimizers, or keep those of the same parameters and settings.
+
+        Learning rates that a scheduler moved start again. Other changes of ``param_groups`` stay.
+        """
+        for name, optimizer in self.optimizers.items():
+            restart_rates(optimizer, self.schedulers.get(name))
         groups = parameter_groups(self.objective, self.model)
-        if same_groups(groups, self.groups):
-            for optimizer in self.optimizers.values():
-                for options in optimizer.param_groups:
-                    options["lr"] = options["initial_lr"]
-        else:
-            self.groups = groups
+        makers = (optimization.optimizer, optimization.learning_rate, optimization.learning_rates)
+        if not same_groups(groups, self.groups) or makers != self._makers:
             names = {p: name for name, p in named_parameters(self.objective, self.model).items()}
-            self.optimizers = optimization.make_optimizers(groups, names)
+            optimizers = optimization.make_optimizers(groups, names)
+            if makers == self._makers:
+                keep_settings(self.optimizers, optimizers)
+            self.groups, self.optimizers, self._makers = groups, optimizers, makers
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()  # removes gradients that the user or an error left
 
@@ -221,6 +230,17 @@ class TrainState:
         """True if no step follows in this call of ``fit``."""
         return self.stop_request is not None or self.epoch >= self.plan.last_epoch
 
+    @contextmanager
+    def other_rng(self, seed: int) -> Iterator[None]:
+        """Draw from another seed inside the block. The run's random numbers do not change."""
+        self._rng = rng_state(self.device)
+        try:
+            seed_rng(self.device, seed)
+            yield
+        finally:
+            set_rng_state(self.device, self._rng)
+            self._rng = {}
+
     # Checkpoints ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -252,7 +272,7 @@ class TrainState:
             "callbacks": {name: state for name, state in callbacks.items() if state},
             "history": history,
             "running_means": self.running_means.state_dict(),
-            "rng": rng_state(self.device),
+            "rng": self._rng or rng_state(self.device),
             "data": self.data_state(),
         }
 
@@ -307,7 +327,8 @@ class TrainState:
         for name, optimizer in self.optimizers.items():
             groups = saved["optimizers"][name]["param_groups"]
             for asked, kept in zip(optimizer.param_groups, groups, strict=True):
-                differing = [k for k in SETTINGS if k in asked and asked[k] != kept[k]]
+                moving = ("params", "lr", *(CYCLED if name in self.schedulers else ()))
+                differing = [k for k in asked if k not in moving and asked[k] != kept[k]]
                 if differing:
                     listed = ", ".join(f"{k} = {kept[k]}, not {asked[k]}" for k in differing)
                     warn(f"the run keeps the settings of its optimizer in the checkpoint: {listed}")

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -35,7 +35,8 @@ class TrainStep:
     ) -> None:
         self.state, self.optimization = state, optimization
         self.compute_gradients = compute_gradients
-        self.guard = NonFiniteGuard(state.optimizers, state.trained_parameters())
+        find_problem = partial(state.objective.find_problem, state.model)
+        self.guard = NonFiniteGuard(state.optimizers, state.trained_parameters(), find_problem)
         state.synchronize = self.guard.synchronize
         self._updates = {name: make_step(optimizer) for name, optimizer in state.optimizers.items()}
 
@@ -46,7 +47,7 @@ class TrainStep:
         # Gradient accumulation would call this once per part of the batch, and several processes
         # would average gradients after it.
         output = self.compute_gradients(batch)
-        self.guard.check(output, f"step {state.step + 1} (epoch {state.epoch + 1})")
+        self.guard.check(output, batch, f"step {state.step + 1} (epoch {state.epoch + 1})")
         for name, update in self._updates.items():
             if self.optimization.clip_norm is not None:
                 nn.utils.clip_grad_norm_(state.groups[name], self.optimization.clip_norm)

@@ -3,41 +3,49 @@
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from contextlib import closing, nullcontext
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.module_state import evaluating, preserved_modes
 from tinyvae.core.objective import Batch, Objective
 from tinyvae.core.random import Stream, derive_seed, forked_rng, rng_state, seed_rng, set_rng_state
-from tinyvae.core.warnings import warn
-from tinyvae.errors import NonFiniteError
 from tinyvae.training.acceleration.options import ResolvedSpeed, Speed, matmul_route
-from tinyvae.training.callbacks import Callback, notify_safe_point, running, validating
+from tinyvae.training.callbacks import (
+    Callback,
+    StepHooks,
+    notify_safe_point,
+    running,
+    saving_after_error,
+    validating,
+)
 from tinyvae.training.checkpoints.checkpoint import load_resume_state, order_callbacks
-from tinyvae.training.data.loaders import data_worker_error
 from tinyvae.training.data.sources import PickBatch, Transform
 from tinyvae.training.data.validated import ValidatedSource
 from tinyvae.training.history import History, Row, RunningMean, plain
 from tinyvae.training.nonfinite import require_finite_weights
-from tinyvae.training.optimization import Optimization, learning_rates
+from tinyvae.training.optimization import Optimization
 from tinyvae.training.preparation import (
     open_sources,
     prepare_run,
     require_counts,
     restored_speed,
     select_fast_path,
+    warn_about_schedules,
 )
 from tinyvae.training.progress import Progress, headline
+from tinyvae.training.rates import learning_rates
 from tinyvae.training.signals import defer_sigchld, graceful_stop
 from tinyvae.training.state import TrainState, choose_device
 from tinyvae.training.step import Gradients, TrainStep
 
 
+@suggest_keywords
 class Trainer:
     """Training loop that minimizes an objective.
 
@@ -56,6 +64,9 @@ class Trainer:
         record_every: Number of updates between rows of ``history.updates``; None records none.
         progress: True to report progress on standard error.
 
+    ``optimization``, ``callbacks``, ``speed``, ``seed`` and ``record_every`` may be set between two
+    calls of :meth:`fit`. Model, objective and device may not.
+
     Attributes:
         state: State of the run: epoch, step, optimizers, schedulers, history.
         resolved_speed: Fast paths that the first call of :meth:`fit` chose.
@@ -71,6 +82,7 @@ class Trainer:
     """
 
     _train_step: TrainStep
+    _after_step: StepHooks
 
     def __init__(
         self,
@@ -102,13 +114,27 @@ class Trainer:
             raise ValueError(f"Trainer expects an integer seed >= 0, got {seed}")
         if record_every is not None and record_every < 1:
             raise ValueError(f"Trainer expects record_every >= 1 or None, got {record_every}")
-        self.model, self.objective, self.optimization = model, objective, optimization
+        self.optimization = optimization
         reporting = [Progress()] if progress else []
         self.checkpoint, self.callbacks = order_callbacks([*reporting, *callbacks])
         self.speed, self.resolved_speed = speed, ResolvedSpeed()
         self.seed, self.record_every = seed, record_every
-        self.device = choose_device(device)
-        self.state = TrainState(model, objective, self.device, self.callbacks)
+        self.state = TrainState(model, objective, choose_device(device), self.callbacks)
+
+    @property
+    def model(self) -> nn.Module:
+        """Model. Another one needs another Trainer."""
+        return self.state.model
+
+    @property
+    def objective(self) -> Objective:
+        """Objective. Another one needs another Trainer."""
+        return self.state.objective
+
+    @property
+    def device(self) -> torch.device:
+        """Device of model and data."""
+        return self.state.device
 
     @property
     def history(self) -> History:
@@ -125,6 +151,8 @@ class Trainer:
         """Updates done."""
         return self.state.step
 
+    @suggest_keywords
+    @torch.inference_mode(False)
     def fit(
         self,
         train: Any,
@@ -141,7 +169,9 @@ class Trainer:
 
         A second call keeps weights, moments, epochs, steps and history. Scheduled weights of the
         objective continue, too: their fractions refer to the first call. Schedulers start again
-        and span the new epochs. Moments start again if the trained parameters have changed.
+        and span the new epochs. Settings that you changed in ``state.optimizers`` stay, and a
+        scheduler starts from your learning rate. Moments start again if the trained parameters or
+        the optimizer and rates of ``optimization`` have changed.
 
         With ``resume`` the run continues from a checkpoint, at the same step. Then ``epochs``
         counts the epochs of the whole run, and a run that is complete returns its history. The
@@ -186,6 +216,8 @@ class Trainer:
             workers=workers,
         )
         state.stop_request = state.history.stop_reason = None
+        self.checkpoint, callbacks = order_callbacks(self.callbacks)
+        state.callbacks = self.callbacks = callbacks
         interrupt = partial(state.stop, resumable=True)
         with (
             graceful_stop(interrupt, on_preemption=self.checkpoint is not None),
@@ -194,13 +226,14 @@ class Trainer:
             preserved_modes(self.model, self.objective),
             torch.enable_grad(),
         ):
+            is_new = state.step == 0 or state.mode.get("speed") != asdict(self.speed)
             saved = load_resume_state(self.checkpoint, state, resume)
             self.resolved_speed = restored_speed(self.speed, self.resolved_speed, saved)
             state.set_mode(self.speed, self.resolved_speed)
             prepare_run(
                 state,
                 self.optimization,
-                self.callbacks,
+                callbacks,
                 source,
                 validation_source,
                 epochs,
@@ -208,19 +241,20 @@ class Trainer:
                 in_total=resume is not None,
             )
             compute_gradients, self.resolved_speed = select_fast_path(
-                state, self.speed, self.resolved_speed, source, saved
+                state, self.speed, self.resolved_speed, source, saved, is_new=is_new
             )
             self._train_step = TrainStep(state, self.optimization, compute_gradients)
+            self._after_step = StepHooks(callbacks, state, self.seed)
             is_compiled = not isinstance(compute_gradients, Gradients)
             paths = self.speed.describe(self.resolved_speed, is_compiled=is_compiled)
             state.plan = replace(state.plan, headline=headline(state, source, self.seed, paths))
             if state.plan.total_steps is not None:
-                self._warn_about_schedules(state.plan.total_steps)
+                warn_about_schedules(state, state.plan.total_steps)
             with (
                 matmul_route(self.resolved_speed.matmul),
                 closing(self._train_step),
-                running(self.callbacks, state, saved),
-                self._saving_after_error(source),
+                running(callbacks, state, saved),
+                saving_after_error(callbacks, state, source.source.workers),
             ):
                 is_last = self._reach_safe_point()  # a later signal counts at the next one
                 while not is_last:
@@ -230,7 +264,7 @@ class Trainer:
             ended_early = state.stop_request is not None or state.plan.total_steps is None
             will_resume = state.is_interrupted and self.checkpoint is not None
             if ended_early and not will_resume:
-                self._warn_about_schedules(state.step)
+                warn_about_schedules(state, state.step)
         return state.history
 
     # The loop -------------------------------------------------------------------------------------
@@ -246,11 +280,7 @@ class Trainer:
                 state.advance(output, len(batch))
                 if self.record_every is not None and state.step % self.record_every == 0:
                     state.history.record_update(state.step, output)
-                for callback in self.callbacks:
-                    callback.on_step_end(state, output)
-                is_last = state.stop_request is not None  # read once: a signal may come at any time
-                if not is_last or state.is_interrupted:
-                    notify_safe_point(self.callbacks, state, last=is_last)
+                is_last = self._after_step(output)
             if is_last:
                 return False
         return True
@@ -314,30 +344,3 @@ class Trainer:
             for batch in batches:
                 mean.add(self.objective(self.model, batch), len(batch))
         return mean.row("validation")
-
-    @contextmanager
-    def _saving_after_error(self, source: ValidatedSource) -> Iterator[None]:
-        """Save a last checkpoint if an error left the state consistent, e.g. an error in the data.
-
-        The error becomes the reason of the end.
-        """
-        try:
-            yield
-        except BaseException as error:
-            was_interrupted = self.state.is_interrupted
-            worker_error = data_worker_error(error, source.source.workers)
-            if self.state.is_consistent and not isinstance(error, NonFiniteError):
-                self.state.stop(f"{type(error).__name__}: {error}", resumable=True)
-                with suppress(Exception), defer_sigchld():  # the first error matters
-                    notify_safe_point(self.callbacks, self.state, last=True)
-            self.state.stop(f"{type(error).__name__}: {error}")
-            if worker_error is None:
-                raise
-            if not was_interrupted:
-                raise worker_error from error
-            # The signal that stopped the run has also ended the processes that read data: no error.
-
-    def _warn_about_schedules(self, steps: int) -> None:
-        """Warn about each schedule that is longer than a run of ``steps``."""
-        for message in self.objective.unfinished_schedules(steps, self.state.plan.schedule_steps):
-            warn(f"a schedule does not end: {message}")

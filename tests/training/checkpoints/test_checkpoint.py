@@ -175,7 +175,7 @@ def test_prune_keeps_the_best_over_a_resume(mode, epoch, step, tmp_path):
 
 
 def test_prune_keeps_the_best_over_a_second_fit(tmp_path):
-    trainer = trainer_of(tmp_path, Scores(3.0, 1.0, 2.0, 0.0), monitor="score", keep=1)
+    trainer = trainer_of(tmp_path, Scores(3.0, 1.0, 2.0, 0.0), monitor="score", mode="max", keep=1)
     fit(trainer)
     fit(trainer)
     assert steps_in(tmp_path) == [STEPS, 4 * STEPS]
@@ -191,7 +191,7 @@ def test_checkpoint_may_monitor_a_column_from_a_resume_on(tmp_path):
 
 
 def test_checkpoint_names_a_missing_column(tmp_path):
-    trainer = trainer_of(tmp_path, monitor="score")
+    trainer = trainer_of(tmp_path, monitor="score", mode="max")
     with pytest.raises(ValueError, match=r"watches 'score', expected one of \['epoch', 'step'"):
         fit(trainer)
     assert_released(tmp_path)
@@ -234,7 +234,7 @@ def test_checkpoint_writes_the_model_only_after_a_resumed_run_ends(tmp_path):
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_checkpoint_writes_the_model_with_restored_weights(index, tmp_path):
     recorder = Recorder()
-    callbacks = [Scores(1.0, 2.0, 0.0), EarlyStopping("score", patience=9)]
+    callbacks = [Scores(1.0, 2.0, 0.0), EarlyStopping("score", mode="max", patience=9)]
     callbacks.insert(index, Checkpoint(tmp_path))
     trainer = Trainer(
         make_mlp_vae(), ELBO(), callbacks=[recorder, *callbacks], device="cpu", progress=False

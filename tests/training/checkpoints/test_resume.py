@@ -72,7 +72,9 @@ def plateau():
     """Return settings with momentum and a scheduler that monitors a column."""
     optimization = Optimization(
         optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
-        scheduler=lambda o: ReduceLROnPlateau(o, mode="max", patience=0, threshold=0.5),
+        scheduler=lambda o: ReduceLROnPlateau(
+            o, mode="max", patience=0, threshold=0.5, threshold_mode="abs"
+        ),
         monitor="validation/elbo_nats",
     )
     return {"objective": IWAE(3), "optimization": optimization}

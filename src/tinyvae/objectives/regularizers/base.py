@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae.core.module_state import evaluating
-from tinyvae.core.objective import Batch, Objective, ObjectiveOutput
+from tinyvae.core.objective import Batch, Direction, Objective, ObjectiveOutput
 from tinyvae.core.random import forked_rng
 from tinyvae.distributions import Distribution
 from tinyvae.models.base import DecoderModel
 from tinyvae.models.output import LatentTerm, LatentVariableModel, VAEOutput
 from tinyvae.objectives.base import VariationalBound, bound_or_not, run_eagerly
+from tinyvae.objectives.checks import describe_large_scale
 from tinyvae.schedules import Schedule, ScheduledWeight, scheduled_values
 
 
@@ -105,10 +106,13 @@ class Regularizer(nn.Module, ABC):
         result: RegularizerOutput = self(model, batch, output)
         for loss in (result.loss, result.adversary):
             if loss is not None and not torch.isfinite(loss):
-                raise ValueError(
-                    f"{self} expects a finite loss of the first two examples, got {loss.item()}: "
+                advice = describe_large_scale(model, batch) or (
                     f"check the latents {[term.posterior for term in output.latents]}, the data "
                     f"and the mean of {output.likelihood}"
+                )
+                raise ValueError(
+                    f"{self} expects a finite loss of the first two examples, got {loss.item()}: "
+                    f"{advice}"
                 )
         return list(result.metrics)
 
@@ -242,6 +246,14 @@ class RegularizedObjective(Objective):
                 "set group="
             )
         return groups | adversaries
+
+    def direction(self, metric: str) -> Direction | None:
+        """Return the direction in which a metric of the bound improves."""
+        return self.bound.direction(metric)
+
+    def find_problem(self, model: nn.Module, batch: Batch) -> str | None:
+        """Return the message of the bound."""
+        return self.bound.find_problem(model, batch)
 
     def check(self, model: nn.Module, batch: Batch) -> str:
         """Check bound and regularizers on the first two examples. Return what is optimized."""

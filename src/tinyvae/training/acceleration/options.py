@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.objective import Batch
 from tinyvae.training.step import ComputeGradients, Gradients, without_trace
 
@@ -20,6 +21,7 @@ MANY_ROWS = 4096  # rows of several draws: large products use other kernels than
 ROUNDS, GAIN = 7, 0.95  # a fast path has to save 5 % in the best of 7 rounds
 
 
+@suggest_keywords
 @dataclass(frozen=True)
 class Speed:
     """Optional fast paths of a run.

@@ -5,22 +5,25 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from weakref import ref
 
 from torch import nn
 
+from tinyvae.core.keywords import suggest_keywords
+from tinyvae.core.objective import Direction
 from tinyvae.core.warnings import warn
 from tinyvae.io import encode_state
 from tinyvae.training.callbacks import Callback, Monitor, require_keys
 from tinyvae.training.checkpoints.directory import RunDirectory, Writer, read_checkpoint
-from tinyvae.training.history import require_validation, watched
+from tinyvae.training.history import watched
 from tinyvae.training.optimization import state_after_step
 from tinyvae.training.state import TrainState
 
 FINITE = ("model", "objective", "optimizers")
 
 
+@suggest_keywords
 class Checkpoint(Callback):
     """Callback that saves a run in a folder, from which ``fit(..., resume="auto")`` continues.
 
@@ -42,13 +45,13 @@ class Checkpoint(Callback):
         keep: Number of newest checkpoints to keep.
         monitor: Column of the history, such as ``"validation/elbo_nats"``. The checkpoint of its
             best epoch is kept, too.
-        mode: ``"max"`` if larger is better, ``"min"`` if smaller is.
+        mode: See :class:`~tinyvae.EarlyStopping`.
 
     Attributes:
         best_step: Step of the best epoch's checkpoint, None before the first.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or in ``fit`` if the column cannot be watched.
 
     Example:
         >>> import tempfile
@@ -68,7 +71,7 @@ class Checkpoint(Callback):
         every_minutes: float | None = 5.0,
         keep: int = 2,
         monitor: str | None = None,
-        mode: Literal["max", "min"] = "max",
+        mode: Direction | None = None,
     ) -> None:
         for name, value in (
             ("every_steps", 1 if every_steps is None else every_steps),
@@ -87,7 +90,7 @@ class Checkpoint(Callback):
 
     @property
     def best(self) -> float:
-        """Best value of the column so far."""
+        """Best value of the column so far, NaN before the first."""
         return self.monitor.best
 
     @contextmanager
@@ -124,9 +127,9 @@ class Checkpoint(Callback):
             self.best_step = None
 
     def on_fit_start(self, state: TrainState) -> None:
-        """Raise if the column needs validation data and there are none."""
-        column, has_validation = self.monitor.column, state.plan.has_validation
-        require_validation("Checkpoint", column, has_validation, "train/elbo_nats")
+        """Raise if the column cannot be watched."""
+        if self.monitor.column:
+            self.monitor.prepare("Checkpoint", state)
         self._description = _description(state.model)
         self._saved: tuple[int, int] | None = None  # step, and batch in the epoch
         self._has_ended = False
@@ -207,7 +210,7 @@ class Checkpoint(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value, its step, and the column."""
-        monitored = [self.monitor.column, self.monitor.mode]
+        monitored = [self.monitor.column, self.monitor.direction]
         return {"best": self.best, "best_step": self.best_step, "monitored": monitored}
 
     def check_state(self, state: TrainState, saved: dict[str, Any]) -> None:
@@ -219,7 +222,7 @@ class Checkpoint(Callback):
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore the best value and its step, if the column is the same."""
-        if saved["monitored"] == [self.monitor.column, self.monitor.mode]:
+        if saved["monitored"] == [self.monitor.column, self.monitor.direction]:
             self.monitor.best, self.best_step = saved["best"], saved["best_step"]
 
 
