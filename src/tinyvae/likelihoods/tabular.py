@@ -109,8 +109,8 @@ class MixedLikelihood(Likelihood):
         - ``category``: text, other objects and pandas' categorical dtype. Integers of at most ten
           values, each of which ten rows have on average, unless they are counts.
         - ``count``: integers >= 0 near zero (mean at most 10, or at most 100 and twice the
-          standard deviation) that a negative binomial fits: not less dispersed than counts, without many
-          more or fewer zeros, and, if there are few values, with about their frequencies.
+          standard deviation) that a negative binomial fits: not less dispersed than counts,
+          without many more or fewer zeros, and, if there are few values, with their frequencies.
         - ``positive``: numbers > 0 that a log-normal density fits clearly better than a normal one,
           also in its standard deviation.
         - ``number``: all other numbers, such as heights, years, shares, and amounts with zeros.
