@@ -106,7 +106,9 @@ class DecoderModel(SavableModel, LatentVariableModel):
     def config(self) -> dict[str, Any]:
         """Return the parts that build an equal model, by name."""
         config = super().config()
-        config.pop("data_shape", None)  # the decoder has its output shape already
+        inferred = infer_data_shape(next(self.children()), self.likelihood)
+        if config.get("data_shape") == inferred:
+            config.pop("data_shape", None)
         return {n: list(p) if isinstance(p, nn.ModuleList) else p for n, p in config.items()}
 
     @property
