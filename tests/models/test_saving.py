@@ -20,7 +20,6 @@ from tinyvae import (
     MLP,
     VAE,
     BernoulliLikelihood,
-    CategoricalLikelihood,
     Decoder,
     GaussianEncoder,
     GaussianLikelihood,
@@ -311,13 +310,6 @@ def test_load_refuses_an_uninitialized_replacement(tmp_path):
     vae.save(tmp_path / "vae")
     with pytest.raises(CheckpointError, match=r"'decoder.bias': expected an uninitialized tensor"):
         VAE.load(tmp_path / "vae", replace={"decoder": nn.LazyLinear(4)})
-
-
-def test_load_restores_the_data_shape(tmp_path):
-    likelihood = CategoricalLikelihood(3)
-    encoder = GaussianEncoder(MLP(likelihood.input_shape((4,))), 2)
-    VAE(encoder, MLP(2), likelihood, data_shape=(4,)).save(tmp_path / "vae")
-    assert VAE.load(tmp_path / "vae").data_shape == (4,)
 
 
 def test_save_does_not_draw(tmp_path):

@@ -131,10 +131,7 @@ def infer_columns(table: Any, kinds: Mapping[str, Kind] | None = None) -> list[C
         raise ValueError(f"kinds expects columns in {list(columns)}, got {sorted(unknown)}")
     for name, kind in kinds.items():
         _check_kind(name, kind)
-    return [
-        _infer(name, values, kinds.get(name), pandas_dtype(raw[name]))
-        for name, values in columns.items()
-    ]
+    return [_infer(name, values, kinds.get(name), raw[name]) for name, values in columns.items()]
 
 
 def _check_kind(name: str, kind: str) -> None:
@@ -142,7 +139,8 @@ def _check_kind(name: str, kind: str) -> None:
         raise ValueError(f"column {name!r} expects a kind in {KINDS}, got {kind!r}")
 
 
-def _infer(name: str, values: Array, kind: Kind | None, foreign: Any) -> Column:
+def _infer(name: str, values: Array, kind: Kind | None, raw: Any) -> Column:
+    foreign = pandas_dtype(raw)
     declared = getattr(foreign, "categories", None)  # also those that no row has
     if kind in (None, "category", "binary") and declared is not None:
         dtype = ORDERED if foreign.ordered else "pandas.category"
@@ -167,7 +165,7 @@ def _infer(name: str, values: Array, kind: Kind | None, foreign: Any) -> Column:
         )
     plain = np.array(observed)
     kind = guess_kind(name, plain, levels) if kind is None else kind
-    dtype = _dtype_name(values, plain, foreign)
+    dtype = _dtype_name(values, plain, raw)
     if kind in ("binary", "category"):
         return Column(name, kind, levels=tuple(levels), dtype=dtype)
     numbers = as_numbers(name, np.array(observed, dtype=object))
@@ -187,12 +185,15 @@ def _infer(name: str, values: Array, kind: Kind | None, foreign: Any) -> Column:
     return Column(name, kind, scale=scale, dtype=dtype, initial=initial_value(kind, numbers))
 
 
-def _dtype_name(values: Array, plain: Array, foreign: Any) -> str:
+def _dtype_name(values: Array, plain: Array, raw: Any) -> str:
     """Return the ``dtype`` of a column; ``plain`` are the observed values in a type of NumPy."""
+    foreign = pandas_dtype(raw)
     if foreign is not None and str(foreign) not in ("category", "str"):
         return f"{PANDAS}{foreign}"  # pandas itself reads text as str
     dtype = plain.dtype if values.dtype == object else values.dtype
-    return dtype.name if dtype.kind in "iuf" else ""
+    if dtype.kind in "iuf":
+        return dtype.name
+    return "object" if getattr(raw, "dtype", None) == np.dtype(object) else ""
 
 
 def to_tensor(table: Any, columns: Sequence[Column]) -> Tensor:

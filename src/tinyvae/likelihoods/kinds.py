@@ -119,7 +119,7 @@ def _check_text(name: str, num_rows: int, levels: Sequence[Any]) -> None:
     if len(levels) > 2 * FEW_LEVELS and len(levels) > num_rows / 2:
         raise ValueError(
             f"column {name!r} expects numbers or repeated categories, got {len(levels)} different "
-            f"values in {num_rows} rows, such as {levels[0]!s:.80!r}: {remedy}"
+            f"values in {num_rows} rows, such as {levels[0]!r:.80}: {remedy}"
         )
     if len(text) < len(levels) / 2 and len(levels) > FEW_LEVELS:
         warn(f"column {name!r} holds numbers as text, so it is modeled as a category: {remedy}")
