@@ -122,6 +122,13 @@ def test_to_arrays_rounds_draws_of_integers_within_their_range():
     assert (arrays["d"].tolist(), arrays["d"].dtype) == ([2, 2], np.int64)
 
 
+def test_tables_without_rows():
+    columns = [Column("a", "number"), Column("b", "category", ("u", "v")), Column("c", "count")]
+    x = to_tensor({"a": [], "b": [], "c": []}, columns)
+    assert x.shape == (0, 3)
+    assert [len(values) for values in to_arrays(x, columns).values()] == [0, 0, 0]
+
+
 def test_to_tensor_is_float64_if_the_default_dtype_rounds():
     columns = [Column("a", "number", dtype="float64")]
     assert to_tensor({"a": [0.5, 2.0]}, columns).dtype == torch.float32

@@ -192,7 +192,7 @@ def _dtype_name(values: Array, plain: Array, raw: Any) -> str:
         return f"{PANDAS}{foreign}"  # pandas itself reads text as str
     dtype = plain.dtype if values.dtype == object else values.dtype
     if dtype.kind in "iuf":
-        return dtype.name
+        return str(dtype.name)
     return "object" if getattr(raw, "dtype", None) == np.dtype(object) else ""
 
 
@@ -210,7 +210,7 @@ def to_tensor(table: Any, columns: Sequence[Column]) -> Tensor:
     encoded = [_encode(column, arrays[column.name]) for column in columns]
     exact = torch.from_numpy(np.stack(encoded, 1))
     x = exact.to(torch.get_default_dtype())
-    errors = (x - exact).abs().nan_to_num().amax(0).tolist()
+    errors = (x - exact).abs().nan_to_num().numpy().max(0, initial=0).tolist()
     for column, error in zip(columns, errors, strict=True):
         if error > (0 if column.levels else 1e-3 * column.scale):
             raise ValueError(

@@ -105,7 +105,8 @@ def _is_log_normal(values: Array) -> bool:
     gain = math.log(values.std()) - math.log(scale) - shift  # nats per value
     implied = math.exp(shift + scale**2 / 2) * math.sqrt(math.expm1(min(scale**2, 100.0)))
     agrees = 0.75 < implied / values.std() < 4 / 3
-    return bool(agrees and gain > 0.05 and gain * len(values) > 10)
+    evidence = gain * len(np.unique(values))  # nats; repeated values are no further evidence
+    return bool(agrees and gain > 0.05 and evidence > 10)
 
 
 def _check_text(name: str, num_rows: int, levels: Sequence[Any]) -> None:

@@ -139,8 +139,9 @@ class Learned(PositiveParameter):
         self.shape, self.initial = tuple(shape), initial
         self.minimum, self.num_classes = minimum, num_classes
         classes = () if num_classes is None else (num_classes,)
-        raw = math.log(minimum) + np.log(np.expm1(np.log(starts / minimum)))
-        raw = torch.tensor(raw.tolist()).expand((*classes, *self.shape))
+        inverses = [math.log(math.expm1(math.log(v / minimum))) for v in starts.ravel().tolist()]
+        raw = torch.tensor([math.log(minimum) + v for v in inverses]).reshape(starts.shape)
+        raw = raw.expand((*classes, *self.shape))
         self.raw = nn.Parameter(raw.clone(memory_format=torch.contiguous_format))
 
     def forward(self, raw: Tensor, event_ndim: int, context: Tensor | None = None) -> Tensor:

@@ -98,6 +98,8 @@ def as_numbers(name: str, values: Array) -> Array:
             f"column {name!r} expects numbers, got values such as {values.tolist()[0]!r}: declare "
             f"it a category, kinds={{{name!r}: 'category'}}"
         ) from None
+    if values.dtype.kind == "f":
+        return numbers
     pairs = zip(values.tolist(), numbers.tolist(), strict=True)
     if rounded := [value for value, number in pairs if isinstance(value, int) and value != number]:
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from tinyvae.core.configurable import Configurable
 from tinyvae.core.random import forked_rng
@@ -160,8 +160,7 @@ def _differences(
 def _shape_text(value: Any) -> str:
     if not isinstance(value, Tensor):  # of get_extra_state
         return f"a {type(value).__name__}"
-    is_lazy = isinstance(value, UninitializedTensorMixin)
-    return "an uninitialized tensor" if is_lazy else str(tuple(value.shape))
+    return "an uninitialized tensor" if is_lazy(value) else str(tuple(value.shape))
 
 
 def _from_file(
