@@ -107,18 +107,20 @@ def test_to_arrays_returns_categories_that_no_row_has(ordered):
 
 
 def test_to_arrays_rounds_draws_of_integers_within_their_range():
-    x = torch.tensor([[-7.6, 2.5, 300.0, 2.4], [99.4, 1e30, -3.0, 1.6]])
+    x = torch.tensor([[-7.6, 2.5, 300.0, 2.4, 0.2], [99.4, 1e30, -3.0, 1.6, 7.9]])
     columns = [
         Column("a", "number", dtype="int64"),
         Column("b", "number", dtype="int64"),
         Column("c", "number", dtype="uint8"),
         Column("d", "count"),
+        Column("e", "positive", dtype="int64"),
     ]
     arrays = to_arrays(x, columns)
     assert arrays["a"].tolist() == [-8, 99]
     assert arrays["b"].tolist()[0] == 2
     assert arrays["b"].tolist()[1] > 9e18  # 1e30 is no int64
     assert arrays["c"].tolist() == [255, 0]
+    assert arrays["e"].tolist() == [1, 8]
     assert (arrays["d"].tolist(), arrays["d"].dtype) == ([2, 2], np.int64)
 
 

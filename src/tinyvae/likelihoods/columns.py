@@ -257,7 +257,8 @@ def _decode(column: Column, values: Array) -> Any:
             )
         entries: Array = np.array([*column.levels, None], dtype=object)[codes.astype(int)]
     elif dtype is not None and dtype.kind in "iu":
-        entries = _rounded(values, dtype).astype(object)
+        lowest = 1 if column.kind == "positive" else -np.inf
+        entries = _rounded(np.maximum(values, lowest), dtype).astype(object)
         entries[missing] = None
     else:
         entries = np.array(values)
