@@ -80,3 +80,12 @@ def test_check_context_checks_classes(context):
 def test_learned_must_broadcast_over_the_data(shape):
     with pytest.raises(ValueError, match=r"does not broadcast over data of shape \(2, 3, 1\)"):
         GaussianLikelihood(Learned(shape)).check_support(torch.zeros(5, 2, 3, 1))
+
+
+def test_learned_starts_at_one_value_per_dimension():
+    learned = Learned((3,), initial=[0.1, 1.0, 20.0])
+    start = learned(torch.zeros(3), 1).exp()
+    torch.testing.assert_close(start, torch.tensor([0.1, 1.0, 20.0]).to(start))
+    assert Learned((2, 3), initial=[0.1, 1.0, 20.0]).raw.shape == (2, 3)
+    with pytest.raises(ValueError, match="finite initial value above minimum"):
+        Learned((2,), initial=[1.0, 0.0])

@@ -16,7 +16,15 @@ from helpers.models import (
 )
 from torch import nn
 
-from tinyvae import MLP, VAE, BernoulliLikelihood, GaussianEncoder, GaussianLikelihood, Likelihood
+from tinyvae import (
+    MLP,
+    VAE,
+    BernoulliLikelihood,
+    Decoder,
+    GaussianEncoder,
+    GaussianLikelihood,
+    Likelihood,
+)
 from tinyvae.distributions import Normal
 from tinyvae.errors import CheckpointError
 from tinyvae.io import load_tensors, save_tensors
@@ -201,7 +209,7 @@ def test_save_refuses_a_model_that_would_not_load(tmp_path):
     changing = mlp_vae(ChangingLikelihood(2.0), (4,))
     cases = [
         (extra, r"2 tensors do not fit .* 'encoder.teacher.bias': expected none, got \(2,\); keep"),
-        (normalized, r"would not load: 3 tensors do not fit .* 'decoder.layers.0.par"),
+        (normalized, r"would not load: 3 tensors do not fit .* 'decoder.layers.0.par.*; apply a"),
         (
             changing,
             r"1 tensors do not fit .* 'likelihood.weight': expected \(3,\), got \(2,\)",
@@ -212,6 +220,96 @@ def test_save_refuses_a_model_that_would_not_load(tmp_path):
         with pytest.raises(TypeError, match=message):
             vae.save(tmp_path / "vae")
     assert not list(tmp_path.iterdir())
+
+
+class Squashed(nn.Module):
+    def forward(self, weight):
+        return weight.tanh()
+
+
+def registered(layer):
+    nn.utils.parametrize.register_parametrization(layer, "weight", Squashed())
+    return layer
+
+
+PARAMETRIZATIONS = {
+    "spectral_norm": nn.utils.parametrizations.spectral_norm,
+    "weight_norm": nn.utils.parametrizations.weight_norm,
+    "orthogonal": nn.utils.parametrizations.orthogonal,
+    "own": registered,
+    "old spectral_norm": nn.utils.spectral_norm,
+}
+
+
+class ParametrizedDecoder(Decoder):
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+        self.layer = PARAMETRIZATIONS[name](nn.Linear(3, 4))
+
+    def forward(self, z, context=None):
+        return self.layer(z)
+
+
+@pytest.mark.parametrize("name", PARAMETRIZATIONS)
+def test_load_restores_parametrized_layers(name, tmp_path):
+    for decoder, options in (
+        (ParametrizedDecoder(name), {"parts": [ParametrizedDecoder]}),
+        (
+            PARAMETRIZATIONS[name](nn.Linear(3, 4)),
+            {"replace": {"decoder": PARAMETRIZATIONS[name](nn.Linear(3, 4))}},
+        ),
+    ):
+        vae = with_decoder(lambda decoder=decoder: decoder)()
+        vae(binary(5, 4)).log_px.sum().backward()  # moves the vectors of spectral_norm
+        vae.eval().save(tmp_path / "vae")
+        z = torch.randn(5, 3)
+        loaded = VAE.load(tmp_path / "vae", **options)
+        assert torch.equal(loaded.decode(z).mean, vae.decode(z).mean)
+
+
+@pytest.mark.parametrize("name", PARAMETRIZATIONS)
+def test_save_refuses_a_parametrized_layer_of_a_part_until_it_is_removed(name, tmp_path):
+    vae = small_vae()
+    layer = PARAMETRIZATIONS[name](vae.decoder.layers[0])
+    with pytest.raises(TypeError, match=r"remove it before saving, .*remove_parametrizations\("):
+        vae.save(tmp_path / "vae")
+    z, vae = torch.randn(5, 3), vae.eval()
+    mean = vae.decode(z).mean
+    if name.startswith("old"):
+        nn.utils.remove_spectral_norm(layer)
+    else:
+        nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    vae.save(tmp_path / "vae")
+    torch.testing.assert_close(VAE.load(tmp_path / "vae").decode(z).mean, mean)
+
+
+class ExtraState(nn.Linear):
+    def get_extra_state(self):
+        return {"a": 1}
+
+
+class ConstantBuffer(nn.Linear):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_buffer("mask", torch.tensor(-torch.inf))
+
+
+def test_save_refuses_state_that_a_file_cannot_hold(tmp_path):
+    for decoder, message in (
+        (ExtraState(3, 4), "expects a tensor for 'decoder._extra_state', got dict"),
+        (ConstantBuffer(3, 4), r"finite values in 'decoder.mask'.*buffer with persistent=False"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            with_decoder(lambda decoder=decoder: decoder)().save(tmp_path / "vae")
+    assert not list(tmp_path.iterdir())
+
+
+def test_load_refuses_an_uninitialized_replacement(tmp_path):
+    vae = with_decoder(lambda: nn.Linear(3, 4))()
+    vae.save(tmp_path / "vae")
+    with pytest.raises(CheckpointError, match=r"'decoder.bias': expected an uninitialized tensor"):
+        VAE.load(tmp_path / "vae", replace={"decoder": nn.LazyLinear(4)})
 
 
 def test_save_does_not_draw(tmp_path):

@@ -1,3 +1,6 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 from helpers.cases import for_each
@@ -240,9 +243,35 @@ class UserLikelihood(Likelihood):
         return {"scale": self.scale}
 
 
+@for_each(
+    ("value", "expected"),
+    [
+        (np.float32(0.1), float(np.float32(0.1))),
+        (np.int64(3), 3),
+        (np.bool_(True), True),
+        ([1, (2, [3])], (1, (2, (3,)))),
+        (torch.Size([2]), (2,)),
+        (math.inf, math.inf),
+        (-math.inf, -math.inf),
+        (-0.0, -0.0),
+        (2**70, 2**70),
+        ("\u00fc \U0001f600", "\u00fc \U0001f600"),
+    ],
+)
+def test_build_part_returns_the_arguments(value, expected, tmp_path):
+    save_tensors(tmp_path / "part", {}, {"part": describe_part(UserLikelihood(value))})
+    description = load_tensors(tmp_path / "part")[1]["part"]
+    built = build_part(description, [UserLikelihood]).scale
+    assert (built, repr(built), type(built)) == (expected, repr(expected), type(expected))
+
+
+def test_build_part_returns_nan():
+    assert math.isnan(build_part(describe_part((math.nan,)))[0])
+
+
 def test_describe_part_refuses_other_values():
     part = UserLikelihood(torch.ones(2))
-    for value in (object(), 1j, torch.Tensor, lambda: nn.ReLU(), {"a": 1}, part):
+    for value in (object(), 1j, b"ab", torch.Tensor, lambda: nn.ReLU(), {"a": 1}, part):
         with pytest.raises(TypeError, match=r"cannot describe .*such as an activation"):
             describe_part(value)
 

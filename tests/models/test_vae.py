@@ -21,6 +21,7 @@ from tinyvae import (
     VAE,
     Batch,
     BernoulliLikelihood,
+    CategoricalLikelihood,
     GaussianEncoder,
     GaussianLikelihood,
     StandardNormal,
@@ -28,6 +29,13 @@ from tinyvae import (
 )
 from tinyvae.distributions import Independent, Normal
 from tinyvae.errors import NoClosedFormError
+from tinyvae.likelihoods import (
+    DiscretizedLogisticLikelihood,
+    MaskedLikelihood,
+    NegativeBinomialLikelihood,
+    PoissonLikelihood,
+    ZeroInflatedLikelihood,
+)
 from tinyvae.models import LatentTerm
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -210,3 +218,29 @@ def test_vae_needs_a_row_of_context_per_example():
         vae.check(torch.ones(3, 4), torch.ones(2, 1))
     with pytest.raises(ValueError, match=r"context of 2 rows does not fit .* batch shape \(4,\)"):
         vae.decode(torch.zeros(4, 2), torch.ones(2, 1))
+
+
+@for_each(
+    ("likelihood", "draws", "centers"),
+    [
+        (CategoricalLikelihood(5), torch.int64, torch.int64),
+        (CategoricalLikelihood(5, ordered=True), torch.int64, torch.float64),
+        (DiscretizedLogisticLikelihood(16), torch.int64, torch.float64),
+        (NegativeBinomialLikelihood(), torch.int64, torch.float64),
+        (ZeroInflatedLikelihood(PoissonLikelihood()), torch.int64, torch.float64),
+        (MaskedLikelihood(CategoricalLikelihood(5)), torch.int64, torch.int64),
+        (BernoulliLikelihood(), torch.float64, torch.float64),
+        (GaussianLikelihood(), torch.float64, torch.float64),
+    ],
+)
+def test_draws_of_classes_levels_and_counts_are_integers(likelihood, draws, centers):
+    vae = VAE.from_shapes(3, latent_dim=2, likelihood=likelihood)
+    torch.manual_seed(0)
+    x = vae.sample(100)
+    torch.manual_seed(0)
+    exact = vae.decode(vae.generate(100, None)).sample()
+    assert x.dtype == draws
+    assert torch.equal(x.double(), exact)
+    assert vae.sample(100, mean=True).dtype == centers
+    assert vae.reconstruct(x).dtype == centers
+    assert vae(x).log_px.isfinite().all()  # draws are data again

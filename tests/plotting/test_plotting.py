@@ -113,11 +113,18 @@ def test_image_rows_have_labels_at_the_left_inside_the_figure():
     ("bad", "message"),
     [
         (torch.rand(3, 8, 8), r"\(N, C, H, W\) with C 1 or 3, got \(3, 8, 8\): unsqueeze"),
+        (torch.rand(3, 64), r"got \(3, 64\): reshape flat images, \(-1, 1, H, W\)"),
+        (torch.rand(2, 3, 1, 8, 8), r"got \(2, 3, 1, 8, 8\): flatten\(0, 1\)"),
         (torch.rand(3, 8, 8, 3), r"got \(3, 8, 8, 3\): .*permute"),
         (torch.rand(0, 1, 8, 8), r"got \(0, 1, 8, 8\)"),
-        (torch.full((1, 1, 2, 2), 255), r"\[0, 1\], got 255..255: divide bytes by 255"),
-        (torch.full((1, 1, 2, 2), -0.01), r"got -0.01..-0.01: .*clamp\(0, 1\)"),
-        (torch.full((1, 1, 2, 2), torch.nan), r"\[0, 1\], got nan"),
+        (
+            torch.full((1, 1, 2, 2), 255),
+            r"\[0, 1\], got 255..255: divide bytes by 255, or .*=",
+        ),
+        (torch.full((1, 1, 2, 2), 2, dtype=torch.uint8), r"\[0, 1\], got 2..2: .*limits="),
+        (torch.linspace(0, 255, 4).reshape(1, 1, 2, 2), r"\[0, 1\], got 0..255: .*limits="),
+        (torch.full((1, 1, 2, 2), torch.nan), r"finite values .*, got nan.*: .*nan_to_num"),
+        (torch.full((1, 1, 2, 2), torch.inf), "finite values .*, got inf"),
     ],
 )
 def test_image_grid_rejects_bad_images(bad, message):
@@ -125,6 +132,56 @@ def test_image_grid_rejects_bad_images(bad, message):
         image_grid(bad)
     with pytest.raises(ValueError, match="image_rows, row 'bad' expects .*" + message):
         image_rows({"bad": bad})
+
+
+@pytest.mark.parametrize("limits", [(1.0, 1.0), (1.0, 0.0), (0.0, np.nan), (-np.inf, 0.0)])
+def test_image_grid_rejects_bad_limits(limits):
+    with pytest.raises(ValueError, match=r"limits \(low, high\) with low < high, got"):
+        image_grid(images(2), limits=limits)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_image_grid_draws_values_outside_black_or_white_and_says_so(tmp_path, channels):
+    """Means and draws of an unbounded likelihood."""
+    x = images(4, channels)
+    x[0, 0, 0, :2] = torch.tensor([-0.25, 3.0])
+    for figure in (image_grid(x), image_rows({"a": x[:2], "b": x[2:]})):
+        (note,) = figure.texts
+        share = 2 / x.numel()
+        assert note.get_text() == f"{share:.1%} of values outside [0, 1]"
+        drawn = figure.axes[0].images[0].get_array().reshape(5, 5, channels)
+        np.testing.assert_array_equal(drawn, x[0].clamp(0, 1).double().permute(1, 2, 0))
+        box, lowest = note.get_window_extent(), figure.axes[0].images[-1].get_window_extent()
+        assert 0 < box.y0 < box.y1 < lowest.y0
+        assert box.x1 < figure.bbox.x1
+    x[0, 0, 0, :2] = 0.5
+    assert image_grid(x).texts[0].get_text() == ""
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32, torch.bfloat16])
+def test_image_grid_scales_between_limits(dtype):
+    levels = torch.randint(0, 17, (3, 1, 5, 5), generator=torch.Generator().manual_seed(0))
+    figure = image_grid(levels.to(dtype), limits=(0, 16))
+    for image, want in zip(figure.axes[0].images, levels, strict=True):
+        np.testing.assert_array_equal(image.get_array(), want[0].double() / 16)
+    assert image_grid(levels, limits=(0, 8)).texts[0].get_text().endswith("outside [0, 8]")
+
+
+def test_figures_read_any_numbers():
+    """Numbers that need gradients, losses in a list, booleans, missing values."""
+    loss = torch.tensor(1.5, requires_grad=True)
+    (line,) = curves({"a": (torch.arange(2), [loss, loss * 2])}, **LABELS).axes[0].lines
+    np.testing.assert_array_equal(line.get_ydata(), [1.5, 3.0])
+    (line,) = curves({"a": ([1, 2, 3], [1.0, None, 2.0])}, **LABELS).axes[0].lines
+    np.testing.assert_array_equal(line.get_ydata(), [1.0, np.nan, 2.0])
+    masked = np.ma.array([1.0, -999.0, 2.0], mask=[False, True, False])
+    (line,) = curves({"a": ([1, 2, 3], masked)}, **LABELS).axes[0].lines
+    np.testing.assert_array_equal(line.get_ydata(), [1.0, np.nan, 2.0])
+    x = images(2).requires_grad_()
+    np.testing.assert_array_equal(image_grid(x > 0.5).axes[0].images[0].get_array(), x[0, 0] > 0.5)
+    assert len(latent_scatter(images(4)[:, 0, 0].requires_grad_(), [True, False] * 2).axes) == 1
+    with pytest.raises(TypeError, match=r"a figure expects numbers, got <object .*the mean of a"):
+        image_grid(object())
 
 
 def test_image_grid_and_rows_reject_bad_layouts():

@@ -35,7 +35,7 @@ def impute(
     Args:
         model: A model with a :class:`~tinyvae.likelihoods.MaskedLikelihood`. It is used in
             evaluation mode.
-        x: Data ``(N, *E)``, moved to the model's device and dtype. NaN is missing.
+        x: Data ``(N, *E)``, moved to the model's device. NaN is missing.
         context: Input of a conditional model, ``(N, ...)``.
         mask: True for the observed entries, ``(N, *E)``.
         num_imputations: Number of samples ``M``. None gives one best value.
@@ -43,7 +43,8 @@ def impute(
         seed: Seed of the samples. The global random state does not change.
 
     Returns:
-        ``(N, *E)``, or ``(M, N, *E)`` with ``num_imputations``. Observed entries are unchanged.
+        ``(N, *E)``, or ``(M, N, *E)`` with ``num_imputations``. Observed entries are unchanged,
+        also those that the model's dtype rounds: the result is float64 if x is.
 
     References:
         Mattei, Frellsen (2019). MIWAE: Deep Generative Modeling and Imputation of Incomplete Data
@@ -59,6 +60,7 @@ def impute(
     for name, count in (("num_samples", num_samples), ("num_imputations", num_imputations)):
         if count is not None and count < 1:
             raise ValueError(f"impute expects {name} >= 1, got {count}")
+    data = x
     x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
     model.check(x, context, mask=mask)
     examples = max(1, CHUNK_ELEMENTS // (model.peak_elements(x) * num_samples))
@@ -67,7 +69,13 @@ def impute(
             _impute_chunk(model, part, num_samples, num_imputations)
             for part in iterate_chunks(x, context, mask, examples)
         ]
-    return torch.cat(filled, dim=0 if num_imputations is None else 1)
+    completed = torch.cat(filled, dim=0 if num_imputations is None else 1)
+    if not data.is_floating_point():
+        return completed
+    # The model's dtype may round observed values.
+    data = data.to(x.device)
+    observed = ~torch.isnan(data) if mask is None else ~torch.isnan(data) & mask.bool()
+    return torch.where(observed, data, completed)
 
 
 def _impute_chunk(

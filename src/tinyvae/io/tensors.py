@@ -142,7 +142,8 @@ def _plain(name: str, tensor: Tensor) -> Tensor:
     # safetensors rejects views and shared memory.
     copy = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     if count := _count_non_finite(copy):
-        got = f"{count} of {copy.numel()} NaN or infinite: use the last good state"
+        got = f"{count} of {copy.numel()} NaN or infinite: use the last good state, or keep a "
+        got += "constant such as a mask of -inf in a buffer with persistent=False"
         raise ValueError(
             f"save_tensors expects finite values in {name!r}, got {got}; nothing was written"
         )

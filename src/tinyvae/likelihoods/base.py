@@ -29,6 +29,8 @@ class Likelihood(Configurable, nn.Module, ABC):
         alternative: Advice for errors if it does not factorize.
         is_tabular: True if dimensions are columns with different likelihoods.
         takes_integers: True if data may have an integer dtype.
+        draws_integers: True if a model's draws are int64: classes, levels, counts.
+        centers_are_integers: True if a model's reconstructions are int64: unordered classes.
         support: Description of the data that have a density, for errors.
         hint: Advice for errors if data are outside the support.
         fill_value: A value in the support, one number or one per dimension, that replaces missing
@@ -42,6 +44,8 @@ class Likelihood(Configurable, nn.Module, ABC):
     alternative: str = "leave the wrapper out"
     is_tabular: bool = False
     takes_integers: ClassVar[bool] = False
+    draws_integers: bool = False
+    centers_are_integers: bool = False
     support: str = "finite numbers"
     hint: str = "drop or impute them"
     fill_value: float | Tensor = 0.0

@@ -4,17 +4,28 @@ The tensor ``(N, D)`` of a table holds numbers unchanged, categories as the inde
 and missing values as NaN.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import reprlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from datetime import date, time, timedelta
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Array: TypeAlias = "np.ndarray[Any, Any]"
-Kind: TypeAlias = Literal["number", "positive", "count", "binary", "category"]
-KINDS: tuple[Kind, ...] = ("number", "positive", "count", "binary", "category")
+from tinyvae.likelihoods.kinds import KINDS, Array, Kind, check_finite, guess_kind, initial_value
+from tinyvae.likelihoods.tables import (
+    as_numbers,
+    is_present,
+    named_columns,
+    pandas_dtype,
+    raw_columns,
+)
+
+PANDAS = "pandas."  # begins the names of pandas' own dtypes
+ORDERED = "pandas.category[ordered]"
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,12 @@ class Column:
         levels: Values of a binary or categorical column, in the order of their indices.
         shift: Number to subtract from a number to standardize it.
         scale: Divisor of a number (after the shift) or positive number, or baseline of a count.
+        dtype: Type of the values in the table: ``"int64"`` or another name of NumPy, ``"object"``,
+            or ``"pandas.Int64"``, ``"pandas.category[ordered]"`` and the like. ``""`` is the type
+            of the levels, int64 for counts, float64 for other numbers. Numbers of an integer type
+            are rounded on the way back to a table.
+        initial: Initial value of the learned parameter: concentration of a count, standard
+            deviation of a standardized number or of the logarithm of a positive number.
     """
 
     name: str
@@ -35,6 +52,8 @@ class Column:
     levels: tuple[Any, ...] = ()
     shift: float = 0.0
     scale: float = 1.0
+    dtype: str = ""
+    initial: float = 1.0
 
     def __post_init__(self) -> None:
         _check_kind(self.name, self.kind)
@@ -56,6 +75,46 @@ class Column:
                 f"column {self.name!r} expects a finite shift and a finite scale > 0, got "
                 f"{self.shift} and {self.scale}"
             )
+        if self.dtype not in ("", "object") and not (
+            self.dtype.startswith(PANDAS) or self.numeric_dtype
+        ):
+            raise ValueError(
+                f"column {self.name!r} expects the name of a dtype, such as 'int64' or "
+                f"'pandas.Int64', got {self.dtype!r}"
+            )
+
+    @property
+    def numeric_dtype(self) -> "np.dtype[Any] | None":
+        """Dtype of NumPy for the values, or None if ``dtype`` is not one of numbers."""
+        name = self.dtype or ("int64" if self.kind == "count" else "float64")
+        try:  # pandas' Int64 and int64[pyarrow] are int64
+            dtype = np.dtype(name.removeprefix(PANDAS).lower().partition("[")[0])
+        except TypeError:
+            return None
+        return dtype if dtype.kind in "iuf" else None
+
+    @property
+    def is_rounded(self) -> bool:
+        """True if it holds numbers of an integer type."""
+        dtype = self.numeric_dtype
+        return not self.levels and dtype is not None and dtype.kind in "iu"
+
+    def describe(self) -> str:
+        """Return how the column is modeled, one line without its name.
+
+        Example:
+            >>> Column("height", "number", shift=170.0, scale=9.0, dtype="int64").describe()
+            'number, mean 170, std 9, rounded'
+        """
+        details = {
+            "number": f"mean {self.shift:.4g}, std {self.scale:.4g}",
+            "positive": f"geometric mean {self.scale:.4g}",
+            "count": f"mean {self.scale:.4g}",
+        }
+        if self.levels:
+            return f"{self.kind}, {len(self.levels)} levels {reprlib.repr(list(self.levels))}"
+        rounded = ", rounded" if self.is_rounded and self.kind != "count" else ""
+        return f"{self.kind}, {details[self.kind]}{rounded}"
 
 
 def _is_storable(level: Any) -> bool:
@@ -64,66 +123,15 @@ def _is_storable(level: Any) -> bool:
     return is_finite or isinstance(level, (int, str))
 
 
-def named_columns(table: Any) -> dict[str, Array]:
-    """Return the columns of a matrix, a mapping of names to columns, or a DataFrame, by name."""
-    if isinstance(table, (np.ndarray, Tensor)):
-        matrix = np.asarray(table)
-        if matrix.ndim != 2:
-            raise ValueError(f"a table expects an array (N, D), got one of shape {matrix.shape}")
-        return {f"x{i}": matrix[:, i] for i in range(matrix.shape[1])}
-    columns: dict[str, Array] = {}
-    for name, values in _items(table):
-        if str(name) in columns:
-            raise ValueError(
-                f"a table expects columns with different names, got two of {str(name)!r}"
-            )
-        columns[str(name)] = _as_array(str(name), values)
-    lengths = {name: len(values) for name, values in columns.items()}
-    if len(set(lengths.values())) != 1:
-        raise ValueError(f"a table expects columns of one length, got {lengths}")
-    return columns
-
-
-def _items(table: Any) -> Iterable[tuple[Any, Any]]:
-    try:
-        return list(table.items())
-    except AttributeError:
-        raise TypeError(
-            f"a table must be a DataFrame, a dictionary of columns or a matrix (N, D), got a "
-            f"{type(table).__name__}"
-        ) from None
-
-
-def _as_array(name: str, values: Any) -> Array:
-    if isinstance(values, np.ma.MaskedArray):
-        entries: Any = values.data.astype(object)
-        entries[np.ma.getmaskarray(values)] = None
-        return np.asarray(entries)
-    array: Array = np.asarray(values)
-    if array.ndim != 1:
-        raise ValueError(
-            f"column {name!r} expects one value per row, got an array of shape {array.shape}"
-        )
-    if array.dtype.kind in "US" and not isinstance(values, np.ndarray):
-        # Numpy has converted None, NaN and numbers next to strings into strings.
-        return np.asarray(values, dtype=object)
-    return array
-
-
 def infer_columns(table: Any, kinds: Mapping[str, Kind] | None = None) -> list[Column]:
     """Return descriptions of the columns of a table, see ``MixedLikelihood.from_table``."""
-    columns = named_columns(table)
-    dtypes = {}  # those of pandas hold levels and mark integers
-    if not isinstance(table, (np.ndarray, Tensor)):
-        dtypes = {str(name): getattr(values, "dtype", None) for name, values in _items(table)}
+    columns, raw = named_columns(table), raw_columns(table)
     kinds = {str(name): kind for name, kind in (kinds or {}).items()}
     if unknown := kinds.keys() - columns.keys():
         raise ValueError(f"kinds expects columns in {list(columns)}, got {sorted(unknown)}")
     for name, kind in kinds.items():
         _check_kind(name, kind)
-    return [
-        _infer(name, values, kinds.get(name), dtypes.get(name)) for name, values in columns.items()
-    ]
+    return [_infer(name, values, kinds.get(name), raw[name]) for name, values in columns.items()]
 
 
 def _check_kind(name: str, kind: str) -> None:
@@ -131,17 +139,21 @@ def _check_kind(name: str, kind: str) -> None:
         raise ValueError(f"column {name!r} expects a kind in {KINDS}, got {kind!r}")
 
 
-def _infer(name: str, values: Array, kind: Kind | None, dtype: Any) -> Column:
-    declared = getattr(dtype, "categories", None)
+def _infer(name: str, values: Array, kind: Kind | None, raw: Any) -> Column:
+    foreign = pandas_dtype(raw)
+    declared = getattr(foreign, "categories", None)  # also those that no row has
     if kind in (None, "category", "binary") and declared is not None:
-        return Column(name, kind or "category", levels=tuple(declared.tolist()))
-    if values.dtype.kind in "mM":
+        dtype = ORDERED if foreign.ordered else "pandas.category"
+        return Column(name, kind or "category", levels=tuple(declared.tolist()), dtype=dtype)
+    observed = [v.item() if isinstance(v, np.generic) else v for v in values[is_present(values)]]
+    distinct = set(observed)
+    if any(isinstance(value, (date, time, timedelta)) for value in distinct) or (
+        values.dtype.kind in "mM"
+    ):
         raise ValueError(
             f"column {name!r} expects numbers or categories, got dates or durations: convert them, "
             "for example to days since a date, or to the month as a category"
         )
-    observed = values[_is_present(values)]
-    distinct = set(observed.tolist())
     try:
         levels = sorted(distinct)
     except TypeError:  # values of several types
@@ -151,42 +163,44 @@ def _infer(name: str, values: Array, kind: Kind | None, dtype: Any) -> Column:
             f"column {name!r} expects at least two different values, got {len(levels)}: leave it "
             "out, there is nothing to model"
         )
-    if kind is None:
-        integers = getattr(dtype, "kind", "") in ("i", "u")  # pandas' nullable integers
-        plain = np.array(observed.tolist())
-        kind = _guess(plain.astype(int) if integers else plain, levels)
+    plain = np.array(observed)
+    kind = guess_kind(name, plain, levels) if kind is None else kind
+    dtype = _dtype_name(values, plain, raw)
     if kind in ("binary", "category"):
-        return Column(name, kind, levels=tuple(levels))
-    numbers = _as_numbers(name, observed)
-    if not np.isfinite(numbers).all():
-        raise ValueError(
-            f"column {name!r} expects finite numbers, got infinity: mark it as missing, or drop "
-            "the rows"
-        )
+        return Column(name, kind, levels=tuple(levels), dtype=dtype)
+    numbers = as_numbers(name, np.array(observed, dtype=object))
+    check_finite(name, numbers)
+    dtype = dtype if plain.dtype.kind in "iuf" else ""
     if kind == "number":
-        return Column(name, kind, shift=float(numbers.mean()), scale=float(numbers.std()))
-    if kind == "positive":
-        if numbers.min() <= 0:
-            raise ValueError(f"column {name!r} expects positive numbers, got {numbers.min():g}")
-        return Column(name, kind, scale=float(np.exp(np.log(numbers).mean())))
-    if numbers.min() < 0 or (numbers != np.round(numbers)).any():
+        shift, scale = float(numbers.mean()), float(numbers.std())
+        return Column(name, kind, shift=shift, scale=scale, dtype=dtype)
+    if kind == "positive" and numbers.min() <= 0:
+        raise ValueError(f"column {name!r} expects positive numbers, got {numbers.min():g}")
+    if kind == "count" and (numbers.min() < 0 or (numbers != np.round(numbers)).any()):
         raise ValueError(
             f"column {name!r} expects counts, integers >= 0, got "
             f"{numbers.min():g}..{numbers.max():g}: declare it a number"
         )
-    return Column(name, kind, scale=float(numbers.mean()))
+    scale = float(np.exp(np.log(numbers).mean()) if kind == "positive" else numbers.mean())
+    return Column(name, kind, scale=scale, dtype=dtype, initial=initial_value(kind, numbers))
 
 
-def _guess(observed: Array, levels: Sequence[Any]) -> Kind:
-    if len(levels) == 2:
-        return "binary"
-    if observed.dtype.kind not in "fiu":
-        return "category"
-    return "count" if observed.dtype.kind in "iu" and observed.min() >= 0 else "number"
+def _dtype_name(values: Array, plain: Array, raw: Any) -> str:
+    """Return the ``dtype`` of a column; ``plain`` are the observed values in a type of NumPy."""
+    foreign = pandas_dtype(raw)
+    if foreign is not None and str(foreign) not in ("category", "str"):
+        return f"{PANDAS}{foreign}"  # pandas itself reads text as str
+    dtype = plain.dtype if values.dtype == object else values.dtype
+    if dtype.kind in "iuf":
+        return str(dtype.name)
+    return "object" if getattr(raw, "dtype", None) == np.dtype(object) else ""
 
 
 def to_tensor(table: Any, columns: Sequence[Column]) -> Tensor:
-    """Return a table as a tensor ``(N, D)``, with NaN for missing values."""
+    """Return a table as a tensor ``(N, D)``, with NaN for missing values.
+
+    Its dtype is torch's default one, or float64 if that one rounds a value.
+    """
     arrays = named_columns(table)
     if isinstance(table, (np.ndarray, Tensor)) and len(arrays) == len(columns):
         arrays = dict(zip((column.name for column in columns), arrays.values(), strict=True))
@@ -196,20 +210,21 @@ def to_tensor(table: Any, columns: Sequence[Column]) -> Tensor:
     encoded = [_encode(column, arrays[column.name]) for column in columns]
     exact = torch.from_numpy(np.stack(encoded, 1))
     x = exact.to(torch.get_default_dtype())
-    for column, error in zip(columns, (x - exact).abs().nan_to_num().amax(0).tolist(), strict=True):
-        if error > (1e-3 * column.scale if column.kind in ("number", "positive") else 0):
+    errors = (x - exact).abs().nan_to_num().numpy().max(0, initial=0).tolist()
+    for column, error in zip(columns, errors, strict=True):
+        if error > (0 if column.levels else 1e-3 * column.scale):
             raise ValueError(
                 f"column {column.name!r} expects values that {x.dtype} can hold, got a rounding "
                 f"error of up to {error:g}: subtract an origin, or use float64 as default dtype"
             )
-    return x
+    return exact if any(errors) else x
 
 
 def _encode(column: Column, values: Array) -> Array:
-    present = _is_present(values)
+    present = is_present(values)
     result = np.full(len(values), np.nan)
     if not column.levels:
-        result[present] = _as_numbers(column.name, values[present])
+        result[present] = as_numbers(column.name, values[present])
         return result
     index = {level: i for i, level in enumerate(column.levels)}
     observed = values[present].tolist()
@@ -222,7 +237,7 @@ def _encode(column: Column, values: Array) -> Array:
     return result
 
 
-def to_arrays(x: Tensor, columns: Sequence[Column]) -> dict[str, Array]:
+def to_arrays(x: Tensor, columns: Sequence[Column]) -> dict[str, Any]:
     """Return the columns of a tensor ``(N, D)`` by name, with levels instead of their indices."""
     if x.dim() != 2 or x.shape[1] != len(columns):
         raise ValueError(f"to_arrays expects a tensor (N, {len(columns)}), got {tuple(x.shape)}")
@@ -230,41 +245,48 @@ def to_arrays(x: Tensor, columns: Sequence[Column]) -> dict[str, Array]:
     return {column.name: _decode(column, matrix[:, i]) for i, column in enumerate(columns)}
 
 
-def _decode(column: Column, values: Array) -> Array:
-    if not column.levels:
-        return np.array(values)
-    values = np.round(values)
-    if (values < 0).any() or (values >= len(column.levels)).any():
-        raise ValueError(
-            f"column {column.name!r} expects indices of {len(column.levels)} levels, got "
-            f"{np.nanmin(values):g}..{np.nanmax(values):g}"
-        )
-    levels: Array = np.array([*column.levels, None], dtype=object)  # None: missing
-    if np.isnan(values).any():
-        with_missing: Array = levels[np.where(np.isnan(values), -1, values).astype(int)]
-        return with_missing
-    chosen: Array = levels[values.astype(int)]
-    one_type = len({type(level) for level in column.levels}) == 1
-    return np.array(chosen.tolist()) if one_type else chosen
+def _decode(column: Column, values: Array) -> Any:
+    missing = np.isnan(values)
+    dtype = column.numeric_dtype if column.dtype or not column.levels else None
+    if column.levels:
+        codes = np.where(missing, -1, np.round(values))
+        if (codes >= len(column.levels)).any() or (codes[~missing] < 0).any():
+            raise ValueError(
+                f"column {column.name!r} expects indices of {len(column.levels)} levels, got "
+                f"{np.nanmin(values):g}..{np.nanmax(values):g}"
+            )
+        entries: Array = np.array([*column.levels, None], dtype=object)[codes.astype(int)]
+    elif dtype is not None and dtype.kind in "iu":
+        lowest = 1 if column.kind == "positive" else -np.inf
+        entries = _rounded(np.maximum(values, lowest), dtype).astype(object)
+        entries[missing] = None
+    else:
+        entries = np.array(values)
+    if column.dtype.startswith(PANDAS):
+        return _as_pandas(column, entries)
+    if column.dtype == "object" or entries.dtype != object:
+        return entries.astype(column.dtype or np.float64)
+    has_none = missing.any() and (dtype is None or dtype.kind in "iu")
+    one_type = len({type(level) for level in column.levels}) <= 1
+    return entries if has_none or not one_type else np.array(entries.tolist(), dtype=dtype)
 
 
-def _is_present(values: Array) -> Array:
-    if values.dtype.kind in "biuSU":
-        return np.ones(len(values), dtype=bool)
-    if values.dtype.kind == "f":
-        return np.logical_not(np.isnan(values))
-    # NaN differs from itself. Comparing pandas' NA gives NA, not a boolean.
-    pairs = ((value, value == value) for value in values)
-    present = (v is not None and isinstance(e, (bool, np.bool_)) and bool(e) for v, e in pairs)
-    return np.fromiter(present, dtype=bool, count=len(values))
+def _rounded(values: Array, dtype: "np.dtype[Any]") -> Array:
+    """Return integers, zero for NaN, within the range of their type."""
+    limits = np.iinfo(dtype)
+    highest = min(limits.max, np.nextafter(float(limits.max) + 1, 0))  # 2**63 is no int64
+    integers: Array = np.clip(np.round(np.nan_to_num(values)), limits.min, highest).astype(dtype)
+    return integers
 
 
-def _as_numbers(name: str, values: Array) -> Array:
+def _as_pandas(column: Column, entries: Array) -> Any:
+    """Return a column as an array of pandas, or of NumPy if pandas is not installed."""
     try:
-        numbers: Array = values.astype(np.float64)
-        return numbers
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"column {name!r} expects numbers, got values such as {values.tolist()[0]!r}: declare "
-            f"it a category, kinds={{{name!r}: 'category'}}"
-        ) from None
+        pandas = import_module("pandas")
+    except ImportError:
+        return entries
+    name = column.dtype.removeprefix(PANDAS)
+    if name.startswith("category"):
+        is_ordered = column.dtype == ORDERED
+        return pandas.Categorical(entries, categories=list(column.levels), ordered=is_ordered)
+    return pandas.array(entries.tolist(), dtype=name)

@@ -17,6 +17,7 @@ class CountLikelihood(ExactBuffers, Likelihood, ABC):
     """Base class of likelihoods of counts: support, baseline, and log(1 + x) for the encoder."""
 
     takes_integers = True
+    draws_integers = True
     support = "integers >= 0"
     hint = "round them if they are counts, or use LogNormalLikelihood for amounts"
     log_baseline: Tensor

@@ -94,6 +94,7 @@ class CategoricalLikelihood(Likelihood):
     """
 
     takes_integers = True
+    draws_integers = True
 
     def __init__(self, num_classes: int, *, ordered: bool = False) -> None:
         super().__init__()
@@ -101,6 +102,7 @@ class CategoricalLikelihood(Likelihood):
             raise ValueError(f"CategoricalLikelihood expects num_classes >= 2, got {num_classes}")
         self.num_classes = self.num_params = num_classes
         self.ordered = ordered
+        self.centers_are_integers = not ordered
         self.support = f"integers 0 to {num_classes - 1}"
         self.hint = "pass class indices, not scaled levels, or change num_classes"
 
@@ -195,6 +197,7 @@ class DiscretizedLogisticLikelihood(Likelihood):
     """
 
     takes_integers = True
+    draws_integers = True
 
     def __init__(self, num_levels: int, *, scale: PositiveLike = "predicted") -> None:
         super().__init__()

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -103,9 +104,9 @@ class Learned(PositiveParameter):
     Args:
         shape: Shape, broadcast over one datum: ``()`` for one value, ``E`` for one value per
             dimension, ``(C, 1, 1)`` for one value per channel.
-        initial: Initial value. Adam moves its logarithm by about the learning rate per update, so
-            start near the expected value, or set its own rate:
-            ``Optimization(learning_rates={"likelihood": 2e-2})``.
+        initial: Initial value, or values that broadcast to ``shape``. Adam moves the logarithm by
+            about the learning rate per update, so start near the expected value, or set its own
+            rate: ``Optimization(learning_rates={"likelihood": 2e-2})``.
         minimum: Lower bound.
         num_classes: Number of classes with one value each. The model's context names the class by
             index ``(B,)`` or by weights ``(B, num_classes)``, such as one-hot rows. Weights average
@@ -122,13 +123,14 @@ class Learned(PositiveParameter):
         self,
         shape: Sequence[int] = (),
         *,
-        initial: float = 1.0,
+        initial: float | Sequence[Any] = 1.0,
         minimum: float = 1e-3,
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
         check_positive("Learned", "minimum", minimum)
-        if not minimum < initial < math.inf:
+        starts = np.asarray(initial, dtype=np.float64)
+        if not ((minimum < starts) & (starts < math.inf)).all():
             raise ValueError(
                 f"Learned expects a finite initial value above minimum = {minimum}, got {initial}"
             )
@@ -137,8 +139,10 @@ class Learned(PositiveParameter):
         self.shape, self.initial = tuple(shape), initial
         self.minimum, self.num_classes = minimum, num_classes
         classes = () if num_classes is None else (num_classes,)
-        raw = math.log(minimum) + math.log(math.expm1(math.log(initial / minimum)))
-        self.raw = nn.Parameter(torch.full((*classes, *self.shape), raw))
+        inverses = [math.log(math.expm1(math.log(v / minimum))) for v in starts.ravel().tolist()]
+        raw = torch.tensor([math.log(minimum) + v for v in inverses]).reshape(starts.shape)
+        raw = raw.expand((*classes, *self.shape))
+        self.raw = nn.Parameter(raw.clone(memory_format=torch.contiguous_format))
 
     def forward(self, raw: Tensor, event_ndim: int, context: Tensor | None = None) -> Tensor:
         """Return the logarithm, of ``shape``, or with classes ``(B, ..., *shape)``."""

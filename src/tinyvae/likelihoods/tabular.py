@@ -1,20 +1,21 @@
 """Likelihood of a table with columns of different kinds."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple
 from itertools import groupby
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tinyvae.distributions import Distribution, TabularDistribution
 from tinyvae.likelihoods.base import Likelihood, check_values
-from tinyvae.likelihoods.columns import Column, Kind, infer_columns, to_arrays, to_tensor
+from tinyvae.likelihoods.columns import Column, infer_columns, to_arrays, to_tensor
 from tinyvae.likelihoods.continuous import LogNormalLikelihood
 from tinyvae.likelihoods.counts import NegativeBinomialLikelihood
 from tinyvae.likelihoods.discrete import CategoricalLikelihood
 from tinyvae.likelihoods.gaussian import GaussianLikelihood
+from tinyvae.likelihoods.kinds import Kind
 from tinyvae.likelihoods.parameters import Learned
 from tinyvae.likelihoods.wrappers import StandardizedLikelihood, check_factorizes
 
@@ -102,9 +103,20 @@ class MixedLikelihood(Likelihood):
     ) -> "MixedLikelihood":
         """Return a likelihood whose columns are inferred from a table.
 
-        A column with two different values is binary. Text, other objects and pandas' categorical
-        dtype are categories. Integers are counts if none is negative. Other numbers are numbers.
-        None, NaN and pandas' NA are missing. Shift and scale come from the observed values.
+        None, NaN and pandas' NA are missing. The observed values choose the kind of a column:
+
+        - ``binary``: two different values.
+        - ``category``: text, other objects and pandas' categorical dtype. Integers of at most ten
+          values, each of which ten rows have on average, unless they are counts.
+        - ``count``: integers >= 0 near zero (mean at most 10, or at most 100 and twice the
+          standard deviation) that a negative binomial fits: not less dispersed than counts,
+          without many more or fewer zeros, and, if there are few values, with their frequencies.
+        - ``positive``: numbers > 0 that a log-normal density fits clearly better than a normal one,
+          also in its standard deviation.
+        - ``number``: all other numbers, such as heights, years, shares, and amounts with zeros.
+
+        Print :meth:`describe` to see the choice. ``kinds`` and ``likelihoods`` replace it. Shift,
+        scale and the first value of learned parameters come from the observed values.
 
         Args:
             table: pandas DataFrame, dictionary of columns, or matrix ``(N, D)`` (columns ``x0``,
@@ -113,26 +125,49 @@ class MixedLikelihood(Likelihood):
             likelihoods: Likelihoods that replace the default one of a column, by column name.
 
         Raises:
-            ValueError: If a column is empty or constant, or contradicts ``kinds``.
+            ValueError: If a column is empty or constant, holds text that differs in most rows,
+                dates or infinity, or contradicts ``kinds``.
 
         Example:
             >>> table = {"visits": [0, 2, 7, None], "color": ["red", "blue", "red", "green"]}
+            >>> table["height"] = [171, 186, 160, 165]
             >>> likelihood = MixedLikelihood.from_table(table, kinds={"visits": "count"})
-            >>> [(column.name, column.kind) for column in likelihood.columns]
-            [('visits', 'count'), ('color', 'category')]
+            >>> print(likelihood.describe())
+            visits  count, mean 3
+            color   category, 3 levels ['blue', 'green', 'red']
+            height  number, mean 170.5, std 9.76, rounded
         """
         return cls(infer_columns(table, kinds), likelihoods=likelihoods or {})
+
+    def describe(self) -> str:
+        """Return how each column is modeled, one line per column."""
+        width = max(len(column.name) for column in self.columns)
+        lines = []
+        for column in self.columns:
+            custom = self.custom.get(column.name)
+            text = column.describe() if custom is None else f"{column.kind}, {custom}"
+            lines.append(f"{column.name:<{width}}  {text}")
+        return "\n".join(lines)
 
     def to_tensor(self, table: Any) -> Tensor:
         """Return a table as data ``(N, D)``, with NaN for missing values.
 
+        The dtype is torch's default one, or float64 if that one would round a value.
+        :meth:`to_arrays` returns the table. A model converts x to its own dtype.
+
         Raises:
-            ValueError: If a column is missing, a level is unknown, or the dtype rounds a value.
+            ValueError: If a column is missing, a level is unknown, an integer exceeds float64, or
+                the default dtype rounds a number by more than 0.001 of the column's scale.
         """
         return to_tensor(table, self.columns)
 
-    def to_arrays(self, x: Tensor) -> dict[str, np.ndarray]:
-        """Return data ``(N, D)`` as columns by name, for example for ``pandas.DataFrame``."""
+    def to_arrays(self, x: Tensor) -> dict[str, Any]:
+        """Return data ``(N, D)`` as columns by name, for example for ``pandas.DataFrame``.
+
+        Columns have the dtypes and levels of the table. Draws and means of integers are rounded.
+        Columns of a pandas dtype that NumPy lacks are arrays of pandas. A missing entry is NaN
+        among floating-point numbers and otherwise None.
+        """
         return to_arrays(x, self.columns)
 
     def _groups(self) -> list[list[int]]:
@@ -155,7 +190,8 @@ class MixedLikelihood(Likelihood):
             return self.custom[first.name]
         if first.levels:
             return CategoricalLikelihood(len(first.levels))
-        learned, scales = Learned((len(columns),)), [column.scale for column in columns]
+        learned = Learned((len(columns),), initial=[column.initial for column in columns])
+        scales = [column.scale for column in columns]
         if first.kind == "count":
             return NegativeBinomialLikelihood(learned, baseline=scales)
         if first.kind == "positive":
@@ -238,5 +274,5 @@ class MixedLikelihood(Likelihood):
 
     def config(self) -> dict[str, Any]:
         """Return the arguments that build an equal likelihood."""
-        columns = [(c.name, c.kind, c.levels, c.shift, c.scale) for c in self.columns]
+        columns = [astuple(column) for column in self.columns]
         return {"columns": columns, "likelihoods": list(self.custom.items())}

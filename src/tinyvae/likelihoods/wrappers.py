@@ -26,6 +26,8 @@ class _Wrapper(Likelihood):
         self.likelihood = likelihood
         self.num_params = likelihood.num_params
         self.takes_integers = likelihood.takes_integers  # type: ignore[misc]
+        self.draws_integers = likelihood.draws_integers
+        self.centers_are_integers = likelihood.centers_are_integers
         self.support, self.hint = likelihood.support, likelihood.hint
 
     @property

@@ -241,12 +241,13 @@ class DecoderModel(SavableModel, LatentVariableModel):
     ) -> Tensor:
         """Return the center of p(x given z) at the posterior's center, ``(B, *E)``.
 
-        The center is the mean, or the most probable of unordered classes. It has no gradients.
+        The center is the mean, or the most probable of unordered classes (int64). It has no
+        gradients.
         """
         with torch.no_grad():
             inputs = self.likelihood.encoder_input(self._observed(x, mask))
             _, z = self.infer(inputs, context, draw_point_estimate)
-            return self.decode(z, context).point_estimate()[0]
+            return self._values(self.decode(z, context), center=True)[0]
 
     def sample(
         self, num_samples: int, context: Tensor | None = None, *, mean: bool = False
@@ -260,11 +261,19 @@ class DecoderModel(SavableModel, LatentVariableModel):
                 mean, or the most probable of unordered classes.
 
         Returns:
-            ``(n, *E)``, or ``(n, B, *E)`` with a context.
+            ``(n, *E)``, or ``(n, B, *E)`` with a context. Draws of classes, levels and counts, and
+            centers of unordered classes, are int64, all others are floating-point numbers.
         """
         with torch.no_grad():
             likelihood = self.decode(self.generate(num_samples, context), context)
-            return likelihood.point_estimate() if mean else likelihood.sample()
+            return self._values(likelihood, center=mean)
+
+    def _values(self, likelihood: Distribution, *, center: bool) -> Tensor:
+        """Return the center or a draw of p(x given z), int64 if it holds classes or counts."""
+        values = likelihood.point_estimate() if center else likelihood.sample()
+        part = self.likelihood
+        is_integer = part.centers_are_integers if center else part.draws_integers
+        return values.long() if is_integer else values
 
     def check(
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None

@@ -1,12 +1,14 @@
 """Models as files: weights, and a description of the composition."""
 
 import os
+import re
 from abc import ABC
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from tinyvae.core.configurable import Configurable
 from tinyvae.core.random import forked_rng
@@ -83,40 +85,82 @@ class SavableModel(Configurable, nn.Module, ABC):
                     "describe: give each part its own, or save the state_dict"
                 )
             owners[parameter] = key
-        try:
-            with forked_rng(torch.device("cpu")), torch.device("meta"):
-                twin = type(self)(**{key: rebuild_part(part) for key, part in config.items()})
-        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-            raise TypeError(
-                f"a file of this {name} would not load, because its constructor fails for its "
-                f"config(): {error}"
-            ) from error
+        state, twin = self.state_dict(), self._twin(config, "meta")
         if extra := {key for key, _ in self.named_children()} - dict(twin.named_children()).keys():
             raise TypeError(
                 f"a {name}'s file holds {tuple(config)}, got also {sorted(extra)}: remove it"
             )
+        if _differences(twin, state):  # a constructor can depend on values, which meta has not
+            twin = self._twin(config, "cpu")
         try:
-            require_matching_state(twin, self.state_dict())
+            require_matching_state(twin, state)
         except CheckpointError as error:
+            remedy = (
+                "keep modules and parameters that the constructors do not create in parts of your "
+                "own, or save the state_dict"
+            )
+            if any(REPARAMETRIZED.search(key) for key in state.keys() - twin.state_dict().keys()):
+                remedy = (
+                    "apply a parametrization such as spectral_norm in the constructor of a part of "
+                    "your own, or remove it before saving, which keeps the weight, such as by "
+                    "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
+                )
+            raise TypeError(f"a file of this {name} would not load: {error}; {remedy}") from error
+
+    def _twin(self, config: Mapping[str, Any], device: str) -> nn.Module:
+        """Return the model that a file's reader builds."""
+        try:
+            with forked_rng(torch.device("cpu")), torch.device(device):
+                return type(self)(**{key: rebuild_part(part) for key, part in config.items()})
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             raise TypeError(
-                f"a file of this {name} would not load: {error}; keep modules and parameters that "
-                "the constructors do not create in parts of your own, or save the state_dict"
+                f"a file of this {type(self).__name__} would not load, because its constructor "
+                f"fails for its config(): {error}"
             ) from error
 
 
-def require_matching_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Raise unless ``tensors`` are the state of ``model`` by name and shape."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    differing = sorted(
-        name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name)
-    )
-    if differing:
-        name = differing[0]
+# Names of the tensors of torch.nn.utils.parametrize, and of the older norms and pruning.
+REPARAMETRIZED = re.compile(r"\.parametrizations\.|\.\w+_(orig|g|v)$")
+
+
+def require_matching_state(
+    model: nn.Module, tensors: Mapping[str, Tensor], *, allow_more: bool = False
+) -> None:
+    """Raise unless ``tensors`` are the state of ``model`` by name and shape.
+
+    Args:
+        model: The model.
+        tensors: Tensors by name.
+        allow_more: True to accept tensors that the model does not have.
+    """
+    differences = _differences(model, tensors)
+    if allow_more:
+        differences = [each for each in differences if each[1] is not None]
+    if differences:
+        name, expected, got = differences[0]
         raise CheckpointError(
-            f"{len(differing)} tensors do not fit the model, first '{name}': "
-            f"expected {expected.get(name, 'none')}, got {shapes.get(name, 'none')}"
+            f"{len(differences)} tensors do not fit the model, first '{name}': "
+            f"expected {expected or 'none'}, got {got or 'none'}"
         )
+
+
+def _differences(
+    model: nn.Module, tensors: Mapping[str, Tensor]
+) -> list[tuple[str, str | None, str | None]]:
+    """Return names, expected and other shapes of the tensors that do not fit the model."""
+    expected = {name: _shape_text(tensor) for name, tensor in model.state_dict().items()}
+    shapes = {name: _shape_text(tensor) for name, tensor in tensors.items()}
+    return [
+        (name, expected.get(name), shapes.get(name))
+        for name in sorted(expected.keys() | shapes.keys())
+        if expected.get(name) != shapes.get(name)
+    ]
+
+
+def _shape_text(value: Any) -> str:
+    if not isinstance(value, Tensor):  # of get_extra_state
+        return f"a {type(value).__name__}"
+    return "an uninitialized tensor" if is_lazy(value) else str(tuple(value.shape))
 
 
 def _from_file(
@@ -142,7 +186,7 @@ def _from_file(
 
     # A file can claim any number of weights. Sizes are compared before memory is allocated.
     with torch.device("meta"):
-        require_matching_state(build(), tensors)
+        require_matching_state(build(), tensors, allow_more=True)
     unused = set(replace or ()) - foreign_names(composition)
     if unused:
         raise ValueError(
@@ -151,6 +195,7 @@ def _from_file(
         )
     with forked_rng(torch.device("cpu")):
         model = build()
+    require_matching_state(model, tensors)  # also what constructors make only of real values
     floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
     if floating:
         model.to(dtype=floating[0])

@@ -5,10 +5,12 @@ library's public parts, and classes that the reader passes in, are looked up. No
 followed.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, TypeAlias, get_args
 
+import numpy as np
 from torch import nn
 
 from tinyvae import encoders, flows, likelihoods, networks, priors
@@ -58,11 +60,14 @@ def describe_part(value: Any) -> Any:
     """
     if value is None or isinstance(value, (bool, str)):
         return value
+    if isinstance(value, np.bool_):
+        return bool(value)
     if isinstance(value, Integral):  # also NumPy's
         return int(value)
     if isinstance(value, Real):
-        return float(value)
-    if isinstance(value, Sequence):
+        number = float(value)
+        return number if math.isfinite(number) else {"float": str(number)}
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [describe_part(item) for item in value]
     if isinstance(value, type) and issubclass(value, nn.Module):
         return {"class": value.__name__}
@@ -131,6 +136,8 @@ def build_part(
                 for key, value in config.items()
             }
             return _construct(cls, arguments, name)
+        case {"float": "inf" | "-inf" | "nan" as word}:
+            return float(word)
         case {"class": str(cls_name)}:
             return _look_up(cls_name, (*ACTIVATIONS, *parts), name)
         case {"foreign": str(foreign)}:

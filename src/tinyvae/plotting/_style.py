@@ -65,10 +65,20 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def to_numpy(values: Values) -> Floats:
-    """Return the values as a float64 array."""
+    """Return the values as a float64 array. Entries of masked arrays, and None, are NaN."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().double().numpy()  # numpy has no bfloat16
-    return np.asarray(values, dtype=np.float64)
+    if isinstance(values, np.ma.MaskedArray):
+        values = np.ma.filled(values.astype(np.float64), np.nan)
+    if isinstance(values, Sequence):
+        values = [v.item() if isinstance(v, torch.Tensor) else v for v in values]  # losses
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"a figure expects numbers, got {values!r:.80}: pass a tensor or an array of numbers, "
+            "such as the mean of a distribution"
+        ) from error
 
 
 def add_axes(figure: Figure, xlabel: str, ylabel: str) -> Any:

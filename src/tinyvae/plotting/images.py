@@ -4,48 +4,82 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from tinyvae.plotting._style import DPI, INK, LABEL, Array, Floats, new_figure, set_title, to_numpy
+from tinyvae.plotting._style import (
+    DPI,
+    GRAY,
+    INK,
+    LABEL,
+    SMALL,
+    Array,
+    Floats,
+    new_figure,
+    set_title,
+    to_numpy,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def image_grid(images: Array, *, columns: int | None = None, title: str | None = None) -> Figure:
-    """Draw a grid of images, row by row, on the fixed scale 0 (black) to 1 (white).
+Limits: TypeAlias = tuple[float, float]
+Bools: TypeAlias = npt.NDArray[np.bool_]
+FAR = 10.0  # in units of the scale
+
+
+def image_grid(
+    images: Array,
+    *,
+    columns: int | None = None,
+    limits: Limits = (0.0, 1.0),
+    title: str | None = None,
+) -> Figure:
+    """Draw a grid of images, row by row, on a fixed scale from black to white.
+
+    Values outside the scale, such as draws of a Gaussian, are drawn black or white, and a note
+    below the images names their share.
 
     Args:
-        images: Gray or RGB images with values in [0, 1]. They are never rescaled.
+        images: Gray or RGB images.
         columns: Images per row. The default makes the grid about square.
+        limits: Values of black and white: ``(0, 255)`` for bytes. The scale never follows the data.
         title: Title above the images.
 
     Shape:
         images: ``(N, C, H, W)`` with ``C`` 1 or 3.
 
     Raises:
-        ValueError: If the shape, the values or ``columns`` are invalid.
+        ValueError: If the shape, ``columns`` or ``limits`` are invalid, a value is not finite, or
+            the values have another scale than ``limits``.
 
     Example:
         >>> figure = image_grid(torch.rand(10, 1, 28, 28), title="Samples")
         >>> len(figure.axes[0].images)
         10
+        >>> levels = torch.randint(0, 256, (10, 1, 28, 28))
+        >>> figure = image_grid(levels, limits=(0, 255))
     """
-    tiles = _tiles("image_grid", images)
+    tiles, outside = _tiles("image_grid", images, limits)
     columns = math.ceil(math.sqrt(len(tiles))) if columns is None else columns
     if columns < 1:
         raise ValueError(f"image_grid expects columns >= 1, got {columns}: leave it out")
     columns = min(columns, len(tiles))
-    return _mosaic([tiles[i : i + columns] for i in range(0, len(tiles), columns)], [], title)
+    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    return _mosaic(rows, [], title, _note(outside, limits))
 
 
-def image_rows(rows: Mapping[str, Array], *, title: str | None = None) -> Figure:
+def image_rows(
+    rows: Mapping[str, Array], *, limits: Limits = (0.0, 1.0), title: str | None = None
+) -> Figure:
     """Draw labeled rows of images, such as inputs above their reconstructions.
 
     Args:
         rows: Images by label, as in :func:`image_grid`, from top to bottom.
+        limits: Values of black and white in all rows, see :func:`image_grid`.
         title: Title above the images.
 
     Shape:
@@ -62,33 +96,67 @@ def image_rows(rows: Mapping[str, Array], *, title: str | None = None) -> Figure
     """
     if not rows:
         raise ValueError("image_rows expects at least one row, got none: pass {label: images}")
-    tiles = {label: _tiles(f"image_rows, row {label!r}", images) for label, images in rows.items()}
+    drawn = {
+        label: _tiles(f"image_rows, row {label!r}", images, limits)
+        for label, images in rows.items()
+    }
+    tiles = {label: row for label, (row, _) in drawn.items()}
+    outside = np.concatenate([outside.ravel() for _, outside in drawn.values()])
     shapes = {label: (len(row), *row[0].shape[:2]) for label, row in tiles.items()}  # N, H, W
     if len(set(shapes.values())) > 1:
         raise ValueError(
             f"image_rows expects the same (N, H, W) in every row, got {shapes}: "
             "cut the rows to the same number of images of one size"
         )
-    return _mosaic(list(tiles.values()), list(tiles), title)
+    return _mosaic(list(tiles.values()), list(tiles), title, _note(outside, limits))
 
 
-def _tiles(name: str, images: Array) -> list[Floats]:
-    """Return the images in matplotlib's layout: ``(H, W)`` gray or ``(H, W, 3)`` RGB."""
-    array = to_numpy(images)
+def _tiles(name: str, images: Array, limits: Limits) -> tuple[list[Floats], Bools]:
+    """Return the images in matplotlib's layout, and which values are outside the limits.
+
+    The layout is ``(H, W)`` for gray and ``(H, W, 3)`` for RGB images, with values in [0, 1].
+    """
+    array, (low, high) = to_numpy(images), limits
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"{name} expects limits (low, high) with low < high, got {limits}")
     if array.ndim != 4 or array.shape[1] not in (1, 3) or array.size == 0:
+        remedies = {
+            2: "reshape flat images, (-1, 1, H, W)",
+            3: "unsqueeze(1) gray images (N, H, W), unsqueeze(0) one image (C, H, W)",
+            4: "permute(0, 3, 1, 2) images (N, H, W, C), draw one channel of others",
+        }
+        remedy = remedies.get(array.ndim, "flatten(0, 1) the dimensions in front of (C, H, W)")
         raise ValueError(
-            f"{name} expects images (N, C, H, W) with C 1 or 3, got {array.shape}: "
-            "unsqueeze(1) gray images (N, H, W), permute(0, 3, 1, 2) images (N, H, W, C)"
+            f"{name} expects images (N, C, H, W) with C 1 or 3, got {array.shape}: {remedy}"
         )
-    if not (array.min() >= 0 and array.max() <= 1):  # nan fails, too
+    span = f"{array.min():.4g}..{array.max():.4g}"
+    if not np.isfinite(array).all():
         raise ValueError(
-            f"{name} expects values in [0, 1], got {array.min():.4g}..{array.max():.4g}: "
-            "divide bytes by 255, clamp(0, 1) unbounded means"
+            f"{name} expects finite values in [{low:g}, {high:g}], got {span}: replace missing "
+            "pixels, such as by nan_to_num(0.5)"
         )
-    return [x[0] if len(x) == 1 else np.moveaxis(x, 0, -1) for x in array]
+    scaled = (array - low) / (high - low)
+    outside = (scaled < 0) | (scaled > 1)
+    # Levels, or so many values so far out that noise does not explain them.
+    has_levels = "int" in str(images.dtype) or (np.abs(scaled) > FAR).mean() > 0.01
+    if (low, high) == (0, 1) and has_levels and outside.any():
+        raise ValueError(
+            f"{name} expects values in [0, 1], got {span}: divide bytes by 255, or give the values "
+            "of black and white, limits=(0, 255)"
+        )
+    tiles = [x[0] if len(x) == 1 else np.moveaxis(x, 0, -1) for x in np.clip(scaled, 0, 1)]
+    return tiles, outside
 
 
-def _mosaic(rows: Sequence[Sequence[Floats]], labels: Sequence[str], title: str | None) -> Figure:
+def _note(outside: Bools, limits: Limits) -> str:
+    low, high = limits
+    share = f"{outside.mean():.1%}" if outside.mean() >= 0.001 else "<0.1%"
+    return f"{share} of values outside [{low:g}, {high:g}]" if outside.any() else ""
+
+
+def _mosaic(
+    rows: Sequence[Sequence[Floats]], labels: Sequence[str], title: str | None, note: str
+) -> Figure:
     """Draw rows of tiles, each pixel as a whole number of dots, so that all have equal size."""
     columns, (height, width) = len(rows[0]), rows[0][0].shape[:2]
     # All lengths are dots. Tiles have at most 0.9 inch and rows 8 inches, if scale 1 fits.
@@ -115,8 +183,12 @@ def _mosaic(rows: Sequence[Sequence[Floats]], labels: Sequence[str], title: str 
     label = max((text.get_window_extent().width + pad / 2 for text in texts), default=0)
     left = pad + math.ceil(label)
     top = pad + (math.ceil(heading.height) + 22 if title else 0)
-    right = pad + max(0, math.ceil(heading.width) - total[0])
-    size = (left + total[0] + right, top + total[1] + pad)
+    remark = figure.text(0, 0, note, fontsize=SMALL, color=GRAY)
+    box = remark.get_window_extent()
+    right = pad + max(0, math.ceil(max(heading.width, box.width)) - total[0])
+    bottom = pad + (math.ceil(box.height) + 12 if note else 0)
+    size = (left + total[0] + right, top + total[1] + bottom)
     figure.set_size_inches(size[0] / DPI, size[1] / DPI)
-    axes.set_position((left / size[0], pad / size[1], total[0] / size[0], total[1] / size[1]))
+    axes.set_position((left / size[0], bottom / size[1], total[0] / size[0], total[1] / size[1]))
+    remark.set_position((left / size[0], pad / size[1]))
     return figure

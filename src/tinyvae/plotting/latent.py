@@ -55,9 +55,12 @@ def latent_scatter(means: Array, labels: Array, *, title: str | None = None) -> 
     """
     points, classes = to_numpy(means), to_numpy(labels)
     if points.ndim != 2 or points.shape[1] < 2 or len(points) < 2:
+        remedy = "for one latent dimension draw a histogram instead"
+        if points.ndim > 2:
+            remedy = "flatten(1) spatial latents, or pick one of several draws, z[0]"
         raise ValueError(
             f"latent_scatter expects means (N, D) with N >= 2 and D >= 2, got {points.shape}: "
-            "for one latent dimension draw a histogram instead"
+            f"{remedy}"
         )
     if classes.shape != points.shape[:1] or not np.array_equal(classes, np.round(classes)):
         raise ValueError(

@@ -1,0 +1,109 @@
+"""Tables of other libraries as arrays of NumPy by column."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinyvae.likelihoods.kinds import Array
+
+
+def named_columns(table: Any) -> dict[str, Array]:
+    """Return the columns of a matrix, a mapping of names to columns, or a DataFrame, by name."""
+    columns = {name: _as_array(name, values) for name, values in raw_columns(table).items()}
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"a table expects columns of one length, got {lengths}")
+    return columns
+
+
+def raw_columns(table: Any) -> dict[str, Any]:
+    """Return the columns of a table by name, as they are."""
+    if isinstance(table, (np.ndarray, Tensor)):
+        if table.ndim != 2:
+            shape = tuple(table.shape)
+            raise ValueError(f"a table expects an array (N, D), got one of shape {shape}")
+        return {f"x{i}": values for i, values in enumerate(table.T)}
+    columns: dict[str, Any] = {}
+    for name, values in _items(table):
+        if str(name) in columns:
+            raise ValueError(
+                f"a table expects columns with different names, got two of {str(name)!r}"
+            )
+        columns[str(name)] = values
+    return columns
+
+
+def _items(table: Any) -> Iterable[tuple[Any, Any]]:
+    try:
+        return list(table.items())
+    except AttributeError:
+        raise TypeError(
+            f"a table must be a DataFrame, a dictionary of columns or a matrix (N, D), got a "
+            f"{type(table).__name__}"
+        ) from None
+
+
+def _as_array(name: str, values: Any) -> Array:
+    if isinstance(values, np.ma.MaskedArray):
+        entries: Any = values.data.astype(object)
+        entries[np.ma.getmaskarray(values)] = None
+        return np.asarray(entries)
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.dtype is torch.bfloat16 else values).numpy()
+    array: Array = np.asarray(values)
+    if array.ndim != 1:
+        raise ValueError(
+            f"column {name!r} expects one value per row, got an array of shape {array.shape}"
+        )
+    # Numpy has converted None, NaN and numbers next to strings into strings, and missing integers
+    # of pandas into NaN.
+    is_text = array.dtype.kind in "US" and not isinstance(values, np.ndarray)
+    if is_text or _pandas_kind(values) in ("i", "u"):
+        return np.asarray(values, dtype=object)
+    return array
+
+
+def pandas_dtype(values: Any) -> Any:
+    """Return the dtype of a pandas column if it is not one of NumPy, else None."""
+    dtype = getattr(values, "dtype", None)
+    return dtype if type(dtype).__module__.startswith("pandas") else None
+
+
+def _pandas_kind(values: Any) -> str:
+    return getattr(pandas_dtype(values), "kind", "")
+
+
+def is_present(values: Array) -> Array:
+    """Return a boolean array, true for values that are not None, NaN or NA."""
+    if values.dtype.kind in "biuSU":
+        return np.ones(len(values), dtype=bool)
+    if values.dtype.kind == "f":
+        return np.logical_not(np.isnan(values))
+    # NaN differs from itself. Comparing pandas' NA gives NA, not a boolean.
+    pairs = ((value, value == value) for value in values)
+    present = (v is not None and isinstance(e, (bool, np.bool_)) and bool(e) for v, e in pairs)
+    return np.fromiter(present, dtype=bool, count=len(values))
+
+
+def as_numbers(name: str, values: Array) -> Array:
+    """Return the values of column ``name`` as float64, or raise if that changes an integer."""
+    try:
+        numbers: Array = values.astype(np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"column {name!r} expects numbers, got values such as {values.tolist()[0]!r}: declare "
+            f"it a category, kinds={{{name!r}: 'category'}}"
+        ) from None
+    if values.dtype.kind == "f":
+        return numbers
+    pairs = zip(values.tolist(), numbers.tolist(), strict=True)
+    if rounded := [value for value, number in pairs if isinstance(value, int) and value != number]:
+        raise ValueError(
+            f"column {name!r} expects integers that float64 can hold, up to 2**53, got "
+            f"{rounded[0]}: subtract an origin, or declare it a category"
+        )
+    return numbers
