@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tinyvae.core.module_state import preserved_modes
+from tinyvae.core.random import Stream, derive_seed
 from tinyvae.core.warnings import warn
 from tinyvae.errors import CheckpointError
 from tinyvae.training.acceleration.options import ResolvedSpeed, Speed, accelerate, resolve_speed
@@ -47,11 +48,13 @@ def open_sources(
     check = partial(state.objective.check, state.model)
 
     def open_one(data: Any, role: str, *, shuffle: bool) -> ValidatedSource:
+        # Validation data have streams of their own, else batch p would get training's noise.
+        source_seed = seed if role == "training" else derive_seed(seed, Stream.VALIDATION)
         try:
-            source = open_data(data, preparation, seed=seed, shuffle=shuffle, **options)
+            source = open_data(data, preparation, seed=source_seed, shuffle=shuffle, **options)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{role} data: {error}") from error
-        return ValidatedSource(source, role, check, seed=seed, device=state.device)
+        return ValidatedSource(source, role, check, seed=source_seed, device=state.device)
 
     training = open_one(train, "training", shuffle=True)
     state.fingerprint = {

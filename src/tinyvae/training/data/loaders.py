@@ -1,21 +1,34 @@
 """Sources that read items: from a Dataset in the run's order, or from a DataLoader in its own."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import count, islice
+from itertools import count, islice, repeat
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    default_collate,
+    get_worker_info,
+)
 
+from tinyvae.core.data import array_to_tensor
 from tinyvae.core.objective import Batch
 from tinyvae.core.random import Stream, derive_seed, forked_rng, seed_rng
 from tinyvae.core.warnings import warn
 from tinyvae.errors import CheckpointError, DataWorkerError
-from tinyvae.training.data.sources import BatchTransform, DataSource, visiting_order
+from tinyvae.training.data.sources import (
+    Array,
+    BatchTransform,
+    DataSource,
+    map_arrays,
+    visiting_order,
+)
 from tinyvae.training.state import Stateful
 
 CPU = torch.device("cpu")
@@ -52,21 +65,44 @@ class DatasetSource(DataSource):
         items: Iterator[Any] = iter(self._loader(epoch, start if self.repeatable else 0))
         if not self.repeatable:
             items = _skip(start, _seeded_items(items, self.seed, epoch))
-        return _transformed(items, self.transform, self.seed, epoch, start)
+            return _transformed(items, self.transform, self.seed, epoch, start)
+        indices = self._order(epoch, start).to(self.transform.device).split(self.batch_size)
+        return _transformed(items, self.transform, self.seed, epoch, start, indices)
+
+    def _order(self, epoch: int, start: int) -> Tensor:
+        order = visiting_order(self.num_examples or 0, self.seed, epoch, self.shuffle)
+        return order[start * self.batch_size :]
 
     def _loader(self, epoch: int, start: int) -> "DataLoader[Any]":
         if isinstance(self.data, IterableDataset):
-            return DataLoader(self.data, self.batch_size, num_workers=self.workers)
-        size: int = len(self.data)  # type: ignore[arg-type]
-        order = visiting_order(size, self.seed, epoch, self.shuffle)[start * self.batch_size :]
+            return DataLoader(
+                self.data, self.batch_size, num_workers=self.workers, collate_fn=collate
+            )
         # A DataLoader without its own generator draws from the default one at every start.
         return DataLoader(
             SeededItems(self.data, self.seed, epoch),
             self.batch_size,
-            sampler=order.tolist(),
+            sampler=self._order(epoch, start).tolist(),
             num_workers=self.workers,
+            collate_fn=collate,
             generator=torch.Generator(),
         )
+
+
+def collate(items: Sequence[Any]) -> Any:
+    """Return a batch of items. torch's own function would drop the mask of a masked array."""
+    try:
+        return default_collate([map_arrays(_to_tensor, item) for item in items])
+    except TypeError as error:
+        raise TypeError(
+            f"fit expects items of tensors, arrays and numbers, got others: convert them in the "
+            f"data set, or pass a DataLoader with a collate_fn ({error})"
+        ) from error
+
+
+def _to_tensor(part: "Tensor | Array") -> "Tensor | Array":
+    is_numeric = isinstance(part, np.ndarray) and part.dtype.kind in "biuf"
+    return array_to_tensor(part, "fit") if is_numeric else part
 
 
 class SeededItems(Dataset[Any]):
@@ -212,10 +248,15 @@ def _skip(start: int, items: Iterator[Any]) -> Iterator[Any]:
 
 
 def _transformed(
-    items: Iterator[Any], transform: BatchTransform, seed: int, epoch: int, start: int
+    items: Iterator[Any],
+    transform: BatchTransform,
+    seed: int,
+    epoch: int,
+    start: int,
+    indices: Iterable[Tensor | None] = repeat(None),
 ) -> Iterator[Batch]:
-    for position, item in enumerate(items, start):
-        yield transform(transform.move(item), (seed, epoch, position))
+    for position, (item, index) in enumerate(zip(items, indices, strict=False), start):
+        yield transform(transform.move(item), (seed, epoch, position), index)
 
 
 def data_worker_error(error: BaseException, workers: int) -> DataWorkerError | None:
