@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tinyvae.core.data import to_module
 from tinyvae.core.module_state import evaluating
-from tinyvae.core.random import forked_rng
+from tinyvae.core.random import Stream, derive_seed, forked_rng
 from tinyvae.models.output import LatentVariableModel, VAEOutput
 
 Chunk: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # x, context, mask
@@ -66,6 +66,7 @@ def log_marginal(
     elements = model.peak_elements(x)
     samples = min(num_samples, max(1, CHUNK_ELEMENTS // elements))  # per example and chunk
     examples = max(1, CHUNK_ELEMENTS // (elements * samples))  # per chunk
+    seed = derive_seed(seed, Stream.IMPORTANCE)
     with torch.no_grad(), evaluating(model), forked_rng(x.device, seed):
         evidence = [
             _log_mean_weight(model, part, num_samples, samples)

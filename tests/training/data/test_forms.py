@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.cases import for_each
 from helpers.training import BATCH_SIZE, DATA, LeastSquares, Unsized, flip, make_linear, run, same
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 from tinyvae import ELBO, VAE, Batch, BernoulliLikelihood
 from tinyvae.core.random import epoch_order
@@ -141,6 +141,7 @@ def test_validation_repeats_its_noise_and_leaves_that_of_training():
         np.ma.masked_array(DATA.numpy().astype(np.uint8), MASK),
         Items(list(np.ma.masked_array(DATA.numpy(), MASK))),
         DataLoader(np.ma.masked_array(DATA.numpy(), MASK), 8, collate_fn=np.ma.stack),
+        DataLoader(np.ma.masked_array(DATA.numpy(), MASK), 8),
         (np.ma.masked_array(DATA.numpy(), MASK),),
     ],
 )
@@ -152,6 +153,7 @@ def test_fit_takes_masked_values_as_missing(data):
     masked = MaskedLikelihood(BernoulliLikelihood())
     expected = DataLoader(MISSING, 8) if isinstance(data, DataLoader) else MISSING
     trainer = run(make(masked), ELBO(), data, epochs=1)
+    assert not isinstance(data, DataLoader) or data.collate_fn in (np.ma.stack, default_collate)
     assert same(trainer.model, run(make(masked), ELBO(), expected, epochs=1).model)
     with pytest.raises(ValueError, match=r"got NaN in .*MaskedLikelihood\(likelihood\)"):
         run(make(BernoulliLikelihood()), ELBO(), data)
@@ -277,7 +279,7 @@ class Weighted(Seen):
 
 
 def collate_labeled(items):
-    return labeled(torch.utils.data.default_collate(items))
+    return labeled(default_collate(items))
 
 
 PAIRS = TensorDataset(DATA, LABELS)

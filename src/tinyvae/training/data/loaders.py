@@ -177,7 +177,7 @@ class LoaderSource(DataSource):
         loaded, self._loaded = self._loaded, None
         self._opened, self._start = loaded or self._state(), start
         is_restored = loaded is not None and self._stateful is not None
-        items = _seeded_items(iter(self.loader), self.seed, epoch, start if is_restored else 0)
+        items = _seeded_items(self._iterate(), self.seed, epoch, start if is_restored else 0)
         try:
             items = items if is_restored else _skip(start, items)
             yield from _transformed(items, self.transform, self.seed, epoch, start)
@@ -209,6 +209,16 @@ class LoaderSource(DataSource):
                 f"the DataLoader rejects the state in the checkpoint: {error!r:.200}"
             ) from error
         self._loaded = state
+
+    def _iterate(self) -> Iterator[Any]:
+        """Return a new iterator. torch's default ``collate_fn`` is replaced by :func:`collate`."""
+        loader, original = self.loader, self.loader.collate_fn
+        if original is default_collate:
+            loader.collate_fn = collate  # the iterator keeps it
+        try:
+            return iter(loader)
+        finally:
+            loader.collate_fn = original
 
     def _state(self) -> dict[str, Any]:
         position = None if self._stateful is None else self._stateful.state_dict()
