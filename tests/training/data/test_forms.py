@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import random
 
 import numpy as np
 import pytest
@@ -120,6 +121,20 @@ def test_validation_loader_has_another_order_than_training():
     loader = DataLoader(LABELS.repeat(4, 1).T / 64, 8, shuffle=True)
     objective = run(make_linear(), Seen(), loader, loader, epochs=1).objective
     assert not joined(objective.trained).equal(joined(objective.validated))
+
+
+class CoinFlips(Noisy):
+    """Items of coin flips by the generators of torch, numpy and Python."""
+
+    def __getitem__(self, index):
+        flips = [torch.randint(2, ()), np.random.randint(2), random.randrange(2)]  # noqa: NPY002
+        return torch.tensor([*flips, 0.0])
+
+
+def test_items_draw_independent_numbers_from_torch_numpy_and_python():
+    flips = joined(run(make_linear(), Seen(), CoinFlips()).objective.trained)[:, :3]
+    correlations = torch.corrcoef(flips.T)[[0, 0, 1], [1, 2, 2]]
+    assert correlations.abs().max() < 4 / len(flips) ** 0.5
 
 
 def test_validation_repeats_its_noise_and_leaves_that_of_training():

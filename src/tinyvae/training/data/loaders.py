@@ -132,7 +132,9 @@ def _seeded(seed: int) -> Iterator[None]:
             stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
         seed_rng(CPU, seed)
         random.seed(seed)
-        np.random.set_state(np.random.RandomState(seed % 2**32).get_state())  # noqa: NPY002
+        # From an integer, numpy would draw the same bits as torch, and so the same coin flips.
+        words = np.random.SeedSequence(seed).generate_state(4)
+        np.random.set_state(np.random.RandomState(words).get_state())  # noqa: NPY002
         yield
 
 
