@@ -15,11 +15,11 @@ from tinyvae.training.acceleration.options import ResolvedSpeed, Speed, accelera
 from tinyvae.training.callbacks import Callback
 from tinyvae.training.checkpoints.compatibility import require_same_run
 from tinyvae.training.data.factory import open_data
-from tinyvae.training.data.sources import BatchTransform, PickBatch, Transform
+from tinyvae.training.data.sources import BatchTransform, DataSource, PickBatch, Transform
 from tinyvae.training.data.validated import ValidatedSource
 from tinyvae.training.optimization import Optimization
 from tinyvae.training.state import RunPlan, TrainState
-from tinyvae.training.step import ComputeGradients, Gradients
+from tinyvae.training.step import ComputeGradients, Gradients, without_trace
 
 
 def require_counts(*, epochs: int, batch_size: int, workers: int) -> None:
@@ -114,6 +114,7 @@ def prepare_run(
     train.begin(epoch, batch)
     if validation is not None:
         validation.begin(0)
+    require_single_examples(state, train, epoch)
     num_steps = plan.remaining_steps(num_batches, epoch, batch)
     state.objective.reset_schedules()
     if saved is None:  # fractions in schedules refer to the first call of ``fit``
@@ -135,6 +136,43 @@ def prepare_run(
             f"the run was begun for {plan.start_epoch + plan.scheduled_epochs} epochs and now "
             f"continues to {plan.last_epoch}: schedules and schedulers keep their length"
         )
+
+
+def require_single_examples(state: TrainState, train: ValidatedSource, epoch: int) -> None:
+    """Raise if a pass in training mode needs two examples, but a batch has one.
+
+    Batch normalization, for example, needs two. The pass leaves no trace.
+    """
+    source = train.source
+    if source.smallest_batch != 1:
+        return
+    gradients = Gradients(state.model, state.objective, state.groups)
+    batch = train.first_batch(epoch)
+    with preserved_modes(state.model, state.objective), without_trace(gradients, state.device):
+        state.model.train()
+        state.objective.train()
+        try:
+            gradients.losses(batch.first(1))
+        except (ValueError, RuntimeError, IndexError) as error:
+            if len(batch) > 1:
+                gradients.losses(batch.first(2))  # raises its own error
+            raise ValueError(
+                f"training data: the model needs batches of two or more examples in training mode, "
+                f"got {source.num_examples} examples with a batch of one ({error}): "
+                f"{_advise_batches(source)}"
+            ) from error
+
+
+def _advise_batches(source: DataSource) -> str:
+    """Return how to avoid a batch of one example."""
+    num_examples, size = source.num_examples or 0, source.batch_size or 1
+    sizes = [n for n in range(2, num_examples + 1) if num_examples % n != 1]
+    if not sizes:
+        return "give more examples, or normalize each example (nn.GroupNorm, nn.LayerNorm)"
+    return (
+        f"use batch_size={min(sizes, key=lambda n: abs(n - size))}, a DataLoader with "
+        "drop_last=True, or normalize each example (nn.GroupNorm, nn.LayerNorm)"
+    )
 
 
 def restored_speed(

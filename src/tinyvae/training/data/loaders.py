@@ -27,6 +27,7 @@ from tinyvae.training.data.sources import (
     BatchTransform,
     DataSource,
     map_arrays,
+    smallest_batch,
     visiting_order,
 )
 from tinyvae.training.state import Stateful
@@ -43,6 +44,7 @@ class DatasetSource(DataSource):
     """
 
     in_memory = False
+    batch_size: int
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class DatasetSource(DataSource):
         self.repeatable = not isinstance(data, IterableDataset)
         self.num_examples = _length(data)
         self.num_batches = _length(self._loader(0, 0))
+        self.smallest_batch = smallest_batch(self.num_examples, batch_size)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches from ``start``. An IterableDataset reads and skips those before it."""
@@ -161,6 +164,9 @@ class LoaderSource(DataSource):
         self.workers = loader.num_workers
         self.num_batches = _length(loader)
         self.num_examples = _length(loader.dataset)
+        self.batch_size = self.smallest_batch = loader.batch_size
+        if self.batch_size is not None and not loader.drop_last:
+            self.smallest_batch = smallest_batch(_length(loader.sampler), self.batch_size)
         sampler = getattr(loader.batch_sampler, "sampler", None)
         owners = (loader, loader.sampler, loader.batch_sampler, sampler)
         generators = (getattr(owner, "generator", None) for owner in owners)

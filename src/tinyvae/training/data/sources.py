@@ -128,8 +128,10 @@ class DataSource(ABC):
     """Source of batches. Each batch is a function of the seed, the epoch and its position.
 
     Attributes:
+        batch_size: Examples per batch, None if a loader's batches are of the user's own.
         num_examples: Number of examples, None if the data have no length.
         num_batches: Number of batches in an epoch, None if the data have no length.
+        smallest_batch: Number of examples in the smallest batch of an epoch, None if it is unknown.
         in_memory: True if all data can be checked before the first step.
         repeatable: True if an epoch can be opened several times.
         workers: Number of processes that read.
@@ -138,8 +140,10 @@ class DataSource(ABC):
     in_memory: bool
     repeatable: bool
     workers: int = 0
+    batch_size: int | None
     num_examples: int | None
     num_batches: int | None
+    smallest_batch: int | None
 
     @abstractmethod
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -180,6 +184,8 @@ class TensorSource(DataSource):
 
     in_memory = True
     repeatable = True
+    batch_size: int
+    num_examples: int
 
     def __init__(
         self,
@@ -199,15 +205,16 @@ class TensorSource(DataSource):
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.num_examples = lengths.pop()
         self.num_batches = -(-self.num_examples // batch_size)
+        self.smallest_batch = smallest_batch(self.num_examples, batch_size)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch. The last one may be shorter."""
-        order = visiting_order(self.num_examples or 0, self.seed, epoch, self.shuffle)
+        order = visiting_order(self.num_examples, self.seed, epoch, self.shuffle)
         yield from self._take(order.to(self.transform.device), self.batch_size, epoch, start)
 
     def iter_all(self) -> Iterator[Batch]:
         """Yield all data in large batches."""
-        order = torch.arange(self.num_examples or 0, device=self.transform.device)
+        order = torch.arange(self.num_examples, device=self.transform.device)
         largest = max(math.prod(shape[1:]) for shape in self._shapes)
         size = min(CHUNK_SIZE, max(1, CHUNK_ELEMENTS // max(1, largest)))
         yield from self._take(order, size, epoch=0)
@@ -230,6 +237,11 @@ class TensorSource(DataSource):
             return part.index_select(0, index)
         rows: Tensor = self.transform.move(part[index.cpu().numpy()])
         return rows
+
+
+def smallest_batch(num_examples: int | None, batch_size: int) -> int | None:
+    """Return the number of examples in the smallest of consecutive batches, None if unknown."""
+    return None if num_examples is None else num_examples % batch_size or batch_size
 
 
 def visiting_order(num_examples: int, seed: int, epoch: int, shuffle: bool) -> Tensor:
