@@ -115,7 +115,8 @@ def array_to_tensor(array: Array, owner: str) -> Tensor:
         advice = ARRAY_REMEDIES.get(array.dtype.kind, other)
         raise TypeError(f"{owner} expects an array of numbers, got dtype {array.dtype}: {advice}")
     if isinstance(array, np.ma.MaskedArray):
-        array = array.astype(np.result_type(array.dtype, np.float32)).filled(np.nan)
+        numbers = array.astype(np.result_type(array.dtype, np.float32))
+        array = np.ma.filled(numbers, np.nan)
     dtype, kind = array.dtype.newbyteorder("="), array.dtype.kind
     if kind == "u" and dtype.itemsize > 1:
         _require_signed(dtype.itemsize == 8 and bool((array >= 2**63).any()), owner)

@@ -104,8 +104,9 @@ def collate(items: Sequence[Any]) -> Any:
 
 
 def _to_tensor(part: "Tensor | Array") -> "Tensor | Array":
-    is_numeric = isinstance(part, np.ndarray) and part.dtype.kind in "biuf"
-    return array_to_tensor(part, "fit") if is_numeric else part
+    if isinstance(part, np.ndarray) and part.dtype.kind in "biuf":
+        return array_to_tensor(part, "fit")
+    return part
 
 
 class SeededItems(Dataset[Any]):
