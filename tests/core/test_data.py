@@ -15,7 +15,7 @@ from tinyvae import (
     evaluate,
     log_marginal,
 )
-from tinyvae.core.data import as_tensor, rounding_of, to_dtype
+from tinyvae.core.data import as_tensor, rounding_of, to_dtype, warn_about_rounding
 from tinyvae.datasets import LabeledImages
 from tinyvae.likelihoods import MaskedLikelihood, PoissonLikelihood
 
@@ -184,6 +184,15 @@ def test_rounding_of_finds_a_large_offset(offset, rounds):
     assert rounding_of(x, torch.float32) == pytest.approx(expected)
     assert (expected > 1e-3) == rounds
     assert rounding_of(x.float(), torch.float32) == 0.0
+
+
+def test_warn_about_rounding_accepts_the_rounding_of_half_precision():
+    x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.float16, torch.bfloat16):
+        assert rounding_of(x, dtype) > 5e-4
+        warn_about_rounding(x, dtype)
+        with pytest.warns(UserWarning, match="rounds a dimension"):
+            warn_about_rounding(x + 100, dtype)
 
 
 def test_rounding_of_ignores_constant_dimensions():

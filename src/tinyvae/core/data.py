@@ -174,7 +174,7 @@ def require_exact(x: Tensor, dtype: torch.dtype, owner: str) -> None:
 
 def warn_about_rounding(x: Tensor, dtype: torch.dtype) -> None:
     """Warn if ``dtype`` loses much of the spread of a dimension, see :func:`rounding_of`."""
-    if (share := rounding_of(x, dtype)) > ROUNDING:
+    if (share := rounding_of(x, dtype)) > max(ROUNDING, 10 * torch.finfo(dtype).eps):
         warn(
             f"{dtype} rounds a dimension of the data by {share:.2g} of its standard deviations. "
             "The rounded numbers are used. Subtract an origin first, or use model.double()"

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
 from itertools import count, islice, repeat
 from typing import Any
 
@@ -94,6 +95,10 @@ class DatasetSource(DataSource):
 
 def collate(items: Sequence[Any]) -> Any:
     """Return a batch of items. torch's own function would drop the mask of a masked array."""
+    first = items[0]
+    if isinstance(first, Batch):
+        names = [f.name for f in fields(first) if f.init and getattr(first, f.name) is not None]
+        return replace(first, **{n: collate([getattr(item, n) for item in items]) for n in names})
     try:
         return default_collate([map_arrays(_to_tensor, item) for item in items])
     except TypeError as error:
