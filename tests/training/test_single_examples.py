@@ -35,7 +35,11 @@ def normalized(layer=nn.BatchNorm1d):
 @for_each(
     "data, fit, advice",
     [
-        (binary(129), {"batch_size": 128}, "batch_size=127, a DataLoader with drop_last=True"),
+        (
+            binary(129),
+            {"batch_size": 128},
+            "batch_size=127. Or use a DataLoader with drop_last=True",
+        ),
         (binary(33).numpy(), {}, "batch_size=7"),
         (TensorDataset(binary(33)), {}, "batch_size=7"),
         (Rows(binary(33)), {}, "batch_size=7"),
@@ -49,11 +53,18 @@ def normalized(layer=nn.BatchNorm1d):
 def test_fit_refuses_a_batch_of_one_before_the_first_step(data, fit, advice):
     model = normalized()
     trainer = Trainer(model, ELBO(), device="cpu", progress=False)
-    message = rf"batches of two or more examples .* batch of one \(.*per channel.*\): .*{advice}"
+    message = rf"batches of two or more examples .* the last batch of .*per channel.*: .*{advice}"
     with pytest.raises(ValueError, match=message):
         trainer.fit(data, epochs=1, **{"batch_size": 8, **fit})
     assert trainer.step == 0
     assert same(model, normalized())
+
+
+@for_each("data", [Unsized(binary(33)), DataLoader(binary(33), batch_sampler=BATCHES)])
+def test_step_explains_a_batch_of_one_of_a_stream(data):
+    message = r"two or more examples .* one example in step 5 \(.*: use a DataLoader with drop_last"
+    with pytest.raises(ValueError, match=message):
+        run(normalized(), ELBO(), data)
 
 
 @for_each(

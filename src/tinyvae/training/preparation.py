@@ -19,7 +19,13 @@ from tinyvae.training.data.sources import BatchTransform, DataSource, PickBatch,
 from tinyvae.training.data.validated import ValidatedSource
 from tinyvae.training.optimization import Optimization
 from tinyvae.training.state import RunPlan, TrainState
-from tinyvae.training.step import ComputeGradients, Gradients, without_trace
+from tinyvae.training.step import (
+    DROP_LAST,
+    ComputeGradients,
+    Gradients,
+    needs_two_examples,
+    without_trace,
+)
 
 
 def require_counts(*, epochs: int, batch_size: int, workers: int) -> None:
@@ -156,23 +162,19 @@ def require_single_examples(state: TrainState, train: ValidatedSource, epoch: in
         except (ValueError, RuntimeError, IndexError) as error:
             if len(batch) > 1:
                 gradients.losses(batch.first(2))  # raises its own error
-            raise ValueError(
-                f"training data: the model needs batches of two or more examples in training mode, "
-                f"got {source.num_examples} examples with a batch of one ({error}): "
-                f"{_advise_batches(source)}"
-            ) from error
+            where = f"the last batch of {source.num_examples:,} examples"
+            raise needs_two_examples(error, where, _advise_batches(source)) from error
 
 
 def _advise_batches(source: DataSource) -> str:
     """Return how to avoid a batch of one example."""
-    num_examples, size = source.num_examples or 0, source.batch_size or 1
+    num_examples, size = source.num_examples, source.batch_size
+    if num_examples is None or size is None:
+        return DROP_LAST
     sizes = [n for n in range(2, num_examples + 1) if num_examples % n != 1]
     if not sizes:
         return "give more examples, or normalize each example (nn.GroupNorm, nn.LayerNorm)"
-    return (
-        f"use batch_size={min(sizes, key=lambda n: abs(n - size))}, a DataLoader with "
-        "drop_last=True, or normalize each example (nn.GroupNorm, nn.LayerNorm)"
-    )
+    return f"use batch_size={min(sizes, key=lambda n: abs(n - size))}. Or {DROP_LAST}"
 
 
 def restored_speed(
