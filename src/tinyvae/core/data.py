@@ -15,6 +15,8 @@ from tinyvae.core.warnings import warn
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 SIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
+# Dtypes that pass without a look at the rest: every batch is asked.
+PLAIN = {torch.float32, torch.float64, torch.float16, torch.uint8, torch.int64, torch.bool}
 ARRAY_REMEDIES = {
     "c": "pass real and imaginary parts, numpy.stack([x.real, x.imag], 1)",
     "O": "convert it by x.astype(float), which makes NaN of None; pad arrays of several lengths",
@@ -93,6 +95,9 @@ def _from_tensor(tensor: Tensor, owner: str) -> Tensor:
         values, observed = tensor.get_data(), tensor.get_mask()
         dtype = torch.promote_types(values.dtype, torch.float32)
         tensor = values.to(dtype).masked_fill(~observed, torch.nan)
+    is_plain = type(tensor) is Tensor and tensor.dtype in PLAIN and not tensor.is_nested
+    if is_plain and tensor.layout == torch.strided:
+        return tensor
     for is_refused, kind, advice in (
         (tensor.is_nested, "a nested tensor", "pad it by torch.nested.to_padded_tensor(x, 0.0)"),
         (tensor.layout != torch.strided, "a sparse tensor", "pass x.to_dense()"),
