@@ -67,10 +67,10 @@ def _is_storable(level: Any) -> bool:
 def named_columns(table: Any) -> dict[str, Array]:
     """Return the columns of a matrix, a mapping of names to columns, or a DataFrame, by name."""
     if isinstance(table, (np.ndarray, Tensor)):
-        matrix = np.asarray(table)
+        matrix: Array = np.asanyarray(table.detach().cpu() if isinstance(table, Tensor) else table)
         if matrix.ndim != 2:
             raise ValueError(f"a table expects an array (N, D), got one of shape {matrix.shape}")
-        return {f"x{i}": matrix[:, i] for i in range(matrix.shape[1])}
+        return {f"x{i}": _as_array(f"x{i}", matrix[:, i]) for i in range(matrix.shape[1])}
     columns: dict[str, Array] = {}
     for name, values in _items(table):
         if str(name) in columns:
