@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -278,3 +279,35 @@ def test_binarization_rejects_max_value_that_does_not_fit():
         DynamicBinarization()(torch.zeros(2, dtype=torch.uint8), generator())
     with pytest.raises(ValueError, match=r"integers in 0\.\.255, got torch\.float32"):
         DynamicBinarization(255)(torch.zeros(2), generator())
+
+
+# Missing and wrong values -------------------------------------------------------------------------
+
+
+def test_binarization_keeps_missing_values():
+    x = torch.tensor([[0.0, math.nan, 1.0]]).expand(50, 3)
+    expected = torch.tensor([[0.0, math.nan, 1.0]]).expand(50, 3)
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        binary = DynamicBinarization()(x.to(dtype), torch.Generator())
+        assert torch.equal(binary.nan_to_num(7), expected.nan_to_num(7))
+        assert torch.equal(threshold(x.to(dtype), 0.5).nan_to_num(7), expected.nan_to_num(7))
+
+
+@pytest.mark.parametrize(
+    ("max_value", "x"),
+    [
+        (None, torch.tensor([0.0, 128.0])),
+        (None, torch.tensor([-0.5, 0.5])),
+        (16, torch.tensor([0, 255], dtype=torch.uint8)),
+        (255, torch.tensor([-1, 255])),
+    ],
+)
+def test_dynamic_binarization_refuses_other_scales(max_value, x):
+    with pytest.raises(ValueError, match=r"expects levels in 0\.\.\d+, got .*: scale the data"):
+        DynamicBinarization(max_value)(x.unsqueeze(0), torch.Generator())
+
+
+def test_threshold_refuses_arrays_whose_mask_would_be_lost():
+    masked = np.ma.masked_array([1.0, 9.0], mask=[False, True])
+    with pytest.raises(TypeError, match=r"got a MaskedArray: .*filled\(numpy.nan\)"):
+        threshold(masked, 0.5)

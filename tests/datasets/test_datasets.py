@@ -624,3 +624,14 @@ def test_split_is_uniform():
 def test_split_rejects_impossible_sizes(sizes, error, message):
     with pytest.raises(error, match=message):
         split(torch.arange(10), sizes)
+
+
+@pytest.mark.parametrize("data", [(torch.arange(4), torch.arange(4)), [1, 2, 3, 4], range(4)])
+def test_split_refuses_other_kinds_of_data(data):
+    with pytest.raises(TypeError, match=r"got a (tuple|list|range): split positions"):
+        split(data, (0.5, 0.5))
+
+
+def test_labeled_images_refuse_arrays():
+    with pytest.raises(TypeError, match=r"got images of type ndarray: pass torch.as_tensor"):
+        LabeledImages(np.zeros((1, 1, 2, 2), np.uint8), torch.zeros(1).long(), 255, "black")

@@ -309,3 +309,16 @@ def test_evaluate_rejects_data_without_noise():
     x = torch.tensor([[0.0, 3.0], [7.0, 1.0]]) / 16
     with pytest.raises(ValueError, match="expects data with noise in the bins"):
         evaluate(vae, x, bin_width=1 / 16)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.tensor([[0, 4]]), r"levels in 0\.\.3, got 0\.\.4"),
+        (torch.tensor([[-1.0, 2.0]]), r"levels in 0\.\.3, got -1\.\.2"),
+        (torch.tensor([[0.0, 2 / 3]]), "got fractions: pass the levels themselves"),
+    ],
+)
+def test_dequantization_refuses_other_scales(x, message):
+    with pytest.raises(ValueError, match=message):
+        Dequantization(4)(x, seeded())

@@ -538,4 +538,5 @@ def test_impute_refuses_data_of_other_shapes():
     with pytest.raises(ValueError, match="B >= 1"):
         impute(vae, ROW[None][:0])
     with pytest.raises(TypeError, match="expects a tensor"):
-        impute(vae, ROW[None].numpy())
+        impute(vae, [ROW])
+    assert torch.equal(impute(vae, ROW[None].numpy()), impute(vae, ROW[None]))

@@ -444,3 +444,15 @@ def test_to_arrays_rejects_indices_without_a_level():
     for index in (-1.0, 2.0):
         with pytest.raises(ValueError, match="expects indices of 2 levels"):
             to_arrays(torch.tensor([[index]]), [column])
+
+
+def test_matrices_keep_their_mask_and_may_have_gradients():
+    values, mask = np.arange(12.0).reshape(6, 2) ** 2, np.arange(12).reshape(6, 2) % 5 == 0
+    expected = torch.from_numpy(np.where(mask, np.nan, values)).to(torch.get_default_dtype())
+    masked = np.ma.masked_array(values, mask)
+    columns = infer_columns(masked)
+    x = to_tensor(masked, columns)
+    assert torch.equal(x.nan_to_num(-1), expected.nan_to_num(-1))
+    assert columns == infer_columns(np.where(mask, np.nan, values))
+    matrix = torch.from_numpy(values).requires_grad_()
+    assert torch.equal(to_tensor(matrix, columns).double(), matrix.detach())

@@ -61,7 +61,7 @@ def test_fit_depends_on_the_seed_alone():
 
 def test_derive_seed_differs_for_every_use():
     uses = [(seed, stream, epoch) for seed in range(3) for stream in Stream for epoch in range(3)]
-    assert len({derive_seed(*use) for use in uses}) == len(uses) == 9 * len(Stream)
+    assert len({derive_seed(*use) for use in uses}) == len(uses)
     # Another value would change every published run.
     assert derive_seed(0, Stream.NOISE, 0) == 15793235383387715774
 

@@ -7,8 +7,8 @@ never mix. Weights may follow :mod:`schedules <tinyvae.schedules>`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
@@ -21,11 +21,24 @@ Direction = Literal["max", "min"]
 class Batch:
     """Data of one step.
 
+    A subclass may add fields, such as labels for an objective of your own. They are moved and
+    converted like the others.
+
     Attributes:
         x: Data, ``(B, *E)``.
         context: Input of a conditional model, ``(B, ...)``.
         mask: True for the observed entries of x, ``(B, *E)``.
-        index: Positions in the data set, ``(B,)``.
+        index: Positions of the examples in the data that ``fit`` was given, ``(B,)``: in
+            ``train`` during training, in ``validation`` during validation. None for a DataLoader
+            or a stream, which do not tell positions. An index from ``batch=`` has priority.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class LabeledBatch(Batch):
+        ...     labels: torch.Tensor | None = None
+        >>> LabeledBatch(x, labels=torch.arange(8)).first(2).labels
+        tensor([0, 1])
     """
 
     x: Tensor
@@ -37,10 +50,21 @@ class Batch:
         """Return the number of examples ``B``."""
         return len(self.x)
 
-    def first(self, num: int) -> "Batch":
+    def first(self, num: int) -> Self:
         """Return the first ``num`` examples."""
-        others = (self.context, self.mask, self.index)
-        return Batch(self.x[:num], *(None if part is None else part[:num] for part in others))
+        return self.part(slice(num))
+
+    def part(self, examples: slice) -> Self:
+        """Return some of the examples. Fields without one entry per example stay."""
+        size = len(self)
+
+        def cut(value: Any) -> Any:
+            is_tensor = isinstance(value, Tensor) and value.dim() > 0
+            has_entries = is_tensor or isinstance(value, (list, tuple))
+            return value[examples] if has_entries and len(value) == size else value
+
+        parts = ((field.name, getattr(self, field.name)) for field in fields(self) if field.init)
+        return replace(self, **{name: cut(value) for name, value in parts})
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,10 @@ class Stream(IntEnum):
     TRANSFORM = 2
     VALIDATION = 3
     ITEMS = 4
+    ELBO = 5
+    IMPORTANCE = 6
+    IMPUTATION = 7
+    ACTIVITY = 8
     CALLBACKS = 9
 
 

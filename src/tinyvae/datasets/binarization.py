@@ -25,7 +25,7 @@ def threshold(images: Tensor, level: float) -> Tensor:
 
     Args:
         images: Pixels of any real dtype.
-        level: Threshold. A pixel equal to it becomes 0, as does NaN.
+        level: Threshold. A pixel equal to it becomes 0. NaN, a missing pixel, stays NaN.
     Shape:
         images: ``(*)``; result: ``(*)``, float32.
 
@@ -33,8 +33,13 @@ def threshold(images: Tensor, level: float) -> Tensor:
         >>> threshold(torch.tensor([0, 127, 128, 255], dtype=torch.uint8), 127.5)
         tensor([0., 0., 1., 1.])
     """
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            f"threshold expects a tensor, got a {type(images).__name__}: pass torch.from_numpy(x), "
+            "of a masked array torch.from_numpy(x.astype(float).filled(numpy.nan))"
+        )
     # torch casts an integer scalar to the images' dtype first: uint8 200 > 300 is true.
-    return (images > float(level)).to(torch.float32)
+    return _keep_nan((images > float(level)).to(torch.float32), images)
 
 
 def ones(words: Tensor, fine: Tensor, x: Tensor, max_value: int) -> Tensor:
@@ -57,6 +62,11 @@ def ones(words: Tensor, fine: Tensor, x: Tensor, max_value: int) -> Tensor:
     return u.lt_(x).to(torch.float32)
 
 
+def _keep_nan(binary: Tensor, x: Tensor) -> Tensor:
+    """Return zeros and ones with NaN where x is NaN."""
+    return binary.masked_fill_(x.isnan(), torch.nan) if x.is_floating_point() else binary
+
+
 def _random_words(x: Tensor, generator: torch.Generator) -> Tensor:
     """Draw 16 random bits per element of ``x``, int16."""
     if x.device.type != "cpu":
@@ -69,6 +79,18 @@ def _random_words(x: Tensor, generator: torch.Generator) -> Tensor:
     numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64)
     numbers.random_(-(2**63), None, generator=generator)
     return numbers.view(torch.int16)[: x.numel()].view(x.shape)
+
+
+def require_range(owner: str, x: Tensor, max_value: int) -> None:
+    """Raise unless levels on a CPU are in 0..max_value. NaN is missing."""
+    if x.device.type != "cpu" or x.numel() == 0 or x.dtype == torch.bool:
+        return
+    low, high = (bound.item() for bound in torch.aminmax(x))
+    if low < 0 or high > max_value:
+        raise ValueError(
+            f"{owner} expects levels in 0..{max_value}, got {low:g}..{high:g}: scale the data, or "
+            "pass the number of their levels"
+        )
 
 
 @dataclass(frozen=True)
@@ -85,9 +107,9 @@ class DynamicBinarization:
     Examples are independent of each other. Pixels of one example share :math:`v`: any two of them
     have a covariance below :math:`2^{-34}`.
 
-    The range of ``x`` is *not* checked here, because a check would read every batch again and wait
-    for a GPU. :class:`LabeledImages` checks it once. Values below 0 and NaN become 0, values above
-    :math:`M` (floats: 1) become 1.
+    NaN, a missing pixel, stays NaN. The range of ``x`` is checked on a CPU only, because a check
+    would wait for a GPU. There values below 0 become 0, values above :math:`M` (floats: 1) become
+    1. :class:`LabeledImages` checks the range once.
 
     Args:
         max_value: Gray level of white, :math:`M \geq 1`. Required for integers, None for floats.
@@ -96,7 +118,7 @@ class DynamicBinarization:
 
     Raises:
         ValueError: If ``max_value < 1``. When called, if ``x`` holds integers and ``max_value`` is
-            None, or ``x`` is floating and ``max_value`` is not None.
+            None, or ``x`` is floating and ``max_value`` is not None, or a value is out of range.
 
     References:
         Burda, Grosse, Salakhutdinov (2016). Importance Weighted Autoencoders. arXiv:1509.00519,
@@ -124,11 +146,12 @@ class DynamicBinarization:
         Torch's default generator is not used.
         """
         steps, max_value = self._num_fine_steps(x), self.max_value or 1
+        require_range("DynamicBinarization", x, max_value)
         one_per_example = (*x.shape[:1], *[1] * (x.dim() - 1))
         fine = torch.randint(steps, one_per_example, generator=generator, device=x.device)
         fine = fine.to(torch.float32 if steps <= 2**8 else torch.float64)
         fine *= max_value / steps / 2**16
-        return ones(_random_words(x, generator), fine, x, max_value)
+        return _keep_nan(ones(_random_words(x, generator), fine, x, max_value), x)
 
     def _num_fine_steps(self, x: Tensor) -> int:
         """Return the number n of values that the fine digits take."""

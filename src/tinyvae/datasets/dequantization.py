@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tinyvae.datasets.binarization import require_range
+
 
 @dataclass(frozen=True)
 class Dequantization:
@@ -26,7 +28,8 @@ class Dequantization:
         x: ``(*)``, levels of any dtype; result: ``(*)``, float64 if x is, else float32.
 
     Raises:
-        ValueError: If ``num_levels < 2``.
+        ValueError: If ``num_levels < 2``. When called on a CPU, if a level is out of range, or the
+            first example holds fractions.
 
     References:
         Theis, van den Oord, Bethge (2016). A note on the evaluation of generative models.
@@ -55,6 +58,12 @@ class Dequantization:
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Draw one dequantization of ``x`` from ``generator``, which is on its device."""
+        require_range("Dequantization", x, self.num_levels - 1)
+        if x.device.type == "cpu" and x.is_floating_point() and (x[:1].frac() > 0).any():
+            raise ValueError(
+                f"Dequantization expects levels 0 to {self.num_levels - 1}, got fractions: pass "
+                "the levels themselves, before any scaling"
+            )
         dtype = torch.promote_types(x.dtype, torch.float32)
         levels = x.to(dtype)
         noise = torch.rand(x.shape, generator=generator, dtype=dtype, device=x.device)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from numbers import Integral
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,6 +47,11 @@ class LabeledImages:
             ("images", self.images, torch.uint8),
             ("labels", self.labels, torch.int64),
         ):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(
+                    f"LabeledImages expects tensors, got {field} of type "
+                    f"{type(tensor).__name__}: pass torch.as_tensor({field})"
+                )
             if tensor.dtype != dtype:
                 raise TypeError(
                     f"LabeledImages expects {field} of {dtype}, got {tensor.dtype}: "
@@ -101,7 +107,7 @@ class LabeledImages:
         return f"LabeledImages({self.name!r}, images={shape}, max_value={self.max_value})"
 
 
-Data = TypeVar("Data", Tensor, LabeledImages)
+Data = TypeVar("Data", Tensor, "np.ndarray[Any, Any]", LabeledImages)
 
 
 def split(data: Data, sizes: Sequence[float], *, seed: int = 0) -> tuple[Data, ...]:
@@ -120,7 +126,8 @@ def split(data: Data, sizes: Sequence[float], *, seed: int = 0) -> tuple[Data, .
         data: ``(N, *)``; part i: ``(sizes[i], *)``, a copy.
 
     Raises:
-        TypeError: If the sizes are neither all integers nor all floats.
+        TypeError: If the sizes are neither all integers nor all floats, or ``data`` are of another
+            kind, such as a tuple.
         ValueError: If there is no size, a part would be empty, or the sizes exceed the total.
 
     Example:
@@ -128,6 +135,11 @@ def split(data: Data, sizes: Sequence[float], *, seed: int = 0) -> tuple[Data, .
         >>> len(train), len(test), torch.cat([train, test]).sort().values.equal(torch.arange(10))
         (7, 3, True)
     """
+    if not isinstance(data, Tensor | np.ndarray | LabeledImages):
+        raise TypeError(
+            f"split expects a tensor, an array or LabeledImages, got a {type(data).__name__}: "
+            "split positions, split(torch.arange(num_examples), sizes), and index your data"
+        )
     cuts = _cuts(sizes, len(data))
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     return tuple(data[order[start:stop]] for start, stop in pairwise(cuts))

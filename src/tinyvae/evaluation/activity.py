@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tinyvae.core.module_state import evaluating
-from tinyvae.core.random import forked_rng
+from tinyvae.core.random import Stream, derive_seed, forked_rng
 from tinyvae.evaluation.importance import CHUNK_ELEMENTS, forward, iterate_chunks, to_model
 from tinyvae.models.output import LatentTerm, LatentVariableModel
 
@@ -86,6 +86,7 @@ def active_units(
     examples = max(1, CHUNK_ELEMENTS // (num_samples * model.peak_elements(x)))
     means: dict[str, list[Tensor]] = {}
     errors: dict[str, list[Tensor]] = {}
+    seed = derive_seed(seed, Stream.ACTIVITY)
     with torch.no_grad(), evaluating(model), forked_rng(x.device, seed):
         for part in iterate_chunks(x, context, mask, examples):
             for term in forward(model, part, num_samples).latents:

@@ -13,9 +13,10 @@ from typing import TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tinyvae.core.data import to_module
 from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.module_state import evaluating
-from tinyvae.core.random import forked_rng
+from tinyvae.core.random import Stream, derive_seed, forked_rng
 from tinyvae.models.output import LatentVariableModel, VAEOutput
 
 Chunk: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # x, context, mask
@@ -67,6 +68,7 @@ def log_marginal(
     elements = model.peak_elements(x)
     samples = min(num_samples, max(1, CHUNK_ELEMENTS // elements))  # per example and chunk
     examples = max(1, CHUNK_ELEMENTS // (elements * samples))  # per chunk
+    seed = derive_seed(seed, Stream.IMPORTANCE)
     with torch.no_grad(), evaluating(model), forked_rng(x.device, seed):
         evidence = [
             _log_mean_weight(model, part, num_samples, samples)
@@ -107,14 +109,5 @@ def iterate_chunks(
 
 
 def to_model(model: nn.Module, data: Data) -> Data:
-    """Return data on the model's device, and in its dtype if they are floating-point."""
-    if data is None:
-        return data
-    if not isinstance(data, Tensor):
-        raise TypeError(
-            f"evaluation expects a tensor (N, *E), got a {type(data).__name__}: use torch.as_tensor"
-        )
-    parameter = next(model.parameters(), None)
-    if parameter is None:
-        return data
-    return data.to(parameter.device, parameter.dtype if data.is_floating_point() else data.dtype)
+    """Return data as a tensor on the model's device, in its dtype if they are floating-point."""
+    return data if data is None else to_module(data, model, "evaluation")

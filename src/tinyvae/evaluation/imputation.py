@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tinyvae.core.module_state import evaluating
-from tinyvae.core.random import forked_rng
+from tinyvae.core.random import Stream, derive_seed, forked_rng
 from tinyvae.evaluation.importance import CHUNK_ELEMENTS, Chunk, forward, iterate_chunks, to_model
 from tinyvae.models.output import LatentVariableModel
 
@@ -64,6 +64,7 @@ def impute(
     x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
     model.check(x, context, mask=mask)
     examples = max(1, CHUNK_ELEMENTS // (model.peak_elements(x) * num_samples))
+    seed = derive_seed(seed, Stream.IMPUTATION)
     with torch.no_grad(), evaluating(model), forked_rng(x.device, seed):
         filled = [
             _impute_chunk(model, part, num_samples, num_imputations)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.module_state import evaluating
-from tinyvae.core.random import forked_rng
+from tinyvae.core.random import Stream, derive_seed, forked_rng
 from tinyvae.distributions import Distribution
 from tinyvae.evaluation.importance import (
     CHUNK_ELEMENTS,
@@ -236,6 +236,7 @@ def _elbo_terms(
     """Return E log p(x given z) and the KL of each example, ``(N,)`` each."""
     examples = max(1, CHUNK_ELEMENTS // (num_samples * model.peak_elements(x)))
     log_likelihoods, kls = [], []
+    seed = derive_seed(seed, Stream.ELBO)
     with torch.no_grad(), evaluating(model), forked_rng(x.device, seed):
         for part in iterate_chunks(x, context, mask, examples):
             output = forward(model, part, num_samples)

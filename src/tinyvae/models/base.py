@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tinyvae.core.data import require_exact
 from tinyvae.core.module_state import evaluating, frozen, preserved_statistics
 from tinyvae.distributions import Distribution
 from tinyvae.distributions.special import at_least_float32
@@ -296,6 +297,7 @@ class DecoderModel(SavableModel, LatentVariableModel):
         if mask is not None:
             x = self._observed(x, mask)
         in_support = self.likelihood.check_support(x)
+        require_exact(x, self._observed(x[:1], None).dtype, name)
         self.likelihood.check_context(context)
         two, context = self._observed(x[:2], None), None if context is None else context[:2]
         with evaluating(self), torch.no_grad():

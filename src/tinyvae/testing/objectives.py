@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -162,7 +163,7 @@ def _check_dtypes(
         context = context.float()
     x = batch.x.float() if batch.x.is_floating_point() else batch.x
     seed_rng(batch.x.device, seed)
-    got = single[0](single[1], Batch(x, context, batch.mask, batch.index)).losses
+    got = single[0](single[1], replace(batch, x=x, context=context)).losses
     seed_rng(batch.x.device, seed)
     with _Float32Noise():
         expected = objective(model, batch).losses
@@ -179,9 +180,7 @@ def _check_mean(name: str, objective: Objective, model: nn.Module, batch: Batch)
     """Raise unless the expected loss of a batch is the mean of those of its parts."""
     size = len(batch)
     first = batch.first(size // 3)
-    rest = slice(len(first), None)
-    others = (batch.context, batch.mask, batch.index)
-    second = Batch(batch.x[rest], *(None if part is None else part[rest] for part in others))
+    second = batch.part(slice(len(first), None))
 
     def difference() -> Tensor:
         loss, a, b = (objective(model, part).losses for part in (batch, first, second))

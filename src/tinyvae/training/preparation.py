@@ -9,17 +9,24 @@ import torch
 
 from tinyvae.core.module_state import preserved_modes
 from tinyvae.core.objective import Batch
+from tinyvae.core.random import Stream, derive_seed
 from tinyvae.core.warnings import warn
 from tinyvae.errors import CheckpointError
 from tinyvae.training.acceleration.options import ResolvedSpeed, Speed, accelerate, resolve_speed
 from tinyvae.training.callbacks import Callback
 from tinyvae.training.checkpoints.compatibility import require_same_run
 from tinyvae.training.data.factory import open_data
-from tinyvae.training.data.sources import BatchTransform, PickBatch, Transform
+from tinyvae.training.data.sources import BatchTransform, DataSource, PickBatch, Transform
 from tinyvae.training.data.validated import ValidatedSource
 from tinyvae.training.optimization import Optimization
 from tinyvae.training.state import RunPlan, TrainState
-from tinyvae.training.step import ComputeGradients, Gradients
+from tinyvae.training.step import (
+    DROP_LAST,
+    ComputeGradients,
+    Gradients,
+    needs_two_examples,
+    without_trace,
+)
 
 
 def require_counts(*, epochs: int, batch_size: int, workers: int) -> None:
@@ -58,12 +65,14 @@ def open_sources(
         return description
 
     def open_one(data: Any, role: str, *, shuffle: bool) -> ValidatedSource:
+        # Validation data have streams of their own, else batch p would get training's noise.
+        source_seed = seed if role == "training" else derive_seed(seed, Stream.VALIDATION)
         try:
-            source = open_data(data, preparation, seed=seed, shuffle=shuffle, **options)
+            source = open_data(data, preparation, seed=source_seed, shuffle=shuffle, **options)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{role} data: {error}") from error
         checks = check_training if role == "training" else check
-        return ValidatedSource(source, role, checks, seed=seed, device=state.device)
+        return ValidatedSource(source, role, checks, seed=source_seed, device=state.device)
 
     training = open_one(train, "training", shuffle=True)
     state.fingerprint = {
@@ -124,6 +133,7 @@ def prepare_run(
     train.begin(epoch, batch)
     if validation is not None:
         validation.begin(0)
+    require_single_examples(state, train, epoch)
     num_steps = plan.remaining_steps(num_batches, epoch, batch)
     state.objective.reset_schedules()
     if saved is None:  # fractions in schedules refer to the first call of ``fit``
@@ -145,6 +155,39 @@ def prepare_run(
             f"the run was begun for {plan.start_epoch + plan.scheduled_epochs} epochs and now "
             f"continues to {plan.last_epoch}: schedules and schedulers keep their length"
         )
+
+
+def require_single_examples(state: TrainState, train: ValidatedSource, epoch: int) -> None:
+    """Raise if a pass in training mode needs two examples, but a batch has one.
+
+    Batch normalization, for example, needs two. The pass leaves no trace.
+    """
+    source = train.source
+    if source.smallest_batch != 1:
+        return
+    gradients = Gradients(state.model, state.objective, state.groups)
+    batch = train.first_batch(epoch)
+    with preserved_modes(state.model, state.objective), without_trace(gradients, state.device):
+        state.model.train()
+        state.objective.train()
+        try:
+            gradients.losses(batch.first(1))
+        except (ValueError, RuntimeError, IndexError) as error:
+            if len(batch) > 1:
+                gradients.losses(batch.first(2))  # raises its own error
+            where = f"the last batch of {source.num_examples:,} examples"
+            raise needs_two_examples(error, where, _advise_batches(source)) from error
+
+
+def _advise_batches(source: DataSource) -> str:
+    """Return how to avoid a batch of one example."""
+    num_examples, size = source.num_examples, source.batch_size
+    if num_examples is None or size is None:
+        return DROP_LAST
+    sizes = [n for n in range(2, num_examples + 1) if num_examples % n != 1]
+    if not sizes:
+        return "give more examples, or normalize each example (nn.GroupNorm, nn.LayerNorm)"
+    return f"use batch_size={min(sizes, key=lambda n: abs(n - size))}. Or {DROP_LAST}"
 
 
 def restored_speed(

@@ -19,6 +19,9 @@ from tinyvae.training.nonfinite import NonFiniteGuard
 from tinyvae.training.optimization import Groups, Optimization
 from tinyvae.training.state import TrainState
 
+DROP_LAST = (
+    "use a DataLoader with drop_last=True, or normalize each example (nn.GroupNorm, nn.LayerNorm)"
+)
 ComputeGradients: TypeAlias = Callable[[Batch], ObjectiveOutput]
 
 
@@ -46,8 +49,14 @@ class TrainStep:
         state.objective.set_step(state.step, state.plan.schedule_steps)
         # Gradient accumulation would call this once per part of the batch, and several processes
         # would average gradients after it.
-        output = self.compute_gradients(batch)
-        self.guard.check(output, batch, f"step {state.step + 1} (epoch {state.epoch + 1})")
+        where = f"step {state.step + 1} (epoch {state.epoch + 1})"
+        try:
+            output = self.compute_gradients(batch)
+        except ValueError as error:
+            if len(batch) == 1 and "more than 1 value per channel" in str(error):
+                raise needs_two_examples(error, f"step {state.step + 1}", DROP_LAST) from error
+            raise
+        self.guard.check(output, batch, where)
         for name, update in self._updates.items():
             if self.optimization.clip_norm is not None:
                 nn.utils.clip_grad_norm_(state.groups[name], self.optimization.clip_norm)
@@ -107,6 +116,14 @@ class Gradients:
         every = (*self.model.parameters(), *self.objective.parameters())
         trained = {id(p) for group in self.groups.values() for p in group}
         return len(self.groups) == 1 and all(id(p) in trained for p in every if p.requires_grad)
+
+
+def needs_two_examples(error: Exception, where: str, advice: str) -> ValueError:
+    """Return an error for a batch of one example, on which batch normalization cannot train."""
+    return ValueError(
+        "training data: the model expects batches of two or more examples in training mode, got "
+        f"one example in {where} ({error}): {advice}"
+    )
 
 
 @contextmanager

@@ -180,8 +180,8 @@ class Trainer:
         Items of a Dataset may draw from the default generators of torch, numpy and Python.
 
         Args:
-            train: Tensor or numpy array ``(N, *E)``, a tuple of these, a Dataset or a DataLoader.
-                Floating-point data are converted to the model's dtype.
+            train: Tensor or array ``(N, *E)``, a tuple or dictionary of these, a Dataset or a
+                DataLoader. Floating-point data are converted to the model's dtype.
             validation: Data of the same kinds, evaluated after each epoch on the same noise.
             epochs: Number of epochs.
             batch_size: Examples per update. A DataLoader uses its own batch size.

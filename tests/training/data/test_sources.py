@@ -2,6 +2,7 @@ import collections
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers.training import (
@@ -78,6 +79,9 @@ FORMS = {
     "column order": lambda x: np.asfortranarray(x.numpy()),
     "tuple": lambda x: (x,),
     "list of an array": lambda x: [x.numpy()],
+    "nested lists": lambda x: x.tolist(),
+    "big-endian array": lambda x: x.numpy().astype(">f8"),
+    "DataFrame": lambda x: pd.DataFrame(x.numpy()),
     "TensorDataset": TensorDataset,
     "Dataset": Rows,
     "Dataset of tuples": lambda x: Rows([(row,) for row in x]),
@@ -185,7 +189,7 @@ class Conditional(nn.Module):
 def test_batch_option_passes_context_to_the_model():
     network, decoder = Conditional(4, 8), Conditional(2, 4)
     vae = VAE(GaussianEncoder(network, 2, features=8), decoder, BernoulliLikelihood())
-    context = torch.arange(37.0).unsqueeze(1)
+    context = torch.arange(37.0).unsqueeze(1) / 37
     fit = {"batch": lambda b: Batch(b[0], context=b[1])}
     run(vae, ELBO(num_samples=2), (DATA, context.double()), epochs=1, fit=fit)
     order = epoch_order(len(DATA), 0, 0).split(BATCH_SIZE)
@@ -248,10 +252,17 @@ BAD = {
     "text": (np.array(["a", "b"]), TypeError, "array of numbers, got dtype <U1"),
     "scalar": (torch.tensor(1.0), ValueError, r"shape \(N, \*E\), got a scalar"),
     "scalar array": (np.array(1.0), ValueError, r"shape \(N, \*E\), got a scalar"),
-    "lists": ([[0.0] * 4] * 3, TypeError, "expected data as a tensor.*got a list"),
-    "text file": ("images.npy", TypeError, "expected data as a tensor.*got a str"),
-    "nothing": (iter(()), TypeError, "expected data as a tensor.*DataLoader, got a tuple_iterator"),
-    "labeled": (LABELED, TypeError, "expected data as a tensor.*got a LabeledImages"),
+    "text file": ("images.npy", TypeError, r"got a str: load the file first, .*numpy.load\(path"),
+    "nothing": (
+        iter(()),
+        TypeError,
+        "got a tuple_iterator: an iterator is used up after one epoch",
+    ),
+    "labeled": (
+        LABELED,
+        TypeError,
+        r"got a LabeledImages, .*: pass its tensor, such as data\.images",
+    ),
     "pair": ((DATA, LABELS), TypeError, PAIR),
     "pairs": (TensorDataset(DATA, LABELS), TypeError, PAIR),
     "loader of pairs": (DataLoader(TensorDataset(DATA, LABELS), 8), TypeError, PAIR),

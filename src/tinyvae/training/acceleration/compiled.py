@@ -8,6 +8,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ OPTIONS_OF = {"cpu": {"cpp_wrapper": True}, "cuda": {"triton.cudagraphs": True}}
 # Share of a gradient's norm: ten thousand roundings of float32, far less than a wrong graph gives.
 TOLERANCE, ROUNDING = 1e-3, 1e-6
 
-Pass = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | None]], tuple[Any, ...]]
+Pass = Callable[[Sequence[Tensor], Sequence[Tensor], dict[str, Tensor]], tuple[Any, ...]]
 
 
 class CompiledGradients:
@@ -33,7 +34,8 @@ class CompiledGradients:
 
     Raises:
         Exception: Of any type, if the pass cannot be compiled.
-        ValueError: If the pass has side effects that a graph would not replay.
+        ValueError: If the pass has side effects that a graph would not replay, or the batch has a
+            field that is not a tensor.
     """
 
     def __init__(self, gradients: Gradients, example: Batch) -> None:
@@ -42,11 +44,14 @@ class CompiledGradients:
         names = [name for name, _ in (*step.named_parameters(), *step.named_buffers())]
         self._parameters, self._buffers = list(step.parameters()), list(step.buffers())
         self._signature = _signature(example)
+        for field in fields(example):
+            if not isinstance(getattr(example, field.name), Tensor | None):
+                raise ValueError(f"the batch's field {field.name!r} is not a tensor")
         self._trained = [p.requires_grad for p in self._parameters]
         self._losses: list[str] = []  # names in the order of the graph's outputs, set by the trace
         self._metrics: list[str] = []
         self._require_no_side_effects(example)
-        self._run = self._compile(self._traced(step, names), example)
+        self._run = self._compile(self._traced(step, names, example), example)
         self._verify(example)
 
     def __call__(self, batch: Batch) -> ObjectiveOutput:
@@ -54,7 +59,7 @@ class CompiledGradients:
         if _signature(batch) != self._signature or not self._is_as_traced():
             return self.gradients(batch)
         with torch.no_grad():
-            losses, metrics, gradients = self._run(self._parameters, self._buffers, _parts(batch))
+            losses, metrics, gradients = self._run(self._parameters, self._buffers, _tensors(batch))
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
         return ObjectiveOutput(
@@ -62,22 +67,23 @@ class CompiledGradients:
             dict(zip(self._metrics, metrics, strict=True)),
         )
 
-    def _traced(self, step: "_Step", names: list[str]) -> Pass:
+    def _traced(self, step: "_Step", names: list[str], example: Batch) -> Pass:
         """Return the pass as a function of all tensors that it reads."""
         positions = {id(p): index for index, p in enumerate(self._parameters)}
         groups = {n: [positions[id(p)] for p in g] for n, g in self.gradients.groups.items()}
         trained = self._trained
 
         def run(
-            parameters: Sequence[Tensor], buffers: Sequence[Tensor], batch: Sequence[Any]
+            parameters: Sequence[Tensor], buffers: Sequence[Tensor], parts: dict[str, Tensor]
         ) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
             # Gradients end at new leaves: the graph reads the parameters and writes none of them.
             leaves = [
                 p.detach().requires_grad_(t) for p, t in zip(parameters, trained, strict=True)
             ]
             tensors = dict(zip(names, (*leaves, *buffers), strict=True))
+            batch = replace(example, **parts)
             with torch.enable_grad():
-                output: ObjectiveOutput = functional_call(step, tensors, (Batch(*batch),))
+                output: ObjectiveOutput = functional_call(step, tensors, (batch,))
                 gradients: list[Tensor | None] = [None] * len(leaves)
                 for name, loss in output.losses.items():
                     group = [leaves[index] for index in groups[name]]
@@ -97,7 +103,7 @@ class CompiledGradients:
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")  # torch warns about its own code
-            inputs = (self._parameters, self._buffers, _parts(example))
+            inputs = (self._parameters, self._buffers, _tensors(example))
             graph = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
             device = example.x.device.type
             if device == "cuda":  # otherwise CUDA graphs would copy the weights in every step
@@ -186,12 +192,15 @@ def _foreign_rng_state() -> tuple[Any, ...]:
     return random.getstate(), bytes(keys), *rest
 
 
-def _parts(batch: Batch) -> list[Tensor | None]:
-    return [batch.x, batch.context, batch.mask, batch.index]
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    parts = ((field.name, getattr(batch, field.name)) for field in fields(batch))
+    return {name: part for name, part in parts if isinstance(part, Tensor)}
 
 
-def _signature(batch: Batch) -> list[tuple[Any, ...] | None]:
-    return [None if t is None else (t.shape, t.dtype, t.stride()) for t in _parts(batch)]
+def _signature(batch: Batch) -> tuple[Any, ...]:
+    tensors = _tensors(batch)
+    names = [f.name for f in fields(batch) if getattr(batch, f.name) is not None]
+    return type(batch), names, [(t.shape, t.dtype, t.stride()) for t in tensors.values()]
 
 
 def _laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:

@@ -1,13 +1,14 @@
 """Choice of the source for the data that the user passes to ``fit``."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from tinyvae.training.data.loaders import DatasetSource, LoaderSource
+from tinyvae.core.data import as_tensor, refusal
+from tinyvae.training.data.loaders import DatasetSource, LoaderSource, collate
 from tinyvae.training.data.sources import BatchTransform, DataSource, TensorSource
 
 
@@ -20,10 +21,11 @@ def open_data(
     shuffle: bool,
     workers: int = 0,
 ) -> DataSource:
-    """Return a source for a tensor, an array, a tuple of these, a Dataset or a DataLoader.
+    """Return a source for a tensor, an array, several of these, a Dataset or a DataLoader.
 
     Tensors and arrays stay on the device. A Dataset is read in the order of a tensor of the same
-    length. A DataLoader keeps its own order.
+    length. A DataLoader keeps its own order. Any object with integer keys and a length, such as a
+    data set of Hugging Face, is read like a Dataset.
 
     Raises:
         TypeError: If ``data`` is something else.
@@ -31,22 +33,16 @@ def open_data(
     """
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "shuffle": shuffle}
     source: DataSource
-    match data:
-        case Tensor() | np.ndarray():
-            source = TensorSource(_tensor(data), transform, **options)
-        case tuple() | list() if data and all(isinstance(p, Tensor | np.ndarray) for p in data):
-            source = TensorSource(tuple(map(_tensor, data)), transform, **options)
-        case TensorDataset():
-            source = TensorSource(data.tensors, transform, **options)
-        case DataLoader():
-            source = LoaderSource(data, transform, seed=seed, repeats=not shuffle)
-        case Dataset():
-            source = DatasetSource(data, transform, workers=workers, **options)
-        case _:
-            raise TypeError(
-                "expected data as a tensor, a numpy array, a tuple of these, a Dataset or a "
-                f"DataLoader, got a {type(data).__name__}: pass its tensor, such as data.images"
-            )
+    if _is_columns(data, transform):
+        source = TensorSource(data, transform, **options)
+    elif type(data) is TensorDataset:  # a subclass may change the items
+        source = TensorSource(data.tensors, transform, **options)
+    elif isinstance(data, DataLoader):
+        source = LoaderSource(data, transform, seed=seed, repeats=not shuffle)
+    elif isinstance(data, Dataset) or _has_items(data):
+        source = DatasetSource(data, transform, workers=workers, **options)
+    else:
+        source = TensorSource(as_tensor(data, "fit"), transform, **options)
     if source.num_examples == 0 or source.num_batches == 0:
         raise ValueError(
             "the data set is empty: expected at least one example (one full batch if drop_last is "
@@ -55,14 +51,46 @@ def open_data(
     return source
 
 
-def _tensor(data: Tensor | np.ndarray) -> Tensor:
-    if isinstance(data, Tensor):
-        tensor = data.detach()
-    else:
-        if data.dtype.kind not in "fiub":
-            raise TypeError(f"expected an array of numbers, got dtype {data.dtype}")
-        # torch rejects negative strides and warns about read-only memory.
-        tensor = torch.from_numpy(np.require(data, requirements=["C", "W"]))
-    if tensor.dim() == 0:
-        raise ValueError("expected data of shape (N, *E), got a scalar")
-    return tensor
+def _is_columns(data: Any, transform: BatchTransform) -> bool:
+    """Return True for a tensor or an array, and for a tuple or dictionary of these."""
+    match data:
+        case Tensor() | np.ndarray():
+            return True
+        case tuple() | list():
+            parts = list(data)
+        case dict():
+            parts = list(data.values())
+        case _:
+            return False
+    is_columns = bool(parts) and all(isinstance(part, Tensor | np.ndarray) for part in parts)
+    if is_columns and isinstance(data, list) and len(parts) > 1 and transform.batch is None:
+        raise TypeError(
+            f"fit expects one tensor of all examples, got a list of {len(parts)} tensors: if each "
+            "is an example, pass torch.stack(data); if each holds all examples, pass x alone, or "
+            "pick it, batch=lambda b: b[0]"
+        )
+    return is_columns
+
+
+def _has_items(data: Any) -> bool:
+    """Return True if data have integer keys and a length, such as lists of pairs.
+
+    Raises:
+        TypeError: If their items cannot be put into a batch.
+    """
+    is_list_of_items = isinstance(data, list) and data and isinstance(data[0], tuple | dict)
+    is_other_kind = isinstance(data, list | tuple | str | bytes | Mapping) or any(
+        getattr(data, name, None) is not None for name in ("to_numpy", "toarray")
+    )
+    is_sized = all(getattr(data, name, None) is not None for name in ("__len__", "__getitem__"))
+    if not is_sized or (is_other_kind and not is_list_of_items):
+        return False
+    try:
+        if len(data) > 0:
+            collate([data[0]])
+    except Exception as error:
+        if getattr(data, "__array__", None) is not None:
+            return False
+        reason = f", whose item 0 cannot be read ({error!r:.200})"
+        raise refusal(data, "fit", reason=reason) from error
+    return True

@@ -1,21 +1,36 @@
 """Sources that read items: from a Dataset in the run's order, or from a DataLoader in its own."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import count, islice
+from dataclasses import fields, replace
+from itertools import count, islice, repeat
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    default_collate,
+    get_worker_info,
+)
 
+from tinyvae.core.data import array_to_tensor
 from tinyvae.core.objective import Batch
 from tinyvae.core.random import Stream, derive_seed, forked_rng, seed_rng
 from tinyvae.core.warnings import warn
 from tinyvae.errors import CheckpointError, DataWorkerError
-from tinyvae.training.data.sources import BatchTransform, DataSource, visiting_order
+from tinyvae.training.data.sources import (
+    Array,
+    BatchTransform,
+    DataSource,
+    map_arrays,
+    smallest_batch,
+    visiting_order,
+)
 from tinyvae.training.state import Stateful
 
 CPU = torch.device("cpu")
@@ -30,6 +45,7 @@ class DatasetSource(DataSource):
     """
 
     in_memory = False
+    batch_size: int
 
     def __init__(
         self,
@@ -46,27 +62,56 @@ class DatasetSource(DataSource):
         self.repeatable = not isinstance(data, IterableDataset)
         self.num_examples = _length(data)
         self.num_batches = _length(self._loader(0, 0))
+        self.smallest_batch = smallest_batch(self.num_examples, batch_size)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches from ``start``. An IterableDataset reads and skips those before it."""
         items: Iterator[Any] = iter(self._loader(epoch, start if self.repeatable else 0))
         if not self.repeatable:
             items = _skip(start, _seeded_items(items, self.seed, epoch))
-        return _transformed(items, self.transform, self.seed, epoch, start)
+            return _transformed(items, self.transform, self.seed, epoch, start)
+        indices = self._order(epoch, start).to(self.transform.device).split(self.batch_size)
+        return _transformed(items, self.transform, self.seed, epoch, start, indices)
+
+    def _order(self, epoch: int, start: int) -> Tensor:
+        order = visiting_order(self.num_examples or 0, self.seed, epoch, self.shuffle)
+        return order[start * self.batch_size :]
 
     def _loader(self, epoch: int, start: int) -> "DataLoader[Any]":
         if isinstance(self.data, IterableDataset):
-            return DataLoader(self.data, self.batch_size, num_workers=self.workers)
-        size: int = len(self.data)  # type: ignore[arg-type]
-        order = visiting_order(size, self.seed, epoch, self.shuffle)[start * self.batch_size :]
+            return DataLoader(
+                self.data, self.batch_size, num_workers=self.workers, collate_fn=collate
+            )
         # A DataLoader without its own generator draws from the default one at every start.
         return DataLoader(
             SeededItems(self.data, self.seed, epoch),
             self.batch_size,
-            sampler=order.tolist(),
+            sampler=self._order(epoch, start).tolist(),
             num_workers=self.workers,
+            collate_fn=collate,
             generator=torch.Generator(),
         )
+
+
+def collate(items: Sequence[Any]) -> Any:
+    """Return a batch of items. torch's own function would drop the mask of a masked array."""
+    first = items[0]
+    if isinstance(first, Batch):
+        names = [f.name for f in fields(first) if f.init and getattr(first, f.name) is not None]
+        return replace(first, **{n: collate([getattr(item, n) for item in items]) for n in names})
+    try:
+        return default_collate([map_arrays(_to_tensor, item) for item in items])
+    except TypeError as error:
+        raise TypeError(
+            f"fit expects items of tensors, arrays and numbers, got others: convert them in the "
+            f"data set, or pass a DataLoader with a collate_fn ({error})"
+        ) from error
+
+
+def _to_tensor(part: "Tensor | Array") -> "Tensor | Array":
+    if isinstance(part, np.ndarray) and part.dtype.kind in "biuf":
+        return array_to_tensor(part, "fit")
+    return part
 
 
 class SeededItems(Dataset[Any]):
@@ -96,7 +141,9 @@ def _seeded(seed: int) -> Iterator[None]:
             stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
         seed_rng(CPU, seed)
         random.seed(seed)
-        np.random.set_state(np.random.RandomState(seed % 2**32).get_state())  # noqa: NPY002
+        # From an integer, numpy would draw the same bits as torch, and so the same coin flips.
+        words = np.random.SeedSequence(seed).generate_state(4)
+        np.random.set_state(np.random.RandomState(words).get_state())  # noqa: NPY002
         yield
 
 
@@ -123,6 +170,9 @@ class LoaderSource(DataSource):
         self.workers = loader.num_workers
         self.num_batches = _length(loader)
         self.num_examples = _length(loader.dataset)
+        self.batch_size = self.smallest_batch = loader.batch_size
+        if self.batch_size is not None and not loader.drop_last:
+            self.smallest_batch = smallest_batch(_length(loader.sampler), self.batch_size)
         sampler = getattr(loader.batch_sampler, "sampler", None)
         owners = (loader, loader.sampler, loader.batch_sampler, sampler)
         generators = (getattr(owner, "generator", None) for owner in owners)
@@ -141,7 +191,7 @@ class LoaderSource(DataSource):
         loaded, self._loaded = self._loaded, None
         self._opened, self._start = loaded or self._state(), start
         is_restored = loaded is not None and self._stateful is not None
-        items = _seeded_items(iter(self.loader), self.seed, epoch, start if is_restored else 0)
+        items = _seeded_items(self._iterate(), self.seed, epoch, start if is_restored else 0)
         try:
             items = items if is_restored else _skip(start, items)
             yield from _transformed(items, self.transform, self.seed, epoch, start)
@@ -173,6 +223,16 @@ class LoaderSource(DataSource):
                 f"the DataLoader rejects the state in the checkpoint: {error!r:.200}"
             ) from error
         self._loaded = state
+
+    def _iterate(self) -> Iterator[Any]:
+        """Return a new iterator. torch's default ``collate_fn`` is replaced by :func:`collate`."""
+        loader, original = self.loader, self.loader.collate_fn
+        if original is default_collate:
+            loader.collate_fn = collate  # the iterator keeps it
+        try:
+            return iter(loader)
+        finally:
+            loader.collate_fn = original
 
     def _state(self) -> dict[str, Any]:
         position = None if self._stateful is None else self._stateful.state_dict()
@@ -212,10 +272,15 @@ def _skip(start: int, items: Iterator[Any]) -> Iterator[Any]:
 
 
 def _transformed(
-    items: Iterator[Any], transform: BatchTransform, seed: int, epoch: int, start: int
+    items: Iterator[Any],
+    transform: BatchTransform,
+    seed: int,
+    epoch: int,
+    start: int,
+    indices: Iterable[Tensor | None] = repeat(None),
 ) -> Iterator[Batch]:
-    for position, item in enumerate(items, start):
-        yield transform(transform.move(item), (seed, epoch, position))
+    for position, (item, index) in enumerate(zip(items, indices, strict=False), start):
+        yield transform(transform.move(item), (seed, epoch, position), index)
 
 
 def data_worker_error(error: BaseException, workers: int) -> DataWorkerError | None:

@@ -1,20 +1,27 @@
 """Sources of batches. Tensors stay on the device and are batched by index."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from copy import copy
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from tinyvae.core.data import as_tensor, spread_rows, to_dtype, warn_about_rounding
 from tinyvae.core.objective import Batch
 from tinyvae.core.random import Stream, derive_seed, epoch_order
 
 PickBatch = Callable[[Any], Batch | Tensor]
+Array: TypeAlias = "np.ndarray[Any, Any]"
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 
 CHUNK_SIZE = 10_000  # examples that are checked at once
+CHUNK_ELEMENTS = 1 << 24  # fewer examples if they are large
 
 
 @dataclass(frozen=True)
@@ -34,19 +41,15 @@ class BatchTransform:
     transform: Transform | None = None
 
     def move(self, item: Any) -> Any:
-        """Move tensors to the device, also inside tuples, lists, dictionaries and batches."""
-        match item:
-            case Tensor():
-                dtype = self.dtype if item.is_floating_point() else item.dtype
-                return item.to(self.device, dtype)
-            case Batch():
-                return Batch(**self.move(vars(item)))
-            case list() | tuple():
-                parts = [self.move(part) for part in item]
-                return type(item)(*parts) if hasattr(item, "_fields") else tuple(parts)
-            case dict():
-                return {name: self.move(part) for name, part in item.items()}
-        return item
+        """Move tensors and arrays to the device, also inside tuples, dictionaries and batches."""
+        return map_arrays(self._move, item)
+
+    def _move(self, part: "Tensor | Array") -> "Tensor | Array":
+        if isinstance(part, np.ndarray):
+            if part.dtype.kind not in "biuf":
+                return part  # such as names, which ``batch`` may leave out
+            part = as_tensor(part, "fit")
+        return to_dtype(part.detach(), self.dtype).to(self.device)
 
     def __call__(self, item: Any, seeds: tuple[int, ...], index: Tensor | None = None) -> Batch:
         """Return the transformed batch of an item, whose tensors are on the device.
@@ -54,9 +57,10 @@ class BatchTransform:
         ``seeds`` are seed, epoch and position, from which ``transform`` gets its generator.
         ``index`` holds the positions of the examples in the data, if known.
         """
-        batch = _as_batch(item if self.batch is None else self.batch(item))
-        x = self._transformed(batch.x, seeds)
-        return Batch(x, batch.context, batch.mask, batch.index if index is None else index)
+        picked = item if self.batch is None else self.move(self.batch(item))
+        batch = _as_batch(picked)
+        x = self._transformed(as_tensor(batch.x, "fit"), seeds)
+        return replace(batch, x=x, index=index if batch.index is None else batch.index)
 
     def _transformed(self, x: Tensor, seeds: tuple[int, ...]) -> Tensor:
         if self.transform is None:
@@ -74,11 +78,29 @@ class BatchTransform:
         return result
 
 
+def map_arrays(function: Callable[[Any], Any], item: Any) -> Any:
+    """Apply a function to tensors and arrays, also inside tuples, dictionaries and batches."""
+    match item:
+        case Tensor() | np.ndarray():
+            return function(item)
+        case Batch():
+            names = [field.name for field in fields(item) if field.init]
+            return replace(item, **{n: map_arrays(function, getattr(item, n)) for n in names})
+        case list() | tuple():
+            parts = [map_arrays(function, part) for part in item]
+            return type(item)(*parts) if hasattr(item, "_fields") else tuple(parts)
+        case dict():
+            mapped = copy(item)  # a subclass may have attributes
+            mapped.update({name: map_arrays(function, part) for name, part in item.items()})
+            return mapped
+    return item
+
+
 def _as_batch(picked: Any) -> Batch:
     if isinstance(picked, (tuple, list)) and len(picked) == 1:
         (picked,) = picked
-    if isinstance(picked, Tensor):
-        return Batch(picked)
+    if isinstance(picked, Tensor | np.ndarray):
+        return Batch(as_tensor(picked, "fit"))
     if isinstance(picked, Batch):
         return picked
     if isinstance(picked, dict):
@@ -88,6 +110,12 @@ def _as_batch(picked: Any) -> Batch:
         )
     got = type(picked).__name__
     if isinstance(picked, (tuple, list)):
+        if len(picked) > 2 and all(isinstance(p, Tensor) and p.dim() == 1 for p in picked):
+            raise TypeError(
+                f"expected data that yield a tensor x, got {len(picked)} numbers of each example: "
+                "give items with arrays instead of lists, for Hugging Face "
+                "data.with_format('torch'), or use batch=lambda b: torch.stack(b, 1)"
+            )
         names = [type(part).__name__ for part in picked[:4]] + ["..."] * (len(picked) > 4)
         got = f"({', '.join(names)})"
     raise TypeError(
@@ -100,8 +128,10 @@ class DataSource(ABC):
     """Source of batches. Each batch is a function of the seed, the epoch and its position.
 
     Attributes:
+        batch_size: Examples per batch, None if a loader's batches are of the user's own.
         num_examples: Number of examples, None if the data have no length.
         num_batches: Number of batches in an epoch, None if the data have no length.
+        smallest_batch: Number of examples in the smallest batch of an epoch, None if it is unknown.
         in_memory: True if all data can be checked before the first step.
         repeatable: True if an epoch can be opened several times.
         workers: Number of processes that read.
@@ -110,8 +140,10 @@ class DataSource(ABC):
     in_memory: bool
     repeatable: bool
     workers: int = 0
+    batch_size: int | None
     num_examples: int | None
     num_batches: int | None
+    smallest_batch: int | None
 
     @abstractmethod
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -134,59 +166,82 @@ class DataSource(ABC):
 
 
 class TensorSource(DataSource):
-    """Source of a tensor or a tuple of tensors on the device, batched by index.
+    """Source of tensors on the device, batched by index.
+
+    Rows of an array that is mapped to a file (``numpy.memmap``) are read for each batch.
 
     Args:
-        data: Tensors ``(N, ...)`` of one length.
+        data: Tensor or array ``(N, ...)``, or a tuple or dictionary of these of one length.
         transform: Conversion of its rows to batches.
         batch_size: Examples per batch.
-        seed: Seed of the run.
+        seed: Seed of the source.
         shuffle: If True, every epoch has its own order.
 
     Raises:
+        TypeError: If an array does not hold numbers.
         ValueError: If the tensors differ in length.
     """
 
     in_memory = True
     repeatable = True
+    batch_size: int
+    num_examples: int
 
     def __init__(
         self,
-        data: Tensor | tuple[Tensor, ...],
+        data: Any,
         transform: BatchTransform,
         *,
         batch_size: int,
         seed: int,
         shuffle: bool,
     ) -> None:
-        self.data: Tensor | tuple[Tensor, ...] = transform.move(data)
-        tensors = data if isinstance(data, tuple) else (data,)
-        lengths = {len(tensor) for tensor in tensors}
+        self.transform = transform
+        self._shapes: list[tuple[int, ...]] = []
+        self.data = map_arrays(self._load, data)
+        lengths = {shape[0] for shape in self._shapes}
         if len(lengths) != 1:
             raise ValueError(f"expected tensors of one length, got lengths {sorted(lengths)}")
-        self.transform = transform
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.num_examples = lengths.pop()
         self.num_batches = -(-self.num_examples // batch_size)
+        self.smallest_batch = smallest_batch(self.num_examples, batch_size)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch. The last one may be shorter."""
-        order = visiting_order(self.num_examples or 0, self.seed, epoch, self.shuffle)
+        order = visiting_order(self.num_examples, self.seed, epoch, self.shuffle)
         yield from self._take(order.to(self.transform.device), self.batch_size, epoch, start)
 
     def iter_all(self) -> Iterator[Batch]:
         """Yield all data in large batches."""
-        order = torch.arange(self.num_examples or 0, device=self.transform.device)
-        yield from self._take(order, CHUNK_SIZE, epoch=0)
+        order = torch.arange(self.num_examples, device=self.transform.device)
+        largest = max(math.prod(shape[1:]) for shape in self._shapes)
+        size = min(CHUNK_SIZE, max(1, CHUNK_ELEMENTS // max(1, largest)))
+        yield from self._take(order, size, epoch=0)
+
+    def _load(self, part: "Tensor | Array") -> "Tensor | Array":
+        """Return a tensor on the device. An array that is mapped to a file stays there."""
+        is_mapped = isinstance(part, np.memmap) and part.ndim > 0
+        tensor = as_tensor(spread_rows(part) if is_mapped else part, "fit")
+        warn_about_rounding(tensor, self.transform.dtype)
+        self._shapes.append(tuple(part.shape))
+        return part if is_mapped else self.transform.move(tensor)
 
     def _take(self, order: Tensor, batch_size: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         for position, index in enumerate(order.split(batch_size)[start:], start):
-            yield self.transform(self._rows(index), (self.seed, epoch, position), index)
+            rows = map_arrays(partial(self._rows, index), self.data)
+            yield self.transform(rows, (self.seed, epoch, position), index)
 
-    def _rows(self, index: Tensor) -> Tensor | tuple[Tensor, ...]:
-        if isinstance(self.data, Tensor):
-            return self.data.index_select(0, index)
-        return tuple(tensor.index_select(0, index) for tensor in self.data)
+    def _rows(self, index: Tensor, part: "Tensor | Array") -> Tensor:
+        if isinstance(part, Tensor):
+            return part.index_select(0, index)
+        rows: Tensor = self.transform.move(part[index.cpu().numpy()])
+        return rows
+
+
+def smallest_batch(num_examples: int | None, batch_size: int) -> int | None:
+    """Return the number of examples in the smallest of consecutive batches, None if unknown."""
+    return None if num_examples is None else num_examples % batch_size or batch_size
 
 
 def visiting_order(num_examples: int, seed: int, epoch: int, shuffle: bool) -> Tensor:
