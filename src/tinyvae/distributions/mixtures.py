@@ -52,6 +52,15 @@ class Mixture(Distribution):
         weights = unsqueeze_last(self.log_weights.exp(), len(self.event_shape))
         return (weights * values).sum(self._value_dim)
 
+    def log_form(self) -> Distribution:
+        """Return the mixture of the components' log forms."""
+        form = self.components.log_form()
+        return self if form is self.components else Mixture(self.log_weights, form, self.dim)
+
+    def value_of(self, point: Tensor) -> Tensor:
+        """Return the values of points of the components."""
+        return self.components.value_of(point)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density or mass, nats."""
         each = self.components.log_prob(value.unsqueeze(self._value_dim))

@@ -147,12 +147,13 @@ class DecoderModel(SavableModel, LatentVariableModel):
 
         def draw(_: torch.Size, posterior: Distribution) -> tuple[Tensor, Tensor | None]:
             shape, log_q = (num_samples,)[len(posterior.batch_shape) - 1 :], None
-            if posterior.yields_log_prob:
-                z, log_q = posterior.sample_and_log_prob(shape)
+            form = posterior.log_form()
+            if form.yields_log_prob:
+                point, log_q = form.sample_and_log_prob(shape)
             else:
-                z = posterior.sample(shape)
-            draws.append(z)
-            return z, log_q
+                point = form.sample(shape)
+            draws.append(point)
+            return point, log_q
 
         terms, z = self.infer(inputs, context, draw)
         record = self._record(x, terms, z, context, draws)
