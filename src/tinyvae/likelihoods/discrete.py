@@ -157,6 +157,10 @@ class OneHotLikelihood(Likelihood):
         """Return one-hot categorical distributions with these logits."""
         return OneHotCategorical(params, event_ndim)
 
+    def num_dims(self, x: Tensor) -> Tensor:
+        """Return the number of one-hot rows of each example, ``(B,)``."""
+        return super().num_dims(x[:, :1])
+
     def params_for_mean(self, x: Tensor) -> Tensor:
         """Return log frequencies of the classes, with one added to each count."""
         return torch.log((x.sum(0) + 1) / (len(x) + x.shape[1]))

@@ -114,6 +114,10 @@ class DecoderModel(SavableModel, LatentVariableModel):
         """True if an example's likelihood depends on the others of its batch."""
         return self.likelihood.couples_batch
 
+    def num_dims(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the number of dimensions of each example that the likelihood scores, ``(B,)``."""
+        return self.likelihood.num_dims(self._observed(x, mask))
+
     def peak_elements(self, x: Tensor) -> int:
         """Return the number of elements of a datum or of the decoder's output, the larger one."""
         return max(super().peak_elements(x), self.likelihood.param_shape(x.shape[1:]).numel())

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from tinyvae.distributions import Distribution, has_closed_form, kl_divergence, log_prob_of_draws
@@ -235,6 +236,11 @@ class LatentVariableModel(nn.Module, ABC):
     def couples_batch(self) -> bool:
         """True if the output for an example depends on the rest of its batch in training."""
         return False
+
+    def num_dims(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the number of observed dimensions of each of ``x`` ``(B, *E)``, ``(B,)``."""
+        observed = ~torch.isnan(x) if mask is None else ~torch.isnan(x) & mask.bool()
+        return observed.flatten(1).sum(1)
 
     def peak_elements(self, x: Tensor) -> int:
         """Return the number of elements of the largest tensor, per example of ``x`` and draw."""
