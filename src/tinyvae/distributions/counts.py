@@ -46,7 +46,8 @@ class Poisson(Distribution):
         count, log_count = _count(value, self.log_mean.dtype)
         log_ratio = torch.where(value > 0, self.log_mean - log_count, 0.0)
         positive = -_deviance(count, log_ratio) - log_count - gamma_residual(count, log_count)
-        return torch.where(value > 0, positive, -self.mean)
+        zero = -torch.exp(torch.where(value > 0, 0.0, self.log_mean))
+        return torch.where(value > 0, positive, zero)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw counts without gradients."""
@@ -107,13 +108,13 @@ class NegativeBinomial(Distribution):
         """Draw counts without gradients: Poisson with a gamma draw as rate."""
         shape = self._shape(sample_shape)
         with torch.no_grad():
-            r = torch.exp(self.log_concentration).expand(shape)
+            r = torch.exp(self.log_concentration.clamp(max=_LOG_HUGE)).expand(shape)
             return _poisson(torch._standard_gamma(r) / r * self.mean)
 
 
 def _poisson(rate: Tensor) -> Tensor:
     """Draw Poisson counts, or rounded normal draws above the integers that the dtype represents."""
-    most = 1 / torch.finfo(rate.dtype).eps
+    most, rate = 1 / torch.finfo(rate.dtype).eps, rate.clamp(max=torch.finfo(rate.dtype).max)
     normal = torch.round(rate + rate.sqrt() * torch.randn_like(rate))
     return torch.where(rate < most, torch.poisson(rate.clamp(max=most)), normal)
 

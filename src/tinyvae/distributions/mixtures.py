@@ -50,7 +50,8 @@ class Mixture(Distribution):
 
     def _mixed(self, values: Tensor) -> Tensor:
         weights = unsqueeze_last(self.log_weights.exp(), len(self.event_shape))
-        return (weights * values).sum(self._value_dim)
+        # Zero times an infinite mean would be NaN.
+        return torch.where(weights > 0, weights * values, 0.0).sum(self._value_dim)
 
     def log_form(self) -> Distribution:
         """Return the mixture of the components' log forms."""
@@ -108,12 +109,13 @@ class ZeroInflated(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log mass of each element, nats."""
         counted = F.logsigmoid(-self.logits) + self.base.log_prob(value)
-        zero = torch.logaddexp(F.logsigmoid(self.logits), counted)
-        return torch.where(value == 0, zero, counted)
+        is_zero = value == 0
+        zero = torch.logaddexp(F.logsigmoid(self.logits), counted.where(is_zero, 0.0))
+        return torch.where(is_zero, zero, counted)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw counts without gradients."""
         with torch.no_grad():
             draws = self.base.sample(sample_shape)
             kept = torch.bernoulli(torch.sigmoid(-self.logits).expand(draws.shape))
-            return draws * kept
+            return draws.masked_fill(kept == 0, 0.0)
