@@ -209,7 +209,8 @@ class DiscretizedLogistic(Distribution):
 
     Args:
         mean: :math:`\mu`, any shape, in units in which the levels lie in [-1, 1].
-        log_scale: :math:`\log s`, broadcastable with ``mean``.
+        log_scale: :math:`\log s`, broadcastable with ``mean``. Above 79 (638 in float64) it counts
+            as that.
         num_levels: :math:`L`, at least 2: values are 0 to L - 1.
 
     References:
@@ -226,7 +227,8 @@ class DiscretizedLogistic(Distribution):
     is_discrete = True
 
     def __init__(self, mean: Tensor, log_scale: Tensor, num_levels: int) -> None:
-        self.location, self.log_scale = mean, log_scale
+        most = 0.9 * math.log(torch.finfo(log_scale.dtype).max)  # the inverse does not underflow
+        self.location, self.log_scale = mean, log_scale.clamp(max=most)
         self.num_levels = num_levels
         self.batch_shape = joint_shape(mean, log_scale)
 

@@ -104,7 +104,8 @@ class ZeroInflated(Distribution):
     @property
     def mean(self) -> Tensor:
         """Expected count, ``(*batch)``."""
-        return torch.sigmoid(-self.logits) * self.base.mean
+        share = torch.sigmoid(-self.logits)
+        return torch.where(share > 0, share * self.base.mean, 0.0)  # the mean may be infinite
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log mass of each element, nats."""
