@@ -33,6 +33,13 @@ def test_bernoulli_warns_about_gray_levels():
         assert BernoulliLikelihood().check_support(torch.tensor([[0.0, 1.0]])) is True
 
 
+def test_categorical_parameters_for_the_mean_have_the_digits_of_the_data():
+    x = torch.tensor([[0.0], [1.0], [1.0]])
+    torch.set_default_dtype(torch.float32)
+    params = CategoricalLikelihood(3).params_for_mean(x)
+    assert params.flatten().tolist() == [math.log(2 / 6), math.log(3 / 6), math.log(1 / 6)]
+
+
 @for_each("shape", [(), (1,), (3,), (3, 2)])
 def test_one_hot_rows_have_the_bits_per_dim_of_class_indices(shape):
     """One variable is one dimension. Four equally probable classes have two bits."""

@@ -126,8 +126,8 @@ class CategoricalLikelihood(Likelihood):
     def params_for_mean(self, x: Tensor) -> Tensor:
         """Return log frequencies of the classes, ``(C, *E)``, with one added to each count."""
         classes = torch.arange(self.num_classes, device=x.device)
-        counts = torch.stack([(x == label).sum(0) for label in classes])
-        return torch.log((counts + 1) / (counts.sum(0) + self.num_classes)).to(x.dtype)
+        counts = torch.stack([(x == label).sum(0) for label in classes]).to(x.dtype)
+        return torch.log((counts + 1) / (counts.sum(0) + self.num_classes))
 
     def in_support(self, x: Tensor) -> Tensor:
         """Return true for each entry that is a class index."""
