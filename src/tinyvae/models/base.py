@@ -85,7 +85,8 @@ class DecoderModel(SavableModel, LatentVariableModel):
         Args:
             inputs: Input of the encoder, ``(B, ...)``.
             context: Context of the examples, ``(B, ...)``.
-            draw: Rule that is called for each posterior in turn.
+            draw: Rule that is called for each posterior in turn. It returns points, which
+                :meth:`~tinyvae.models.LatentTerm.of` takes.
 
         Returns:
             The latent terms, and the latent that the decoder reads, ``(K, B, *L)``.
