@@ -44,6 +44,18 @@ def test_negative_binomial_where_exp_overflows(log_mean, log_r, count):
     assert torch.isfinite(torch.stack([log_prob, *gradients])).all()
 
 
+@for_each("dtype", [torch.float32, torch.float64])
+def test_negative_binomial_of_a_tiny_concentration(dtype):
+    """It counts as exp(-40), at which nearly all mass is at zero."""
+    log_mean = torch.tensor([-2000.0, 0.0, 2000.0], dtype=dtype)
+    tiny, bound = (NegativeBinomial(log_mean, log_mean * 0 + v) for v in (-2000.0, -40.0))
+    for k in (0.0, 1.0, 1000.0):
+        log_prob = tiny.log_prob(torch.tensor(k))
+        assert log_prob.isfinite().all()
+        assert torch.equal(log_prob, bound.log_prob(torch.tensor(k)))
+    assert (tiny.sample((9,)) >= 0).all()
+
+
 def test_draws_of_large_counts_are_counts():
     log_mean = torch.tensor([10.0, 20.0, 50.0]).float()
     draws = Poisson(log_mean).sample((1000,))

@@ -32,7 +32,7 @@ from tinyvae.distributions import (
     StudentT,
     ZeroInflated,
 )
-from tinyvae.distributions.special import gamma_residual, log_sinhc
+from tinyvae.distributions.special import gamma_residual
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -306,16 +306,6 @@ def test_gamma_residual(dtype, limit, tolerance, data):
 def test_gamma_residual_where_its_argument_underflows():
     log_x = torch.tensor([-800.0, -1e5])
     torch.testing.assert_close(gamma_residual(torch.zeros(2), log_x), -log_x)
-
-
-@for_each(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-6)])
-@given(y=st.one_of(floats(-700, 700), floats(-0.3, 0.3), logarithms(1e-30, 1).map(np.exp)))
-def test_log_sinhc(dtype, tolerance, y):
-    y, eps = torch.tensor(float(y), dtype=dtype), 2 * torch.finfo(dtype).eps
-    v = Decimal(y.item())
-    with decimal.localcontext(prec=200):
-        exact = float(((v.exp() - (-v).exp()) / (2 * v)).ln()) if v else 0.0
-    assert log_sinhc(y).item() == pytest.approx(exact, rel=tolerance, abs=eps)
 
 
 # Against scipy: log density, mean, draws ----------------------------------------------------------

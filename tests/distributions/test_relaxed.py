@@ -1,6 +1,7 @@
 """Relaxed classes: GumbelSoftmax and StraightThrough."""
 
 import itertools
+import math
 
 import pytest
 import scipy.stats
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from helpers.cases import for_each
 from helpers.distributions import grid, ks, one_hots
 
-from tinyvae.distributions import GumbelSoftmax, StraightThrough
+from tinyvae.distributions import GumbelSoftmax, LogGumbelSoftmax, StraightThrough
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -84,22 +85,67 @@ def test_straight_through_gradient_is_that_of_relaxed_draws(shape, event_ndim, t
     torch.testing.assert_close(relaxed, gradient(soft), rtol=1e-12, atol=1e-14)
 
 
-def test_gumbel_softmax_low_temperature_needs_float64():
-    """At lower temperatures, coordinates underflow whose logarithms the density needs."""
-    assert GumbelSoftmax(torch.zeros(3), 1, 0.05).sample().dtype == torch.float64
-    with pytest.raises(ValueError, match=r"temperature >= 0.3 in torch.float32, got 0.05: use"):
-        GumbelSoftmax(torch.zeros(3).float(), 1, 0.05)
-
-
-@for_each("temperature", [0.3, 0.5, 2.0])
-@for_each("scale", [1.0, 30.0])
-def test_relaxed_draws_have_a_density_in_float32(temperature, scale):
+@for_each(("temperature", "scale"), [(0.05, 1.0), (0.3, 1.0), (0.5, 30.0), (2.0, 1e4)])
+def test_log_gumbel_softmax_is_exact_in_float32(temperature, scale):
+    """Log ratios of densities agree with float64 at draws whose smallest coordinates underflow."""
     logits = (scale * torch.randn(50, 10).float()).requires_grad_()
-    p = GumbelSoftmax(logits, 1, temperature)
-    z = p.sample((200,))
-    assert (z > 0).all()
-    log_prob = p.log_prob(z)
-    assert log_prob.isfinite().all()
-    assert torch.autograd.grad(log_prob.sum(), logits)[0].isfinite().all()
-    prior = GumbelSoftmax(torch.zeros(10), 1, temperature).log_prob(z)
-    assert prior.isfinite().all()
+    q, p = LogGumbelSoftmax(logits, 1, temperature), LogGumbelSoftmax(0 * logits, 1, 0.5)
+    y = q.sample((200,))
+    assert (y.exp() == 0).any() == (y.min() < -104)
+    ratio = q.log_prob(y) - p.log_prob(y)
+    wide = logits.detach().double().requires_grad_(), y.detach().double()
+    exact = LogGumbelSoftmax(wide[0], 1, temperature).log_prob(wide[1])
+    slope = torch.autograd.grad(exact.sum(), wide[0])[0]
+    exact = exact - LogGumbelSoftmax(0 * wide[0], 1, 0.5).log_prob(wide[1])
+    size = scale / temperature + 10
+    torch.testing.assert_close(ratio.double(), exact, rtol=1e-6, atol=1e-5 * size)
+    got = torch.autograd.grad(q.log_prob(y.detach()).sum(), logits, retain_graph=True)[0]
+    torch.testing.assert_close(got.double(), slope, rtol=1e-4, atol=2e-4 * size)
+    assert torch.autograd.grad(ratio.sum(), logits)[0].isfinite().all()
+
+
+@for_each("gap", [0.5, 40.0, 4e3, 4e6])
+@for_each("dtype", [torch.float32, torch.float64])
+def test_log_gumbel_softmax_has_the_kl_of_logistic_variables(dtype, gap):
+    logits = torch.tensor([[gap, 0.0], [0.0, 0.0]], dtype=dtype)
+    q, p = (LogGumbelSoftmax(row, 1, 0.3) for row in logits)
+    y = q.sample((10_000,))
+    ratio = (q.log_prob(y) - p.log_prob(y)).double()
+    expected = gap / math.tanh(gap / 2) - 2
+    assert (ratio.mean() - expected).abs() < 4 * ratio.std() / 100 + 1e-6 * gap
+
+
+def test_gumbel_softmax_is_the_exponential_of_its_log_form():
+    p = GumbelSoftmax(torch.randn(5, 3, 2), 2, 0.7)
+    form = p.log_form()
+    torch.manual_seed(1)
+    x, log_prob = p.sample_and_log_prob((4,))
+    torch.manual_seed(1)
+    y = form.sample((4,))
+    assert torch.equal(x, p.value_of(y))
+    torch.testing.assert_close(log_prob, form.log_prob(y) - y.sum((-2, -1)))
+    torch.testing.assert_close(log_prob, p.log_prob(x))
+    torch.testing.assert_close(form.log_prob(y), form.log_prob(y + 3.0))  # of log ratios
+    weights = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.0])
+    torch.testing.assert_close(form.point_estimate(weights).exp(), p.point_estimate(weights))
+    assert p.mean.isnan().all()
+    narrow = GumbelSoftmax(torch.tensor([0.0, 400.0]).float(), 1, 0.3)
+    x, log_prob = narrow.sample_and_log_prob()
+    assert x.tolist() == [0, 1]
+    assert log_prob.isfinite()
+    assert narrow.log_prob(x) == -math.inf
+
+
+@for_each("family", [GumbelSoftmax, LogGumbelSoftmax])
+def test_relaxed_classes_that_are_ruled_out(family):
+    """The density is that of the other classes."""
+    logits = torch.tensor([1.0, -math.inf, 0.0]).requires_grad_()
+    q, p = family(logits, 1, 0.5), family(torch.zeros(3), 1, 0.5)
+    x = q.sample((50,))
+    kept = [0, 2]
+    smaller = family(logits[kept], 1, 0.5)
+    torch.testing.assert_close(q.log_prob(x), smaller.log_prob(x[:, kept]))
+    assert (q.log_prob(p.sample((9,))) == -math.inf).all()
+    assert (p.log_prob(x) == -math.inf).all()
+    for value in (q.log_prob(x.detach()), q.log_prob(x), x[:, 0]):
+        assert torch.autograd.grad(value.sum(), logits, retain_graph=True)[0].isfinite().all()

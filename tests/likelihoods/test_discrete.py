@@ -1,11 +1,13 @@
+import math
 import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.cases import for_each
 
-from tinyvae import BernoulliLikelihood
-from tinyvae.likelihoods import OneHotLikelihood
+from tinyvae import VAE, BernoulliLikelihood, evaluate
+from tinyvae.likelihoods import CategoricalLikelihood, OneHotLikelihood
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -35,3 +37,31 @@ def test_bernoulli_warns_about_gray_levels():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert BernoulliLikelihood().check_support(torch.tensor([[0.0, 1.0]])) is True
+
+
+def test_categorical_parameters_for_the_mean_have_the_digits_of_the_data():
+    x = torch.tensor([[0.0], [1.0], [1.0]])
+    torch.set_default_dtype(torch.float32)
+    params = CategoricalLikelihood(3).params_for_mean(x)
+    assert params.flatten().tolist() == [math.log(2 / 6), math.log(3 / 6), math.log(1 / 6)]
+
+
+@for_each("shape", [(), (1,), (3,), (3, 2)])
+def test_one_hot_rows_have_the_bits_per_dim_of_class_indices(shape):
+    """One variable is one dimension. Four equally probable classes have two bits."""
+    classes = torch.randint(4, (6, *(shape or (1,))))
+    rows = F.one_hot(classes, 4).movedim(-1, 1).double()  # (6, 4, *shape)
+    rows = rows if shape else rows.squeeze(2)
+    reports = []
+    for x, likelihood in (
+        (classes.double(), CategoricalLikelihood(4)),
+        (rows, OneHotLikelihood()),
+    ):
+        vae = VAE.from_shapes(x.shape[1:], latent_dim=1, likelihood=likelihood)
+        for parameter in vae.parameters():
+            parameter.data.zero_()
+        reports.append(evaluate(vae, x, elbo_samples=2, importance_samples=3).to_dict())
+    for report in reports:
+        assert report["num_dims"] == math.prod(shape)
+        assert report["elbo"]["bits_per_dim"] == pytest.approx(2)
+        assert report["log_marginal"]["bits_per_dim"] == pytest.approx(2)

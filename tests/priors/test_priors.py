@@ -603,3 +603,10 @@ def test_failing_prior_is_named_in_the_error():
 def test_hostile_descriptions_are_refused(description):
     with pytest.raises(CheckpointError):
         build_part(description, name="prior")
+
+
+def test_code_prior_of_frequencies_is_exact_if_the_default_dtype_is_float32():
+    prior = CodePrior(3, latent_dim=2)
+    torch.set_default_dtype(torch.float32)
+    prior.fit(torch.tensor([0, 0, 1]))
+    assert prior.logits.tolist() == [math.log(3), math.log(2), 0.0]

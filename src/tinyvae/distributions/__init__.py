@@ -45,6 +45,7 @@ from tinyvae.distributions.multivariate import PointMass as PointMass
 from tinyvae.distributions.quantized import CodebookCategorical as CodebookCategorical
 from tinyvae.distributions.quantized import Quantized as Quantized
 from tinyvae.distributions.relaxed import GumbelSoftmax as GumbelSoftmax
+from tinyvae.distributions.relaxed import LogGumbelSoftmax as LogGumbelSoftmax
 from tinyvae.distributions.relaxed import StraightThrough as StraightThrough
 from tinyvae.distributions.spherical import PowerSpherical as PowerSpherical
 from tinyvae.distributions.spherical import SphereUniform as SphereUniform

@@ -70,6 +70,18 @@ class Distribution(ABC):
         value = self.sample(sample_shape)
         return value, self.log_prob(value)
 
+    def log_form(self) -> "Distribution":
+        """Return the distribution of the points that a model draws and scores instead of values.
+
+        It is this distribution, unless values lose digits that its log density needs. The point of
+        a relaxed class is its logarithm. :meth:`value_of` maps points to values.
+        """
+        return self
+
+    def value_of(self, point: Tensor) -> Tensor:
+        """Return the values ``(..., *event)`` of points, which are draws of :meth:`log_form`."""
+        return point
+
     def summed_log_prob(self, value: Tensor, ndim: int) -> Tensor:
         """Return the log density or mass, summed over the last ``ndim`` batch dimensions, nats."""
         return sum_last(self.log_prob(value), ndim)

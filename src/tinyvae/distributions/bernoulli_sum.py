@@ -37,7 +37,7 @@ def summed_log_mass(logits: Tensor, value: Tensor) -> Tensor | None:
         or value.requires_grad
         or value.dtype != logits.dtype
         or not _is_broadcast(value, logits)
-        or _is_transformed()
+        or is_transformed()
     ):
         return None
     if torch.is_grad_enabled() and logits.requires_grad:
@@ -53,7 +53,7 @@ def _is_broadcast(value: Tensor, logits: Tensor) -> bool:
     return value.dim() <= logits.dim() and all(length in (1, size) for length, size in pairs)
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Return True if operations are traced or transformed, which needs plain torch operations."""
     return (
         torch.compiler.is_compiling()
@@ -111,7 +111,7 @@ class _SummedLogMass(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         logits, value = ctx.saved_tensors
         is_batched = torch._C._functorch.is_legacy_batchedtensor(grad)
-        if torch.is_grad_enabled() or is_batched or _is_transformed():
+        if torch.is_grad_enabled() or is_batched or is_transformed():
             return (value - torch.sigmoid(logits)) * grad.unsqueeze(-1), None
         slope = torch.empty_like(logits)
         for part, x, upstream, out in _pieces(logits, value, grad, slope):

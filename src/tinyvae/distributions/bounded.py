@@ -1,5 +1,6 @@
 """Scalar families on the positive numbers and the unit interval."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -8,10 +9,10 @@ from torch import Tensor
 
 from tinyvae.distributions.base import Distribution, joint_shape
 from tinyvae.distributions.continuous import Normal
-from tinyvae.distributions.special import gamma_residual, log_sinhc
+from tinyvae.distributions.special import gamma_residual
 
-# Below this absolute value of the logits, the mean of a continuous Bernoulli is computed from a
-# series. The first omitted term, l^9 / 47,900,160, is 1e-14 at the limit.
+# Below this absolute value of the logits, mean and log density of a continuous Bernoulli are
+# series. The first omitted term of the mean, l^9 / 47,900,160, is 1e-14 at the limit.
 _NEAR_UNIFORM = 0.2
 
 
@@ -41,7 +42,8 @@ class LogNormal(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of each element, nats."""
         log_value = torch.log(value)
-        return self._log.log_prob(log_value) - log_value
+        log_prob = self._log.log_prob(log_value) - log_value
+        return log_prob.masked_fill(value == 0, -math.inf)  # of a draw that underflows
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw by reparameterization."""
@@ -57,7 +59,7 @@ class Beta(Distribution):
     Args:
         logits: Log odds of the mean, :math:`\log \tfrac{\mu}{1 - \mu}`, any shape.
         log_concentration: :math:`\log\kappa`, broadcastable with ``logits``: the variance is
-            :math:`\mu (1 - \mu) / (1 + \kappa)`.
+            :math:`\mu (1 - \mu) / (1 + \kappa)`. Above 79 (638 in float64) it counts as that.
 
     Example:
         >>> Beta(torch.zeros(2), torch.full((2,), 2.0).log()).log_prob(torch.tensor([0.1, 0.9]))
@@ -67,7 +69,9 @@ class Beta(Distribution):
     has_rsample = False
 
     def __init__(self, logits: Tensor, log_concentration: Tensor) -> None:
-        self.logits, self.log_concentration = logits, log_concentration
+        # Alpha and beta are finite. The distribution is far narrower than the digits of a value.
+        most = 0.9 * math.log(torch.finfo(log_concentration.dtype).max)
+        self.logits, self.log_concentration = logits, log_concentration.clamp(max=most)
         self.batch_shape = joint_shape(logits, log_concentration)
 
     @property
@@ -144,17 +148,25 @@ class ContinuousBernoulli(Distribution):
     @property
     def mean(self) -> Tensor:
         """Expected value, ``(*batch)``."""
-        square = self.logits.square()
-        series = self.logits * (
-            1 / 12 - square * (1 / 720 - square * (1 / 30240 - square / 1209600))
-        )
-        far = self.logits.where(square >= _NEAR_UNIFORM**2, 1.0)
-        exact = 0.5 / torch.tanh(far / 2) - 1 / far
-        return 0.5 + torch.where(square < _NEAR_UNIFORM**2, series, exact)
+        is_near = self.logits.abs() < _NEAR_UNIFORM
+        flat, steep = self.logits.where(is_near, 0.0), self.logits.where(~is_near, 1.0)
+        square = flat.square()
+        series = flat * (1 / 12 - square * (1 / 720 - square * (1 / 30240 - square / 1209600)))
+        exact = 0.5 / torch.tanh(steep / 2) - 1 / steep
+        return 0.5 + torch.where(is_near, series, exact)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of each element, nats."""
-        return (value - 0.5) * self.logits - log_sinhc(0.5 * self.logits)
+        size = self.logits.abs()
+        is_near = size < _NEAR_UNIFORM
+        flat, steep = self.logits.where(is_near, 0.0), size.where(~is_near, 1.0)
+        square = (0.5 * flat).square()
+        series = square * (1 / 6 - square * (1 / 180 - square * (1 / 2835 - square / 37800)))
+        near = (value - 0.5) * flat - series
+        # The decay from the end at which the density is largest. No large terms cancel.
+        distance = torch.where(self.logits > 0, 1 - value, value)
+        far = -steep * distance - torch.log(-torch.expm1(-steep) / steep)
+        return torch.where(is_near, near, far)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw without gradients by the inverse of the distribution function."""

@@ -46,7 +46,8 @@ class Poisson(Distribution):
         count, log_count = _count(value, self.log_mean.dtype)
         log_ratio = torch.where(value > 0, self.log_mean - log_count, 0.0)
         positive = -_deviance(count, log_ratio) - log_count - gamma_residual(count, log_count)
-        return torch.where(value > 0, positive, -self.mean)
+        zero = -torch.exp(torch.where(value > 0, 0.0, self.log_mean))
+        return torch.where(value > 0, positive, zero)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw counts without gradients."""
@@ -64,7 +65,8 @@ class NegativeBinomial(Distribution):
 
     Args:
         log_mean: :math:`\log\mu`, any shape.
-        log_concentration: :math:`\log r`, broadcastable with ``log_mean``.
+        log_concentration: :math:`\log r`, broadcastable with ``log_mean``. Below -40 and above 40
+            it counts as that.
 
     Example:
         >>> NegativeBinomial(torch.zeros(2), torch.zeros(2)).log_prob(torch.tensor([0.0, 1.0]))
@@ -85,9 +87,14 @@ class NegativeBinomial(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log mass of each element, nats."""
-        log_r = self.log_concentration.clamp(max=_LOG_HUGE)  # the limit is Poisson far below
+        log_r = self._log_r
         zero = -torch.exp(log_r) * F.softplus(self.log_mean - log_r, threshold=40)
         return torch.where(value > 0, self._log_prob_positive(value, log_r), zero)
+
+    @property
+    def _log_r(self) -> Tensor:
+        # The limits of large and small concentrations are reached long before.
+        return self.log_concentration.clamp(-_LOG_HUGE, _LOG_HUGE)
 
     def _log_prob_positive(self, value: Tensor, log_r: Tensor) -> Tensor:
         count, log_count = _count(value, self.log_mean.dtype)
@@ -107,13 +114,14 @@ class NegativeBinomial(Distribution):
         """Draw counts without gradients: Poisson with a gamma draw as rate."""
         shape = self._shape(sample_shape)
         with torch.no_grad():
-            r = torch.exp(self.log_concentration).expand(shape)
-            return _poisson(torch._standard_gamma(r) / r * self.mean)
+            r = torch.exp(self._log_r).expand(shape)
+            mean = self.mean.clamp(max=torch.finfo(r.dtype).max)
+            return _poisson(torch._standard_gamma(r) / r * mean)
 
 
 def _poisson(rate: Tensor) -> Tensor:
     """Draw Poisson counts, or rounded normal draws above the integers that the dtype represents."""
-    most = 1 / torch.finfo(rate.dtype).eps
+    most, rate = 1 / torch.finfo(rate.dtype).eps, rate.clamp(max=torch.finfo(rate.dtype).max)
     normal = torch.round(rate + rate.sqrt() * torch.randn_like(rate))
     return torch.where(rate < most, torch.poisson(rate.clamp(max=most)), normal)
 

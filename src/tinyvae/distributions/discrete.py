@@ -1,5 +1,6 @@
 """Distributions of bits, classes and levels, with integer values in floating-point tensors."""
 
+import math
 from abc import ABC
 from collections.abc import Sequence
 
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinyvae.distributions.base import Distribution, joint_shape, pooled
-from tinyvae.distributions.bernoulli_sum import summed_log_mass
+from tinyvae.distributions.bernoulli_sum import is_transformed, summed_log_mass
 from tinyvae.distributions.special import gumbel_race
 
 
@@ -17,7 +18,8 @@ class Bernoulli(Distribution):
 
     .. math:: \log p(x) = x \ell - \log(1 + e^\ell)
 
-    Logits make it exact in the tails: a one at a logit of -200 gives -200.
+    Logits make it exact in the tails: a one at a logit of -200 gives -200. An infinite logit has
+    a mass of one and a mass of zero.
 
     Args:
         logits: :math:`\ell`, log odds of a one, any shape.
@@ -42,7 +44,16 @@ class Bernoulli(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log mass of each element, nats."""
         # Above 40, log(1 + exp(l)) equals l in float64. Above torch's default of 20, it does not.
-        return value * self.logits - F.softplus(self.logits, threshold=40)
+        each = value * self.logits - F.softplus(self.logits, threshold=40)
+        can_branch = self.logits.device.type == "cpu" and not is_transformed()
+        if can_branch and not each.isnan().any():
+            return each
+        # Zero times an infinite logit is NaN, in value and gradient.
+        is_certain = self.logits.isinf()
+        logits = self.logits.masked_fill(is_certain, 0.0)
+        each = value * logits - F.softplus(logits, threshold=40)
+        certain = torch.where(value == (self.logits > 0), 0.0, -math.inf)
+        return torch.where(is_certain, certain.to(each.dtype), each)
 
     def summed_log_prob(self, value: Tensor, ndim: int) -> Tensor:
         """Return the sum of log masses over the last ``ndim`` batch dimensions, nats."""
@@ -50,7 +61,9 @@ class Bernoulli(Distribution):
         is_overridden = type(self).log_prob is not Bernoulli.log_prob
         if not is_overridden and ndim and value.dim() >= ndim and self.logits.dim() > ndim:
             total = summed_log_mass(self.logits.flatten(-ndim), value.flatten(-ndim))
-        return super().summed_log_prob(value, ndim) if total is None else total
+        if total is None or total.isnan().any():  # perhaps zero times an infinite logit
+            return super().summed_log_prob(value, ndim)
+        return total
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw zeros and ones without gradients."""
@@ -153,14 +166,17 @@ class OneHotDistribution(Distribution, ABC):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log mass, summed over the event, nats."""
         log_probs = self.logits.log_softmax(self.dim)
-        return (value * log_probs).flatten(self.dim).sum(-1)
+        is_ruled_out = log_probs == -math.inf  # zero times minus infinity would be NaN
+        log_prob = (value * log_probs.masked_fill(is_ruled_out, 0.0)).flatten(self.dim).sum(-1)
+        is_impossible = (is_ruled_out & (value != 0)).flatten(self.dim).any(-1)
+        return log_prob.masked_fill(is_impossible, -math.inf)
 
 
 class OneHotCategorical(OneHotDistribution):
     """Categorical distribution of one-hot values, by logits along the first event dimension.
 
     Args:
-        logits: ``(*batch, C, *E)``.
+        logits: ``(*batch, C, *E)``. Minus infinity rules a class out: its mass is zero.
         event_ndim: Number of dimensions of ``(C, *E)``. The ``C`` classes are those of one
             variable. The variables at the positions ``E`` are independent.
 
@@ -193,7 +209,8 @@ class DiscretizedLogistic(Distribution):
 
     Args:
         mean: :math:`\mu`, any shape, in units in which the levels lie in [-1, 1].
-        log_scale: :math:`\log s`, broadcastable with ``mean``.
+        log_scale: :math:`\log s`, broadcastable with ``mean``. Above 79 (638 in float64) it counts
+            as that.
         num_levels: :math:`L`, at least 2: values are 0 to L - 1.
 
     References:
@@ -210,7 +227,8 @@ class DiscretizedLogistic(Distribution):
     is_discrete = True
 
     def __init__(self, mean: Tensor, log_scale: Tensor, num_levels: int) -> None:
-        self.location, self.log_scale = mean, log_scale
+        most = 0.9 * math.log(torch.finfo(log_scale.dtype).max)  # the inverse does not underflow
+        self.location, self.log_scale = mean, log_scale.clamp(max=most)
         self.num_levels = num_levels
         self.batch_shape = joint_shape(mean, log_scale)
 

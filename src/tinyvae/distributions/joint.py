@@ -99,6 +99,17 @@ class JointDistribution(Distribution):
         """Return the point estimates of the parts, concatenated."""
         return self.concatenate([part.point_estimate(weights) for part in self.parts.values()])
 
+    def log_form(self) -> Distribution:
+        """Return the joint distribution of the parts' log forms."""
+        forms = {name: part.log_form() for name, part in self.parts.items()}
+        is_same = all(form is self.parts[name] for name, form in forms.items())
+        return self if is_same else JointDistribution(forms)
+
+    def value_of(self, point: Tensor) -> Tensor:
+        """Return the values of the parts' points, concatenated."""
+        points = self.split(point)
+        return self.concatenate([part.value_of(points[n]) for n, part in self.parts.items()])
+
     def split(self, value: Tensor) -> dict[str, Tensor]:
         """Split a vector ``(..., D)`` into the values of the parts, each with its own shape."""
         pieces = zip(self.parts.items(), value.split(self.widths, -1), strict=True)

@@ -1,5 +1,6 @@
 """Kullback-Leibler divergences in closed form, from a table of pairs of families."""
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -66,11 +67,15 @@ def _kl_spherical_uniform(q: PowerSpherical, _: SphereUniform) -> Tensor:
 def _kl_categorical(q: OneHotDistribution, p: OneHotDistribution) -> Tensor:
     # sum q (p / q - 1 - log p / q), where every term is non-negative.
     log_q, log_p = q.logits.log_softmax(q.dim), p.logits.log_softmax(p.dim)
-    log_ratio, probs = log_p - log_q, log_q.exp()
-    near = log_ratio < 1
+    # The term of a class that q rules out is p, and that of a class that only p rules out infinite.
+    is_out = (log_q == -math.inf) | (log_p == -math.inf)
+    log_ratio, probs = (log_p - log_q).masked_fill(is_out, 0.0), log_q.exp()
+    near = (log_ratio < 1) & ~is_out
     close = probs * _excess(log_ratio.where(near, 0.0))
     far = log_p.exp() - probs - probs * log_ratio
-    return torch.where(near, close, far).flatten(q.dim).sum(-1)
+    kl = torch.where(near, close, far).flatten(q.dim).sum(-1)
+    is_infinite = (is_out & (log_q > -math.inf)).flatten(q.dim).any(-1)
+    return kl.masked_fill(is_infinite, math.inf)
 
 
 def _normal(distribution: Independent) -> ElementwiseNormal:

@@ -50,7 +50,17 @@ class Mixture(Distribution):
 
     def _mixed(self, values: Tensor) -> Tensor:
         weights = unsqueeze_last(self.log_weights.exp(), len(self.event_shape))
-        return (weights * values).sum(self._value_dim)
+        # Zero times an infinite mean would be NaN.
+        return torch.where(weights > 0, weights * values, 0.0).sum(self._value_dim)
+
+    def log_form(self) -> Distribution:
+        """Return the mixture of the components' log forms."""
+        form = self.components.log_form()
+        return self if form is self.components else Mixture(self.log_weights, form, self.dim)
+
+    def value_of(self, point: Tensor) -> Tensor:
+        """Return the values of points of the components."""
+        return self.components.value_of(point)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density or mass, nats."""
@@ -94,17 +104,19 @@ class ZeroInflated(Distribution):
     @property
     def mean(self) -> Tensor:
         """Expected count, ``(*batch)``."""
-        return torch.sigmoid(-self.logits) * self.base.mean
+        share = torch.sigmoid(-self.logits)
+        return torch.where(share > 0, share * self.base.mean, 0.0)  # the mean may be infinite
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log mass of each element, nats."""
         counted = F.logsigmoid(-self.logits) + self.base.log_prob(value)
-        zero = torch.logaddexp(F.logsigmoid(self.logits), counted)
-        return torch.where(value == 0, zero, counted)
+        is_zero = value == 0
+        zero = torch.logaddexp(F.logsigmoid(self.logits), counted.where(is_zero, 0.0))
+        return torch.where(is_zero, zero, counted)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw counts without gradients."""
         with torch.no_grad():
             draws = self.base.sample(sample_shape)
             kept = torch.bernoulli(torch.sigmoid(-self.logits).expand(draws.shape))
-            return draws * kept
+            return draws.masked_fill(kept == 0, 0.0)

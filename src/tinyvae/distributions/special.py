@@ -49,15 +49,6 @@ def gamma_residual(x: Tensor, log_x: Tensor) -> Tensor:
     return torch.where(x < 10, near, large)
 
 
-def log_sinhc(y: Tensor) -> Tensor:
-    r"""Return :math:`\log(\sinh(y) / y)`, which is zero at zero."""
-    square = y.square()
-    series = square * (1 / 6 - square * (1 / 180 - square * (1 / 2835 - square / 37800)))
-    a = y.abs().clamp(min=0.1)
-    far = a + torch.log(-torch.expm1(-2 * a) / (2 * a))
-    return torch.where(square < 0.01, series, far)
-
-
 def gumbel_race(logits: Tensor, sample_shape: Sequence[int]) -> Tensor:
     """Draw log arrival times ``(*sample_shape, *logits.shape)`` with rates exp(logits).
 

@@ -90,6 +90,15 @@ class ReshapedBatch(Wrapper):
         """Return the point estimates; weights pool the first batch dimension."""
         return pooled(self.base.point_estimate().unflatten(0, self.batch_shape), weights)
 
+    def log_form(self) -> Distribution:
+        """Return the log form of the base, reshaped."""
+        form = self.base.log_form()
+        return self if form is self.base else ReshapedBatch(form, self.batch_shape)
+
+    def value_of(self, point: Tensor) -> Tensor:
+        """Return the values of points of the base."""
+        return self.base.value_of(point)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density or mass of ``(*S, K, B, *event)``, nats."""
         return torch.unflatten(self.base.log_prob(self._rows(value)), -1, self.batch_shape)

@@ -73,8 +73,9 @@ class GumbelSoftmaxEncoder(NetworkEncoder):
 
     With a :class:`~tinyvae.priors.GumbelSoftmaxPrior` the KL term is log q - log p of the two
     densities on the simplex at the draws. This gives a bound on log p(x) of the model with relaxed
-    latents. The divergence of the underlying categorical distributions would give no bound
-    (Maddison et al. 2017, appendix C.3).
+    latents. The divergence of the underlying categorical distributions would give no bound.
+    Models draw and score the logarithms of the points, because the smallest coordinates of a point
+    underflow (Maddison et al. 2017, appendix C.3).
 
     Args:
         network: See :class:`~tinyvae.GaussianEncoder`.

@@ -57,7 +57,8 @@ class Report:
         log_marginal: log p(x) by importance sampling; None if it was not estimated.
         elbo_samples: Samples per example for the ELBO.
         importance_samples: Samples per example for log p(x).
-        num_dims: Dimensions of a datum. With missing entries, the mean number of observed ones.
+        num_dims: Dimensions of a datum, see :meth:`tinyvae.Likelihood.num_dims`. With missing
+            entries, the mean number of observed ones.
         is_bound: True if posterior and likelihood are densities, so that the expectations of ELBO
             and log p(x) are lower bounds on the log evidence.
         seed: Seed of the samples.
@@ -193,7 +194,7 @@ def evaluate(
         log_marginal=evidence,
         elbo_samples=elbo_samples,
         importance_samples=importance_samples,
-        num_dims=_observed_dims(x, mask),
+        num_dims=_observed_dims(model, x, mask),
         is_bound=_is_density(model) and output.is_density,
         seed=seed,
         is_discrete=output.likelihood.is_discrete,
@@ -219,10 +220,9 @@ def _is_density(model: LatentVariableModel) -> bool:
         return model.is_density
 
 
-def _observed_dims(x: Tensor, mask: Tensor | None) -> float:
+def _observed_dims(model: LatentVariableModel, x: Tensor, mask: Tensor | None) -> float:
     """Return the mean number of observed dimensions."""
-    observed = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.bool()
-    return int((observed & ~torch.isnan(x)).sum()) / len(x)
+    return int(model.num_dims(x, mask).sum()) / len(x)
 
 
 def _elbo_terms(

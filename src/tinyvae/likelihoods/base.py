@@ -105,6 +105,13 @@ class Likelihood(Configurable, nn.Module, ABC):
     def __repr__(self) -> str:
         return compact_repr(self)
 
+    def num_dims(self, x: Tensor) -> Tensor:
+        """Return the number of observed dimensions of each example, ``(B,)``.
+
+        One dimension is one variable: an entry that is not NaN, or a one-hot row.
+        """
+        return (~torch.isnan(x)).flatten(1).sum(1)
+
     def param_shape(self, data_shape: Sequence[int]) -> torch.Size:
         """Return the decoder's output shape for one datum: ``(P, *E)``, or ``E`` if ``P`` is 1."""
         leading = () if self.num_params == 1 else (self.num_params,)

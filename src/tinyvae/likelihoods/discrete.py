@@ -128,8 +128,8 @@ class CategoricalLikelihood(Likelihood):
     def params_for_mean(self, x: Tensor) -> Tensor:
         """Return log frequencies of the classes, ``(C, *E)``, with one added to each count."""
         classes = torch.arange(self.num_classes, device=x.device)
-        counts = torch.stack([(x == label).sum(0) for label in classes])
-        return torch.log((counts + 1) / (counts.sum(0) + self.num_classes)).to(x.dtype)
+        counts = torch.stack([(x == label).sum(0) for label in classes]).to(x.dtype)
+        return torch.log((counts + 1) / (counts.sum(0) + self.num_classes))
 
     def in_support(self, x: Tensor) -> Tensor:
         """Return true for each entry that is a class index."""
@@ -158,6 +158,10 @@ class OneHotLikelihood(Likelihood):
     ) -> Distribution:
         """Return one-hot categorical distributions with these logits."""
         return OneHotCategorical(params, event_ndim)
+
+    def num_dims(self, x: Tensor) -> Tensor:
+        """Return the number of one-hot rows of each example, ``(B,)``."""
+        return super().num_dims(x[:, :1])
 
     def params_for_mean(self, x: Tensor) -> Tensor:
         """Return log frequencies of the classes, with one added to each count."""

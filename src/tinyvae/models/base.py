@@ -86,7 +86,8 @@ class DecoderModel(SavableModel, LatentVariableModel):
         Args:
             inputs: Input of the encoder, ``(B, ...)``.
             context: Context of the examples, ``(B, ...)``.
-            draw: Rule that is called for each posterior in turn.
+            draw: Rule that is called for each posterior in turn. It returns points, which
+                :meth:`~tinyvae.models.LatentTerm.of` takes.
 
         Returns:
             The latent terms, and the latent that the decoder reads, ``(K, B, *L)``.
@@ -114,6 +115,10 @@ class DecoderModel(SavableModel, LatentVariableModel):
     def couples_batch(self) -> bool:
         """True if an example's likelihood depends on the others of its batch."""
         return self.likelihood.couples_batch
+
+    def num_dims(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the number of dimensions of each example that the likelihood scores, ``(B,)``."""
+        return self.likelihood.num_dims(self._observed(x, mask))
 
     def peak_elements(self, x: Tensor) -> int:
         """Return the number of elements of a datum or of the decoder's output, the larger one."""
@@ -148,12 +153,13 @@ class DecoderModel(SavableModel, LatentVariableModel):
 
         def draw(_: torch.Size, posterior: Distribution) -> tuple[Tensor, Tensor | None]:
             shape, log_q = (num_samples,)[len(posterior.batch_shape) - 1 :], None
-            if posterior.yields_log_prob:
-                z, log_q = posterior.sample_and_log_prob(shape)
+            form = posterior.log_form()
+            if form.yields_log_prob:
+                point, log_q = form.sample_and_log_prob(shape)
             else:
-                z = posterior.sample(shape)
-            draws.append(z)
-            return z, log_q
+                point = form.sample(shape)
+            draws.append(point)
+            return point, log_q
 
         terms, z = self.infer(inputs, context, draw)
         record = self._record(x, terms, z, context, draws)

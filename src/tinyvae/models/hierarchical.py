@@ -148,18 +148,20 @@ class BottomUpVAE(_HierarchicalVAE):
         top_prior = self.prior_given(context)
         posteriors: list[Distribution] = [self._encoder(0)(inputs, context)]
         draws = [draw(self._encoder(0).latent_shape, posteriors[0])]
+        values = [posteriors[0].value_of(draws[0][0])]
         for layer in range(1, len(self.encoders)):
-            posteriors.append(conditional_density(self._encoder(layer), draws[-1][0], context))
+            posteriors.append(conditional_density(self._encoder(layer), values[-1], context))
             draws.append(draw(self._encoder(layer).latent_shape, posteriors[-1]))
-        priors = [self._generated(n, z, context) for n, (z, _) in enumerate(draws[1:])]
+            values.append(posteriors[-1].value_of(draws[-1][0]))
+        priors = [self._generated(n, z, context) for n, z in enumerate(values[1:])]
         priors.append(top_prior)
         # The prior of a lower layer depends on a draw that was made from that layer's draw, so the
         # closed form of the KL does not apply.
         terms = tuple(
-            LatentTerm(f"z{n + 1}", z, q, p, analytic=p is top_prior, drawn_log_q=log_q)
-            for n, ((z, log_q), q, p) in enumerate(zip(draws, posteriors, priors, strict=True))
+            LatentTerm.of(f"z{n + 1}", drawn, q, p, analytic=p is top_prior)
+            for n, (drawn, q, p) in enumerate(zip(draws, posteriors, priors, strict=True))
         )
-        return terms, draws[0][0]
+        return terms, values[0]
 
 
 class LadderVAE(_HierarchicalVAE):

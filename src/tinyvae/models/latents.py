@@ -10,14 +10,15 @@ from tinyvae.distributions import Distribution, ReshapedBatch, Wrapper
 from tinyvae.encoders import Encoder
 from tinyvae.errors import PosteriorError
 
-# A rule that draws latents (K, B, *L) from a posterior with batch shape (B,) or (K, B), given their
-# shape L. It also returns their log density (K, B) if drawing yields it.
+# A rule that draws points (K, B, *L) of a posterior with batch shape (B,) or (K, B), given their
+# shape L. The latents are posterior.value_of(points), for most posteriors the points themselves.
+# The rule also returns the log density of the points (K, B) if drawing yields it.
 Draw = Callable[[torch.Size, Distribution], tuple[Tensor, Tensor | None]]
 
 
 def draw_point_estimate(_: torch.Size, posterior: Distribution) -> tuple[Tensor, None]:
-    """Return the posterior's point estimate, one latent per example, ``(1, B, *L)``."""
-    value = posterior.point_estimate()
+    """Return the posterior's point estimate, one per example, ``(1, B, *L)``."""
+    value = posterior.log_form().point_estimate()
     return value if len(posterior.batch_shape) == 2 else value.unsqueeze(0), None
 
 
@@ -71,6 +72,15 @@ class FrozenPosterior(Wrapper):
     def __init__(self, base: Distribution, model: nn.Module) -> None:
         super().__init__(base)
         self.model = model
+
+    def log_form(self) -> Distribution:
+        """Return the log form of the base, scored without gradients in the weights."""
+        form = self.base.log_form()
+        return self if form is self.base else FrozenPosterior(form, self.model)
+
+    def value_of(self, point: Tensor) -> Tensor:
+        """Return the values of points of the base."""
+        return self.base.value_of(point)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density or mass, nats, with gradients in ``value`` only."""

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from tinyvae.distributions import Distribution, has_closed_form, kl_divergence, log_prob_of_draws
@@ -27,6 +28,8 @@ class LatentTerm:
         analytic: True if the closed form of the KL divergence may replace log q - log p. False if
             the prior depends on a draw that depends on ``z``, as in a bottom-up hierarchy.
         drawn_log_q: Log posterior density of ``z``, ``(K, B)``, if drawing yielded it.
+        point: Draws from the log form of the posterior, ``(K, B, *L)``, whose values are ``z``
+            (:meth:`~tinyvae.distributions.Distribution.log_form`). None if these are ``z``.
     """
 
     name: str
@@ -35,19 +38,47 @@ class LatentTerm:
     prior: Distribution
     analytic: bool = True
     drawn_log_q: Tensor | None = None
+    point: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        drawn: tuple[Tensor, Tensor | None],
+        posterior: Distribution,
+        prior: Distribution,
+        *,
+        analytic: bool = True,
+    ) -> "LatentTerm":
+        """Return the term of points that were drawn, with their log density if that is known."""
+        point, log_q = drawn
+        return cls(name, posterior.value_of(point), posterior, prior, analytic, log_q, point)
 
     @property
     def log_q(self) -> Tensor:
-        """Log posterior density of ``z``, ``(K, B)``, nats.
+        """Log posterior density of ``z``, ``(K, B)``, nats. Relaxed classes: of their log ratios.
 
         It is computed at every access, unless drawing yielded it.
         """
-        return self.posterior.log_prob(self.z) if self.drawn_log_q is None else self.drawn_log_q
+        posterior, _, point = self._scored()
+        if self.drawn_log_q is not None and (self.point is None or self.point is point):
+            return self.drawn_log_q
+        return posterior.log_prob(point)
 
     @property
     def log_p(self) -> Tensor:
-        """Log prior density of ``z``, ``(K, B)``, nats. It is computed at every access."""
-        return log_prob_of_draws(self.posterior, self.prior, self.z)
+        """Log prior density of ``z``, ``(K, B)``, nats. Relaxed classes: of their log ratios.
+
+        It is computed at every access.
+        """
+        return log_prob_of_draws(*self._scored())
+
+    def _scored(self) -> tuple[Distribution, Distribution, Tensor]:
+        """Return posterior, prior and draws in their log form, if both have the same one."""
+        q, p = self.posterior.log_form(), self.prior.log_form()
+        if self.point is None or q.support != p.support:
+            return self.posterior, self.prior, self.z
+        return q, p, self.point
 
     def kl(self, estimator: KLEstimator = "auto") -> Tensor:
         """Return KL(posterior || prior) of each example, ``(B,)``, nats, averaged over ``K`` draws.
@@ -117,7 +148,7 @@ class VAEOutput:
         latents: Latent terms, one for each stochastic layer or part of a joint latent.
         likelihood: p(x given z), ``batch_shape = (K, B)``.
         log_px: log p(x given z), ``(K, B)``, nats.
-        draws: Draws of the posteriors in the order of drawing, ``(K, B, *L)`` each.
+        draws: Points drawn from the posteriors in the order of drawing, ``(K, B, *L)`` each.
         z: Input of the decoder, ``(K, B, *L)``, or None for a model without a decoder.
     """
 
@@ -205,6 +236,11 @@ class LatentVariableModel(nn.Module, ABC):
     def couples_batch(self) -> bool:
         """True if the output for an example depends on the rest of its batch in training."""
         return False
+
+    def num_dims(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the number of observed dimensions of each of ``x`` ``(B, *E)``, ``(B,)``."""
+        observed = ~torch.isnan(x) if mask is None else ~torch.isnan(x) & mask.bool()
+        return observed.flatten(1).sum(1)
 
     def peak_elements(self, x: Tensor) -> int:
         """Return the number of elements of the largest tensor, per example of ``x`` and draw."""

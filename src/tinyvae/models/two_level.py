@@ -103,7 +103,8 @@ class TwoLevelVAE(DecoderModel):
         """Draw z_2 given x, then z_1 given x and z_2."""
         prior = self.prior_given(context)
         upper: Distribution = self.top(inputs, context)
-        z2, log_q2 = draw(self.top.latent_shape, upper)  # (K, B, *L_2)
+        term2 = LatentTerm.of("z2", draw(self.top.latent_shape, upper), upper, prior)
+        z2 = term2.z  # (K, B, *L_2)
         condition = z2.flatten(0, 1)  # (K * B, *L_2)
         num_rows = len(condition)
         if context is not None:
@@ -111,13 +112,10 @@ class TwoLevelVAE(DecoderModel):
             condition = torch.cat([condition.flatten(1), row_context.flatten(1)], 1)
         posterior = self.bottom(repeat_rows(inputs, num_rows), condition)
         lower = ReshapedBatch(posterior, z2.shape[:2])
-        z1, log_q1 = draw(self.bottom.latent_shape, lower)
+        drawn = draw(self.bottom.latent_shape, lower)
         generated = conditional_density(self.generator, z2, context)
-        terms = (
-            LatentTerm("z1", z1, lower, generated, drawn_log_q=log_q1),
-            LatentTerm("z2", z2, upper, prior, drawn_log_q=log_q2),
-        )
-        return terms, _concatenate(z1, z2)
+        term1 = LatentTerm.of("z1", drawn, lower, generated)
+        return (term1, term2), _concatenate(term1.z, z2)
 
     def generate(self, num_samples: int, context: Tensor | None) -> Tensor:
         """Draw from p(z_2), then from p(z_1 given z_2)."""

@@ -167,8 +167,9 @@ class VAE(DecoderModel):
         posterior: Distribution = self.encoder(inputs, context)
         if isinstance(posterior, JointDistribution) and isinstance(prior, JointDistribution):
             return _infer_parts(posterior, prior, draw)
-        z, log_q = draw(self.encoder.latent_shape, posterior)  # (K, B, *L)
-        return (LatentTerm("z", z, posterior, prior, drawn_log_q=log_q),), z
+        drawn = draw(self.encoder.latent_shape, posterior)
+        term = LatentTerm.of("z", drawn, posterior, prior)
+        return (term,), term.z  # (K, B, *L)
 
     def generate(self, num_samples: int, context: Tensor | None) -> Tensor:
         """Draw from p(z)."""
@@ -193,6 +194,6 @@ def _infer_parts(posterior: JointDistribution, prior: JointDistribution, draw: D
         )
     terms = []
     for name, part in posterior.parts.items():
-        z, log_q = draw(part.event_shape, part)
-        terms.append(LatentTerm(name, z, part, prior.parts[name], drawn_log_q=log_q))
+        drawn = draw(part.event_shape, part)
+        terms.append(LatentTerm.of(name, drawn, part, prior.parts[name]))
     return tuple(terms), posterior.concatenate([term.z for term in terms])

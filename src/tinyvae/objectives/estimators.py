@@ -127,8 +127,9 @@ def path_surrogate(value: Tensor, output: VAEOutput) -> Tensor:
     :math:`p_l = d v / d z_l - \sum_{m > l} (d z_m / d z_l)^\top p_m`.
     """
     order = {id(sample): index for index, sample in enumerate(output.draws)}
-    terms = sorted(output.latents, key=lambda term: order.get(id(term.z), 0))
-    samples = [term.z for term in terms if term.posterior.has_rsample and term.z.requires_grad]
+    reparameterized = [term for term in output.latents if term.posterior.has_rsample]
+    points = [term.z if term.point is None else term.point for term in reparameterized]
+    samples = sorted((p for p in points if p.requires_grad), key=lambda p: order.get(id(p), 0))
     if not samples:
         return value.new_zeros(())
     partials = list(torch.autograd.grad(value, samples, retain_graph=True))

@@ -64,7 +64,7 @@ class CodePrior(Prior):
         offsets = len(self.logits) * torch.arange(rows.shape[1], device=codes.device)
         counts = torch.bincount((rows + offsets).flatten(), minlength=self.logits.numel())
         counts = counts.reshape(rows.shape[1], -1).T  # (J, S)
-        self.logits.copy_((counts + 1).log().reshape(self.logits.shape))
+        self.logits.copy_((counts + 1).to(self.logits.dtype).log().reshape(self.logits.shape))
 
     def forward(
         self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
