@@ -12,6 +12,7 @@ from torch import Tensor
 from tinyvae.core.module_state import evaluating
 from tinyvae.core.random import forked_rng
 from tinyvae.evaluation.importance import CHUNK_ELEMENTS, Chunk, forward, iterate_chunks, to_model
+from tinyvae.evaluation.progress import Progress
 from tinyvae.models.output import LatentVariableModel
 
 
@@ -24,6 +25,7 @@ def impute(
     num_imputations: int | None = None,
     num_samples: int = 1000,
     seed: int = 0,
+    progress: bool = True,
 ) -> Tensor:
     """Fill missing entries given the observed ones.
 
@@ -41,6 +43,7 @@ def impute(
         num_imputations: Number of samples ``M``. None gives one best value.
         num_samples: Latents per example, which are resampled by their weights.
         seed: Seed of the samples. The global random state does not change.
+        progress: True to report draws and time left, if it takes longer than some seconds.
 
     Returns:
         ``(N, *E)``, or ``(M, N, *E)`` with ``num_imputations``. Observed entries are unchanged.
@@ -62,11 +65,16 @@ def impute(
     x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
     model.check(x, context, mask=mask)
     examples = max(1, CHUNK_ELEMENTS // (model.peak_elements(x) * num_samples))
-    with torch.no_grad(), evaluating(model), forked_rng(x.device, seed):
-        filled = [
-            _impute_chunk(model, part, num_samples, num_imputations)
-            for part in iterate_chunks(x, context, mask, examples)
-        ]
+    filled = []
+    with (
+        torch.no_grad(),
+        evaluating(model),
+        forked_rng(x.device, seed),
+        Progress("impute", num_samples * len(x), shown=progress) as report,
+    ):
+        for part in iterate_chunks(x, context, mask, examples):
+            filled.append(_impute_chunk(model, part, num_samples, num_imputations))
+            report.add(num_samples * len(part[0]))
     return torch.cat(filled, dim=0 if num_imputations is None else 1)
 
 

@@ -142,7 +142,25 @@ class DecoderModel(SavableModel, LatentVariableModel):
         if num_samples < 1:
             raise ValueError(f"{type(self).__name__} expects num_samples >= 1, got {num_samples}")
         x = self._observed(x, mask)
-        inputs = self.likelihood.encoder_input(x)
+        terms, z, draws = self._drawn(x, context, num_samples)
+        record = self._record(x, terms, z, context, draws)
+        return self.freeze_posterior(record, x, context) if frozen_posterior else record
+
+    def latent_terms(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        num_samples: int = 1,
+    ) -> tuple[LatentTerm, ...]:
+        """Return the latent terms of :meth:`forward`, without decoding."""
+        return self._drawn(self._observed(x, mask), context, num_samples)[0]
+
+    def _drawn(
+        self, x: Tensor, context: Tensor | None, num_samples: int
+    ) -> tuple[tuple[LatentTerm, ...], Tensor, list[Tensor]]:
+        """Draw latents. Return their terms, the decoder's input, and the draws in their order."""
         draws: list[Tensor] = []
 
         def draw(_: torch.Size, posterior: Distribution) -> tuple[Tensor, Tensor | None]:
@@ -154,9 +172,8 @@ class DecoderModel(SavableModel, LatentVariableModel):
             draws.append(z)
             return z, log_q
 
-        terms, z = self.infer(inputs, context, draw)
-        record = self._record(x, terms, z, context, draws)
-        return self.freeze_posterior(record, x, context) if frozen_posterior else record
+        terms, z = self.infer(self.likelihood.encoder_input(x), context, draw)
+        return terms, z, draws
 
     def freeze_posterior(
         self,

@@ -169,6 +169,18 @@ class LatentVariableModel(nn.Module, ABC):
         ``frozen_posterior`` the posteriors score the draws without gradients in the weights.
         """
 
+    def latent_terms(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        num_samples: int = 1,
+    ) -> tuple[LatentTerm, ...]:
+        """Return the latent terms of :meth:`forward`. A model may leave out decoding."""
+        output: VAEOutput = self(x, context, mask=mask, num_samples=num_samples)
+        return output.latents
+
     def freeze_posterior(
         self,
         record: VAEOutput,

@@ -4,10 +4,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
 from tinyvae._version import __version__
 from tinyvae.core.objective import ObjectiveOutput
+from tinyvae.core.progress import Bar
 from tinyvae.training.callbacks import Callback
 from tinyvae.training.data.validated import ValidatedSource
 from tinyvae.training.history import Row, label, named_values
@@ -18,12 +17,6 @@ PLAIN_LINES = 20
 # A narrow bar, so that the terms at the end are not cut off.
 MEASURED = "{desc} {percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
 COUNTED = "{desc} {n_fmt} steps {elapsed}{postfix}"
-
-
-class Bar(tqdm):  # type: ignore[type-arg]
-    """Progress bar without tqdm's monitor thread."""
-
-    monitor_interval = 0
 
 
 class Progress(Callback):
