@@ -237,6 +237,15 @@ def test_impute_gives_different_imputations():
     assert abs(correlation) < 4.5 / math.sqrt(2000) + 1 / 100  # one in a hundred latents is shared
 
 
+def test_impute_samples_only_what_it_returns(monkeypatch):
+    sampled, sample = [], Independent.sample
+    monkeypatch.setattr(
+        Independent, "sample", lambda p, *shape: sampled.append(p.batch_shape) or sample(p, *shape)
+    )
+    impute(LinearGaussian(**MANY).vae, ROW[None], num_samples=50, num_imputations=3)
+    assert sampled == [(3, 1)]
+
+
 def test_impute_with_nothing_and_everything_missing():
     model = LinearGaussian(**MANY)
     x = model.sample(3)

@@ -6,6 +6,8 @@ r"""Imputation of missing entries by importance-weighted samples.
     \quad z_k \sim q(z \mid x_{\text{obs}})
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -13,11 +15,11 @@ from tinyvae.core.module_state import evaluating
 from tinyvae.core.random import forked_rng
 from tinyvae.evaluation.importance import CHUNK_ELEMENTS, Chunk, forward, iterate_chunks, to_model
 from tinyvae.evaluation.progress import Progress
-from tinyvae.models.output import LatentVariableModel
+from tinyvae.models.base import DecoderModel
 
 
 def impute(
-    model: LatentVariableModel,
+    model: DecoderModel,
     x: Tensor,
     context: Tensor | None = None,
     *,
@@ -79,10 +81,10 @@ def impute(
 
 
 def _impute_chunk(
-    model: LatentVariableModel, data: Chunk, num_samples: int, num_imputations: int | None
+    model: DecoderModel, data: Chunk, num_samples: int, num_imputations: int | None
 ) -> Tensor:
     """Return one chunk with its missing entries filled, ``(B, *E)`` or ``(M, B, *E)``."""
-    x, _, mask = data
+    x, context, mask = data
     output = forward(model, data, num_samples)
     weights = output.log_weight().softmax(0)  # (K, B)
     if num_imputations is None:
@@ -90,6 +92,7 @@ def _impute_chunk(
     else:
         chosen = torch.multinomial(weights.T, num_imputations, replacement=True).T  # (M, B)
         examples = torch.arange(len(x), device=x.device)
-        values = torch.stack([output.likelihood.sample()[row, examples] for row in chosen])
+        z = cast("Tensor", output.z)[chosen, examples]  # (M, B, *L)
+        values = model.decode(z, context).sample()
     observed = ~torch.isnan(x) if mask is None else ~torch.isnan(x) & mask.bool()
     return torch.where(observed, x.to(values.dtype), values)
