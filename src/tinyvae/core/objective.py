@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from tinyvae.schedules import ScheduledWeight
 
+# End of the description of an objective that is a bound on the data that it was checked on.
+BOUND = "a lower bound on log p(x)"
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -82,12 +85,19 @@ class Objective(nn.Module, ABC):
     def check(self, model: nn.Module, batch: Batch) -> str:
         """Raise if model and batch do not fit. Return a short description of what is optimized.
 
-        The Trainer calls it before the first step.
+        The Trainer calls it before the first step for all data in memory, in large batches, and for
+        each batch of other data when it is read first. Model and objective are in training mode for
+        training data, and in evaluation mode for validation data. It reports the first description
+        that does not end with "a lower bound on log p(x)", because a loss is a bound only if it is
+        one on all data.
         """
         return type(self).__name__
 
     def is_bound(self, model: nn.Module) -> bool:
-        """Return True if the expectation of minus the loss is a lower bound on log p(x)."""
+        """Return True if the expectation of minus the loss is a lower bound on log p(x).
+
+        It holds for the mode, training or evaluation, that the model is in.
+        """
         return False
 
     def set_step(self, step: int, total_steps: int | None) -> None:

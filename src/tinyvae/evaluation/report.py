@@ -221,7 +221,7 @@ def evaluate(
         log_marginal=evidence,
         elbo_samples=elbo_samples,
         importance_samples=importance_samples,
-        is_bound=_is_density(model) and output.is_density,
+        is_bound=_has_bound(model) and output.is_density,
         seed=seed,
         is_discrete=output.likelihood.is_discrete,
         bin_width=bin_width,
@@ -241,9 +241,9 @@ def _check_bin_width(bin_width: float, x: Tensor, likelihood: Distribution) -> N
         )
 
 
-def _is_density(model: LatentVariableModel) -> bool:
+def _has_bound(model: LatentVariableModel) -> bool:
     with evaluating(model):
-        return model.is_density
+        return model.is_density and not model.couples_batch
 
 
 def _observed_dims(x: Tensor, mask: Tensor | None) -> float:

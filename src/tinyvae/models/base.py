@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinyvae.core.module_state import evaluating, frozen, preserved_statistics
+from tinyvae.core.module_state import evaluating, frozen, mixes_examples, preserved_statistics
 from tinyvae.distributions import Distribution
 from tinyvae.distributions.special import at_least_float32
 from tinyvae.likelihoods import Likelihood
@@ -111,8 +111,10 @@ class DecoderModel(SavableModel, LatentVariableModel):
 
     @property
     def couples_batch(self) -> bool:
-        """True if an example's likelihood depends on the others of its batch."""
-        return self.likelihood.couples_batch
+        """True if p(x, z) of an example depends on the others of its batch, in the model's mode."""
+        # The posterior may depend on them: the ELBO is a bound for any q.
+        parts = (part for name, part in self.named_children() if name not in self.posterior_parts)
+        return self.likelihood.couples_batch or any(map(mixes_examples, parts))
 
     def peak_elements(self, x: Tensor) -> int:
         """Return the number of elements of a datum or of the decoder's output, the larger one."""

@@ -215,7 +215,7 @@ class LatentVariableModel(nn.Module, ABC):
 
     @property
     def couples_batch(self) -> bool:
-        """True if the output for an example depends on the rest of its batch in training."""
+        """True if p(x, z) of an example depends on the rest of its batch, in the model's mode."""
         return False
 
     def peak_elements(self, x: Tensor) -> int:

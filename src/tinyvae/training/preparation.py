@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tinyvae.core.module_state import preserved_modes
+from tinyvae.core.objective import Batch
 from tinyvae.core.warnings import warn
 from tinyvae.errors import CheckpointError
 from tinyvae.training.acceleration.options import ResolvedSpeed, Speed, accelerate, resolve_speed
@@ -44,13 +45,13 @@ def open_sources(
     state.model.to(state.device)
     state.objective.to(state.device, dtype)
     preparation = BatchTransform(state.device, dtype, pick, transform)
-    check = partial(state.objective.check, state.model)
 
     def open_one(data: Any, role: str, *, shuffle: bool) -> ValidatedSource:
         try:
             source = open_data(data, preparation, seed=seed, shuffle=shuffle, **options)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{role} data: {error}") from error
+        check = partial(_check, state, role == "training")
         return ValidatedSource(source, role, check, seed=seed, device=state.device)
 
     training = open_one(train, "training", shuffle=True)
@@ -63,6 +64,14 @@ def open_sources(
     return training, (
         None if validation is None else open_one(validation, "validation", shuffle=False)
     )
+
+
+def _check(state: TrainState, is_training: bool, batch: Batch) -> str:
+    """Check a batch with model and objective in the mode in which they use it."""
+    with preserved_modes(state.model, state.objective):
+        state.model.train(is_training)
+        state.objective.train(is_training)
+        return state.objective.check(state.model, batch)
 
 
 def prepare_run(

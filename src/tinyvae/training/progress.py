@@ -92,14 +92,24 @@ def _write(line: str) -> None:
     sys.stderr.flush()
 
 
-def headline(state: TrainState, train: ValidatedSource, seed: int, paths: Sequence[str]) -> str:
+def headline(
+    state: TrainState,
+    train: ValidatedSource,
+    validation: ValidatedSource | None,
+    seed: int,
+    paths: Sequence[str],
+) -> str:
     """Return one line about device, sizes, length, objective and fast paths."""
     size = sum(p.numel() for group in state.groups.values() for p in group)
     counts = (train.source.num_examples, train.source.num_batches)
     examples, steps = ("?" if count is None else f"{count:,}" for count in counts)
     continued = f", continuing after step {state.step:,}" if state.step else ""
+    descriptions = [train.summary]
+    if validation is not None and validation.summary != train.summary:
+        *_, differing = validation.summary.split(": ")  # such as "not a bound on log p(x)"
+        descriptions.append(f"validation: {differing}")
     return (
         f"tinyvae {__version__} on {state.device}, seed {seed}: {size:,} parameters, "
         f"{examples} examples, {state.plan.num_epochs} epochs of {steps} steps{continued}; "
-        + "; ".join([train.description, *paths])
+        + "; ".join([*descriptions, *paths])
     )
