@@ -7,8 +7,9 @@ never mix. Weights may follow :mod:`schedules <tinyvae.schedules>`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from tinyvae.schedules import ScheduledWeight
@@ -49,12 +50,26 @@ class ObjectiveOutput:
 
     Attributes:
         losses: One scalar to minimize per parameter group: means over the batch.
-        metrics: Detached scalars to report, on the device: means over the batch. A name ends with
-            the unit, if there is one.
+        metrics: Detached scalars to report, on the device: means over the batch, whose means over
+            all batches are those over the data. A name ends with the unit, if there is one. The
+            name of any other function of the batch starts with "batch".
+        shares: Shares of classes in the batch, ``(J,)``, by the name of the metric that is their
+            perplexity. The history reports the perplexity of the shares in the data.
     """
 
     losses: dict[str, Tensor]
     metrics: dict[str, Tensor]
+    shares: dict[str, Tensor] = field(default_factory=dict)
+
+
+def perplexity(shares: Tensor) -> Tensor:
+    """Return the exponential of the entropy of shares ``(J,)``, 0-d: the number of used classes.
+
+    Example:
+        >>> perplexity(torch.tensor([0.5, 0.5, 0.0]))
+        tensor(2.)
+    """
+    return (-torch.special.xlogy(shares, shares).sum()).exp()
 
 
 class Objective(nn.Module, ABC):

@@ -142,6 +142,11 @@ class VAEOutput:
         terms = ((term.name, term.posterior.metrics) for term in self.latents)
         return {f"{name}_{key}": value for name, values in terms for key, value in values.items()}
 
+    def shares(self) -> dict[str, Tensor]:
+        """Return the shares of the posteriors' codes, ``(J,)``, by the name of their perplexity."""
+        terms = ((term.name, term.posterior.shares) for term in self.latents)
+        return {f"{name}_{key}": value for name, values in terms for key, value in values.items()}
+
     def log_weight(self) -> Tensor:
         """Return log importance weights log p(x, z) - log q(z given x), ``(K, B)``, nats."""
         log_weight = self.log_px

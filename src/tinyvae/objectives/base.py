@@ -147,7 +147,7 @@ class VariationalBound(Objective):
         for name, value in output.losses().items():
             metrics[name] = value.mean().detach()
             losses = {group: loss + value.mean() for group, loss in losses.items()}
-        return output, ObjectiveOutput(losses, metrics | output.metrics())
+        return output, ObjectiveOutput(losses, metrics | output.metrics(), output.shares())
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return every term of one pass for each example, ``(K, B)`` or ``(B,)``, nats."""
