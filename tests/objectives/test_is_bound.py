@@ -73,9 +73,10 @@ def depends_on_others(module, size):
 
 
 @for_each("name", LAYERS)
+@pytest.mark.filterwarnings("ignore:the decoder's output for an example")
 def test_is_bound_says_what_a_decoder_does(name):
     make, modes = LAYERS[name]
-    x = torch.rand(9, 4).round()
+    x = torch.eye(4)
     vae = vae_with(make())
     for training in (True, False):
         vae.train(training)
@@ -123,3 +124,52 @@ def test_is_bound_reads_generators():
     for vae in (two_level, bottom_up):
         assert not ELBO().is_bound(vae.train())
         assert ELBO().is_bound(vae.eval())
+
+
+class Centered(nn.Module):
+    def forward(self, h):
+        return h - h.mean(0)
+
+
+class Sequence(nn.Module):
+    """A recurrent layer over two halves of the hidden units."""
+
+    def __init__(self, batch_first):
+        super().__init__()
+        self.layer = nn.LSTM(3, 3, batch_first=batch_first)
+
+    def forward(self, h):
+        return self.layer(h.unflatten(1, (2, 3)))[0].flatten(1)
+
+
+class Noisy(nn.Module):
+    def forward(self, h):
+        return h + torch.randn_like(h)
+
+
+@for_each(
+    ("make", "mixes"),
+    [
+        (Centered, True),
+        (lambda: Sequence(batch_first=False), True),
+        (lambda: nn.BatchNorm1d(SIZE, track_running_stats=False), True),
+        (lambda: Sequence(batch_first=True), False),
+        (Noisy, False),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the decoder's output for an example")
+def test_check_finds_decoders_that_mix_examples_in_evaluation_mode(make, mixes):
+    vae, x = vae_with(make()), torch.eye(4)
+    for mode in (True, False):
+        assert ELBO().check(vae.train(mode), Batch(x)).endswith(NO_BOUND if mixes else BOUND)
+    report = evaluate(vae, x, elbo_samples=2, importance_samples=2)
+    assert report.is_bound is not mixes
+
+
+def test_check_warns_of_decoders_that_mix_examples():
+    with pytest.warns(UserWarning, match="unless batch_first=True"):
+        vae_with(Centered()).check(torch.eye(4))
+
+
+def test_check_of_one_example_finds_no_mixing():
+    assert vae_with(Centered()).check(torch.eye(4)[:1]).is_density

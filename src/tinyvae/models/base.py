@@ -19,6 +19,7 @@ from tinyvae.models.checks import (
     check_prior,
     check_supports,
     describe_output,
+    mixes_rows,
     require_part,
 )
 from tinyvae.models.decoding import build_decoder, infer_data_shape, set_output_bias
@@ -328,7 +329,8 @@ class DecoderModel(SavableModel, LatentVariableModel):
                     f"data_shape={tuple(x.shape[1:])}"
                 )
             record = self._record(two, terms, z, context)
-        if in_support is False:
+            mixes = mixes_rows(lambda rows: self._decoder_output(rows, context), z[0])
+        if mixes or in_support is False:
             record.likelihood.is_density = False
         return record
 
