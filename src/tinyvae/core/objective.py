@@ -69,7 +69,8 @@ def perplexity(shares: Tensor) -> Tensor:
         >>> perplexity(torch.tensor([0.5, 0.5, 0.0]))
         tensor(2.)
     """
-    return (-torch.special.xlogy(shares, shares).sum()).exp()
+    entropy: Tensor = -torch.special.xlogy(shares, shares).sum()
+    return entropy.exp()
 
 
 class Objective(nn.Module, ABC):
