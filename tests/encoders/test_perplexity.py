@@ -74,7 +74,9 @@ def test_perplexity_of_a_part_of_the_latent():
     vae.encoder.encoders["codes"].restart_below = 0.0
     history = fit(vae, x, 4)
     with torch.no_grad():
-        codes = vae.eval().encode(x).parts["codes"].codes.reshape(37, 1, 3)
+        posterior = vae.eval().encode(x)
+    assert list(posterior.shares) == ["codes_perplexity"]
+    codes = posterior.parts["codes"].codes.reshape(37, 1, 3)
     assert history["train/codes_perplexity"] == pytest.approx(perplexities(codes), rel=1e-5)
 
 

@@ -92,6 +92,13 @@ def test_is_bound_says_what_a_decoder_does(name):
         assert report.is_bound is (False not in modes)
 
 
+def test_is_bound_asks_the_likelihood():
+    vae, x = vae_with(), torch.eye(4)
+    vae.likelihood.couples_batch = True
+    assert not ELBO().is_bound(vae)
+    assert not evaluate(vae, x, elbo_samples=2, importance_samples=2).is_bound
+
+
 def test_is_bound_knows_layers_of_gpus():
     vae = vae_with(nn.SyncBatchNorm(SIZE).eval())
     assert ELBO().is_bound(vae.eval())
