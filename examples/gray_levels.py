@@ -93,12 +93,12 @@ def main() -> None:
         for seed in range(args.seeds):
             vae, report, epochs = fit(make(), parts, transform, seed)
             evidence = report.log_marginal
-            error = evidence.standard_error / (report.num_dims * math.log(2))
-            bits.setdefault(name, []).append(report.bits_per_dim(evidence.mean))
+            error = evidence.standard_error / (evidence.num_dims * math.log(2))
+            bits.setdefault(name, []).append(report.bits_per_dim(evidence))
             label = name.replace("\n", " ")
             print(
                 f"{label:<42} seed {seed}  {bits[name][-1]:.3f} +- {error:.3f}  "
-                f"ELBO {report.bits_per_dim(report.elbo.mean):.3f}  best epoch {epochs}",
+                f"ELBO {report.bits_per_dim(report.elbo):.3f}  best epoch {epochs}",
                 flush=True,
             )
         torch.manual_seed(0)

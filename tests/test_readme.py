@@ -17,6 +17,7 @@ PAGES = {
     "latents": set(),
     "objectives": set(),
     "training": set(),
+    "evaluation": set(),
     "checkpointing": {"runs"},
     "extending": set(),
 }

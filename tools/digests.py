@@ -462,7 +462,7 @@ def estimates(report: Any) -> list[Any]:
     """Return the numbers of a report."""
     each = [report.elbo, report.log_likelihood, report.kl, report.log_marginal]
     values = [n for e in each if e is not None for n in (e.mean, e.standard_error)]
-    return plain([*values, report.num_dims, report.bits_per_dim(report.elbo.mean)])
+    return plain([*values, report.num_dims, report.bits_per_dim(report.elbo)])
 
 
 def probes(
@@ -1359,7 +1359,7 @@ def _dequantization() -> dict[str, Any]:
     parts = run(model, tv.ELBO(), x, train=levels(), transform=transform)
     options = {"elbo_samples": 2, "importance_samples": 10, "bin_width": transform.bin_width}
     report = tv.evaluate(model, x[:20], **options)
-    return parts | {"bits": plain(report.bits_per_dim(report.log_marginal.mean))}
+    return parts | {"bits": plain(report.bits_per_dim(report.log_marginal))}
 
 
 @entry("training/early stopping")

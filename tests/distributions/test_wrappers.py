@@ -77,10 +77,12 @@ def test_sample_and_log_prob_needs_no_inverse():
 def test_losses_of_rows():
     # Regression: a wrapper has none of the losses and metrics of what it wraps.
     losses, metrics = {"commitment": torch.arange(6.0)}, {"perplexity": torch.tensor(2.0)}
-    rows = Quantized(torch.randn(6, 2, 1), torch.zeros(6, 1, dtype=torch.long), losses, metrics)
+    codes, shares = torch.zeros(6, 1, dtype=torch.long), {"perplexity": torch.tensor([0.5, 0.5])}
+    rows = Quantized(torch.randn(6, 2, 1), codes, losses, metrics, shares)
     wide = ReshapedBatch(rows, (2, 3))
     assert torch.equal(wide.losses["commitment"], torch.arange(6.0).reshape(2, 3))
     assert wide.metrics == metrics
+    assert wide.shares == shares
 
 
 def test_affine():

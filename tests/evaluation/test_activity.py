@@ -128,6 +128,17 @@ def test_active_units_do_not_depend_on_chunks(monkeypatch):
     assert torch.equal(torch.rand(3), after)
 
 
+def test_active_units_decode_nothing():
+    x, rotation = data(60)
+    vae = optimal(1.0, rotation)
+    encoded, decoded = [], []
+    vae.encoder.register_forward_pre_hook(lambda _, args: encoded.append(len(args[0])))
+    vae.decoder.register_forward_pre_hook(lambda _, args: decoded.append(len(args[0])))
+    active_units(vae, x)
+    assert encoded[-1] == 60
+    assert max(decoded) == 2  # the check of two examples
+
+
 def test_active_units_refuses_invalid_arguments():
     x, rotation = data(10)
     with pytest.raises(ValueError, match="at least two examples, got 1"):

@@ -481,7 +481,7 @@ def test_report_counts_observed_dimensions():
     ):
         assert report.num_dims == pytest.approx(expected, abs=1e-12)
         nats = report.elbo.mean
-        assert report.bits_per_dim(nats) == pytest.approx(-nats / expected / math.log(2))
+        assert report.bits_per_dim(report.elbo) == pytest.approx(-nats / expected / math.log(2))
         assert report.is_bound
     assert evaluate(vae, x, **options).num_dims == 4
 

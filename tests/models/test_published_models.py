@@ -296,10 +296,10 @@ def two_capacities(name):
 
 def taken_apart(name):
     run = Pass(name)
-    parts = ("mutual_information_nats", "total_correlation_nats", "dimension_kl_nats")
+    parts = [f"batch_{n}_nats" for n in ("mutual_information", "total_correlation", "dimension_kl")]
     close(sum(run.metrics[part] for part in parts), (run.term.log_q - run.term.log_p).mean())
     elbo = run.metrics["elbo_nats"]
-    close(run.loss, 5.0 * run.metrics["total_correlation_nats"] - elbo)
+    close(run.loss, 5.0 * run.metrics["batch_total_correlation_nats"] - elbo)
 
 
 def density_ratio(name):

@@ -54,3 +54,28 @@ def test_running_mean_keeps_no_graph():
         mean.add(output(loss, twice=loss), 1)
     assert not mean._totals.requires_grad
     assert mean.row("train") == {"train/loss": 2.0, "train/twice": 2.0}
+
+
+def test_running_mean_of_shares_is_their_perplexity():
+    """Each batch uses one class, all batches use every class, by the numbers of their examples."""
+    weights = [3, 1, 4, 1]
+    mean, half = RunningMean(), RunningMean()
+    for index, weight in enumerate(weights):
+        shares = torch.eye(4)[index]
+        one = ObjectiveOutput(
+            {"model": torch.zeros(())}, {"used": torch.tensor(1.0)}, {"used": shares}
+        )
+        if index == 2:  # continue from a saved state, which may be the last thing before a row
+            half.load_state_dict(mean.state_dict(), torch.device("cpu"))
+            assert half.row("train") == mean.row("train")
+            mean = half
+        mean.add(one, weight)
+    entropy = -sum(w / 9 * math.log(w / 9) for w in weights)
+    expected = {"train/loss": 0.0, "train/used": pytest.approx(math.exp(entropy), rel=1e-12)}
+    assert mean.row("train") == expected
+
+
+def test_running_mean_loads_a_state_without_shares():
+    mean = RunningMean()
+    mean.load_state_dict({"totals": {"loss": 2.0}, "weight": 4}, torch.device("cpu"))
+    assert mean.row("train") == {"train/loss": 0.5}

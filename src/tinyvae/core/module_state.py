@@ -114,3 +114,9 @@ def preserved_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for layer in tracking:
             layer.track_running_stats = True
+
+
+def mixes_examples(module: nn.Module) -> bool:
+    """Return True if a layer normalizes an example by the statistics of its batch, in its mode."""
+    layers = (layer for layer in module.modules() if isinstance(layer, _BatchNorm))
+    return any(layer.training or layer.running_mean is None for layer in layers)

@@ -7,14 +7,18 @@ never mix. Weights may follow :mod:`schedules <tinyvae.schedules>`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 from tinyvae.schedules import ScheduledWeight
 
 Direction = Literal["max", "min"]
+
+# End of the description of an objective that is a bound on the data that it was checked on.
+BOUND = "a lower bound on log p(x)"
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,27 @@ class ObjectiveOutput:
 
     Attributes:
         losses: One scalar to minimize per parameter group: means over the batch.
-        metrics: Detached scalars to report, on the device: means over the batch. A name ends with
-            the unit, if there is one.
+        metrics: Detached scalars to report, on the device: means over the batch, whose means over
+            all batches are those over the data. A name ends with the unit, if there is one. The
+            name of any other function of the batch starts with "batch".
+        shares: Shares of classes in the batch, ``(J,)``, by the name of the metric that is their
+            perplexity. The history reports the perplexity of the shares in the data.
     """
 
     losses: dict[str, Tensor]
     metrics: dict[str, Tensor]
+    shares: dict[str, Tensor] = field(default_factory=dict)
+
+
+def perplexity(shares: Tensor) -> Tensor:
+    """Return the exponential of the entropy of shares ``(J,)``, 0-d: the number of used classes.
+
+    Example:
+        >>> perplexity(torch.tensor([0.5, 0.5, 0.0]))
+        tensor(2.)
+    """
+    entropy: Tensor = -torch.special.xlogy(shares, shares).sum()
+    return entropy.exp()
 
 
 class Objective(nn.Module, ABC):
@@ -109,7 +128,11 @@ class Objective(nn.Module, ABC):
     def check(self, model: nn.Module, batch: Batch) -> str:
         """Raise if model and batch do not fit. Return a short description of what is optimized.
 
-        The Trainer calls it before the first step.
+        The Trainer calls it before the first step for all data in memory, in large batches, and for
+        each batch of other data when it is read first. Model and objective are in training mode for
+        training data, and in evaluation mode for validation data. It reports the first description
+        that does not end with "a lower bound on log p(x)", because a loss is a bound only if it is
+        one on all data.
         """
         return type(self).__name__
 
@@ -121,7 +144,10 @@ class Objective(nn.Module, ABC):
         return None
 
     def is_bound(self, model: nn.Module) -> bool:
-        """Return True if the expectation of minus the loss is a lower bound on log p(x)."""
+        """Return True if the expectation of minus the loss is a lower bound on log p(x).
+
+        It holds for the mode, training or evaluation, that the model is in.
+        """
         return False
 
     def direction(self, metric: str) -> Direction | None:

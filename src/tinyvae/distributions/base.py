@@ -27,6 +27,8 @@ class Distribution(ABC):
         losses: Terms ``(*batch)`` by name that training adds to its loss. They train parameters
             that no density depends on.
         metrics: Other values to report, 0-d, by name.
+        shares: Shares of the codes that the batch uses, ``(J,)``, by the name of the metric that is
+            their perplexity.
     """
 
     batch_shape: torch.Size
@@ -40,6 +42,7 @@ class Distribution(ABC):
     support: str = "reals"
     losses: Mapping[str, Tensor] = MappingProxyType({})
     metrics: Mapping[str, Tensor] = MappingProxyType({})
+    shares: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
     @abstractmethod
@@ -137,7 +140,7 @@ class Wrapper(Distribution, ABC):
         self.is_discrete = base.is_discrete
         self.support = base.support
         self.depends_on_parameters = base.depends_on_parameters
-        self.losses, self.metrics = base.losses, base.metrics
+        self.losses, self.metrics, self.shares = base.losses, base.metrics, base.shares
 
     @property
     def mean(self) -> Tensor:

@@ -89,6 +89,7 @@ class JointDistribution(Distribution):
         self.depends_on_parameters = any(part.depends_on_parameters for part in values)
         self.losses = {f"{n}_{key}": x for n, part in items for key, x in part.losses.items()}
         self.metrics = {f"{n}_{key}": x for n, part in items for key, x in part.metrics.items()}
+        self.shares = {f"{n}_{key}": x for n, part in items for key, x in part.shares.items()}
 
     @property
     def mean(self) -> Tensor:

@@ -9,6 +9,7 @@ case :math:`Q = 1`.
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,7 @@ class Quantized(PointMass):
         codes: Indices of the codes ``(B, *S)``, or ``(B, Q, *S)``.
         losses: See :class:`Distribution`.
         metrics: See :class:`Distribution`.
+        shares: See :class:`Distribution`.
     """
 
     is_density = True
@@ -72,9 +74,11 @@ class Quantized(PointMass):
         codes: Tensor,
         losses: Mapping[str, Tensor],
         metrics: Mapping[str, Tensor],
+        shares: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         super().__init__(value, value.dim() - 1)
-        self.codes, self.losses, self.metrics = codes, losses, metrics
+        self.codes, self.losses = codes, losses
+        self.metrics, self.shares = metrics, shares
 
 
 class CodebookCategorical(Distribution):

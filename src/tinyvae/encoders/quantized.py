@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyvae.core.module_state import RunningStatistics
+from tinyvae.core.objective import perplexity
 from tinyvae.distributions import Quantized
 from tinyvae.distributions.quantized import levels_of, residual_codes
 from tinyvae.encoders.base import NetworkEncoder, latent_size
@@ -33,7 +34,8 @@ class VectorQuantizedEncoder(RunningStatistics, NetworkEncoder):
     over the first batches, an exponential one afterwards. Codes that quantize hardly any output
     restart at outputs of the batch. ``forward`` makes both updates in training mode if gradients
     are enabled, as BatchNorm updates its statistics; ``track_running_stats = False`` suspends
-    them. The metric ``perplexity`` is the exponential of the entropy of the codes in the batch.
+    them. The metric ``perplexity`` is the exponential of the entropy of the codes: those of the
+    batch in the output of a pass, those of the epoch or of the validation data in the history.
 
     With ``num_quantizers`` :math:`Q > 1`, each codebook quantizes the residual of the ones before
     it, and the latent is the sum of their codes, :math:`z = \sum_q e^q`. The commitments hold at
@@ -155,10 +157,11 @@ class VectorQuantizedEncoder(RunningStatistics, NetworkEncoder):
         if self.decay is None:
             inputs = [residual.movedim(-1, 1) for residual in residuals]
             losses["codebook"] = _distance(inputs, vectors)
-        metrics = _perplexities(self._counts(codes))
+        shares = _shares(self._counts(codes))
+        metrics = {name: perplexity(values) for name, values in shares.items()}
         shape = (len(rows), *self.usage.shape[:-1], *rows.shape[1:-1])  # (B, *S) or (B, Q, *S)
         indices = codes.movedim(-1, 1).reshape(shape)
-        return Quantized(value, indices, losses, metrics), codes, residuals
+        return Quantized(value, indices, losses, metrics, shares), codes, residuals
 
     def _counts(self, codes: Tensor) -> Tensor:
         """Return the number of outputs that each code quantizes, ``(Q, J)``."""
@@ -204,10 +207,9 @@ def _distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
     return torch.stack([(x - y).square().flatten(1).sum(1) for x, y in pairs]).sum(0)
 
 
-def _perplexities(counts: Tensor) -> dict[str, Tensor]:
-    """Return the exponential of the entropy of each level's codes ``(Q, J)``, 0-d each."""
+def _shares(counts: Tensor) -> dict[str, Tensor]:
+    """Return the shares of each level's codes ``(Q, J)``, by the name of their perplexity."""
     shares = counts / counts.sum(-1, keepdim=True)
-    perplexities = (-torch.special.xlogy(shares, shares).sum(-1)).exp()
-    if len(counts) == 1:
-        return {"perplexity": perplexities[0]}
-    return {f"perplexity_{q}": perplexity for q, perplexity in enumerate(perplexities, 1)}
+    if len(shares) == 1:
+        return {"perplexity": shares[0]}
+    return {f"perplexity_{q}": level for q, level in enumerate(shares, 1)}

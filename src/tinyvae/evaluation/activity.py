@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tinyvae.core.module_state import evaluating
 from tinyvae.core.random import Stream, derive_seed, forked_rng
-from tinyvae.evaluation.importance import CHUNK_ELEMENTS, forward, iterate_chunks, to_model
+from tinyvae.evaluation.importance import CHUNK_ELEMENTS, iterate_chunks, to_model
+from tinyvae.evaluation.progress import Progress
 from tinyvae.models.output import LatentTerm, LatentVariableModel
 
 
@@ -49,11 +50,12 @@ def active_units(
     threshold: float = 0.01,
     num_samples: int = 64,
     seed: int = 0,
+    progress: bool = True,
 ) -> dict[str, Activity]:
     """Count the dimensions of each latent that carry information about the data.
 
     A posterior that has collapsed to its prior has the same mean for all data, so it has no active
-    dimension.
+    dimension. Nothing is decoded.
 
     Args:
         model: The model. It is used in evaluation mode, without gradients.
@@ -64,6 +66,7 @@ def active_units(
         num_samples: Samples per example, if the posterior's mean has no closed form or depends on
             the sample of another latent.
         seed: Seed of these samples. The global random state does not change.
+        progress: True to report draws and time left, if it takes longer than some seconds.
 
     Returns:
         The activity of each latent, by name.
@@ -82,17 +85,23 @@ def active_units(
     if num_samples < 2:
         raise ValueError(f"active_units expects num_samples >= 2, got {num_samples}")
     x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
-    model.check(x, context, mask=mask)
-    examples = max(1, CHUNK_ELEMENTS // (num_samples * model.peak_elements(x)))
+    output = model.check(x, context, mask=mask)
+    draws = 1 if all(_has_known_mean(term) for term in output.latents) else num_samples
+    examples = max(1, CHUNK_ELEMENTS // (draws * model.peak_elements(x)))
     means: dict[str, list[Tensor]] = {}
     errors: dict[str, list[Tensor]] = {}
-    seed = derive_seed(seed, Stream.ACTIVITY)
-    with torch.no_grad(), evaluating(model), forked_rng(x.device, seed):
+    with (
+        torch.no_grad(),
+        evaluating(model),
+        forked_rng(x.device, derive_seed(seed, Stream.ACTIVITY)),
+        Progress("active units", draws * len(x), shown=progress) as report,
+    ):
         for part in iterate_chunks(x, context, mask, examples):
-            for term in forward(model, part, num_samples).latents:
+            for term in model.latent_terms(*part[:2], mask=part[2], num_samples=draws):
                 mean, error = _mean_and_error(term)
                 means.setdefault(term.name, []).append(mean.double())
                 errors.setdefault(term.name, []).append(error.double())
+            report.add(draws * len(part[0]))
     return {
         # The variance of estimated means exceeds that of the means by the variance of the error.
         name: Activity(torch.cat(parts).var(0) - torch.cat(errors[name]).mean(0), threshold)
@@ -100,10 +109,15 @@ def active_units(
     }
 
 
+def _has_known_mean(term: LatentTerm) -> bool:
+    """Return True if the posterior's mean has a closed form and depends on the data only."""
+    return len(term.posterior.batch_shape) == 1 and not bool(term.posterior.mean.isnan().any())
+
+
 def _mean_and_error(term: LatentTerm) -> tuple[Tensor, Tensor]:
     """Return the mean of q(z given x), ``(B, *L)``, and the variance of its estimate."""
     mean = term.posterior.mean
-    if len(term.posterior.batch_shape) == 1 and not mean.isnan().any():
+    if _has_known_mean(term):
         return mean, torch.zeros_like(mean)
     samples = term.z if mean.isnan().any() else mean  # (K, B, *L)
     return samples.mean(0), samples.var(0) / len(samples)

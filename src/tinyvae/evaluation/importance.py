@@ -17,6 +17,7 @@ from tinyvae.core.data import to_module
 from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.module_state import evaluating
 from tinyvae.core.random import Stream, derive_seed, forked_rng
+from tinyvae.evaluation.progress import Progress
 from tinyvae.models.output import LatentVariableModel, VAEOutput
 
 Chunk: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # x, context, mask
@@ -36,6 +37,7 @@ def log_marginal(
     mask: Tensor | None = None,
     num_samples: int = 5000,
     seed: int = 0,
+    progress: bool = True,
 ) -> Tensor:
     """Estimate log p(x) of each example by importance sampling.
 
@@ -47,8 +49,9 @@ def log_marginal(
         x: Data, ``(N, *E)``, moved to the model's device and dtype.
         context: Input of a conditional model, ``(N, ...)``.
         mask: True for the observed entries, ``(N, *E)``. NaN is missing.
-        num_samples: Samples :math:`K` per example.
+        num_samples: Samples :math:`K` per example, each of which is decoded.
         seed: Seed of the samples. The global random state does not change.
+        progress: True to report draws and time left, if it takes longer than some seconds.
 
     Returns:
         ``(N,)``, nats.
@@ -65,26 +68,45 @@ def log_marginal(
     if len(x) == 0:
         raise ValueError("log_marginal expects at least one example, got none")
     x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
-    elements = model.peak_elements(x)
-    samples = min(num_samples, max(1, CHUNK_ELEMENTS // elements))  # per example and chunk
-    examples = max(1, CHUNK_ELEMENTS // (elements * samples))  # per chunk
+    with Progress("log p(x)", num_samples * len(x), shown=progress) as report:
+        return importance_sample(model, (x, context, mask), num_samples, seed, report)
+
+
+def importance_sample(
+    model: LatentVariableModel, data: Chunk, num_samples: int, seed: int, report: Progress
+) -> Tensor:
+    """Return :func:`log_marginal` of data on the model's device, ``(N,)``."""
+    examples, samples = chunk_sizes(model, data[0], num_samples)
+    evidence = []
     seed = derive_seed(seed, Stream.IMPORTANCE)
-    with torch.no_grad(), evaluating(model), forked_rng(x.device, seed):
-        evidence = [
-            _log_mean_weight(model, part, num_samples, samples)
-            for part in iterate_chunks(x, context, mask, examples)
-        ]
+    with torch.no_grad(), evaluating(model), forked_rng(data[0].device, seed):
+        for part in iterate_chunks(*data, examples):
+            evidence.append(_log_mean_weight(model, part, num_samples, samples))
+            report.add(num_samples * len(part[0]))
     return torch.cat(evidence)
+
+
+def chunk_sizes(model: LatentVariableModel, x: Tensor, num_samples: int) -> tuple[int, int]:
+    """Return the number of examples of a chunk, and of the samples that are drawn at a time."""
+    elements = model.peak_elements(x)
+    samples = min(num_samples, max(1, CHUNK_ELEMENTS // elements))
+    return max(1, CHUNK_ELEMENTS // (elements * samples)), samples
+
+
+def iterate_draws(
+    model: LatentVariableModel, data: Chunk, num_samples: int, samples: int
+) -> Iterator[VAEOutput]:
+    """Yield the model's outputs for a chunk, of ``samples`` samples at a time."""
+    for start in range(0, num_samples, samples):
+        yield forward(model, data, min(samples, num_samples - start))
 
 
 def _log_mean_weight(
     model: LatentVariableModel, data: Chunk, num_samples: int, samples: int
 ) -> Tensor:
     """Return the log mean weight ``(B,)`` of a chunk, from ``samples`` samples at a time."""
-    totals = []
-    for start in range(0, num_samples, samples):
-        output = forward(model, data, min(samples, num_samples - start))
-        totals.append(output.log_weight().logsumexp(0))
+    outputs = iterate_draws(model, data, num_samples, samples)
+    totals = [output.log_weight().logsumexp(0) for output in outputs]
     return torch.stack(totals).logsumexp(0) - math.log(num_samples)
 
 

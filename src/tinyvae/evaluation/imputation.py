@@ -6,17 +6,21 @@ r"""Imputation of missing entries by importance-weighted samples.
     \quad z_k \sim q(z \mid x_{\text{obs}})
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
+from tinyvae.core.data import as_tensor
 from tinyvae.core.module_state import evaluating
 from tinyvae.core.random import Stream, derive_seed, forked_rng
 from tinyvae.evaluation.importance import CHUNK_ELEMENTS, Chunk, forward, iterate_chunks, to_model
-from tinyvae.models.output import LatentVariableModel
+from tinyvae.evaluation.progress import Progress
+from tinyvae.models.base import DecoderModel
 
 
 def impute(
-    model: LatentVariableModel,
+    model: DecoderModel,
     x: Tensor,
     context: Tensor | None = None,
     *,
@@ -24,6 +28,7 @@ def impute(
     num_imputations: int | None = None,
     num_samples: int = 1000,
     seed: int = 0,
+    progress: bool = True,
 ) -> Tensor:
     """Fill missing entries given the observed ones.
 
@@ -41,6 +46,7 @@ def impute(
         num_imputations: Number of samples ``M``. None gives one best value.
         num_samples: Latents per example, which are resampled by their weights.
         seed: Seed of the samples. The global random state does not change.
+        progress: True to report draws and time left, if it takes longer than some seconds.
 
     Returns:
         ``(N, *E)``, or ``(M, N, *E)`` with ``num_imputations``. Observed entries are unchanged,
@@ -60,16 +66,20 @@ def impute(
     for name, count in (("num_samples", num_samples), ("num_imputations", num_imputations)):
         if count is not None and count < 1:
             raise ValueError(f"impute expects {name} >= 1, got {count}")
-    data = x
-    x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
+    data = as_tensor(x, "impute")
+    x, context, mask = to_model(model, data), to_model(model, context), to_model(model, mask)
     model.check(x, context, mask=mask)
     examples = max(1, CHUNK_ELEMENTS // (model.peak_elements(x) * num_samples))
-    seed = derive_seed(seed, Stream.IMPUTATION)
-    with torch.no_grad(), evaluating(model), forked_rng(x.device, seed):
-        filled = [
-            _impute_chunk(model, part, num_samples, num_imputations)
-            for part in iterate_chunks(x, context, mask, examples)
-        ]
+    filled = []
+    with (
+        torch.no_grad(),
+        evaluating(model),
+        forked_rng(x.device, derive_seed(seed, Stream.IMPUTATION)),
+        Progress("impute", num_samples * len(x), shown=progress) as report,
+    ):
+        for part in iterate_chunks(x, context, mask, examples):
+            filled.append(_impute_chunk(model, part, num_samples, num_imputations))
+            report.add(num_samples * len(part[0]))
     completed = torch.cat(filled, dim=0 if num_imputations is None else 1)
     if not data.is_floating_point():
         return completed
@@ -80,10 +90,10 @@ def impute(
 
 
 def _impute_chunk(
-    model: LatentVariableModel, data: Chunk, num_samples: int, num_imputations: int | None
+    model: DecoderModel, data: Chunk, num_samples: int, num_imputations: int | None
 ) -> Tensor:
     """Return one chunk with its missing entries filled, ``(B, *E)`` or ``(M, B, *E)``."""
-    x, _, mask = data
+    x, context, mask = data
     output = forward(model, data, num_samples)
     weights = output.log_weight().softmax(0)  # (K, B)
     if num_imputations is None:
@@ -91,6 +101,7 @@ def _impute_chunk(
     else:
         chosen = torch.multinomial(weights.T, num_imputations, replacement=True).T  # (M, B)
         examples = torch.arange(len(x), device=x.device)
-        values = torch.stack([output.likelihood.sample()[row, examples] for row in chosen])
+        z = cast("Tensor", output.z)[chosen, examples]  # (M, B, *L)
+        values = model.decode(z, context).sample()
     observed = ~torch.isnan(x) if mask is None else ~torch.isnan(x) & mask.bool()
     return torch.where(observed, x.to(values.dtype), values)

@@ -23,7 +23,8 @@ class Likelihood(Configurable, nn.Module, ABC):
     Attributes:
         num_params: Number ``P`` of parameters that the decoder emits per data dimension.
         is_density: True if it is a normalized density or mass, which a bound needs.
-        couples_batch: True if p(x given z) of one example depends on other examples of its batch.
+        couples_batch: True if p(x given z) of one example depends on other examples of its batch,
+            in the mode that the likelihood is in.
         factorizes: True if it is the product of the distributions that :meth:`factors` returns, one
             per data dimension. Only then can entries be masked and can other likelihoods wrap it.
         alternative: Advice for errors if it does not factorize.

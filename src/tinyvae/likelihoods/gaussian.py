@@ -79,7 +79,6 @@ class OptimalGaussianLikelihood(Likelihood):
         tensor(-5.6758)
     """
 
-    couples_batch = True
     factorizes = False
     alternative = "use GaussianLikelihood('learned')"
     mean_square: Tensor
@@ -97,6 +96,11 @@ class OptimalGaussianLikelihood(Likelihood):
     def is_density(self) -> bool:  # type: ignore[override]
         """True in evaluation mode."""
         return not self.training
+
+    @property
+    def couples_batch(self) -> bool:  # type: ignore[override]
+        """True in training mode."""
+        return self.training
 
     def elementwise(self, *params: Tensor) -> Distribution:
         """Return normal distributions with the average scale, or that of the data in training."""

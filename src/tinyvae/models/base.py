@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae.core.data import require_exact
-from tinyvae.core.module_state import evaluating, frozen, preserved_statistics
+from tinyvae.core.module_state import evaluating, frozen, mixes_examples, preserved_statistics
 from tinyvae.distributions import Distribution
 from tinyvae.distributions.special import at_least_float32
 from tinyvae.likelihoods import Likelihood
@@ -20,6 +20,7 @@ from tinyvae.models.checks import (
     check_prior,
     check_supports,
     describe_output,
+    mixes_rows,
     require_part,
 )
 from tinyvae.models.decoding import build_decoder, infer_data_shape, set_output_bias
@@ -113,8 +114,10 @@ class DecoderModel(SavableModel, LatentVariableModel):
 
     @property
     def couples_batch(self) -> bool:
-        """True if an example's likelihood depends on the others of its batch."""
-        return self.likelihood.couples_batch
+        """True if p(x, z) of an example depends on the others of its batch, in the model's mode."""
+        # The posterior may depend on them: the ELBO is a bound for any q.
+        parts = (part for name, part in self.named_children() if name not in self.posterior_parts)
+        return self.likelihood.couples_batch or any(map(mixes_examples, parts))
 
     def num_dims(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the number of dimensions of each example that the likelihood scores, ``(B,)``."""
@@ -148,7 +151,25 @@ class DecoderModel(SavableModel, LatentVariableModel):
         if num_samples < 1:
             raise ValueError(f"{type(self).__name__} expects num_samples >= 1, got {num_samples}")
         x = self._observed(x, mask)
-        inputs = self.likelihood.encoder_input(x)
+        terms, z, draws = self._drawn(x, context, num_samples)
+        record = self._record(x, terms, z, context, draws)
+        return self.freeze_posterior(record, x, context) if frozen_posterior else record
+
+    def latent_terms(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        num_samples: int = 1,
+    ) -> tuple[LatentTerm, ...]:
+        """Return the latent terms of :meth:`forward`, without decoding."""
+        return self._drawn(self._observed(x, mask), context, num_samples)[0]
+
+    def _drawn(
+        self, x: Tensor, context: Tensor | None, num_samples: int
+    ) -> tuple[tuple[LatentTerm, ...], Tensor, list[Tensor]]:
+        """Draw latents. Return their terms, the decoder's input, and the draws in their order."""
         draws: list[Tensor] = []
 
         def draw(_: torch.Size, posterior: Distribution) -> tuple[Tensor, Tensor | None]:
@@ -161,9 +182,8 @@ class DecoderModel(SavableModel, LatentVariableModel):
             draws.append(point)
             return point, log_q
 
-        terms, z = self.infer(inputs, context, draw)
-        record = self._record(x, terms, z, context, draws)
-        return self.freeze_posterior(record, x, context) if frozen_posterior else record
+        terms, z = self.infer(self.likelihood.encoder_input(x), context, draw)
+        return terms, z, draws
 
     def freeze_posterior(
         self,
@@ -326,7 +346,8 @@ class DecoderModel(SavableModel, LatentVariableModel):
                     f"data_shape={tuple(x.shape[1:])}"
                 )
             record = self._record(two, terms, z, context)
-        if in_support is False:
+            mixes = mixes_rows(lambda rows: self._decoder_output(rows, context), z[0])
+        if mixes or in_support is False:
             record.likelihood.is_density = False
         return record
 

@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from tinyvae.core.random import forked_rng
+from tinyvae.core.warnings import warn
 from tinyvae.distributions import Distribution
 from tinyvae.encoders import Encoder
 from tinyvae.errors import PosteriorError
@@ -74,3 +77,27 @@ def call_part(role: str, value: Tensor, call: Callable[[], Any]) -> Any:
             f"the {role} does not accept a batch of shape {tuple(value.shape)} and {value.dtype}"
             f" (is its in_shape {tuple(value.shape[1:])}, does it take the context?): {error}"
         ) from error
+
+
+def mixes_rows(decode: Callable[[Tensor], Any], rows: Tensor) -> bool:
+    """Return True, with a warning, if a decoder's output for a row depends on the other rows.
+
+    Each of ``rows`` ``(B, *L)`` is decoded again next to copies of itself, with the same noise.
+    """
+
+    def decoded(batch: Tensor) -> Tensor:
+        with forked_rng(rows.device, 0):
+            output: Tensor = decode(batch)
+        return output
+
+    together = decoded(rows)
+    alone = torch.stack([decoded(row.expand_as(rows))[i] for i, row in enumerate(rows)])
+    rounding = 1e-5 * together.nan_to_num().abs().max().item()
+    if torch.allclose(together, alone, rtol=0.0, atol=rounding, equal_nan=True):
+        return False
+    warn(
+        "the decoder's output for an example depends on the other examples of its batch, also in "
+        "evaluation mode, so reported values are no bound on log p(x). Layers such as nn.LSTM and "
+        "nn.TransformerEncoder expect the batch in dimension 1 unless batch_first=True"
+    )
+    return True

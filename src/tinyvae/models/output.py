@@ -173,6 +173,11 @@ class VAEOutput:
         terms = ((term.name, term.posterior.metrics) for term in self.latents)
         return {f"{name}_{key}": value for name, values in terms for key, value in values.items()}
 
+    def shares(self) -> dict[str, Tensor]:
+        """Return the shares of the posteriors' codes, ``(J,)``, by the name of their perplexity."""
+        terms = ((term.name, term.posterior.shares) for term in self.latents)
+        return {f"{name}_{key}": value for name, values in terms for key, value in values.items()}
+
     def log_weight(self) -> Tensor:
         """Return log importance weights log p(x, z) - log q(z given x), ``(K, B)``, nats."""
         log_weight = self.log_px
@@ -199,6 +204,18 @@ class LatentVariableModel(nn.Module, ABC):
         Entries are missing if they are NaN, or False in ``mask`` ``(B, *E)``. With
         ``frozen_posterior`` the posteriors score the draws without gradients in the weights.
         """
+
+    def latent_terms(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        num_samples: int = 1,
+    ) -> tuple[LatentTerm, ...]:
+        """Return the latent terms of :meth:`forward`. A model may leave out decoding."""
+        output: VAEOutput = self(x, context, mask=mask, num_samples=num_samples)
+        return output.latents
 
     def freeze_posterior(
         self,
@@ -234,7 +251,7 @@ class LatentVariableModel(nn.Module, ABC):
 
     @property
     def couples_batch(self) -> bool:
-        """True if the output for an example depends on the rest of its batch in training."""
+        """True if p(x, z) of an example depends on the rest of its batch, in the model's mode."""
         return False
 
     def num_dims(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

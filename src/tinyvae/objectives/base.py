@@ -12,7 +12,8 @@ from typing import TypeVar, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from tinyvae.core.objective import Batch, Direction, Objective, ObjectiveOutput
+from tinyvae.core.module_state import evaluating
+from tinyvae.core.objective import BOUND, Batch, Direction, Objective, ObjectiveOutput
 from tinyvae.models.output import LatentVariableModel, VAEOutput
 from tinyvae.objectives.checks import check_gradients, check_second_pass, describe_large_scale
 from tinyvae.objectives.estimators import (
@@ -146,7 +147,7 @@ class VariationalBound(Objective):
         for name, value in output.losses().items():
             metrics[name] = value.mean().detach()
             losses = {group: loss + value.mean() for group, loss in losses.items()}
-        return output, ObjectiveOutput(losses, metrics | output.metrics())
+        return output, ObjectiveOutput(losses, metrics | output.metrics(), output.shares())
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return every term of one pass for each example, ``(K, B)`` or ``(B,)``, nats."""
@@ -235,7 +236,10 @@ class VariationalBound(Objective):
         """Check shapes and support. Return a description that says if the loss is a bound."""
         output = self.validated(model, batch)
         is_bound = self.is_bound(model) and output.is_density
-        return f"{self.describe(output)}: {bound_or_not(is_bound)}"
+        with evaluating(model):
+            becomes_bound = not is_bound and self.is_bound(model) and output.is_density
+        mode = " in training mode" if becomes_bound else ""
+        return f"{self.describe(output)}: {bound_or_not(is_bound)}{mode}"
 
     def find_problem(self, model: nn.Module, batch: Batch) -> str | None:
         """Return a message if the scale of the data makes training diverge, None if it does not."""
@@ -262,7 +266,11 @@ class VariationalBound(Objective):
         return "max" if is_bound else super().direction(metric)
 
     def is_bound(self, model: nn.Module) -> bool:
-        """Return True if the expectation of minus the loss is a lower bound on log p(x)."""
+        """Return True if the expectation of minus the loss is a lower bound on log p(x).
+
+        It holds for the mode, training or evaluation, that the model is in. A decoder with
+        batch normalization, for example, is a bound in evaluation mode only.
+        """
         if not isinstance(model, LatentVariableModel) or model.couples_batch:
             return False
         return self.is_unmodified() and model.is_density
@@ -323,4 +331,4 @@ def run_eagerly(
 
 def bound_or_not(is_bound: bool) -> str:
     """Return the end of a description, which says if the loss is a bound."""
-    return "a lower bound on log p(x)" if is_bound else "not a bound on log p(x)"
+    return BOUND if is_bound else "not a bound on log p(x)"

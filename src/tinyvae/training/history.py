@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tinyvae import io as files
 from tinyvae import plotting
-from tinyvae.core.objective import Direction, Objective, ObjectiveOutput
+from tinyvae.core.objective import Direction, Objective, ObjectiveOutput, perplexity
 from tinyvae.core.warnings import warn
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ class History:
     Columns of an epoch: ``epoch`` (from 1), ``step`` (updates so far), ``time_seconds``,
     ``learning_rate``, and every loss and metric as ``train/...`` (mean over the epoch's batches,
     each with the weights before its update) and ``validation/...`` (with the weights after the
-    epoch). Names of metrics contain their units. A value that an epoch lacks is None.
+    epoch). The mean is over the examples, also if the last batch is smaller. A perplexity is that
+    of all codes of the epoch, or of the validation data. A metric that depends on the batch
+    otherwise has a name that starts with "batch", and only its mean over the batches is known.
+    Names of metrics contain their units. A value that an epoch lacks is None.
 
     Attributes:
         epochs: One row per epoch.
@@ -206,12 +209,14 @@ def _sums(values: Any, device: torch.device) -> Tensor:
 class RunningMean:
     """Mean of losses and metrics over an epoch, weighted by the number of examples.
 
-    The sums stay on the device, so that a step does not wait for the device.
+    A perplexity is computed from the mean shares. The sums stay on the device, so that a step does
+    not wait for the device.
     """
 
     def __init__(self) -> None:
         self._names: tuple[str, ...] = ()
         self._totals: Tensor | None = None  # (names,)
+        self._shares: dict[str, Tensor] = {}  # sums, (J,) each
         self._weight = 0
 
     def add(self, output: ObjectiveOutput, weight: int) -> None:
@@ -230,21 +235,30 @@ class RunningMean:
             self._totals = _sums([0.0] * len(named), named[self._names[0]].device)
         values = torch.stack([named[name].detach() for name in self._names])
         self._totals.add_(values, alpha=weight)  # in float64, to which torch promotes
+        for name, shares in output.shares.items():
+            if name not in self._shares:
+                self._shares[name] = _sums([0.0] * len(shares), shares.device)
+            self._shares[name].add_(shares.detach(), alpha=weight)
         self._weight += weight
 
     def row(self, part: str) -> Row:
         """Return the means so far as the columns ``part/...``."""
-        return {f"{part}/{name}": total / self._weight for name, total in self._by_name().items()}
+        means = {name: total / self._weight for name, total in self._by_name().items()}
+        means |= {n: perplexity(sums / sums.sum()).item() for n, sums in self._shares.items()}
+        return {f"{part}/{name}": mean for name, mean in means.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sum of each value over the examples, and the number of examples."""
-        return {"totals": self._by_name(), "weight": self._weight}
+        shares = {name: sums.tolist() for name, sums in self._shares.items()}
+        return {"totals": self._by_name(), "shares": shares, "weight": self._weight}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Restore the sums from :meth:`state_dict`, on ``device``."""
         totals: dict[str, float] = state["totals"]
         self._names, self._weight = tuple(totals), state["weight"]
         self._totals = _sums(list(totals.values()), device) if totals else None
+        shares: dict[str, list[float]] = state.get("shares", {})  # older states have none
+        self._shares = {name: _sums(sums, device) for name, sums in shares.items()}
 
     def _by_name(self) -> dict[str, float]:
         totals = [] if self._totals is None else self._totals.tolist()

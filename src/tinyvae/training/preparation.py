@@ -52,12 +52,11 @@ def open_sources(
     state.model.to(state.device)
     state.objective.to(state.device, dtype)
     preparation = BatchTransform(state.device, dtype, pick, transform)
-    check = partial(state.objective.check, state.model)
     has_warned = state.step > 0
 
     def check_training(batch: Batch) -> str:
         nonlocal has_warned
-        description = check(batch)
+        description = _check(state, True, batch)
         problem = None if has_warned else state.objective.find_problem(state.model, batch)
         has_warned = True  # the first batch is enough
         if problem is not None:
@@ -71,8 +70,8 @@ def open_sources(
             source = open_data(data, preparation, seed=source_seed, shuffle=shuffle, **options)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{role} data: {error}") from error
-        checks = check_training if role == "training" else check
-        return ValidatedSource(source, role, checks, seed=source_seed, device=state.device)
+        check = check_training if role == "training" else partial(_check, state, False)
+        return ValidatedSource(source, role, check, seed=source_seed, device=state.device)
 
     training = open_one(train, "training", shuffle=True)
     state.fingerprint = {
@@ -84,6 +83,14 @@ def open_sources(
     return training, (
         None if validation is None else open_one(validation, "validation", shuffle=False)
     )
+
+
+def _check(state: TrainState, is_training: bool, batch: Batch) -> str:
+    """Check a batch with model and objective in the mode in which they use it."""
+    with preserved_modes(state.model, state.objective):
+        state.model.train(is_training)
+        state.objective.train(is_training)
+        return state.objective.check(state.model, batch)
 
 
 def prepare_run(

@@ -4,10 +4,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
 from tinyvae._version import __version__
 from tinyvae.core.objective import ObjectiveOutput
+from tinyvae.core.progress import Bar
 from tinyvae.training.callbacks import Callback
 from tinyvae.training.data.validated import ValidatedSource
 from tinyvae.training.history import Row, label, named_values
@@ -18,12 +17,6 @@ PLAIN_LINES = 20
 # A narrow bar, so that the terms at the end are not cut off.
 MEASURED = "{desc} {percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
 COUNTED = "{desc} {n_fmt} steps {elapsed}{postfix}"
-
-
-class Bar(tqdm):  # type: ignore[type-arg]
-    """Progress bar without tqdm's monitor thread."""
-
-    monitor_interval = 0
 
 
 class Progress(Callback):
@@ -99,14 +92,24 @@ def _write(line: str) -> None:
     sys.stderr.flush()
 
 
-def headline(state: TrainState, train: ValidatedSource, seed: int, paths: Sequence[str]) -> str:
+def headline(
+    state: TrainState,
+    train: ValidatedSource,
+    validation: ValidatedSource | None,
+    seed: int,
+    paths: Sequence[str],
+) -> str:
     """Return one line about device, sizes, length, objective and fast paths."""
     size = sum(p.numel() for group in state.groups.values() for p in group)
     counts = (train.source.num_examples, train.source.num_batches)
     examples, steps = ("?" if count is None else f"{count:,}" for count in counts)
     continued = f", continuing after step {state.step:,}" if state.step else ""
+    descriptions = [train.summary]
+    if validation is not None and validation.summary != train.summary:
+        *_, differing = validation.summary.split(": ")  # such as "not a bound on log p(x)"
+        descriptions.append(f"validation: {differing}")
     return (
         f"tinyvae {__version__} on {state.device}, seed {seed}: {size:,} parameters, "
         f"{examples} examples, {state.plan.num_epochs} epochs of {steps} steps{continued}; "
-        + "; ".join([train.description, *paths])
+        + "; ".join([*descriptions, *paths])
     )

@@ -247,7 +247,8 @@ class Trainer:
             self._after_step = StepHooks(callbacks, state, self.seed)
             is_compiled = not isinstance(compute_gradients, Gradients)
             paths = self.speed.describe(self.resolved_speed, is_compiled=is_compiled)
-            state.plan = replace(state.plan, headline=headline(state, source, self.seed, paths))
+            line = headline(state, source, validation_source, self.seed, paths)
+            state.plan = replace(state.plan, headline=line)
             if state.plan.total_steps is not None:
                 warn_about_schedules(state, state.plan.total_steps)
             with (

@@ -365,7 +365,7 @@ def test_regularized_objective_refuses_other_terms():
     with pytest.raises(TypeError, match=r"expects a Regularizer such as MMD.*, got 3.0"):
         RegularizedObjective(ELBO(), (3.0,))
     twice = ELBO() + DIPRegularizer(1.0) + DIPRegularizer(2.0, covariance="total")
-    with pytest.raises(ValueError, match=r"metrics of different names, got \['dip', 'dip'\]"):
+    with pytest.raises(ValueError, match=r"different names, got \['batch_dip', 'batch_dip'\]"):
         twice.check(small_vae(), Batch(torch.randn(7, DATA)))
     with pytest.raises(TypeError, match="ELBO expects a VAE"):
         (ELBO() + MMDRegularizer(1.0)).check(nn.Linear(2, 2), Batch(torch.randn(7, DATA)))

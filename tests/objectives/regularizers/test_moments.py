@@ -51,7 +51,7 @@ def test_dip_agrees_with_numpy(size):
     _, total = penalty_of(DIPRegularizer(0.3, diagonal=4.0, covariance="total"), vae, x, 3)
     for found, c in ((penalty, covariance), (total, covariance + own)):
         expected = 4 * ((np.diag(c) - 1) ** 2).sum() + 2 * c[0, 1] ** 2
-        assert found.metrics["dip"].item() == pytest.approx(expected, rel=1e-12)
+        assert found.metrics["batch_dip"].item() == pytest.approx(expected, rel=1e-12)
         assert found.loss.item() == pytest.approx(0.3 * expected, rel=1e-12)
 
 

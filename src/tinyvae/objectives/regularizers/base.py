@@ -27,7 +27,8 @@ class RegularizerOutput:
 
     Attributes:
         loss: Term that is added to the model's loss, ``()``.
-        metrics: Detached scalars to report.
+        metrics: Detached scalars to report. The name of a metric that is no mean over examples
+            starts with "batch".
         adversary: Loss of the regularizer's own parameters, if it has any.
     """
 
@@ -182,7 +183,7 @@ class RegularizedObjective(Objective):
         >>> objective.is_bound(vae)
         False
         >>> sorted(objective(vae, Batch(x)).metrics)
-        ['dip', 'elbo_nats', 'kl_nats', 'latent_l2', 'log_likelihood_nats']
+        ['batch_dip', 'elbo_nats', 'kl_nats', 'latent_l2', 'log_likelihood_nats']
     """
 
     def __init__(self, bound: VariationalBound, regularizers: tuple[Regularizer, ...]) -> None:
@@ -234,7 +235,7 @@ class RegularizedObjective(Objective):
             metrics = metrics | penalty.metrics | regularizer.reported(**weights)
             if penalty.adversary is not None and regularizer.group is not None:
                 adversaries[regularizer.group] = penalty.adversary
-        return ObjectiveOutput(losses | adversaries, metrics)
+        return ObjectiveOutput(losses | adversaries, metrics, result.shares)
 
     def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
         """Return the groups of the bound, and one of each regularizer with parameters."""

@@ -33,7 +33,8 @@ class DIPRegularizer(Regularizer):
 
     C is the covariance over the batch of the posteriors' means (DIP-VAE-I, with :math:`d = 10` in
     the paper). With ``covariance="total"``, C is the covariance of q(z), which adds the mean of the
-    posteriors' covariances (DIP-VAE-II, with :math:`d = 1`).
+    posteriors' covariances (DIP-VAE-II, with :math:`d = 1`). The metric is the distance of the
+    batch, which is larger for a small batch than for all data.
 
     Args:
         weight: :math:`\lambda`.
@@ -81,7 +82,7 @@ class DIPRegularizer(Regularizer):
         value = off_diagonal + self.diagonal * (diagonal - 1).square().sum()
         if len(means) < 2:
             value = 0.0 * value
-        return RegularizerOutput(self.weighted(value), self.reported(dip=value))
+        return RegularizerOutput(self.weighted(value), self.reported(batch_dip=value))
 
 
 def _mean_covariance(posterior: Distribution) -> Tensor:

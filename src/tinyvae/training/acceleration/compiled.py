@@ -50,6 +50,7 @@ class CompiledGradients:
         self._trained = [p.requires_grad for p in self._parameters]
         self._losses: list[str] = []  # names in the order of the graph's outputs, set by the trace
         self._metrics: list[str] = []
+        self._shares: list[str] = []
         self._require_no_side_effects(example)
         self._run = self._compile(self._traced(step, names, example), example)
         self._verify(example)
@@ -59,12 +60,15 @@ class CompiledGradients:
         if _signature(batch) != self._signature or not self._is_as_traced():
             return self.gradients(batch)
         with torch.no_grad():
-            losses, metrics, gradients = self._run(self._parameters, self._buffers, _tensors(batch))
+            losses, metrics, shares, gradients = self._run(
+                self._parameters, self._buffers, _tensors(batch)
+            )
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
         return ObjectiveOutput(
             dict(zip(self._losses, losses, strict=True)),
             dict(zip(self._metrics, metrics, strict=True)),
+            dict(zip(self._shares, shares, strict=True)),
         )
 
     def _traced(self, step: "_Step", names: list[str], example: Batch) -> Pass:
@@ -75,7 +79,7 @@ class CompiledGradients:
 
         def run(
             parameters: Sequence[Tensor], buffers: Sequence[Tensor], parts: dict[str, Tensor]
-        ) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
+        ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor | None]]:
             # Gradients end at new leaves: the graph reads the parameters and writes none of them.
             leaves = [
                 p.detach().requires_grad_(t) for p, t in zip(parameters, trained, strict=True)
@@ -91,8 +95,10 @@ class CompiledGradients:
                     for index, slope in zip(groups[name], slopes, strict=True):
                         gradients[index] = _laid_out(slope, leaves[index])
             self._losses, self._metrics = list(output.losses), list(output.metrics)
+            self._shares = list(output.shares)
             losses = [loss.detach() for loss in output.losses.values()]
-            return losses, list(output.metrics.values()), gradients
+            metrics, shares = list(output.metrics.values()), list(output.shares.values())
+            return losses, metrics, shares, gradients
 
         return run
 
@@ -148,8 +154,9 @@ class CompiledGradients:
                 torch.rand(8, device=example.x.device)  # a graph with constant noise differs now
                 output = compute_gradients(example)
                 grads = [torch.zeros(1) if p.grad is None else p.grad for p in self._parameters]
-                named = (*output.losses.values(), *output.metrics.values())
-                values = [*grads, *named, *self._step.buffers()]
+                named = (output.losses, output.metrics, output.shares)
+                reported = [value for part in named for value in part.values()]
+                values = [*grads, *reported, *self._step.buffers()]
                 results.append([value.detach().double() for value in values])
         norm = torch.linalg.vector_norm
         # A gradient that is zero up to rounding, e.g. of a bias before normalization, has no scale.

@@ -5,8 +5,9 @@ from itertools import chain
 
 import torch
 
-from tinyvae.core.objective import Batch
+from tinyvae.core.objective import BOUND, Batch
 from tinyvae.core.random import Stream, derive_seed, seed_rng
+from tinyvae.core.warnings import warn
 from tinyvae.training.data.sources import DataSource
 
 
@@ -15,8 +16,13 @@ class ValidatedSource:
 
     The first batch of a loader is read and checked at the start. The first epoch then uses it.
 
-    ``check`` raises if a batch does not fit, and returns a description, which :attr:`description`
-    keeps. ``role`` names the data in errors.
+    ``check`` raises if a batch does not fit, and returns a description. ``role`` names the data in
+    errors.
+
+    Attributes:
+        description: Description of all batches so far: the first one that does not say that the
+            loss is a bound, if there is one.
+        num_checked: Number of examples so far.
     """
 
     def __init__(
@@ -30,7 +36,7 @@ class ValidatedSource:
     ) -> None:
         self.source, self.role, self.check = source, role, check
         self.seed, self.device = seed, device
-        self.description = ""
+        self.description, self.num_checked = "", 0
         self._unchecked = not source.in_memory
         self._opened: Iterator[Batch] | None = None
         self._start = 0
@@ -79,12 +85,32 @@ class ValidatedSource:
         return self.source.first_batch(epoch)
 
     def _checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        start = 0
         try:
             for batch in batches:
-                self.description = self.check(batch)
-                start += len(batch)
+                self._add(self.check(batch))
+                self.num_checked += len(batch)
                 yield batch
         except (TypeError, ValueError) as error:
+            start = self.num_checked
             position = f", counted from example {start}" if start else ""
             raise type(error)(f"{self.role} data{position}: {error}") from error
+
+    def _add(self, description: str) -> None:
+        """Combine the descriptions: the loss is a bound only if it is one on all batches."""
+        previous = self.description
+        if previous and not previous.endswith(BOUND):
+            return
+        self.description = description
+        if previous not in ("", description) and not self.source.in_memory:
+            warn(
+                f"the {self.role} data are other than their first batch, by which the run was "
+                f"described: from example {self.num_checked} on, it is {description}"
+            )
+
+    @property
+    def summary(self) -> str:
+        """Description of the batches so far, with their share of the examples unless it is all."""
+        if self.source.in_memory or self.num_checked == self.source.num_examples:
+            return self.description
+        total = "?" if self.source.num_examples is None else f"{self.source.num_examples:,}"
+        return f"{self.description} ({self.num_checked:,} of {total} examples checked so far)"
