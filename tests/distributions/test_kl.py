@@ -286,9 +286,7 @@ def test_kl_is_nonnegative_near_equality(name, seed, log_step, dtype):
     else:
         q = [v + step * torch.randn(v.shape) for v in q]
     kl = kl_divergence(pair.q(*[v.to(dtype) for v in q]), pair.p(*[v.to(dtype) for v in p]))
-    # The low-rank one is a difference; that on the sphere is one in float64.
-    least = {"low": -1e-6, "sph": -1e-12}.get(name[:3], 0.0)
-    assert (kl >= least).all()
+    assert (kl >= 0).all()
 
 
 @for_each("dtype", [torch.float32, torch.float64])
@@ -356,28 +354,6 @@ def test_kl_on_the_sphere(dim, dtype):
     # Half the variance of log (1 + t) / 2 under the uniform one, in squares of the concentration.
     variance = scipy.special.polygamma(1, (dim - 1) / 2) - scipy.special.polygamma(1, dim - 1)
     assert kl[0].item() == pytest.approx(0.5e-6 * variance, rel=1e-2)
-
-
-@for_each(("dtype", "tolerance"), [(torch.float32, 1e-7), (torch.float64, 1e-12)])
-@for_each("dim", [2, 8, 50])
-def test_kl_on_the_sphere_at_any_concentration(dim, dtype, tolerance):
-    # Regression: differences of digammas and log gammas lost all digits above exp(30).
-    direction = torch.eye(dim, dtype=dtype)[0].expand(161, dim)
-    log_concentration = torch.arange(-60.0, 101, dtype=dtype).requires_grad_()
-    q = PowerSpherical(direction, log_concentration)
-    kl = kl_divergence(q, SphereUniform(torch.zeros(dim, dtype=dtype)))
-    (gradient,) = torch.autograd.grad(kl.sum(), log_concentration)
-    assert (kl >= 0).all()
-    for row, logarithm in enumerate(q.log_concentration.tolist()):
-        with mpmath.workdps(60):
-            beta, k = mpmath.mpf(dim - 1) / 2, mpmath.exp(logarithm)
-            ratio = mpmath.loggamma(k + 2 * beta) - mpmath.loggamma(k + beta)
-            uniform = mpmath.loggamma(2 * beta) - mpmath.loggamma(beta)
-            digammas = mpmath.digamma(k + 2 * beta) - mpmath.digamma(k + beta)
-            slope = k * k * (mpmath.psi(1, k + beta) - mpmath.psi(1, k + 2 * beta))
-            exact = float(ratio - uniform - k * digammas)
-        assert kl[row].item() == pytest.approx(exact, rel=tolerance, abs=tolerance)
-        assert gradient[row].item() == pytest.approx(float(slope), rel=tolerance, abs=tolerance)
 
 
 @for_each("positions", [(2,), (2, 2)])

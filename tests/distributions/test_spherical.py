@@ -13,7 +13,7 @@ from helpers.cases import for_each
 from helpers.distributions import ks, power_spherical
 
 from tinyvae import VAE, GaussianLikelihood
-from tinyvae.distributions import PowerSpherical, SphereUniform
+from tinyvae.distributions import PowerSpherical, SphereUniform, kl_divergence
 from tinyvae.encoders import PowerSphericalEncoder
 from tinyvae.evaluation import log_marginal
 from tinyvae.priors import SphereUniformPrior
@@ -219,3 +219,25 @@ def test_evidence_of_a_model_with_a_narrow_posterior(log_concentration, dtype):
     precision = std**-2  # The integral over the circle is a Bessel function.
     exact = math.log(precision * scipy.special.i0e(precision) / (2 * math.pi))
     assert (estimate - exact).abs().max() < 0.05
+
+
+@for_each(("dtype", "tolerance"), [(torch.float32, 1e-7), (torch.float64, 1e-12)])
+@for_each("dim", [2, 8, 50])
+def test_kl_at_any_concentration(dim, dtype, tolerance):
+    # Regression: differences of digammas and log gammas lost all digits above exp(30).
+    direction = torch.eye(dim, dtype=dtype)[0].expand(161, dim)
+    log_concentration = torch.arange(-60.0, 101, dtype=dtype).requires_grad_()
+    q = PowerSpherical(direction, log_concentration)
+    kl = kl_divergence(q, SphereUniform(torch.zeros(dim, dtype=dtype)))
+    (gradient,) = torch.autograd.grad(kl.sum(), log_concentration)
+    assert (kl >= 0).all()
+    for row, logarithm in enumerate(q.log_concentration.tolist()):
+        with mpmath.workdps(60):
+            beta, k = mpmath.mpf(dim - 1) / 2, mpmath.exp(logarithm)
+            ratio = mpmath.loggamma(k + 2 * beta) - mpmath.loggamma(k + beta)
+            uniform = mpmath.loggamma(2 * beta) - mpmath.loggamma(beta)
+            digammas = mpmath.digamma(k + 2 * beta) - mpmath.digamma(k + beta)
+            slope = k * k * (mpmath.psi(1, k + beta) - mpmath.psi(1, k + 2 * beta))
+            exact = float(ratio - uniform - k * digammas)
+        assert kl[row].item() == pytest.approx(exact, rel=tolerance, abs=tolerance)
+        assert gradient[row].item() == pytest.approx(float(slope), rel=tolerance, abs=tolerance)

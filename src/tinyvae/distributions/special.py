@@ -28,6 +28,17 @@ def autocast_disabled(like: Tensor) -> AbstractContextManager[None]:
     return context
 
 
+def finite_exp(x: Tensor) -> Tensor:
+    """Return exp(x), at most about the largest number, so that a product with zero is zero."""
+    return torch.exp(x.clamp(max=0.99 * math.log(torch.finfo(x.dtype).max)))
+
+
+def limited(x: Tensor, *, least: Tensor | float = -math.inf, most: float = math.inf) -> Tensor:
+    """Return x within limits, with a slope of one also beyond them, where a loss pulls x back."""
+    bounded = x.detach().clamp(max=most).maximum(torch.as_tensor(least, dtype=x.dtype))
+    return x.where(bounded == x, bounded + (x - x.detach()))
+
+
 def gamma_residual(x: Tensor, log_x: Tensor) -> Tensor:
     r"""Return the residual :math:`r(x) = \log\Gamma(x) - x \log x + x` for :math:`x > 0`.
 

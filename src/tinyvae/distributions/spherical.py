@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinyvae.distributions.base import Distribution
-from tinyvae.distributions.special import gamma_residual
+from tinyvae.distributions.special import gamma_residual, limited
 
 
 def log_area(dim: int) -> float:
@@ -83,10 +83,8 @@ class PowerSpherical(Distribution):
 
     def __init__(self, direction: Tensor, log_concentration: Tensor) -> None:
         limit = -2 * math.log(torch.finfo(log_concentration.dtype).eps) - 12
-        # Zero plus a slope, so that a KL term pulls a concentration back from beyond the limit.
-        at_limit = limit + (log_concentration - log_concentration.detach())
         self.direction = direction
-        self.log_concentration = log_concentration.where(log_concentration < limit, at_limit)
+        self.log_concentration = limited(log_concentration, most=limit)
         shape = torch.broadcast_shapes(direction.shape, (*log_concentration.shape, 1))
         self.batch_shape, self.event_shape = shape[:-1], shape[-1:]
 
