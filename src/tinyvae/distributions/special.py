@@ -39,6 +39,22 @@ def limited(x: Tensor, *, least: Tensor | float = -math.inf, most: float = math.
     return x.where(bounded == x, bounded + (x - x.detach()))
 
 
+def digamma_difference(x: Tensor, step: float) -> Tensor:
+    r"""Return :math:`\psi(x + h) - \psi(x)` for :math:`x > 0` and a step :math:`h > 0`.
+
+    It is accurate where the difference is far below the rounding of both terms.
+    """
+    # Ten steps of psi(x + 1) = psi(x) + 1 / x reach x >= 10, where Stirling's series is exact.
+    shifts = torch.arange(10, dtype=x.dtype, device=x.device)
+    below = x.unsqueeze(-1) + shifts
+    steps: Tensor = (step / (below * (below + step))).sum(-1)
+    low, high = x + 10, x + 10 + step
+    series = torch.log1p(step / low) + 0.5 * step / (low * high)
+    for k, coefficient in enumerate(_STIRLING, start=1):
+        series = series + (2 * k - 1) * coefficient * (low ** (-2 * k) - high ** (-2 * k))
+    return steps + series
+
+
 def gamma_residual(x: Tensor, log_x: Tensor) -> Tensor:
     r"""Return the residual :math:`r(x) = \log\Gamma(x) - x \log x + x` for :math:`x > 0`.
 
@@ -58,22 +74,6 @@ def gamma_residual(x: Tensor, log_x: Tensor) -> Tensor:
     small = x.clamp(max=10)
     near = torch.lgamma(small + 1) - log_x - small * log_x + small
     return torch.where(x < 10, near, large)
-
-
-def digamma_difference(x: Tensor, step: float) -> Tensor:
-    r"""Return :math:`\psi(x + h) - \psi(x)` for :math:`x > 0` and a step :math:`h > 0`.
-
-    It is accurate where the difference is far below the rounding of both terms.
-    """
-    # Ten steps of psi(x + 1) = psi(x) + 1 / x reach x >= 10, where Stirling's series is exact.
-    shifts = torch.arange(10, dtype=x.dtype, device=x.device)
-    below = x.unsqueeze(-1) + shifts
-    steps: Tensor = (step / (below * (below + step))).sum(-1)
-    low, high = x + 10, x + 10 + step
-    series = torch.log1p(step / low) + 0.5 * step / (low * high)
-    for k, coefficient in enumerate(_STIRLING, start=1):
-        series = series + (2 * k - 1) * coefficient * (low ** (-2 * k) - high ** (-2 * k))
-    return steps + series
 
 
 def log_sinhc(y: Tensor) -> Tensor:
