@@ -392,7 +392,7 @@ ROWS = {
     "poisson": density(tvd.Poisson, [uniform(-20, 20)], poisson, COUNTS, discrete=True),
     "negative binomial": density(
         tvd.NegativeBinomial,
-        [uniform(-20, 20), LOG_PARAMETER],
+        [uniform(-20, 20), uniform(-7, 40)],
         negative_binomial,
         COUNTS,
         discrete=True,
