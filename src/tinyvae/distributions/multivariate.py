@@ -90,9 +90,9 @@ class LowRankNormal(Distribution):
         self.batch_shape, self.event_shape = shape[:-1], shape[-1:]
         self._scaled = factor * torch.exp(-log_std).unsqueeze(-1)  # U, (*batch, D, r)
         identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-        stacked = torch.cat([identity.expand(*self._scaled.shape[:-2], -1, -1), self._scaled], -2)
-        # C = I + U' U = R' R. A QR decomposition does not square the condition number of U.
-        self._basis, self._root = torch.linalg.qr(stacked)  # (*batch, r + D, r), (*batch, r, r)
+        stacked = torch.cat([self._scaled, identity.expand(*self._scaled.shape[:-2], -1, -1)], -2)
+        # [U; I] = Q R and C = R' R. A QR decomposition does not square the condition number of U.
+        self._basis, self._root = torch.linalg.qr(stacked)  # (*batch, D + r, r), (*batch, r, r)
 
     @property
     def mean(self) -> Tensor:
@@ -108,11 +108,11 @@ class LowRankNormal(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density, nats."""
         standardized = (value - self._mean) * torch.exp(-self.log_std)
-        # With s the standardized value and a = C^-1 U' s = R^-1 Q' (0, s), the quadratic form
-        # s' (I + U U')^-1 s is |s - U a|^2 + |a|^2, a sum without cancellation. Solving C a = U' s
-        # would square the condition number.
+        # With s the standardized value and a = C^-1 U' s, the quadratic form s' (I + U U')^-1 s is
+        # |s - U a|^2 + |a|^2, a sum without cancellation.
         with autocast_disabled(standardized):
-            along = self._basis[..., self.factor.shape[-1] :, :].mT @ standardized.unsqueeze(-1)
+            # a = R^-1 Q' (s, 0). Solving C a = U' s would square the condition number.
+            along = self._basis[..., : self.event_shape[0], :].mT @ standardized.unsqueeze(-1)
             along = torch.linalg.solve_triangular(self._root, along, upper=True)  # (..., r, 1)
             rest = standardized - (self._scaled @ along).squeeze(-1)
         square: Tensor = rest.square().sum(-1) + along.square().sum((-2, -1))
