@@ -5,16 +5,18 @@
 A row of the table below has a constructor, the ranges of its parameters and a formula in mpmath.
 Each row is evaluated in float32 and in float64, at random parameters, at draws and at far values:
 
-- value: the log density or mass, or the divergence,
+- value: the log density or mass, the entropy or the divergence,
 - gradient: its derivatives with respect to all arguments.
 
-An error is compared with the exact number at the float arguments themselves, and is relative to
-max(1, |exact|) + sum_i |a_i d exact / d a_i|. The sum is the condition number: how much the exact
-number changes if the arguments do by a relative amount of one. So an error of 1e-7 is one of the
-last digit of float32, in the result or in an argument. Results that overflow the precision must be
-infinite. Apart from that, a NaN or an infinity is an infinite error, and so are a log mass above
-zero and a divergence below zero. Finally "wild" counts the arguments of any size, up to 1e30, at
-which a value is NaN or has the wrong sign.
+An error is the difference from the exact number at the float arguments themselves, relative to
+max(1, |exact|) + sum_i |a_i d exact / d a_i|. The sum is the condition number: the change of the
+exact number per relative change of the arguments. So an error of 1e-7 is one of the last digit of
+float32, in the result or in an argument. A derivative is also relative to the value, because it is
+a difference of terms of that size. NaN, infinities, log masses above zero and divergences below
+zero are infinite errors, except that numbers within nine digits of the largest may overflow.
+
+Finally, "wild" counts the parameters of any size, up to 1e30, at which a draw or a value is NaN or
+has the wrong sign.
 """
 
 import argparse
@@ -269,7 +271,7 @@ def radial(x: np.ndarray, params: np.ndarray) -> mpf:
 
 @dataclass(frozen=True)
 class Row:
-    """A family and its log density, or a pair of families and their divergence."""
+    """A family and its log density or entropy, or a pair of families and their divergence."""
 
     make: Callable[..., tvd.Distribution]
     params: Sequence[tuple[Sampler, tuple[int, ...]]]
@@ -279,9 +281,12 @@ class Row:
     wild: float = 1e30  # largest parameters that are tried
     other: Callable[..., tvd.Distribution] | None = None  # of the last parameters
     num_other: int = 0
+    entropy: bool = False
 
     def ours(self, *args: Tensor) -> Tensor:
         """Return the numbers of the library."""
+        if self.entropy:
+            return self.make(*args).entropy()
         if self.other is None:
             return self.make(*args[1:]).log_prob(args[0])
         split = len(args) - self.num_other
@@ -494,6 +499,19 @@ ROWS = {
         )
         for dim in (2, 50)
     },
+    **{
+        f"entropy of power spherical, {dim}": density(
+            tvd.PowerSpherical,
+            [(direction, (dim,)), LOG_CONCENTRATION],
+            lambda v, k: (
+                -sphere_kl(v, k)
+                - log_growth(mpf(0), mpf(len(v) - 1) / 2)
+                + mpf(len(v) - 1) / 2 * log(4 * mpmath.pi)
+            ),
+            entropy=True,
+        )
+        for dim in (2, 50)
+    },
     "KL classes": divergence(
         lambda v: tvd.OneHotCategorical(v, 1),
         lambda v: tvd.OneHotCategorical(v, 1),
@@ -507,12 +525,12 @@ ROWS = {
 
 
 def arguments(row: Row, count: int, dtype: torch.dtype, seed: int) -> list[Tensor]:
-    """Return values and parameters, ``(N, ...)`` each; a divergence has no values."""
+    """Return values and parameters, ``(N, ...)`` each; only densities have values."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     drawn = [torch.from_numpy(sample(rng, (count, *shape))) for sample, shape in row.params]
     params = [v.float().to(dtype) for v in drawn]
-    if row.other is not None:
+    if row.other is not None or row.entropy:
         return params
     p = row.make(*params)
     shape = p.batch_shape + p.event_shape

@@ -231,6 +231,8 @@ def test_kl_at_any_concentration(dim, dtype, tolerance):
     kl = kl_divergence(q, SphereUniform(torch.zeros(dim, dtype=dtype)))
     (gradient,) = torch.autograd.grad(kl.sum(), log_concentration)
     assert (kl >= 0).all()
+    area = -SphereUniform(direction[0]).log_prob(direction[0])
+    torch.testing.assert_close(q.entropy(), area - kl.detach(), rtol=1e-6, atol=1e-6)
     for row, logarithm in enumerate(q.log_concentration.tolist()):
         with mpmath.workdps(60):
             beta, k = mpmath.mpf(dim - 1) / 2, mpmath.exp(logarithm)

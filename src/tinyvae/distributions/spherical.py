@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinyvae.distributions.base import Distribution
-from tinyvae.distributions.special import gamma_residual, limited
+from tinyvae.distributions.special import digamma_difference, gamma_residual, limited
 
 
 def log_area(dim: int) -> float:
@@ -119,6 +119,14 @@ class PowerSpherical(Distribution):
         growth = growth + gamma_residual(alpha + beta, torch.log(alpha + beta))
         growth = growth - gamma_residual(alpha, torch.log(alpha))
         return growth - beta * math.log(4 * math.pi)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy, ``(*batch)``, nats, computed in double precision."""
+        wide = PowerSpherical(self.direction.double(), self.log_concentration.double())
+        alpha = wide.beta + wide.concentration
+        height = -digamma_difference(alpha, wide.beta)  # E log (1 + mu . x) / 2
+        entropy = -(wide.concentration * height + wide.log_peak)
+        return entropy.to(self.log_concentration.dtype).expand(self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density on the sphere, nats."""
