@@ -13,12 +13,13 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 @for_each("make", [Learned, Predicted])
 def test_minimum_is_a_smooth_lower_bound(make):
-    raw = torch.tensor([-1e3, -20.0, math.log(0.05), 0.0, 8.0])
+    raw = torch.tensor([-1e3, -20.0, math.log(0.05), 0.0, 8.0, 18.0])
     positive = make(minimum=0.05)
     if make is Learned:
         positive.raw = torch.nn.Parameter(raw)
     value = positive(raw, 1).exp()
-    torch.testing.assert_close(value, 0.05 + raw.exp())  # exp(softplus(a - b) + b) = e^a + e^b
+    # exp(softplus(a - b) + b) = e^a + e^b
+    torch.testing.assert_close(value, 0.05 + raw.exp(), rtol=1e-12, atol=0)
     assert (value >= 0.05 * (1 - 1e-12)).all()
 
 

@@ -5,10 +5,11 @@ from abc import ABC
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tinyvae.distributions.base import Distribution, joint_shape, pooled
-from tinyvae.distributions.special import gamma_residual
+from tinyvae.distributions.special import finite_exp, gamma_residual, limited
 
 
 class ElementwiseNormal(Distribution, ABC):
@@ -27,7 +28,7 @@ class ElementwiseNormal(Distribution, ABC):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of each element, nats."""
-        standardized = (value - self._mean) * torch.exp(-self.log_std)
+        standardized = (value - self._mean) * finite_exp(-self.log_std)
         return -0.5 * standardized.square() - self.log_std - 0.5 * math.log(2 * math.pi)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -114,7 +115,7 @@ class Laplace(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of each element, nats."""
-        distance = (value - self._mean).abs() * torch.exp(-self.log_scale)
+        distance = (value - self._mean).abs() * finite_exp(-self.log_scale)
         return -distance - self.log_scale - math.log(2)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -133,7 +134,8 @@ class StudentT(Distribution):
     Args:
         loc: :math:`\mu`, any shape: the median, and the mean if :math:`\nu > 1`.
         log_scale: :math:`\log\sigma`, broadcastable with ``loc``.
-        log_df: :math:`\log\nu`, degrees of freedom, broadcastable with ``loc``.
+        log_df: :math:`\log\nu`, degrees of freedom, broadcastable with ``loc``. It is limited to
+            half the range of the precision, -44 to 44 in float32, so that its products are finite.
 
     Example:
         >>> StudentT(torch.zeros(2), torch.zeros(2), torch.zeros(2)).log_prob(torch.zeros(2))
@@ -143,7 +145,9 @@ class StudentT(Distribution):
     has_rsample = False
 
     def __init__(self, loc: Tensor, log_scale: Tensor, log_df: Tensor) -> None:
-        self.loc, self.log_scale, self.log_df = loc, log_scale, log_df
+        limit = 0.5 * math.log(torch.finfo(log_df.dtype).max)
+        self.loc, self.log_scale = loc, log_scale
+        self.log_df = limited(log_df, least=-limit, most=limit)
         self.batch_shape = joint_shape(loc, log_scale, log_df)
 
     @property
@@ -162,8 +166,12 @@ class StudentT(Distribution):
         a, log_a = df / 2, self.log_df - math.log(2)
         growth = (a + 0.5) * torch.log1p(0.5 / a) - 0.5
         growth = growth + gamma_residual(a + 0.5, torch.log(a + 0.5)) - gamma_residual(a, log_a)
-        standardized = (value - self.loc) * torch.exp(-self.log_scale - 0.5 * self.log_df)
-        tail = (a + 0.5) * torch.log1p(standardized.square())
+        # log(1 + s^2), by the logarithm of s if s^2 or the width may overflow.
+        distance, log_width = (value - self.loc).abs(), self.log_scale + 0.5 * self.log_df
+        log_s = torch.log(distance.clamp(min=torch.finfo(distance.dtype).tiny)) - log_width
+        is_near = (log_s < 20) & (log_width.abs() < 80) | (distance == 0)
+        near = torch.log1p((distance.where(is_near, 0.0) * finite_exp(-log_width)).square())
+        tail = (a + 0.5) * torch.where(is_near, near, F.softplus(2 * log_s, threshold=40))
         return growth - 0.5 * math.log(2 * math.pi) - self.log_scale - tail
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:

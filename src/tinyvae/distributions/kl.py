@@ -18,6 +18,7 @@ from tinyvae.distributions.discrete import OneHotDistribution
 from tinyvae.distributions.joint import JointDistribution
 from tinyvae.distributions.multivariate import FullNormal, LowRankNormal
 from tinyvae.distributions.quantized import CodebookCategorical, Quantized
+from tinyvae.distributions.special import finite_exp
 from tinyvae.distributions.spherical import PowerSpherical, SphereUniform, log_area
 from tinyvae.distributions.wrappers import ReshapedBatch
 from tinyvae.errors import NoClosedFormError
@@ -31,14 +32,20 @@ def _excess(log_ratio: Tensor) -> Tensor:
 def _kl_normal_normal(q: ElementwiseNormal, p: ElementwiseNormal) -> Tensor:
     if isinstance(p, StandardNormalDistribution) and p.agrees_with(q.mean, q.log_std):
         return 0.5 * torch.addcmul(_excess(2 * q.log_std), q.mean, q.mean)
-    distance = (q.mean - p.mean) * torch.exp(-p.log_std)
+    distance = (q.mean - p.mean) * finite_exp(-p.log_std)
     return 0.5 * (_excess(2 * (q.log_std - p.log_std)) + distance.square())
 
 
 def _kl_laplace_laplace(q: Laplace, p: Laplace) -> Tensor:
     log_ratio = q.log_scale - p.log_scale
-    distance = (q.mean - p.mean).abs() * torch.exp(-q.log_scale)
-    return _excess(log_ratio) + torch.exp(log_ratio) * _excess(-distance)
+    difference = (q.mean - p.mean).abs()
+    distance = difference * finite_exp(-q.log_scale)
+    spread, ratio = _excess(log_ratio), finite_exp(log_ratio)
+    is_near = distance < 1000
+    near = ratio * _excess(-distance.where(is_near, 0.0))
+    # Farther apart, the ratio may underflow and the distance overflow.
+    far = difference * finite_exp(-p.log_scale) + ratio * torch.expm1(-distance)
+    return spread + torch.where(is_near, near, far)
 
 
 def _kl_full_full(q: FullNormal, p: FullNormal) -> Tensor:
@@ -53,15 +60,13 @@ def _kl_full_full(q: FullNormal, p: FullNormal) -> Tensor:
 def _kl_low_rank_diagonal(q: LowRankNormal, p: Independent) -> Tensor:
     diagonal = _kl_normal_normal(Normal(q.mean, q.log_std), _normal(p)).sum(-1)
     along = (q.factor * torch.exp(-_normal(p).log_std).unsqueeze(-1)).square().sum((-2, -1))
-    return diagonal + 0.5 * (along - q.log_det_excess)
+    return (diagonal + 0.5 * (along - q.log_det_excess)).clamp(min=0)  # a difference
 
 
 def _kl_spherical_uniform(q: PowerSpherical, _: SphereUniform) -> Tensor:
     wide = PowerSpherical(q.direction.double(), q.log_concentration.double())
-    alpha = wide.beta + wide.concentration
-    height = torch.digamma(alpha) - torch.digamma(alpha + wide.beta)  # E log (1 + mu . x) / 2
-    kl = wide.concentration * height + wide.log_peak + log_area(q.event_shape[0])
-    return kl.to(q.direction.dtype)
+    kl = log_area(q.event_shape[0]) - wide.entropy()
+    return kl.clamp(min=0).to(q.direction.dtype)  # nearly uniform, rounding exceeds it
 
 
 def _kl_categorical(q: OneHotDistribution, p: OneHotDistribution) -> Tensor:

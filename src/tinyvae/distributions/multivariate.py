@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tinyvae.distributions.base import Distribution
-from tinyvae.distributions.special import autocast_disabled
+from tinyvae.distributions.special import autocast_disabled, limited
 
 
 class FullNormal(Distribution):
@@ -69,7 +69,9 @@ class LowRankNormal(Distribution):
 
     Args:
         mean: :math:`\mu`, ``(*batch, D)``.
-        log_std: :math:`\log\sigma`, ``(*batch, D)``.
+        log_std: :math:`\log\sigma`, ``(*batch, D)``. Each :math:`\sigma_i` is limited below to
+            :math:`\|W_i\| \sqrt\epsilon / e`, an 8,000th of the length of its row in float32.
+            Below, W hides it from the arithmetic.
         factor: :math:`W`, ``(*batch, D, r)``.
 
     Example:
@@ -79,14 +81,18 @@ class LowRankNormal(Distribution):
     """
 
     def __init__(self, mean: Tensor, log_std: Tensor, factor: Tensor) -> None:
+        precision = torch.finfo(factor.dtype)
+        length = torch.linalg.vector_norm(factor.detach(), dim=-1)
+        least = torch.log(length) + 0.5 * math.log(precision.eps) - 1
+        log_std = limited(log_std, least=least.clamp(min=0.99 * math.log(precision.tiny)))
         self._mean, self.log_std, self.factor = mean, log_std, factor
         shape = torch.broadcast_shapes(mean.shape, log_std.shape, factor.shape[:-1])
         self.batch_shape, self.event_shape = shape[:-1], shape[-1:]
         self._scaled = factor * torch.exp(-log_std).unsqueeze(-1)  # U, (*batch, D, r)
         identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-        stacked = torch.cat([identity.expand(*self._scaled.shape[:-2], -1, -1), self._scaled], -2)
-        # C = I + U' U = R' R. A QR decomposition does not square the condition number of U.
-        self._root = torch.linalg.qr(stacked).R
+        stacked = torch.cat([self._scaled, identity.expand(*self._scaled.shape[:-2], -1, -1)], -2)
+        # [U; I] = Q R and C = R' R. A QR decomposition does not square the condition number of U.
+        self._basis, self._root = torch.linalg.qr(stacked)  # (*batch, D + r, r), (*batch, r, r)
 
     @property
     def mean(self) -> Tensor:
@@ -105,9 +111,9 @@ class LowRankNormal(Distribution):
         # With s the standardized value and a = C^-1 U' s, the quadratic form s' (I + U U')^-1 s is
         # |s - U a|^2 + |a|^2, a sum without cancellation.
         with autocast_disabled(standardized):
-            along = self._scaled.mT @ standardized.unsqueeze(-1)  # (..., r, 1)
-            along = torch.linalg.solve_triangular(self._root.mT, along, upper=False)
-            along = torch.linalg.solve_triangular(self._root, along, upper=True)
+            # a = R^-1 Q' (s, 0). Solving C a = U' s would square the condition number.
+            along = self._basis[..., : self.event_shape[0], :].mT @ standardized.unsqueeze(-1)
+            along = torch.linalg.solve_triangular(self._root, along, upper=True)  # (..., r, 1)
             rest = standardized - (self._scaled @ along).squeeze(-1)
         square: Tensor = rest.square().sum(-1) + along.square().sum((-2, -1))
         constant = 0.5 * self.event_shape[0] * math.log(2 * math.pi)

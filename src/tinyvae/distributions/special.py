@@ -28,6 +28,33 @@ def autocast_disabled(like: Tensor) -> AbstractContextManager[None]:
     return context
 
 
+def finite_exp(x: Tensor) -> Tensor:
+    """Return exp(x), at most about the largest number, so that a product with zero is zero."""
+    return torch.exp(x.clamp(max=0.99 * math.log(torch.finfo(x.dtype).max)))
+
+
+def limited(x: Tensor, *, least: Tensor | float = -math.inf, most: float = math.inf) -> Tensor:
+    """Return x within limits, with a slope of one also beyond them, where a loss pulls x back."""
+    bounded = x.detach().clamp(max=most).maximum(torch.as_tensor(least, dtype=x.dtype))
+    return x.where(bounded == x, bounded + (x - x.detach()))
+
+
+def digamma_difference(x: Tensor, step: float) -> Tensor:
+    r"""Return :math:`\psi(x + h) - \psi(x)` for :math:`x > 0` and a step :math:`h > 0`.
+
+    It is accurate where the difference is far below the rounding of both terms.
+    """
+    # Ten steps of psi(x + 1) = psi(x) + 1 / x reach x >= 10, where Stirling's series is exact.
+    shifts = torch.arange(10, dtype=x.dtype, device=x.device)
+    below = x.unsqueeze(-1) + shifts
+    steps: Tensor = (step / (below * (below + step))).sum(-1)
+    low, high = x + 10, x + 10 + step
+    series = torch.log1p(step / low) + 0.5 * step / (low * high)
+    for k, coefficient in enumerate(_STIRLING, start=1):
+        series = series + (2 * k - 1) * coefficient * (low ** (-2 * k) - high ** (-2 * k))
+    return steps + series
+
+
 def gamma_residual(x: Tensor, log_x: Tensor) -> Tensor:
     r"""Return the residual :math:`r(x) = \log\Gamma(x) - x \log x + x` for :math:`x > 0`.
 

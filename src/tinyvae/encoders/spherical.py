@@ -12,6 +12,9 @@ class PowerSphericalEncoder(NetworkEncoder):
 
     .. math:: q(z \mid x) \propto \big(1 + \mu(x)^\top z\big)^{\kappa(x)}, \qquad \|z\| = 1
 
+    The concentration is at most that of :class:`~tinyvae.distributions.PowerSpherical`, e^19.9 in
+    float32.
+
     Args:
         network: See :class:`~tinyvae.GaussianEncoder`.
         latent_dim: Number of coordinates :math:`D \ge 2`. The sphere has :math:`D - 1` dimensions.

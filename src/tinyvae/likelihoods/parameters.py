@@ -243,4 +243,4 @@ def check_positive(owner: str, name: str, value: float) -> None:
 def _bounded(raw: Tensor, minimum: float) -> Tensor:
     """Return a logarithm with a smooth lower bound. Far above the bound it does not change."""
     lowest = math.log(minimum)
-    return lowest + F.softplus(raw - lowest)
+    return lowest + F.softplus(raw - lowest, threshold=40)
