@@ -316,7 +316,8 @@ class DecoderModel(SavableModel, LatentVariableModel):
     def init_output_bias(self, x: Tensor) -> None:
         """Set the bias of the decoder's last layer so that training starts from the data's mean.
 
-        A convolution has one bias per channel, which the mean of the channel sets.
+        A convolution (1-d, 2-d or 3-d, also transposed) has one bias per channel, which the mean of
+        the channel sets.
 
         Args:
             x: Data ``(N, *E)``, such as all training data.
