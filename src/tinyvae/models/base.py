@@ -31,6 +31,7 @@ from tinyvae.models.latents import (
 )
 from tinyvae.models.output import Inference, LatentTerm, LatentVariableModel, VAEOutput
 from tinyvae.models.saving import SavableModel
+from tinyvae.networks.base import within_range
 
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
@@ -225,7 +226,7 @@ class DecoderModel(SavableModel, LatentVariableModel):
         return likelihood
 
     def _decoder_output(self, z: Tensor, context: Tensor | None) -> Any:
-        rows = z.reshape(-1, *self.latent_shape)  # (K * B, *L)
+        rows = within_range(z.reshape(-1, *self.latent_shape))  # (K * B, *L)
         if context is None:
             return self.decoder(rows)
         batch_shape = z.shape[: z.dim() - len(self.latent_shape)]
@@ -234,7 +235,7 @@ class DecoderModel(SavableModel, LatentVariableModel):
                 f"a context of {len(context)} rows does not fit latents of batch shape "
                 f"{tuple(batch_shape)}: give one row per example, the last of these sizes"
             )
-        return self.decoder(rows, repeat_rows(context, len(rows)))
+        return self.decoder(rows, repeat_rows(within_range(context), len(rows)))
 
     def reconstruct(
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
