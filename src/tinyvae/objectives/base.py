@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae.core.objective import Batch, Objective, ObjectiveOutput
+from tinyvae.models.advice import advise
 from tinyvae.models.output import LatentVariableModel, VAEOutput
 from tinyvae.objectives.checks import check_gradients, check_second_pass
 from tinyvae.objectives.estimators import (
@@ -242,6 +243,7 @@ class VariationalBound(Objective):
         if not isinstance(model, LatentVariableModel):
             raise TypeError(f"{type(self).__name__} expects a VAE, got a {type(model).__name__}")
         output = model.check(batch.x, batch.context, mask=batch.mask)
+        advise(model, batch.x, batch.context, output)
         self.check_latents(output)
         if self.estimator != "pathwise":
             check_second_pass(model, batch.first(2), self.num_draws, self.estimator)
