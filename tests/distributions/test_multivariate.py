@@ -122,7 +122,9 @@ def test_normal_vectors_score_their_draws_for_any_covariance(name, dtype):
         torch.randn(50, 8, dtype=dtype), log_std, size * torch.randn(50, 8, 8).to(dtype)
     )
     log_prob = p.sample_and_log_prob((200,))[1]
-    log_det = 2 * log_std.sum(-1) + (p.log_det_excess if name == "low rank" else 0.0)
+    log_det = (
+        2 * p.log_diagonal.sum(-1) if name == "full" else p.log_det_excess + 2 * p.log_std.sum(-1)
+    )
     square = -2 * log_prob - log_det - 8 * math.log(2 * math.pi)  # chi-squared, 8 degrees
     assert ks(square.double().flatten()[::50], scipy.stats.chi2(8).cdf) > 1e-4
     assert not torch.isnan(p.log_prob(p.sample((200,)))).any()

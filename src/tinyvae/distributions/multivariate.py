@@ -104,9 +104,9 @@ class LowRankNormal(Distribution):
         self.batch_shape, self.event_shape = shape[:-1], shape[-1:]
         self._scaled = factor * torch.exp(-log_std).unsqueeze(-1)  # U, (*batch, D, r)
         identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-        stacked = torch.cat([identity.expand(*self._scaled.shape[:-2], -1, -1), self._scaled], -2)
-        # C = I + U' U = R' R. A QR decomposition does not square the condition number of U.
-        self._basis, self._root = torch.linalg.qr(stacked)  # (*batch, r + D, r), (*batch, r, r)
+        stacked = torch.cat([self._scaled, identity.expand(*self._scaled.shape[:-2], -1, -1)], -2)
+        # [U; I] = Q R and C = R' R. A QR decomposition does not square the condition number of U.
+        self._basis, self._root = torch.linalg.qr(stacked)  # (*batch, D + r, r), (*batch, r, r)
 
     @property
     def mean(self) -> Tensor:
@@ -148,21 +148,21 @@ class LowRankNormal(Distribution):
         larger than the standard deviations.
         """
         value, noise = self._draw(sample_shape)
-        # The quadratic form is the squared distance of (0, s) from the span of (I, U). With noise
-        # (e, n) and s = U e + n, (-e, n) has the same distance.
+        # The quadratic form is the squared distance of (s, 0) from the span of (U, I). With noise
+        # (n, e) and s = U e + n, (n, -e) has the same distance.
         with autocast_disabled(noise):
             inside = self._basis @ (self._basis.mT @ noise)
         return value, self._log_density((noise - inside).square().sum((-2, -1)))
 
     def _draw(self, sample_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return draws ``(*sample_shape, *batch, D)``, and their noise (-e, n) as columns."""
+        """Return draws ``(*sample_shape, *batch, D)``, and their noise (n, -e) as columns."""
         shape = self._shape(sample_shape)
         noise = self._mean.new_empty(shape).normal_()
         along = self._mean.new_empty((*shape[:-1], self.factor.shape[-1], 1)).normal_()
         with autocast_disabled(noise):
             draw: Tensor = (self.factor @ along).squeeze(-1)
         value = self._mean + torch.exp(self.log_std) * noise + draw
-        return value, torch.cat([-along, noise.unsqueeze(-1)], -2)
+        return value, torch.cat([noise.unsqueeze(-1), -along], -2)
 
 
 def _overflow_to_inf(square: Tensor, difference: Tensor) -> Tensor:
