@@ -227,16 +227,16 @@ def test_decode_far_latents_gives_densities(likelihood, dtype):
 @for_each("dtype", DTYPES)
 @for_each("make", [gaussian, full, low_rank, lambda: LaplaceEncoder(network(), 3)])
 def test_posterior_far_from_the_data_keeps_its_scale_in_range(make, dtype):
-    x, limit = far_rows(dtype), 1.01 * torch.finfo(dtype).eps
-    q = make().to(dtype)(x)
-    base = getattr(q, "base", q)
-    (log_scale,) = (
-        value
-        for name, value in vars(base).items()
-        if name in ("log_std", "log_scale", "log_diagonal")
-    )
-    assert (log_scale.exp() > limit / 1.1).all()
-    assert (log_scale.exp() < 1.1 / limit).all()
+    q, eps = make().to(dtype)(far_rows(dtype)), torch.finfo(dtype).eps
+    parameters = vars(getattr(q, "base", q))
+    scales = [
+        parameters[name].exp()
+        for name in parameters.keys() & {"log_std", "log_scale", "log_diagonal"}
+    ]
+    assert all((scale > eps / 1.1).all() for scale in scales)
+    assert len(scales) == 1
+    scales += [parameters[name].abs() for name in parameters.keys() & {"scale_tril", "factor"}]
+    assert all((scale < 1.1 / eps).all() for scale in scales)
     assert q.mean.isfinite().all()
 
 

@@ -105,6 +105,7 @@ class FullGaussianEncoder(NetworkEncoder):
         """Return q(z given the features)."""
         params, size = self.params(features), self.latent_shape[0]
         mean, log_diagonal, below = params.split([size, size, size * (size - 1) // 2], 1)
+        below = _clamped(below, _largest(below))
         rows, columns = torch.tril_indices(size, size, -1, device=params.device)
         lower = params.new_zeros(len(params), size, size)  # (B, D, D)
         lower[:, rows, columns] = below
@@ -136,7 +137,8 @@ class LowRankGaussianEncoder(NetworkEncoder):
     def posterior(self, features: Tensor) -> LowRankNormal:
         """Return q(z given the features)."""
         params = self.params(features).unflatten(1, (2 + self.rank, -1))  # (B, 2 + r, D)
-        return LowRankNormal(params[:, 0], _bounded(params[:, 1]), params[:, 2:].mT)
+        factor = _clamped(params[:, 2:], _largest(params)).mT
+        return LowRankNormal(params[:, 0], _bounded(params[:, 1]), factor)
 
 
 class DeterministicEncoder(NetworkEncoder):
@@ -170,14 +172,21 @@ class DeterministicEncoder(NetworkEncoder):
 
 
 def _bounded(log_scale: Tensor) -> Tensor:
-    """Return log scales between those of the machine epsilon and its inverse.
+    """Return log scales between those of the machine epsilon and its inverse."""
+    return _clamped(log_scale, math.log(_largest(log_scale)))
 
-    The gradient passes unchanged, so that training moves a scale back from a bound.
+
+def _largest(values: Tensor) -> float:
+    """Return the largest scale of a posterior, the inverse of the machine epsilon."""
+    return 1 / torch.finfo(torch.promote_types(values.dtype, torch.float32)).eps
+
+
+def _clamped(values: Tensor, limit: float) -> Tensor:
+    """Return values between ``-limit`` and ``limit``.
+
+    The gradient passes unchanged, so that training moves a value back from a bound.
     """
-    precision = torch.promote_types(log_scale.dtype, torch.float32)
-    limit = -math.log(torch.finfo(precision).eps)
-    clamped = log_scale.detach().clamp(-limit, limit)
-    return clamped + (log_scale - log_scale.detach())
+    return values.detach().clamp(-limit, limit) + (values - values.detach())
 
 
 def _halves(params: Tensor, latent_shape: torch.Size) -> tuple[Tensor, Tensor]:
