@@ -95,7 +95,13 @@ CONFINED = {
     ),
     "proportions": (BetaLikelihood, unit, torch.sigmoid, r"in \[0, 1\]"),
     "masked": (lambda: MaskedLikelihood(BernoulliLikelihood()), binary, F.relu, ">= 0"),
-    "mean of reals": (GaussianLikelihood, real, torch.sigmoid, r"in \[0, 1\]"),
+    "mean of reals": (GaussianLikelihood, real, torch.sigmoid, r"in \[0, 1\].* a location"),
+    "masked mean": (
+        lambda: MaskedLikelihood(GaussianLikelihood()),
+        real,
+        torch.sigmoid,
+        r"in \[0, 1\].* a location",
+    ),
     "mean of standardized": (
         lambda: StandardizedLikelihood(GaussianLikelihood(), mean=0.5),
         unit,
@@ -125,7 +131,7 @@ CONFINED = {
         lambda: MixtureLikelihood(GaussianLikelihood(), num_components=2),
         real,
         torch.sigmoid,
-        r"\(parameter 1 of 4\) stays in \[0, 1\]",
+        r"\(parameter 1 of 4\) stays in \[0, 1\].* logits",
     ),
 }
 

@@ -27,6 +27,7 @@ class _Wrapper(Likelihood):
         self.num_params = likelihood.num_params
         self.takes_integers = likelihood.takes_integers  # type: ignore[misc]
         self.support, self.hint = likelihood.support, likelihood.hint
+        self.has_location = likelihood.has_location
 
     @property
     def is_density(self) -> bool:  # type: ignore[override]
@@ -187,6 +188,7 @@ class MixtureLikelihood(_Wrapper):
             )
         self.num_components = num_components
         self.num_params = num_components * (1 + likelihood.num_params)
+        self.has_location = False  # weights come first
 
     def factors(
         self, params: Tensor, event_ndim: int, context: Tensor | None = None
