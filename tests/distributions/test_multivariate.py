@@ -9,7 +9,7 @@ import torch.distributions as td
 from helpers.cases import for_each
 from helpers.distributions import CASES, draw_params, ks
 
-from tinyvae.distributions import Delta, LowRankNormal, Quantized
+from tinyvae.distributions import Delta, FullNormal, LowRankNormal, Quantized
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -90,3 +90,41 @@ def test_low_rank_normal_with_nearly_equal_factors(log_std):
         torch.testing.assert_close(
             log_prob.double(), exact.log_prob(z.double()), rtol=1e-2, atol=1e-2
         )
+
+
+NORMALS = {
+    "full": lambda mean, log_std, matrix: FullNormal(mean, log_std, matrix),
+    "low rank": lambda mean, log_std, matrix: LowRankNormal(mean, log_std, matrix[..., :3]),
+}
+
+
+@for_each("name", NORMALS)
+def test_normal_vectors_score_their_draws_with_all_gradients(name):
+    params = [torch.randn(5, 8), torch.randn(5, 8), torch.randn(5, 8, 8)]
+    for param in params:
+        param.requires_grad_()
+    p = NORMALS[name](*params)
+    z, log_prob = p.sample_and_log_prob((4,))
+    torch.testing.assert_close(log_prob, p.log_prob(z))
+    solved, drawn = (
+        torch.autograd.grad(v.sum(), params, retain_graph=True, materialize_grads=True)
+        for v in (p.log_prob(z), log_prob)
+    )
+    torch.testing.assert_close(drawn, solved)
+
+
+@for_each("name", NORMALS)
+@for_each("dtype", [torch.float32, torch.float64])
+def test_normal_vectors_score_their_draws_for_any_covariance(name, dtype):
+    size = 1 / torch.finfo(dtype).eps
+    log_std = (2 * torch.rand(50, 8, dtype=dtype) - 1) * math.log(size)
+    p = NORMALS[name](
+        torch.randn(50, 8, dtype=dtype), log_std, size * torch.randn(50, 8, 8).to(dtype)
+    )
+    log_prob = p.sample_and_log_prob((200,))[1]
+    log_det = (
+        2 * p.log_diagonal.sum(-1) if name == "full" else p.log_det_excess + 2 * p.log_std.sum(-1)
+    )
+    square = -2 * log_prob - log_det - 8 * math.log(2 * math.pi)  # chi-squared, 8 degrees
+    assert ks(square.double().flatten()[::50], scipy.stats.chi2(8).cdf) > 1e-4
+    assert not torch.isnan(p.log_prob(p.sample((200,)))).any()

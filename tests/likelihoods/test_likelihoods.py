@@ -135,7 +135,7 @@ def test_check_support_of_integers(name):
             dtype
         )
         if not sample.likelihood.takes_integers:
-            with pytest.raises(TypeError, match=rf"floating-point data, got {dtype}: divide gray"):
+            with pytest.raises(TypeError, match=rf"floating-point data, got {dtype}: for gray"):
                 sample.likelihood.check_support(x)
         elif sample.family.params is None:  # integers fit only some columns of a table
             assert sample.likelihood.check_support(x) is True

@@ -188,8 +188,74 @@ def test_init_output_bias_of_a_conditional_decoder():
     assert torch.equal(vae.decoder.network.layers[-1].bias, x.mean(0))
 
 
-@for_each("decoder", [nn.Sequential(nn.Linear(2, 3, bias=False)), MLP(2, hidden=(3,), out_shape=5)])
-def test_init_output_bias_refuses_a_decoder_without_a_fitting_bias(decoder):
-    vae = VAE(GaussianEncoder(MLP(3), 2), decoder, GaussianLikelihood())
-    with pytest.raises(ValueError, match=r"ends in a linear .* layer with a bias for Gaussian"):
+def convolution(dims, *, transposed=False, lazy=False):
+    """Return a decoder of 2 latents, with two channels of size 4 in each of ``dims`` dimensions."""
+    seed = [nn.Linear(2, 3 * 4**dims), nn.Unflatten(1, (3, *[4] * dims)), nn.ReLU()]
+    name = f"{'Lazy' if lazy else ''}Conv{'Transpose' if transposed else ''}{dims}d"
+    channels = (2,) if lazy else (3, 2)
+    return nn.Sequential(*seed, getattr(nn, name)(*channels, 3, padding=1))
+
+
+def zero_last_weight(decoder):
+    last = [m for m in decoder.modules() if hasattr(m, "weight")][-1]
+    with torch.no_grad():
+        last.weight.zero_()
+
+
+@for_each("dims", [1, 2, 3])
+@for_each("transposed", [False, True])
+@for_each("lazy", [False, True])
+def test_init_output_bias_of_a_convolution_of_any_dimension(dims, transposed, lazy):
+    x = torch.rand(50, 2, *[4] * dims) + torch.tensor([0.0, 5.0]).reshape(2, *[1] * dims)
+    decoder = convolution(dims, transposed=transposed, lazy=lazy)
+    vae = VAE(GaussianEncoder(MLP(x.shape[1:]), 2), decoder, GaussianLikelihood())
+    vae.check(x)
+    vae.init_output_bias(x)
+    zero_last_weight(decoder)
+    expected = x.mean((0, *range(2, dims + 2))).reshape(2, *[1] * dims).expand(1, *x.shape[1:])
+    torch.testing.assert_close(vae.decode(torch.zeros(1, 2)).mean, expected)
+
+
+# Decoders of data (4, 3): per position from the features, and flat with the shape given at the end.
+SEQUENCES = {
+    "per position": lambda: nn.Sequential(
+        nn.Linear(2, 20), nn.Unflatten(1, (4, 5)), nn.Linear(5, 3)
+    ),
+    "unflatten": lambda: nn.Sequential(nn.Linear(2, 12), nn.Unflatten(1, (4, 3))),
+    "spectral norm": lambda: nn.Sequential(
+        torch.nn.utils.parametrizations.spectral_norm(nn.Linear(2, 12)), nn.Unflatten(1, (4, 3))
+    ),
+}
+
+
+@for_each("name", SEQUENCES)
+def test_init_output_bias_of_a_sequence(name):
+    x = torch.rand(50, 4, 3)
+    vae = VAE(GaussianEncoder(MLP((4, 3)), 2), SEQUENCES[name](), GaussianLikelihood())
+    vae.init_output_bias(x)
+    bias = [m for m in vae.decoder.modules() if isinstance(m, nn.Linear)][-1].bias
+    expected = x.mean((0, 1)) if name == "per position" else x.mean(0).flatten()
+    torch.testing.assert_close(bias.detach(), expected)
+
+
+def test_init_output_bias_of_a_layer_without_size_says_how_to_set_it():
+    vae = VAE(GaussianEncoder(MLP((2, 4)), 2), convolution(1, lazy=True), GaussianLikelihood())
+    with pytest.raises(ValueError, match=r"LazyConv1d.* no size yet: pass data through the model"):
+        vae.init_output_bias(torch.rand(5, 2, 4))
+
+
+# Decoder: the end that the error names.
+UNFIT = {
+    "without bias": (lambda: nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3, bias=False)), "Linear"),
+    "another size": (lambda: MLP(2, hidden=(3,), out_shape=5), "5 biases in Linear"),
+    "normalized": (lambda: nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), "BatchNorm1d"),
+    "no layer": (nn.Identity, "None at the end of Identity"),
+}
+
+
+@for_each("name", UNFIT)
+def test_init_output_bias_refuses_a_decoder_without_a_fitting_bias(name):
+    make, end = UNFIT[name]
+    vae = VAE(GaussianEncoder(MLP(3), 2), make(), GaussianLikelihood())
+    with pytest.raises(ValueError, match=rf"ends in a linear .* layer with a bias.* got {end}"):
         vae.init_output_bias(uniform())

@@ -32,6 +32,8 @@ class FullNormal(Distribution):
         tensor(-2.3379)
     """
 
+    yields_log_prob = True
+
     def __init__(self, mean: Tensor, log_diagonal: Tensor, lower: Tensor) -> None:
         self._mean, self.log_diagonal = mean, log_diagonal
         self.scale_tril = lower.tril(-1) + torch.diag_embed(log_diagonal.exp())
@@ -45,18 +47,34 @@ class FullNormal(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density, nats."""
-        difference = (value - self._mean).unsqueeze(-1)
-        standardized = torch.linalg.solve_triangular(self.scale_tril, difference, upper=False)
-        square: Tensor = standardized.squeeze(-1).square().sum(-1)
+        difference = value - self._mean
+        noise = torch.linalg.solve_triangular(
+            self.scale_tril, difference.unsqueeze(-1), upper=False
+        ).squeeze(-1)
+        return self._log_density(_overflow_to_inf(noise.square().sum(-1), difference))
+
+    def _log_density(self, square: Tensor) -> Tensor:
         constant = 0.5 * self.event_shape[0] * math.log(2 * math.pi)
         return -0.5 * square - self.log_diagonal.sum(-1) - constant
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw by reparameterization, mean + L noise."""
-        shape = self._shape(sample_shape)
-        noise = self._mean.new_empty(shape).normal_()
+        return self._draw(sample_shape)[0]
+
+    def sample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Draw values and return them with the log density of their noise, nats.
+
+        It is exact for any factor. Solving for the noise loses digits if the factor is
+        ill-conditioned.
+        """
+        value, noise = self._draw(sample_shape)
+        return value, self._log_density(noise.square().sum(-1))
+
+    def _draw(self, sample_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return draws and their noise, both ``(*sample_shape, *batch, D)``."""
+        noise = self._mean.new_empty(self._shape(sample_shape)).normal_()
         with autocast_disabled(noise):
-            return self._mean + (self.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+            return self._mean + (self.scale_tril @ noise.unsqueeze(-1)).squeeze(-1), noise
 
 
 class LowRankNormal(Distribution):
@@ -79,6 +97,8 @@ class LowRankNormal(Distribution):
         >>> p.log_prob(torch.zeros(2))  # -log(2 pi) - log(10) / 2
         tensor(-2.9892)
     """
+
+    yields_log_prob = True
 
     def __init__(self, mean: Tensor, log_std: Tensor, factor: Tensor) -> None:
         precision = torch.finfo(factor.dtype)
@@ -107,7 +127,8 @@ class LowRankNormal(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density, nats."""
-        standardized = (value - self._mean) * torch.exp(-self.log_std)
+        difference = value - self._mean
+        standardized = difference * torch.exp(-self.log_std)
         # With s the standardized value and a = C^-1 U' s, the quadratic form s' (I + U U')^-1 s is
         # |s - U a|^2 + |a|^2, a sum without cancellation.
         with autocast_disabled(standardized):
@@ -115,18 +136,48 @@ class LowRankNormal(Distribution):
             along = self._basis[..., : self.event_shape[0], :].mT @ standardized.unsqueeze(-1)
             along = torch.linalg.solve_triangular(self._root, along, upper=True)  # (..., r, 1)
             rest = standardized - (self._scaled @ along).squeeze(-1)
-        square: Tensor = rest.square().sum(-1) + along.square().sum((-2, -1))
+        square = rest.square().sum(-1) + along.square().sum((-2, -1))
+        return self._log_density(_overflow_to_inf(square, difference))
+
+    def _log_density(self, square: Tensor) -> Tensor:
         constant = 0.5 * self.event_shape[0] * math.log(2 * math.pi)
         return -0.5 * (square + self.log_det_excess) - self.log_std.sum(-1) - constant
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw by reparameterization, mean + W noise + std noise."""
+        return self._draw(sample_shape)[0]
+
+    def sample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Draw values and return them with their log density, computed from their noise, nats.
+
+        It is exact for any covariance. The quadratic form of a value loses digits if W is much
+        larger than the standard deviations.
+        """
+        value, noise = self._draw(sample_shape)
+        # The quadratic form is the squared distance of (s, 0) from the span of (U, I). With noise
+        # (n, e) and s = U e + n, (n, -e) has the same distance.
+        with autocast_disabled(noise):
+            inside = self._basis @ (self._basis.mT @ noise)
+        return value, self._log_density((noise - inside).square().sum((-2, -1)))
+
+    def _draw(self, sample_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return draws ``(*sample_shape, *batch, D)``, and their noise (n, -e) as columns."""
         shape = self._shape(sample_shape)
         noise = self._mean.new_empty(shape).normal_()
         along = self._mean.new_empty((*shape[:-1], self.factor.shape[-1], 1)).normal_()
         with autocast_disabled(noise):
             draw: Tensor = (self.factor @ along).squeeze(-1)
-        return self._mean + torch.exp(self.log_std) * noise + draw
+        value = self._mean + torch.exp(self.log_std) * noise + draw
+        return value, torch.cat([noise.unsqueeze(-1), -along], -2)
+
+
+def _overflow_to_inf(square: Tensor, difference: Tensor) -> Tensor:
+    """Return quadratic forms ``(...)`` of differences ``(..., D)``, infinite if they overflow.
+
+    Solving with an extreme factor subtracts infinities. The result is NaN for a density of zero.
+    """
+    overflow = torch.isnan(square) & torch.isfinite(difference).all(-1)
+    return square.masked_fill(overflow, math.inf)
 
 
 class PointMass(Distribution, ABC):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tinyvae.core.configurable import Configurable
 from tinyvae.distributions import Distribution
 from tinyvae.networks import Network
+from tinyvae.networks.base import within_range
 
 
 class Encoder(Configurable, nn.Module, ABC):
@@ -78,8 +79,9 @@ class NetworkEncoder(Encoder):
         return nn.Linear(self.features, num_params)
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return the features of ``x``."""
-        features: Tensor = self.network(x) if context is None else self.network(x, context)
+        """Return the features of ``x``, whose values are clamped far from all data."""
+        inputs = (x,) if context is None else (x, context)
+        features: Tensor = self.network(*map(within_range, inputs))
         return features
 
     @abstractmethod

@@ -1,5 +1,6 @@
 """Encoders of real vectors: Gaussian and Laplace posteriors, and points."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +17,9 @@ class GaussianEncoder(NetworkEncoder):
 
     .. math:: q(z \mid x) = \mathcal{N}\big(\mu(x), \operatorname{diag} \sigma^2(x)\big)
 
-    A linear head on the features of ``network`` computes :math:`\mu` and :math:`\log\sigma`.
+    A linear head on the features of ``network`` computes :math:`\mu` and :math:`\log\sigma`. The
+    scale stays between the machine epsilon of the dtype and its inverse (1e-7 and 8e6 in float32),
+    so that posteriors of data far from the training data are proper.
 
     Args:
         network: Module that maps ``(B, *E)`` to features ``(B, ...)``, which are flattened for the
@@ -49,7 +52,8 @@ class GaussianEncoder(NetworkEncoder):
 
     def location_and_scale(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and the logarithm of the scale, ``(B, *L)`` each."""
-        return _halves(self.params(features), self.latent_shape)
+        location, log_scale = _halves(self.params(features), self.latent_shape)
+        return location, _bounded(log_scale)
 
     def posterior(self, features: Tensor) -> Independent:
         """Return q(z given the features)."""
@@ -78,7 +82,7 @@ class LaplaceEncoder(NetworkEncoder):
     def posterior(self, features: Tensor) -> Independent:
         """Return q(z given the features)."""
         location, log_scale = _halves(self.params(features), self.latent_shape)
-        return Independent(Laplace(location, log_scale), len(self.latent_shape))
+        return Independent(Laplace(location, _bounded(log_scale)), len(self.latent_shape))
 
 
 class FullGaussianEncoder(NetworkEncoder):
@@ -103,10 +107,11 @@ class FullGaussianEncoder(NetworkEncoder):
         """Return q(z given the features)."""
         params, size = self.params(features), self.latent_shape[0]
         mean, log_diagonal, below = params.split([size, size, size * (size - 1) // 2], 1)
+        below = _clamped(below, _largest(below))
         rows, columns = torch.tril_indices(size, size, -1, device=params.device)
         lower = params.new_zeros(len(params), size, size)  # (B, D, D)
         lower[:, rows, columns] = below
-        return FullNormal(mean, log_diagonal, lower)
+        return FullNormal(mean, _bounded(log_diagonal), lower)
 
 
 class LowRankGaussianEncoder(NetworkEncoder):
@@ -134,7 +139,8 @@ class LowRankGaussianEncoder(NetworkEncoder):
     def posterior(self, features: Tensor) -> LowRankNormal:
         """Return q(z given the features)."""
         params = self.params(features).unflatten(1, (2 + self.rank, -1))  # (B, 2 + r, D)
-        return LowRankNormal(params[:, 0], params[:, 1], params[:, 2:].mT)
+        factor = _clamped(params[:, 2:], _largest(params)).mT
+        return LowRankNormal(params[:, 0], _bounded(params[:, 1]), factor)
 
 
 class DeterministicEncoder(NetworkEncoder):
@@ -165,6 +171,24 @@ class DeterministicEncoder(NetworkEncoder):
         """Return the point."""
         point = self.params(features).unflatten(1, self.latent_shape)
         return Delta(point, len(self.latent_shape))
+
+
+def _bounded(log_scale: Tensor) -> Tensor:
+    """Return log scales between those of the machine epsilon and its inverse."""
+    return _clamped(log_scale, math.log(_largest(log_scale)))
+
+
+def _largest(values: Tensor) -> float:
+    """Return the largest scale of a posterior, the inverse of the machine epsilon."""
+    return 1 / torch.finfo(torch.promote_types(values.dtype, torch.float32)).eps
+
+
+def _clamped(values: Tensor, limit: float) -> Tensor:
+    """Return values between ``-limit`` and ``limit``.
+
+    The gradient passes unchanged, so that training moves a value back from a bound.
+    """
+    return values.detach().clamp(-limit, limit) + (values - values.detach())
 
 
 def _halves(params: Tensor, latent_shape: torch.Size) -> tuple[Tensor, Tensor]:

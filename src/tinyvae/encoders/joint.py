@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tinyvae.distributions import JointDistribution
 from tinyvae.encoders.base import Encoder
+from tinyvae.networks.base import within_range
 
 
 def by_name(
@@ -74,7 +75,8 @@ class JointEncoder(Encoder):
     def forward(self, x: Tensor, context: Tensor | None = None) -> JointDistribution:
         """Return q(z given x)."""
         if self.network is not None:
-            x, context = self.network(x) if context is None else self.network(x, context), None
+            inputs = (x,) if context is None else (x, context)
+            x, context = self.network(*map(within_range, inputs)), None
         return JointDistribution(
             {name: encoder(x, context) for name, encoder in self.encoders.items()}
         )

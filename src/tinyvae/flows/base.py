@@ -104,16 +104,15 @@ class Transformed(Distribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw from the base and transform."""
-        return self._sample_transformed(sample_shape)[1]
+        return self._transformed(self.base.sample(sample_shape))[0]
 
     def sample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """Draw and return the draws with their log density, nats."""
-        y, value, log_det = self._sample_transformed(sample_shape)
-        return value, self.base.log_prob(y) - log_det
+        y, log_prob = self.base.sample_and_log_prob(sample_shape)
+        value, log_det = self._transformed(y)
+        return value, log_prob - log_det
 
-    def _sample_transformed(self, sample_shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return draws of y, of T(y), and the log determinant of T at y."""
-        y = self.base.sample(sample_shape)
+    def _transformed(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return T(y) and the log determinant of T at y."""
         with autocast_disabled(y):
-            value, log_det = self.transform.call_and_ladj(y)
-        return y, value, log_det
+            return self.transform.call_and_ladj(y)

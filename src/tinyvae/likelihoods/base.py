@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tinyvae.core.configurable import Configurable
 from tinyvae.distributions import Distribution, Independent
 from tinyvae.likelihoods.parameters import PositiveParameter, compact_repr
+from tinyvae.likelihoods.spikes import warn_of_repeats
 
 
 class Likelihood(Configurable, nn.Module, ABC):
@@ -28,6 +29,7 @@ class Likelihood(Configurable, nn.Module, ABC):
         factorizes: True if it is the product of the distributions that :meth:`factors` returns, one
             per data dimension. Only then can entries be masked and can other likelihoods wrap it.
         alternative: Advice for errors if it does not factorize.
+        has_location: True if the decoder's first parameter has the units of the encoder's input.
         is_tabular: True if dimensions are columns with different likelihoods.
         takes_integers: True if data may have an integer dtype.
         draws_integers: True if a model's draws are int64: classes, levels, counts.
@@ -43,6 +45,7 @@ class Likelihood(Configurable, nn.Module, ABC):
     couples_batch: bool = False
     factorizes: bool = True
     alternative: str = "leave the wrapper out"
+    has_location: bool = False
     is_tabular: bool = False
     takes_integers: ClassVar[bool] = False
     draws_integers: bool = False
@@ -180,6 +183,26 @@ class Likelihood(Configurable, nn.Module, ABC):
         check_values(type(self).__name__, x, ~self.in_support(x), self.support, self.hint)
         return True
 
+    def fits_outputs(self, index: int, low: float, high: float, x: Tensor) -> bool:
+        """Return True if a decoder may keep its parameter ``index`` within ``[low, high]``.
+
+        By default a location may stay in the range of the data ``x`` ``(B, *E)``. Every other
+        parameter is a logit or a logarithm, which may be any real number.
+        """
+        if index or not self.has_location:
+            return False
+        inputs = self.encoder_input(x)
+        inputs = inputs[~torch.isnan(inputs)]
+        return bool(((inputs >= low) & (inputs <= high)).all())
+
+    def warn_of_spikes(self, x: Tensor) -> None:
+        """Warn if many values of ``x`` ``(B, *E)`` are equal where the density is unbounded.
+
+        ``fit`` calls it before the first step.
+        """
+        if not self.takes_integers:
+            warn_of_repeats(type(self).__name__, next(iter(self._positives()), None), x)
+
     def check_parameters(self, data_shape: Sequence[int]) -> None:
         """Raise unless the likelihood's own parameters broadcast over one datum."""
         for parameter in self._positives():
@@ -204,10 +227,10 @@ class Likelihood(Configurable, nn.Module, ABC):
     def _check_dtype(self, x: Tensor) -> None:
         if not (x.is_floating_point() or self.takes_integers):
             raise TypeError(
-                f"{type(self).__name__} expects floating-point data, got {x.dtype}: divide gray "
-                "levels by their maximum, or binarize them with "
-                "tinyvae.datasets.DynamicBinarization(max_value), which fit takes as transform=; "
-                "integer levels suit CategoricalLikelihood and DiscretizedLogisticLikelihood"
+                f"{type(self).__name__} expects floating-point data, got {x.dtype}: for gray "
+                "levels use DiscretizedLogisticLikelihood(num_levels), or BernoulliLikelihood with "
+                "fit's transform=tinyvae.datasets.DynamicBinarization(max_value); convert other "
+                "integers, x.float()"
             )
 
 

@@ -7,6 +7,15 @@ from tinyvae.core.keywords import suggest_keywords
 from tinyvae.distributions import Beta, ContinuousBernoulli, Laplace, LogNormal, StudentT
 from tinyvae.likelihoods.base import Likelihood, smoothed_mean
 from tinyvae.likelihoods.parameters import PositiveLike, as_positive
+from tinyvae.likelihoods.spikes import (
+    MASSES,
+    MIN_EXAMPLES,
+    rounded,
+    sampled,
+    share_at,
+    share_at_ends,
+    warn_of_spikes,
+)
 
 
 @suggest_keywords
@@ -25,6 +34,8 @@ class LaplaceLikelihood(Likelihood):
         >>> LaplaceLikelihood(0.5)(torch.zeros(3), event_ndim=1).log_prob(torch.zeros(3))
         tensor(0.)
     """
+
+    has_location = True
 
     def __init__(self, scale: PositiveLike = "learned") -> None:
         super().__init__()
@@ -53,6 +64,8 @@ class StudentTLikelihood(Likelihood):
         >>> StudentTLikelihood("predicted", df=3.0).param_shape((28, 20))
         torch.Size([2, 28, 20])
     """
+
+    has_location = True
 
     def __init__(self, scale: PositiveLike = "learned", *, df: PositiveLike = 4.0) -> None:
         super().__init__()
@@ -83,6 +96,7 @@ class LogNormalLikelihood(Likelihood):
         tensor([1.0050, 1.0050, 1.0050])
     """
 
+    has_location = True
     support = "finite numbers > 0"
     hint = "give zeros a likelihood of their own, or model x + c"
     fill_value = 1.0
@@ -103,6 +117,19 @@ class LogNormalLikelihood(Likelihood):
     def params_for_mean(self, x: Tensor) -> Tensor:
         """Return parameters with the mean of log x."""
         return super().params_for_mean(torch.log(x))
+
+    def warn_of_spikes(self, x: Tensor) -> None:
+        """Warn as every density, and if many values are the least one, near 0."""
+        super().warn_of_spikes(x)
+        x = sampled(x)
+        least = torch.nan_to_num(x, nan=torch.inf).amin()
+        share = share_at(x, least.item())
+        if len(x) >= MIN_EXAMPLES and least < x.nanmedian() / 100 and share >= 0.1:
+            warn_of_spikes(
+                f"LogNormalLikelihood got {rounded(share)} of the values at {least.item():g}, far "
+                "below the others",
+                self.hint,
+            )
 
     def in_support(self, x: Tensor) -> Tensor:
         """Return true for each entry that is positive and finite."""
@@ -129,7 +156,10 @@ class BetaLikelihood(Likelihood):
     """
 
     support = "numbers in the open interval (0, 1)"
-    hint = "shrink n proportions to (x (n - 1) + 1/2) / n, or use ContinuousBernoulliLikelihood"
+    hint = (
+        "shrink n proportions to (x (n - 1) + 1/2) / n if few are 0 or 1, and use "
+        "DiscretizedLogisticLikelihood(num_levels) for gray levels"
+    )
     fill_value = 0.5
 
     def __init__(self, concentration: PositiveLike = "learned") -> None:
@@ -145,15 +175,31 @@ class BetaLikelihood(Likelihood):
         """Return the log odds of the mean."""
         return torch.logit(mean)
 
+    def warn_of_spikes(self, x: Tensor) -> None:
+        """Warn if many values are the least one, near 0, or the largest one, near 1."""
+        super().warn_of_spikes(x)
+        edge = sampled(x)
+        edge = (edge < 0.01) | (edge > 0.99)
+        if edge.any() and (share := share_at_ends(x)) >= 0.1:
+            warn_of_spikes(
+                f"BetaLikelihood got {rounded(share)} of the values at one number next to 0 or 1",
+                f"use {MASSES}, or give zeros and ones a likelihood of their own",
+            )
+
     def in_support(self, x: Tensor) -> Tensor:
         """Return true for each entry that lies strictly between 0 and 1."""
         return (x > 0) & (x < 1)
 
 
 class ContinuousBernoulliLikelihood(Likelihood):
-    r"""Gray levels in [0, 1], with logits: cross-entropy with the normalizer of a density.
+    r"""Real numbers in [0, 1], with logits: cross-entropy with the normalizer of a density.
 
     .. math:: p(x \mid z) = \prod_i C(\lambda_i) \lambda_i^{x_i} (1 - \lambda_i)^{1 - x_i}
+
+    The density is unbounded at 0 and 1. Gray levels, which are often exactly black or white, need
+    another likelihood: :class:`~tinyvae.likelihoods.DiscretizedLogisticLikelihood`, or
+    :class:`~tinyvae.BernoulliLikelihood` with
+    :class:`~tinyvae.datasets.DynamicBinarization`.
 
     Shape:
         params (logits): ``(..., *E)``; x: ``(..., *E)``.
@@ -168,7 +214,10 @@ class ContinuousBernoulliLikelihood(Likelihood):
     """
 
     support = "numbers in [0, 1]"
-    hint = "divide gray levels by their maximum"
+    hint = (
+        "rescale real numbers; for gray levels use DiscretizedLogisticLikelihood(num_levels), or "
+        "BernoulliLikelihood with transform=tinyvae.datasets.DynamicBinarization(max_value)"
+    )
     fill_value = 0.5
 
     def elementwise(self, *params: Tensor) -> ContinuousBernoulli:
@@ -184,6 +233,14 @@ class ContinuousBernoulliLikelihood(Likelihood):
             below = ContinuousBernoulli(middle).mean < mean
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return (low + high) / 2
+
+    def warn_of_spikes(self, x: Tensor) -> None:
+        """Warn if many values are exactly 0 or 1."""
+        if (share := share_at(x, 0.0, 1.0)) >= 0.1:
+            warn_of_spikes(
+                f"ContinuousBernoulliLikelihood got {rounded(share)} of the values at 0 or 1",
+                f"use {MASSES}",
+            )
 
     def in_support(self, x: Tensor) -> Tensor:
         """Return true for each entry in [0, 1]."""

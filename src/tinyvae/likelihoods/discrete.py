@@ -1,5 +1,6 @@
 """Likelihoods of binary values, classes and levels."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -37,9 +38,9 @@ class BernoulliLikelihood(Likelihood):
     takes_integers = True
     support = "values in [0, 1]"
     hint = (
-        "binarize, as with tinyvae.datasets.threshold(x, level) or with fit's "
-        "transform=tinyvae.datasets.DynamicBinarization(max_value), divide by the maximum and use "
-        "ContinuousBernoulliLikelihood, or use CategoricalLikelihood(levels) for integer levels"
+        "binarize gray levels, as with fit's transform=tinyvae.datasets.DynamicBinarization("
+        "max_value) or with tinyvae.datasets.threshold(x, level), or use "
+        "DiscretizedLogisticLikelihood(num_levels) for integer levels 0 to num_levels - 1"
     )
 
     def elementwise(self, *params: Tensor) -> Bernoulli:
@@ -63,7 +64,7 @@ class BernoulliLikelihood(Likelihood):
                 "BernoulliLikelihood got values between 0 and 1: they have no probability under "
                 "it, so reported values are no bound on log p(x). Binarize them, as with "
                 "transform=tinyvae.datasets.DynamicBinarization(), or use "
-                "ContinuousBernoulliLikelihood"
+                "DiscretizedLogisticLikelihood(num_levels) of integer levels"
             )
         return binary
 
@@ -125,6 +126,10 @@ class CategoricalLikelihood(Likelihood):
         hits = (rows == classes.reshape(-1, *[1] * (x.dim() - 1))).to(x.dtype)
         return torch.where(torch.isnan(rows), rows, hits)
 
+    def fits_outputs(self, index: int, low: float, high: float, x: Tensor) -> bool:
+        """Return True if one bound is missing, because only differences of logits count."""
+        return math.isinf(low) or math.isinf(high)
+
     def params_for_mean(self, x: Tensor) -> Tensor:
         """Return log frequencies of the classes, ``(C, *E)``, with one added to each count."""
         classes = torch.arange(self.num_classes, device=x.device)
@@ -163,6 +168,10 @@ class OneHotLikelihood(Likelihood):
         """Return the number of one-hot rows of each example, ``(B,)``."""
         return super().num_dims(x[:, :1])
 
+    def fits_outputs(self, index: int, low: float, high: float, x: Tensor) -> bool:
+        """Return True if one bound is missing, because only differences of logits count."""
+        return math.isinf(low) or math.isinf(high)
+
     def params_for_mean(self, x: Tensor) -> Tensor:
         """Return log frequencies of the classes, with one added to each count."""
         return torch.log((x.sum(0) + 1) / (len(x) + x.shape[1]))
@@ -200,6 +209,7 @@ class DiscretizedLogisticLikelihood(Likelihood):
         torch.Size([30, 3, 32, 32])
     """
 
+    has_location = True
     takes_integers = True
     draws_integers = True
 

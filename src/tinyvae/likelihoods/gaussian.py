@@ -14,6 +14,7 @@ from tinyvae.likelihoods.parameters import (
     check_broadcast,
     check_positive,
 )
+from tinyvae.likelihoods.spikes import has_constant_group, warn_of_spikes
 
 
 @suggest_keywords
@@ -39,6 +40,8 @@ class GaussianLikelihood(Likelihood):
         >>> p.log_prob(torch.zeros(5, 3))[0]  # -3 (log 0.1 + log(2 pi) / 2)
         tensor(4.1509)
     """
+
+    has_location = True
 
     def __init__(self, std: PositiveLike = "learned") -> None:
         super().__init__()
@@ -79,6 +82,7 @@ class OptimalGaussianLikelihood(Likelihood):
         tensor(-5.6758)
     """
 
+    has_location = True
     factorizes = False
     alternative = "use GaussianLikelihood('learned')"
     mean_square: Tensor
@@ -125,6 +129,14 @@ class OptimalGaussianLikelihood(Likelihood):
         self.num_batches += 1
         weight = (1 / self.num_batches).clamp(min=0.01)
         self.mean_square += weight * (mean_square - self.mean_square)
+
+    def warn_of_spikes(self, x: Tensor) -> None:
+        """Warn if dimensions that share a scale are constant in ``x``."""
+        if has_constant_group(x, torch.Size(self.shape)):
+            warn_of_spikes(
+                "OptimalGaussianLikelihood computes a scale of constant dimensions",
+                "leave constant dimensions out, or compute one scale for all dimensions, shape=()",
+            )
 
     def check_parameters(self, data_shape: Sequence[int]) -> None:
         """Raise unless the scale broadcasts over one datum."""

@@ -74,6 +74,7 @@ class PerceptualLikelihood(Likelihood):
         check_positive("PerceptualLikelihood", "weight", weight)
         self.distance = distance.requires_grad_(False).eval()
         self.weight = weight
+        self.has_location = bounds is None
         self.bounds = None if bounds is None else (float(bounds[0]), float(bounds[1]))
         if self.bounds is not None:
             low, high = self.bounds

@@ -1,5 +1,6 @@
 """Likelihoods that wrap another likelihood: standardized, mixture, zero-inflated, masked."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ class _Wrapper(Likelihood):
         self.draws_integers = likelihood.draws_integers
         self.centers_are_integers = likelihood.centers_are_integers
         self.support, self.hint = likelihood.support, likelihood.hint
+        self.has_location = likelihood.has_location
 
     @property
     def is_density(self) -> bool:  # type: ignore[override]
@@ -44,13 +46,25 @@ class _Wrapper(Likelihood):
         """Return the shape of the wrapped likelihood's encoder input."""
         return self.likelihood.input_shape(data_shape)
 
+    def _inner(self, x: Tensor) -> Tensor:
+        """Return the data of the wrapped likelihood."""
+        return x
+
     def encoder_input(self, x: Tensor) -> Tensor:
         """Return the wrapped likelihood's encoder input."""
-        return self.likelihood.encoder_input(x)
+        return self.likelihood.encoder_input(self._inner(x))
 
     def check_support(self, x: Tensor) -> bool:
         """Raise unless the wrapped likelihood can be fitted to ``x``."""
         return self.likelihood.check_support(x)
+
+    def fits_outputs(self, index: int, low: float, high: float, x: Tensor) -> bool:
+        """Return True if the wrapped likelihood's parameter may stay within ``[low, high]``."""
+        return self.likelihood.fits_outputs(index, low, high, self._inner(x))
+
+    def warn_of_spikes(self, x: Tensor) -> None:
+        """Warn if the wrapped likelihood's density is unbounded at many values of ``x``."""
+        self.likelihood.warn_of_spikes(self._inner(x))
 
     def check_parameters(self, data_shape: Sequence[int]) -> None:
         """Raise unless the wrapped likelihood's parameters broadcast over one datum."""
@@ -58,7 +72,7 @@ class _Wrapper(Likelihood):
 
     def in_support(self, x: Tensor) -> Tensor:
         """Return true for each entry in the support of the wrapped likelihood."""
-        return self.likelihood.in_support(x)
+        return self.likelihood.in_support(self._inner(x))
 
 
 def check_factorizes(likelihood: Likelihood, name: str, *, allow_tables: bool = False) -> None:
@@ -133,11 +147,7 @@ class StandardizedLikelihood(ExactBuffers, _Wrapper):
 
     def params_for_mean(self, x: Tensor) -> Tensor:
         """Return the wrapped likelihood's parameters for the mean of y."""
-        return self.likelihood.params_for_mean(self._standardized(x))
-
-    def encoder_input(self, x: Tensor) -> Tensor:
-        """Return the wrapped likelihood's encoder input for y."""
-        return self.likelihood.encoder_input(self._standardized(x))
+        return self.likelihood.params_for_mean(self._inner(x))
 
     def check_support(self, x: Tensor) -> bool:
         """Raise unless the wrapped likelihood can be fitted to y."""
@@ -149,11 +159,7 @@ class StandardizedLikelihood(ExactBuffers, _Wrapper):
         for shape in (self.shift.shape, self.scale.shape):
             check_broadcast(self, shape, data_shape)
 
-    def in_support(self, x: Tensor) -> Tensor:
-        """Return true for each entry whose y is in the support of the wrapped likelihood."""
-        return self.likelihood.in_support(self._standardized(x))
-
-    def _standardized(self, x: Tensor) -> Tensor:
+    def _inner(self, x: Tensor) -> Tensor:
         return (x - self.shift) / self.scale
 
 
@@ -185,6 +191,7 @@ class MixtureLikelihood(_Wrapper):
             )
         self.num_components = num_components
         self.num_params = num_components * (1 + likelihood.num_params)
+        self.has_location = False  # weights come first
 
     def factors(
         self, params: Tensor, event_ndim: int, context: Tensor | None = None
@@ -197,6 +204,13 @@ class MixtureLikelihood(_Wrapper):
         each = each.squeeze(dim - 1) if self.likelihood.num_params == 1 else each
         components = self.likelihood.factors(each, event_ndim + 1, context)
         return Mixture(logits, components, dim)
+
+    def fits_outputs(self, index: int, low: float, high: float, x: Tensor) -> bool:
+        """Return True if parameter ``index`` of a component may stay within ``[low, high]``."""
+        part = index // self.num_components
+        if part == 0:  # weights
+            return math.isinf(low) or math.isinf(high)
+        return self.likelihood.fits_outputs(part - 1, low, high, x)
 
     def params_for_mean(self, x: Tensor) -> Tensor:
         """Return equal weights, and the wrapped likelihood's parameters for every component."""

@@ -33,6 +33,7 @@ from tinyvae.models.latents import (
 )
 from tinyvae.models.output import Inference, LatentTerm, LatentVariableModel, VAEOutput
 from tinyvae.models.saving import SavableModel
+from tinyvae.networks.base import within_range
 
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
@@ -252,7 +253,7 @@ class DecoderModel(SavableModel, LatentVariableModel):
         return likelihood
 
     def _decoder_output(self, z: Tensor, context: Tensor | None) -> Any:
-        rows = z.reshape(-1, *self.latent_shape)  # (K * B, *L)
+        rows = within_range(z.reshape(-1, *self.latent_shape))  # (K * B, *L)
         if context is None:
             return self.decoder(rows)
         batch_shape = z.shape[: z.dim() - len(self.latent_shape)]
@@ -261,7 +262,7 @@ class DecoderModel(SavableModel, LatentVariableModel):
                 f"a context of {len(context)} rows does not fit latents of batch shape "
                 f"{tuple(batch_shape)}: give one row per example, the last of these sizes"
             )
-        return self.decoder(rows, repeat_rows(context, len(rows)))
+        return self.decoder(rows, repeat_rows(within_range(context), len(rows)))
 
     def reconstruct(
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
@@ -354,7 +355,8 @@ class DecoderModel(SavableModel, LatentVariableModel):
     def init_output_bias(self, x: Tensor) -> None:
         """Set the bias of the decoder's last layer so that training starts from the data's mean.
 
-        A convolution has one bias per channel, which the mean of the channel sets.
+        A convolution (1-d, 2-d or 3-d, also transposed) has one bias per channel, which the mean of
+        the channel sets.
 
         Args:
             x: Data ``(N, *E)``, such as all training data.

@@ -4,12 +4,21 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import ParametrizationList
 
 from tinyvae.encoders import Encoder
 from tinyvae.likelihoods import Likelihood
 from tinyvae.networks import Decoder, Network
 
-LAYERS_WITH_BIAS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
 
 
 def infer_data_shape(encoder: nn.Module, likelihood: Likelihood) -> torch.Size | None:
@@ -46,22 +55,38 @@ def build_decoder(
 def set_output_bias(decoder: nn.Module, likelihood: Likelihood, x: Tensor) -> None:
     """Set the bias of the decoder's last layer so that its output fits the mean of ``x``.
 
-    A convolution has one bias per channel. It is set by the channels' means.
+    A convolution has one bias per channel, and a linear layer over the last dimension of a datum
+    has one per feature. They are set by the mean over the positions, too.
     """
-    biases = [
-        layer.bias
-        for layer in decoder.modules()
-        if isinstance(layer, LAYERS_WITH_BIAS) and isinstance(layer.bias, nn.Parameter)
-    ]
-    bias = biases[-1] if biases else None
-    shape = likelihood.param_shape(x.shape[1:])
-    if bias is not None and x.dim() == 4 and bias.numel() == shape[:-2].numel():
-        x = x.movedim(1, -1).reshape(-1, x.shape[1], 1, 1)  # (N * H * W, C, 1, 1)
-    params = likelihood.params_for_mean(x)
-    if bias is None or bias.numel() != params.numel():
+    owner = "init_output_bias expects a decoder that ends in a linear or convolutional layer with a"
+    layers = (m for m in decoder.modules() if not isinstance(m, ParametrizationList))
+    *_, last = (None, *(m for m in layers if next(m.parameters(recurse=False), None) is not None))
+    bias = last.bias if isinstance(last, (nn.Linear, *CONVOLUTIONS)) else None
+    if isinstance(bias, UninitializedParameter):
         raise ValueError(
-            "init_output_bias expects a decoder that ends in a linear or convolutional layer with "
-            f"a bias for {likelihood}'s {tuple(shape)}, got {decoder!r:.200}"
+            f"{owner} bias, got {last}, which has no size yet: pass data through the model first, "
+            "as with vae.check(x)"
+        )
+    if bias is None:
+        raise ValueError(f"{owner} bias, got {last} at the end of {decoder!r:.200}")
+    shape = likelihood.param_shape(x.shape[1:])
+    if bias.numel() != shape.numel():
+        x = _over_positions(x, last)
+    params = likelihood.params_for_mean(x)
+    if bias.numel() != params.numel():
+        raise ValueError(
+            f"{owner} bias for {likelihood}'s {tuple(shape)} or one per channel, got "
+            f"{bias.numel()} biases in {last} at the end of {decoder!r:.200}"
         )
     with torch.no_grad():
         bias.copy_(params.flatten())
+
+
+def _over_positions(x: Tensor, layer: nn.Module) -> Tensor:
+    """Return the positions that share a bias of ``layer`` as examples, ``(N, C, 1, ...)``."""
+    if isinstance(layer, nn.Linear):  # over the last dimension of a datum
+        return x.reshape(-1, *[1] * (x.dim() - 2), x.shape[-1])
+    num_spatial = len(layer.kernel_size)  # type: ignore[arg-type]
+    channels = x.shape[1 : x.dim() - num_spatial]
+    x = x.flatten(len(channels) + 1).movedim(-1, 1)  # (N, positions, *C)
+    return x.reshape(-1, *channels, *[1] * num_spatial)

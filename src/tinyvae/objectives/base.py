@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tinyvae.core.module_state import evaluating
 from tinyvae.core.objective import BOUND, Batch, Direction, Objective, ObjectiveOutput
+from tinyvae.models.advice import advise
 from tinyvae.models.output import LatentVariableModel, VAEOutput
 from tinyvae.objectives.checks import check_gradients, check_second_pass, describe_large_scale
 from tinyvae.objectives.estimators import (
@@ -250,6 +251,7 @@ class VariationalBound(Objective):
         if not isinstance(model, LatentVariableModel):
             raise TypeError(f"{type(self).__name__} expects a VAE, got a {type(model).__name__}")
         output = model.check(batch.x, batch.context, mask=batch.mask)
+        advise(model, batch.x, batch.context, output)
         self.check_latents(output)
         if self.estimator != "pathwise":
             check_second_pass(model, batch.first(2), self.num_draws, self.estimator)
