@@ -97,39 +97,33 @@ MISFITS = {
         with_decoder(lambda: nn.LSTM(3, 4)),
         lambda: torch.zeros(2, 4),
         ValueError,
-        "returns (4,) per example, got tuple",
+        "returns (4,) per example, got a tuple of 2 (Tensor, tuple): return one tensor, the",
     ),
     "decoder of other latents": (
         with_decoder(lambda: MLP(2, out_shape=4)),
         lambda: torch.zeros(2, 4),
         ValueError,
-        "the decoder does not accept a batch of shape (2, 3) and torch.float64 "
-        "(is its in_shape (3,)",
+        "the decoder does not accept a batch of shape (2, 3) and torch.float64: MLP expects "
+        "inputs of shape (N, *in_shape) with in_shape = (2,)",
     ),
     "encoder returns a tensor": (
         with_encoder(lambda x: x[:, :3]),
         lambda: torch.zeros(2, 4),
         TypeError,
-        "an encoder must return a Distribution, q(z given x), got a Tensor: wrap its network",
+        "an encoder must return a Distribution, q(z given x), got a tensor: wrap its network",
     ),
     "encoder of other data": (
         small_vae,
         lambda: torch.zeros(2, 3),
         ValueError,
-        "the encoder does not accept a batch of shape (2, 3) and torch.float64 "
-        "(is its in_shape (3,)",
-    ),
-    "encoder of another dtype": (
-        small_vae,
-        lambda: torch.zeros(2, 4, dtype=torch.float32),
-        ValueError,
-        "the encoder does not accept a batch of shape (2, 4) and torch.float32",
+        "VAE expects x of shape (B, 4), got (2, 3): give examples of shape (4,), or build VAE "
+        "with data_shape=(3,) and networks for it",
     ),
     "encoder that reads no context": (
         small_vae,
         lambda: (torch.zeros(2, 4), torch.zeros(2, 1)),
         ValueError,
-        "does it take the context?",
+        "(does it take the context as its second argument?)",
     ),
     "posterior of another latent": (
         with_encoder(lambda x: standard_normal(len(x), 2, event_ndim=1)),
@@ -167,9 +161,14 @@ MISFITS = {
         small_vae,
         lambda: torch.zeros(0, 4),
         ValueError,
-        "(B, *E) with B >= 1, got (0, 4)",
+        "x of shape (B, 4) with B >= 1, got (0, 4)",
     ),
-    "no batch": (small_vae, lambda: torch.zeros(4), ValueError, "(B, *E) with B >= 1, got (4,)"),
+    "no batch": (
+        small_vae,
+        lambda: torch.zeros(4),
+        ValueError,
+        "(B, 4) with B >= 1, got (4,): add",
+    ),
     "learned scale of batches": (
         lambda: mlp_vae(GaussianLikelihood(Learned((2, 1))), (4,)),
         lambda: torch.zeros(2, 4),

@@ -7,8 +7,11 @@ never mix. Weights may follow :mod:`schedules <tinyvae.schedules>`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from tinyvae.schedules import ScheduledWeight
@@ -38,6 +41,24 @@ class Batch:
         """Return the first ``num`` examples."""
         others = (self.context, self.mask, self.index)
         return Batch(self.x[:num], *(None if part is None else part[:num] for part in others))
+
+
+_DATA_ARE_CHECKED = ContextVar("_DATA_ARE_CHECKED", default=False)
+
+
+@contextmanager
+def checked_data() -> Iterator[None]:
+    """Tell models that the data of the block have been checked, so that they skip their checks."""
+    token = _DATA_ARE_CHECKED.set(True)
+    try:
+        yield
+    finally:
+        _DATA_ARE_CHECKED.reset(token)
+
+
+def data_are_checked() -> bool:
+    """Return True inside :func:`checked_data`, and in a graph, which cannot check values."""
+    return torch.compiler.is_compiling() or _DATA_ARE_CHECKED.get()
 
 
 @dataclass(frozen=True)
@@ -73,7 +94,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
-        """Compute losses and metrics of a batch."""
+        """Compute losses and metrics of a batch, in the modes that model and objective are in."""
 
     def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
         """Return the trainable parameters of each loss, by the name of the loss."""

@@ -80,6 +80,12 @@ class NetworkEncoder(Encoder):
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the features of ``x``."""
         features: Tensor = self.network(x) if context is None else self.network(x, context)
+        if not isinstance(features, Tensor):
+            raise ValueError(
+                f"{type(self).__name__} expects a network that returns features, a tensor (B, ...),"
+                f" got a {type(features).__name__}: return the last hidden layer alone. The head "
+                "of the encoder computes the parameters of the posterior"
+            )
         return features
 
     @abstractmethod
@@ -88,8 +94,14 @@ class NetworkEncoder(Encoder):
 
     def params(self, features: Tensor) -> Tensor:
         """Return the output of the head, ``(B, num_params)``, parameter by parameter."""
-        if features.dim() > 2 and isinstance(self.head, nn.Linear):
-            features = features.flatten(1)
+        if isinstance(self.head, nn.Linear):
+            features = features.flatten(1) if features.dim() > 2 else features
+            if features.shape[-1] != self.features:
+                raise ValueError(
+                    f"{type(self).__name__} expects a network that returns {self.features} "
+                    f"features per example, got {features.shape[-1]}: give it "
+                    f"features={features.shape[-1]}"
+                )
         params: Tensor = self.head(features)
         # Densities need the precision of the weights. Outputs under autocast have less.
         params = params.to(self.head.weight.dtype)

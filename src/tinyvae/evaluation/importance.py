@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae.core.module_state import evaluating
+from tinyvae.core.objective import checked_data
 from tinyvae.core.random import forked_rng
 from tinyvae.models.output import LatentVariableModel, VAEOutput
 
@@ -62,6 +63,7 @@ def log_marginal(
     if len(x) == 0:
         raise ValueError("log_marginal expects at least one example, got none")
     x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
+    model.check(x, context, mask=mask)
     elements = model.peak_elements(x)
     samples = min(num_samples, max(1, CHUNK_ELEMENTS // elements))  # per example and chunk
     examples = max(1, CHUNK_ELEMENTS // (elements * samples))  # per chunk
@@ -85,9 +87,10 @@ def _log_mean_weight(
 
 
 def forward(model: LatentVariableModel, data: Chunk, num_samples: int) -> VAEOutput:
-    """Return the model's output for one chunk."""
+    """Return the model's output for one chunk of data that have been checked."""
     x, context, mask = data
-    output: VAEOutput = model(x, context, mask=mask, num_samples=num_samples)
+    with checked_data():
+        output: VAEOutput = model(x, context, mask=mask, num_samples=num_samples)
     return output
 
 

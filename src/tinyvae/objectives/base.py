@@ -12,6 +12,7 @@ from typing import TypeVar, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from tinyvae.core.module_state import evaluating
 from tinyvae.core.objective import Batch, Objective, ObjectiveOutput
 from tinyvae.models.output import LatentVariableModel, VAEOutput
 from tinyvae.objectives.checks import check_gradients, check_second_pass
@@ -149,8 +150,11 @@ class VariationalBound(Objective):
         return output, ObjectiveOutput(losses, metrics | output.metrics())
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return every term of one pass for each example, ``(K, B)`` or ``(B,)``, nats."""
-        with torch.no_grad():
+        """Return every term of one pass for each example, ``(K, B)`` or ``(B,)``, nats.
+
+        The pass is made in evaluation mode. It draws from torch's default generator.
+        """
+        with torch.no_grad(), evaluating(self, model):
             return self.per_example(self.sample(model, batch))
 
     def sample(self, model: nn.Module, batch: Batch) -> VAEOutput:
@@ -242,7 +246,8 @@ class VariationalBound(Objective):
         if not isinstance(model, LatentVariableModel):
             raise TypeError(f"{type(self).__name__} expects a VAE, got a {type(model).__name__}")
         output = model.check(batch.x, batch.context, mask=batch.mask)
-        self.check_latents(output)
+        with evaluating(self, model):
+            self.check_latents(output)
         if self.estimator != "pathwise":
             check_second_pass(model, batch.first(2), self.num_draws, self.estimator)
         return output

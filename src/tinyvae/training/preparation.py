@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tinyvae.core.module_state import preserved_modes
+from tinyvae.core.module_state import preserved_modes, set_training_mode
 from tinyvae.core.warnings import warn
 from tinyvae.errors import CheckpointError
 from tinyvae.training.acceleration.options import ResolvedSpeed, Speed, accelerate, resolve_speed
@@ -158,8 +158,7 @@ def select_fast_path(
     if speed == Speed():
         return gradients, resolved
     with preserved_modes(state.model, state.objective):
-        state.model.train()
-        state.objective.train()
+        set_training_mode(state.model, state.objective)
         example = source.first_batch(state.epoch)
         is_new = state.step == 0 or saved is not None
         if is_new and not _requests_the_same(speed, saved):

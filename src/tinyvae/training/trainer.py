@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tinyvae.core.module_state import evaluating, preserved_modes
-from tinyvae.core.objective import Batch, Objective
+from tinyvae.core.module_state import evaluating, evaluating_afterwards, set_training_mode
+from tinyvae.core.objective import Batch, Objective, checked_data
 from tinyvae.core.random import Stream, derive_seed, forked_rng, rng_state, seed_rng, set_rng_state
 from tinyvae.core.warnings import warn
 from tinyvae.errors import NonFiniteError
@@ -191,7 +191,6 @@ class Trainer:
             graceful_stop(interrupt, on_preemption=self.checkpoint is not None),
             nullcontext() if self.checkpoint is None else self.checkpoint.locked(),
             forked_rng(self.device),
-            preserved_modes(self.model, self.objective),
             torch.enable_grad(),
         ):
             saved = load_resume_state(self.checkpoint, state, resume)
@@ -220,6 +219,7 @@ class Trainer:
                 matmul_route(self.resolved_speed.matmul),
                 closing(self._train_step),
                 running(self.callbacks, state, saved),
+                evaluating_afterwards(self.model, self.objective),
                 self._saving_after_error(source),
             ):
                 is_last = self._reach_safe_point()  # a later signal counts at the next one
@@ -265,8 +265,7 @@ class Trainer:
         else:
             seed_rng(self.device, derive_seed(self.seed, Stream.NOISE, state.epoch))
             state.running_means = RunningMean()
-        self.model.train()
-        self.objective.train()
+        set_training_mode(self.model, self.objective)
         return batches
 
     def _finish_epoch(self, validation: ValidatedSource | None, is_complete: bool) -> bool:
@@ -312,7 +311,9 @@ class Trainer:
             batches = validation.batches(epoch=0)
             seed_rng(self.device, derive_seed(self.seed, Stream.VALIDATION))
             for batch in batches:
-                mean.add(self.objective(self.model, batch), len(batch))
+                with checked_data():
+                    output = self.objective(self.model, batch)
+                mean.add(output, len(batch))
         return mean.row("validation")
 
     @contextmanager
