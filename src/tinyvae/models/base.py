@@ -25,7 +25,7 @@ from tinyvae.models.checks import (
     require_part,
 )
 from tinyvae.models.decoding import build_decoder, infer_data_shape, set_output_bias
-from tinyvae.models.inputs import ModelInputs, require_latents, to_model
+from tinyvae.models.inputs import ModelInputs, require_count, require_latents, to_model
 from tinyvae.models.latents import (
     Draw,
     FrozenPosterior,
@@ -144,8 +144,7 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
                 but not in the weights ("sticking the landing": Roeder, Wu, Duvenaud 2017,
                 arXiv:1703.09194). Posteriors without reparameterized draws do not change.
         """
-        if num_samples < 1:
-            raise ValueError(f"{type(self).__name__} expects num_samples >= 1, got {num_samples}")
+        require_count(type(self).__name__, num_samples)
         x, context = self._inputs(x, context, mask)
         inputs = self.likelihood.encoder_input(x)
         draws: list[Tensor] = []
@@ -288,8 +287,9 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
         Returns:
             ``(n, *E)``, or ``(n, B, *E)`` with a context.
         """
-        if context is not None:
-            context = to_model(self, context, f"{type(self).__name__}.sample")
+        name = f"{type(self).__name__}.sample"
+        require_count(name, num_samples)
+        context = None if context is None else to_model(self, context, name)
         with evaluating(self), torch.no_grad():
             z = self.generate(num_samples, context)
             likelihood = self._checked_likelihood(z, context)

@@ -91,10 +91,9 @@ def check_posterior(output: object, latent_shape: torch.Size, batch_size: int) -
 def _advise_posterior(output: object, event_ndim: int) -> str:
     wrapped = "wrap its network as GaussianEncoder(network, latent_dim)"
     if isinstance(output, torch.distributions.Distribution):
-        return (
-            f"return TorchDistribution(torch.distributions.Independent(q, {event_ndim})), or "
-            f"Independent(Normal(mean, log_std), {event_ndim}) of tinyvae.distributions"
-        )
+        is_elementwise = not output.event_shape
+        q = f"torch.distributions.Independent(q, {event_ndim})" if is_elementwise else "q"
+        return f"return TorchDistribution({q}) of tinyvae.distributions"
     if isinstance(output, Tensor):
         return f"{wrapped}, or return Delta(z, {event_ndim}) for a point without noise"
     return (
@@ -113,7 +112,8 @@ def check_params(
     expected = None if data_shape is None else likelihood.param_shape(data_shape)
     if isinstance(output, Tensor) and (expected is None or output.shape[1:] == expected):
         return output
-    shape = "(P, *E)" if expected is None else str(tuple(expected))
+    unknown = f"({likelihood.num_params}, *E)" if likelihood.num_params > 1 else "E"
+    shape = unknown if expected is None else str(tuple(expected))
     data = "" if data_shape is None else f" on data of shape {tuple(data_shape)}"
     raise ValueError(
         f"{likelihood}{data} needs a decoder that returns {shape} per example, got "
@@ -125,6 +125,11 @@ def _advise_params(
     owner: str, likelihood: Likelihood, output: object, data_shape: Sequence[int] | None
 ) -> str:
     count = likelihood.num_params
+    names = "mean, log_scale" if count == 2 else "first, ..., last"
+    stack = (
+        f"its {count} parameters along the first axis, in the order of the class's docstring, such "
+        f"as torch.stack(({names}), 1)" + ", where log_scale is half a log variance" * (count == 2)
+    )
     if isinstance(output, (Distribution, torch.distributions.Distribution)):
         return "return its parameters; the likelihood makes the distribution"
     if not isinstance(output, Tensor) or data_shape is None:
@@ -133,20 +138,16 @@ def _advise_params(
                 "return one tensor, the likelihood's only parameter. If the decoder also predicts "
                 "a scale, give a likelihood that reads it, such as GaussianLikelihood('predicted')"
             )
-        names = "mean, log_scale" if count == 2 else "first, ..., last"
-        return (
-            f"return one tensor, with its {count} parameters along the first axis in the order of "
-            f"the class's docstring, such as torch.stack(({names}), 1)"
-        )
+        return f"return one tensor with {stack}"
     expected, got = likelihood.param_shape(data_shape), output.shape[1:]
     if len(got) > 1 and got == (*expected[1:], expected[0]):
         return "put parameters, then channels first, output.movedim(-1, 1)"
     if got.numel() == expected.numel():
         return f"return output.reshape(-1, {', '.join(map(str, expected))})"
-    return (
-        f"give it out_shape={tuple(expected)}, or build {owner} with "
-        f"data_shape={tuple(data_shape)}, or give x of the decoder's shape"
-    )
+    shape = f"give it out_shape={tuple(expected)}"
+    if count > 1 and got == data_shape:
+        return f"{shape}, or return {stack}"
+    return f"{shape}, or build {owner} with data_shape={tuple(data_shape)}"
 
 
 def describe_output(output: object) -> str:

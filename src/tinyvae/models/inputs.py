@@ -2,6 +2,7 @@
 
 from abc import ABC
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -106,8 +107,12 @@ def _from_numbers(data: Any, owner: str) -> Tensor:
 def require_batch(owner: str, x: Tensor, data_shape: Sequence[int] | None) -> None:
     """Raise unless ``x`` is a batch ``(B, *E)`` of at least one example."""
     if x.dim() < 2 or len(x) == 0:
-        advice = "add the batch axis, x.unsqueeze(0)" if x.dim() == 1 else "give some examples"
         shape = "(B, *E)" if data_shape is None else f"(B, {_sizes(data_shape)})"
+        advice = "give at least one example"
+        if x.numel() and (data_shape is None or x.shape == data_shape):
+            advice = "add the batch axis, x.unsqueeze(0)"
+        elif x.numel() and data_shape is not None:
+            advice = advise_shape(owner, x.shape, data_shape)
         raise ValueError(
             f"{owner} expects x of shape {shape} with B >= 1, got {tuple(x.shape)}: {advice}"
         )
@@ -148,6 +153,12 @@ def advise_shape(owner: str, shape: torch.Size, expected: Sequence[int]) -> str:
     if shape.numel() == expected.numel():
         return f"give x.reshape(1, {_sizes(expected)}) for one example"
     return f"give examples of shape {tuple(expected)}, or {model}"
+
+
+def require_count(owner: str, num_samples: object) -> None:
+    """Raise unless a number of draws is an integer of at least 1."""
+    if not isinstance(num_samples, Integral) or num_samples < 1:
+        raise ValueError(f"{owner} expects an integer num_samples >= 1, got {num_samples!r}")
 
 
 def require_latents(owner: str, z: Tensor, latent_shape: torch.Size) -> None:

@@ -159,6 +159,11 @@ class VariationalBound(Objective):
 
     def sample(self, model: nn.Module, batch: Batch) -> VAEOutput:
         """Return the output of one pass of the model."""
+        if not isinstance(batch, Batch):
+            raise TypeError(
+                f"{type(self).__name__} expects a Batch, got a {type(batch).__name__}: give "
+                "Batch(x)"
+            )
         output: VAEOutput = model(
             batch.x, batch.context, mask=batch.mask, num_samples=self.num_draws
         )
