@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tinyvae.core.module_state import evaluating
+from tinyvae.core.objective import checked_data
 from tinyvae.core.random import forked_rng
 from tinyvae.distributions import Distribution
 from tinyvae.evaluation.importance import (
@@ -180,9 +181,10 @@ def evaluate(
     evidence = None
     if importance_samples is not None:
         part = next(iterate_chunks(x, context, mask, importance_examples or len(x)))
-        values = log_marginal(
-            model, *part[:2], mask=part[2], num_samples=importance_samples, seed=seed
-        )
+        with checked_data():
+            values = log_marginal(
+                model, *part[:2], mask=part[2], num_samples=importance_samples, seed=seed
+            )
         evidence = Estimate.of(values)
     return Report(
         elbo=Estimate.of(log_likelihood - kl),

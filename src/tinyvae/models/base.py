@@ -265,7 +265,8 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
     ) -> Tensor:
         """Return the center of p(x given z) at the posterior's center, ``(B, *E)``.
 
-        The center is the mean, or the most probable of unordered classes. It has no gradients.
+        The center is the mean, or the most probable of unordered classes. It has no gradients, and
+        is computed in evaluation mode.
         """
         x, context = self._inputs(x, context, mask)
         with evaluating(self), torch.no_grad():
@@ -276,7 +277,7 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
     def sample(
         self, num_samples: int, context: Tensor | None = None, *, mean: bool = False
     ) -> Tensor:
-        """Draw data from the model, without gradients.
+        """Draw data from the model in evaluation mode, without gradients.
 
         Args:
             num_samples: Number of draws ``n``.

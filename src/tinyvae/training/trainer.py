@@ -137,7 +137,7 @@ class Trainer:
         workers: int = 0,
         resume: str | os.PathLike[str] | None = None,
     ) -> History:
-        """Train for ``epochs`` more epochs. A second call continues.
+        """Train for ``epochs`` more epochs, and end in evaluation mode. A second call continues.
 
         A second call keeps weights, moments, epochs, steps and history. Scheduled weights of the
         objective continue, too: their fractions refer to the first call. Schedulers start again
