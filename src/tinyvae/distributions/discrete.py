@@ -167,7 +167,8 @@ class OneHotDistribution(Distribution, ABC):
 
     def entropy(self) -> Tensor:
         """Return the entropy, summed over the event, nats."""
-        return torch.special.entr(self.mean).flatten(self.dim).sum(-1)
+        entropy: Tensor = torch.special.entr(self.mean).flatten(self.dim).sum(-1)
+        return entropy
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log mass, summed over the event, nats."""

@@ -48,15 +48,23 @@ class ModelInputs(nn.Module, ABC):
         name = type(self).__name__
         x = to_model(self, x, name)
         require_batch(name, x, self.data_shape)
-        shape, known, decoder = x.shape[1:], self.data_shape, self.decoder
-        is_other = known is not None and shape != known and isinstance(decoder, Network)
-        if is_other and decoder.out_shape != self.likelihood.param_shape(shape):
-            raise data_shape_error(name, x, known)
+        self._require_data_shape(x)
         if mask is not None:
             x = self._observed(x, to_model(self, mask, name))
         with torch.no_grad():
             in_support = self.likelihood.check_support(x)
         return self._observed(x, None), in_support
+
+    def _require_data_shape(self, x: Tensor) -> None:
+        """Raise if neither the encoder nor the decoder is built for data of this shape."""
+        known, shape, decoder = self.data_shape, x.shape[1:], self.decoder
+        if known is None or shape == known or not isinstance(decoder, Network):
+            return
+        if decoder.out_shape != self.likelihood.param_shape(shape):
+            raise ValueError(
+                f"{type(self).__name__} expects x of shape (B, {_sizes(known)}), got "
+                f"{tuple(x.shape)}: {advise_shape(type(self).__name__, x.shape, known)}"
+            )
 
     def _advise_inputs(self, inputs: Tensor, context: Tensor | None, error: Exception) -> str:
         """Return a hint why the encoder does not accept its inputs."""
@@ -125,14 +133,6 @@ def require_rows(owner: str, x: Tensor, context: Tensor | None) -> None:
             f"{owner} expects one row of context per example, got {tuple(context.shape)} for "
             f"{len(x)} examples: give context of shape ({len(x)}, ...)"
         )
-
-
-def data_shape_error(owner: str, x: Tensor, data_shape: Sequence[int]) -> ValueError:
-    """Return an error that says how data ``(B, *E)`` become data of ``data_shape``."""
-    return ValueError(
-        f"{owner} expects x of shape (B, {_sizes(data_shape)}), got {tuple(x.shape)}: "
-        f"{advise_shape(owner, x.shape, data_shape)}"
-    )
 
 
 def advise_shape(owner: str, shape: torch.Size, expected: Sequence[int]) -> str:
