@@ -22,6 +22,7 @@ from tinyvae.models.checks import (
     check_params,
     check_prior,
     check_supports,
+    refuse_dropout,
     require_part,
 )
 from tinyvae.models.decoding import build_decoder, infer_data_shape, set_output_bias
@@ -35,8 +36,6 @@ from tinyvae.models.latents import (
 )
 from tinyvae.models.output import Inference, LatentVariableModel, VAEOutput
 from tinyvae.models.saving import SavableModel
-
-DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
 class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
@@ -182,14 +181,9 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
 
         ``record`` is the output of :meth:`forward` for the same ``x``, ``context`` and ``mask``.
         """
-        parts = (part for name, part in self.named_children() if name != "decoder")
-        layers = (layer for part in parts for layer in part.modules())
-        if any(isinstance(m, DROPOUT) and m.training and m.p for m in layers):
-            raise ValueError(
-                "freeze_posterior scores draws in a second pass, in which dropout would drop other "
-                "units: use estimator='pathwise', or dropout in the decoder only"
-            )
-        inputs = self.likelihood.encoder_input(self._observed(x, mask))
+        refuse_dropout(part for name, part in self.named_children() if name != "decoder")
+        x, context = self._inputs(x, context, mask)
+        inputs = self.likelihood.encoder_input(x)
         draws = iter(record.draws)
         with frozen(self), preserved_statistics(self):
             scored, _ = self.infer(inputs, context, lambda *_: (next(draws), None))

@@ -1,6 +1,6 @@
 """Checks that the parts of a model fit together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from tinyvae.likelihoods import Likelihood
 from tinyvae.models.output import LatentTerm
 from tinyvae.priors import Prior
 
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 # The prior to recommend for each support.
@@ -52,6 +53,16 @@ def check_supports(terms: tuple[LatentTerm, ...]) -> None:
                 f"{p.support}: give a prior over {q.support}, such as "
                 f"{PRIORS.get(q.support, 'another')}"
             )
+
+
+def refuse_dropout(parts: Iterable[nn.Module]) -> None:
+    """Raise if a part would drop other units in a second pass."""
+    layers = (layer for part in parts for layer in part.modules())
+    if any(isinstance(m, DROPOUT) and m.training and m.p for m in layers):
+        raise ValueError(
+            "freeze_posterior scores draws in a second pass, in which dropout would drop other "
+            "units: use estimator='pathwise', or dropout in the decoder only"
+        )
 
 
 def check_prior(make_prior: Callable[[], Distribution]) -> None:
