@@ -18,6 +18,7 @@ from tinyvae.distributions import (
     JointDistribution,
     Laplace,
     LowRankNormal,
+    Mixture,
     Normal,
     OneHotCategorical,
     ReshapedBatch,
@@ -93,6 +94,17 @@ def test_moments_of_a_joint_distribution_are_those_of_its_parts():
     assert torch.equal(joint.variance[:, :2], normal.variance)
     assert torch.equal(joint.variance[:, 2:], torch.full((3, 4), 3 / 16))
     torch.testing.assert_close(joint.entropy(), normal.entropy() + math.log(4))
+
+
+def test_variance_of_a_mixture_is_that_of_torch():
+    logits = torch.tensor([0.3, -1.0, 0.0])
+    mixture = Mixture(logits, Independent(Normal(LOC, LOG_SCALE), 1))
+    expected = td.MixtureSameFamily(
+        td.Categorical(logits=logits), td.Independent(td.Normal(LOC, LOG_SCALE.exp()), 1)
+    )
+    torch.testing.assert_close(mixture.variance, expected.variance, rtol=1e-12, atol=0)
+    with pytest.raises(NotImplementedError, match=r"Mixture\(.*no closed form of its entropy"):
+        mixture.entropy()
 
 
 def test_moments_of_a_reshaped_batch_are_those_of_its_rows():

@@ -153,3 +153,16 @@ def test_decode_has_gradients():
     z = torch.zeros(2, LATENT, requires_grad=True)
     vae().decode(z).mean.sum().backward()
     assert z.grad.any()
+
+
+def test_likelihood_given_follows_the_mode_and_decode_does_not():
+    model, z = vae().train(), torch.randn(50, LATENT)
+    training, evaluation = model.likelihood_given(z).mean, model.decode(z).mean
+    assert not torch.equal(training, evaluation)
+    assert torch.equal(model.eval().decode(z).mean, model.likelihood_given(z).mean)
+
+
+def test_posteriors_of_a_pass_follow_the_mode_and_encode_does_not():
+    model = vae().train()
+    assert not torch.equal(model(X).latents[0].posterior.mean, model.encode(X).mean)
+    assert torch.equal(model.eval()(X).latents[0].posterior.mean, model.encode(X).mean)
