@@ -9,9 +9,11 @@ from torch import nn
 from tinyvae.core.module_state import (
     ExactBuffers,
     evaluating,
+    evaluating_afterwards,
     preserved_buffers,
     preserved_modes,
     preserved_statistics,
+    set_training_mode,
 )
 
 
@@ -100,3 +102,24 @@ def test_preserved_statistics_keeps_statistics_and_output():
     assert [layer.track_running_stats for layer in layers] == [True, False, True]
     assert torch.equal(layers(x), output)
     assert layers[0].num_batches_tracked == 1
+
+
+@for_each("fails", [False, True])
+def test_evaluating_afterwards_sets_modes_at_the_end(model, fails):
+    with contextlib.suppress(RuntimeError), evaluating_afterwards(model):
+        model.train()
+        assert all(modes(model))
+        if fails:
+            raise RuntimeError("planted")
+    assert not any(modes(model))
+
+
+def test_set_training_mode_evaluates_frozen_parts(model):
+    """A part is frozen if it has parameters, none of which is trained."""
+    frozen = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).requires_grad_(False)
+    partly = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).eval()
+    partly[0].requires_grad_(False)
+    set_training_mode(nn.Sequential(model, frozen), partly)
+    assert all(modes(model))
+    assert not any(modes(frozen))
+    assert modes(partly) == [True, False, True]

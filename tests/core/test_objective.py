@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 import torch
 from helpers.cases import for_each
@@ -5,6 +7,7 @@ from torch import nn
 
 from tinyvae import Batch, Objective
 from tinyvae.core import ObjectiveOutput
+from tinyvae.core.objective import checked_data, data_are_checked
 from tinyvae.schedules import Constant, Linear, ScheduledWeight
 
 
@@ -90,3 +93,13 @@ def test_batch_has_a_length():
 def test_objective_is_abstract():
     with pytest.raises(TypeError, match="abstract"):
         Objective()
+
+
+def test_checked_data_holds_inside_the_block_alone():
+    assert not data_are_checked()
+    with contextlib.suppress(RuntimeError), checked_data():
+        with checked_data():
+            pass
+        assert data_are_checked()
+        raise RuntimeError("planted")
+    assert not data_are_checked()

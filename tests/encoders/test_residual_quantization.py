@@ -380,7 +380,7 @@ def test_codes_with_another_latent():
 
 @for_each("latent", [(2,), (2, 3), (3, 2, 2)])
 def test_fit_gives_frequencies_per_level(latent):
-    vae, x = make(latent, levels=2).eval(), torch.randn(40, DATA)
+    vae, x = make(latent, levels=2).eval(), binary(40, DATA)
     codes = vae.encode(x).codes
     vae.prior.fit(codes)
     assert vae.prior.logits.shape == (CODES, 2, *latent[1:])

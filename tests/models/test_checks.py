@@ -72,6 +72,21 @@ def with_encoder(answer):
     return lambda: VAE(FunctionEncoder(answer), MLP(3, out_shape=4), BernoulliLikelihood())
 
 
+class FunctionDecoder(nn.Linear):
+    """A decoder that returns the value of a function of four numbers."""
+
+    def __init__(self, answer):
+        super().__init__(3, 4)
+        self.answer = answer
+
+    def forward(self, z):
+        return self.answer(super().forward(z))
+
+
+def with_output(answer, likelihood):
+    return lambda: VAE(GaussianEncoder(MLP(4), 3), FunctionDecoder(answer), likelihood)
+
+
 def gray_levels():
     return torch.tensor([[0.0, 255.0, 3.0, 4.0]])
 
@@ -97,39 +112,115 @@ MISFITS = {
         with_decoder(lambda: nn.LSTM(3, 4)),
         lambda: torch.zeros(2, 4),
         ValueError,
-        "returns (4,) per example, got tuple",
+        "returns (4,) per example, got a tuple of 2 (Tensor, tuple): return one tensor, the",
     ),
     "decoder of other latents": (
         with_decoder(lambda: MLP(2, out_shape=4)),
         lambda: torch.zeros(2, 4),
         ValueError,
-        "the decoder does not accept a batch of shape (2, 3) and torch.float64 "
-        "(is its in_shape (3,)",
+        "the decoder does not accept a batch of shape (2, 3) and torch.float64: MLP expects "
+        "inputs of shape (N, *in_shape) with in_shape = (2,)",
     ),
     "encoder returns a tensor": (
         with_encoder(lambda x: x[:, :3]),
         lambda: torch.zeros(2, 4),
         TypeError,
-        "an encoder must return a Distribution, q(z given x), got a Tensor: wrap its network",
+        "an encoder must return a Distribution, q(z given x), got a tensor: wrap its network",
+    ),
+    "encoder returns mean and log variance": (
+        with_encoder(lambda x: (x[:, :3], x[:, :3])),
+        lambda: torch.zeros(2, 4),
+        TypeError,
+        "got a tuple of 2 (Tensor, Tensor): return Independent(Normal(mean, log_std), 1) of "
+        "tinyvae.distributions, where log_std is half the log variance, or wrap its network",
+    ),
+    "encoder returns a dictionary": (
+        with_encoder(lambda x: {"mu": x, "logvar": x}),
+        lambda: torch.zeros(2, 4),
+        TypeError,
+        "got a dict of 'mu', 'logvar': return Independent(Normal(mean, log_std), 1)",
+    ),
+    "encoder returns a distribution of torch": (
+        with_encoder(lambda x: torch.distributions.Normal(x[:, :3], 1.0)),
+        lambda: torch.zeros(2, 4),
+        TypeError,
+        "got a torch.distributions.Normal: return TorchDistribution(torch.distributions."
+        "Independent(q, 1)) of tinyvae.distributions",
+    ),
+    "encoder returns a joint distribution of torch": (
+        with_encoder(lambda x: torch.distributions.Dirichlet(x[:, :3] + 1)),
+        lambda: torch.zeros(2, 4),
+        TypeError,
+        "got a torch.distributions.Dirichlet: return TorchDistribution(q)",
+    ),
+    "encoder's network returns a pair": (
+        lambda: VAE(
+            GaussianEncoder(nn.LSTM(4, 3), 3, features=3), MLP(3, (), 4), BernoulliLikelihood()
+        ),
+        lambda: torch.zeros(2, 4),
+        ValueError,
+        "GaussianEncoder expects a network that returns features, a tensor (B, ...), got a tuple",
+    ),
+    "encoder of other features": (
+        lambda: VAE(
+            GaussianEncoder(nn.Linear(4, 7), 3, features=8), MLP(3, (), 4), BernoulliLikelihood()
+        ),
+        lambda: torch.zeros(2, 4),
+        ValueError,
+        "GaussianEncoder expects a network that returns 8 features per example, got 7: give it "
+        "features=7",
+    ),
+    "decoder returns mean and log scale": (
+        with_output(lambda h: (h, h), GaussianLikelihood("predicted")),
+        lambda: torch.zeros(2, 4),
+        ValueError,
+        "returns (2, 4) per example, got a tuple of 2 (Tensor, Tensor): return one tensor with its "
+        "2 parameters along the first axis, in the order of the class's docstring, such as "
+        "torch.stack((mean, log_scale), 1), where log_scale is half a log variance",
+    ),
+    "decoder returns too many parts": (
+        with_output(lambda h: (h, h), GaussianLikelihood()),
+        lambda: torch.zeros(2, 4),
+        ValueError,
+        "the likelihood's only parameter. If the decoder also predicts a scale, give a likelihood "
+        "that reads it, such as GaussianLikelihood('predicted')",
+    ),
+    "decoder returns a distribution": (
+        with_output(lambda h: torch.distributions.Bernoulli(logits=h), BernoulliLikelihood()),
+        lambda: torch.zeros(2, 4),
+        ValueError,
+        "got a torch.distributions.Bernoulli: return its parameters; the likelihood makes the",
+    ),
+    "decoder returns parameters last": (
+        with_output(lambda h: torch.stack((h, h), -1), GaussianLikelihood("predicted")),
+        lambda: torch.zeros(2, 4),
+        ValueError,
+        "got (4, 2): put parameters, then channels first, output.movedim(-1, 1)",
+    ),
+    "decoder returns flat parameters": (
+        with_output(lambda h: torch.cat((h, h), 1), GaussianLikelihood("predicted")),
+        lambda: torch.zeros(2, 4),
+        ValueError,
+        "got (8,): return output.reshape(-1, 2, 4)",
+    ),
+    "decoder returns one parameter of two": (
+        with_output(lambda h: h, GaussianLikelihood("predicted")),
+        lambda: torch.zeros(2, 4),
+        ValueError,
+        "got (4,): give it out_shape=(2, 4), or return its 2 parameters along the first axis",
     ),
     "encoder of other data": (
         small_vae,
         lambda: torch.zeros(2, 3),
         ValueError,
-        "the encoder does not accept a batch of shape (2, 3) and torch.float64 "
-        "(is its in_shape (3,)",
-    ),
-    "encoder of another dtype": (
-        small_vae,
-        lambda: torch.zeros(2, 4, dtype=torch.float32),
-        ValueError,
-        "the encoder does not accept a batch of shape (2, 4) and torch.float32",
+        "VAE expects x of shape (B, 4), got (2, 3): give examples of shape (4,), or build VAE "
+        "with data_shape=(3,) and networks for it",
     ),
     "encoder that reads no context": (
         small_vae,
         lambda: (torch.zeros(2, 4), torch.zeros(2, 1)),
         ValueError,
-        "does it take the context?",
+        "(does it take the context as its second argument?)",
     ),
     "posterior of another latent": (
         with_encoder(lambda x: standard_normal(len(x), 2, event_ndim=1)),
@@ -167,9 +258,14 @@ MISFITS = {
         small_vae,
         lambda: torch.zeros(0, 4),
         ValueError,
-        "(B, *E) with B >= 1, got (0, 4)",
+        "x of shape (B, 4) with B >= 1, got (0, 4)",
     ),
-    "no batch": (small_vae, lambda: torch.zeros(4), ValueError, "(B, *E) with B >= 1, got (4,)"),
+    "no batch": (
+        small_vae,
+        lambda: torch.zeros(4),
+        ValueError,
+        "(B, 4) with B >= 1, got (4,): add",
+    ),
     "learned scale of batches": (
         lambda: mlp_vae(GaussianLikelihood(Learned((2, 1))), (4,)),
         lambda: torch.zeros(2, 4),
@@ -185,11 +281,12 @@ MISFITS = {
 }
 
 
-def test_check_names_the_part_that_does_not_fit():
+def test_check_and_a_pass_name_the_part_that_does_not_fit():
     for make, data, exception, message in MISFITS.values():
         x = data()
-        with pytest.raises(exception, match=re.escape(message)):
-            make().check(*(x if isinstance(x, tuple) else (x,)))
+        for look in (VAE.check, VAE.__call__):
+            with pytest.raises(exception, match=re.escape(message)):
+                look(make(), *(x if isinstance(x, tuple) else (x,)))
 
 
 def test_check_checks_the_support_of_all_examples():

@@ -198,7 +198,7 @@ def test_frozen_posterior_restores_requires_grad():
     vae(binary(3, 4), frozen_posterior=True)
     assert {name: p.requires_grad for name, p in vae.named_parameters()} == before
     vae.prior = ContextPrior(2, 2)
-    with pytest.raises(TypeError):
-        vae(binary(3, 4), frozen_posterior=True)  # no context
+    with pytest.raises(ValueError, match="does it need a context"):
+        vae(binary(3, 4), frozen_posterior=True)
     after = {name: p.requires_grad for name, p in vae.named_parameters()}
     assert after.items() >= before.items()

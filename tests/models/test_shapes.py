@@ -146,7 +146,9 @@ def test_check_names_the_data_shape_of_another_decoder():
     encoder = GaussianEncoder(ConcatContext(MLP(6 + 1), context_dim=1), 2)
     vae = VAE(encoder, ConcatContext(MLP(2 + 1), context_dim=1), BernoulliLikelihood())
     x, context = torch.zeros(2, 1, 3, 2), torch.zeros(2, 1)
-    message = r"returns \(1, 3, 2\) .*, got \(6,\): .* or build VAE with data_shape=\(1, 3, 2\)"
+    message = (
+        r"x of shape \(B, 6\), got \(2, 1, 3, 2\): .* or build VAE with data_shape=\(1, 3, 2\)"
+    )
     with pytest.raises(ValueError, match=message):
         vae.check(x, context)
 

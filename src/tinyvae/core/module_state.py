@@ -31,6 +31,30 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def evaluating_afterwards(*modules: nn.Module) -> Iterator[None]:
+    """Set evaluation mode at the end of the block, also after an error."""
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.eval()
+
+
+def set_training_mode(*modules: nn.Module) -> None:
+    """Set training mode, but evaluation mode in parts whose parameters are all frozen.
+
+    A frozen part computes the same function in every step: without dropout, and with the running
+    statistics that it has.
+    """
+    for module in modules:
+        module.train()
+        for part in module.modules():
+            parameters = list(part.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                part.eval()
+
+
+@contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """Detach the module's parameters inside the block.
 

@@ -7,6 +7,8 @@ never mix. Weights may follow :mod:`schedules <tinyvae.schedules>`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
@@ -71,6 +73,24 @@ class Batch:
         return replace(self, **{name: cut(value) for name, value in parts})
 
 
+_DATA_ARE_CHECKED = ContextVar("_DATA_ARE_CHECKED", default=False)
+
+
+@contextmanager
+def checked_data() -> Iterator[None]:
+    """Tell models that the data of the block have been checked, so that they skip their checks."""
+    token = _DATA_ARE_CHECKED.set(True)
+    try:
+        yield
+    finally:
+        _DATA_ARE_CHECKED.reset(token)
+
+
+def data_are_checked() -> bool:
+    """Return True inside :func:`checked_data`, and in a graph, which cannot check values."""
+    return torch.compiler.is_compiling() or _DATA_ARE_CHECKED.get()
+
+
 @dataclass(frozen=True)
 class ObjectiveOutput:
     """Losses and metrics of one pass.
@@ -119,7 +139,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
-        """Compute losses and metrics of a batch."""
+        """Compute losses and metrics of a batch, in the modes that model and objective are in."""
 
     def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
         """Return the trainable parameters of each loss, by the name of the loss."""

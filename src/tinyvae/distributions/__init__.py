@@ -9,9 +9,9 @@ Log densities include their constants and are in nats. :class:`TorchDistribution
 ``torch.distributions``.
 """
 
+from tinyvae.distributions.adapter import TorchDistribution as TorchDistribution
 from tinyvae.distributions.base import Distribution as Distribution
 from tinyvae.distributions.base import Independent as Independent
-from tinyvae.distributions.base import TorchDistribution as TorchDistribution
 from tinyvae.distributions.base import Wrapper as Wrapper
 from tinyvae.distributions.base import sum_last as sum_last
 from tinyvae.distributions.bounded import Beta as Beta

@@ -1,4 +1,4 @@
-"""Interface of distributions, independent events, and the adapter to ``torch.distributions``."""
+"""Interface of distributions, and independent events."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -64,6 +64,38 @@ class Distribution(ABC):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw ``(*sample_shape, *batch, *event)``, with gradients if ``has_rsample``."""
 
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw as :meth:`sample` does, with gradients.
+
+        Raises:
+            NotImplementedError: If draws carry no gradients (``has_rsample`` is False).
+        """
+        if not self.has_rsample:
+            raise NotImplementedError(f"draws of {self} carry no gradients: use sample")
+        return self.sample(sample_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of each element, ``(*batch, *event)``.
+
+        Raises:
+            NotImplementedError: If it has no closed form here, as for the next two.
+        """
+        raise self.no_closed_form("variance")
+
+    @property
+    def stddev(self) -> Tensor:
+        """Standard deviation of each element, ``(*batch, *event)``."""
+        return self.variance.sqrt()
+
+    def entropy(self) -> Tensor:
+        """Return the entropy of each event, ``(*batch)``, nats: minus the mean of ``log_prob``."""
+        raise self.no_closed_form("entropy")
+
+    def no_closed_form(self, quantity: str) -> NotImplementedError:
+        """Return an error that names the family and a quantity that it lacks."""
+        return NotImplementedError(f"{self} has no closed form of its {quantity}: use draws")
+
     def sample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """Draw values and return them with their log density or mass, nats.
 
@@ -113,7 +145,7 @@ class Distribution(ABC):
 
     def _shape(self, sample_shape: Sequence[int]) -> torch.Size:
         """Return the shape of draws."""
-        return torch.Size(sample_shape) + self.batch_shape + self.event_shape
+        return size_of(sample_shape) + self.batch_shape + self.event_shape
 
     def __repr__(self) -> str:
         batch, event = tuple(self.batch_shape), tuple(self.event_shape)
@@ -146,6 +178,20 @@ class Wrapper(Distribution, ABC):
     def mean(self) -> Tensor:
         """Expected value, ``(*batch, *event)``."""
         return self.base.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of each element of the wrapped distribution."""
+        return self.base.variance
+
+    @property
+    def stddev(self) -> Tensor:
+        """Standard deviation of each element of the wrapped distribution."""
+        return self.base.stddev
+
+    def entropy(self) -> Tensor:
+        """Return the entropy of the wrapped distribution, nats."""
+        return self.base.entropy()
 
     def point_estimate(self, weights: Tensor | None = None) -> Tensor:
         """Return the point estimate of the wrapped distribution."""
@@ -201,6 +247,10 @@ class Independent(Wrapper):
         value, log_prob = self.base.sample_and_log_prob(sample_shape)
         return value, sum_last(log_prob, self.event_ndim)
 
+    def entropy(self) -> Tensor:
+        """Return the sum of the elements' entropies, nats."""
+        return sum_last(self.base.entropy(), self.event_ndim)
+
     def elementwise_log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of each element, nats."""
         if self.base.event_shape:
@@ -217,42 +267,14 @@ class Independent(Wrapper):
         return super().__repr__().replace("(", f"({type(self.base).__name__}, ", 1)
 
 
-class TorchDistribution(Distribution):
-    """A ``torch.distributions`` object as a :class:`Distribution`.
-
-    Build the wrapped object with ``validate_args=False``: torch's validation is slow, and it
-    rejects values on the border of a support with a message that names no remedy.
-
-    Args:
-        base: The ``torch.distributions`` object.
-
-    Example:
-        >>> laplace = torch.distributions.Laplace(torch.zeros(3), 1.0, validate_args=False)
-        >>> TorchDistribution(laplace).log_prob(torch.zeros(3))
-        tensor([-0.6931, -0.6931, -0.6931])
-    """
-
-    def __init__(self, base: torch.distributions.Distribution) -> None:
-        self.base = base
-        self.batch_shape = base.batch_shape
-        self.event_shape = base.event_shape
-        self.has_rsample = base.has_rsample
-        self.is_discrete = base.support is not None and base.support.is_discrete
-
-    @property
-    def mean(self) -> Tensor:
-        """Expected value, if torch has it."""
-        return self.base.mean
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log density or mass, nats."""
-        log_prob: Tensor = self.base.log_prob(value)
-        return log_prob
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw, with gradients if torch reparameterizes."""
-        draw = self.base.rsample if self.has_rsample else self.base.sample
-        return draw(torch.Size(sample_shape))
+def size_of(sample_shape: Sequence[int]) -> torch.Size:
+    """Return the shape of draws. Raise if it is a number."""
+    if isinstance(sample_shape, int):
+        raise TypeError(
+            f"sample expects a shape, got {sample_shape}: give ({sample_shape},) for "
+            f"{sample_shape} draws of each distribution"
+        )
+    return torch.Size(sample_shape)
 
 
 def check_event(value: Tensor, event_shape: torch.Size) -> None:

@@ -26,6 +26,20 @@ class ElementwiseNormal(Distribution, ABC):
         has_batch_shape = self._mean.shape == self.batch_shape
         return self._mean if has_batch_shape else self._mean.expand(self.batch_shape)
 
+    @property
+    def stddev(self) -> Tensor:
+        """Standard deviation, ``(*batch)``."""
+        return torch.exp(self.log_std).expand(self.batch_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance, ``(*batch)``."""
+        return torch.exp(2 * self.log_std).expand(self.batch_shape)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy of each element, nats."""
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).expand(self.batch_shape)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of each element, nats."""
         standardized = (value - self._mean) * finite_exp(-self.log_std)
@@ -113,6 +127,20 @@ class Laplace(Distribution):
         """Expected value, ``(*batch)``."""
         return self._mean.expand(self.batch_shape)
 
+    @property
+    def stddev(self) -> Tensor:
+        """Standard deviation, ``(*batch)``."""
+        return math.sqrt(2) * torch.exp(self.log_scale).expand(self.batch_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance, ``(*batch)``."""
+        return 2 * torch.exp(2 * self.log_scale).expand(self.batch_shape)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy of each element, nats."""
+        return (self.log_scale + 1 + math.log(2)).expand(self.batch_shape)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of each element, nats."""
         distance = (value - self._mean).abs() * finite_exp(-self.log_scale)
@@ -120,7 +148,7 @@ class Laplace(Distribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw by reparameterization: the difference of two exponential draws is Laplace."""
-        shape = torch.Size((2, *sample_shape, *self.batch_shape))
+        shape = torch.Size((2, *self._shape(sample_shape)))
         noise: Tensor = torch.diff(self._mean.new_empty(shape).exponential_(), dim=0)[0]
         return self._mean + torch.exp(self.log_scale) * noise
 

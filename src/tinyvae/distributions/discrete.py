@@ -41,6 +41,16 @@ class Bernoulli(Distribution):
         """Probability of a one, ``(*batch)``."""
         return torch.sigmoid(self.logits)
 
+    @property
+    def variance(self) -> Tensor:
+        """Variance, ``(*batch)``."""
+        return torch.sigmoid(self.logits) * torch.sigmoid(-self.logits)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy of each element, nats."""
+        size = self.logits.abs().clamp(max=torch.finfo(self.logits.dtype).max)
+        return F.softplus(-size) + size * torch.sigmoid(-size)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log mass of each element, nats."""
         # Above 40, log(1 + exp(l)) equals l in float64. Above torch's default of 20, it does not.
@@ -162,6 +172,16 @@ class OneHotDistribution(Distribution, ABC):
         probs = pooled(self.mean, weights)
         winner = probs.argmax(self.dim, keepdim=True)
         return torch.zeros_like(probs).scatter_(self.dim, winner, 1.0)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of each coordinate, ``(*batch, C, *E)``."""
+        return self.mean * (1 - self.mean)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy, summed over the event, nats."""
+        entropy: Tensor = torch.special.entr(self.mean).flatten(self.dim).sum(-1)
+        return entropy
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log mass, summed over the event, nats."""

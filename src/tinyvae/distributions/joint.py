@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tinyvae.distributions.base import Distribution
+from tinyvae.distributions.base import Distribution, size_of
 
 
 class TabularDistribution(Distribution):
@@ -96,6 +96,17 @@ class JointDistribution(Distribution):
         """Expected values, concatenated."""
         return self.concatenate([part.mean for part in self.parts.values()])
 
+    @property
+    def variance(self) -> Tensor:
+        """Variances of the parts, concatenated."""
+        return self.concatenate([part.variance for part in self.parts.values()])
+
+    def entropy(self) -> Tensor:
+        """Return the sum of the parts' entropies, nats."""
+        return torch.stack([p.entropy().expand(self.batch_shape) for p in self.parts.values()]).sum(
+            0
+        )
+
     def point_estimate(self, weights: Tensor | None = None) -> Tensor:
         """Return the point estimates of the parts, concatenated."""
         return self.concatenate([part.point_estimate(weights) for part in self.parts.values()])
@@ -146,7 +157,7 @@ class JointDistribution(Distribution):
     def _part_shape(self, part: Distribution, sample_shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of a part's draws, including batch dimensions that the part lacks."""
         missing = self.batch_shape[: len(self.batch_shape) - len(part.batch_shape)]
-        return (*sample_shape, *missing)
+        return (*size_of(sample_shape), *missing)
 
 
 def common_kind(distributions: Iterable[Distribution]) -> bool | None:

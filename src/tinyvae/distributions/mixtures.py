@@ -44,6 +44,12 @@ class Mixture(Distribution):
         """Expected value, ``(*batch, *event)``."""
         return self._mixed(self.components.mean)
 
+    @property
+    def variance(self) -> Tensor:
+        """Variance of each element, ``(*batch, *event)``: within the components and between."""
+        between = (self.components.mean - self.mean.unsqueeze(self._value_dim)).square()
+        return self._mixed(self.components.variance + between)
+
     def point_estimate(self, weights: Tensor | None = None) -> Tensor:
         """Return the weighted sum of the components' point estimates."""
         return pooled(self._mixed(self.components.point_estimate()), weights)

@@ -45,6 +45,17 @@ class FullNormal(Distribution):
         """Expected value, ``(*batch, D)``."""
         return self._mean.expand(self.batch_shape + self.event_shape)
 
+    @property
+    def variance(self) -> Tensor:
+        """Variance of each element, ``(*batch, D)``: the diagonal of the covariance."""
+        variance: Tensor = self.scale_tril.square().sum(-1)
+        return variance.expand(self.batch_shape + self.event_shape)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy, nats."""
+        constant = 0.5 * self.event_shape[0] * math.log(2 * math.pi * math.e)
+        return (self.log_diagonal.sum(-1) + constant).expand(self.batch_shape)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density, nats."""
         difference = value - self._mean
@@ -118,6 +129,18 @@ class LowRankNormal(Distribution):
     def mean(self) -> Tensor:
         """Expected value, ``(*batch, D)``."""
         return self._mean.expand(self.batch_shape + self.event_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of each element, ``(*batch, D)``: the diagonal of the covariance."""
+        variance: Tensor = torch.exp(2 * self.log_std) + self.factor.square().sum(-1)
+        return variance.expand(self.batch_shape + self.event_shape)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy, nats."""
+        constant = 0.5 * self.event_shape[0] * math.log(2 * math.pi * math.e)
+        entropy = self.log_std.sum(-1) + 0.5 * self.log_det_excess + constant
+        return entropy.expand(self.batch_shape)
 
     @property
     def log_det_excess(self) -> Tensor:
@@ -199,6 +222,15 @@ class PointMass(Distribution, ABC):
     def mean(self) -> Tensor:
         """The value, ``(*batch, *event)``."""
         return self.value
+
+    @property
+    def variance(self) -> Tensor:
+        """Zero, ``(*batch, *event)``."""
+        return torch.zeros_like(self.value)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy of the mass: zero."""
+        return self.value.new_zeros(self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return zero at the value and minus infinity elsewhere."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinyvae.distributions.base import Distribution, pooled
+from tinyvae.distributions.base import Distribution, pooled, size_of
 from tinyvae.distributions.multivariate import PointMass
 
 
@@ -172,7 +172,7 @@ class CodebookCategorical(Distribution):
     def _sample_codes(self, sample_shape: Sequence[int]) -> Tensor:
         """Draw codes ``(*sample_shape, *S)``, or ``(*sample_shape, Q, *S)``."""
         probs = self.log_probs.exp().reshape(len(self.logits), -1).T  # (S, J)
-        count = torch.Size(sample_shape).numel()
+        count = size_of(sample_shape).numel()
         draws = torch.multinomial(probs, max(count, 1), replacement=True).T[:count]
         return draws.reshape((*sample_shape, *self.logits.shape[1:]))
 

@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from tinyvae.distributions.base import size_of
+
 # Coefficients B_2k / (2k (2k - 1)) of Stirling's series for k = 1 to 7, exact in float64 at
 # x >= 10.
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
@@ -81,6 +83,6 @@ def gumbel_race(logits: Tensor, sample_shape: Sequence[int]) -> Tensor:
 
     The class of the first arrival is a draw from the categorical distribution of the logits.
     """
-    logits = logits.expand(*sample_shape, *logits.shape)
+    logits = logits.expand(size_of(sample_shape) + logits.shape)
     times = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device).exponential_()
     return times.log() - logits

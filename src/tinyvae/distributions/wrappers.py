@@ -41,16 +41,32 @@ class Affine(Wrapper):
         """Expected value, in the units of x."""
         return self.shift + self.scale * self.base.mean
 
+    @property
+    def stddev(self) -> Tensor:
+        """Standard deviation, in the units of x."""
+        return self.scale * self.base.stddev
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance, in the squared units of x."""
+        return self.scale.square() * self.base.variance
+
+    def entropy(self) -> Tensor:
+        """Return the entropy in the units of x, nats."""
+        return self.base.entropy() + self._log_det
+
     def point_estimate(self, weights: Tensor | None = None) -> Tensor:
         """Return the point estimate of the base, in the units of x."""
         return self.shift + self.scale * self.base.point_estimate(weights)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density in the units of x, nats."""
+        return self.base.log_prob((value - self.shift) / self.scale) - self._log_det
+
+    @property
+    def _log_det(self) -> Tensor:
         log_scale = torch.log(self.scale)
-        if self.event_shape:
-            log_scale = log_scale.expand(self.event_shape).sum()
-        return self.base.log_prob((value - self.shift) / self.scale) - log_scale
+        return log_scale.expand(self.event_shape).sum() if self.event_shape else log_scale
 
     def elementwise_log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of each element in the units of x, nats."""
@@ -85,6 +101,20 @@ class ReshapedBatch(Wrapper):
     def mean(self) -> Tensor:
         """Expected value, ``(K, B, *event)``."""
         return torch.unflatten(self.base.mean, 0, self.batch_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of each element, ``(K, B, *event)``."""
+        return torch.unflatten(self.base.variance, 0, self.batch_shape)
+
+    @property
+    def stddev(self) -> Tensor:
+        """Standard deviation of each element, ``(K, B, *event)``."""
+        return torch.unflatten(self.base.stddev, 0, self.batch_shape)
+
+    def entropy(self) -> Tensor:
+        """Return the entropies, ``(K, B)``, nats."""
+        return torch.unflatten(self.base.entropy(), 0, self.batch_shape)
 
     def point_estimate(self, weights: Tensor | None = None) -> Tensor:
         """Return the point estimates; weights pool the first batch dimension."""

@@ -82,6 +82,12 @@ class NetworkEncoder(Encoder):
         """Return the features of ``x``, whose values are clamped far from all data."""
         inputs = (x,) if context is None else (x, context)
         features: Tensor = self.network(*map(within_range, inputs))
+        if not isinstance(features, Tensor):
+            raise ValueError(
+                f"{type(self).__name__} expects a network that returns features, a tensor (B, ...),"
+                f" got a {type(features).__name__}: return the last hidden layer alone. The head "
+                "of the encoder computes the parameters of the posterior"
+            )
         return features
 
     @abstractmethod
@@ -90,8 +96,14 @@ class NetworkEncoder(Encoder):
 
     def params(self, features: Tensor) -> Tensor:
         """Return the output of the head, ``(B, num_params)``, parameter by parameter."""
-        if features.dim() > 2 and isinstance(self.head, nn.Linear):
-            features = features.flatten(1)
+        if isinstance(self.head, nn.Linear):
+            features = features.flatten(1) if features.dim() > 2 else features
+            if features.shape[-1] != self.features:
+                raise ValueError(
+                    f"{type(self).__name__} expects a network that returns {self.features} "
+                    f"features per example, got {features.shape[-1]}: give it "
+                    f"features={features.shape[-1]}"
+                )
         params: Tensor = self.head(features)
         # Densities need the precision of the weights. Outputs under autocast have less.
         params = params.to(self.head.weight.dtype)

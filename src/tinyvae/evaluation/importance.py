@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tinyvae.core.data import to_module
 from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.module_state import evaluating
+from tinyvae.core.objective import checked_data
 from tinyvae.core.random import Stream, derive_seed, forked_rng
 from tinyvae.evaluation.progress import Progress
 from tinyvae.models.output import LatentVariableModel, VAEOutput
@@ -68,6 +69,7 @@ def log_marginal(
     if len(x) == 0:
         raise ValueError("log_marginal expects at least one example, got none")
     x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
+    model.check(x, context, mask=mask)
     with Progress("log p(x)", num_samples * len(x), shown=progress) as report:
         return importance_sample(model, (x, context, mask), num_samples, seed, report)
 
@@ -111,9 +113,10 @@ def _log_mean_weight(
 
 
 def forward(model: LatentVariableModel, data: Chunk, num_samples: int) -> VAEOutput:
-    """Return the model's output for one chunk."""
+    """Return the model's output for one chunk of data that have been checked."""
     x, context, mask = data
-    output: VAEOutput = model(x, context, mask=mask, num_samples=num_samples)
+    with checked_data():
+        output: VAEOutput = model(x, context, mask=mask, num_samples=num_samples)
     return output
 
 

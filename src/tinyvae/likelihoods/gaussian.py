@@ -61,8 +61,8 @@ class OptimalGaussianLikelihood(Likelihood):
     In training mode the mean is over the batch, its draws and the dimensions that share a scale.
     The gradient is that of a fixed scale, because the derivative with respect to the optimal one is
     zero. This is not a density, because the scale depends on x. In evaluation mode the density is
-    Gaussian with the average scale of training, which each forward pass in training mode updates:
-    the mean over the first 100 batches, then an exponential moving average.
+    Gaussian with the average scale of training, which each forward pass in training mode with
+    gradients updates: the mean over the first 100 batches, then an exponential moving average.
 
     Args:
         shape: Shape of the scale, broadcast over one datum; see
@@ -119,12 +119,11 @@ class OptimalGaussianLikelihood(Likelihood):
         """Logarithm of the average scale of training, of ``shape``."""
         return 0.5 * torch.log(self.mean_square.clamp(min=self.minimum**2))
 
-    @torch.no_grad()
     def update_statistics(self, distribution: Distribution, x: Tensor) -> None:
-        """Add the mean square of a batch to the average, in training mode only."""
-        if not self.training:
+        """Add the mean square of a batch to the average, in training mode with gradients."""
+        if not (self.training and torch.is_grad_enabled()):
             return
-        mean_square = _mean_square(x - distribution.mean, self.shape)
+        mean_square = _mean_square((x - distribution.mean).detach(), self.shape)
         mean_square = torch.where(torch.isfinite(mean_square), mean_square, self.mean_square)
         self.num_batches += 1
         weight = (1 / self.num_batches).clamp(min=0.01)

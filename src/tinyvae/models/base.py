@@ -5,29 +5,34 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tinyvae.core.data import require_exact
+from tinyvae.core.data import to_module
 from tinyvae.core.module_state import evaluating, frozen, mixes_examples, preserved_statistics
+from tinyvae.core.objective import data_are_checked
 from tinyvae.distributions import Distribution
 from tinyvae.distributions.special import at_least_float32
 from tinyvae.likelihoods import Likelihood
 from tinyvae.models.checks import (
+    advise_part,
     call_part,
+    check_params,
     check_prior,
     check_supports,
-    describe_output,
     mixes_rows,
+    refuse_dropout,
     require_part,
 )
 from tinyvae.models.decoding import build_decoder, infer_data_shape, set_output_bias
+from tinyvae.models.inputs import ModelInputs, require_count, require_latents
 from tinyvae.models.latents import (
     Draw,
     FrozenPosterior,
-    draw_checked_point_estimate,
+    checked,
     draw_point_estimate,
     repeat_rows,
 )
@@ -35,10 +40,8 @@ from tinyvae.models.output import Inference, LatentTerm, LatentVariableModel, VA
 from tinyvae.models.saving import SavableModel
 from tinyvae.networks.base import within_range
 
-DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
-
-class DecoderModel(SavableModel, LatentVariableModel):
+class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
     """A model whose decoder maps latents to p(x given z).
 
     A subclass defines how latents are drawn: :meth:`infer` given x, :meth:`generate` from the
@@ -56,8 +59,6 @@ class DecoderModel(SavableModel, LatentVariableModel):
         data_shape: Shape of one datum, or None if it is unknown.
     """
 
-    decoder: nn.Module
-    likelihood: Likelihood
     latent_shape: torch.Size
     inference = "encoder"  # name of the parts that infer, for errors
     posterior_parts: tuple[str, ...] = ("encoder",)
@@ -139,6 +140,9 @@ class DecoderModel(SavableModel, LatentVariableModel):
     ) -> VAEOutput:
         """Draw ``num_samples`` latents for each of ``x`` ``(B, *E)`` and return the output.
 
+        The parts compute in the modes that they are in, as those of any module. In training mode
+        with gradients, running statistics and codebooks move. ``fit`` ends in evaluation mode.
+
         Args:
             x: Data.
             context: Context of the examples, ``(B, ...)``.
@@ -149,11 +153,17 @@ class DecoderModel(SavableModel, LatentVariableModel):
                 but not in the weights ("sticking the landing": Roeder, Wu, Duvenaud 2017,
                 arXiv:1703.09194). Posteriors without reparameterized draws do not change.
         """
-        if num_samples < 1:
-            raise ValueError(f"{type(self).__name__} expects num_samples >= 1, got {num_samples}")
-        x = self._observed(x, mask)
+        require_count(type(self).__name__, num_samples)
+        x, context = self._inputs(x, context, mask)
         terms, z, draws = self._drawn(x, context, num_samples)
-        record = self._record(x, terms, z, context, draws)
+        likelihood = (
+            self.likelihood_given(z, context)
+            if data_are_checked()
+            else self._checked_likelihood(z, context, x.shape[1:])
+        )
+        log_px = likelihood.log_prob(x)
+        self.likelihood.update_statistics(likelihood, x)
+        record = VAEOutput(terms, likelihood, log_px, tuple(draws), z)
         return self.freeze_posterior(record, x, context) if frozen_posterior else record
 
     def latent_terms(
@@ -165,7 +175,7 @@ class DecoderModel(SavableModel, LatentVariableModel):
         num_samples: int = 1,
     ) -> tuple[LatentTerm, ...]:
         """Return the latent terms of :meth:`forward`, without decoding."""
-        return self._drawn(self._observed(x, mask), context, num_samples)[0]
+        return self._drawn(*self._inputs(x, context, mask), num_samples)[0]
 
     def _drawn(
         self, x: Tensor, context: Tensor | None, num_samples: int
@@ -183,7 +193,8 @@ class DecoderModel(SavableModel, LatentVariableModel):
             draws.append(point)
             return point, log_q
 
-        terms, z = self.infer(self.likelihood.encoder_input(x), context, draw)
+        infer = self.infer if data_are_checked() else self._checked_infer
+        terms, z = infer(self.likelihood.encoder_input(x), context, draw)
         return terms, z, draws
 
     def freeze_posterior(
@@ -198,14 +209,9 @@ class DecoderModel(SavableModel, LatentVariableModel):
 
         ``record`` is the output of :meth:`forward` for the same ``x``, ``context`` and ``mask``.
         """
-        parts = (part for name, part in self.named_children() if name != "decoder")
-        layers = (layer for part in parts for layer in part.modules())
-        if any(isinstance(m, DROPOUT) and m.training and m.p for m in layers):
-            raise ValueError(
-                "freeze_posterior scores draws in a second pass, in which dropout would drop other "
-                "units: use estimator='pathwise', or dropout in the decoder only"
-            )
-        inputs = self.likelihood.encoder_input(self._observed(x, mask))
+        refuse_dropout(part for name, part in self.named_children() if name != "decoder")
+        x, context = self._inputs(x, context, mask)
+        inputs = self.likelihood.encoder_input(x)
         draws = iter(record.draws)
         with frozen(self), preserved_statistics(self):
             scored, _ = self.infer(inputs, context, lambda *_: (next(draws), None))
@@ -223,29 +229,41 @@ class DecoderModel(SavableModel, LatentVariableModel):
         parts = (self.get_submodule(name) for name in self.posterior_parts)
         return [parameter for part in parts for parameter in part.parameters()]
 
-    def _record(
-        self,
-        x: Tensor,
-        terms: tuple[LatentTerm, ...],
-        z: Tensor,
-        context: Tensor | None,
-        draws: Sequence[Tensor] = (),
-    ) -> VAEOutput:
-        likelihood = self.decode(z, context)
-        log_px = likelihood.log_prob(x)
-        self.likelihood.update_statistics(likelihood, x)
-        return VAEOutput(terms, likelihood, log_px, tuple(draws), z)
+    def _checked_infer(self, inputs: Tensor, context: Tensor | None, draw: Draw) -> Inference:
+        """Draw latents. Errors name the part that fails, and the remedy."""
+        call = partial(self.infer, inputs, context, checked(draw, len(inputs)))
+        advise = partial(self._advise_inputs, inputs, context)
+        inference: Inference = call_part(self.inference, inputs, call, advise)
+        return inference
 
-    def _observed(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the data as floating-point numbers, NaN for entries that the mask leaves out."""
-        if not x.is_floating_point():
-            dtypes = (p.dtype for p in self.parameters() if p.is_floating_point())
-            x = x.to(next(dtypes, torch.get_default_dtype()))
-        return x if mask is None else self.likelihood.with_mask(x, mask)
+    def _checked_likelihood(
+        self, z: Tensor, context: Tensor | None, data_shape: torch.Size | None = None
+    ) -> Distribution:
+        """Return p(x given z). Errors name the decoder, and the remedy."""
+        rows = z.reshape(-1, *self.latent_shape)
+        advise = partial(advise_part, self.decoder, rows, context)
+        output = call_part("decoder", rows, partial(self._decoder_output, z, context), advise)
+        params = check_params(type(self).__name__, self.likelihood, output, data_shape)
+        return self._likelihood_of(params, z, context)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Distribution:
-        """Return p(x given z) for ``z`` ``(*S, *L)``. With a context ``(B, ...)``, S ends in B."""
-        params = at_least_float32(self._decoder_output(z, context))
+        """Return p(x given z) for ``z`` ``(*S, *L)``. With a context ``(B, ...)``, S ends in B.
+
+        It is computed in evaluation mode. An objective uses :meth:`likelihood_given` instead.
+        """
+        name = f"{type(self).__name__}.decode"
+        z = to_module(z, self, name)
+        require_latents(name, z, self.latent_shape)
+        context = None if context is None else to_module(context, self, name)
+        with evaluating(self):
+            return self._checked_likelihood(z, context)
+
+    def likelihood_given(self, z: Tensor, context: Tensor | None = None) -> Distribution:
+        """Return p(x given z) as :meth:`decode` does, in the modes that the parts are in."""
+        return self._likelihood_of(self._decoder_output(z, context), z, context)
+
+    def _likelihood_of(self, output: Tensor, z: Tensor, context: Tensor | None) -> Distribution:
+        params = at_least_float32(output)
         event_ndim = params.dim() - 1 - (self.likelihood.num_params > 1)
         batch_shape = z.shape[: z.dim() - len(self.latent_shape)]
         params = params.reshape(*batch_shape, *params.shape[1:])
@@ -270,17 +288,19 @@ class DecoderModel(SavableModel, LatentVariableModel):
         """Return the center of p(x given z) at the posterior's center, ``(B, *E)``.
 
         The center is the mean, or the most probable of unordered classes (int64). It has no
-        gradients.
+        gradients, and is computed in evaluation mode.
         """
-        with torch.no_grad():
-            inputs = self.likelihood.encoder_input(self._observed(x, mask))
-            _, z = self.infer(inputs, context, draw_point_estimate)
-            return self._values(self.decode(z, context), center=True)[0]
+        x, context = self._inputs(x, context, mask)
+        with evaluating(self), torch.no_grad():
+            inputs = self.likelihood.encoder_input(x)
+            _, z = self._checked_infer(inputs, context, draw_point_estimate)
+            likelihood = self._checked_likelihood(z, context, x.shape[1:])
+            return self._values(likelihood, center=True)[0]
 
     def sample(
         self, num_samples: int, context: Tensor | None = None, *, mean: bool = False
     ) -> Tensor:
-        """Draw data from the model, without gradients.
+        """Draw data from the model in evaluation mode, without gradients.
 
         Args:
             num_samples: Number of draws ``n``.
@@ -292,9 +312,12 @@ class DecoderModel(SavableModel, LatentVariableModel):
             ``(n, *E)``, or ``(n, B, *E)`` with a context. Draws of classes, levels and counts, and
             centers of unordered classes, are int64, all others are floating-point numbers.
         """
-        with torch.no_grad():
-            likelihood = self.decode(self.generate(num_samples, context), context)
-            return self._values(likelihood, center=mean)
+        name = f"{type(self).__name__}.sample"
+        require_count(name, num_samples)
+        context = None if context is None else to_module(context, self, name)
+        with evaluating(self), torch.no_grad():
+            z = self.generate(num_samples, context)
+            return self._values(self._checked_likelihood(z, context), center=mean)
 
     def _values(self, likelihood: Distribution, *, center: bool) -> Tensor:
         """Return the center or a draw of p(x given z), int64 if it holds classes or counts."""
@@ -314,41 +337,18 @@ class DecoderModel(SavableModel, LatentVariableModel):
         Returns:
             The output for the two examples at their posteriors' centers.
         """
-        name = type(self).__name__
-        if x.dim() < 2 or len(x) == 0:
-            raise ValueError(f"{name} expects x of shape (B, *E) with B >= 1, got {tuple(x.shape)}")
-        if context is not None and len(context) != len(x):
-            raise ValueError(
-                f"{name} expects one row of context per example, got {len(context)} for {len(x)}"
-            )
-        if mask is not None:
-            x = self._observed(x, mask)
-        in_support = self.likelihood.check_support(x)
-        require_exact(x, self._observed(x[:1], None).dtype, name)
-        self.likelihood.check_context(context)
-        two, context = self._observed(x[:2], None), None if context is None else context[:2]
+        x, context, in_support = self._accepted(x, context, mask)
+        two, context = x[:2], None if context is None else context[:2]
         with evaluating(self), torch.no_grad():
             self.likelihood.input_shape(x.shape[1:])
             inputs = self.likelihood.encoder_input(two)
             check_prior(lambda: self.prior_given(context))
-            terms, z = call_part(
-                self.inference,
-                inputs,
-                lambda: self.infer(inputs, context, draw_checked_point_estimate(len(two))),
-            )
+            terms, z = self._checked_infer(inputs, context, draw_point_estimate)
             check_supports(terms)
-            output = call_part("decoder", z[0], lambda: self._decoder_output(z, context))
-            expected = self.likelihood.param_shape(x.shape[1:])
-            if not isinstance(output, Tensor) or output.shape[1:] != expected:
-                raise ValueError(
-                    f"{self.likelihood} on data of shape {tuple(x.shape[1:])} needs a decoder that "
-                    f"returns {tuple(expected)} per example, got {describe_output(output)}: "
-                    f"give it out_shape={tuple(expected)}, or build {name} with "
-                    f"data_shape={tuple(x.shape[1:])}"
-                )
-            record = self._record(two, terms, z, context)
+            likelihood = self._checked_likelihood(z, context, x.shape[1:])
             mixes = mixes_rows(lambda rows: self._decoder_output(rows, context), z[0])
-        if mixes or in_support is False:
+            record = VAEOutput(terms, likelihood, likelihood.log_prob(two), (), z)
+        if mixes or not in_support:
             record.likelihood.is_density = False
         return record
 
@@ -361,7 +361,8 @@ class DecoderModel(SavableModel, LatentVariableModel):
         Args:
             x: Data ``(N, *E)``, such as all training data.
         """
-        set_output_bias(self.decoder, self.likelihood, self._observed(x, None))
+        x, _ = self._accepted_data(x, None)
+        set_output_bias(self.decoder, self.likelihood, x)
 
     def extra_repr(self) -> str:
         """Return the latent shape, for ``repr``."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tinyvae.core.module_state import frozen
 from tinyvae.distributions import Distribution, ReshapedBatch, Wrapper
 from tinyvae.encoders import Encoder
-from tinyvae.errors import PosteriorError
+from tinyvae.models.checks import check_posterior, require_distribution
 
 # A rule that draws points (K, B, *L) of a posterior with batch shape (B,) or (K, B), given their
 # shape L. The latents are posterior.value_of(points), for most posteriors the points themselves.
@@ -22,25 +22,16 @@ def draw_point_estimate(_: torch.Size, posterior: Distribution) -> tuple[Tensor,
     return value if len(posterior.batch_shape) == 2 else value.unsqueeze(0), None
 
 
-def draw_checked_point_estimate(batch_size: int) -> Draw:
-    """Return :func:`draw_point_estimate` with a check that each posterior has the right shapes."""
+def checked(draw: Draw, batch_size: int) -> Draw:
+    """Return the rule with a check that each posterior has the right type and shapes."""
 
-    def draw(latent_shape: torch.Size, posterior: object) -> tuple[Tensor, None]:
-        if not isinstance(posterior, Distribution):
-            raise PosteriorError(
-                f"an encoder must return a Distribution, q(z given x), got a "
-                f"{type(posterior).__name__}: wrap its network as GaussianEncoder(network, "
-                "latent_dim), or return Independent(Normal(mean, log_std), 1)"
-            )
-        batch_fits = tuple(posterior.batch_shape) in ((batch_size,), (1, batch_size))
-        if posterior.event_shape != latent_shape or not batch_fits:
-            raise PosteriorError(
-                f"the encoder's posterior must have batch_shape {(batch_size,)} and event_shape "
-                f"latent_shape = {tuple(latent_shape)}, got {posterior}"
-            )
-        return draw_point_estimate(latent_shape, posterior)
+    def checked_draw(
+        latent_shape: torch.Size, posterior: Distribution
+    ) -> tuple[Tensor, Tensor | None]:
+        check_posterior(posterior, latent_shape, batch_size)
+        return draw(latent_shape, posterior)
 
-    return draw
+    return checked_draw
 
 
 def sample_prior(prior: Distribution, num_samples: int, context: Tensor | None) -> Tensor:
@@ -54,7 +45,9 @@ def conditional_density(encoder: Encoder, z: Tensor, context: Tensor | None) -> 
     """Return the density, of batch shape ``(K, B)``, of an encoder of ``z`` ``(K, B, *L)``."""
     rows = z.flatten(0, 1)  # (K * B, *L)
     row_context = None if context is None else repeat_rows(context, len(rows))
-    return ReshapedBatch(encoder(rows, row_context), z.shape[:2])
+    density = encoder(rows, row_context)
+    require_distribution(density, len(encoder.latent_shape))
+    return ReshapedBatch(density, z.shape[:2])
 
 
 def repeat_rows(x: Tensor, num_rows: int) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from tinyvae.core.module_state import evaluating
+from tinyvae.core.objective import checked_data
 from tinyvae.models.base import DecoderModel
 
 
@@ -77,7 +77,7 @@ def _trace(
     reference = next(vae.parameters(), torch.empty(0))
     x = torch.zeros((1, *data_shape), dtype=reference.dtype, device=reference.device)
     try:
-        with evaluating(vae), torch.no_grad():
+        with checked_data():  # zeros may be outside the support
             vae.reconstruct(x, context)
     finally:
         for hook in hooks:

@@ -13,7 +13,7 @@ from tinyvae.distributions import Distribution, ReshapedBatch
 from tinyvae.encoders import Encoder
 from tinyvae.likelihoods import Likelihood
 from tinyvae.models.base import DecoderModel
-from tinyvae.models.checks import require_latent_shape, require_part
+from tinyvae.models.checks import require_distribution, require_latent_shape, require_part
 from tinyvae.models.latents import Draw, conditional_density, repeat_rows, sample_prior
 from tinyvae.models.output import Inference, LatentTerm
 from tinyvae.priors import Prior, StandardNormal
@@ -111,6 +111,7 @@ class TwoLevelVAE(DecoderModel):
             row_context = repeat_rows(context, num_rows)
             condition = torch.cat([condition.flatten(1), row_context.flatten(1)], 1)
         posterior = self.bottom(repeat_rows(inputs, num_rows), condition)
+        require_distribution(posterior, len(self.bottom.latent_shape))
         lower = ReshapedBatch(posterior, z2.shape[:2])
         drawn = draw(self.bottom.latent_shape, lower)
         generated = conditional_density(self.generator, z2, context)

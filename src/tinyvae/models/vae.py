@@ -7,18 +7,24 @@ A pass returns a :class:`~tinyvae.models.VAEOutput`.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from tinyvae.core.keywords import suggest_keywords
-from tinyvae.core.module_state import preserved_statistics
+from tinyvae.core.module_state import evaluating
 from tinyvae.distributions import Distribution, JointDistribution
 from tinyvae.encoders import Encoder, GaussianEncoder
 from tinyvae.likelihoods import Likelihood
 from tinyvae.models.base import DecoderModel
-from tinyvae.models.checks import require_latent_shape, require_part
+from tinyvae.models.checks import (
+    call_part,
+    check_posterior,
+    require_latent_shape,
+    require_part,
+)
 from tinyvae.models.latents import Draw, sample_prior
 from tinyvae.models.output import Inference, LatentTerm
 from tinyvae.networks import MLP, ConvNet, Network, ResNet, TransposedConvNet, TransposedResNet
@@ -155,10 +161,17 @@ class VAE(DecoderModel):
     def encode(
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
     ) -> Distribution:
-        """Return q(z given x). Running statistics and codebooks stay as they are in any mode."""
-        inputs = self.likelihood.encoder_input(self._observed(x, mask))
-        with preserved_statistics(self):
-            posterior: Distribution = self.encoder(inputs, context)
+        """Return q(z given x), computed in evaluation mode, with gradients.
+
+        To train with the posterior, call the model or its encoder instead.
+        """
+        x, context = self._inputs(x, context, mask)
+        inputs = self.likelihood.encoder_input(x)
+        advise = partial(self._advise_inputs, inputs, context)
+        with evaluating(self):
+            call = partial(self.encoder, inputs, context)
+            posterior: Distribution = call_part("encoder", inputs, call, advise)
+        check_posterior(posterior, self.encoder.latent_shape, len(inputs))
         return posterior
 
     def infer(self, inputs: Tensor, context: Tensor | None, draw: Draw) -> Inference:

@@ -151,12 +151,20 @@ class VariationalBound(Objective):
         return output, ObjectiveOutput(losses, metrics | output.metrics(), output.shares())
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return every term of one pass for each example, ``(K, B)`` or ``(B,)``, nats."""
-        with torch.no_grad():
+        """Return every term of one pass for each example, ``(K, B)`` or ``(B,)``, nats.
+
+        The pass is made in evaluation mode. It draws from torch's default generator.
+        """
+        with torch.no_grad(), evaluating(self, model):
             return self.per_example(self.sample(model, batch))
 
     def sample(self, model: nn.Module, batch: Batch) -> VAEOutput:
         """Return the output of one pass of the model."""
+        if not isinstance(batch, Batch):
+            raise TypeError(
+                f"{type(self).__name__} expects a Batch, got a {type(batch).__name__}: give "
+                "Batch(x)"
+            )
         output: VAEOutput = model(
             batch.x, batch.context, mask=batch.mask, num_samples=self.num_draws
         )
@@ -252,7 +260,8 @@ class VariationalBound(Objective):
             raise TypeError(f"{type(self).__name__} expects a VAE, got a {type(model).__name__}")
         output = model.check(batch.x, batch.context, mask=batch.mask)
         advise(model, batch.x, batch.context, output)
-        self.check_latents(output)
+        with evaluating(self, model):
+            self.check_latents(output)
         if self.estimator != "pathwise":
             check_second_pass(model, batch.first(2), self.num_draws, self.estimator)
         return output

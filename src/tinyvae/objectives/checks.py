@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from tinyvae.core.module_state import preserved_buffers, preserved_modes
+from tinyvae.core.module_state import preserved_buffers, preserved_modes, set_training_mode
 from tinyvae.core.objective import Batch
 from tinyvae.core.random import forked_rng
 from tinyvae.models.base import DecoderModel
@@ -96,7 +96,7 @@ def check_second_pass(
     with ExitStack() as stack, torch.no_grad():
         for scope in scopes:
             stack.enter_context(scope)
-        model.train()
+        set_training_mode(model)
         output: VAEOutput = model(batch.x, batch.context, mask=batch.mask, num_samples=num_samples)
         second = model.freeze_posterior(output, batch.x, batch.context, mask=batch.mask)
         pairs = zip(output.latents, second.latents, strict=True)

@@ -67,7 +67,7 @@ class FittedPrior(Prior):
 
         A :class:`FullGaussianPrior` is fitted in closed form, a :class:`MixturePrior` by
         expectation maximization from several starts, and any other prior by Adam on mini-batches.
-        The fit draws from torch's default generator.
+        The fit draws from torch's default generator. The result is in evaluation mode.
 
         Args:
             z: Latents ``(N, *L)``, drawn from the posteriors of the training data.
@@ -97,7 +97,7 @@ class FittedPrior(Prior):
         else:
             with torch.enable_grad():
                 _fit_by_gradient(density, y, context, steps, learning_rate)
-        return fitted.requires_grad_(False)
+        return fitted.requires_grad_(False).eval()
 
     def forward(
         self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tinyvae.core.module_state import preserved_modes
+from tinyvae.core.module_state import evaluating, preserved_modes, set_training_mode
 from tinyvae.core.objective import Batch
 from tinyvae.core.random import Stream, derive_seed
 from tinyvae.core.warnings import warn
@@ -87,9 +87,9 @@ def open_sources(
 
 def _check(state: TrainState, is_training: bool, batch: Batch) -> str:
     """Check a batch with model and objective in the mode in which they use it."""
-    with preserved_modes(state.model, state.objective):
-        state.model.train(is_training)
-        state.objective.train(is_training)
+    with evaluating(state.model, state.objective):
+        if is_training:
+            set_training_mode(state.model, state.objective)
         return state.objective.check(state.model, batch)
 
 
@@ -175,8 +175,7 @@ def require_single_examples(state: TrainState, train: ValidatedSource, epoch: in
     gradients = Gradients(state.model, state.objective, state.groups)
     batch = train.first_batch(epoch)
     with preserved_modes(state.model, state.objective), without_trace(gradients, state.device):
-        state.model.train()
-        state.objective.train()
+        set_training_mode(state.model, state.objective)
         try:
             gradients.losses(batch.first(1))
         except (ValueError, RuntimeError, IndexError) as error:
@@ -226,8 +225,7 @@ def select_fast_path(
     if speed == Speed():
         return gradients, ResolvedSpeed()
     with preserved_modes(state.model, state.objective):
-        state.model.train()
-        state.objective.train()
+        set_training_mode(state.model, state.objective)
         example = source.first_batch(state.epoch)
         if (is_new or saved is not None) and not _requests_the_same(speed, saved):
             resolved = resolve_speed(gradients, example, speed)

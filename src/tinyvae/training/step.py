@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tinyvae.core.module_state import preserved_buffers
-from tinyvae.core.objective import Batch, Objective, ObjectiveOutput
+from tinyvae.core.objective import Batch, Objective, ObjectiveOutput, checked_data
 from tinyvae.core.random import forked_rng
 from tinyvae.training.acceleration.fused_adam import make_step
 from tinyvae.training.nonfinite import NonFiniteGuard
@@ -101,7 +101,8 @@ class Gradients:
     def losses(self, batch: Batch) -> ObjectiveOutput:
         """Return losses and metrics without gradients."""
         uses_autocast = self.precision != torch.float32
-        with torch.autocast(batch.x.device.type, self.precision, enabled=uses_autocast):
+        autocast = torch.autocast(batch.x.device.type, self.precision, enabled=uses_autocast)
+        with checked_data(), autocast:
             output: ObjectiveOutput = self.objective(self.model, batch)
         if output.losses.keys() != self.groups.keys():
             raise ValueError(

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from tinyvae.core.keywords import suggest_keywords
-from tinyvae.core.module_state import evaluating, preserved_modes
-from tinyvae.core.objective import Batch, Objective
+from tinyvae.core.module_state import evaluating, evaluating_afterwards, set_training_mode
+from tinyvae.core.objective import Batch, Objective, checked_data
 from tinyvae.core.random import Stream, derive_seed, forked_rng, rng_state, seed_rng, set_rng_state
 from tinyvae.training.acceleration.options import ResolvedSpeed, Speed, matmul_route
 from tinyvae.training.callbacks import (
@@ -165,7 +165,7 @@ class Trainer:
         workers: int = 0,
         resume: str | os.PathLike[str] | None = None,
     ) -> History:
-        """Train for ``epochs`` more epochs. A second call continues.
+        """Train for ``epochs`` more epochs, and end in evaluation mode. A second call continues.
 
         A second call keeps weights, moments, epochs, steps and history. Scheduled weights of the
         objective continue, too: their fractions refer to the first call. Schedulers start again
@@ -223,7 +223,6 @@ class Trainer:
             graceful_stop(interrupt, on_preemption=self.checkpoint is not None),
             nullcontext() if self.checkpoint is None else self.checkpoint.locked(),
             forked_rng(self.device),
-            preserved_modes(self.model, self.objective),
             torch.enable_grad(),
         ):
             is_new = state.step == 0 or state.mode.get("speed") != asdict(self.speed)
@@ -255,6 +254,7 @@ class Trainer:
                 matmul_route(self.resolved_speed.matmul),
                 closing(self._train_step),
                 running(callbacks, state, saved),
+                evaluating_afterwards(self.model, self.objective),
                 saving_after_error(callbacks, state, source.source.workers),
             ):
                 is_last = self._reach_safe_point()  # a later signal counts at the next one
@@ -296,8 +296,7 @@ class Trainer:
         else:
             seed_rng(self.device, derive_seed(self.seed, Stream.NOISE, state.epoch))
             state.running_means = RunningMean()
-        self.model.train()
-        self.objective.train()
+        set_training_mode(self.model, self.objective)
         return batches
 
     def _finish_epoch(self, validation: ValidatedSource | None, is_complete: bool) -> bool:
@@ -343,5 +342,7 @@ class Trainer:
             batches = validation.batches(epoch=0)
             seed_rng(self.device, derive_seed(self.seed, Stream.VALIDATION))
             for batch in batches:
-                mean.add(self.objective(self.model, batch), len(batch))
+                with checked_data():
+                    output = self.objective(self.model, batch)
+                mean.add(output, len(batch))
         return mean.row("validation")

@@ -135,4 +135,4 @@ class GradientPenaltyRegularizer(Regularizer):
             return z, output.likelihood.mean
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            return z, decoder.decode(z, batch.context).mean
+            return z, decoder.likelihood_given(z, batch.context).mean
