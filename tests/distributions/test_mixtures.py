@@ -81,6 +81,17 @@ def test_zero_inflated(logits):
         assert chi_squared(draws[:, i].numpy(), mass[:, i].numpy()) > 1e-4
 
 
+@for_each("dtype", [torch.float32, torch.float64])
+def test_mass_of_a_sure_count_is_at_most_one(dtype):
+    # Regression: 1e-7 in float32, because rounded shares may add up to more than one.
+    logits, sure = torch.randn(1000, 3, dtype=dtype), torch.full((1000, 3), -1e6, dtype=dtype)
+    zero = torch.zeros((), dtype=dtype)
+    for p in (ZeroInflated(Poisson(sure[:, 0]), logits[:, 0]), Mixture(logits, Poisson(sure))):
+        log_mass = p.log_prob(zero)
+        assert (log_mass <= 0).all()
+        assert (log_mass > -1e-6).all()
+
+
 def test_point_estimate_ignores_zero_weights():
     p = LogNormal(torch.zeros(2, 1), torch.tensor([[0.0], [300.0]]))
     assert p.point_estimate(torch.tensor([[1.0], [0.0]])).item() == pytest.approx(math.exp(0.5))

@@ -71,7 +71,9 @@ class Mixture(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density or mass, nats."""
         each = self.components.log_prob(value.unsqueeze(self._value_dim))
-        return torch.logsumexp(self.log_weights + each, self.dim)
+        total = torch.logsumexp(self.log_weights + each, self.dim)
+        # Rounding may exceed a mass of one.
+        return total.clamp(max=0) if self.is_discrete else total
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw without gradients: a component, then a value from it."""
@@ -118,7 +120,7 @@ class ZeroInflated(Distribution):
         counted = F.logsigmoid(-self.logits) + self.base.log_prob(value)
         is_zero = value == 0
         zero = torch.logaddexp(F.logsigmoid(self.logits), counted.where(is_zero, 0.0))
-        return torch.where(is_zero, zero, counted)
+        return torch.where(is_zero, zero.clamp(max=0), counted)  # rounding may exceed a mass of one
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw counts without gradients."""
