@@ -36,6 +36,7 @@ from tinyvae.likelihoods.distances import FeatureDistance as FeatureDistance
 from tinyvae.likelihoods.distances import MultiScaleSSIM as MultiScaleSSIM
 from tinyvae.likelihoods.gaussian import GaussianLikelihood as GaussianLikelihood
 from tinyvae.likelihoods.gaussian import OptimalGaussianLikelihood as OptimalGaussianLikelihood
+from tinyvae.likelihoods.masked import MaskedLikelihood as MaskedLikelihood
 from tinyvae.likelihoods.parameters import Fixed as Fixed
 from tinyvae.likelihoods.parameters import Learned as Learned
 from tinyvae.likelihoods.parameters import PositiveParameter as PositiveParameter
@@ -43,7 +44,6 @@ from tinyvae.likelihoods.parameters import Predicted as Predicted
 from tinyvae.likelihoods.parameters import as_positive as as_positive
 from tinyvae.likelihoods.perceptual import PerceptualLikelihood as PerceptualLikelihood
 from tinyvae.likelihoods.tabular import MixedLikelihood as MixedLikelihood
-from tinyvae.likelihoods.wrappers import MaskedLikelihood as MaskedLikelihood
 from tinyvae.likelihoods.wrappers import MixtureLikelihood as MixtureLikelihood
 from tinyvae.likelihoods.wrappers import StandardizedLikelihood as StandardizedLikelihood
 from tinyvae.likelihoods.wrappers import ZeroInflatedLikelihood as ZeroInflatedLikelihood

@@ -151,6 +151,12 @@ class Likelihood(Configurable, nn.Module, ABC):
         """Return the first parameter, ``(*E)``, of a distribution with this mean, ``(*E)``."""
         return mean
 
+    def values_of(self, p: Distribution, *, center: bool) -> Tensor:
+        """Return the center or a draw of p(x given z), int64 if it holds classes or counts."""
+        values = p.point_estimate() if center else p.sample()
+        is_integer = self.centers_are_integers if center else self.draws_integers
+        return values.long() if is_integer else values
+
     def with_mask(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return data whose entries are NaN where ``mask`` ``(B, *E)`` is false.
 

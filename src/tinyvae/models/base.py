@@ -31,9 +31,10 @@ from tinyvae.models.decoding import build_decoder, infer_data_shape, set_output_
 from tinyvae.models.inputs import ModelInputs, require_count, require_latents
 from tinyvae.models.latents import (
     Draw,
-    FrozenPosterior,
     checked,
     draw_point_estimate,
+    frozen_terms,
+    recording,
     repeat_rows,
 )
 from tinyvae.models.output import Inference, LatentTerm, LatentVariableModel, VAEOutput
@@ -182,17 +183,7 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
     ) -> tuple[tuple[LatentTerm, ...], Tensor, list[Tensor]]:
         """Draw latents. Return their terms, the decoder's input, and the draws in their order."""
         draws: list[Tensor] = []
-
-        def draw(_: torch.Size, posterior: Distribution) -> tuple[Tensor, Tensor | None]:
-            shape, log_q = (num_samples,)[len(posterior.batch_shape) - 1 :], None
-            form = posterior.log_form()
-            if form.yields_log_prob:
-                point, log_q = form.sample_and_log_prob(shape)
-            else:
-                point = form.sample(shape)
-            draws.append(point)
-            return point, log_q
-
+        draw = recording(num_samples, draws)
         infer = self.infer if data_are_checked() else self._checked_infer
         terms, z = infer(self.likelihood.encoder_input(x), context, draw)
         return terms, z, draws
@@ -215,14 +206,7 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
         draws = iter(record.draws)
         with frozen(self), preserved_statistics(self):
             scored, _ = self.infer(inputs, context, lambda *_: (next(draws), None))
-        latents = (
-            # Other posteriors stay, because their codebook may have moved since the draw.
-            replace(term, posterior=FrozenPosterior(scored_term.posterior, self), drawn_log_q=None)
-            if term.posterior.depends_on_parameters and term.posterior.has_rsample
-            else term
-            for term, scored_term in zip(record.latents, scored, strict=True)
-        )
-        return replace(record, latents=tuple(latents))
+        return replace(record, latents=frozen_terms(record.latents, scored, self))
 
     def posterior_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the posterior, without those of the generative model."""
@@ -295,7 +279,7 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
             inputs = self.likelihood.encoder_input(x)
             _, z = self._checked_infer(inputs, context, draw_point_estimate)
             likelihood = self._checked_likelihood(z, context, x.shape[1:])
-            return self._values(likelihood, center=True)[0]
+            return self.likelihood.values_of(likelihood, center=True)[0]
 
     def sample(
         self, num_samples: int, context: Tensor | None = None, *, mean: bool = False
@@ -317,14 +301,8 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
         context = None if context is None else to_module(context, self, name)
         with evaluating(self), torch.no_grad():
             z = self.generate(num_samples, context)
-            return self._values(self._checked_likelihood(z, context), center=mean)
-
-    def _values(self, likelihood: Distribution, *, center: bool) -> Tensor:
-        """Return the center or a draw of p(x given z), int64 if it holds classes or counts."""
-        values = likelihood.point_estimate() if center else likelihood.sample()
-        part = self.likelihood
-        is_integer = part.centers_are_integers if center else part.draws_integers
-        return values.long() if is_integer else values
+            likelihood = self._checked_likelihood(z, context)
+            return self.likelihood.values_of(likelihood, center=mean)
 
     def check(
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None

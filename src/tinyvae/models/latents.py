@@ -1,6 +1,7 @@
 """Latents of a model: rules for drawing them, and the densities that score them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from tinyvae.core.module_state import frozen
 from tinyvae.distributions import Distribution, ReshapedBatch, Wrapper
 from tinyvae.encoders import Encoder
 from tinyvae.models.checks import check_posterior, require_distribution
+from tinyvae.models.output import LatentTerm
 
 # A rule that draws points (K, B, *L) of a posterior with batch shape (B,) or (K, B), given their
 # shape L. The latents are posterior.value_of(points), for most posteriors the points themselves.
@@ -20,6 +22,22 @@ def draw_point_estimate(_: torch.Size, posterior: Distribution) -> tuple[Tensor,
     """Return the posterior's point estimate, one per example, ``(1, B, *L)``."""
     value = posterior.log_form().point_estimate()
     return value if len(posterior.batch_shape) == 2 else value.unsqueeze(0), None
+
+
+def recording(num_samples: int, points: list[Tensor]) -> Draw:
+    """Return the rule that draws ``num_samples`` points per example and appends them to a list."""
+
+    def draw(_: torch.Size, posterior: Distribution) -> tuple[Tensor, Tensor | None]:
+        shape, log_q = (num_samples,)[len(posterior.batch_shape) - 1 :], None
+        form = posterior.log_form()
+        if form.yields_log_prob:
+            point, log_q = form.sample_and_log_prob(shape)
+        else:
+            point = form.sample(shape)
+        points.append(point)
+        return point, log_q
+
+    return draw
 
 
 def checked(draw: Draw, batch_size: int) -> Draw:
@@ -84,3 +102,19 @@ class FrozenPosterior(Wrapper):
         """Return the log density of each element, nats, with gradients in ``value`` only."""
         with frozen(self.model):
             return self.base.elementwise_log_prob(value)
+
+
+def frozen_terms(
+    terms: Sequence[LatentTerm], scored: Sequence[LatentTerm], model: nn.Module
+) -> tuple[LatentTerm, ...]:
+    """Return terms that are scored without gradients in a model's weights.
+
+    ``scored`` are terms of the same draws in a second pass with frozen weights.
+    """
+    return tuple(
+        # Other posteriors stay, because their codebook may have moved since the draw.
+        replace(term, posterior=FrozenPosterior(second.posterior, model), drawn_log_q=None)
+        if term.posterior.depends_on_parameters and term.posterior.has_rsample
+        else term
+        for term, second in zip(terms, scored, strict=True)
+    )
