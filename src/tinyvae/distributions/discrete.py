@@ -56,7 +56,7 @@ class Bernoulli(Distribution):
         # Above 40, log(1 + exp(l)) equals l in float64. Above torch's default of 20, it does not.
         each = value * self.logits - F.softplus(self.logits, threshold=40)
         can_branch = self.logits.device.type == "cpu" and not is_transformed()
-        if can_branch and not each.isnan().any():
+        if can_branch and not each.detach().sum().isnan():
             return each
         # Zero times an infinite logit is NaN, in value and gradient.
         is_certain = self.logits.isinf()

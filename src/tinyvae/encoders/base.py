@@ -79,9 +79,9 @@ class NetworkEncoder(Encoder):
         return nn.Linear(self.features, num_params)
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return the features of ``x``, whose values are clamped far from all data."""
-        inputs = (x,) if context is None else (x, context)
-        features: Tensor = self.network(*map(within_range, inputs))
+        """Return the features of ``x``."""
+        inputs = within_range(self, *((x,) if context is None else (x, context)))
+        features: Tensor = self.network(*inputs)
         if not isinstance(features, Tensor):
             raise ValueError(
                 f"{type(self).__name__} expects a network that returns features, a tensor (B, ...),"

@@ -53,7 +53,7 @@ class GaussianEncoder(NetworkEncoder):
     def location_and_scale(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and the logarithm of the scale, ``(B, *L)`` each."""
         location, log_scale = _halves(self.params(features), self.latent_shape)
-        return location, _bounded(log_scale)
+        return location, _bounded(self, log_scale)
 
     def posterior(self, features: Tensor) -> Independent:
         """Return q(z given the features)."""
@@ -82,7 +82,7 @@ class LaplaceEncoder(NetworkEncoder):
     def posterior(self, features: Tensor) -> Independent:
         """Return q(z given the features)."""
         location, log_scale = _halves(self.params(features), self.latent_shape)
-        return Independent(Laplace(location, _bounded(log_scale)), len(self.latent_shape))
+        return Independent(Laplace(location, _bounded(self, log_scale)), len(self.latent_shape))
 
 
 class FullGaussianEncoder(NetworkEncoder):
@@ -107,11 +107,10 @@ class FullGaussianEncoder(NetworkEncoder):
         """Return q(z given the features)."""
         params, size = self.params(features), self.latent_shape[0]
         mean, log_diagonal, below = params.split([size, size, size * (size - 1) // 2], 1)
-        below = _clamped(below, _largest(below))
         rows, columns = torch.tril_indices(size, size, -1, device=params.device)
         lower = params.new_zeros(len(params), size, size)  # (B, D, D)
-        lower[:, rows, columns] = below
-        return FullNormal(mean, _bounded(log_diagonal), lower)
+        lower[:, rows, columns] = _bounded_factor(self, below)
+        return FullNormal(mean, _bounded(self, log_diagonal), lower)
 
 
 class LowRankGaussianEncoder(NetworkEncoder):
@@ -139,8 +138,8 @@ class LowRankGaussianEncoder(NetworkEncoder):
     def posterior(self, features: Tensor) -> LowRankNormal:
         """Return q(z given the features)."""
         params = self.params(features).unflatten(1, (2 + self.rank, -1))  # (B, 2 + r, D)
-        factor = _clamped(params[:, 2:], _largest(params)).mT
-        return LowRankNormal(params[:, 0], _bounded(params[:, 1]), factor)
+        factor = _bounded_factor(self, params[:, 2:].mT)
+        return LowRankNormal(params[:, 0], _bounded(self, params[:, 1]), factor)
 
 
 class DeterministicEncoder(NetworkEncoder):
@@ -173,22 +172,28 @@ class DeterministicEncoder(NetworkEncoder):
         return Delta(point, len(self.latent_shape))
 
 
-def _bounded(log_scale: Tensor) -> Tensor:
-    """Return log scales between those of the machine epsilon and its inverse."""
-    return _clamped(log_scale, math.log(_largest(log_scale)))
+def _bounded(encoder: nn.Module, log_scale: Tensor) -> Tensor:
+    """Return log scales, in evaluation mode between those of the machine epsilon and its inverse.
 
-
-def _largest(values: Tensor) -> float:
-    """Return the largest scale of a posterior, the inverse of the machine epsilon."""
-    return 1 / torch.finfo(torch.promote_types(values.dtype, torch.float32)).eps
-
-
-def _clamped(values: Tensor, limit: float) -> Tensor:
-    """Return values between ``-limit`` and ``limit``.
-
-    The gradient passes unchanged, so that training moves a value back from a bound.
+    Then the density is finite, however far an input is from the data. In training mode nothing is
+    bounded: the step is faster, and the error for a loss that is not finite names the cause.
     """
-    return values.detach().clamp(-limit, limit) + (values - values.detach())
+    if encoder.training:
+        return log_scale
+    limit = math.log(_largest_scale(log_scale))
+    return log_scale.clamp(-limit, limit)
+
+
+def _bounded_factor(encoder: nn.Module, factor: Tensor) -> Tensor:
+    """Return entries of a factor, in evaluation mode no larger than the largest scale."""
+    if encoder.training:
+        return factor
+    limit = _largest_scale(factor)
+    return factor.clamp(-limit, limit)
+
+
+def _largest_scale(values: Tensor) -> float:
+    return 1 / torch.finfo(torch.promote_types(values.dtype, torch.float32)).eps
 
 
 def _halves(params: Tensor, latent_shape: torch.Size) -> tuple[Tensor, Tensor]:

@@ -75,8 +75,8 @@ class JointEncoder(Encoder):
     def forward(self, x: Tensor, context: Tensor | None = None) -> JointDistribution:
         """Return q(z given x)."""
         if self.network is not None:
-            inputs = (x,) if context is None else (x, context)
-            x, context = self.network(*map(within_range, inputs)), None
+            inputs = within_range(self, *((x,) if context is None else (x, context)))
+            x, context = self.network(*inputs), None
         return JointDistribution(
             {name: encoder(x, context) for name, encoder in self.encoders.items()}
         )

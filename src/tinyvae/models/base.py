@@ -255,7 +255,7 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
         return likelihood
 
     def _decoder_output(self, z: Tensor, context: Tensor | None) -> Any:
-        rows = within_range(z.reshape(-1, *self.latent_shape))  # (K * B, *L)
+        (rows,) = within_range(self, z.reshape(-1, *self.latent_shape))  # (K * B, *L)
         if context is None:
             return self.decoder(rows)
         batch_shape = z.shape[: z.dim() - len(self.latent_shape)]
@@ -264,7 +264,7 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
                 f"a context of {len(context)} rows does not fit latents of batch shape "
                 f"{tuple(batch_shape)}: give one row per example, the last of these sizes"
             )
-        return self.decoder(rows, repeat_rows(within_range(context), len(rows)))
+        return self.decoder(rows, *within_range(self, repeat_rows(context, len(rows))))
 
     def reconstruct(
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None

@@ -133,13 +133,17 @@ class UpsamplingNetwork(Network, ABC):
         return super().extra_repr()
 
 
-def within_range(values: Tensor) -> Tensor:
-    """Return inputs of a network, clamped to the fourth root of the largest number of their dtype.
+def within_range(owner: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Return inputs of a network, clamped if ``owner`` is in evaluation mode.
 
-    The limit is 4e9 in float32 and 1e77 in float64. Squares of activations, as in normalizations
-    and densities, then stay finite, however far an input is from the data. Integers and float16,
-    which has a small range, do not change.
+    The limit is the fourth root of the largest number of their dtype, 4e9 in float32 and 1e77 in
+    float64. Squares of activations, as in normalizations and densities, then stay finite, however
+    far an input is from the data. Integers and float16, which has a small range, do not change.
     """
+    return inputs if owner.training else tuple(map(_clamped, inputs))
+
+
+def _clamped(values: Tensor) -> Tensor:
     if not values.is_floating_point() or values.dtype == torch.float16:
         return values
     limit = torch.finfo(values.dtype).max ** 0.25
