@@ -41,6 +41,8 @@ def data(name, x, table):
     """Return the data for a model, by default zeros and ones."""
     if name == "Conditional VAE":
         return Batch(x, context=torch.eye(4).repeat(len(x) // 4, 1))
+    if name == "Continuous Bernoulli VAE":
+        return Batch(0.6 * x + 0.4 * torch.rand_like(x))
     if name == "Count VAE":
         return Batch((10 * x + torch.poisson(torch.full_like(x, 2.0))).round())
     if name == "HI-VAE":

@@ -257,7 +257,8 @@ class Trainer:
                 evaluating_afterwards(self.model, self.objective),
                 saving_after_error(callbacks, state, source.source.workers),
             ):
-                is_last = self._reach_safe_point()  # a later signal counts at the next one
+                notify_safe_point(callbacks, state, last=state.is_finished)
+                is_last = state.is_finished  # this first safe point is always saved
                 while not is_last:
                     is_complete = self._train_epoch(source)
                     data = validation_source if is_complete else None
@@ -322,12 +323,8 @@ class Trainer:
             self.optimization.step_schedulers(state.schedulers, row)
         if not is_complete and state.is_interrupted:
             return True  # saved at its last step
-        return self._reach_safe_point()
-
-    def _reach_safe_point(self) -> bool:
-        """Notify callbacks between epochs. Return True if the run ends."""
-        is_last = self.state.is_finished
-        notify_safe_point(self.callbacks, self.state, last=is_last)
+        is_last = state.is_finished  # read once: a later signal counts at the next safe point
+        notify_safe_point(self.callbacks, state, last=is_last)
         return is_last
 
     def _validate(self, validation: ValidatedSource) -> Row:

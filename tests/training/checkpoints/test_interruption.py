@@ -127,8 +127,8 @@ def test_signal_after_a_safe_point_is_saved_at_the_next_one(user_signal, index, 
     folder = tmp_path / "run"
     send = AtSafePoint(index, lambda: signal.raise_signal(user_signal.signum))
     trainer = fit(trainer_of(folder, send))
-    assert 0 < trainer.step < END
-    assert steps_in(folder) == [0, trainer.step]
+    assert trainer.step == {0: 0, 1: 2}.get(index, index) < END  # an epoch ends at two safe points
+    assert steps_in(folder) == sorted({0, trainer.step})
     assert digest(fit(trainer_of(folder), **AUTO)) == expected
 
 
