@@ -88,6 +88,15 @@ def test_confident_pixel_error_is_below_rounding():
         assert error < 2**-24
 
 
+def test_gradient_that_is_differentiated_again_is_the_same():
+    logits, value = make("three pixels", scale=1.0)
+    logits = logits[:9].requires_grad_()
+    total = bits.summed_log_mass(logits, value)
+    upstream = torch.rand_like(total) + 0.5
+    (got,) = torch.autograd.grad(total, logits, upstream, create_graph=True)
+    torch.testing.assert_close(got, (value - torch.sigmoid(logits)) * upstream.unsqueeze(-1))
+
+
 def test_first_and_second_derivatives():
     logits, value = make("three pixels", scale=1.0)
     logits = logits[:9].requires_grad_()

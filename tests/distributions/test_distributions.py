@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 import torch.distributions as td
@@ -10,6 +12,7 @@ from tinyvae.distributions import (
     Normal,
     TorchDistribution,
 )
+from tinyvae.distributions.base import joint_shape
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -132,3 +135,9 @@ def test_torch_distribution_says_what_its_draws_are(base, has_rsample, is_discre
     p = TorchDistribution(base)
     assert (p.has_rsample, p.is_discrete) == (has_rsample, is_discrete)
     assert p.event_shape == base.event_shape
+
+
+def test_joint_shape_is_the_broadcast_shape():
+    shapes = [(3,), (3,), (2, 3)]
+    for order in itertools.permutations(shapes):
+        assert joint_shape(*map(torch.empty, order)) == (2, 3)

@@ -13,7 +13,9 @@ from tinyvae.distributions import (
     JointDistribution,
     Normal,
     OneHotCategorical,
+    StudentT,
     TabularDistribution,
+    has_closed_form,
     kl_divergence,
 )
 
@@ -63,6 +65,23 @@ def test_joints_of_joints_have_a_closed_form():
     q, p = (Independent(Normal(torch.randn(2), torch.randn(2)), 1) for _ in range(2))
     nested = [JointDistribution({"a": d, "b": JointDistribution({"c": d})}) for d in (q, p)]
     torch.testing.assert_close(kl_divergence(*nested), 2 * kl_divergence(q, p))
+
+
+def test_joint_has_a_closed_form_only_for_the_same_parts():
+    part, other = Independent(normal(3), 1), Independent(StudentT(*torch.randn(3, 3)), 1)
+    q = JointDistribution({"a": part, "b": part})
+    other_order = JointDistribution({"b": part, "a": part})
+    one_without = JointDistribution({"a": part, "b": other})
+    assert has_closed_form(q, q)
+    assert not has_closed_form(q, other_order)
+    assert not has_closed_form(q, one_without)
+
+
+def test_tabular_distribution_is_reparameterized_only_as_a_whole():
+    columns = [torch.tensor([0, 1]), torch.tensor([2])]
+    blocks = [normal(4, 2), Bernoulli(torch.zeros(4, 1))]
+    assert not TabularDistribution(blocks, columns).has_rsample
+    assert TabularDistribution([normal(4, 2), normal(4, 1)], columns).has_rsample
 
 
 def test_tabular_distribution():

@@ -128,3 +128,10 @@ def test_normal_vectors_score_their_draws_for_any_covariance(name, dtype):
     square = -2 * log_prob - log_det - 8 * math.log(2 * math.pi)  # chi-squared, 8 degrees
     assert ks(square.double().flatten()[::50], scipy.stats.chi2(8).cdf) > 1e-4
     assert not torch.isnan(p.log_prob(p.sample((200,)))).any()
+
+
+def test_full_normal_reads_only_the_entries_below_the_diagonal():
+    mean, log_diagonal, lower = torch.randn(2, 3), torch.randn(2, 3), torch.randn(2, 3, 3)
+    x = torch.randn(5, 2, 3)
+    expected = FullNormal(mean, log_diagonal, lower.tril(-1)).log_prob(x)
+    torch.testing.assert_close(FullNormal(mean, log_diagonal, lower).log_prob(x), expected)

@@ -11,6 +11,7 @@ from tinyvae.likelihoods import (
     Learned,
     MaskedLikelihood,
     MixtureLikelihood,
+    NegativeBinomialLikelihood,
     OneHotLikelihood,
     OptimalGaussianLikelihood,
     PoissonLikelihood,
@@ -81,6 +82,7 @@ def test_mixture_components_may_have_different_scales(per_component):
     "likelihood",
     [
         PoissonLikelihood([1.0, 2.0, 3.0]),
+        NegativeBinomialLikelihood(Learned((3,))),
         StandardizedLikelihood(GaussianLikelihood(), mean=[1.0, 2.0, 3.0]),
         StandardizedLikelihood(GaussianLikelihood(Learned((3,)))),
         MixtureLikelihood(GaussianLikelihood(Learned((3,))), num_components=2),
