@@ -180,8 +180,10 @@ class OneHotDistribution(Distribution, ABC):
 
     def entropy(self) -> Tensor:
         """Return the entropy, summed over the event, nats."""
-        entropy: Tensor = torch.special.entr(self.mean).flatten(self.dim).sum(-1)
-        return entropy
+        log_probs = self.logits.log_softmax(self.dim)
+        # Zero times minus infinity would be NaN, and entr(0) has an infinite slope.
+        finite = log_probs.masked_fill(log_probs == -math.inf, 0.0)
+        return -(log_probs.exp() * finite).flatten(self.dim).sum(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log mass, summed over the event, nats."""
