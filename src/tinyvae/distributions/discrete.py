@@ -231,8 +231,8 @@ class DiscretizedLogistic(Distribution):
 
     Args:
         mean: :math:`\mu`, any shape, in units in which the levels lie in [-1, 1].
-        log_scale: :math:`\log s`, broadcastable with ``mean``. Above 79 (638 in float64) it counts
-            as that.
+        log_scale: :math:`\log s`, broadcastable with ``mean``. Beyond -79 and 79 (638 in float64)
+            it counts as that.
         num_levels: :math:`L`, at least 2: values are 0 to L - 1.
 
     References:
@@ -249,8 +249,9 @@ class DiscretizedLogistic(Distribution):
     is_discrete = True
 
     def __init__(self, mean: Tensor, log_scale: Tensor, num_levels: int) -> None:
-        most = 0.9 * math.log(torch.finfo(log_scale.dtype).max)  # the inverse does not underflow
-        self.location, self.log_scale = mean, log_scale.clamp(max=most)
+        # Neither the scale nor its inverse overflows: at an edge, zero times it is zero.
+        most = 0.9 * math.log(torch.finfo(log_scale.dtype).max)
+        self.location, self.log_scale = mean, log_scale.clamp(-most, most)
         self.num_levels = num_levels
         self.batch_shape = joint_shape(mean, log_scale)
 
