@@ -283,6 +283,7 @@ class DiscretizedLogistic(Distribution):
         shape = self._shape(sample_shape)
         with torch.no_grad():
             uniform = torch.rand(shape, dtype=self.location.dtype, device=self.location.device)
-            draw = self.location + torch.exp(self.log_scale) * torch.logit(uniform)
+            noise = torch.logit(uniform, eps=torch.finfo(uniform.dtype).eps / 2)  # 0 is infinite
+            draw = self.location + torch.exp(self.log_scale) * noise
             last = self.num_levels - 1
             return torch.round((draw + 1) * (last / 2)).clamp(0, last)
