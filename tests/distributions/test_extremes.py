@@ -260,3 +260,13 @@ def test_beta_of_a_large_concentration_is_finite_at_its_mean(dtype):
     log_prob = Beta(logits, log_concentration).log_prob(torch.tensor(0.5, dtype=dtype))
     assert log_prob[:2].isfinite().all()
     assert (log_prob[2:] < -1e30).all()
+
+
+@dtypes
+def test_beta_draws_of_a_tiny_concentration_are_no_nan(dtype):
+    """Both shapes underflow to zero, and the logarithms of both gamma draws overflow."""
+    p = Beta(torch.zeros(50_000, dtype=dtype), torch.tensor(-800.0, dtype=dtype))
+    draws = p.sample()
+    assert ((draws > 0) & (draws < 1)).all()
+    assert ((draws < 1e-6) | (draws > 1 - 1e-6)).all()
+    assert (draws < 0.5).double().mean().item() == pytest.approx(0.5, abs=0.01)

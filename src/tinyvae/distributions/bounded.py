@@ -117,7 +117,7 @@ class Beta(Distribution):
 def _log_gamma_draw(shape: Tensor) -> Tensor:
     """Draw log gamma variables. A draw of shape a is one of shape a + 1 times uniform^(1 / a)."""
     exponential = torch.empty_like(shape, memory_format=torch.contiguous_format).exponential_()
-    least = torch.finfo(shape.dtype).tiny
+    least = 1e3 * torch.finfo(shape.dtype).tiny  # so that the quotient is finite
     return torch.log(torch._standard_gamma(shape + 1)) - exponential / shape.clamp(min=least)
 
 
