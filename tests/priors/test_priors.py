@@ -569,6 +569,11 @@ def test_vamp_from_data_has_the_precision_of_the_encoder(dtype):
     prior = VampPrior.from_data(encoder, x, num_components=3)
     torch.testing.assert_close(prior.inputs.sort(0).values.detach(), x.to(dtype).sort(0).values)
     assert prior(encoder=encoder).log_prob(torch.zeros(2, dtype=dtype)).dtype == dtype
+    context = torch.rand(3, 2, dtype=torch.float64)
+    prior = VampPrior.from_data(encoder, x, context, num_components=3)
+    assert prior.contexts.dtype == dtype
+    classes = VampPrior.from_data(encoder, x, torch.arange(3), num_components=3)
+    assert classes.contexts.dtype == torch.int64
 
 
 def test_vamp_from_data_refuses_nan():

@@ -118,7 +118,8 @@ class VampPrior(Prior):
         dtypes = (p.dtype for p in encoder.parameters() if p.is_floating_point())
         prior.inputs.data = x[chosen].to(next(dtypes, prior.inputs.dtype))
         if context is not None:
-            prior.contexts = context[chosen].to(prior.contexts)
+            dtype = prior.inputs.dtype if context.is_floating_point() else torch.int64
+            prior.contexts = context[chosen].to(prior.inputs.device, dtype)
         return prior
 
     def forward(
