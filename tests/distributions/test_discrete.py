@@ -58,6 +58,28 @@ def test_discretized_logistic_edges_have_all_remaining_mass():
     np.testing.assert_allclose(mass[[0, -1]], [sides[1][0], 1 - sides[0][-1]], rtol=1e-10)
 
 
+@for_each("uniform", [torch.zeros, lambda *shape, **kw: 1 - torch.full(*shape, 2**-24, **kw)])
+def test_discretized_logistic_draws_of_extreme_noise_are_near_the_mean(uniform, monkeypatch):
+    """The noise in [0, 1) is zero in one of 2^24 draws, which are infinite logistic noise."""
+    monkeypatch.setattr(torch, "rand", uniform)
+    mean, log_scale = torch.tensor([[0.5], [-7.0]], dtype=torch.float32)
+    p = DiscretizedLogistic(mean, log_scale, 256)
+    level = p.sample()
+    assert p.log_prob(level).item() > -30
+    assert abs(level.item() - 191) < 5
+
+
+@for_each("dtype", [torch.float32, torch.float64])
+def test_discretized_logistic_at_an_edge_is_exact_at_any_scale(dtype):
+    mean = torch.zeros(1, dtype=dtype, requires_grad=True)  # the edge between both levels
+    p = DiscretizedLogistic(mean, torch.tensor([-100.0, -800.0], dtype=dtype), num_levels=2)
+    log_prob = p.log_prob(torch.tensor([[0.0], [1.0]], dtype=dtype))
+    torch.testing.assert_close(log_prob.exp(), torch.full_like(log_prob, 0.5))
+    assert p.mean.tolist() == [0.5, 0.5]
+    (slope,) = torch.autograd.grad(log_prob[1, 0], mean)
+    assert slope > 1e30
+
+
 @for_each("dim", [-1, -2, -3])
 @for_each("lead", [(), (5,), (2, 5)])
 def test_categorical(dim, lead):

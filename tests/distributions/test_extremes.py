@@ -260,3 +260,25 @@ def test_beta_of_a_large_concentration_is_finite_at_its_mean(dtype):
     log_prob = Beta(logits, log_concentration).log_prob(torch.tensor(0.5, dtype=dtype))
     assert log_prob[:2].isfinite().all()
     assert (log_prob[2:] < -1e30).all()
+
+
+@dtypes
+def test_beta_draws_of_a_tiny_concentration_are_no_nan(dtype):
+    """Both shapes underflow to zero, and the logarithms of both gamma draws overflow."""
+    p = Beta(torch.zeros(50_000, dtype=dtype), torch.tensor(-800.0, dtype=dtype))
+    draws = p.sample()
+    assert ((draws > 0) & (draws < 1)).all()
+    assert ((draws < 1e-6) | (draws > 1 - 1e-6)).all()
+    assert (draws < 0.5).double().mean().item() == pytest.approx(0.5, abs=0.01)
+
+
+def test_float32_and_integer_values_have_the_precision_of_the_parameters():
+    large = torch.full((1,), 12.0, dtype=torch.float64)
+    share, count = torch.tensor([0.3], dtype=torch.float32), torch.tensor([1_000_003])
+    for p, value in (
+        (Beta(-0.8 * large / large, large), share),
+        (ContinuousBernoulli(large.exp()), share),
+        (LogNormal(large, -large), share),
+        (LogNormal(large, -large), count),
+    ):
+        torch.testing.assert_close(p.log_prob(value), p.log_prob(value.double()), rtol=0, atol=0)

@@ -78,6 +78,16 @@ def test_one_hot_class_that_is_ruled_out(family, dtype):
     assert torch.autograd.grad(log_prob.sum(), logits)[0].isfinite().all()
 
 
+@for_each("family", [OneHotCategorical, StraightThrough])
+@dtypes
+def test_entropy_of_classes_that_are_ruled_out_or_underflow(family, dtype):
+    logits = torch.tensor([[0.0, -inf, 1.0], [0.0, -900.0, 1.0], [0.0, -inf, -inf]], dtype=dtype)
+    entropy = with_gradients(lambda x: family(x, 1).entropy(), logits)
+    share = torch.sigmoid(torch.tensor(1.0, dtype=dtype))  # of two classes with logits 0 and 1
+    exact = -(share * share.log() + (1 - share) * torch.log(1 - share))
+    torch.testing.assert_close(entropy, torch.stack([exact, exact, 0 * exact]))
+
+
 @dtypes
 def test_kl_of_classes_that_are_ruled_out(dtype):
     full, one, other = (

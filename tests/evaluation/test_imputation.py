@@ -511,6 +511,19 @@ def test_impute_with_context(monkeypatch):
         impute(vae, x, context[:6])
 
 
+@for_each("num_imputations", [None, 3])
+def test_impute_next_to_an_extreme_value(num_imputations):
+    """The density of the observed value underflows for every draw. All draws count equally."""
+    x = torch.tensor([[1e25, math.nan, 0.0]], dtype=torch.float32)
+    encoder = GaussianEncoder(MLP(3, (8,)), 2)
+    likelihood = MaskedLikelihood(GaussianLikelihood(0.1))
+    vae = VAE(encoder, MLP(2, (8,), out_shape=3), likelihood).float()
+    assert log_marginal(vae, x, num_samples=50).item() == -math.inf
+    completed = impute(vae, x, num_imputations=num_imputations, num_samples=50)
+    assert completed.isfinite().all()
+    assert (completed[..., 1].abs() > 1.0).all()  # decoded from latents far from the origin
+
+
 def test_impute_float32_model():
     x = torch.randn(4, D).masked_fill(torch.rand(4, D) < 0.5, math.nan)
     vae = certain_vae()

@@ -610,6 +610,21 @@ def test_bound_ignores_samples_of_zero_weight():
     assert IWAE(3).value(log_weight).isfinite().all()
 
 
+@for_each("name", LOWER)
+def test_bound_of_an_example_of_zero_mass_is_minus_infinity(name):
+    """The density of a value that is far away underflows for every sample."""
+    vae = VAE(GaussianEncoder(MLP(1, (4,)), 1), MLP(1, (4,), out_shape=1), GaussianLikelihood(1.0))
+    x = torch.tensor([[0.3], [1e200]])
+    bound = BOUNDS[name](4)
+    terms = bound.terms(vae, Batch(x))
+    assert terms["log_likelihood"][:, 1].tolist() == [-math.inf] * 4
+    values = terms[bound.metric]
+    assert values.isfinite().tolist() == [True, False]
+    assert values[1].item() == -math.inf
+    with torch.no_grad():
+        assert bound(vae.eval(), Batch(x)).losses["model"].item() == math.inf
+
+
 def test_forward_refuses_one_sample_without_rsample():
     for objective in (ELBO(), IWAE(1)):
         with pytest.raises(ValueError, match="num_samples >= 2"):

@@ -562,6 +562,20 @@ def test_vamp_keeps_a_scalar_context():
     assert sorted(prior.contexts.tolist()) == context.tolist()
 
 
+@for_each("dtype", [torch.float32, torch.float64])
+def test_vamp_from_data_has_the_precision_of_the_encoder(dtype):
+    torch.set_default_dtype(torch.float32)  # a fixture restores it
+    encoder, x = gaussian().to(dtype), 1e6 + torch.rand(3, 4, dtype=torch.float64)
+    prior = VampPrior.from_data(encoder, x, num_components=3)
+    torch.testing.assert_close(prior.inputs.sort(0).values.detach(), x.to(dtype).sort(0).values)
+    assert prior(encoder=encoder).log_prob(torch.zeros(2, dtype=dtype)).dtype == dtype
+    context = torch.rand(3, 2, dtype=torch.float64)
+    prior = VampPrior.from_data(encoder, x, context, num_components=3)
+    assert prior.contexts.dtype == dtype
+    classes = VampPrior.from_data(encoder, x, torch.arange(3), num_components=3)
+    assert classes.contexts.dtype == torch.int64
+
+
 def test_vamp_from_data_refuses_nan():
     with pytest.raises(ValueError, match=r"got NaN or infinity: give .*encoder_input\(data\)"):
         VampPrior.from_data(gaussian(), torch.full((3, 4), torch.nan), num_components=3)

@@ -41,7 +41,7 @@ class LogNormal(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of each element, nats."""
-        log_value = torch.log(value)
+        log_value = torch.log(_at_least(value, self._log.log_std))
         log_prob = self._log.log_prob(log_value) - log_value
         return log_prob.masked_fill(value == 0, -math.inf)  # of a draw that underflows
 
@@ -81,6 +81,7 @@ class Beta(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of each element, nats."""
+        value = _at_least(value, self.logits)
         total = torch.exp(self.log_concentration)
         mean, rest = torch.sigmoid(self.logits), torch.sigmoid(-self.logits)
         log_mean, log_rest = F.logsigmoid(self.logits), F.logsigmoid(-self.logits)
@@ -117,7 +118,7 @@ class Beta(Distribution):
 def _log_gamma_draw(shape: Tensor) -> Tensor:
     """Draw log gamma variables. A draw of shape a is one of shape a + 1 times uniform^(1 / a)."""
     exponential = torch.empty_like(shape, memory_format=torch.contiguous_format).exponential_()
-    least = torch.finfo(shape.dtype).tiny
+    least = 1e3 * torch.finfo(shape.dtype).tiny  # so that the quotient is finite
     return torch.log(torch._standard_gamma(shape + 1)) - exponential / shape.clamp(min=least)
 
 
@@ -164,6 +165,7 @@ class ContinuousBernoulli(Distribution):
         series = square * (1 / 6 - square * (1 / 180 - square * (1 / 2835 - square / 37800)))
         near = (value - 0.5) * flat - series
         # The decay from the end at which the density is largest. No large terms cancel.
+        value = _at_least(value, self.logits)
         distance = torch.where(self.logits > 0, 1 - value, value)
         far = -steep * distance - torch.log(-torch.expm1(-steep) / steep)
         return torch.where(is_near, near, far)
@@ -179,3 +181,8 @@ class ContinuousBernoulli(Distribution):
             draw = -torch.log1p(uniform * torch.expm1(-steep)) / steep
             draw = torch.where(rate < 1e-4, uniform, draw)
             return torch.where(self.logits > 0, 1 - draw, draw)
+
+
+def _at_least(value: Tensor, like: Tensor) -> Tensor:
+    """Return values in at least the precision of parameters, in which to compute logarithms."""
+    return value.to(torch.promote_types(value.dtype, like.dtype))

@@ -180,8 +180,10 @@ class OneHotDistribution(Distribution, ABC):
 
     def entropy(self) -> Tensor:
         """Return the entropy, summed over the event, nats."""
-        entropy: Tensor = torch.special.entr(self.mean).flatten(self.dim).sum(-1)
-        return entropy
+        log_probs = self.logits.log_softmax(self.dim)
+        # Zero times minus infinity would be NaN, and entr(0) has an infinite slope.
+        finite = log_probs.masked_fill(log_probs == -math.inf, 0.0)
+        return -(log_probs.exp() * finite).flatten(self.dim).sum(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log mass, summed over the event, nats."""
@@ -229,8 +231,8 @@ class DiscretizedLogistic(Distribution):
 
     Args:
         mean: :math:`\mu`, any shape, in units in which the levels lie in [-1, 1].
-        log_scale: :math:`\log s`, broadcastable with ``mean``. Above 79 (638 in float64) it counts
-            as that.
+        log_scale: :math:`\log s`, broadcastable with ``mean``. Beyond -79 and 79 (638 in float64)
+            it counts as that.
         num_levels: :math:`L`, at least 2: values are 0 to L - 1.
 
     References:
@@ -247,8 +249,9 @@ class DiscretizedLogistic(Distribution):
     is_discrete = True
 
     def __init__(self, mean: Tensor, log_scale: Tensor, num_levels: int) -> None:
-        most = 0.9 * math.log(torch.finfo(log_scale.dtype).max)  # the inverse does not underflow
-        self.location, self.log_scale = mean, log_scale.clamp(max=most)
+        # Neither the scale nor its inverse overflows: at an edge, zero times it is zero.
+        most = 0.9 * math.log(torch.finfo(log_scale.dtype).max)
+        self.location, self.log_scale = mean, log_scale.clamp(-most, most)
         self.num_levels = num_levels
         self.batch_shape = joint_shape(mean, log_scale)
 
@@ -280,6 +283,7 @@ class DiscretizedLogistic(Distribution):
         shape = self._shape(sample_shape)
         with torch.no_grad():
             uniform = torch.rand(shape, dtype=self.location.dtype, device=self.location.device)
-            draw = self.location + torch.exp(self.log_scale) * torch.logit(uniform)
+            noise = torch.logit(uniform, eps=torch.finfo(uniform.dtype).eps / 2)  # 0 is infinite
+            draw = self.location + torch.exp(self.log_scale) * noise
             last = self.num_levels - 1
             return torch.round((draw + 1) * (last / 2)).clamp(0, last)

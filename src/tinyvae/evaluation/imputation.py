@@ -6,6 +6,7 @@ r"""Imputation of missing entries by importance-weighted samples.
     \quad z_k \sim q(z \mid x_{\text{obs}})
 """
 
+import math
 from typing import cast
 
 import torch
@@ -95,7 +96,10 @@ def _impute_chunk(
     """Return one chunk with its missing entries filled, ``(B, *E)`` or ``(M, B, *E)``."""
     x, context, mask = data
     output = forward(model, data, num_samples)
-    weights = output.log_weight().softmax(0)  # (K, B)
+    log_weight = output.log_weight()  # (K, B)
+    # All weights underflow if an observed value is extreme. The draws then count equally.
+    is_zero = (log_weight == -math.inf).all(0)
+    weights = log_weight.masked_fill(is_zero, 0.0).softmax(0)
     if num_imputations is None:
         values = output.likelihood.point_estimate(weights)  # (B, *E)
     else:

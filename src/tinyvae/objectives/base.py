@@ -209,7 +209,11 @@ class VariationalBound(Objective):
 
     def mean_value(self, log_weight: Tensor, num_bounds: int) -> Tensor:
         """Return the mean ``(B,)`` of ``num_bounds`` bounds."""
-        return self.value(_grouped(log_weight, num_bounds)).mean(0)
+        log_weight = _grouped(log_weight, num_bounds)
+        value = self.value(log_weight)
+        if not torch.is_grad_enabled():  # zero times the logarithm of a zero weight is NaN
+            value = value.masked_fill(value.isnan() & ~log_weight.isnan().any(0), -math.inf)
+        return value.mean(0)
 
     def losses(self, weights: LogWeights, output: VAEOutput) -> dict[str, Tensor]:
         """Return the losses by parameter group."""
@@ -218,11 +222,12 @@ class VariationalBound(Objective):
     def loss(self, weights: LogWeights, output: VAEOutput, num_bounds: int) -> Tensor:
         """Return minus the mean of ``num_bounds`` bounds, with the estimator's gradient."""
         beta = self.beta.type_as(weights.log_px)
-        log_weight = _grouped(weights.log_px - beta * weights.kl, num_bounds)  # (K, M, B)
+        log_weight = weights.log_px - beta * weights.kl
+        if not torch.is_grad_enabled():
+            return -self.mean_value(log_weight, num_bounds).mean()
+        log_weight = _grouped(log_weight, num_bounds)  # (K, M, B)
         log_q = None if weights.log_q is None else _grouped(weights.log_q, num_bounds)
         loss = -self.value(log_weight).mean()
-        if not torch.is_grad_enabled():
-            return loss
         surrogate = torch.zeros_like(loss)
         if log_q is not None:
             score_term = score_surrogate(self.value, log_weight, log_q, self.baseline)

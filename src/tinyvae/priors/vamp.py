@@ -115,9 +115,11 @@ class VampPrior(Prior):
             learned_weights=learned_weights,
         )
         chosen = torch.randperm(len(x))[:num_components].to(x.device)
-        prior.inputs.data = x[chosen].to(torch.get_default_dtype())
+        dtypes = (p.dtype for p in encoder.parameters() if p.is_floating_point())
+        prior.inputs.data = x[chosen].to(next(dtypes, prior.inputs.dtype))
         if context is not None:
-            prior.contexts = context[chosen].to(prior.contexts)
+            dtype = prior.inputs.dtype if context.is_floating_point() else torch.int64
+            prior.contexts = context[chosen].to(prior.inputs.device, dtype)
         return prior
 
     def forward(
