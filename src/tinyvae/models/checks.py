@@ -253,7 +253,14 @@ def advise_part(part: nn.Module, value: Tensor, context: Tensor | None, error: E
             return "does it need a context? give context="
         return "does it take the context as its second argument?"
     first = next((layer for layer in part.modules() if isinstance(layer, LAYERS)), None)
-    if first is None or not isinstance(error, RuntimeError):
+    if not isinstance(error, RuntimeError):
+        return ""
+    if context is not None and context.dim() == 1 and value.dim() > 1:
+        return (
+            f"the context is {tuple(context.shape)} of {context.dtype}: give rows, for classes "
+            "torch.nn.functional.one_hot(labels).float()"
+        )
+    if first is None:
         return ""
     flattens = isinstance(first, nn.Linear) and value[0].numel() == first.in_features
     needs_flatten = flattens and value.shape[-1] != value[0].numel()

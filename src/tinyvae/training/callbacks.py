@@ -181,9 +181,12 @@ class Monitor:
                 "pass other settings by their names"
             )
         if mode not in ("max", "min", None):
-            raise ValueError(f"expected mode 'max' or 'min', got {mode!r}")
+            raise ValueError(f"a monitor expects mode 'max' or 'min', got {mode!r}: name one")
         if not min_delta >= 0:
-            raise ValueError(f"expected min_delta >= 0, got {min_delta}")
+            raise ValueError(
+                f"EarlyStopping expects min_delta >= 0, got {min_delta}: give the size of the "
+                "smallest improvement, whatever its direction"
+            )
         self.column, self.mode, self.min_delta = column, mode, min_delta
         self.direction = mode
         self.reset()
