@@ -255,6 +255,11 @@ def test_fit_refuses_items_with_the_remedy(data, message):
         run(make_linear(), LeastSquares(), data)
 
 
+def test_fit_names_the_arguments_of_a_transform():
+    with pytest.raises(TypeError, match=r"maps \(x, generator\) to x, got an error: .* takes 1"):
+        run(make_linear(), LeastSquares(), fit={"transform": lambda x: x})
+
+
 def test_fit_names_the_keys_that_batch_may_read():
     with pytest.raises(KeyError, match=r"\['image'\], got one that asks for 'img'"):
         run(make_linear(), LeastSquares(), {"image": DATA}, fit={"batch": lambda b: b["img"]})

@@ -71,7 +71,12 @@ class BatchTransform:
         generator = torch.Generator(self.device)
         seed, *position = seeds
         generator.manual_seed(derive_seed(seed, Stream.TRANSFORM, *position))
-        transformed = self.transform(x, generator)
+        try:
+            transformed = self.transform(x, generator)
+        except TypeError as error:
+            raise TypeError(
+                f"fit expects a transform= that maps (x, generator) to x, got an error: {error}"
+            ) from error
         if not isinstance(transformed, Tensor):
             raise TypeError(
                 f"fit expects a transform= that returns a tensor, got a "
