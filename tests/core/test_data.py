@@ -6,6 +6,7 @@ import pytest
 import scipy.sparse
 import torch
 from helpers.cases import for_each
+from torch.distributions import Normal
 from torch.utils.data import DataLoader, TensorDataset
 
 from tinyvae import (
@@ -138,6 +139,8 @@ REFUSED = {
     "dataset": (TensorDataset(X), r"TensorDataset: .*torch.stack\(\[x for x, label in dataset\]\)"),
     "hugging face": (Rows(X), r"a datasets.Rows: use data.with_format\('torch'\)"),
     "list of tensors": (list(X), r"got a list: stack its tensors, such as torch.stack\(data\)"),
+    "pair": ((X, X), r"got a tuple: pass x alone, data\[0\]\. A context .*context=data\[1\]"),
+    "distribution": (Normal(X, 1.0), r"pass its mean or a draw, data\.sample\(\)"),
     "ragged": (
         [[1.0], [1.0, 2.0]],
         "a list: pass a tensor of all examples, with rows of one length",

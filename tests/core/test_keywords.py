@@ -67,6 +67,8 @@ def fit(**options):
         (Checkpoint, "patience", "it takes folder, every_steps"),
         (EarlyStopping, "restore_best_weights", "use restore_best"),
         (VampPrior, "num_pseudo_inputs", "use num_components"),
+        (Optimization, "gradient_clip", "use clip_norm"),
+        (evaluate, "iw_samples", "use importance_samples"),
         (evaluate, "batch_size", "it takes model, x, context"),
     ],
 )

@@ -60,7 +60,10 @@ pytestmark = pytest.mark.usefixtures("float64")
             lambda: MixtureLikelihood(GaussianLikelihood(), num_components=1),
             "num_components >= 2, got 1",
         ),
-        (lambda: StandardizedLikelihood(GaussianLikelihood(), std=0.0), "finite std > 0"),
+        (
+            lambda: StandardizedLikelihood(GaussianLikelihood(), std=0.0),
+            "leave out constant",
+        ),
         (lambda: StandardizedLikelihood(GaussianLikelihood(), mean=math.nan), "finite means"),
         (lambda: StandardizedLikelihood(GaussianLikelihood(), std=[1.0, -1.0]), "finite std > 0"),
         (lambda: MixedLikelihood([]), "columns with different names"),

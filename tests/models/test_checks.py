@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.models import (
     MODELS,
+    ContextLinear,
     binary,
     features,
     mlp_vae,
@@ -160,6 +161,16 @@ MISFITS = {
         lambda: torch.zeros(2, 4),
         ValueError,
         "GaussianEncoder expects a network that returns features, a tensor (B, ...), got a tuple",
+    ),
+    "encoder gets labels": (
+        lambda: VAE(
+            GaussianEncoder(ContextLinear(4, 3, 7), 3, features=7),
+            ContextLinear(3, 3, 4),
+            BernoulliLikelihood(),
+        ),
+        lambda: (torch.zeros(2, 4), torch.tensor([0, 2])),
+        ValueError,
+        "(the context is (2,) of torch.int64: give rows, for classes torch.nn.functional.one_hot(",
     ),
     "encoder of other features": (
         lambda: VAE(

@@ -139,7 +139,7 @@ def far_rows(dtype, *, positive=False):
 
 
 def check_far(vae, x, context=None):
-    """Check densities, draws and the validation loss of examples, the first one ordinary."""
+    """Check densities, draws, bounds and validation losses of examples, the first one ordinary."""
     vae.eval()
     evidence = log_marginal(vae, x, context, num_samples=20)
     assert evidence[0].isfinite()

@@ -932,12 +932,12 @@ MISFITS = {
     "a network for an encoder": (
         lambda e, *rest: ([MLP(DATA), e[1]], *rest),
         TypeError,
-        "got a MLP: GaussianEncoder(",
+        "got an instance of MLP: GaussianEncoder(",
     ),
     "a network for a generator": (
         lambda e, _, *rest: (e, [MLP(2, out_shape=6)], *rest),
         TypeError,
-        "got a MLP: GaussianEncoder(",
+        "got an instance of MLP: GaussianEncoder(",
     ),
     "a function for a decoder": (
         lambda e, g, _, li: (e, g, torch.tanh, li),
@@ -947,12 +947,12 @@ MISFITS = {
     "a name for a likelihood": (
         lambda e, g, d, _: (e, g, d, "bernoulli"),
         TypeError,
-        "expects as likelihood a Likelihood, got a str: such as",
+        "expects as likelihood a Likelihood, got an instance of str: such as",
     ),
     "a network for a prior": (
         lambda e, g, d, li: (e, g, d, li, d),
         TypeError,
-        "expects as prior a Prior, got a MLP: such as",
+        "expects as prior a Prior, got an instance of MLP: such as",
     ),
     "a prior of the bottom": (
         lambda e, g, d, li: (e, g, d, li, StandardNormal(3)),
@@ -973,9 +973,9 @@ def test_hierarchical_constructor_names_the_remedy(cls, name):
 def test_ladder_refuses_other_than_gaussian_encoders():
     encoders, generators, decoder, likelihood = parts(LadderVAE)
     for wrong in (LaplaceEncoder(MLP(DATA), 3), FullGaussianEncoder(MLP(DATA), 3)):
-        with pytest.raises(TypeError, match=r"a GaussianEncoder, got a .*: GaussianEncoder\("):
+        with pytest.raises(TypeError, match=r"a GaussianEncoder, got an? .*: GaussianEncoder\("):
             LadderVAE([wrong, encoders[1]], generators, decoder, likelihood)
-    with pytest.raises(TypeError, match="GaussianEncoder, got a LaplaceEncoder"):
+    with pytest.raises(TypeError, match="GaussianEncoder, got an instance of LaplaceEncoder"):
         LadderVAE(encoders, [LaplaceEncoder(MLP(2), 3)], decoder, likelihood)
 
 

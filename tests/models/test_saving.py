@@ -61,9 +61,9 @@ def test_load_restores_every_bit(model_case, dtype, tmp_path):
     if dtype != torch.bfloat16:
         x = binary(5, *data_shape).to(dtype)
         outputs = []
-        for each in (vae, loaded):
+        for each in (vae, loaded):  # in one mode: evaluation mode bounds scales
             torch.manual_seed(1)
-            outputs.append(each(x, num_samples=3).log_weight())
+            outputs.append(each.eval()(x, num_samples=3).log_weight())
         assert same_bits(*outputs)
 
 
@@ -428,3 +428,15 @@ def test_load_refuses_a_truncated_file(keep, tmp_path):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(CheckpointError):
         VAE.load(path)
+
+
+def test_save_refuses_layers_that_the_constructors_do_not_make(tmp_path):
+    changes = (
+        (lambda layers: layers.__setitem__(1, nn.Tanh()), "'decoder.layers.1' is Tanh.*make ReLU"),
+        (lambda layers: layers.append(nn.Dropout(0.5)), r"is Dropout\(p=0\.5.*make None"),
+    )
+    for change, message in changes:
+        vae = VAE(GaussianEncoder(MLP(4), 2), MLP(2, (5,), 4), BernoulliLikelihood())
+        change(vae.decoder.layers)
+        with pytest.raises(TypeError, match=message):
+            vae.save(tmp_path / "vae.safetensors")

@@ -251,7 +251,7 @@ def test_from_shapes_names_the_remedy():
     for shape, likelihood, network, message in cases:
         with pytest.raises(ValueError, match=message):
             VAE.from_shapes(shape, latent_dim=2, likelihood=likelihood, network=network)
-    with pytest.raises(TypeError, match="expects as likelihood a Likelihood, got a ABCMeta"):
+    with pytest.raises(TypeError, match="expects as likelihood a Likelihood, got the class"):
         VAE.from_shapes((4,), latent_dim=2, likelihood=BernoulliLikelihood)
     with pytest.raises(ValueError, match=r"over the encoder's latents \(2,\), got one over \(3,\)"):
         VAE.from_shapes(

@@ -181,7 +181,12 @@ def test_two_level_vae_refuses_parts_that_do_not_fit():
             ValueError,
             r"prior of z2 over .* \(3,\), got one over \(4,\)",
         ),
-        ("generator", MLP(3), TypeError, "expects as generator a Encoder, got a MLP"),
+        (
+            "generator",
+            MLP(3),
+            TypeError,
+            "expects as generator an Encoder, got an instance of MLP",
+        ),
     ]
     for name, part, error, message in cases:
         with pytest.raises(error, match=message):

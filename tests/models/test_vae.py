@@ -22,6 +22,7 @@ from tinyvae import (
     Batch,
     BernoulliLikelihood,
     CategoricalLikelihood,
+    Encoder,
     GaussianEncoder,
     GaussianLikelihood,
     StandardNormal,
@@ -155,14 +156,52 @@ def test_vae_default_prior_and_repr():
     assert repr(vae).startswith("VAE(\n  latent_shape=(2, 3, 4)")
 
 
+class ShapelessEncoder(Encoder):
+    """An encoder that does not set its latent shape."""
+
+    def forward(self, x, context=None):
+        return Independent(Normal(x, torch.zeros_like(x)), 1)
+
+
+def test_vae_refuses_a_likelihood_that_sums_over_dimensions_itself():
+    class SummedLikelihood(GaussianLikelihood):
+        def elementwise(self, *params):
+            return Independent(super().elementwise(*params), 1)
+
+    vae = VAE(GaussianEncoder(MLP(4), 3), MLP(3), SummedLikelihood())
+    with pytest.raises(ValueError, match=r"batch_shape \(1, 2\), got batch_shape \(1,\).*without"):
+        vae.check(torch.zeros(5, 4))
+
+
 def test_vae_constructor_names_the_remedy():
     encoder, decoder, likelihood = GaussianEncoder(MLP(4), 3), MLP(3), BernoulliLikelihood()
     for arguments, error, message in [
-        ((MLP(4), decoder, likelihood), TypeError, r"encoder a Encoder, got a MLP: wrap a network"),
-        ((encoder, torch.tanh, likelihood), TypeError, r"decoder a Module, got a builtin.*MLP\("),
-        ((encoder, decoder, "bernoulli"), TypeError, r"likelihood a Likelihood, got a str: such"),
-        ((encoder, decoder, BernoulliLikelihood), TypeError, r"likelihood a Likelihood, got a AB"),
-        ((encoder, decoder, likelihood, decoder), TypeError, r"prior a Prior, got a MLP: such as"),
+        (
+            (MLP(4), decoder, likelihood),
+            TypeError,
+            r"an Encoder, got .* MLP: wrap a network .* Independent\(Normal\(mean, log_var / 2",
+        ),
+        ((ShapelessEncoder(), decoder, likelihood), TypeError, r"self\.latent_shape = torch\.Size"),
+        (
+            (encoder, torch.tanh, likelihood),
+            TypeError,
+            r"decoder a Module, got an instance of builtin.*MLP\(",
+        ),
+        (
+            (encoder, decoder, "bernoulli"),
+            TypeError,
+            r"likelihood a Likelihood, got an instance of str: such",
+        ),
+        (
+            (encoder, decoder, BernoulliLikelihood),
+            TypeError,
+            r"got the class .*: make an object of it, BernoulliLikelihood\(\.\.\.\)",
+        ),
+        (
+            (encoder, decoder, likelihood, decoder),
+            TypeError,
+            r"prior a Prior, got an instance of MLP: such as",
+        ),
         (
             (encoder, decoder, likelihood, StandardNormal(2)),
             ValueError,

@@ -52,6 +52,7 @@ def test_fit_is_the_same_if_a_callback_looks_at_the_model():
             with torch.random.fork_rng():
                 state.model.sample(1)
                 state.model.encode(DATA).sample()
+                state.model.eval()  # as users of other libraries do
 
         def on_fit_end(self, state):
             assert not any(modes(state.model))

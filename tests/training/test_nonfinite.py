@@ -369,6 +369,15 @@ def test_fit_names_the_scale_of_the_data(scale, offset, waits, request):
         run(gaussian_vae(), ELBO(), x, **options)
 
 
+def test_fit_warns_of_the_scale_of_sorted_data():
+    x = torch.cat([NORMAL.repeat(32, 1), 1000 * NORMAL])
+    with (
+        pytest.warns(UserWarning, match="training may diverge: GaussianLikelihood got x with mean"),
+        contextlib.suppress(NonFiniteError),
+    ):
+        run(gaussian_vae(), ELBO(), x, epochs=1)
+
+
 @for_each(("weight", "kind"), [(1.0, UserWarning), (1e36, ValueError)])
 def test_fit_names_the_scale_of_the_data_with_a_regularizer(weight, kind):
     with pytest.raises(kind, match="GaussianLikelihood got x with mean"):

@@ -347,6 +347,11 @@ def test_optimization_rejects_invalid_settings(settings, message):
         Optimization(**settings)
 
 
+def test_optimization_refuses_a_learning_rate_as_text():
+    with pytest.raises(TypeError, match=r"number as learning_rate, got the text '1e-3': use float"):
+        Optimization("1e-3")
+
+
 @pytest.mark.parametrize(
     ("settings", "data", "message"),
     [

@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader
 
 from tinyvae import (
     ELBO,
+    VAE,
     Batch,
     Callback,
     Optimization,
@@ -374,6 +375,7 @@ def test_fit_raises_where_a_large_learning_rate_overflows_the_loss():
 
 def test_trainer_checks_its_arguments():
     for options, error, message in (
+        ({"model": VAE}, TypeError, r"expects a model such as VAE.from_shapes\(.* got <class"),
         ({"objective": ELBO}, TypeError, r"Objective such as ELBO\(\), got <class"),
         ({"optimization": 1e-3}, TypeError, r"expects an Optimization\(.*got 0\.001"),
         ({"speed": "fast"}, TypeError, r"expects a Speed\(.*got 'fast'"),
@@ -383,7 +385,7 @@ def test_trainer_checks_its_arguments():
         ({"record_every": 0}, ValueError, "record_every >= 1 or None, got 0"),
     ):
         with pytest.raises(error, match=message):
-            Trainer(make_vae(), **{"objective": ELBO(), **options})
+            Trainer(**{"model": make_vae(), "objective": ELBO(), **options})
 
 
 def test_fit_checks_its_numbers():

@@ -237,7 +237,9 @@ def _remedy(data: Any) -> str:
             return "stack its items, such as torch.stack([x for x, label in dataset])"
         case Mapping():
             return f"pick x by its name, such as data[{next(iter(data), 'x')!r}]"
-        case list() | tuple() if data and all(isinstance(p, Tensor | np.ndarray) for p in data):
+        case tuple() if data and isinstance(data[0], Tensor | np.ndarray):
+            return "pass x alone, data[0]. A context is an argument of its own, context=data[1]"
+        case list() if data and all(isinstance(p, Tensor | np.ndarray) for p in data):
             return "stack its tensors, such as torch.stack(data)"
         case list() | tuple():
             return "pass a tensor of all examples, with rows of one length and missing values NaN"
@@ -255,6 +257,7 @@ def _remedy(data: Any) -> str:
         )
     for method, advice in (
         ("toarray", "pass data.toarray()"),  # sparse arrays of scipy
+        ("log_prob", "pass its mean or a draw, data.sample()"),  # a distribution
         ("with_format", "use data.with_format('torch'), and pick x by its name"),  # Hugging Face
     ):
         if getattr(data, method, None) is not None:

@@ -14,7 +14,7 @@ ALIASES = {
     "batch_size": "bs train_batch_size",
     "beta": "beta_weight kl_beta kl_coef kl_weight kld_weight",
     "channels": "filters hidden_channels num_channels num_filters",
-    "clip_norm": "clip clipnorm grad_clip gradient_clip_val max_grad_norm max_norm",
+    "clip_norm": "clip clipnorm grad_clip gradient_clip gradient_clip_val max_grad_norm max_norm",
     "data_shape": "image_shape img_size in_shape input_dim input_shape input_size",
     "device": "accelerator cuda devices gpu gpus",
     "epochs": "max_epochs max_iter n_epochs n_iter nb_epochs num_epochs",
@@ -23,6 +23,7 @@ ALIASES = {
     "folder": "checkpoint_dir ckpt_dir directory dirpath filepath path save_dir",
     "hidden": "hidden_dim hidden_dims hidden_layer_sizes hidden_layers hidden_size hidden_sizes "
     "hidden_units layers units",
+    "importance_samples": "iw_samples k num_importance_samples num_iw_samples",
     "in_shape": "in_channels in_dim in_features input_dim input_shape input_size n_features",
     "keep": "keep_last max_to_keep save_top_k save_total_limit",
     "latent_dim": "latent latent_dims latent_shape latent_size n_components n_latent z_dim z_size",

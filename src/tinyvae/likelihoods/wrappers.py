@@ -125,7 +125,8 @@ class StandardizedLikelihood(ExactBuffers, LikelihoodWrapper):
         if not (np.isfinite(shift).all() and np.isfinite(scale).all() and (scale > 0).all()):
             raise ValueError(
                 f"StandardizedLikelihood expects finite means and finite std > 0, got {mean} and "
-                f"{std}"
+                f"{std}: leave out constant columns, std = 0, and take the mean and std of the "
+                "observed values if some are missing"
             )
         self.mean, self.std = shift.tolist(), scale.tolist()
         self.register_constant("shift", self.mean)

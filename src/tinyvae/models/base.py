@@ -25,6 +25,7 @@ from tinyvae.models.checks import (
     check_supports,
     mixes_rows,
     refuse_dropout,
+    require_densities,
     require_part,
 )
 from tinyvae.models.decoding import build_decoder, infer_data_shape, set_output_bias
@@ -216,9 +217,9 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
     def _checked_infer(self, inputs: Tensor, context: Tensor | None, draw: Draw) -> Inference:
         """Draw latents. Errors name the part that fails, and the remedy."""
         call = partial(self.infer, inputs, context, checked(draw, len(inputs)))
-        advise = partial(self._advise_inputs, inputs, context)
-        inference: Inference = call_part(self.inference, inputs, call, advise)
-        return inference
+        return call_part(
+            self.inference, inputs, call, partial(self._advise_inputs, inputs, context)
+        )
 
     def _checked_likelihood(
         self, z: Tensor, context: Tensor | None, data_shape: torch.Size | None = None
@@ -228,7 +229,8 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
         advise = partial(advise_part, self.decoder, rows, context)
         output = call_part("decoder", rows, partial(self._decoder_output, z, context), advise)
         params = check_params(type(self).__name__, self.likelihood, output, data_shape)
-        return self._likelihood_of(params, z, context)
+        distribution = self._likelihood_of(params, z, context)
+        return require_densities(self.likelihood, distribution, z, self.latent_shape)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Distribution:
         """Return p(x given z) for ``z`` ``(*S, *L)``. With a context ``(B, ...)``, S ends in B.

@@ -1,7 +1,7 @@
 """Checks that the parts of a model fit together."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from tinyvae.errors import PosteriorError
 from tinyvae.likelihoods import Likelihood
 from tinyvae.models.output import LatentTerm
 from tinyvae.priors import Prior
+
+T = TypeVar("T")
 
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -29,10 +31,21 @@ PRIORS = {
 
 
 def require_part(owner: str, value: object, cls: type, name: str, remedy: str) -> None:
-    """Raise unless the argument ``name`` of ``owner`` is a ``cls``."""
+    """Raise unless the argument ``name`` of ``owner`` is a ``cls`` with a shape of its latents."""
+    kind = f"an {cls.__name__}" if cls is Encoder else f"a {cls.__name__}"
+    if isinstance(value, type) and issubclass(value, cls):
+        raise TypeError(
+            f"{owner} expects as {name} {kind}, got the class {value.__name__}: make an object of "
+            f"it, {value.__name__}(...)"
+        )
     if not isinstance(value, cls):
         raise TypeError(
-            f"{owner} expects as {name} a {cls.__name__}, got a {type(value).__name__}: {remedy}"
+            f"{owner} expects as {name} {kind}, got an instance of {type(value).__name__}: {remedy}"
+        )
+    if isinstance(value, Encoder | Prior) and getattr(value, "latent_shape", None) is None:
+        raise TypeError(
+            f"{owner} expects as {name} {kind} with a latent_shape, got {type(value).__name__} "
+            "without one: set self.latent_shape = torch.Size((latent_dim,)) in its constructor"
         )
 
 
@@ -163,6 +176,21 @@ def _advise_params(
     return f"{shape}, or build {owner} with data_shape={tuple(data_shape)}"
 
 
+def require_densities(
+    likelihood: Likelihood, distribution: Distribution, z: Tensor, latent_shape: torch.Size
+) -> Distribution:
+    """Return p(x given z). Raise unless it has one density for each of ``z`` ``(*S, *L)``."""
+    expected = z.shape[: z.dim() - len(latent_shape)]
+    if distribution.batch_shape != expected:
+        raise ValueError(
+            f"{type(likelihood).__name__} expects a distribution of batch_shape {tuple(expected)}, "
+            f"got batch_shape {tuple(distribution.batch_shape)} and event_shape "
+            f"{tuple(distribution.event_shape)}: return a scalar distribution of each element from "
+            "elementwise, without Independent, because the library sums over the dimensions"
+        )
+    return distribution
+
+
 def describe_output(output: object) -> str:
     """Return the shape of a part's output per example, or its type if it is not a tensor."""
     match output:
@@ -179,8 +207,8 @@ def describe_output(output: object) -> str:
 
 
 def call_part(
-    role: str, value: Tensor, call: Callable[[], Any], advise: Callable[[Exception], str]
-) -> Any:
+    role: str, value: Tensor, call: Callable[[], T], advise: Callable[[Exception], str]
+) -> T:
     """Call a part. Errors name the part and its input ``value``, and end with the advice."""
     try:
         return call()
@@ -225,7 +253,14 @@ def advise_part(part: nn.Module, value: Tensor, context: Tensor | None, error: E
             return "does it need a context? give context="
         return "does it take the context as its second argument?"
     first = next((layer for layer in part.modules() if isinstance(layer, LAYERS)), None)
-    if first is None or not isinstance(error, RuntimeError):
+    if not isinstance(error, RuntimeError):
+        return ""
+    if context is not None and context.dim() == 1 and value.dim() > 1:
+        return (
+            f"the context is {tuple(context.shape)} of {context.dtype}: give rows, for classes "
+            "torch.nn.functional.one_hot(labels).float()"
+        )
+    if first is None:
         return ""
     flattens = isinstance(first, nn.Linear) and value[0].numel() == first.in_features
     needs_flatten = flattens and value.shape[-1] != value[0].numel()

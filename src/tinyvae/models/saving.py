@@ -106,6 +106,13 @@ class SavableModel(Configurable, nn.Module, ABC):
                     "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
                 )
             raise TypeError(f"a file of this {name} would not load: {error}; {remedy}") from error
+        layers, rebuilt = _layers(self), _layers(twin)
+        for key in [key for key in layers | rebuilt if layers.get(key) != rebuilt.get(key)]:
+            raise TypeError(
+                f"a file of this {name} would load as another model: '{key}' is "
+                f"{layers.get(key, 'missing')}, but the constructors make {rebuilt.get(key)}: make "
+                "the change in the constructor of a part of your own, or save the state_dict"
+            )
 
     def _twin(self, config: Mapping[str, Any], device: str) -> nn.Module:
         """Return the model that a file's reader builds."""
@@ -117,6 +124,15 @@ class SavableModel(Configurable, nn.Module, ABC):
                 f"a file of this {type(self).__name__} would not load, because its constructor "
                 f"fails for its config(): {error}"
             ) from error
+
+
+def _layers(model: nn.Module) -> dict[str, str]:
+    """Return the layers of torch in a model, with their settings, by name."""
+    return {
+        name: f"{type(layer).__name__}({layer.extra_repr()})"
+        for name, layer in model.named_modules()
+        if type(layer).__module__.startswith("torch.nn.modules.")
+    }
 
 
 # Names of the tensors of torch.nn.utils.parametrize, and of the older norms and pruning.

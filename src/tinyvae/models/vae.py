@@ -81,7 +81,11 @@ class VAE(DecoderModel):
         *,
         data_shape: Sequence[int] | None = None,
     ) -> None:
-        remedy = "wrap a network: GaussianEncoder(network, latent_dim)"
+        remedy = (
+            "wrap a network that returns features, GaussianEncoder(network, latent_dim). If yours "
+            "returns (mean, log_var), make it a subclass of Encoder that returns "
+            "Independent(Normal(mean, log_var / 2), 1) of tinyvae.distributions"
+        )
         require_part("VAE", encoder, Encoder, "encoder", remedy)
         prior = StandardNormal(encoder.latent_shape) if prior is None else prior
         require_part("VAE", prior, Prior, "prior", "such as StandardNormal(encoder.latent_shape)")

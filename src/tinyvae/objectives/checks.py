@@ -19,15 +19,17 @@ def describe_large_scale(model: nn.Module, batch: Batch) -> str | None:
     """Return a message if the networks' inputs are far larger than 1, None if they are not."""
     if not isinstance(model, DecoderModel):
         return None
-    batch = batch.first(1000)  # they are enough
-    x = batch.x if batch.mask is None else torch.where(batch.mask == 1, batch.x, torch.nan)
+    step = -(-len(batch) // 1000)  # 1,000 examples are enough. Data may be sorted
+    x = batch.x[::step]
+    if batch.mask is not None:
+        x = torch.where(batch.mask[::step] == 1, x, torch.nan)
     if _is_large(model.likelihood.encoder_input(x)):
         return (
             f"{type(model.likelihood).__name__} got x with {_moments(x)}, but encoders expect "
             "inputs of about 1: standardize x (gray levels: scale it to [0, 1]), or give the "
             "likelihood its units, StandardizedLikelihood(..., mean=x.mean(0), std=x.std(0))"
         )
-    context = batch.context
+    context = None if batch.context is None else batch.context[::step]
     if context is not None and context.is_floating_point() and _is_large(context):
         return (
             f"{type(model).__name__} got a context with {_moments(context)}, but networks expect "

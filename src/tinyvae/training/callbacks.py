@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tinyvae.core.keywords import suggest_keywords
+from tinyvae.core.module_state import set_training_mode
 from tinyvae.core.objective import Direction, ObjectiveOutput
 from tinyvae.core.random import Stream, derive_seed
 from tinyvae.errors import NonFiniteError
@@ -158,8 +159,13 @@ class StepHooks:
         """Call the hooks after an update. Return True if the run stops."""
         if not self.may_draw:
             return self._call(output)
+        model = self.state.model
+        was_training = model.training
         with self.state.other_rng((self.first_seed + self.state.step) % 2**64):
-            return self._call(output)
+            stops = self._call(output)
+        if was_training and not model.training:  # a hook looked at it in evaluation mode
+            set_training_mode(model, self.state.objective)
+        return stops
 
     def _call(self, output: ObjectiveOutput) -> bool:
         state = self.state
@@ -181,9 +187,12 @@ class Monitor:
                 "pass other settings by their names"
             )
         if mode not in ("max", "min", None):
-            raise ValueError(f"expected mode 'max' or 'min', got {mode!r}")
+            raise ValueError(f"a monitor expects mode 'max' or 'min', got {mode!r}: name one")
         if not min_delta >= 0:
-            raise ValueError(f"expected min_delta >= 0, got {min_delta}")
+            raise ValueError(
+                f"EarlyStopping expects min_delta >= 0, got {min_delta}: give the size of the "
+                "smallest improvement, whatever its direction"
+            )
         self.column, self.mode, self.min_delta = column, mode, min_delta
         self.direction = mode
         self.reset()

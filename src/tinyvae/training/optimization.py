@@ -80,6 +80,11 @@ class Optimization:
     def __post_init__(self) -> None:
         rates = {"learning_rate": self.learning_rate, **self.learning_rates}
         for name, rate in rates.items():
+            if isinstance(rate, str):
+                raise TypeError(
+                    f"Optimization expects a number as {name}, got the text {rate!r}: use "
+                    f"float({rate!r})"
+                )
             if rate is not None and not 0 <= rate < float("inf"):
                 raise ValueError(
                     f"Optimization expects a finite learning rate >= 0, got {rate} for {name}"

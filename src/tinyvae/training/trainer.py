@@ -100,6 +100,7 @@ class Trainer:
         optimization = Optimization() if optimization is None else optimization
         speed = Speed() if speed is None else speed
         for argument, kind, expected in (
+            (model, nn.Module, "a model such as VAE.from_shapes(...)"),
             (objective, Objective, "an Objective such as ELBO()"),
             (optimization, Optimization, "an Optimization(learning_rate=..., optimizer=...)"),
             (speed, Speed, "a Speed(compile=..., matmul=...)"),

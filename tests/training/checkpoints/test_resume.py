@@ -373,6 +373,13 @@ def test_resume_of_a_stopped_run_makes_no_step(tmp_path):
 def test_resume_needs_a_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="reads the folder of a Checkpoint, and there is none"):
         Trainer(make_vae(), ELBO(), progress=False).fit(DATA, epochs=1, resume="auto")
+    fit(trainer_of(tmp_path / "run", plateau))
+    for resume, error, message in (
+        (True, TypeError, 'got True: give resume="auto"'),
+        (tmp_path / "other", FileNotFoundError, "other', which does not exist"),
+    ):
+        with pytest.raises(error, match=message):
+            fit(trainer_of(tmp_path / "run", plateau), resume=resume)
     with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
         Trainer(make_vae(), ELBO(), progress=False).fit(DATA, epochs=1, resume=tmp_path)
 

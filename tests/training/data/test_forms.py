@@ -240,14 +240,29 @@ def test_fit_reads_a_list_of_pairs():
         ([DATA, LABELS], r"a list of 2 tensors: .* pick it, batch=lambda b: b\[0\]"),
         (Foreign([{"image": DATA[0]}]), r"got a dict: pick x by its name, .*b\['image'\]"),
         (Foreign([DATA[0].tolist()]), r"got 4 numbers of each example: .*with_format\('torch'\)"),
-        (Foreign([object()]), r"Foreign, whose item 0 cannot be read \(TypeError"),
-        (Items([object()]), "fit expects items of tensors, arrays and numbers, got others"),
+        (Foreign([DATA[:3].tolist()]), r"got nested lists: .*with_format\('torch'\)"),
+        (Foreign([object()]), "items of tensors, arrays and numbers, got object: .*numpy.array"),
+        (
+            Foreign([{"image": object(), "label": 1}]),
+            "numbers, got {'image': object, 'label': int}: convert them",
+        ),
+        (Items([object()]), "fit expects items of tensors, arrays and numbers, got object"),
         (DataLoader(DATA, 8, collate_fn=lambda _: np.array(["a"])), "got dtype <U1: encode it"),
     ],
 )
 def test_fit_refuses_items_with_the_remedy(data, message):
     with pytest.raises(TypeError, match=message):
         run(make_linear(), LeastSquares(), data)
+
+
+def test_fit_names_the_arguments_of_a_transform():
+    with pytest.raises(TypeError, match=r"maps \(x, generator\) to x, got an error: .* takes 1"):
+        run(make_linear(), LeastSquares(), fit={"transform": lambda x: x})
+
+
+def test_fit_names_the_keys_that_batch_may_read():
+    with pytest.raises(KeyError, match=r"\['image'\], got one that asks for 'img'"):
+        run(make_linear(), LeastSquares(), {"image": DATA}, fit={"batch": lambda b: b["img"]})
 
 
 def test_source_detaches_items():

@@ -239,6 +239,13 @@ def load_resume_state(
     checkpoint: Checkpoint | None, state: TrainState, resume: str | os.PathLike[str] | None
 ) -> dict[str, Any] | None:
     """Return the state from which a run continues, None for a new run."""
+    if not isinstance(resume, str | os.PathLike | None):
+        raise TypeError(f'fit expects resume="auto" or a path, got {resume!r}: give resume="auto"')
+    if resume not in (None, "auto") and not Path(resume).exists():
+        raise FileNotFoundError(
+            f'fit expects resume="auto" or the path of a checkpoint, got {str(resume)!r}, which '
+            "does not exist: give an existing path"
+        )
     if checkpoint is not None:
         checkpoint.ensure_writable(state, resume)
     if resume is None:

@@ -85,12 +85,19 @@ def _has_items(data: Any) -> bool:
     is_sized = all(getattr(data, name, None) is not None for name in ("__len__", "__getitem__"))
     if not is_sized or (is_other_kind and not is_list_of_items):
         return False
+    is_array = getattr(data, "__array__", None) is not None
     try:
-        if len(data) > 0:
-            collate([data[0]])
+        item = data[0] if len(data) > 0 else None
     except Exception as error:
-        if getattr(data, "__array__", None) is not None:
+        if is_array:
             return False
         reason = f", whose item 0 cannot be read ({error!r:.200})"
         raise refusal(data, "fit", reason=reason) from error
+    try:
+        if item is not None:
+            collate([item])
+    except Exception:
+        if is_array:
+            return False
+        raise
     return True

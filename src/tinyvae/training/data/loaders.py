@@ -103,9 +103,21 @@ def collate(items: Sequence[Any]) -> Any:
         return default_collate([map_arrays(_to_tensor, item) for item in items])
     except TypeError as error:
         raise TypeError(
-            f"fit expects items of tensors, arrays and numbers, got others: convert them in the "
-            f"data set, or pass a DataLoader with a collate_fn ({error})"
+            f"fit expects items of tensors, arrays and numbers, got {_kinds(first)}: convert them "
+            "in the data set, such as an image by numpy.array(image), or pass a DataLoader with a "
+            f"collate_fn ({error})"
         ) from error
+
+
+def _kinds(item: Any) -> str:
+    """Return the types of an item's parts."""
+    match item:
+        case dict():
+            parts = ", ".join(f"{name!r}: {type(part).__name__}" for name, part in item.items())
+            return f"{{{parts}}}"
+        case list() | tuple():
+            return f"({', '.join(type(part).__name__ for part in item)})"
+    return type(item).__name__
 
 
 def _to_tensor(part: "Tensor | Array") -> "Tensor | Array":

@@ -57,7 +57,7 @@ class BatchTransform:
         ``seeds`` are seed, epoch and position, from which ``transform`` gets its generator.
         ``index`` holds the positions of the examples in the data, if known.
         """
-        picked = item if self.batch is None else self.move(self.batch(item))
+        picked = item if self.batch is None else self.move(_pick(self.batch, item))
         batch = _as_batch(picked)
         x = self._transformed(as_tensor(batch.x, "fit"), seeds)
         index = index if batch.index is None else batch.index
@@ -71,7 +71,12 @@ class BatchTransform:
         generator = torch.Generator(self.device)
         seed, *position = seeds
         generator.manual_seed(derive_seed(seed, Stream.TRANSFORM, *position))
-        transformed = self.transform(x, generator)
+        try:
+            transformed = self.transform(x, generator)
+        except TypeError as error:
+            raise TypeError(
+                f"fit expects a transform= that maps (x, generator) to x, got an error: {error}"
+            ) from error
         if not isinstance(transformed, Tensor):
             raise TypeError(
                 f"fit expects a transform= that returns a tensor, got a "
@@ -99,6 +104,18 @@ def map_arrays(function: Callable[[Any], Any], item: Any) -> Any:
     return item
 
 
+def _pick(batch: PickBatch, item: Any) -> Any:
+    try:
+        return batch(item)
+    except KeyError as error:
+        if not isinstance(item, dict):
+            raise
+        raise KeyError(
+            f"fit expects a batch= that reads what the data yield, {list(item)}, got one that asks "
+            f"for {error}: pick one of these names"
+        ) from error
+
+
 def _as_batch(picked: Any) -> Batch:
     if isinstance(picked, (tuple, list)) and len(picked) == 1:
         (picked,) = picked
@@ -120,6 +137,11 @@ def _as_batch(picked: Any) -> Batch:
                 f"expected data that yield a tensor x, got {len(picked)} numbers of each example: "
                 "give items with arrays instead of lists, for Hugging Face "
                 "data.with_format('torch'), or use batch=lambda b: torch.stack(b, 1)"
+            )
+        if len(picked) > 0 and isinstance(picked[0], (tuple, list)):
+            raise TypeError(
+                "expected data that yield a tensor x, got nested lists: convert each item in the "
+                "data set, torch.tensor(values), for Hugging Face data.with_format('torch')"
             )
         names = [type(part).__name__ for part in picked[:4]] + ["..."] * (len(picked) > 4)
         got = f"({', '.join(names)})"
