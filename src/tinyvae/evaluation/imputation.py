@@ -81,10 +81,7 @@ def impute(
             filled.append(_impute_chunk(model, part, num_samples, num_imputations))
             report.add(num_samples * len(part[0]))
     completed = torch.cat(filled, dim=0 if num_imputations is None else 1)
-    if not data.is_floating_point():
-        return completed
-    # The model's dtype may round observed values.
-    data = data.to(x.device)
+    data = data.to(x.device)  # not x, because the model's dtype may round observed values
     observed = ~torch.isnan(data) if mask is None else ~torch.isnan(data) & mask.bool()
     return torch.where(observed, data, completed)
 
@@ -92,16 +89,12 @@ def impute(
 def _impute_chunk(
     model: DecoderModel, data: Chunk, num_samples: int, num_imputations: int | None
 ) -> Tensor:
-    """Return one chunk with its missing entries filled, ``(B, *E)`` or ``(M, B, *E)``."""
-    x, context, mask = data
+    """Return values for all entries of one chunk, ``(B, *E)`` or ``(M, B, *E)``."""
     output = forward(model, data, num_samples)
     weights = output.log_weight().softmax(0)  # (K, B)
     if num_imputations is None:
-        values = output.likelihood.point_estimate(weights)  # (B, *E)
-    else:
-        chosen = torch.multinomial(weights.T, num_imputations, replacement=True).T  # (M, B)
-        examples = torch.arange(len(x), device=x.device)
-        z = cast("Tensor", output.z)[chosen, examples]  # (M, B, *L)
-        values = model.decode(z, context).sample()
-    observed = ~torch.isnan(x) if mask is None else ~torch.isnan(x) & mask.bool()
-    return torch.where(observed, x.to(values.dtype), values)
+        return output.likelihood.point_estimate(weights)  # (B, *E)
+    chosen = torch.multinomial(weights.T, num_imputations, replacement=True).T  # (M, B)
+    examples = torch.arange(weights.shape[1], device=weights.device)
+    z = cast("Tensor", output.z)[chosen, examples]  # (M, B, *L)
+    return model.decode(z, data[1]).sample()
