@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 from torch import Tensor
@@ -156,18 +156,13 @@ class StepHooks:
 
     def __call__(self, output: ObjectiveOutput) -> bool:
         """Call the hooks after an update. Return True if the run stops."""
-        if not self.may_draw:
-            return self._call(output)
-        with self.state.other_rng((self.first_seed + self.state.step) % 2**64):
-            return self._call(output)
-
-    def _call(self, output: ObjectiveOutput) -> bool:
-        state = self.state
-        for callback in self.callbacks:
-            callback.on_step_end(state, output)
-        is_last = state.stop_request is not None  # read once: a signal may come at any time
-        if not is_last or state.is_interrupted:
-            notify_safe_point(self.callbacks, state, last=is_last)
+        state, seed = self.state, (self.first_seed + self.state.step) % 2**64
+        with state.other_rng(seed) if self.may_draw else nullcontext():
+            for callback in self.callbacks:
+                callback.on_step_end(state, output)
+            is_last = state.stop_request is not None  # read once: a signal may come at any time
+            if not is_last or state.is_interrupted:
+                notify_safe_point(self.callbacks, state, last=is_last)
         return is_last
 
 
