@@ -19,6 +19,7 @@ from tinyvae.core.module_state import evaluating
 from tinyvae.core.objective import checked_data
 from tinyvae.core.random import Stream, derive_seed, forked_rng
 from tinyvae.evaluation.progress import Progress
+from tinyvae.models.inputs import require_count
 from tinyvae.models.output import LatentVariableModel, VAEOutput
 
 Chunk: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # x, context, mask
@@ -64,8 +65,7 @@ def log_marginal(
         >>> log_marginal(vae, x, num_samples=50).shape
         torch.Size([8])
     """
-    if num_samples < 1:
-        raise ValueError(f"log_marginal expects num_samples >= 1, got {num_samples}")
+    require_count("log_marginal", num_samples)
     if len(x) == 0:
         raise ValueError("log_marginal expects at least one example, got none")
     x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)

@@ -17,6 +17,7 @@ from tinyvae.core.random import Stream, derive_seed, forked_rng
 from tinyvae.evaluation.importance import CHUNK_ELEMENTS, Chunk, forward, iterate_chunks, to_model
 from tinyvae.evaluation.progress import Progress
 from tinyvae.models.base import DecoderModel
+from tinyvae.models.inputs import require_count
 
 
 def impute(
@@ -63,9 +64,9 @@ def impute(
         >>> impute(vae, torch.tensor([[1.0, torch.nan, 3.0]]), num_imputations=5).shape
         torch.Size([5, 1, 3])
     """
-    for name, count in (("num_samples", num_samples), ("num_imputations", num_imputations)):
-        if count is not None and count < 1:
-            raise ValueError(f"impute expects {name} >= 1, got {count}")
+    require_count("impute", num_samples)
+    if num_imputations is not None:
+        require_count("impute", num_imputations, "num_imputations")
     data = as_tensor(x, "impute")
     x, context, mask = to_model(model, data), to_model(model, context), to_model(model, mask)
     model.check(x, context, mask=mask)

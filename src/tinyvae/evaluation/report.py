@@ -20,6 +20,7 @@ from tinyvae.evaluation.importance import (
     to_model,
 )
 from tinyvae.evaluation.progress import Progress
+from tinyvae.models.inputs import require_count
 from tinyvae.models.output import LatentVariableModel
 
 
@@ -200,8 +201,8 @@ def evaluate(
         ("importance_samples", importance_samples),
         ("importance_examples", importance_examples),
     ):
-        if count is not None and count < 1:
-            raise ValueError(f"evaluate expects {name} >= 1, got {count}")
+        if count is not None:
+            require_count("evaluate", count, name)
     x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
     output = model.check(x, context, mask=mask)
     if bin_width is not None:
