@@ -18,8 +18,8 @@ class Bernoulli(Distribution):
 
     .. math:: \log p(x) = x \ell - \log(1 + e^\ell)
 
-    Logits make it exact in the tails: a one at a logit of -200 gives -200. An infinite logit has
-    a mass of one and a mass of zero.
+    Logits make it exact in the tails: a one at a logit of -200 gives -200. With an infinite
+    logit one value has mass one and the other zero.
 
     Args:
         logits: :math:`\ell`, log odds of a one, any shape.
@@ -229,8 +229,7 @@ class DiscretizedLogistic(Distribution):
 
     Args:
         mean: :math:`\mu`, any shape, in units in which the levels lie in [-1, 1].
-        log_scale: :math:`\log s`, broadcastable with ``mean``. Above 79 (638 in float64) it counts
-            as that.
+        log_scale: :math:`\log s`, broadcastable with ``mean``, at most 79 (638 in float64).
         num_levels: :math:`L`, at least 2: values are 0 to L - 1.
 
     References:

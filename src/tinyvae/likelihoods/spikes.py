@@ -19,8 +19,8 @@ MASSES = (
 def find_repeats(x: Tensor) -> str:
     """Return a description of values of ``x`` ``(N, *E)`` that occur again in their dimension.
 
-    It is empty unless they are half of the observed values, or half of those of a dimension are
-    equal, and for fewer than :data:`MIN_EXAMPLES` examples.
+    It is empty if they are few: less than half of the observed values, and no dimension of which
+    half of the values are equal. Fewer than :data:`MIN_EXAMPLES` examples do not show it.
     """
     if len(x) < MIN_EXAMPLES:
         return ""
