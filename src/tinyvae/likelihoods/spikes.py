@@ -1,5 +1,7 @@
 """Values that occur again and again, at which a density has no upper bound."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -62,7 +64,7 @@ def share_at_ends(x: Tensor) -> float:
     return int(((observed == least) | (observed == most)).sum()) / len(observed)
 
 
-def has_constant_group(x: Tensor, shape: torch.Size) -> bool:
+def has_constant_group(x: Tensor, shape: Sequence[int]) -> bool:
     """Return True if all dimensions that share an entry of ``shape`` are constant in ``x``.
 
     ``shape`` broadcasts over one datum of ``x`` ``(N, *E)``.
@@ -90,7 +92,7 @@ def warn_of_repeats(name: str, scale: PositiveParameter | None, x: Tensor) -> No
             f"{name} predicts scales of data with {repeats}",
             f"use {MASSES}, or one scale, 'learned'",
         )
-    elif isinstance(scale, Learned) and has_constant_group(x, torch.Size(scale.shape)):
+    elif isinstance(scale, Learned) and has_constant_group(x, scale.shape):
         warn_of_spikes(
             f"{name} learns a scale of constant dimensions",
             "leave constant dimensions out, or learn one scale for all dimensions, 'learned'",
