@@ -72,7 +72,7 @@ def set_output_bias(decoder: nn.Module, likelihood: Likelihood, x: Tensor) -> No
         raise ValueError(f"{expected} with a bias, got {last} at the end of {decoder!r:.200}")
     shape = likelihood.param_shape(x.shape[1:])
     if bias.numel() != shape.numel():
-        x = _over_positions(x, last)
+        x = _over_positions(x, layers[-1])
     params = likelihood.params_for_mean(x)
     if bias.numel() != params.numel():
         raise ValueError(
