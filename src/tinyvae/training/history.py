@@ -140,8 +140,9 @@ def require_direction(
     """
     part, _, name = monitor.partition("/")
     is_loss = name in ("loss", "loss_model")  # the loss of an adversary says nothing of the model
-    of_objective: Direction | None = "min" if is_loss else objective.direction(name)
-    known = of_objective if part in ("train", "validation") else None
+    known: Direction | None = None
+    if part in ("train", "validation"):
+        known = "min" if is_loss else objective.direction(name)
     direction = mode or known
     if direction is None:
         raise ValueError(
