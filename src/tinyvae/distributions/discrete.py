@@ -229,7 +229,8 @@ class DiscretizedLogistic(Distribution):
 
     Args:
         mean: :math:`\mu`, any shape, in units in which the levels lie in [-1, 1].
-        log_scale: :math:`\log s`, broadcastable with ``mean``, at most 79 (638 in float64).
+        log_scale: :math:`\log s`, broadcastable with ``mean``. Above 79 (638 in float64) it counts
+            as that.
         num_levels: :math:`L`, at least 2: values are 0 to L - 1.
 
     References:
