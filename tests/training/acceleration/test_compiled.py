@@ -544,15 +544,15 @@ def test_compile_falls_back_if_the_graph_fails(monkeypatch):
     fallen_back(lambda: make(None, nn.BatchNorm1d(4)), "OSError: no such library")
 
 
-def wrong_gradient(losses, metrics, gradients):
+def wrong_gradient(losses, gradients):
     gradients[2] = 1.01 * gradients[2]
 
 
-def wrong_loss(losses, metrics, gradients):
+def wrong_loss(losses, gradients):
     losses[0] = 1.01 * losses[0]
 
 
-def no_gradient(losses, metrics, gradients):
+def no_gradient(losses, gradients):
     gradients[-1] = None
 
 
@@ -560,9 +560,9 @@ def no_gradient(losses, metrics, gradients):
 def test_compile_falls_back_if_the_graph_gives_other_numbers(monkeypatch, fault):
     def compiled(graph, **options):
         def run(*inputs):
-            losses, metrics, gradients = (list(part) for part in graph(*inputs))
-            fault(losses, metrics, gradients)
-            return losses, metrics, gradients
+            losses, metrics, shares, gradients = (list(part) for part in graph(*inputs))
+            fault(losses, gradients)
+            return losses, metrics, shares, gradients
 
         return run
 
