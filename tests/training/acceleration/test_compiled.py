@@ -221,8 +221,7 @@ def test_compile_leaves_no_trace(warmed_up):
         assert all(type(t) in (torch.Tensor, nn.Parameter) for t in trainer.model.parameters())
     modes = [[m.training for m in warmed_up[n].model.modules()] for n in ("compiled", "plain")]
     assert modes[0] == modes[1]
-    assert not warmed_up["compiled"].model.decoder.training
-    assert warmed_up["compiled"].model.training
+    assert not any(modes[0])  # fit ends in evaluation mode
 
 
 @needs_compiler
