@@ -540,7 +540,7 @@ def test_impute_float32_model():
 @for_each("options", [{"num_samples": 0}, {"num_imputations": 0}])
 def test_impute_refuses_counts_below_one(options):
     (name,) = options
-    with pytest.raises(ValueError, match=f"impute expects {name} >= 1, got 0"):
+    with pytest.raises(ValueError, match=f"impute expects an integer {name} >= 1, got 0"):
         impute(LinearGaussian(**MANY).vae, ROW[None], **options)
 
 

@@ -96,8 +96,8 @@ def test_headline_of_one_batch_needs_no_note():
 def test_fit_warns_of_later_batches_that_break_the_bound(role):
     loader = DataLoader(binary(37, gray=[20, 30]), batch_size=8)
     data = (loader,) if role == "training" else (binary(20), loader)
-    with pytest.warns(UserWarning, match="other than their first batch") as caught:
+    with pytest.warns(UserWarning, match="differ from their first batch") as caught:
         described(*data)
     (message,) = (text for w in caught if (text := str(w.message)).startswith("the "))
-    assert message.startswith(f"the {role} data are other than their first batch")
-    assert message.endswith(f"from example 16 on, it is {HEAD}{NO_BOUND}")
+    assert message.startswith(f"the {role} data differ from their first batch")
+    assert message.endswith(f"from example 16 on it is {HEAD}{NO_BOUND}")

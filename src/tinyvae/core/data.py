@@ -48,10 +48,8 @@ def as_tensor(data: Any, owner: str) -> Tensor:
     """
     if isinstance(data, Tensor):
         tensor = _from_tensor(data, owner)
-    elif isinstance(data, np.ndarray):
-        tensor = array_to_tensor(data, owner)
     else:
-        array = _numbers(data)
+        array = data if isinstance(data, np.ndarray) else _numbers(data)
         if array is None:
             raise refusal(data, owner)
         tensor = array_to_tensor(array, owner)
@@ -208,9 +206,9 @@ def rounding_of(x: Tensor, dtype: torch.dtype) -> float:
     return torch.where(varies, error / std, 0.0).max().item()
 
 
-def spread_rows(x: Any) -> Any:
-    """Return at most 10,000 examples, evenly spread over ``x``."""
-    return x[:: max(1, -(-len(x) // 10_000))]
+def spread_rows(x: Any, limit: int = 10_000) -> Any:
+    """Return at most ``limit`` examples, evenly spread over ``x``."""
+    return x[:: max(1, -(-len(x) // limit))]
 
 
 def refusal(data: Any, owner: str, *, reason: str = "") -> TypeError:

@@ -98,7 +98,7 @@ REMEDIES = {
 
 
 def suggest_keywords(target: T) -> T:
-    """Decorate a function or a class, so that the error for an unknown keyword has the right one.
+    """Decorate a function or a class: the error for an unknown keyword then names the right one.
 
     Example:
         >>> @suggest_keywords

@@ -55,6 +55,14 @@ def set_training_mode(*modules: nn.Module) -> None:
 
 
 @contextmanager
+def training(*modules: nn.Module) -> Iterator[None]:
+    """Set training mode inside the block, see :func:`set_training_mode`. Restore the modes."""
+    with preserved_modes(*modules):
+        set_training_mode(*modules)
+        yield
+
+
+@contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """Detach the module's parameters inside the block.
 

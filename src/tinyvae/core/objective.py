@@ -97,9 +97,9 @@ class ObjectiveOutput:
 
     Attributes:
         losses: One scalar to minimize per parameter group: means over the batch.
-        metrics: Detached scalars to report, on the device: means over the batch, whose means over
-            all batches are those over the data. A name ends with the unit, if there is one. The
-            name of any other function of the batch starts with "batch".
+        metrics: Detached scalars to report, on the device: means over the examples of the batch. A
+            name ends with the unit, if there is one. The name of a metric that is no such mean
+            starts with "batch".
         shares: Shares of classes in the batch, ``(J,)``, by the name of the metric that is their
             perplexity. The history reports the perplexity of the shares in the data.
     """

@@ -59,7 +59,7 @@ class Beta(Distribution):
     Args:
         logits: Log odds of the mean, :math:`\log \tfrac{\mu}{1 - \mu}`, any shape.
         log_concentration: :math:`\log\kappa`, broadcastable with ``logits``: the variance is
-            :math:`\mu (1 - \mu) / (1 + \kappa)`. Above 79 (638 in float64) it counts as that.
+            :math:`\mu (1 - \mu) / (1 + \kappa)`. It is at most 79 (638 in float64).
 
     Example:
         >>> Beta(torch.zeros(2), torch.full((2,), 2.0).log()).log_prob(torch.tensor([0.1, 0.9]))

@@ -65,8 +65,7 @@ class NegativeBinomial(Distribution):
 
     Args:
         log_mean: :math:`\log\mu`, any shape.
-        log_concentration: :math:`\log r`, broadcastable with ``log_mean``. Below -40 and above 40
-            it counts as that.
+        log_concentration: :math:`\log r`, broadcastable with ``log_mean``, limited to -40 to 40.
 
     Example:
         >>> NegativeBinomial(torch.zeros(2), torch.zeros(2)).log_prob(torch.tensor([0.0, 1.0]))

@@ -18,8 +18,8 @@ class Bernoulli(Distribution):
 
     .. math:: \log p(x) = x \ell - \log(1 + e^\ell)
 
-    Logits make it exact in the tails: a one at a logit of -200 gives -200. An infinite logit has
-    a mass of one and a mass of zero.
+    Logits make it exact in the tails: a one at a logit of -200 gives -200. With an infinite
+    logit one value has mass one and the other zero.
 
     Args:
         logits: :math:`\ell`, log odds of a one, any shape.

@@ -103,9 +103,8 @@ class JointDistribution(Distribution):
 
     def entropy(self) -> Tensor:
         """Return the sum of the parts' entropies, nats."""
-        return torch.stack([p.entropy().expand(self.batch_shape) for p in self.parts.values()]).sum(
-            0
-        )
+        entropies = [part.entropy().expand(self.batch_shape) for part in self.parts.values()]
+        return torch.stack(entropies).sum(0)
 
     def point_estimate(self, weights: Tensor | None = None) -> Tensor:
         """Return the point estimates of the parts, concatenated."""

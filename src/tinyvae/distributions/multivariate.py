@@ -100,7 +100,7 @@ class LowRankNormal(Distribution):
         mean: :math:`\mu`, ``(*batch, D)``.
         log_std: :math:`\log\sigma`, ``(*batch, D)``. Each :math:`\sigma_i` is limited below to
             :math:`\|W_i\| \sqrt\epsilon / e`, an 8,000th of the length of its row in float32.
-            Below, W hides it from the arithmetic.
+            Smaller ones would be lost to rounding next to W.
         factor: :math:`W`, ``(*batch, D, r)``.
 
     Example:

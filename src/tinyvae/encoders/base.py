@@ -80,8 +80,7 @@ class NetworkEncoder(Encoder):
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the features of ``x``."""
-        inputs = within_range(self, *((x,) if context is None else (x, context)))
-        features: Tensor = self.network(*inputs)
+        features: Tensor = self.network(*within_range(self, x, context))
         if not isinstance(features, Tensor):
             raise ValueError(
                 f"{type(self).__name__} expects a network that returns features, a tensor (B, ...),"

@@ -17,9 +17,9 @@ class GaussianEncoder(NetworkEncoder):
 
     .. math:: q(z \mid x) = \mathcal{N}\big(\mu(x), \operatorname{diag} \sigma^2(x)\big)
 
-    A linear head on the features of ``network`` computes :math:`\mu` and :math:`\log\sigma`. The
-    scale stays between the machine epsilon of the dtype and its inverse (1e-7 and 8e6 in float32),
-    so that posteriors of data far from the training data are proper.
+    A linear head on the features of ``network`` computes :math:`\mu` and :math:`\log\sigma`. In
+    evaluation mode the scale stays between the machine epsilon of the dtype and its inverse (1e-7
+    and 8e6 in float32), so that posteriors of data far from the training data are proper.
 
     Args:
         network: Module that maps ``(B, *E)`` to features ``(B, ...)``, which are flattened for the

@@ -75,8 +75,7 @@ class JointEncoder(Encoder):
     def forward(self, x: Tensor, context: Tensor | None = None) -> JointDistribution:
         """Return q(z given x)."""
         if self.network is not None:
-            inputs = within_range(self, *((x,) if context is None else (x, context)))
-            x, context = self.network(*inputs), None
+            x, context = self.network(*within_range(self, x, context)), None
         return JointDistribution(
             {name: encoder(x, context) for name, encoder in self.encoders.items()}
         )

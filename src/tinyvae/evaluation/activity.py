@@ -12,6 +12,7 @@ from tinyvae.core.module_state import evaluating
 from tinyvae.core.random import Stream, derive_seed, forked_rng
 from tinyvae.evaluation.importance import CHUNK_ELEMENTS, iterate_chunks, to_model
 from tinyvae.evaluation.progress import Progress
+from tinyvae.models.inputs import require_count
 from tinyvae.models.output import LatentTerm, LatentVariableModel
 
 
@@ -82,8 +83,7 @@ def active_units(
     """
     if len(x) < 2:
         raise ValueError(f"active_units expects at least two examples, got {len(x)}")
-    if num_samples < 2:
-        raise ValueError(f"active_units expects num_samples >= 2, got {num_samples}")
+    require_count("active_units", num_samples, least=2)
     x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
     output = model.check(x, context, mask=mask)
     draws = 1 if all(_has_known_mean(term) for term in output.latents) else num_samples

@@ -19,6 +19,7 @@ from tinyvae.core.module_state import evaluating
 from tinyvae.core.objective import checked_data
 from tinyvae.core.random import Stream, derive_seed, forked_rng
 from tinyvae.evaluation.progress import Progress
+from tinyvae.models.inputs import require_count
 from tinyvae.models.output import LatentVariableModel, VAEOutput
 
 Chunk: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # x, context, mask
@@ -64,8 +65,7 @@ def log_marginal(
         >>> log_marginal(vae, x, num_samples=50).shape
         torch.Size([8])
     """
-    if num_samples < 1:
-        raise ValueError(f"log_marginal expects num_samples >= 1, got {num_samples}")
+    require_count("log_marginal", num_samples)
     if len(x) == 0:
         raise ValueError("log_marginal expects at least one example, got none")
     x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
@@ -83,7 +83,9 @@ def importance_sample(
     seed = derive_seed(seed, Stream.IMPORTANCE)
     with torch.no_grad(), evaluating(model), forked_rng(data[0].device, seed):
         for part in iterate_chunks(*data, examples):
-            evidence.append(_log_mean_weight(model, part, num_samples, samples))
+            outputs = iterate_draws(model, part, num_samples, samples)
+            totals = torch.stack([output.log_weight().logsumexp(0) for output in outputs])
+            evidence.append(totals.logsumexp(0) - math.log(num_samples))  # (B,)
             report.add(num_samples * len(part[0]))
     return torch.cat(evidence)
 
@@ -101,15 +103,6 @@ def iterate_draws(
     """Yield the model's outputs for a chunk, of ``samples`` samples at a time."""
     for start in range(0, num_samples, samples):
         yield forward(model, data, min(samples, num_samples - start))
-
-
-def _log_mean_weight(
-    model: LatentVariableModel, data: Chunk, num_samples: int, samples: int
-) -> Tensor:
-    """Return the log mean weight ``(B,)`` of a chunk, from ``samples`` samples at a time."""
-    outputs = iterate_draws(model, data, num_samples, samples)
-    totals = [output.log_weight().logsumexp(0) for output in outputs]
-    return torch.stack(totals).logsumexp(0) - math.log(num_samples)
 
 
 def forward(model: LatentVariableModel, data: Chunk, num_samples: int) -> VAEOutput:

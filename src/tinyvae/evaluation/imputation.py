@@ -18,6 +18,7 @@ from tinyvae.core.random import Stream, derive_seed, forked_rng
 from tinyvae.evaluation.importance import CHUNK_ELEMENTS, Chunk, forward, iterate_chunks, to_model
 from tinyvae.evaluation.progress import Progress
 from tinyvae.models.base import DecoderModel
+from tinyvae.models.inputs import require_count
 
 
 def impute(
@@ -64,9 +65,9 @@ def impute(
         >>> impute(vae, torch.tensor([[1.0, torch.nan, 3.0]]), num_imputations=5).shape
         torch.Size([5, 1, 3])
     """
-    for name, count in (("num_samples", num_samples), ("num_imputations", num_imputations)):
-        if count is not None and count < 1:
-            raise ValueError(f"impute expects {name} >= 1, got {count}")
+    require_count("impute", num_samples)
+    if num_imputations is not None:
+        require_count("impute", num_imputations, "num_imputations")
     data = as_tensor(x, "impute")
     x, context, mask = to_model(model, data), to_model(model, context), to_model(model, mask)
     model.check(x, context, mask=mask)
@@ -82,10 +83,7 @@ def impute(
             filled.append(_impute_chunk(model, part, num_samples, num_imputations))
             report.add(num_samples * len(part[0]))
     completed = torch.cat(filled, dim=0 if num_imputations is None else 1)
-    if not data.is_floating_point():
-        return completed
-    # The model's dtype may round observed values.
-    data = data.to(x.device)
+    data = data.to(x.device)  # not x, because the model's dtype may round observed values
     observed = ~torch.isnan(data) if mask is None else ~torch.isnan(data) & mask.bool()
     return torch.where(observed, data, completed)
 
@@ -93,19 +91,15 @@ def impute(
 def _impute_chunk(
     model: DecoderModel, data: Chunk, num_samples: int, num_imputations: int | None
 ) -> Tensor:
-    """Return one chunk with its missing entries filled, ``(B, *E)`` or ``(M, B, *E)``."""
-    x, context, mask = data
+    """Return values for all entries of one chunk, ``(B, *E)`` or ``(M, B, *E)``."""
     output = forward(model, data, num_samples)
     log_weight = output.log_weight()  # (K, B)
     # All weights underflow if an observed value is extreme. The draws then count equally.
     is_zero = (log_weight == -math.inf).all(0)
     weights = log_weight.masked_fill(is_zero, 0.0).softmax(0)
     if num_imputations is None:
-        values = output.likelihood.point_estimate(weights)  # (B, *E)
-    else:
-        chosen = torch.multinomial(weights.T, num_imputations, replacement=True).T  # (M, B)
-        examples = torch.arange(len(x), device=x.device)
-        z = cast("Tensor", output.z)[chosen, examples]  # (M, B, *L)
-        values = model.decode(z, context).sample()
-    observed = ~torch.isnan(x) if mask is None else ~torch.isnan(x) & mask.bool()
-    return torch.where(observed, x.to(values.dtype), values)
+        return output.likelihood.point_estimate(weights)  # (B, *E)
+    chosen = torch.multinomial(weights.T, num_imputations, replacement=True).T  # (M, B)
+    examples = torch.arange(weights.shape[1], device=weights.device)
+    z = cast("Tensor", output.z)[chosen, examples]  # (M, B, *L)
+    return model.decode(z, data[1]).sample()

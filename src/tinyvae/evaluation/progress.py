@@ -23,27 +23,25 @@ class Progress:
         self.name, self.total, self.shown = name, total, shown
         self._done = self._done_in_line = 0
         self._start = self._line = time.monotonic()
-        self._bar: Bar | None = None
+        self._bar = Bar(
+            total=total,
+            desc=name,
+            unit=" draws",
+            unit_scale=True,
+            delay=QUIET_SECONDS,
+            leave=False,
+            dynamic_ncols=True,
+            disable=not (shown and sys.stderr.isatty()),
+        )
 
     def __enter__(self) -> "Progress":
-        if self.shown and sys.stderr.isatty():
-            self._bar = Bar(
-                total=self.total,
-                desc=self.name,
-                unit=" draws",
-                unit_scale=True,
-                delay=QUIET_SECONDS,
-                leave=False,
-                dynamic_ncols=True,
-            )
         return self
 
     def add(self, draws: int) -> None:
         """Count draws that are done."""
         self._done += draws
-        if self._bar is not None:
-            self._bar.update(draws)
-        elif self.shown:
+        self._bar.update(draws)
+        if self.shown and self._bar.disable:
             self._write_line()
 
     def _write_line(self) -> None:
@@ -60,5 +58,4 @@ class Progress:
         sys.stderr.flush()
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()

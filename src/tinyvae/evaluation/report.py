@@ -20,6 +20,7 @@ from tinyvae.evaluation.importance import (
     to_model,
 )
 from tinyvae.evaluation.progress import Progress
+from tinyvae.models.inputs import require_count
 from tinyvae.models.output import LatentVariableModel
 
 
@@ -200,8 +201,8 @@ def evaluate(
         ("importance_samples", importance_samples),
         ("importance_examples", importance_examples),
     ):
-        if count is not None and count < 1:
-            raise ValueError(f"evaluate expects {name} >= 1, got {count}")
+        if count is not None:
+            require_count("evaluate", count, name)
     x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
     output = model.check(x, context, mask=mask)
     if bin_width is not None:
@@ -216,6 +217,8 @@ def evaluate(
             values = importance_sample(model, first, importance_samples, seed, bar)
             evidence = Estimate.of(values, _observed_dims(model, first[0], first[2]))
     num_dims = _observed_dims(model, x, mask)
+    with evaluating(model):
+        has_bound = model.is_density and not model.couples_batch
     return Report(
         elbo=Estimate.of(log_likelihood - kl, num_dims),
         log_likelihood=Estimate.of(log_likelihood, num_dims),
@@ -223,7 +226,7 @@ def evaluate(
         log_marginal=evidence,
         elbo_samples=elbo_samples,
         importance_samples=importance_samples,
-        is_bound=_has_bound(model) and output.is_density,
+        is_bound=has_bound and output.is_density,
         seed=seed,
         is_discrete=output.likelihood.is_discrete,
         bin_width=bin_width,
@@ -241,11 +244,6 @@ def _check_bin_width(bin_width: float, x: Tensor, likelihood: Distribution) -> N
             f"evaluate with bin_width={bin_width:g} expects data with noise in the bins, got only "
             "edges of bins: use transform(x, generator) of a tinyvae.datasets.Dequantization"
         )
-
-
-def _has_bound(model: LatentVariableModel) -> bool:
-    with evaluating(model):
-        return model.is_density and not model.couples_batch
 
 
 def _observed_dims(model: LatentVariableModel, x: Tensor, mask: Tensor | None) -> float:

@@ -142,10 +142,10 @@ def _plain(name: str, tensor: Tensor) -> Tensor:
     # safetensors rejects views and shared memory.
     copy = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     if count := _count_non_finite(copy):
-        got = f"{count} of {copy.numel()} NaN or infinite: use the last good state, or keep a "
-        got += "constant such as a mask of -inf in a buffer with persistent=False"
         raise ValueError(
-            f"save_tensors expects finite values in {name!r}, got {got}; nothing was written"
+            f"save_tensors expects finite values in {name!r}, got {count} of {copy.numel()} NaN or "
+            "infinite: use the last good state, or keep a constant such as a mask of -inf in a "
+            "buffer with persistent=False; nothing was written"
         )
     return copy
 

@@ -93,12 +93,6 @@ class Column:
             return None
         return dtype if dtype.kind in "iuf" else None
 
-    @property
-    def is_rounded(self) -> bool:
-        """True if it holds numbers of an integer type."""
-        dtype = self.numeric_dtype
-        return not self.levels and dtype is not None and dtype.kind in "iu"
-
     def describe(self) -> str:
         """Return how the column is modeled, one line without its name.
 
@@ -113,7 +107,8 @@ class Column:
         }
         if self.levels:
             return f"{self.kind}, {len(self.levels)} levels {reprlib.repr(list(self.levels))}"
-        rounded = ", rounded" if self.is_rounded and self.kind != "count" else ""
+        is_integer = self.numeric_dtype is not None and self.numeric_dtype.kind in "iu"
+        rounded = ", rounded" if is_integer and self.kind != "count" else ""
         return f"{self.kind}, {details[self.kind]}{rounded}"
 
 

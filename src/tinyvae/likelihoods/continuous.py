@@ -3,15 +3,16 @@
 import torch
 from torch import Tensor
 
+from tinyvae.core.data import spread_rows
 from tinyvae.core.keywords import suggest_keywords
 from tinyvae.distributions import Beta, ContinuousBernoulli, Laplace, LogNormal, StudentT
 from tinyvae.likelihoods.base import Likelihood, smoothed_mean
 from tinyvae.likelihoods.parameters import PositiveLike, as_positive
 from tinyvae.likelihoods.spikes import (
     MASSES,
+    MAX_EXAMPLES,
     MIN_EXAMPLES,
     rounded,
-    sampled,
     share_at,
     share_at_ends,
     warn_of_spikes,
@@ -121,7 +122,7 @@ class LogNormalLikelihood(Likelihood):
     def warn_of_spikes(self, x: Tensor) -> None:
         """Warn as every density, and if many values are the least one, near 0."""
         super().warn_of_spikes(x)
-        x = sampled(x)
+        x = spread_rows(x, MAX_EXAMPLES)
         least = torch.nan_to_num(x, nan=torch.inf).amin()
         share = share_at(x, least.item())
         if len(x) >= MIN_EXAMPLES and least < x.nanmedian() / 100 and share >= 0.1:
@@ -178,7 +179,7 @@ class BetaLikelihood(Likelihood):
     def warn_of_spikes(self, x: Tensor) -> None:
         """Warn if many values are the least one, near 0, or the largest one, near 1."""
         super().warn_of_spikes(x)
-        edge = sampled(x)
+        edge = spread_rows(x, MAX_EXAMPLES)
         edge = (edge < 0.01) | (edge > 0.99)
         if edge.any() and (share := share_at_ends(x)) >= 0.1:
             warn_of_spikes(

@@ -131,7 +131,7 @@ class OptimalGaussianLikelihood(Likelihood):
 
     def warn_of_spikes(self, x: Tensor) -> None:
         """Warn if dimensions that share a scale are constant in ``x``."""
-        if has_constant_group(x, torch.Size(self.shape)):
+        if has_constant_group(x, self.shape):
             warn_of_spikes(
                 "OptimalGaussianLikelihood computes a scale of constant dimensions",
                 "leave constant dimensions out, or compute one scale for all dimensions, shape=()",

@@ -112,8 +112,9 @@ def _is_log_normal(values: Array) -> bool:
 def _check_text(name: str, num_rows: int, levels: Sequence[Any]) -> None:
     """Raise if text differs in most rows, and warn if it seems to be numbers."""
     text = [level for level in levels if not _is_number(level)]
-    remedy = "leave it out, group its values, or declare it, kinds={" + repr(name) + ": 'category'}"
-    if len(text) < len(levels) / 2:
+    is_numeric = len(text) < len(levels) / 2
+    remedy = f"leave it out, group its values, or declare it, kinds={{{name!r}: 'category'}}"
+    if is_numeric:
         remedy = "convert it with astype(float)"
         if text:
             remedy += f" after marking {text[0]!r} as missing"
@@ -122,7 +123,7 @@ def _check_text(name: str, num_rows: int, levels: Sequence[Any]) -> None:
             f"column {name!r} expects numbers or repeated categories, got {len(levels)} different "
             f"values in {num_rows} rows, such as {levels[0]!r:.80}: {remedy}"
         )
-    if len(text) < len(levels) / 2 and len(levels) > FEW_LEVELS:
+    if is_numeric and len(levels) > FEW_LEVELS:
         warn(f"column {name!r} holds numbers as text, so it is modeled as a category: {remedy}")
 
 

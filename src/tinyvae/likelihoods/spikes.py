@@ -1,8 +1,11 @@
 """Values that occur again and again, at which a density has no upper bound."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from tinyvae.core.data import spread_rows
 from tinyvae.core.warnings import warn
 from tinyvae.likelihoods.parameters import Learned, PositiveParameter, Predicted
 
@@ -15,20 +18,15 @@ MASSES = (
 )
 
 
-def sampled(x: Tensor) -> Tensor:
-    """Return at most :data:`MAX_EXAMPLES` examples of ``x``, evenly spaced."""
-    return x[:: -(-len(x) // MAX_EXAMPLES)]
-
-
 def find_repeats(x: Tensor) -> str:
     """Return a description of values of ``x`` ``(N, *E)`` that occur again in their dimension.
 
-    It is empty unless they are half of the observed values, or half of those of a dimension are
-    equal, and for fewer than :data:`MIN_EXAMPLES` examples.
+    It is empty if they are few: less than half of the observed values, and no dimension of which
+    half of the values are equal. Fewer than :data:`MIN_EXAMPLES` examples do not show it.
     """
     if len(x) < MIN_EXAMPLES:
         return ""
-    rows = sampled(x).flatten(1)
+    rows = spread_rows(x, MAX_EXAMPLES).flatten(1)
     rows = rows[:, :: -(-rows.shape[1] // MAX_DIMENSIONS)].sort(0).values
     same = rows[1:] == rows[:-1]  # false for NaN
     again = torch.zeros_like(rows, dtype=torch.bool)
@@ -46,7 +44,7 @@ def share_at(x: Tensor, *values: float) -> float:
 
     It is computed from a part of the examples.
     """
-    x = sampled(x)
+    x = spread_rows(x, MAX_EXAMPLES)
     hits = torch.zeros_like(x, dtype=torch.bool)
     for value in values:
         hits |= x == value
@@ -58,7 +56,7 @@ def share_at_ends(x: Tensor) -> float:
 
     It is 0 for fewer than :data:`MIN_EXAMPLES` examples.
     """
-    observed = sampled(x)
+    observed = spread_rows(x, MAX_EXAMPLES)
     observed = observed[~torch.isnan(observed)]
     if len(x) < MIN_EXAMPLES or not len(observed):
         return 0.0
@@ -66,14 +64,14 @@ def share_at_ends(x: Tensor) -> float:
     return int(((observed == least) | (observed == most)).sum()) / len(observed)
 
 
-def has_constant_group(x: Tensor, shape: torch.Size) -> bool:
+def has_constant_group(x: Tensor, shape: Sequence[int]) -> bool:
     """Return True if all dimensions that share an entry of ``shape`` are constant in ``x``.
 
     ``shape`` broadcasts over one datum of ``x`` ``(N, *E)``.
     """
     if len(x) < MIN_EXAMPLES:
         return False
-    if len(x) > MAX_EXAMPLES and not has_constant_group(sampled(x), shape):
+    if len(x) > MAX_EXAMPLES and not has_constant_group(spread_rows(x, MAX_EXAMPLES), shape):
         return False
     missing = torch.isnan(x)
     least, most = x.masked_fill(missing, torch.inf), x.masked_fill(missing, -torch.inf)
@@ -94,17 +92,17 @@ def warn_of_repeats(name: str, scale: PositiveParameter | None, x: Tensor) -> No
             f"{name} predicts scales of data with {repeats}",
             f"use {MASSES}, or one scale, 'learned'",
         )
-    elif isinstance(scale, Learned) and has_constant_group(x, torch.Size(scale.shape)):
+    elif isinstance(scale, Learned) and has_constant_group(x, scale.shape):
         warn_of_spikes(
             f"{name} learns a scale of constant dimensions",
             "leave constant dimensions out, or learn one scale for all dimensions, 'learned'",
         )
 
 
-def warn_of_spikes(found: str, remedy: str) -> None:
+def warn_of_spikes(problem: str, remedy: str) -> None:
     """Warn about values at which a density is unbounded."""
     warn(
-        f"{found}, where its density is unbounded: training raises the density of these values "
+        f"{problem}, where its density is unbounded: training raises the density of these values "
         f"without limit and neglects the others. To model them, {remedy}"
     )
 

@@ -62,19 +62,14 @@ def _as_array(name: str, values: Any) -> Array:
     # Numpy has converted None, NaN and numbers next to strings into strings, and missing integers
     # of pandas into NaN.
     is_text = array.dtype.kind in "US" and not isinstance(values, np.ndarray)
-    if is_text or _pandas_kind(values) in ("i", "u"):
-        return np.asarray(values, dtype=object)
-    return array
+    is_integer = getattr(pandas_dtype(values), "kind", "") in ("i", "u")
+    return np.asarray(values, dtype=object) if is_text or is_integer else array
 
 
 def pandas_dtype(values: Any) -> Any:
     """Return the dtype of a pandas column if it is not one of NumPy, else None."""
     dtype = getattr(values, "dtype", None)
     return dtype if type(dtype).__module__.startswith("pandas") else None
-
-
-def _pandas_kind(values: Any) -> str:
-    return getattr(pandas_dtype(values), "kind", "")
 
 
 def is_present(values: Array) -> Array:

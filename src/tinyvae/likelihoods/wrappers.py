@@ -1,4 +1,4 @@
-"""Likelihoods that wrap another likelihood: standardized, mixture, zero-inflated, masked."""
+"""Likelihoods that wrap another likelihood: standardized, mixture, zero-inflated."""
 
 import math
 from abc import ABC

@@ -27,9 +27,9 @@ TRIALS = 32  # of random weights, until outputs leave all ranges
 ROWS = 8
 
 Range = tuple[float, float]
-# The layers of each part by identity, and its ranges.
-_CONFINED: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], list[Range | None]]]
-_CONFINED = WeakKeyDictionary()
+Confined = list[Range | None]  # of each parameter
+# The layers of each part by identity, and the ranges of its parameters.
+_CONFINED: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], Confined]] = WeakKeyDictionary()
 
 
 def advise(model: nn.Module, x: Tensor, context: Tensor | None, output: VAEOutput) -> None:
@@ -119,15 +119,13 @@ def _inputs(rows: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
 
 def _describe(confined: Range) -> str:
     low, high = confined
-    bounds = (
-        f"in [{low:g}, {high:g}]"
-        if math.isfinite(high - low)
-        else (f">= {low:g}" if math.isinf(high) else f"<= {high:g}")
-    )
+    bounds = f"in [{low:g}, {high:g}]"
+    if math.isinf(high - low):
+        bounds = f">= {low:g}" if math.isinf(high) else f"<= {high:g}"
     return f"{bounds}, as that of {RANGES[confined]}"
 
 
-def _confined(part: nn.Module, call: Callable[[dict[str, Tensor]], Tensor]) -> list[Range | None]:
+def _confined(part: nn.Module, call: Callable[[dict[str, Tensor]], Tensor]) -> Confined:
     """Return the range of :data:`RANGES` that contains each parameter for any weights, or None.
 
     ``call`` returns outputs ``(N, P, ...)`` for given weights. Random ones show which outputs the
@@ -140,17 +138,15 @@ def _confined(part: nn.Module, call: Callable[[dict[str, Tensor]], Tensor]) -> l
     return known[1]
 
 
-def _probe(part: nn.Module, call: Callable[[dict[str, Tensor]], Tensor]) -> list[Range | None]:
+def _probe(part: nn.Module, call: Callable[[dict[str, Tensor]], Tensor]) -> Confined:
     is_compiled = any(
         module._compiled_call_impl is not None or "_orig_mod" in module._modules
         for module in part.modules()
     )
     if is_compiled:  # other weights would be compiled again
         return []
-    lows: list[Tensor] = []
-    highs: list[Tensor] = []
+    extremes: list[Tensor] = []  # (2, P) of each trial
     ends: list[Range] = []
-    ranges: list[Range | None] = []
     for _ in range(TRIALS):
         weights = {
             name: 3 * torch.randn_like(p) * (p.abs().mean() + 0.1)
@@ -162,14 +158,12 @@ def _probe(part: nn.Module, call: Callable[[dict[str, Tensor]], Tensor]) -> list
         except (RuntimeError, TypeError, ValueError, IndexError):
             return []  # this part accepts some weights only
         rows = rows.transpose(0, 1).flatten(1).double()  # (P, N ...)
-        lows.append(rows.amin(1))
-        highs.append(rows.amax(1))
-        ends = torch.stack([torch.stack(lows).amin(0), torch.stack(highs).amax(0)], 1).tolist()
-        ranges = [_range(low, high) for low, high in ends]
-        if not any(ranges):
+        extremes.append(torch.stack([rows.amin(1), rows.amax(1)]))
+        lows, highs = torch.stack(extremes, 1).unbind()  # (trials, P) each
+        ends = list(zip(lows.amin(0).tolist(), highs.amax(0).tolist(), strict=True))
+        if not any(_range(low, high) for low, high in ends):
             return []
-    is_constant = [low == high for low, high in ends]
-    return [None if c else r for r, c in zip(ranges, is_constant, strict=True)]
+    return [None if low == high else _range(low, high) for low, high in ends]
 
 
 def _range(low: float, high: float) -> Range | None:

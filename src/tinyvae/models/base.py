@@ -257,16 +257,15 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
         return likelihood
 
     def _decoder_output(self, z: Tensor, context: Tensor | None) -> Any:
-        (rows,) = within_range(self, z.reshape(-1, *self.latent_shape))  # (K * B, *L)
-        if context is None:
-            return self.decoder(rows)
+        rows = z.reshape(-1, *self.latent_shape)  # (K * B, *L)
         batch_shape = z.shape[: z.dim() - len(self.latent_shape)]
-        if batch_shape[-1:] != context.shape[:1]:
+        if context is not None and batch_shape[-1:] != context.shape[:1]:
             raise ValueError(
                 f"a context of {len(context)} rows does not fit latents of batch shape "
                 f"{tuple(batch_shape)}: give one row per example, the last of these sizes"
             )
-        return self.decoder(rows, *within_range(self, repeat_rows(context, len(rows))))
+        context = None if context is None else repeat_rows(context, len(rows))
+        return self.decoder(*within_range(self, rows, context))
 
     def reconstruct(
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None

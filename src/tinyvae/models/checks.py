@@ -105,8 +105,8 @@ def check_posterior(output: object, latent_shape: torch.Size, batch_size: int) -
     posterior = require_distribution(output, event_ndim)
     batch_fits = posterior.batch_shape[-1:] == (batch_size,) and len(posterior.batch_shape) <= 2
     if posterior.event_shape != latent_shape or not batch_fits:
-        whole = posterior.batch_shape + posterior.event_shape
-        is_elementwise = whole == (batch_size, *latent_shape)
+        shape = posterior.batch_shape + posterior.event_shape
+        is_elementwise = shape == (batch_size, *latent_shape)
         raise PosteriorError(
             f"the encoder's posterior must have batch_shape {(batch_size,)} and event_shape "
             f"latent_shape = {tuple(latent_shape)}, got {posterior}"

@@ -58,24 +58,25 @@ def set_output_bias(decoder: nn.Module, likelihood: Likelihood, x: Tensor) -> No
     A convolution has one bias per channel, and a linear layer over the last dimension of a datum
     has one per feature. They are set by the mean over the positions, too.
     """
-    owner = "init_output_bias expects a decoder that ends in a linear or convolutional layer with a"
-    layers = (m for m in decoder.modules() if not isinstance(m, ParametrizationList))
-    *_, last = (None, *(m for m in layers if next(m.parameters(recurse=False), None) is not None))
+    expected = "init_output_bias expects a decoder that ends in a linear or convolutional layer"
+    modules = (m for m in decoder.modules() if not isinstance(m, ParametrizationList))
+    layers = [m for m in modules if next(m.parameters(recurse=False), None) is not None]
+    last = layers[-1] if layers else None
     bias = last.bias if isinstance(last, (nn.Linear, *CONVOLUTIONS)) else None
     if isinstance(bias, UninitializedParameter):
         raise ValueError(
-            f"{owner} bias, got {last}, which has no size yet: pass data through the model first, "
-            "as with vae.check(x)"
+            f"{expected} with a bias, got {last}, which has no size yet: pass data through the "
+            "model first, as with vae.check(x)"
         )
     if bias is None:
-        raise ValueError(f"{owner} bias, got {last} at the end of {decoder!r:.200}")
+        raise ValueError(f"{expected} with a bias, got {last} at the end of {decoder!r:.200}")
     shape = likelihood.param_shape(x.shape[1:])
     if bias.numel() != shape.numel():
-        x = _over_positions(x, last)
+        x = _over_positions(x, layers[-1])
     params = likelihood.params_for_mean(x)
     if bias.numel() != params.numel():
         raise ValueError(
-            f"{owner} bias for {likelihood}'s {tuple(shape)} or one per channel, got "
+            f"{expected} with a bias for {likelihood}'s {tuple(shape)} or one per channel, got "
             f"{bias.numel()} biases in {last} at the end of {decoder!r:.200}"
         )
     with torch.no_grad():

@@ -126,10 +126,10 @@ def advise_shape(owner: str, shape: torch.Size, expected: Sequence[int]) -> str:
     return f"give examples of shape {tuple(expected)}, or {model}"
 
 
-def require_count(owner: str, num_samples: object) -> None:
-    """Raise unless a number of draws is an integer of at least 1."""
-    if not isinstance(num_samples, Integral) or num_samples < 1:
-        raise ValueError(f"{owner} expects an integer num_samples >= 1, got {num_samples!r}")
+def require_count(owner: str, count: object, name: str = "num_samples", least: int = 1) -> None:
+    """Raise unless the argument ``name`` is an integer of at least ``least``."""
+    if not isinstance(count, Integral) or count < least:
+        raise ValueError(f"{owner} expects an integer {name} >= {least}, got {count!r}")
 
 
 def require_latents(owner: str, z: Tensor, latent_shape: torch.Size) -> None:

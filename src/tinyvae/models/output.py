@@ -56,7 +56,7 @@ class LatentTerm:
 
     @property
     def log_q(self) -> Tensor:
-        """Log posterior density of ``z``, ``(K, B)``, nats. Relaxed classes: of their log ratios.
+        """Log posterior density of ``z``, ``(K, B)``, nats. Relaxed classes: that of log ratios.
 
         It is computed at every access, unless drawing yielded it.
         """
@@ -67,7 +67,7 @@ class LatentTerm:
 
     @property
     def log_p(self) -> Tensor:
-        """Log prior density of ``z``, ``(K, B)``, nats. Relaxed classes: of their log ratios.
+        """Log prior density of ``z``, ``(K, B)``, nats. Relaxed classes: that of log ratios.
 
         It is computed at every access.
         """

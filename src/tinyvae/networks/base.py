@@ -133,13 +133,14 @@ class UpsamplingNetwork(Network, ABC):
         return super().extra_repr()
 
 
-def within_range(owner: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Return inputs of a network, clamped if ``owner`` is in evaluation mode.
+def within_range(owner: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
+    """Return the inputs of a network, clamped if ``owner`` is in evaluation mode.
 
     The limit is the fourth root of the largest number of their dtype, 4e9 in float32 and 1e77 in
     float64. Squares of activations, as in normalizations and densities, then stay finite, however
     far an input is from the data. Integers and float16, which has a small range, do not change.
     """
+    inputs = (x,) if context is None else (x, context)
     return inputs if owner.training else tuple(map(_clamped, inputs))
 
 

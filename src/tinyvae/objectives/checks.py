@@ -1,11 +1,9 @@
 """Checks before the first step that the gradient of every latent can be estimated."""
 
-from contextlib import ExitStack
-
 import torch
 from torch import Tensor, nn
 
-from tinyvae.core.module_state import preserved_buffers, preserved_modes, set_training_mode
+from tinyvae.core.module_state import preserved_buffers, training
 from tinyvae.core.objective import Batch
 from tinyvae.core.random import forked_rng
 from tinyvae.models.base import DecoderModel
@@ -94,11 +92,8 @@ def check_second_pass(
     Raises:
         ValueError: If the log densities of the two passes differ.
     """
-    scopes = (preserved_modes(model), preserved_buffers(model), forked_rng(batch.x.device))
-    with ExitStack() as stack, torch.no_grad():
-        for scope in scopes:
-            stack.enter_context(scope)
-        set_training_mode(model)
+    device = batch.x.device
+    with torch.no_grad(), training(model), preserved_buffers(model), forked_rng(device):
         output: VAEOutput = model(batch.x, batch.context, mask=batch.mask, num_samples=num_samples)
         second = model.freeze_posterior(output, batch.x, batch.context, mask=batch.mask)
         pairs = zip(output.latents, second.latents, strict=True)

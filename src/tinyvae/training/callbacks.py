@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 from torch import Tensor
@@ -157,23 +157,16 @@ class StepHooks:
 
     def __call__(self, output: ObjectiveOutput) -> bool:
         """Call the hooks after an update. Return True if the run stops."""
-        if not self.may_draw:
-            return self._call(output)
-        model = self.state.model
-        was_training = model.training
-        with self.state.other_rng((self.first_seed + self.state.step) % 2**64):
-            stops = self._call(output)
+        state, model = self.state, self.state.model
+        was_training, seed = model.training, (self.first_seed + state.step) % 2**64
+        with state.other_rng(seed) if self.may_draw else nullcontext():
+            for callback in self.callbacks:
+                callback.on_step_end(state, output)
+            is_last = state.stop_request is not None  # read once: a signal may come at any time
+            if not is_last or state.is_interrupted:
+                notify_safe_point(self.callbacks, state, last=is_last)
         if was_training and not model.training:  # a hook looked at it in evaluation mode
-            set_training_mode(model, self.state.objective)
-        return stops
-
-    def _call(self, output: ObjectiveOutput) -> bool:
-        state = self.state
-        for callback in self.callbacks:
-            callback.on_step_end(state, output)
-        is_last = state.stop_request is not None  # read once: a signal may come at any time
-        if not is_last or state.is_interrupted:
-            notify_safe_point(self.callbacks, state, last=is_last)
+            set_training_mode(model, state.objective)
         return is_last
 
 

@@ -27,8 +27,8 @@ class History:
     ``learning_rate``, and every loss and metric as ``train/...`` (mean over the epoch's batches,
     each with the weights before its update) and ``validation/...`` (with the weights after the
     epoch). The mean is over the examples, also if the last batch is smaller. A perplexity is that
-    of all codes of the epoch, or of the validation data. A metric that depends on the batch
-    otherwise has a name that starts with "batch", and only its mean over the batches is known.
+    of all codes of the epoch, or of the validation data. A metric that depends on the
+    batch in another way has a name that starts with "batch". It is averaged over the batches.
     Names of metrics contain their units. A value that an epoch lacks is None.
 
     Attributes:
@@ -140,8 +140,9 @@ def require_direction(
     """
     part, _, name = monitor.partition("/")
     is_loss = name in ("loss", "loss_model")  # the loss of an adversary says nothing of the model
-    of_objective: Direction | None = "min" if is_loss else objective.direction(name)
-    known = of_objective if part in ("train", "validation") else None
+    known: Direction | None = None
+    if part in ("train", "validation"):
+        known = "min" if is_loss else objective.direction(name)
     direction = mode or known
     if direction is None:
         raise ValueError(

@@ -269,7 +269,7 @@ def named_parameters(objective: Objective, model: nn.Module) -> dict[str, nn.Par
     return dict(model.named_parameters()) | dict(of_objective)
 
 
-# Optimizers ------------------------------------------------------------------------
+# Optimizers ---------------------------------------------------------------------------------------
 
 
 def state_after_step(optimizer: Optimizer) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tinyvae.core.module_state import evaluating, preserved_modes, set_training_mode
+from tinyvae.core.module_state import evaluating, training
 from tinyvae.core.objective import Batch
 from tinyvae.core.random import Stream, derive_seed
 from tinyvae.core.warnings import warn
@@ -73,23 +73,22 @@ def open_sources(
         check = check_training if role == "training" else partial(_check, state, False)
         return ValidatedSource(source, role, check, seed=source_seed, device=state.device)
 
-    training = open_one(train, "training", shuffle=True)
+    train_source = open_one(train, "training", shuffle=True)
     state.fingerprint = {
         "seed": seed,
-        "number of examples": training.source.num_examples,
-        "batches per epoch": training.source.num_batches,
+        "number of examples": train_source.source.num_examples,
+        "batches per epoch": train_source.source.num_batches,
     }
-    state.data_state = lambda: training.source.state_dict(state.batch)
-    return training, (
+    state.data_state = lambda: train_source.source.state_dict(state.batch)
+    return train_source, (
         None if validation is None else open_one(validation, "validation", shuffle=False)
     )
 
 
 def _check(state: TrainState, is_training: bool, batch: Batch) -> str:
     """Check a batch with model and objective in the mode in which they use it."""
-    with evaluating(state.model, state.objective):
-        if is_training:
-            set_training_mode(state.model, state.objective)
+    mode = training if is_training else evaluating
+    with mode(state.model, state.objective):
         return state.objective.check(state.model, batch)
 
 
@@ -174,8 +173,7 @@ def require_single_examples(state: TrainState, train: ValidatedSource, epoch: in
         return
     gradients = Gradients(state.model, state.objective, state.groups)
     batch = train.first_batch(epoch)
-    with preserved_modes(state.model, state.objective), without_trace(gradients, state.device):
-        set_training_mode(state.model, state.objective)
+    with training(state.model, state.objective), without_trace(gradients, state.device):
         try:
             gradients.losses(batch.first(1))
         except (ValueError, RuntimeError, IndexError) as error:
@@ -224,8 +222,7 @@ def select_fast_path(
     gradients = Gradients(state.model, state.objective, state.groups)
     if speed == Speed():
         return gradients, ResolvedSpeed()
-    with preserved_modes(state.model, state.objective):
-        set_training_mode(state.model, state.objective)
+    with training(state.model, state.objective):
         example = source.first_batch(state.epoch)
         if (is_new or saved is not None) and not _requests_the_same(speed, saved):
             resolved = resolve_speed(gradients, example, speed)

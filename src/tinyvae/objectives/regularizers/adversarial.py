@@ -232,9 +232,8 @@ class VAEGANRegularizer(AdversarialRegularizer):
         z, context = z.detach(), batch.context
         num = z.shape[:2].numel() if context is None else len(z)
         generated = decoder.generate(num, context).reshape(z.shape)
-        fakes = decoder.likelihood_given(torch.cat([z, generated]), context).mean.flatten(
-            0, 1
-        )  # (2 K B, *E)
+        both = torch.cat([z, generated])  # (2 K, B, *L)
+        fakes = decoder.likelihood_given(both, context).mean.flatten(0, 1)  # (2 K B, *E)
         fooled = F.softplus(-self.log_odds_for_model(fakes)).mean()
         data = batch.x.to(fakes.dtype)
         distance = self._distance(data, output.likelihood.mean)

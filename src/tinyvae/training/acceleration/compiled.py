@@ -48,9 +48,8 @@ class CompiledGradients:
             if not isinstance(getattr(example, field.name), Tensor | None):
                 raise ValueError(f"the batch's field {field.name!r} is not a tensor")
         self._trained = [p.requires_grad for p in self._parameters]
-        self._losses: list[str] = []  # names in the order of the graph's outputs, set by the trace
-        self._metrics: list[str] = []
-        self._shares: list[str] = []
+        # Names of losses, metrics and shares in the order of the graph's outputs, set by the trace.
+        self._names: list[list[str]] = []
         self._require_no_side_effects(example)
         self._run = self._compile(self._traced(step, names, example), example)
         self._verify(example)
@@ -60,16 +59,11 @@ class CompiledGradients:
         if _signature(batch) != self._signature or not self._is_as_traced():
             return self.gradients(batch)
         with torch.no_grad():
-            losses, metrics, shares, gradients = self._run(
-                self._parameters, self._buffers, _tensors(batch)
-            )
+            *values, gradients = self._run(self._parameters, self._buffers, _tensors(batch))
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
-        return ObjectiveOutput(
-            dict(zip(self._losses, losses, strict=True)),
-            dict(zip(self._metrics, metrics, strict=True)),
-            dict(zip(self._shares, shares, strict=True)),
-        )
+        named = zip(self._names, values, strict=True)
+        return ObjectiveOutput(*(dict(zip(names, part, strict=True)) for names, part in named))
 
     def _traced(self, step: "_Step", names: list[str], example: Batch) -> Pass:
         """Return the pass as a function of all tensors that it reads."""
@@ -94,8 +88,7 @@ class CompiledGradients:
                     slopes = torch.autograd.grad(loss, group, retain_graph=True, allow_unused=True)
                     for index, slope in zip(groups[name], slopes, strict=True):
                         gradients[index] = _laid_out(slope, leaves[index])
-            self._losses, self._metrics = list(output.losses), list(output.metrics)
-            self._shares = list(output.shares)
+            self._names = [list(p) for p in (output.losses, output.metrics, output.shares)]
             losses = [loss.detach() for loss in output.losses.values()]
             metrics, shares = list(output.metrics.values()), list(output.shares.values())
             return losses, metrics, shares, gradients
@@ -205,9 +198,8 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
 
 
 def _signature(batch: Batch) -> tuple[Any, ...]:
-    tensors = _tensors(batch)
     names = [f.name for f in fields(batch) if getattr(batch, f.name) is not None]
-    return type(batch), names, [(t.shape, t.dtype, t.stride()) for t in tensors.values()]
+    return type(batch), names, [(t.shape, t.dtype, t.stride()) for t in _tensors(batch).values()]
 
 
 def _laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:

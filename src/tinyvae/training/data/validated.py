@@ -103,8 +103,8 @@ class ValidatedSource:
         self.description = description
         if previous not in ("", description) and not self.source.in_memory:
             warn(
-                f"the {self.role} data are other than their first batch, by which the run was "
-                f"described: from example {self.num_checked} on, it is {description}"
+                f"the {self.role} data differ from their first batch, which described the run: "
+                f"from example {self.num_checked} on it is {description}"
             )
 
     @property
