@@ -31,6 +31,9 @@ COLUMNS = {
     "year": (draws(stats.randint(2000, 2021)), "number"),
     "blood pressure": (whole(draws(stats.norm(120, 18))), "number"),
     "temperature": (whole(draws(stats.norm(5, 8))), "number"),
+    "hours": (draws(stats.randint(0, 24)), "number"),
+    "months": (draws(stats.randint(1, 13)), "number"),
+    "days": (draws(stats.randint(1, 32)), "number"),
     "Poisson(60)": (draws(stats.poisson(60)), "number"),
     "binomial(40, 0.2)": (draws(stats.binom(40, 0.2)), "number"),
     # Counts

@@ -16,6 +16,7 @@ KINDS: tuple[Kind, ...] = ("number", "positive", "count", "binary", "category")
 FEW_LEVELS, ROWS_PER_LEVEL = 10, 10  # integers with so few values can be codes of classes
 MAX_DIVERGENCE = 0.1  # nats, of few values from the negative binomial of a count
 MAX_EXCESS_OF_ZEROS = 0.15  # share
+MAX_SHARE_BEYOND, MAX_ROWS_BEYOND = 0.02, 10  # that a count would have above the largest value
 SMALL_MEAN = 10.0  # up to it, integers are near zero
 LARGE_MEAN = 100.0  # above it, they are amounts
 
@@ -87,9 +88,16 @@ def _is_count(values: Array, is_few: bool) -> bool:
     log_zero = r * math.log(r / (r + mean))
     if abs((values == 0).mean() - math.exp(log_zero)) > max(MAX_EXCESS_OF_ZEROS, error):
         return False
-    log_mass = torch.lgamma(k + r) - math.lgamma(r) - torch.lgamma(k + 1)
-    log_mass += log_zero + k * math.log(mean / (r + mean))
-    divergence = (shares * (shares.log() - log_mass)).sum()  # KL, nats
+
+    def log_mass(k: torch.Tensor) -> torch.Tensor:
+        log_ways = torch.lgamma(k + r) - math.lgamma(r) - torch.lgamma(k + 1)
+        return log_ways + log_zero + k * math.log(mean / (r + mean))
+
+    # Hours and months end where counts would go on.
+    beyond = 1 - log_mass(torch.arange(values.max() + 1, dtype=torch.float64)).exp().sum()
+    if beyond > MAX_SHARE_BEYOND and len(values) * beyond > MAX_ROWS_BEYOND:
+        return False
+    divergence = (shares * (shares.log() - log_mass(k))).sum()  # KL, nats
     return not is_few or bool(divergence < MAX_DIVERGENCE)
 
 
