@@ -262,7 +262,7 @@ FILES = {
     "state is a list": with_info('"state":', '"state":[],"estate":'),
     "a missing tensor": with_info('"rng.cpu"', '"rng.cpV"'),
     "a part twice": with_info('["fingerprint",', '["fingerprint",null],["fingerprint",'),
-    **{f"{depth} levels": nested(depth) for depth in (900, 100_000)},
+    **{f"{depth} levels": nested(depth) for depth in (2_000, 100_000)},
 }
 
 
