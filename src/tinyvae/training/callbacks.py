@@ -1,6 +1,7 @@
 """Callbacks: user code that runs between steps and epochs."""
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
@@ -16,6 +17,9 @@ from tinyvae.training.data.loaders import data_worker_error
 from tinyvae.training.history import Row, require_direction, require_validation, watched
 from tinyvae.training.signals import defer_sigchld
 from tinyvae.training.state import TrainState
+
+# A signal to a group of processes may reach those that read data before it reaches the run.
+SIGNAL_SECONDS = 0.2
 
 
 class Callback:
@@ -131,8 +135,10 @@ def saving_after_error(
     try:
         yield
     except BaseException as error:
-        was_interrupted = state.is_interrupted
         worker_error = data_worker_error(error, workers)
+        if worker_error is not None:
+            time.sleep(SIGNAL_SECONDS)
+        was_interrupted = state.is_interrupted
         if state.is_consistent and not isinstance(error, NonFiniteError):
             state.stop(f"{type(error).__name__}: {error}", resumable=True)
             with suppress(Exception), defer_sigchld():  # the first error matters

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers.child import run_in_child, terminate_itself
 from helpers.runs import (
     AUTO,
@@ -27,6 +28,9 @@ from helpers.runs import (
 from helpers.training import STEPS, After, raises
 
 from tinyvae import ELBO, Callback, Trainer
+from tinyvae.errors import DataWorkerError
+from tinyvae.training.callbacks import saving_after_error
+from tinyvae.training.state import TrainState
 
 IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 
@@ -130,6 +134,20 @@ def test_signal_after_a_safe_point_is_saved_at_the_next_one(user_signal, index, 
     assert trainer.step == {0: 0, 1: 2}.get(index, index) < END  # an epoch ends at two safe points
     assert steps_in(folder) == sorted({0, trainer.step})
     assert digest(fit(trainer_of(folder), **AUTO)) == expected
+
+
+def test_signal_that_comes_after_the_death_of_a_data_worker_counts():
+    def end(*, is_signaled):
+        state = TrainState(make_mlp_vae(), ELBO(), torch.device("cpu"))
+        signal_later = threading.Timer(0.05, lambda: state.stop("SIGTERM", resumable=True))
+        with saving_after_error([], state, workers=1):
+            if is_signaled:
+                signal_later.start()
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
+
+    end(is_signaled=True)
+    with pytest.raises(DataWorkerError):
+        end(is_signaled=False)
 
 
 @posix
