@@ -137,7 +137,8 @@ def saving_after_error(
     except BaseException as error:
         worker_error = data_worker_error(error, workers)
         if worker_error is not None:
-            time.sleep(SIGNAL_SECONDS)
+            with suppress(RuntimeError), defer_sigchld():  # torch may report the death once more
+                time.sleep(SIGNAL_SECONDS)
         was_interrupted = state.is_interrupted
         if state.is_consistent and not isinstance(error, NonFiniteError):
             state.stop(f"{type(error).__name__}: {error}", resumable=True)

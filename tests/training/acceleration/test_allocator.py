@@ -47,16 +47,17 @@ def run(code: str, **variables: str) -> str:
 
 @glibc
 def test_tune_malloc_avoids_page_faults():
-    code = "print(faults(16), tune_malloc(), faults(16, 10), tune_malloc(), faults(16, 10))"
+    # By default, glibc may keep 16 MiB in the heap, but never more than 32 MiB.
+    code = "print(faults(40), tune_malloc(), faults(16, 10), tune_malloc(), faults(16, 10))"
     before, kept, after, again, after_again = run(COUNTING + code).split()
     assert (kept, again) == ("True", "True")
-    assert int(before) >= 4 * 4 * 8  # with the largest pages, of 2 MiB
+    assert int(before) >= 4 * 4 * 20  # with the largest pages, of 2 MiB
     assert max(int(after), int(after_again)) < int(before) / 50
 
 
 @glibc
 def test_import_does_not_tune_malloc():
-    assert int(run(COUNTING + "import tinyvae; print(faults(16))")) >= 4 * 4 * 8
+    assert int(run(COUNTING + "import tinyvae; print(faults(40))")) >= 4 * 4 * 20
 
 
 @glibc

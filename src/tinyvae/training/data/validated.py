@@ -9,6 +9,7 @@ from tinyvae.core.objective import BOUND, Batch
 from tinyvae.core.random import Stream, derive_seed, seed_rng
 from tinyvae.core.warnings import warn
 from tinyvae.training.data.sources import DataSource
+from tinyvae.training.signals import defer_sigchld
 
 
 class ValidatedSource:
@@ -87,7 +88,8 @@ class ValidatedSource:
     def _checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         try:
             for batch in batches:
-                self._add(self.check(batch))
+                with defer_sigchld():  # the death of a data worker is no fault of the model
+                    self._add(self.check(batch))
                 self.num_checked += len(batch)
                 yield batch
         except (TypeError, ValueError) as error:
