@@ -73,9 +73,3 @@ def test_running_mean_of_shares_is_their_perplexity():
     entropy = -sum(w / 9 * math.log(w / 9) for w in weights)
     expected = {"train/loss": 0.0, "train/used": pytest.approx(math.exp(entropy), rel=1e-12)}
     assert mean.row("train") == expected
-
-
-def test_running_mean_loads_a_state_without_shares():
-    mean = RunningMean()
-    mean.load_state_dict({"totals": {"loss": 2.0}, "weight": 4}, torch.device("cpu"))
-    assert mean.row("train") == {"train/loss": 0.5}

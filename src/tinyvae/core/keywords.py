@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T", bound=Callable[..., Any])
 
-# Keywords here, and what torch, Lightning, Keras, scikit-learn and other libraries call them.
+# Keywords of this library, and their names in torch, Lightning, Keras, scikit-learn and others.
 ALIASES = {
     "activation": "act act_fn activation_fn nonlinearity",
     "batch_size": "bs train_batch_size",

@@ -15,7 +15,7 @@ from tinyvae.likelihoods.spikes import (
     rounded,
     share_at,
     share_at_ends,
-    warn_of_spikes,
+    warn_of_unbounded_density,
 )
 
 
@@ -126,7 +126,7 @@ class LogNormalLikelihood(Likelihood):
         least = torch.nan_to_num(x, nan=torch.inf).amin()
         share = share_at(x, least.item())
         if len(x) >= MIN_EXAMPLES and least < x.nanmedian() / 100 and share >= 0.1:
-            warn_of_spikes(
+            warn_of_unbounded_density(
                 f"LogNormalLikelihood got {rounded(share)} of the values at {least.item():g}, far "
                 "below the others",
                 self.hint,
@@ -182,7 +182,7 @@ class BetaLikelihood(Likelihood):
         edge = spread_rows(x, MAX_EXAMPLES)
         edge = (edge < 0.01) | (edge > 0.99)
         if edge.any() and (share := share_at_ends(x)) >= 0.1:
-            warn_of_spikes(
+            warn_of_unbounded_density(
                 f"BetaLikelihood got {rounded(share)} of the values at one number next to 0 or 1",
                 f"use {MASSES}, or give zeros and ones a likelihood of their own",
             )
@@ -238,7 +238,7 @@ class ContinuousBernoulliLikelihood(Likelihood):
     def warn_of_spikes(self, x: Tensor) -> None:
         """Warn if many values are exactly 0 or 1."""
         if (share := share_at(x, 0.0, 1.0)) >= 0.1:
-            warn_of_spikes(
+            warn_of_unbounded_density(
                 f"ContinuousBernoulliLikelihood got {rounded(share)} of the values at 0 or 1",
                 f"use {MASSES}",
             )

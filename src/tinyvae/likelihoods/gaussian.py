@@ -14,7 +14,7 @@ from tinyvae.likelihoods.parameters import (
     check_broadcast,
     check_positive,
 )
-from tinyvae.likelihoods.spikes import has_constant_group, warn_of_spikes
+from tinyvae.likelihoods.spikes import has_constant_group, warn_of_unbounded_density
 
 
 @suggest_keywords
@@ -132,7 +132,7 @@ class OptimalGaussianLikelihood(Likelihood):
     def warn_of_spikes(self, x: Tensor) -> None:
         """Warn if dimensions that share a scale are constant in ``x``."""
         if has_constant_group(x, self.shape):
-            warn_of_spikes(
+            warn_of_unbounded_density(
                 "OptimalGaussianLikelihood computes a scale of constant dimensions",
                 "leave constant dimensions out, or compute one scale for all dimensions, shape=()",
             )

@@ -93,7 +93,7 @@ def _is_count(values: Array, is_few: bool) -> bool:
         log_ways = torch.lgamma(k + r) - math.lgamma(r) - torch.lgamma(k + 1)
         return log_ways + log_zero + k * math.log(mean / (r + mean))
 
-    # Hours and months end where counts would go on.
+    # A count would also have values above the largest hour or month.
     beyond = 1 - log_mass(torch.arange(values.max() + 1, dtype=torch.float64)).exp().sum()
     if beyond > MAX_SHARE_BEYOND and len(values) * beyond > MAX_ROWS_BEYOND:
         return False

@@ -88,18 +88,18 @@ def warn_of_repeats(name: str, scale: PositiveParameter | None, x: Tensor) -> No
     share cannot, unless all are constant.
     """
     if isinstance(scale, Predicted) and (repeats := find_repeats(x)):
-        warn_of_spikes(
+        warn_of_unbounded_density(
             f"{name} predicts scales of data with {repeats}",
             f"use {MASSES}, or one scale, 'learned'",
         )
     elif isinstance(scale, Learned) and has_constant_group(x, scale.shape):
-        warn_of_spikes(
+        warn_of_unbounded_density(
             f"{name} learns a scale of constant dimensions",
             "leave constant dimensions out, or learn one scale for all dimensions, 'learned'",
         )
 
 
-def warn_of_spikes(problem: str, remedy: str) -> None:
+def warn_of_unbounded_density(problem: str, remedy: str) -> None:
     """Warn about values at which a density is unbounded."""
     warn(
         f"{problem}, where its density is unbounded: training raises the density of these values "

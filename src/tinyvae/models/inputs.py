@@ -16,7 +16,7 @@ from tinyvae.networks import Network
 
 
 class ModelInputs(nn.Module, ABC):
-    """Base class of models with a likelihood, which checks what the user gives to the model."""
+    """Base class of models with a likelihood, which checks the inputs of the user."""
 
     decoder: nn.Module
     likelihood: Likelihood
@@ -107,7 +107,7 @@ def require_rows(owner: str, x: Tensor, context: Tensor | None) -> None:
 
 
 def advise_shape(owner: str, shape: torch.Size, expected: Sequence[int]) -> str:
-    """Return what to do with data ``(B, *E)`` for a model of data of the shape ``expected``."""
+    """Return advice for data of ``shape`` ``(B, *E)`` and a model of data of another shape."""
     expected, got = torch.Size(expected), shape[1:]
     if shape == expected:
         return "add the batch axis, x.unsqueeze(0)"

@@ -211,7 +211,9 @@ def _from_file(
         )
     with forked_rng(torch.device("cpu")):
         model = build()
-    require_matching_state(model, tensors)  # also what constructors make only of real values
+    require_matching_state(
+        model, tensors
+    )  # also tensors that constructors make only of real values
     floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
     if floating:
         model.to(dtype=floating[0])

@@ -179,7 +179,7 @@ def output_shape(shape: Sequence[int], name: str) -> torch.Size:
 
 
 def channel_sizes(channels: Sequence[int], name: str) -> torch.Size:
-    """Return numbers of channels, or raise if there are none or if one is less than 1."""
+    """Return numbers of channels. Raise if the list is empty or a number is below 1."""
     if not channels:
         raise ValueError(f"{name} expects at least one number of channels, got none")
     return positive_shape(channels, f"{name} channels")

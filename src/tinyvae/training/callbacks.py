@@ -242,9 +242,9 @@ class EarlyStopping(Callback):
         best_epoch: Epoch of the best value, from 1; None before the first.
 
     Raises:
-        ValueError: If an argument is out of range, or in ``fit`` if the column needs validation
-            data and there are none, or if ``mode`` is missing for a column whose direction is not
-            known, or contradicts a known one.
+        ValueError: If an argument is out of range. In ``fit``, if the column needs validation data
+            that are not given, if ``mode`` is missing for a column of unknown direction, or if it
+            contradicts the known direction.
 
     Example:
         >>> trainer = Trainer(vae, ELBO(), callbacks=[EarlyStopping(patience=5)], progress=False)
@@ -313,7 +313,7 @@ class EarlyStopping(Callback):
 
     def check_state(self, state: TrainState, saved: dict[str, Any]) -> None:
         """Raise if ``saved`` is not a :meth:`state_dict`, or has weights of another model."""
-        require_keys({"monitored": None, **saved}, self.state_dict())  # older files lack it
+        require_keys(saved, self.state_dict())
         weights, epoch = saved["best_weights"], saved["best_epoch"]
         shapes = {name: tensor.shape for name, tensor in weights.items()}
         if weights and shapes != {n: t.shape for n, t in state.model.state_dict().items()}:
@@ -323,7 +323,7 @@ class EarlyStopping(Callback):
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore the best value, its epoch and its weights, if the column is the same."""
-        if saved.get("monitored") not in (None, [self.monitor.column, self.monitor.direction]):
+        if saved["monitored"] != [self.monitor.column, self.monitor.direction]:
             return
         self.monitor.best, self.best_epoch = saved["best"], saved["best_epoch"]
         self._best_weights = saved["best_weights"]

@@ -120,7 +120,7 @@ def plain(row: Mapping[str, Any]) -> Row:
 
 
 def require_validation(who: str, monitor: str, has_validation: bool, alternative: str) -> None:
-    """Raise ValueError if ``who`` watches a column of validation data and there are none."""
+    """Raise ValueError if ``who`` watches a validation column without validation data."""
     if monitor.startswith("validation/") and not has_validation:
         raise ValueError(
             f"{who} watches '{monitor}', but fit got no validation data: pass them, or watch a "
@@ -139,7 +139,7 @@ def require_direction(
         ValueError: If ``mode`` is None and the direction is not known, or if it contradicts it.
     """
     part, _, name = monitor.partition("/")
-    is_loss = name in ("loss", "loss_model")  # the loss of an adversary says nothing of the model
+    is_loss = name in ("loss", "loss_model")  # an adversary's loss has no direction
     known: Direction | None = None
     if part in ("train", "validation"):
         known = "min" if is_loss else objective.direction(name)
@@ -258,7 +258,7 @@ class RunningMean:
         totals: dict[str, float] = state["totals"]
         self._names, self._weight = tuple(totals), state["weight"]
         self._totals = _sums(list(totals.values()), device) if totals else None
-        shares: dict[str, list[float]] = state.get("shares", {})  # older states have none
+        shares: dict[str, list[float]] = state["shares"]
         self._shares = {name: _sums(sums, device) for name, sums in shares.items()}
 
     def _by_name(self) -> dict[str, float]:

@@ -24,7 +24,7 @@ class NonFiniteGuard:
     Args:
         optimizers: The optimizers.
         parameters: Parameters whose gradients are checked, by name.
-        find_problem: Function that returns what is wrong with a batch, for errors.
+        find_problem: Function that describes the problem of a batch, for errors.
         waits: True to check each step at once. None decides by the device and the optimizers.
     """
 

@@ -80,7 +80,7 @@ def _part(row: Row, part: str) -> Row:
 
 
 def _terms(train: Row, validation: Row) -> str:
-    """Return the metrics of training (and validation) as text, or the loss if there are none."""
+    """Return the metrics of training (and validation) as text, or the loss without metrics."""
     metrics = {name: v for name, v in train.items() if not name.startswith("loss")} or train
     in_brackets = {name: f" ({value:.4g})" for name, value in validation.items()}
     terms = [f"{label(name)} {v:.4g}{in_brackets.get(name, '')}" for name, v in metrics.items()]

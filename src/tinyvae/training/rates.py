@@ -58,7 +58,7 @@ def follow(
 
 
 def make_scheduler(factory: SchedulerFactory, optimizer: Optimizer, total: int) -> LRScheduler:
-    """Return the scheduler of a factory. Raise TypeError if it is none."""
+    """Call a factory of schedulers. Raise TypeError if the call fails."""
     takes_total = "total" in inspect.signature(factory).parameters
     try:
         return factory(optimizer, total=total) if takes_total else factory(optimizer)

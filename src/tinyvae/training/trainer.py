@@ -186,7 +186,7 @@ class Trainer:
             validation: Data of the same kinds, evaluated after each epoch on the same noise.
             epochs: Number of epochs.
             batch_size: Examples per update. A DataLoader uses its own batch size.
-            batch: Function that picks x, or a :class:`~tinyvae.Batch`, from what the data yield.
+            batch: Function that returns x, or a :class:`~tinyvae.Batch`, of a batch of the data.
             transform: Function (x, generator) -> x, applied to each batch.
             workers: Number of processes that read a Dataset ahead.
             resume: ``"auto"`` for the newest valid checkpoint in the :class:`Checkpoint`'s folder,
