@@ -108,8 +108,10 @@ def headline(
     if validation is not None and validation.summary != train.summary:
         *_, differing = validation.summary.split(": ")  # such as "not a bound on log p(x)"
         descriptions.append(f"validation: {differing}")
+    num_epochs = state.plan.num_epochs
+    epochs = "1 epoch" if num_epochs == 1 else f"{num_epochs} epochs"
     return (
         f"tinyvae {__version__} on {state.device}, seed {seed}: {size:,} parameters, "
-        f"{examples} examples, {state.plan.num_epochs} epochs of {steps} steps{continued}; "
+        f"{examples} examples, {epochs} of {steps} steps{continued}; "
         + "; ".join([*descriptions, *paths])
     )
