@@ -121,7 +121,7 @@ def test_small_or_unusual_inputs_use_plain_operations(logits, value):
     torch.testing.assert_close(p.log_prob(value), plain(logits, value), check_dtype=False)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in its forward mode
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")  # which torch uses in its forward mode
 def test_torch_transforms_use_plain_operations():
     logits, value = make("draws")
     tangent = torch.randn_like(logits)

@@ -861,8 +861,10 @@ def test_autocast_changes_only_the_rounding(cls):
     records = []
     for enabled in (False, True):
         torch.manual_seed(1)
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=enabled)
+        with autocast:
             records.append(vae.check(x).log_weight())
+        with autocast:  # torch 2.10 would reuse the weights of a pass without gradients
             vae(x, num_samples=3).log_weight().mean().backward()
     assert records[1].dtype == torch.float32
     torch.testing.assert_close(*records, rtol=0.05, atol=0.2)

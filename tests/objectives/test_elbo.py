@@ -11,6 +11,7 @@ from helpers.oracles import (
     conjugate_normal,
     gauss_hermite,
     log_weight_at,
+    one_latent,
     random_linear_gaussian,
 )
 from torch import nn
@@ -537,6 +538,15 @@ def test_elbo_free_bits_give_no_gradient():
     grads = [torch.autograd.grad(loss, head)[0] for loss in (free, none, pulled)]
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-12, atol=1e-12)
     assert (grads[0] - grads[2]).abs().max() > 1e-3
+
+
+@for_each(("options", "slope"), [({"free_bits": 0.5}, 0.5), ({"capacity": 0.5}, 0.0)])
+def test_elbo_gradient_at_a_kink_is_the_mean_of_both_sides(options, slope):
+    vae = one_latent(1, mean=1.0, log_std=0.0, weight=0.0)
+    output = ELBO(**options)(vae, Batch(torch.zeros(1, 1)))
+    assert output.metrics["kl_nats"] == 0.5  # whose gradient in the mean is 1
+    gradient = torch.autograd.grad(output.losses["model"], vae.encoder.mean)[0]
+    torch.testing.assert_close(gradient, torch.tensor([[slope]]))
 
 
 def two_latents():

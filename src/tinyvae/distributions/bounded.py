@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tinyvae.distributions.base import Distribution, joint_shape
 from tinyvae.distributions.continuous import Normal
-from tinyvae.distributions.special import gamma_residual
+from tinyvae.distributions.special import gamma_residual, limited
 
 # Below this absolute value of the logits, mean and log density of a continuous Bernoulli are
 # series. The first omitted term of the mean, l^9 / 47,900,160, is 1e-14 at the limit.
@@ -71,7 +71,7 @@ class Beta(Distribution):
     def __init__(self, logits: Tensor, log_concentration: Tensor) -> None:
         # Alpha and beta are finite. The distribution is far narrower than the digits of a value.
         most = 0.9 * math.log(torch.finfo(log_concentration.dtype).max)
-        self.logits, self.log_concentration = logits, log_concentration.clamp(max=most)
+        self.logits, self.log_concentration = logits, limited(log_concentration, most=most)
         self.batch_shape = joint_shape(logits, log_concentration)
 
     @property

@@ -109,6 +109,8 @@ class Laplace(Distribution):
 
     .. math:: \log p(x) = -|x - \mu| e^{-\log b} - \log b - \log 2
 
+    At :math:`x = \mu` the gradient in x and :math:`\mu` is zero, the mean of both sides.
+
     Args:
         mean: :math:`\mu`, any shape.
         log_scale: :math:`\log b`, broadcastable with ``mean``.

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinyvae.distributions.base import Distribution, joint_shape
-from tinyvae.distributions.special import gamma_residual
+from tinyvae.distributions.special import gamma_residual, limited
 
 # The exponential of this log parameter is practically infinite, and its square fits in float32.
 _LOG_HUGE = 40.0
@@ -93,7 +93,7 @@ class NegativeBinomial(Distribution):
     @property
     def _log_r(self) -> Tensor:
         # The limits of large and small concentrations are reached long before.
-        return self.log_concentration.clamp(-_LOG_HUGE, _LOG_HUGE)
+        return limited(self.log_concentration, least=-_LOG_HUGE, most=_LOG_HUGE)
 
     def _log_prob_positive(self, value: Tensor, log_r: Tensor) -> Tensor:
         count, log_count = _count(value, self.log_mean.dtype)
@@ -127,7 +127,7 @@ def _poisson(rate: Tensor) -> Tensor:
 
 def _count(value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return counts, raised to at least one, and their logarithms."""
-    count = value.to(dtype).clamp(min=1)
+    count = value.to(dtype).masked_fill(value < 1, 1.0)
     return count, torch.log(count)
 
 

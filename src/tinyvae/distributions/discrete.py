@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tinyvae.distributions.base import Distribution, joint_shape, pooled
 from tinyvae.distributions.bernoulli_sum import is_transformed, summed_log_mass
-from tinyvae.distributions.special import gumbel_race
+from tinyvae.distributions.special import gumbel_race, limited
 
 
 class Bernoulli(Distribution):
@@ -251,7 +251,7 @@ class DiscretizedLogistic(Distribution):
     def __init__(self, mean: Tensor, log_scale: Tensor, num_levels: int) -> None:
         # Neither the scale nor its inverse overflows: at an edge, zero times it is zero.
         most = 0.9 * math.log(torch.finfo(log_scale.dtype).max)
-        self.location, self.log_scale = mean, log_scale.clamp(-most, most)
+        self.location, self.log_scale = mean, limited(log_scale, least=-most, most=most)
         self.num_levels = num_levels
         self.batch_shape = joint_shape(mean, log_scale)
 

@@ -18,7 +18,7 @@ from tinyvae.distributions.discrete import OneHotDistribution
 from tinyvae.distributions.joint import JointDistribution
 from tinyvae.distributions.multivariate import FullNormal, LowRankNormal
 from tinyvae.distributions.quantized import CodebookCategorical, Quantized
-from tinyvae.distributions.special import finite_exp
+from tinyvae.distributions.special import finite_exp, limited
 from tinyvae.distributions.spherical import PowerSpherical, SphereUniform, log_area
 from tinyvae.distributions.wrappers import ReshapedBatch
 from tinyvae.errors import NoClosedFormError
@@ -60,13 +60,14 @@ def _kl_full_full(q: FullNormal, p: FullNormal) -> Tensor:
 def _kl_low_rank_diagonal(q: LowRankNormal, p: Independent) -> Tensor:
     diagonal = _kl_normal_normal(Normal(q.mean, q.log_std), _normal(p)).sum(-1)
     along = (q.factor * torch.exp(-_normal(p).log_std).unsqueeze(-1)).square().sum((-2, -1))
-    return (diagonal + 0.5 * (along - q.log_det_excess)).clamp(min=0)  # a difference
+    kl = diagonal + 0.5 * (along - q.log_det_excess)
+    return limited(kl, least=0.0)  # rounding of the difference may exceed it
 
 
 def _kl_spherical_uniform(q: PowerSpherical, _: SphereUniform) -> Tensor:
     wide = PowerSpherical(q.direction.double(), q.log_concentration.double())
     kl = log_area(q.event_shape[0]) - wide.entropy()
-    return kl.clamp(min=0).to(q.direction.dtype)  # nearly uniform, rounding exceeds it
+    return limited(kl, least=0.0).to(q.direction.dtype)  # nearly uniform, rounding exceeds it
 
 
 def _kl_categorical(q: OneHotDistribution, p: OneHotDistribution) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinyvae.distributions.base import Distribution, pooled, unsqueeze_last
-from tinyvae.distributions.special import gumbel_race
+from tinyvae.distributions.special import gumbel_race, limited
 
 
 class Mixture(Distribution):
@@ -73,7 +73,7 @@ class Mixture(Distribution):
         each = self.components.log_prob(value.unsqueeze(self._value_dim))
         total = torch.logsumexp(self.log_weights + each, self.dim)
         # Rounding may exceed a mass of one.
-        return total.clamp(max=0) if self.is_discrete else total
+        return limited(total, most=0.0) if self.is_discrete else total
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw without gradients: a component, then a value from it."""
@@ -120,7 +120,8 @@ class ZeroInflated(Distribution):
         counted = F.logsigmoid(-self.logits) + self.base.log_prob(value)
         is_zero = value == 0
         zero = torch.logaddexp(F.logsigmoid(self.logits), counted.where(is_zero, 0.0))
-        return torch.where(is_zero, zero.clamp(max=0), counted)  # rounding may exceed a mass of one
+        zero = limited(zero, most=0.0)  # rounding may exceed a mass of one
+        return torch.where(is_zero, zero, counted)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw counts without gradients."""

@@ -36,9 +36,12 @@ def finite_exp(x: Tensor) -> Tensor:
 
 
 def limited(x: Tensor, *, least: Tensor | float = -math.inf, most: float = math.inf) -> Tensor:
-    """Return x within limits, with a slope of one also beyond them, where a loss pulls x back."""
+    """Return x within limits, with a slope of one also at and beyond them.
+
+    There a loss pulls x back. Infinities have a slope of zero.
+    """
     bounded = x.detach().clamp(max=most).maximum(torch.as_tensor(least, dtype=x.dtype))
-    return x.where(bounded == x, bounded + (x - x.detach()))
+    return x.where(bounded == x, bounded + (x - x.detach()).nan_to_num())
 
 
 def digamma_difference(x: Tensor, step: float) -> Tensor:
@@ -67,15 +70,16 @@ def gamma_residual(x: Tensor, log_x: Tensor) -> Tensor:
     References:
         Loader (2000). Fast and Accurate Computation of Binomial Probabilities.
     """
-    inverse = 1 / x.clamp(min=10)
+    is_small = x < 10
+    inverse = 1 / x.masked_fill(is_small, 10.0)
     square = inverse.square()
     series = torch.zeros_like(inverse)
     for coefficient in reversed(_STIRLING):
         series = series * square + coefficient
     large = series * inverse - 0.5 * (log_x - math.log(2 * math.pi))
-    small = x.clamp(max=10)
+    small = x.where(is_small, 10.0)
     near = torch.lgamma(small + 1) - log_x - small * log_x + small
-    return torch.where(x < 10, near, large)
+    return torch.where(is_small, near, large)
 
 
 def gumbel_race(logits: Tensor, sample_shape: Sequence[int]) -> Tensor:

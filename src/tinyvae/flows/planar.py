@@ -230,8 +230,8 @@ class _Radial:
 
 def _excess(x: Tensor) -> Tensor:
     """Return m(x), which increases, exceeds LEAST_STRETCH - 1, and is exactly 0 at 0."""
-    below = torch.log1p((1 - math.exp(-1)) * torch.expm1(x.clamp(max=0)))
-    above = x + torch.log1p(math.exp(-1) * torch.expm1(-x.clamp(min=0)))
+    below = torch.log1p((1 - math.exp(-1)) * torch.expm1(x.where(x < 0, 0.0)))
+    above = x + torch.log1p(math.exp(-1) * torch.expm1(-x.where(x >= 0, 0.0)))
     return (1 - LEAST_STRETCH) * torch.where(x < 0, below, above)
 
 
@@ -259,4 +259,5 @@ def _radial_root(y: Tensor, k: Tensor) -> Tensor:
     """Return the root x >= 0 of x + k x / (1 + x) = y, without cancellation."""
     p = y - 1 - k  # x^2 = p x + y
     root = (p.square() + 4 * y).sqrt()
-    return torch.where(p < 0, 2 * y / (root - p.clamp(max=0)), (p.clamp(min=0) + root) / 2)
+    left, right = p.where(p < 0, 0.0), p.where(p >= 0, 0.0)
+    return torch.where(p < 0, 2 * y / (root - left), (right + root) / 2)

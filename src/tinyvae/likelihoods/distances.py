@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyvae.core.configurable import Configurable
-from tinyvae.distributions.special import at_least_float32
+from tinyvae.distributions.special import at_least_float32, limited
 from tinyvae.likelihoods.parameters import check_positive, compact_repr
 
 # Wang, Simoncelli, Bovik (2003), section 3.2: exponents from the finest to the coarsest scale.
@@ -132,8 +132,9 @@ class MultiScaleSSIM(Distance):
         maps = torch.stack([total, difference, total.square(), difference.square()])
         mean_total, mean_difference, *squares = self._blurred(maps)
         square_total, square_difference = mean_total.square(), mean_difference.square()
-        total_variance = (squares[0] - square_total).clamp(min=0)  # rounding may make it negative
-        variance = (squares[1] - square_difference).clamp(min=0)
+        # Rounding may make a variance negative.
+        total_variance = limited(squares[0] - square_total, least=0.0)
+        variance = limited(squares[1] - square_difference, least=0.0)
         luminance = square_difference / ((square_total + square_difference) / 2 + c1)
         contrast = variance / ((total_variance + variance) / 2 + c2)
         return luminance, contrast

@@ -40,10 +40,10 @@ class ELBO(VariationalBound):
     The loss is the mean of :math:`-\mathcal{L}` over the batch. With a ``capacity`` C the KL term
     is :math:`\beta\, |\mathrm{KL} - C|`. With ``free_bits`` :math:`\lambda` it is
     :math:`\beta \sum_g \max(\lambda, \mathrm{KL}_g)` over groups of dimensions. Both use means over
-    the batch. The metrics do not depend on the weights: ``elbo_nats``, the bound with
-    :math:`\beta = 1`, its two terms ``log_likelihood_nats`` and ``kl_nats``, and the KL of each of
-    several latents. Losses of a posterior, such as those of a codebook, are added to the loss and
-    to the metrics.
+    the batch. The gradient at a kink is the mean of those of both sides. The metrics do not depend
+    on the weights: ``elbo_nats``, the bound with :math:`\beta = 1`, its two terms
+    ``log_likelihood_nats`` and ``kl_nats``, and the KL of each of several latents. Losses of a
+    posterior, such as those of a codebook, are added to the loss and to the metrics.
 
     Args:
         beta: Weight of the KL term, a number or a :class:`~tinyvae.schedules.Schedule`, or one for

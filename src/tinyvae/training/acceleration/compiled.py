@@ -21,7 +21,8 @@ from tinyvae.core.objective import Batch, ObjectiveOutput
 from tinyvae.core.warnings import warn
 from tinyvae.training.step import Gradients, plain_numbers, without_trace
 
-OPTIONS = {"fallback_random": True, "compile_threads": 1}
+# Locality would change the order of draws in torch 2.10.
+OPTIONS = {"fallback_random": True, "compile_threads": 1, "reorder_for_locality": False}
 OPTIONS_OF = {"cpu": {"cpp_wrapper": True}, "cuda": {"triton.cudagraphs": True}}
 # Share of a gradient's norm: ten thousand roundings of float32, far less than a wrong graph gives.
 TOLERANCE, ROUNDING = 1e-3, 1e-6
