@@ -28,7 +28,6 @@ from tinyvae.training.checkpoints.checkpoint import load_resume_state, order_cal
 from tinyvae.training.data.sources import PickBatch, Transform
 from tinyvae.training.data.validated import ValidatedSource
 from tinyvae.training.history import History, Row, RunningMean, plain
-from tinyvae.training.nonfinite import require_finite_weights
 from tinyvae.training.optimization import Optimization
 from tinyvae.training.preparation import (
     open_sources,
@@ -305,7 +304,6 @@ class Trainer:
         """Validate, add a row to the history, move schedulers. Return True if the run ends."""
         state = self.state
         state.synchronize()
-        require_finite_weights(state.groups, f"step {state.step} (epoch {state.epoch + 1})")
         row: Row = {
             "epoch": state.epoch + 1,
             "step": state.step,

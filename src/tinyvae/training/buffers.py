@@ -1,0 +1,146 @@
+"""Copies of buffers, such as running statistics, with which a step is undone."""
+
+import torch
+from torch import Tensor, nn
+
+from tinyvae.core.objective import Objective
+
+
+class BufferBackup:
+    """Copies of all buffers of model and objective as they were before a step.
+
+    A buffer that the first step does not change is a constant: it is copied once, and again only
+    after a write to it.
+
+    Args:
+        model: The model.
+        objective: The objective.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        modules = (*model.named_modules(), *objective.named_modules(prefix="objective"))
+        owners = [(f"{path}.{key}", m._buffers, key) for path, m in modules for key in m._buffers]
+        self._names = [name.removeprefix(".") for name, _, _ in owners]
+        self._owners = [(buffers, key) for _, buffers, key in owners]
+        self._tensors: list[Tensor | None] = []  # the buffers themselves, before the step
+        self._copies: list[Tensor | None] = []
+        self._versions: list[int] = []  # of constants, when they were copied
+        self._constants: list[int] = []
+        self._changing = list(range(len(owners)))
+        self._knows_constants = False
+
+    @torch.no_grad()
+    def keep(self, flag: Tensor | None = None) -> None:
+        """Copy the buffers before a step, unless ``flag``, a 0-d tensor, is not zero.
+
+        The host does not read the flag, which belongs to an earlier step.
+        """
+        tensors = self._current()
+        if not self._copies:
+            self._copies = [None if t is None else t.clone() for t in tensors]
+        self._watch(tensors)
+        self._tensors = tensors
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for index in self._changing:
+            tensor, copy = tensors[index], self._copies[index]
+            if tensor is not None and copy is not None and _fits(copy, tensor):
+                pairs.append((copy, tensor))
+            else:
+                self._copies[index] = None if tensor is None else tensor.clone()
+        if pairs and flag is None:
+            copies, originals = zip(*pairs, strict=True)
+            torch._foreach_copy_(copies, originals)
+        elif flag is not None:
+            _copy_unless(flag != 0, pairs)
+
+    @torch.no_grad()
+    def changed(self) -> dict[str, Tensor]:
+        """Return the floating-point buffers that steps change, by name, after a forward pass."""
+        tensors = self._current()
+        if not self._knows_constants:
+            self._find_constants(tensors)
+        self._watch(tensors)
+        return {
+            self._names[index]: tensor
+            for index in self._changing
+            if (tensor := tensors[index]) is not None
+            and (tensor.is_floating_point() or tensor.is_complex())
+            and tensor.layout is torch.strided
+        }
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Restore the buffers of the last call of :meth:`keep` that copied them."""
+        self._watch(self._current())
+        for index in self._changing:
+            buffers, key = self._owners[index]
+            tensor, copy = self._tensors[index], self._copies[index]
+            if tensor is not None and copy is not None and _fits(copy, tensor):
+                tensor.copy_(copy)
+                buffers[key] = tensor
+            else:
+                buffers[key] = None if copy is None else copy.clone()
+
+    def _current(self) -> list[Tensor | None]:
+        return [buffers.get(key) for buffers, key in self._owners]
+
+    def _find_constants(self, tensors: list[Tensor | None]) -> None:
+        """Find the buffers that the first step left unchanged."""
+        triples = zip(tensors, self._tensors, self._copies, strict=True)
+        is_constant = [
+            tensor is before and (tensor is None or _same(tensor, copy))
+            for tensor, before, copy in triples
+        ]
+        self._constants = [index for index, constant in enumerate(is_constant) if constant]
+        self._changing = [index for index, constant in enumerate(is_constant) if not constant]
+        self._versions = [_version(tensors[index]) for index in self._constants]
+        self._knows_constants = True
+
+    def _watch(self, tensors: list[Tensor | None]) -> None:
+        """Find constants that were replaced or written to. From now on they are copied."""
+        written = [
+            index
+            for index, version in zip(self._constants, self._versions, strict=True)
+            if tensors[index] is not self._tensors[index] or _version(tensors[index]) != version
+        ]
+        if not written:
+            return
+        kept = dict(zip(self._constants, self._versions, strict=True))
+        for index in written:
+            del kept[index]
+        self._constants, self._versions = list(kept), list(kept.values())
+        self._changing = sorted([*self._changing, *written])
+
+
+def _version(tensor: Tensor | None) -> int:
+    """Return the number of writes to a tensor. Writes through ``.data`` do not count."""
+    return 0 if tensor is None or tensor.is_inference() else tensor._version
+
+
+def _same(tensor: Tensor, copy: Tensor | None) -> bool:
+    """Return True if values are equal. Sparse tensors are compared by identity only."""
+    return tensor.layout is not torch.strided or (copy is not None and torch.equal(tensor, copy))
+
+
+def _fits(copy: Tensor, tensor: Tensor) -> bool:
+    return (
+        copy.shape == tensor.shape
+        and copy.dtype == tensor.dtype
+        and copy.device == tensor.device
+        and tensor.layout is torch.strided
+    )
+
+
+def _copy_unless(flag: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Copy tensors where a flag is not set: with few kernels, as a device starts each slowly."""
+    groups: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Tensor]]] = {}
+    for copy, tensor in pairs:
+        groups.setdefault((copy.device, copy.dtype), []).append((copy, tensor))
+    for (device, _), group in groups.items():
+        copies, tensors = zip(*group, strict=True)
+        before = torch.cat([copy.reshape(-1) for copy in copies])
+        after = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        chosen = torch.where(flag.to(device), before, after)
+        parts = chosen.split([copy.numel() for copy in copies])
+        shaped = [part.view(copy.shape) for part, copy in zip(parts, copies, strict=True)]
+        torch._foreach_copy_(copies, shaped)
