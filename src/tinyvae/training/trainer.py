@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tinyvae.core.generators import exclusive_generators, warn_about_foreign_seed
 from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.module_state import evaluating, evaluating_afterwards, set_training_mode
 from tinyvae.core.objective import Batch, Objective, checked_data
@@ -152,6 +153,7 @@ class Trainer:
         return self.state.step
 
     @suggest_keywords
+    @exclusive_generators("fit", is_run=True)
     @torch.inference_mode(False)
     def fit(
         self,
@@ -202,6 +204,7 @@ class Trainer:
             FileExistsError: If the folder of the :class:`Checkpoint` holds a run, and ``resume``
                 is not given.
             BlockingIOError: If another run uses that folder.
+            RuntimeError: If ``fit`` runs in another thread. A callback may call ``fit``.
         """
         require_counts(epochs=epochs, batch_size=batch_size, workers=workers)
         state = self.state
@@ -304,6 +307,7 @@ class Trainer:
         """Validate, add a row to the history, move schedulers. Return True if the run ends."""
         state = self.state
         state.synchronize()
+        warn_about_foreign_seed(derive_seed(self.seed, Stream.NOISE, state.epoch))
         row: Row = {
             "epoch": state.epoch + 1,
             "step": state.step,
