@@ -33,7 +33,8 @@ class BufferBackup:
     def keep(self, flag: Tensor | None = None) -> None:
         """Copy the buffers before a step, unless ``flag``, a 0-d tensor, is not zero.
 
-        The host does not read the flag, which belongs to an earlier step.
+        The flag belongs to an earlier step. The host does not wait for it, unless a buffer has
+        another shape than before.
         """
         tensors = self._current()
         if not self._copies:
@@ -45,7 +46,7 @@ class BufferBackup:
             tensor, copy = tensors[index], self._copies[index]
             if tensor is not None and copy is not None and _fits(copy, tensor):
                 pairs.append((copy, tensor))
-            else:
+            elif flag is None or not flag.item():  # rare enough to wait for the device
                 self._copies[index] = None if tensor is None else tensor.clone()
         if pairs and flag is None:
             copies, originals = zip(*pairs, strict=True)
@@ -57,6 +58,8 @@ class BufferBackup:
     def changed(self) -> dict[str, Tensor]:
         """Return the floating-point buffers that steps change, by name, after a forward pass."""
         tensors = self._current()
+        if not self._copies:  # no step yet
+            return {}
         if not self._knows_constants:
             self._find_constants(tensors)
         self._watch(tensors)
@@ -75,6 +78,8 @@ class BufferBackup:
         for index in self._changing:
             buffers, key = self._owners[index]
             tensor, copy = self._tensors[index], self._copies[index]
+            if buffers.get(key) is tensor and (tensor is None or _same(tensor, copy)):
+                continue
             if tensor is not None and copy is not None and _fits(copy, tensor):
                 tensor.copy_(copy)
                 buffers[key] = tensor
