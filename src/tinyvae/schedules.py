@@ -257,8 +257,7 @@ class ScheduledWeight(torch.nn.Module):
 
     def set_step(self, step: int, total_steps: int | None) -> None:
         """Set the value to that of ``step`` of ``total_steps`` (None: unknown)."""
-        if self.changes:
-            self.value.fill_(self.schedule(step, total_steps))
+        self.value.fill_(self.schedule(step, total_steps))
 
     def type_as(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the value in the dtype of ``tensor``."""

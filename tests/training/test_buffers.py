@@ -217,6 +217,21 @@ def test_step_that_overflows_a_buffer_is_refused(guard):
     assert int(model[0].num_batches_tracked) == 2
 
 
+def test_buffer_that_starts_at_infinity_may_change():
+    class Minimum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("minimum", torch.full((4,), math.inf))
+
+        def forward(self, x):
+            self.minimum[:2] = torch.minimum(self.minimum, x.detach().amin(0))[:2]
+            return x
+
+    model = nn.Sequential(Minimum(), make_linear())
+    run(model, LeastSquares())
+    assert model[0].minimum.isfinite().tolist() == [True, True, False, False]
+
+
 # State before the first step ---------------------------------------------------------------------
 
 

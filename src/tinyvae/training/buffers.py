@@ -24,12 +24,12 @@ class BufferBackup:
         self._owners = [(buffers, key) for _, buffers, key in owners]
         self._tensors: list[Tensor | None] = []  # the buffers themselves, before the step
         self._copies: list[Tensor | None] = []
+        self._is_checked: list[bool] = []
         self._versions: list[int] = []  # of constants, when they were copied
         self._constants: list[int] = []
         self._changing = list(range(len(owners)))
         self._knows_constants = False
 
-    @torch.no_grad()
     def keep(self, flag: Tensor | None = None) -> None:
         """Copy the buffers before a step, unless ``flag``, a 0-d tensor, is not zero.
 
@@ -39,8 +39,11 @@ class BufferBackup:
         tensors = self._current()
         if not self._copies:
             self._copies = [None if t is None else t.clone() for t in tensors]
+            self._is_checked = [_is_finite(tensor) for tensor in tensors]
         self._watch(tensors)
         self._tensors = tensors
+        if not self._changing:
+            return
         pairs: list[tuple[Tensor, Tensor]] = []
         for index in self._changing:
             tensor, copy = tensors[index], self._copies[index]
@@ -48,28 +51,29 @@ class BufferBackup:
                 pairs.append((copy, tensor))
             elif flag is None or not flag.item():  # rare enough to wait for the device
                 self._copies[index] = None if tensor is None else tensor.clone()
-        if pairs and flag is None:
-            copies, originals = zip(*pairs, strict=True)
-            torch._foreach_copy_(copies, originals)
-        elif flag is not None:
-            _copy_unless(flag != 0, pairs)
+        with torch.no_grad():
+            if pairs and flag is None:
+                copies, originals = zip(*pairs, strict=True)
+                torch._foreach_copy_(copies, originals)
+            elif flag is not None:
+                _copy_unless(flag != 0, pairs)
 
-    @torch.no_grad()
     def changed(self) -> dict[str, Tensor]:
-        """Return the floating-point buffers that steps change, by name, after a forward pass."""
-        tensors = self._current()
+        """Return the floating-point buffers that steps change, by name, after a forward pass.
+
+        Those that were not finite before the first step are left out.
+        """
         if not self._copies:  # no step yet
             return {}
         if not self._knows_constants:
-            self._find_constants(tensors)
-        self._watch(tensors)
-        return {
-            self._names[index]: tensor
-            for index in self._changing
-            if (tensor := tensors[index]) is not None
-            and (tensor.is_floating_point() or tensor.is_complex())
-            and tensor.layout is torch.strided
-        }
+            self._find_constants(self._current())
+        changing = {}
+        for index in self._changing:
+            buffers, key = self._owners[index]
+            tensor = buffers.get(key)
+            if tensor is not None and _has_numbers(tensor) and self._is_checked[index]:
+                changing[self._names[index]] = tensor
+        return changing
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -125,6 +129,15 @@ def _version(tensor: Tensor | None) -> int:
 def _same(tensor: Tensor, copy: Tensor | None) -> bool:
     """Return True if values are equal. Sparse tensors are compared by identity only."""
     return tensor.layout is not torch.strided or (copy is not None and torch.equal(tensor, copy))
+
+
+def _has_numbers(tensor: Tensor) -> bool:
+    is_floating = tensor.is_floating_point() or tensor.is_complex()
+    return is_floating and tensor.layout is torch.strided
+
+
+def _is_finite(tensor: Tensor | None) -> bool:
+    return tensor is None or not _has_numbers(tensor) or bool(torch.isfinite(tensor).all())
 
 
 def _fits(copy: Tensor, tensor: Tensor) -> bool:

@@ -57,6 +57,7 @@ class NonFiniteGuard:
         self.parameters, self.find_problem = parameters or {}, find_problem
         self.flag: Tensor | None = None  # 1 after a bad step that the host does not know yet
         self._limits = _gradient_limits(self.parameters, optimizers, clip_norm)
+        self._smallest_limit = min(self._limits.values(), default=FINITE)
         self._limit_tensors: dict[tuple[str, ...], Tensor] = {}
         self._batch: Batch | None = None  # the last one that was checked later
         self._pending: list[tuple[str, Tensor, dict[str, Tensor]]] = []
@@ -77,18 +78,18 @@ class NonFiniteGuard:
             buffers: Buffers that the step changed, by name. They were finite before.
         """
         losses = output.losses.values()
-        gradients = {name: g for name, p in self.parameters.items() if (g := p.grad) is not None}
-        tensors = [_dense(tensor) for tensor in (*gradients.values(), *buffers.values())]
-        limits = [self._limits[name] for name in gradients] + [FINITE] * len(buffers)
-        if self.waits:
-            # A norm is the cheapest bound of the largest value, but it may overflow.
+        gradients = [g for p in self.parameters.values() if (g := p.grad) is not None]
+        tensors = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+        tensors += buffers.values()
+        if self.waits and all(cmath.isfinite(loss.item()) for loss in losses):
+            # Norms are the cheapest bound of the largest value, but they may overflow.
             norms = torch._foreach_norm(tensors) if tensors else ()
-            if all(cmath.isfinite(loss.item()) for loss in losses) and all(
-                norm.item() <= limit for norm, limit in zip(norms, limits, strict=True)
-            ):
+            if sum(map(Tensor.item, norms)) <= self._smallest_limit:
                 return
+        trained = [name for name, p in self.parameters.items() if p.grad is not None]
+        limits = [self._limits[name] for name in trained] + [FINITE] * len(buffers)
         maxima = torch._foreach_norm(tensors, math.inf) if tensors else ()
-        names = [*(f"gradient of {name}" for name in gradients), *(f"buffer {n}" for n in buffers)]
+        names = [*(f"gradient of {name}" for name in trained), *(f"buffer {n}" for n in buffers)]
         named = named_values(output) | dict(zip(names, maxima, strict=True))
         values = torch.stack([*(loss.detach().abs() for loss in losses), *maxima])
         bad = (~(values <= self._limits_of(names, limits, values))).any().float()  # true for NaN
@@ -197,7 +198,3 @@ def _gradient_limits(
         is_clipped = clip_norm is not None and clip_norm <= largest
         limits[name] = FINITE if is_clipped or id(parameter) in linear else largest
     return limits
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    return tensor if tensor.layout is torch.strided else tensor.coalesce().values()
