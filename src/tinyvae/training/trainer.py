@@ -198,8 +198,9 @@ class Trainer:
 
         Raises:
             TypeError, ValueError: If data, model and objective do not fit, before the first step.
-            NonFiniteError: If a loss or a gradient is NaN or infinite, before its update. (On a GPU
-                the error comes some steps later, but no later update was made.)
+            NonFiniteError: If weights or buffers are not finite at the start. If a loss, a gradient
+                or its square is not, before its update. (On a GPU the error comes some steps later,
+                but no later update was made.)
             CheckpointError: If no checkpoint can be read, or it is of another model.
             FileExistsError: If the folder of the :class:`Checkpoint` holds a run, and ``resume``
                 is not given.
