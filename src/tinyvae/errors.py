@@ -31,7 +31,10 @@ class NoClosedFormError(TinyVAEError, NotImplementedError):
 
 
 class NonFiniteError(TinyVAEError, ArithmeticError):
-    """NaN or infinity in a loss or a gradient, whose step was not taken, or in weights."""
+    """NaN or infinity in losses, gradients, weights, buffers or the state of an optimizer.
+
+    A step with such losses or gradients was not taken.
+    """
 
 
 class PosteriorError(TinyVAEError, TypeError, ValueError):

@@ -27,7 +27,7 @@ from helpers.training import (
     same,
 )
 from torch import nn
-from torch.optim import SGD, Adam, AdamW
+from torch.optim import SGD, Adadelta, Adagrad, Adam, AdamW, RAdam, RMSprop
 
 import tinyvae.training.step
 from tinyvae import (
@@ -36,6 +36,7 @@ from tinyvae import (
     VAE,
     Batch,
     Callback,
+    Checkpoint,
     GaussianEncoder,
     GaussianLikelihood,
     Objective,
@@ -53,6 +54,7 @@ from tinyvae.likelihoods import (
 from tinyvae.networks import ConcatContext
 from tinyvae.objectives import AdversarialTotalCorrelationRegularizer, DIPRegularizer
 from tinyvae.training.nonfinite import NonFiniteGuard
+from tinyvae.training.step import clip_gradients
 
 IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 
@@ -332,6 +334,157 @@ def test_guard_that_waits_does_not_take_the_bad_step():
     assert objective.calls == STEPS + 3
     assert len(recorder.weights) == STEPS + 3
     assert same(model, recorder.weights[-1])
+
+
+# Gradients whose squares overflow ----------------------------------------------------------------
+
+
+class Steep(LeastSquares):
+    """A finite loss whose slope in the first weight is huge at one step."""
+
+    def __init__(self, step, slope=1e21):
+        super().__init__()
+        self.bad_step, self.slope = step, slope
+
+    def set_step(self, step, total_steps):
+        self.is_bad = step + 1 == self.bad_step
+
+    def forward(self, model, batch):
+        output = super().forward(model, batch)
+        slope = self.slope if self.is_bad else 0.0
+        weight = model.weight[0, 0]
+        huge = slope * (weight - weight.detach())
+        return ObjectiveOutput({"model": output.losses["model"] + huge}, output.metrics)
+
+
+SQUARING = (Adam, AdamW, Adagrad, Adadelta, RMSprop, RAdam)
+
+
+@pytest.mark.parametrize("optimizer", SQUARING)
+@pytest.mark.parametrize("step", [1, STEPS + 2])
+def test_gradient_whose_square_overflows_is_refused_at_its_step(optimizer, step):
+    recorder, plain = Recorder(), Recorder()
+    options = {"optimization": Optimization(optimizer=optimizer)}
+    message = (
+        rf"^step {step} .*: gradient of weight = 1e\+21, whose square overflows torch\.float32"
+    )
+    with pytest.raises(NonFiniteError, match=rf"{message}\. .*clip_norm"):
+        run(model := make_linear(), Steep(step), callbacks=[recorder], **options)
+    run(make_linear(), LeastSquares(), callbacks=[plain], **options)
+    assert same(model, plain.weights[step - 1])
+
+
+def test_deferred_guard_refuses_a_gradient_whose_square_overflows(deferred):
+    moments, plain = Moments(), Moments()
+    with pytest.raises(NonFiniteError, match=r"^step 3 .* weight = 1e\+21, whose square overflows"):
+        run(make_linear(), Steep(3), callbacks=[moments])
+    run(make_linear(), LeastSquares(), callbacks=[plain])
+    assert equal(moments.seen[-1], plain.seen[1])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest"),
+    [(torch.float64, 1.3e154), (torch.bfloat16, 1.8e19), (torch.float16, 250.0)],
+)
+def test_largest_gradient_depends_on_the_dtype(dtype, largest):
+    def make():
+        return make_linear().to(dtype)
+
+    run(make(), Steep(2, largest))
+    with pytest.raises(NonFiniteError, match=rf"^step 2 .* weight = .* square overflows {dtype}"):
+        run(make(), Steep(2, 1.1 * largest))
+    # An update without squares may be as large as the dtype allows.
+    still = Optimization(optimizer=lambda p: SGD(p, lr=0.0, momentum=0.9))
+    run(make(), Steep(2, 1.1 * largest), optimization=still)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_clipping_scales_a_gradient_whose_square_overflows(waits, request):
+    if not waits:
+        request.getfixturevalue("deferred")
+    moments = Moments()
+    trainer = run(
+        make_linear(), Steep(3), callbacks=[moments], optimization=Optimization(clip_norm=2.0)
+    )
+    assert trainer.step == 2 * STEPS
+    (optimizer,) = trainer.state.optimizers.values()
+    assert all(t.isfinite().all() for s in optimizer.state.values() for t in s.values())
+    first, second = (seen[2] for seen in moments.seen[1:3])  # exp_avg of the weight
+    gradient = (second - 0.9 * first) / 0.1
+    expected = torch.zeros(4, 4)
+    expected[0, 0] = 2.0
+    assert torch.allclose(gradient, expected, atol=1e-5)
+
+
+@for_each("scale", [1e-3, 1.0, 1e18, 1e25, 1e37])
+def test_clip_gradients_equals_float64(scale):
+    generator = torch.Generator().manual_seed(0)
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in ((3, 4), (5,), ())]
+    for parameter in parameters:
+        parameter.grad = scale * torch.randn(parameter.shape, generator=generator)
+    exact = [p.grad.double() for p in parameters]
+    norm = math.sqrt(sum(g.square().sum().item() for g in exact))
+    clip_gradients([*parameters, nn.Parameter(torch.zeros(2))], max_norm=0.5)
+    for parameter, gradient in zip(parameters, exact, strict=True):
+        expected = gradient * min(1.0, 0.5 / norm)
+        assert torch.allclose(parameter.grad.double(), expected, rtol=1e-5)
+
+
+def test_clip_gradients_equals_torch_if_no_square_overflows():
+    first, second = make_linear(), make_linear()
+    for model in (first, second):
+        LeastSquares()(model, Batch(DATA)).losses["model"].backward()
+    nn.utils.clip_grad_norm_(first.parameters(), 0.1)
+    clip_gradients(list(second.parameters()), 0.1)
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    assert all(torch.equal(a.grad, b.grad) for a, b in pairs)
+
+
+# State of the optimizer --------------------------------------------------------------------------
+
+
+class Overflows(SGD):
+    """SGD with a state that overflows at one step, although all gradients are finite."""
+
+    def __init__(self, parameters, step):
+        super().__init__(parameters, lr=0.01)
+        self.param_groups[0]["bad_step"] = step
+
+    def step(self):
+        (group,) = self.param_groups
+        for parameter in group["params"]:
+            calls = self.state[parameter].get("calls", 0) + 1
+            scale = torch.tensor(math.inf if calls >= group["bad_step"] else 1.0)
+            self.state[parameter] = {"scales": [torch.ones(2), scale], "calls": calls}
+        return super().step()
+
+
+@pytest.mark.parametrize("every_steps", [None, 2])
+def test_optimizer_state_that_overflows_is_named_and_never_saved(every_steps, tmp_path):
+    optimization = Optimization(optimizer=lambda p: Overflows(p, STEPS + 3))
+    steps = STEPS + 3 if every_steps else 2 * STEPS  # the next checkpoint, or the end of the epoch
+
+    checkpoint = Checkpoint(tmp_path, every_steps=every_steps, keep=9)
+    trainer = Trainer(
+        make_linear(), LeastSquares(), optimization, callbacks=[checkpoint], device="cpu",
+        progress=False,
+    )  # fmt: skip
+    message = rf"^step {steps} \(epoch 2\): optimizer 'model', weight: scales = inf after finite"
+    with pytest.raises(NonFiniteError, match=message):
+        trainer.fit(DATA, epochs=2, batch_size=8)
+    saved = sorted(int(file.stem.split("-")[1]) for file in tmp_path.glob("step-*"))
+    assert saved == ([0, 2, 4, 6] if every_steps else [0])
+
+
+def test_sum_of_squares_that_overflows_is_named():
+    class Slope(LeastSquares):
+        def forward(self, model, batch):
+            loss = super().forward(model, batch).losses["model"]
+            return ObjectiveOutput({"model": loss + 7e18 * model.weight.mul(2).sum()}, {})
+
+    adagrad = Optimization(optimizer=lambda p: Adagrad(p, lr=1e-6))
+    with pytest.raises(NonFiniteError, match=r"^step 5 .*optimizer 'model', weight: sum = inf"):
+        run(make_linear(), Slope(), optimization=adagrad)
 
 
 # Likely causes -----------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinyvae.core.generators import exclusive_generators
+
 
 def seed_rng(device: torch.device, seed: int) -> None:
     """Seed the default generators of the CPU and of ``device``, but of no other device."""
@@ -21,14 +23,18 @@ def seed_rng(device: torch.device, seed: int) -> None:
 
 @contextmanager
 def forked_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Restore the default generators of the CPU and ``device`` afterwards. Set a ``seed`` first."""
-    state = rng_state(device)
-    try:
-        if seed is not None:
-            seed_rng(device, seed)
-        yield
-    finally:
-        set_rng_state(device, state)
+    """Restore the default generators of the CPU and ``device`` afterwards. Set a ``seed`` first.
+
+    Other threads wait, and a run in another thread is an error: see :class:`GeneratorLock`.
+    """
+    with exclusive_generators("this call"):
+        state = rng_state(device)
+        try:
+            if seed is not None:
+                seed_rng(device, seed)
+            yield
+        finally:
+            set_rng_state(device, state)
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:

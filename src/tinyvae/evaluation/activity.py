@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tinyvae.core.generators import exclusive_generators
 from tinyvae.core.module_state import evaluating
 from tinyvae.core.random import Stream, derive_seed, forked_rng
 from tinyvae.evaluation.importance import CHUNK_ELEMENTS, iterate_chunks, to_model
@@ -42,6 +43,7 @@ class Activity:
         return f"{self.count} of {self.variance.numel()} dimensions active"
 
 
+@exclusive_generators("active_units")
 def active_units(
     model: LatentVariableModel,
     x: Tensor,

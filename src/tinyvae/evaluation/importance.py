@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae.core.data import to_module
+from tinyvae.core.generators import exclusive_generators
 from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.module_state import evaluating
 from tinyvae.core.objective import checked_data
@@ -31,6 +32,7 @@ CHUNK_ELEMENTS = 1 << 20
 
 
 @suggest_keywords
+@exclusive_generators("log_marginal")
 def log_marginal(
     model: LatentVariableModel,
     x: Tensor,

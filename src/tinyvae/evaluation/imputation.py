@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tinyvae.core.data import as_tensor
+from tinyvae.core.generators import exclusive_generators
 from tinyvae.core.module_state import evaluating
 from tinyvae.core.random import Stream, derive_seed, forked_rng
 from tinyvae.evaluation.importance import CHUNK_ELEMENTS, Chunk, forward, iterate_chunks, to_model
@@ -21,6 +22,7 @@ from tinyvae.models.base import DecoderModel
 from tinyvae.models.inputs import require_count
 
 
+@exclusive_generators("impute")
 def impute(
     model: DecoderModel,
     x: Tensor,

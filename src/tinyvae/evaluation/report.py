@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinyvae.core.generators import exclusive_generators
 from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.module_state import evaluating
 from tinyvae.core.random import Stream, derive_seed, forked_rng
@@ -158,6 +159,7 @@ class Report:
 
 
 @suggest_keywords
+@exclusive_generators("evaluate")
 def evaluate(
     model: LatentVariableModel,
     x: Tensor,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae.core.data import to_module
+from tinyvae.core.generators import generator_lock
 from tinyvae.core.module_state import evaluating, frozen, mixes_examples, preserved_statistics
 from tinyvae.core.objective import data_are_checked
 from tinyvae.distributions import Distribution
@@ -296,9 +297,14 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
         Returns:
             ``(n, *E)``, or ``(n, B, *E)`` with a context. Draws of classes, levels and counts, and
             centers of unordered classes, are int64, all others are floating-point numbers.
+
+        Raises:
+            RuntimeError: If ``fit`` runs in another thread, because both draw from torch's default
+                generator.
         """
         name = f"{type(self).__name__}.sample"
         require_count(name, num_samples)
+        generator_lock().refuse_run_elsewhere(name)
         context = None if context is None else to_module(context, self, name)
         with evaluating(self), torch.no_grad():
             z = self.generate(num_samples, context)

@@ -1,21 +1,30 @@
-"""Checks that losses, gradients and weights are finite."""
+"""Check that losses, gradients and changed buffers are finite."""
 
 import cmath
 import math
+import sys
 from collections.abc import Callable, Mapping
-from itertools import chain
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import ASGD, SGD, Optimizer, Rprop
 
 from tinyvae.core.objective import Batch, ObjectiveOutput
 from tinyvae.errors import NonFiniteError
 from tinyvae.training.history import named_values
 
+FINITE = sys.float_info.max
+NO_BUFFERS: Mapping[str, Tensor] = MappingProxyType({})
+NOT_SQUARING = (SGD, ASGD, Rprop)  # optimizers that never square a gradient
+
 
 class NonFiniteGuard:
-    """Check that raises at the first step with non-finite losses or gradients, before its update.
+    """Check that raises at the first step with non-finite values, before its update.
+
+    It checks losses, gradients, and buffers that the step changed. A finite gradient is refused,
+    too, if its square overflows: an optimizer such as Adam would keep infinity, and never change
+    that weight again.
 
     On a CPU every step is checked. On a GPU the check is asynchronous: ``found_inf`` makes fused
     optimizers skip every update from the first bad step on, and the host reads the flag every
@@ -25,6 +34,7 @@ class NonFiniteGuard:
         optimizers: The optimizers.
         parameters: Parameters whose gradients are checked, by name.
         find_problem: Function that describes the problem of a batch, for errors.
+        clip_norm: Norm to which gradients are clipped after the check.
         waits: True to check each step at once. None decides by the device and the optimizers.
     """
 
@@ -35,6 +45,7 @@ class NonFiniteGuard:
         optimizers: Mapping[str, Optimizer],
         parameters: Mapping[str, nn.Parameter] | None = None,
         find_problem: Callable[[Batch], str | None] = lambda _: None,
+        clip_norm: float | None = None,
         *,
         waits: bool | None = None,
     ) -> None:
@@ -44,58 +55,72 @@ class NonFiniteGuard:
         self.waits = on_cpu or not reads_flag if waits is None else waits
         self.optimizers = optimizers
         self.parameters, self.find_problem = parameters or {}, find_problem
+        self.flag: Tensor | None = None  # 1 after a bad step that the host does not know yet
+        self._limits = _gradient_limits(self.parameters, optimizers, clip_norm)
+        self._smallest_limit = min(self._limits.values(), default=FINITE)
+        self._limit_tensors: dict[tuple[str, ...], Tensor] = {}
         self._batch: Batch | None = None  # the last one that was checked later
-        self._flag: Tensor | None = None
         self._pending: list[tuple[str, Tensor, dict[str, Tensor]]] = []
 
-    def check(self, output: ObjectiveOutput, batch: Batch, where: str) -> None:
-        """Raise NonFiniteError if losses or gradients of a step are not finite, at once or later.
+    def check(
+        self,
+        output: ObjectiveOutput,
+        batch: Batch,
+        where: str,
+        buffers: Mapping[str, Tensor] = NO_BUFFERS,
+    ) -> None:
+        """Raise NonFiniteError if a value of a step is not finite, at once or later.
 
         Args:
             output: Losses and metrics of the step.
             batch: Data of the step.
             where: Name of the step, for the error.
+            buffers: Buffers that the step changed, by name. They were finite before.
         """
         losses = output.losses.values()
-        if self.waits:
-            # A sum is the cheapest check, but it may overflow although all elements are finite.
-            sums = chain(losses, (gradient.sum() for gradient in self._gradients().values()))
-            if all(cmath.isfinite(number.item()) for number in sums):
+        gradients = [g for p in self.parameters.values() if (g := p.grad) is not None]
+        tensors = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+        tensors += buffers.values()
+        if self.waits and all(cmath.isfinite(loss.item()) for loss in losses):
+            # Norms are the cheapest bound of the largest value, but they may overflow.
+            norms = torch._foreach_norm(tensors) if tensors else ()
+            if sum(map(Tensor.item, norms)) <= self._smallest_limit:
                 return
-            norms = self._norms()
-            if not all(torch.isfinite(number) for number in (*losses, *norms.values())):
-                raise self._error(where, named_values(output) | norms, batch)
+        trained = [name for name, p in self.parameters.items() if p.grad is not None]
+        limits = [self._limits[name] for name in trained] + [FINITE] * len(buffers)
+        maxima = torch._foreach_norm(tensors, math.inf) if tensors else ()
+        names = [*(f"gradient of {name}" for name in trained), *(f"buffer {n}" for n in buffers)]
+        named = named_values(output) | dict(zip(names, maxima, strict=True))
+        values = torch.stack([*(loss.detach().abs() for loss in losses), *maxima])
+        bad = (~(values <= self._limits_of(names, limits, values))).any().float()  # true for NaN
+        if self.waits:
+            if bad.item():
+                raise self._error(where, named, batch)
             return
-        norms = self._norms()
-        bad = (~torch.isfinite(torch.stack([*losses, *norms.values()])).all()).float()
         # The flag stays up after the first bad step, so that no later update is made.
-        self._flag = bad if self._flag is None else torch.maximum(self._flag, bad)
+        self.flag = bad if self.flag is None else torch.maximum(self.flag, bad)
         for optimizer in self.optimizers.values():
-            optimizer.found_inf = self._flag  # type: ignore[attr-defined]
-        named = named_values(output) | norms
-        values = {name: torch.as_tensor(v).detach().clone() for name, v in named.items()}
-        self._pending.append((where, bad, values))
+            optimizer.found_inf = self.flag  # type: ignore[attr-defined]
+        copies = {name: torch.as_tensor(v).detach().clone() for name, v in named.items()}
+        self._pending.append((where, bad, copies))
         self._batch = batch
         if len(self._pending) == self.INTERVAL:
             self.synchronize()
 
-    def _gradients(self) -> dict[str, Tensor]:
-        return {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-
-    def _norms(self) -> dict[str, Tensor]:
-        """Return the largest absolute value of each gradient, NaN if it has a NaN."""
-        dense = {
-            f"gradient of {name}": g if g.layout is torch.strided else g.coalesce().values()
-            for name, g in self._gradients().items()
-        }
-        norms = torch._foreach_norm(list(dense.values()), math.inf) if dense else ()
-        return dict(zip(dense, norms, strict=True))
+    def _limits_of(self, names: list[str], limits: list[float], values: Tensor) -> Tensor:
+        """Return the largest allowed values. A device gets them once, because a copy waits."""
+        key = (*names, str(values.dtype))
+        if key not in self._limit_tensors:
+            largest = torch.finfo(values.dtype).max
+            padded = [FINITE] * (len(values) - len(limits)) + limits
+            self._limit_tensors[key] = values.new_tensor([min(n, largest) for n in padded])
+        return self._limit_tensors[key]
 
     def synchronize(self) -> None:
         """Wait for the device. Raise if a step since the last call was not finite."""
         pending, self._pending = self._pending, []
         batch, self._batch = self._batch, None
-        flag = self._flag
+        flag = self.flag
         self.release()
         if flag is None or not flag.item():
             return
@@ -105,7 +130,7 @@ class NonFiniteGuard:
 
     def release(self) -> None:
         """Remove the flag from the optimizers."""
-        self._flag = None
+        self.flag = None
         for optimizer in self.optimizers.values():
             vars(optimizer).pop("found_inf", None)
 
@@ -114,8 +139,12 @@ class NonFiniteGuard:
     ) -> NonFiniteError:
         numbers = {name: value.item() for name, value in values.items()}
         bad = [f"{name} = {v}" for name, v in numbers.items() if not math.isfinite(v)]
+        for name, limit in self._limits.items():
+            if limit < numbers.get(f"gradient of {name}", 0.0) < math.inf:
+                size, dtype = numbers[f"gradient of {name}"], self.parameters[name].dtype
+                bad.append(f"gradient of {name} = {size:.2g}, whose square overflows {dtype}")
         # After a bad loss all gradients are bad, so one of them is enough.
-        gradients = [term for term in bad if term.startswith("gradient of")]
+        gradients = [term for term in bad if term.startswith(("gradient of", "buffer"))]
         terms = [term for term in bad if term not in gradients]
         is_first = where.startswith("step 1 ")
         cause = self._likely_cause(batch, has_loss=bool(terms), is_first=is_first)
@@ -155,11 +184,17 @@ class NonFiniteGuard:
         )
 
 
-def require_finite_weights(groups: Mapping[str, list[nn.Parameter]], where: str) -> None:
-    """Raise NonFiniteError if a weight is not finite, since finite updates may overflow."""
-    for name, group in groups.items():
-        if not all(torch.isfinite(parameter).all() for parameter in group):
-            raise NonFiniteError(
-                f"{where}: weights of group '{name}' are not finite after finite losses and "
-                "gradients: an update was too large. Lower the learning rate"
-            )
+def _gradient_limits(
+    parameters: Mapping[str, nn.Parameter],
+    optimizers: Mapping[str, Optimizer],
+    clip_norm: float | None,
+) -> dict[str, float]:
+    """Return the largest absolute value of each parameter's gradient that may be used."""
+    groups = [(o, group) for o in optimizers.values() for group in o.param_groups]
+    linear = {id(p) for o, g in groups if isinstance(o, NOT_SQUARING) for p in g["params"]}
+    limits = {}
+    for name, parameter in parameters.items():
+        largest = math.sqrt(torch.finfo(parameter.dtype).max)
+        is_clipped = clip_norm is not None and clip_norm <= largest
+        limits[name] = FINITE if is_clipped or id(parameter) in linear else largest
+    return limits

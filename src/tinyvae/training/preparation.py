@@ -18,6 +18,7 @@ from tinyvae.training.checkpoints.compatibility import require_same_run
 from tinyvae.training.data.factory import open_data
 from tinyvae.training.data.sources import BatchTransform, DataSource, PickBatch, Transform
 from tinyvae.training.data.validated import ValidatedSource
+from tinyvae.training.finite_state import require_finite_start
 from tinyvae.training.optimization import Optimization
 from tinyvae.training.state import RunPlan, TrainState
 from tinyvae.training.step import (
@@ -125,6 +126,8 @@ def prepare_run(
     # Nothing that the user sees changes before the checks have passed: first the checkpoint (its
     # reference needs the optimizers), then the data, and only then is the state restored.
     state.make_optimizers(optimization)
+    if saved is None:  # a checkpoint is finite
+        require_finite_start(state)
     state.schedulers = optimization.make_schedulers(
         state.optimizers,
         epochs=plan.scheduled_epochs,

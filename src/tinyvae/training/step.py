@@ -1,5 +1,6 @@
 """One update: losses, gradients, a check that they are finite, clipping, the optimizer's step."""
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,10 @@ from torch import nn
 from tinyvae.core.module_state import preserved_buffers
 from tinyvae.core.objective import Batch, Objective, ObjectiveOutput, checked_data
 from tinyvae.core.random import forked_rng
+from tinyvae.errors import NonFiniteError
 from tinyvae.training.acceleration.fused_adam import make_step
+from tinyvae.training.buffers import BufferBackup
+from tinyvae.training.finite_state import require_finite_state
 from tinyvae.training.nonfinite import NonFiniteGuard
 from tinyvae.training.optimization import Groups, Optimization
 from tinyvae.training.state import TrainState
@@ -30,7 +34,8 @@ class TrainStep:
 
     ``compute_gradients`` sets the gradients of a batch in the parameters and returns its losses: a
     :class:`Gradients`, or a compiled one. ``optimization`` provides clipping and schedulers that
-    are called per step.
+    are called per step. After an error before the update, weights and buffers are those of the
+    step before.
     """
 
     def __init__(
@@ -39,27 +44,33 @@ class TrainStep:
         self.state, self.optimization = state, optimization
         self.compute_gradients = compute_gradients
         find_problem = partial(state.objective.find_problem, state.model)
-        self.guard = NonFiniteGuard(state.optimizers, state.trained_parameters(), find_problem)
-        state.synchronize = self.guard.synchronize
+        self.guard = NonFiniteGuard(
+            state.optimizers, state.trained_parameters(), find_problem, optimization.clip_norm
+        )
+        self.buffers = BufferBackup(state.model, state.objective)
+        state.synchronize = self.synchronize
         self._updates = {name: make_step(optimizer) for name, optimizer in state.optimizers.items()}
 
     def __call__(self, batch: Batch) -> ObjectiveOutput:
         """Make one update, and return the batch's losses and metrics."""
         state = self.state
-        state.objective.set_step(state.step, state.plan.schedule_steps)
+        self.buffers.keep(self.guard.flag)
         # Gradient accumulation would call this once per part of the batch, and several processes
         # would average gradients after it.
         where = f"step {state.step + 1} (epoch {state.epoch + 1})"
         try:
+            state.objective.set_step(state.step, state.plan.schedule_steps)
             output = self.compute_gradients(batch)
-        except ValueError as error:
-            if len(batch) == 1 and "more than 1 value per channel" in str(error):
+            self.guard.check(output, batch, where, self.buffers.changed())
+        except BaseException as error:
+            self.buffers.restore()
+            message = str(error) if isinstance(error, ValueError) and len(batch) == 1 else ""
+            if "more than 1 value per channel" in message:
                 raise needs_two_examples(error, f"step {state.step + 1}", DROP_LAST) from error
             raise
-        self.guard.check(output, batch, where)
         for name, update in self._updates.items():
             if self.optimization.clip_norm is not None:
-                nn.utils.clip_grad_norm_(state.groups[name], self.optimization.clip_norm)
+                clip_gradients(state.groups[name], self.optimization.clip_norm)
             update()
             for parameter in state.groups[name]:  # other groups still need their gradients
                 parameter.grad = None
@@ -68,9 +79,29 @@ class TrainStep:
             self.optimization.step_schedulers(state.schedulers, {})
         return output
 
+    def synchronize(self) -> None:
+        """Wait for the device. Raise if a step or the state that it left is not finite."""
+        try:
+            self.guard.synchronize()
+        except NonFiniteError:
+            self.buffers.restore()
+            raise
+        require_finite_state(self.state, self.buffers.changed())
+
     def close(self) -> None:
         """Remove the guard's flag from the optimizers."""
         self.guard.release()
+
+
+def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> None:
+    """Scale gradients so that their norm is at most ``max_norm``, also if squares overflow."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if norm.device.type != "cpu" or norm.isinf():  # the host does not wait for another device
+        largest = torch.stack(torch._foreach_norm(gradients, math.inf)).max()
+        torch._foreach_div_(gradients, torch.where(norm.isinf(), largest / max_norm, 1.0))
+        norm = nn.utils.get_total_norm(gradients)
+    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
 
 
 @dataclass(frozen=True)
@@ -119,7 +150,7 @@ class Gradients:
         return len(self.groups) == 1 and all(id(p) in trained for p in every if p.requires_grad)
 
 
-def needs_two_examples(error: Exception, where: str, advice: str) -> ValueError:
+def needs_two_examples(error: BaseException, where: str, advice: str) -> ValueError:
     """Return an error for a batch of one example, on which batch normalization cannot train."""
     return ValueError(
         "training data: the model expects batches of two or more examples in training mode, got "

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tinyvae.core.generators import exclusive_generators, warn_about_foreign_seed
 from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.module_state import evaluating, evaluating_afterwards, set_training_mode
 from tinyvae.core.objective import Batch, Objective, checked_data
@@ -28,7 +29,6 @@ from tinyvae.training.checkpoints.checkpoint import load_resume_state, order_cal
 from tinyvae.training.data.sources import PickBatch, Transform
 from tinyvae.training.data.validated import ValidatedSource
 from tinyvae.training.history import History, Row, RunningMean, plain
-from tinyvae.training.nonfinite import require_finite_weights
 from tinyvae.training.optimization import Optimization
 from tinyvae.training.preparation import (
     open_sources,
@@ -153,6 +153,7 @@ class Trainer:
         return self.state.step
 
     @suggest_keywords
+    @exclusive_generators("fit", is_run=True)
     @torch.inference_mode(False)
     def fit(
         self,
@@ -197,12 +198,14 @@ class Trainer:
 
         Raises:
             TypeError, ValueError: If data, model and objective do not fit, before the first step.
-            NonFiniteError: If a loss or a gradient is NaN or infinite, before its update. (On a GPU
-                the error comes some steps later, but no later update was made.)
+            NonFiniteError: If weights or buffers are not finite at the start. If a loss, a gradient
+                or its square is not, before its update. (On a GPU the error comes some steps later,
+                but no later update was made.)
             CheckpointError: If no checkpoint can be read, or it is of another model.
             FileExistsError: If the folder of the :class:`Checkpoint` holds a run, and ``resume``
                 is not given.
             BlockingIOError: If another run uses that folder.
+            RuntimeError: If ``fit`` runs in another thread. A callback may call ``fit``.
         """
         require_counts(epochs=epochs, batch_size=batch_size, workers=workers)
         state = self.state
@@ -305,7 +308,7 @@ class Trainer:
         """Validate, add a row to the history, move schedulers. Return True if the run ends."""
         state = self.state
         state.synchronize()
-        require_finite_weights(state.groups, f"step {state.step} (epoch {state.epoch + 1})")
+        warn_about_foreign_seed(derive_seed(self.seed, Stream.NOISE, state.epoch))
         row: Row = {
             "epoch": state.epoch + 1,
             "step": state.step,

@@ -1,0 +1,164 @@
+"""Copies of buffers, such as running statistics, with which a step is undone."""
+
+import torch
+from torch import Tensor, nn
+
+from tinyvae.core.objective import Objective
+
+
+class BufferBackup:
+    """Copies of all buffers of model and objective as they were before a step.
+
+    A buffer that the first step does not change is a constant: it is copied once, and again only
+    after a write to it.
+
+    Args:
+        model: The model.
+        objective: The objective.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        modules = (*model.named_modules(), *objective.named_modules(prefix="objective"))
+        owners = [(f"{path}.{key}", m._buffers, key) for path, m in modules for key in m._buffers]
+        self._names = [name.removeprefix(".") for name, _, _ in owners]
+        self._owners = [(buffers, key) for _, buffers, key in owners]
+        self._tensors: list[Tensor | None] = []  # the buffers themselves, before the step
+        self._copies: list[Tensor | None] = []
+        self._is_checked: list[bool] = []
+        self._versions: list[int] = []  # of constants, when they were copied
+        self._constants: list[int] = []
+        self._changing = list(range(len(owners)))
+        self._knows_constants = False
+
+    def keep(self, flag: Tensor | None = None) -> None:
+        """Copy the buffers before a step, unless ``flag``, a 0-d tensor, is not zero.
+
+        The flag belongs to an earlier step. The host does not wait for it, unless a buffer has
+        another shape than before.
+        """
+        tensors = self._current()
+        if not self._copies:
+            self._copies = [None if t is None else t.clone() for t in tensors]
+            self._is_checked = [_is_finite(tensor) for tensor in tensors]
+        self._watch(tensors)
+        self._tensors = tensors
+        if not self._changing:
+            return
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for index in self._changing:
+            tensor, copy = tensors[index], self._copies[index]
+            if tensor is not None and copy is not None and _fits(copy, tensor):
+                pairs.append((copy, tensor))
+            elif flag is None or not flag.item():  # rare enough to wait for the device
+                self._copies[index] = None if tensor is None else tensor.clone()
+        with torch.no_grad():
+            if pairs and flag is None:
+                copies, originals = zip(*pairs, strict=True)
+                torch._foreach_copy_(copies, originals)
+            elif flag is not None:
+                _copy_unless(flag != 0, pairs)
+
+    def changed(self) -> dict[str, Tensor]:
+        """Return the floating-point buffers that steps change, by name, after a forward pass.
+
+        Those that were not finite before the first step are left out.
+        """
+        if not self._copies:  # no step yet
+            return {}
+        if not self._knows_constants:
+            self._find_constants(self._current())
+        changing = {}
+        for index in self._changing:
+            buffers, key = self._owners[index]
+            tensor = buffers.get(key)
+            if tensor is not None and _has_numbers(tensor) and self._is_checked[index]:
+                changing[self._names[index]] = tensor
+        return changing
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Restore the buffers of the last call of :meth:`keep` that copied them."""
+        self._watch(self._current())
+        for index in self._changing:
+            buffers, key = self._owners[index]
+            tensor, copy = self._tensors[index], self._copies[index]
+            if buffers.get(key) is tensor and (tensor is None or _same(tensor, copy)):
+                continue
+            if tensor is not None and copy is not None and _fits(copy, tensor):
+                tensor.copy_(copy)
+                buffers[key] = tensor
+            else:
+                buffers[key] = None if copy is None else copy.clone()
+
+    def _current(self) -> list[Tensor | None]:
+        return [buffers.get(key) for buffers, key in self._owners]
+
+    def _find_constants(self, tensors: list[Tensor | None]) -> None:
+        """Find the buffers that the first step left unchanged."""
+        triples = zip(tensors, self._tensors, self._copies, strict=True)
+        is_constant = [
+            tensor is before and (tensor is None or _same(tensor, copy))
+            for tensor, before, copy in triples
+        ]
+        self._constants = [index for index, constant in enumerate(is_constant) if constant]
+        self._changing = [index for index, constant in enumerate(is_constant) if not constant]
+        self._versions = [_version(tensors[index]) for index in self._constants]
+        self._knows_constants = True
+
+    def _watch(self, tensors: list[Tensor | None]) -> None:
+        """Find constants that were replaced or written to. From now on they are copied."""
+        written = [
+            index
+            for index, version in zip(self._constants, self._versions, strict=True)
+            if tensors[index] is not self._tensors[index] or _version(tensors[index]) != version
+        ]
+        if not written:
+            return
+        kept = dict(zip(self._constants, self._versions, strict=True))
+        for index in written:
+            del kept[index]
+        self._constants, self._versions = list(kept), list(kept.values())
+        self._changing = sorted([*self._changing, *written])
+
+
+def _version(tensor: Tensor | None) -> int:
+    """Return the number of writes to a tensor. Writes through ``.data`` do not count."""
+    return 0 if tensor is None or tensor.is_inference() else tensor._version
+
+
+def _same(tensor: Tensor, copy: Tensor | None) -> bool:
+    """Return True if values are equal. Sparse tensors are compared by identity only."""
+    return tensor.layout is not torch.strided or (copy is not None and torch.equal(tensor, copy))
+
+
+def _has_numbers(tensor: Tensor) -> bool:
+    is_floating = tensor.is_floating_point() or tensor.is_complex()
+    return is_floating and tensor.layout is torch.strided
+
+
+def _is_finite(tensor: Tensor | None) -> bool:
+    return tensor is None or not _has_numbers(tensor) or bool(torch.isfinite(tensor).all())
+
+
+def _fits(copy: Tensor, tensor: Tensor) -> bool:
+    return (
+        copy.shape == tensor.shape
+        and copy.dtype == tensor.dtype
+        and copy.device == tensor.device
+        and tensor.layout is torch.strided
+    )
+
+
+def _copy_unless(flag: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Copy tensors where a flag is not set: with few kernels, as a device starts each slowly."""
+    groups: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Tensor]]] = {}
+    for copy, tensor in pairs:
+        groups.setdefault((copy.device, copy.dtype), []).append((copy, tensor))
+    for (device, _), group in groups.items():
+        copies, tensors = zip(*group, strict=True)
+        before = torch.cat([copy.reshape(-1) for copy in copies])
+        after = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        chosen = torch.where(flag.to(device), before, after)
+        parts = chosen.split([copy.numel() for copy in copies])
+        shaped = [part.view(copy.shape) for part, copy in zip(parts, copies, strict=True)]
+        torch._foreach_copy_(copies, shaped)
