@@ -122,7 +122,7 @@ class StreamSource(DataSource):
     ) -> None:
         self.transform, self.seed, self.workers = transform, seed, workers
         self.data, self.batch_size, self.drop_last = data, batch_size, drop_last
-        self.num_examples, self.num_batches = length_of(data), length_of(self._loader())
+        self.num_examples, self.num_batches = length_of(data), length_of(self._loader()) or None
         self.smallest_batch = batch_size if drop_last else None
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:

@@ -43,7 +43,7 @@ class LoaderSource(DataSource):
     ) -> None:
         self.loader, self.transform, self.seed = loader, transform, seed
         self.workers, self.drop_last = loader.num_workers, loader.drop_last
-        self.num_batches = length_of(loader)
+        self.num_batches = length_of(loader) or None
         self.num_examples = length_of(loader.dataset)
         self.batch_size, self.smallest_batch = loader.batch_size, None
         # The length of a sampler of the user's own may be wrong.
@@ -122,9 +122,14 @@ class LoaderSource(DataSource):
             if self._reader is not None:
                 return self._reader.read(self._keys(epoch))
             loader, attributes = self.loader, vars(self.loader)
-            original = {name: attributes[name] for name in ("collate_fn", "persistent_workers")}
-            # The iterator keeps these. The loader would refuse another value of the second one.
-            attributes |= {"collate_fn": _collate_fn(loader), "persistent_workers": False}
+            # The iterator keeps these. The loader itself would refuse another value of the second.
+            replaced = {
+                "collate_fn": _collate_fn(loader),
+                "persistent_workers": False,
+                "_IterableDataset_len_called": None,  # torch would warn in each step
+            }
+            original = {name: attributes[name] for name in replaced}
+            attributes |= replaced
             try:
                 return iter(loader)
             finally:
