@@ -9,6 +9,7 @@ from tinyvae.core.objective import BOUND, Batch
 from tinyvae.core.random import Stream, derive_seed, seed_rng
 from tinyvae.core.warnings import warn
 from tinyvae.training.data.sources import DataSource
+from tinyvae.training.data.workers import data_worker_error
 from tinyvae.training.signals import defer_sigchld
 
 
@@ -112,6 +113,8 @@ class ValidatedSource:
                 yield batch
                 position += 1
         except Exception as error:
+            if (death := data_worker_error(error)) not in (None, error):
+                raise death from error
             where = f"batch {position + 1} of epoch {epoch + 1} of the {self.role} data"
             if isinstance(error.__cause__, StopIteration):  # Python's error for one in a generator
                 raise RuntimeError(
