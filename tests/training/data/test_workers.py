@@ -44,7 +44,7 @@ class Drawn(Dataset):
         return len(DATA)
 
     def __getitem__(self, index):
-        return (drawn(DATA[index]) + self.shift).clamp(0, 1), os.getpid()
+        return (drawn(DATA[index]) + self.shift) % 2, os.getpid()
 
 
 class DrawnStream(IterableDataset):
@@ -230,8 +230,8 @@ class Loader(DataLoader):
 
 
 def initialize(worker):
-    """Change the data in a process."""
-    get_worker_info().dataset.shift = 0.25
+    """Invert the data in a process."""
+    get_worker_info().dataset.shift = 1.0
 
 
 def persistent(data, batch_size=BATCH_SIZE, kind=DataLoader, **options):
@@ -287,5 +287,6 @@ def test_loader_with_persistent_workers_draws_anew_in_each_batch():
 def test_worker_init_fn_of_a_loader_with_persistent_workers_runs():
     xs = []
     pick = lambda b: xs.append(b[0]) or b[0]  # noqa: E731
-    run(make_linear(), LeastSquares(), LOADERS["worker_init_fn"](), epochs=1, fit={"batch": pick})
-    assert min(x.min().item() for x in xs) >= 0.25
+    for make in (persistent(Drawn()), persistent(Drawn(), worker_init_fn=initialize)):
+        run(make_linear(), LeastSquares(), make(), epochs=1, fit={"batch": pick})
+    assert all(torch.equal(x, 1 - y) for x, y in zip(xs[:STEPS], xs[STEPS:], strict=True))
