@@ -109,6 +109,12 @@ class LoaderSource(DataSource):
             raise CheckpointError(
                 f"the DataLoader rejects the state in the checkpoint: {error!r:.200}"
             ) from error
+        if self._stateful is not None and self.workers:
+            warn(
+                "the DataLoader restores its position, but not the generators of its processes: if "
+                "its items draw random numbers, the run continues, but not bitwise. Pass the "
+                "Dataset itself, fit(dataset, workers=...)"
+            )
         self._loaded = state
 
     def close(self) -> None:
