@@ -30,6 +30,14 @@ class Silent(Exception):
         super().__init__("planted" if isinstance(response, int) else "nothing")
 
 
+class Holder(Exception):
+    """Error that cannot be sent to another process because of what it holds."""
+
+    def __init__(self, text):
+        super().__init__(text)
+        self.function = lambda: text
+
+
 class Messenger(Exception):
     """Error with the attribute that torch takes for an argument of the constructor."""
 
@@ -50,6 +58,8 @@ def planted_here(kind):
             raise Refusal(7, "planted")
         case "silent":
             raise Silent(3)
+        case "holder":
+            raise Holder("planted")
         case "messenger":
             raise Messenger
         case "key":
@@ -69,13 +79,15 @@ KINDS = {
     "unicode": (UnicodeDecodeError, "can't decode byte 0xff"),
     "refusal": (Refusal, "refused with 7"),
     "silent": (Silent, "planted"),
+    "holder": (Holder, "planted"),
     "messenger": (Messenger, "planted"),
     "key": (KeyError, "planted"),
     "type": (TypeError, "planted"),
     "connection": (ConnectionResetError, "planted"),
 }
+UNSENDABLE = ["silent", "holder"]
 STOPS = ["stop", "nested stop"]
-FEW = ["json", "silent", "messenger", "connection"]  # processes take time to start
+FEW = ["json", "silent", "holder", "messenger", "connection"]  # processes take time to start
 
 
 class Items(Dataset):
@@ -238,7 +250,7 @@ def test_errors_of_data_keep_class_message_and_traceback(place):
         if is_of_torch(place):
             assert f"Caught {error.__name__} in DataLoader worker" in str(value), kind
         elif has_processes and not place.startswith("sampler"):
-            assert isinstance(value, RuntimeError if kind == "silent" else error), kind
+            assert isinstance(value, RuntimeError if kind in UNSENDABLE else error), kind
             assert message in str(value), kind
         else:
             assert type(value) is error, kind
