@@ -38,15 +38,15 @@ def normalized(layer=nn.BatchNorm1d):
         (
             binary(129),
             {"batch_size": 128},
-            "batch_size=127. Or use a DataLoader with drop_last=True",
+            "batch_size=127. Or use drop_last=True, in fit or in your DataLoader, or",
         ),
         (binary(33).numpy(), {}, "batch_size=7"),
         (TensorDataset(binary(33)), {}, "batch_size=7"),
         (Rows(binary(33)), {}, "batch_size=7"),
         (DataLoader(binary(33), 8), {}, "batch_size=7"),
         (DataLoader(binary(33), 8, shuffle=True), {"batch_size": 4}, "batch_size=7"),
-        (DataLoader(binary(33), 1), {}, "batch_size=3"),
-        (binary(12), {"batch_size": 1}, "batch_size=2"),
+        (DataLoader(binary(33), 1), {}, "batch_size=3, or normalize"),
+        (binary(12), {"batch_size": 1}, "batch_size=2, or normalize"),
         (binary(1), {}, "give more examples"),
     ],
 )
@@ -62,7 +62,7 @@ def test_fit_refuses_a_batch_of_one_before_the_first_step(data, fit, advice):
 
 @for_each("data", [Unsized(binary(33)), DataLoader(binary(33), batch_sampler=BATCHES)])
 def test_step_explains_a_batch_of_one_of_a_stream(data):
-    message = r"two or more examples .* one example in step 5 \(.*: use a DataLoader with drop_last"
+    message = r"two or more examples .* one example in step 5 \(.*: use drop_last=True, in fit or"
     with pytest.raises(ValueError, match=message):
         run(normalized(), ELBO(), data)
 
@@ -73,6 +73,11 @@ def test_step_explains_a_batch_of_one_of_a_stream(data):
         (binary(34), {}),
         (binary(129), {"batch_size": 127}),
         (DataLoader(binary(33), 8, drop_last=True), {}),
+        (binary(33), {"drop_last": True}),
+        (TensorDataset(binary(33)), {"drop_last": True}),
+        (Rows(binary(33)), {"drop_last": True}),
+        (Rows(binary(33)), {"drop_last": True, "workers": 2}),
+        (Unsized(binary(33)), {"drop_last": True}),
         (Unsized(binary(34)), {}),
     ],
 )

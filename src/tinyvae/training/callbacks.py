@@ -13,7 +13,7 @@ from tinyvae.core.module_state import set_training_mode
 from tinyvae.core.objective import Direction, ObjectiveOutput
 from tinyvae.core.random import Stream, derive_seed
 from tinyvae.errors import NonFiniteError
-from tinyvae.training.data.loaders import data_worker_error
+from tinyvae.training.data.workers import data_worker_error
 from tinyvae.training.history import Row, require_direction, require_validation, watched
 from tinyvae.training.signals import defer_sigchld
 from tinyvae.training.state import TrainState
@@ -125,17 +125,15 @@ def notify_safe_point(callbacks: Sequence[Callback], state: TrainState, *, last:
 
 
 @contextmanager
-def saving_after_error(
-    callbacks: Sequence[Callback], state: TrainState, workers: int
-) -> Iterator[None]:
+def saving_after_error(callbacks: Sequence[Callback], state: TrainState) -> Iterator[None]:
     """Save a last checkpoint if an error left the state consistent, e.g. an error in the data.
 
-    The error becomes the reason of the end. ``workers`` is the number of processes that read data.
+    The error becomes the reason of the end.
     """
     try:
         yield
     except BaseException as error:
-        worker_error = data_worker_error(error, workers)
+        worker_error = data_worker_error(error)
         if worker_error is not None:
             with suppress(RuntimeError), defer_sigchld():  # torch may report the death once more
                 time.sleep(SIGNAL_SECONDS)
@@ -145,7 +143,7 @@ def saving_after_error(
             with suppress(Exception), defer_sigchld():  # the first error matters
                 notify_safe_point(callbacks, state, last=True)
         state.stop(f"{type(error).__name__}: {error}")
-        if worker_error is None:
+        if worker_error is None or (worker_error is error and not was_interrupted):
             raise
         if not was_interrupted:
             raise worker_error from error

@@ -15,7 +15,13 @@ from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.objective import Objective
 from tinyvae.core.warnings import warn
 from tinyvae.training.history import Row, require_direction, require_validation, watched
-from tinyvae.training.rates import Schedule, SchedulerFactory, follow, make_scheduler
+from tinyvae.training.rates import (
+    Schedule,
+    SchedulerFactory,
+    follow,
+    make_scheduler,
+    takes_total,
+)
 
 Groups: TypeAlias = Mapping[str, list[nn.Parameter]]
 OptimizerFactory: TypeAlias = Callable[[list[dict[str, Any]]], Optimizer]
@@ -221,9 +227,14 @@ class Optimization:
                 f"pass monitor= as one of {[f'{part}/loss_{group}' for group in groups]}"
             )
 
-    def step_schedulers(self, schedulers: Mapping[str, LRScheduler], row: Row) -> None:
-        """Step all schedulers; ``row`` is the epoch's row of the history."""
-        for scheduler in schedulers.values():
+    def step_schedulers(
+        self, schedulers: Mapping[str, LRScheduler], row: Row, limit: int | None = None
+    ) -> None:
+        """Step all schedulers; ``row`` is the epoch's row of the history.
+
+        A scheduler that was made for ``limit`` calls gets no more of them: it keeps its last rate.
+        """
+        for group, scheduler in schedulers.items():
             if isinstance(scheduler, ReduceLROnPlateau):
                 value = watched("ReduceLROnPlateau", self.monitor, row)
                 if value < 0 and scheduler.threshold_mode == "rel" and scheduler.threshold > 0:
@@ -233,8 +244,14 @@ class Optimization:
                         "threshold_mode='abs'"
                     )
                 scheduler.step(value)
-            else:
+                continue
+            calls = getattr(scheduler, "last_epoch", 0)  # a ChainedScheduler does not count
+            if limit is None or calls < limit or not self._spans_run(group):
                 scheduler.step()
+
+    def _spans_run(self, group: str) -> bool:
+        """Return True if the group's scheduler was made for a number of calls."""
+        return self._has_schedule or takes_total(_of_group(self.scheduler, group))
 
 
 # Parameter groups ---------------------------------------------------------------------------------

@@ -6,9 +6,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from tinyvae.core.module_state import evaluating, training
-from tinyvae.core.objective import Batch
+from tinyvae.core.objective import Batch, Objective
 from tinyvae.core.random import Stream, derive_seed
 from tinyvae.core.warnings import warn
 from tinyvae.errors import CheckpointError
@@ -23,11 +24,38 @@ from tinyvae.training.optimization import Optimization
 from tinyvae.training.state import RunPlan, TrainState
 from tinyvae.training.step import (
     DROP_LAST,
+    NORMALIZE,
     ComputeGradients,
     Gradients,
     needs_two_examples,
     without_trace,
 )
+
+
+def require_parts(
+    model: Any, objective: Any, optimization: Any, speed: Any, callbacks: Any
+) -> None:
+    """Raise TypeError unless these arguments of a Trainer are of their kinds."""
+    for argument, kind, expected in (
+        (model, nn.Module, "a model such as VAE.from_shapes(...)"),
+        (objective, Objective, "an Objective such as ELBO()"),
+        (optimization, Optimization, "an Optimization(learning_rate=..., optimizer=...)"),
+        (speed, Speed, "a Speed(compile=..., matmul=...)"),
+    ):
+        if not isinstance(argument, kind):
+            raise TypeError(f"Trainer expects {expected}, got {argument!r:.80}")
+    if isinstance(callbacks, Callback):
+        raise TypeError(
+            f"Trainer expects a sequence of callbacks, got one: write [{callbacks!r:.80}]"
+        )
+
+
+def require_numbers(*, seed: Any, record_every: Any) -> None:
+    """Raise ValueError unless these arguments of a Trainer are in their ranges."""
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"Trainer expects an integer seed >= 0, got {seed}")
+    if record_every is not None and record_every < 1:
+        raise ValueError(f"Trainer expects record_every >= 1 or None, got {record_every}")
 
 
 def require_counts(*, epochs: int, batch_size: int, workers: int) -> None:
@@ -46,7 +74,9 @@ def open_sources(
     pick: PickBatch | None,
     transform: Transform | None,
     seed: int,
-    **options: int,
+    batch_size: int,
+    workers: int,
+    drop_last: bool,
 ) -> tuple[ValidatedSource, ValidatedSource | None]:
     """Move model and objective to the device, and return sources of training and validation."""
     dtype = next((p.dtype for p in state.model.parameters()), torch.get_default_dtype())
@@ -68,9 +98,20 @@ def open_sources(
         # Validation data have streams of their own, else batch p would get training's noise.
         source_seed = seed if role == "training" else derive_seed(seed, Stream.VALIDATION)
         try:
-            source = open_data(data, preparation, seed=source_seed, shuffle=shuffle, **options)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{role} data: {error}") from error
+            source = open_data(
+                data,
+                preparation,
+                batch_size=batch_size,
+                seed=source_seed,
+                shuffle=shuffle,
+                workers=workers,
+                drop_last=drop_last and role == "training",
+            )
+        except Exception as error:
+            if type(error) in (TypeError, ValueError):
+                raise type(error)(f"{role} data: {error}") from error
+            error.add_note(f"It was raised when fit opened the {role} data.")
+            raise
         check = check_training if role == "training" else partial(_check, state, False)
         return ValidatedSource(source, role, check, seed=source_seed, device=state.device)
 
@@ -78,7 +119,9 @@ def open_sources(
     state.fingerprint = {
         "seed": seed,
         "number of examples": train_source.source.num_examples,
-        "batches per epoch": train_source.source.num_batches,
+        "batches per epoch": (
+            train_source.source.num_batches if train_source.source.has_exact_length else None
+        ),
     }
     state.data_state = lambda: train_source.source.state_dict(state.batch)
     return train_source, (
@@ -116,7 +159,7 @@ def prepare_run(
         saved: State of the checkpoint from which the run continues, None for a new run.
         in_total: True if ``epochs`` also counts the epochs that are done.
     """
-    num_batches = train.source.num_batches
+    num_batches = train.source.num_batches  # may be a hint
     if saved is None:
         plan = RunPlan.for_new_run(state.epoch, epochs, in_total=in_total)
         epoch, batch = state.epoch, 0
@@ -139,7 +182,7 @@ def prepare_run(
         require_same_run(state, saved, callbacks)
         state.warn_about_changes(saved)
         train.source.load_state_dict(saved["data"])
-    train.begin(epoch, batch)
+    train.begin(epoch, batch, last_epoch=plan.last_epoch)
     if validation is not None:
         validation.begin(0)
     require_single_examples(state, train, epoch)
@@ -157,6 +200,7 @@ def prepare_run(
         num_steps=num_steps,
         total_steps=None if num_steps is None else state.step + num_steps,
         schedule_steps=schedule_steps,
+        scheduled_steps=None if num_batches is None else plan.scheduled_epochs * num_batches,
         has_validation=validation is not None,
     )
     if saved is not None and plan.num_epochs != plan.scheduled_epochs:
@@ -193,8 +237,9 @@ def _advise_batches(source: DataSource) -> str:
         return DROP_LAST
     sizes = [n for n in range(2, num_examples + 1) if num_examples % n != 1]
     if not sizes:
-        return "give more examples, or normalize each example (nn.GroupNorm, nn.LayerNorm)"
-    return f"use batch_size={min(sizes, key=lambda n: abs(n - size))}. Or {DROP_LAST}"
+        return f"give more examples, or {NORMALIZE}"
+    other = f"use batch_size={min(sizes, key=lambda n: abs(n - size))}"
+    return f"{other}, or {NORMALIZE}" if size == 1 else f"{other}. Or {DROP_LAST}"
 
 
 def restored_speed(
@@ -233,8 +278,10 @@ def select_fast_path(
         return accelerate(gradients, example, speed, resolved), resolved
 
 
-def warn_about_schedules(state: TrainState, steps: int) -> None:
-    """Warn about each schedule that is longer than a run of ``steps``."""
+def warn_about_schedules(state: TrainState, steps: int | None) -> None:
+    """Warn about each schedule that is longer than a run of ``steps``, None if it is unknown."""
+    if steps is None:
+        return
     for message in state.objective.unfinished_schedules(steps, state.plan.schedule_steps):
         warn(f"a schedule does not end: {message}")
 

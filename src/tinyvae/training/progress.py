@@ -103,6 +103,8 @@ def headline(
     size = sum(p.numel() for group in state.groups.values() for p in group)
     counts = (train.source.num_examples, train.source.num_batches)
     examples, steps = ("?" if count is None else f"{count:,}" for count in counts)
+    if not train.source.has_exact_length and counts[1] is not None:
+        steps = f"about {steps}"
     continued = f", continuing after step {state.step:,}" if state.step else ""
     descriptions = [train.summary]
     if validation is not None and validation.summary != train.summary:

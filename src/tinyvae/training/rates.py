@@ -59,12 +59,16 @@ def follow(
 
 def make_scheduler(factory: SchedulerFactory, optimizer: Optimizer, total: int) -> LRScheduler:
     """Call a factory of schedulers. Raise TypeError if the call fails."""
-    takes_total = "total" in inspect.signature(factory).parameters
     try:
-        return factory(optimizer, total=total) if takes_total else factory(optimizer)
+        return factory(optimizer, total=total) if takes_total(factory) else factory(optimizer)
     except TypeError as error:
         raise TypeError(
             "Optimization expects a factory of schedulers, such as lambda optimizer: "
             "StepLR(optimizer, 10) or lambda optimizer, total: OneCycleLR(optimizer, 0.1, total), "
             f"got {factory}: {error}"
         ) from error
+
+
+def takes_total(factory: SchedulerFactory) -> bool:
+    """Return True if a factory of schedulers wants the number of calls."""
+    return "total" in inspect.signature(factory).parameters

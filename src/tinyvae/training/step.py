@@ -23,9 +23,8 @@ from tinyvae.training.nonfinite import NonFiniteGuard
 from tinyvae.training.optimization import Groups, Optimization
 from tinyvae.training.state import TrainState
 
-DROP_LAST = (
-    "use a DataLoader with drop_last=True, or normalize each example (nn.GroupNorm, nn.LayerNorm)"
-)
+NORMALIZE = "normalize each example (nn.GroupNorm, nn.LayerNorm)"
+DROP_LAST = f"use drop_last=True, in fit or in your DataLoader, or {NORMALIZE}"
 ComputeGradients: TypeAlias = Callable[[Batch], ObjectiveOutput]
 
 
@@ -76,7 +75,7 @@ class TrainStep:
                 parameter.grad = None
         # Averages of weights would be updated here.
         if self.optimization.scheduler_interval == "step":
-            self.optimization.step_schedulers(state.schedulers, {})
+            self.optimization.step_schedulers(state.schedulers, {}, state.plan.scheduled_steps)
         return output
 
     def synchronize(self) -> None:

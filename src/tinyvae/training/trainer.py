@@ -34,6 +34,8 @@ from tinyvae.training.preparation import (
     open_sources,
     prepare_run,
     require_counts,
+    require_numbers,
+    require_parts,
     restored_speed,
     select_fast_path,
     warn_about_schedules,
@@ -99,22 +101,8 @@ class Trainer:
     ) -> None:
         optimization = Optimization() if optimization is None else optimization
         speed = Speed() if speed is None else speed
-        for argument, kind, expected in (
-            (model, nn.Module, "a model such as VAE.from_shapes(...)"),
-            (objective, Objective, "an Objective such as ELBO()"),
-            (optimization, Optimization, "an Optimization(learning_rate=..., optimizer=...)"),
-            (speed, Speed, "a Speed(compile=..., matmul=...)"),
-        ):
-            if not isinstance(argument, kind):
-                raise TypeError(f"Trainer expects {expected}, got {argument!r:.80}")
-        if isinstance(callbacks, Callback):
-            raise TypeError(
-                f"Trainer expects a sequence of callbacks, got one: write [{callbacks!r:.80}]"
-            )
-        if not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"Trainer expects an integer seed >= 0, got {seed}")
-        if record_every is not None and record_every < 1:
-            raise ValueError(f"Trainer expects record_every >= 1 or None, got {record_every}")
+        require_parts(model, objective, optimization, speed, callbacks)
+        require_numbers(seed=seed, record_every=record_every)
         self.optimization = optimization
         reporting = [Progress()] if progress else []
         self.checkpoint, self.callbacks = order_callbacks([*reporting, *callbacks])
@@ -165,6 +153,7 @@ class Trainer:
         batch: PickBatch | None = None,
         transform: Transform | None = None,
         workers: int = 0,
+        drop_last: bool = False,
         resume: str | os.PathLike[str] | None = None,
     ) -> History:
         """Train for ``epochs`` more epochs, and end in evaluation mode. A second call continues.
@@ -187,9 +176,11 @@ class Trainer:
             validation: Data of the same kinds, evaluated after each epoch on the same noise.
             epochs: Number of epochs.
             batch_size: Examples per update. A DataLoader uses its own batch size.
+            drop_last: True to leave out a last batch of fewer training examples. Which ones these
+                are changes with the order of each epoch.
             batch: Function that returns x, or a :class:`~tinyvae.Batch`, of a batch of the data.
             transform: Function (x, generator) -> x, applied to each batch.
-            workers: Number of processes that read a Dataset ahead.
+            workers: Number of processes that read a Dataset ahead, as long as ``fit`` runs.
             resume: ``"auto"`` for the newest valid checkpoint in the :class:`Checkpoint`'s folder,
                 if there is one; or the path of a checkpoint or of a folder of checkpoints.
 
@@ -218,6 +209,7 @@ class Trainer:
             seed=self.seed,
             batch_size=batch_size,
             workers=workers,
+            drop_last=drop_last,
         )
         state.stop_request = state.history.stop_reason = None
         self.checkpoint, callbacks = order_callbacks(self.callbacks)
@@ -226,6 +218,8 @@ class Trainer:
         with (
             graceful_stop(interrupt, on_preemption=self.checkpoint is not None),
             nullcontext() if self.checkpoint is None else self.checkpoint.locked(),
+            closing(source),
+            nullcontext() if validation_source is None else closing(validation_source),
             forked_rng(self.device),
             torch.enable_grad(),
         ):
@@ -252,14 +246,13 @@ class Trainer:
             paths = self.speed.describe(self.resolved_speed, is_compiled=is_compiled)
             line = headline(state, source, validation_source, self.seed, paths)
             state.plan = replace(state.plan, headline=line)
-            if state.plan.total_steps is not None:
-                warn_about_schedules(state, state.plan.total_steps)
+            warn_about_schedules(state, state.plan.total_steps)
             with (
                 matmul_route(self.resolved_speed.matmul),
                 closing(self._train_step),
                 running(callbacks, state, saved),
                 evaluating_afterwards(self.model, self.objective),
-                saving_after_error(callbacks, state, source.source.workers),
+                saving_after_error(callbacks, state),
             ):
                 notify_safe_point(callbacks, state, last=state.is_finished)
                 is_last = state.is_finished  # this first safe point is always saved
@@ -267,9 +260,8 @@ class Trainer:
                     is_complete = self._train_epoch(source)
                     data = validation_source if is_complete else None
                     is_last = self._finish_epoch(data, is_complete)
-            ended_early = state.stop_request is not None or state.plan.total_steps is None
             will_resume = state.is_interrupted and self.checkpoint is not None
-            if ended_early and not will_resume:
+            if state.step != state.plan.total_steps and not will_resume:
                 warn_about_schedules(state, state.step)
         return state.history
 
@@ -317,18 +309,19 @@ class Trainer:
         }
         if validation is not None:
             row |= self._validate(validation)
-        state.is_consistent = False
-        row["time_seconds"] = time.monotonic() - state.start_time
-        state.finish_epoch(row)
-        for callback in self.callbacks:
-            callback.on_epoch_end(state, row)
-        row.update(plain(row))  # the history holds this row, so it is changed in place
-        if is_complete and self.optimization.scheduler_interval == "epoch":
-            self.optimization.step_schedulers(state.schedulers, row)
-        if not is_complete and state.is_interrupted:
-            return True  # saved at its last step
-        is_last = state.is_finished  # read once: a later signal counts at the next safe point
-        notify_safe_point(self.callbacks, state, last=is_last)
+        with defer_sigchld():
+            state.is_consistent = False
+            row["time_seconds"] = time.monotonic() - state.start_time
+            state.finish_epoch(row)
+            for callback in self.callbacks:
+                callback.on_epoch_end(state, row)
+            row.update(plain(row))  # the history holds this row, so it is changed in place
+            if is_complete and self.optimization.scheduler_interval == "epoch":
+                self.optimization.step_schedulers(state.schedulers, row)
+            if not is_complete and state.is_interrupted:
+                return True  # saved at its last step
+            is_last = state.is_finished  # read once: a later signal counts at the next safe point
+            notify_safe_point(self.callbacks, state, last=is_last)
         return is_last
 
     def _validate(self, validation: ValidatedSource) -> Row:

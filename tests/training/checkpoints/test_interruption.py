@@ -140,7 +140,7 @@ def test_signal_that_comes_after_the_death_of_a_data_worker_counts():
     def end(*, is_signaled):
         state = TrainState(make_mlp_vae(), ELBO(), torch.device("cpu"))
         signal_later = threading.Timer(0.05, lambda: state.stop("SIGTERM", resumable=True))
-        with saving_after_error([], state, workers=1):
+        with saving_after_error([], state):
             if is_signaled:
                 signal_later.start()
             raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")

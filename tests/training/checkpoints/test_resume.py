@@ -310,6 +310,14 @@ def test_resume_continues_a_loader_with_a_state(tmp_path):
     assert Stateful.read == END
 
 
+def test_resume_warns_that_a_loader_with_a_state_does_not_restore_draws_of_workers(tmp_path):
+    complete = {"folder": tmp_path / "complete", "settings": plateau}
+    fit(trainer_of(complete["folder"], plateau), Stateful(DATA, BATCH_SIZE, num_workers=1))
+    loader = Stateful(DATA, BATCH_SIZE, num_workers=1)
+    with pytest.warns(UserWarning, match="but not the generators of its processes: if its items"):
+        resumed(complete, STEPS + 2, tmp_path / "within", train=loader)
+
+
 # Other runs --------------------------------------------------------------------------------------
 
 

@@ -240,8 +240,12 @@ PAIR = r"yield a tensor x, got \(Tensor, Tensor\): .*batch=lambda b: b\[0\]"
 BAD = {
     "empty tensor": (torch.zeros(0, 4), ValueError, "the data set is empty"),
     "empty Dataset": (Rows([]), ValueError, "the data set is empty"),
-    "empty loader": (DataLoader(torch.zeros(0, 4)), ValueError, "the data set is empty"),
-    "all dropped": (DataLoader(DATA, 64, drop_last=True), ValueError, "the data set is empty"),
+    "empty loader": (DataLoader(torch.zeros(0, 4)), ValueError, "data yielded no batch"),
+    "all dropped": (
+        DataLoader(DATA, 64, drop_last=True),
+        ValueError,
+        r"data yielded no batch: .* \(one full batch if drop_last is set\)",
+    ),
     "empty stream": (
         Unsized(DATA[:0]),
         ValueError,

@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from tinyvae.core.data import as_tensor, refusal
-from tinyvae.training.data.loaders import DatasetSource, LoaderSource, collate
+from tinyvae.training.data.datasets import DatasetSource, StreamSource
+from tinyvae.training.data.items import collate
+from tinyvae.training.data.loaders import LoaderSource
 from tinyvae.training.data.sources import BatchTransform, DataSource, TensorSource
 
 
@@ -20,6 +22,7 @@ def open_data(
     seed: int,
     shuffle: bool,
     workers: int = 0,
+    drop_last: bool = False,
 ) -> DataSource:
     """Return a source for a tensor, an array, several of these, a Dataset or a DataLoader.
 
@@ -29,24 +32,34 @@ def open_data(
 
     Raises:
         TypeError: If ``data`` is something else.
-        ValueError: If the data are empty.
+        ValueError: If the data are empty, or if ``drop_last`` contradicts them.
     """
-    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "shuffle": shuffle}
+    common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "drop_last": drop_last}
+    options = {**common, "shuffle": shuffle}
     source: DataSource
     if _is_columns(data, transform):
         source = TensorSource(data, transform, **options)
     elif type(data) is TensorDataset:  # a subclass may change the items
         source = TensorSource(data.tensors, transform, **options)
     elif isinstance(data, DataLoader):
+        if drop_last and not data.drop_last:
+            raise ValueError(
+                "fit expects drop_last=True for tensors and Datasets, got a DataLoader that keeps "
+                "its last batch: use DataLoader(..., drop_last=True)"
+            )
         source = LoaderSource(data, transform, seed=seed, repeats=not shuffle)
+    elif isinstance(data, IterableDataset):
+        source = StreamSource(data, transform, workers=workers, **common)
     elif isinstance(data, Dataset) or _has_items(data):
         source = DatasetSource(data, transform, workers=workers, **options)
     else:
         source = TensorSource(as_tensor(data, "fit"), transform, **options)
-    if source.num_examples == 0 or source.num_batches == 0:
+    if source.has_exact_length and source.num_examples == 0:
+        raise ValueError("the data set is empty: expected at least one example")
+    if source.has_exact_length and source.num_batches == 0:
         raise ValueError(
-            "the data set is empty: expected at least one example (one full batch if drop_last is "
-            "set)"
+            f"fit expects at least one full batch with drop_last=True, got {source.num_examples:,} "
+            f"examples for batch_size={batch_size}: use a smaller batch_size"
         )
     return source
 

@@ -1,162 +1,20 @@
-"""Sources that read items: from a Dataset in the run's order, or from a DataLoader in its own."""
+"""Source that reads a DataLoader in its own order."""
 
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count, islice, repeat
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    default_collate,
-    get_worker_info,
-)
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from tinyvae.core.data import array_to_tensor
 from tinyvae.core.objective import Batch
-from tinyvae.core.random import Stream, derive_seed, forked_rng, seed_rng
+from tinyvae.core.random import Stream, derive_seed
 from tinyvae.core.warnings import warn
-from tinyvae.errors import CheckpointError, DataWorkerError
-from tinyvae.training.data.sources import (
-    Array,
-    BatchTransform,
-    DataSource,
-    map_arrays,
-    smallest_batch,
-    visiting_order,
-)
+from tinyvae.errors import CheckpointError
+from tinyvae.training.data.items import BatchKey, SeededItems, collate, seeded
+from tinyvae.training.data.sources import BatchTransform, DataSource, smallest_batch
+from tinyvae.training.data.workers import END, BatchReader, next_batch
 from tinyvae.training.state import Stateful
-
-CPU = torch.device("cpu")
-END = object()
-
-
-class DatasetSource(DataSource):
-    """Source of a Dataset. Its items may be random: each batch has its own seed in every process.
-
-    ``workers`` is the number of processes that read ahead. See :class:`TensorSource` for the other
-    arguments.
-    """
-
-    in_memory = False
-    batch_size: int
-
-    def __init__(
-        self,
-        data: "Dataset[Any]",
-        transform: BatchTransform,
-        *,
-        batch_size: int,
-        seed: int,
-        shuffle: bool,
-        workers: int,
-    ) -> None:
-        self.data, self.transform = data, transform
-        self.batch_size, self.seed, self.shuffle, self.workers = batch_size, seed, shuffle, workers
-        self.repeatable = not isinstance(data, IterableDataset)
-        self.num_examples = _length(data)
-        self.num_batches = _length(self._loader(0, 0))
-        self.smallest_batch = smallest_batch(self.num_examples, batch_size)
-
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches from ``start``. An IterableDataset reads and skips those before it."""
-        items: Iterator[Any] = iter(self._loader(epoch, start if self.repeatable else 0))
-        if not self.repeatable:
-            items = _skip(start, _seeded_items(items, self.seed, epoch))
-            return _transformed(items, self.transform, self.seed, epoch, start)
-        indices = self._order(epoch, start).to(self.transform.device).split(self.batch_size)
-        return _transformed(items, self.transform, self.seed, epoch, start, indices)
-
-    def _order(self, epoch: int, start: int) -> Tensor:
-        order = visiting_order(self.num_examples or 0, self.seed, epoch, self.shuffle)
-        return order[start * self.batch_size :]
-
-    def _loader(self, epoch: int, start: int) -> "DataLoader[Any]":
-        if isinstance(self.data, IterableDataset):
-            return DataLoader(
-                self.data, self.batch_size, num_workers=self.workers, collate_fn=collate
-            )
-        # A DataLoader without its own generator draws from the default one at every start.
-        return DataLoader(
-            SeededItems(self.data, self.seed, epoch),
-            self.batch_size,
-            sampler=self._order(epoch, start).tolist(),
-            num_workers=self.workers,
-            collate_fn=collate,
-            generator=torch.Generator(),
-        )
-
-
-def collate(items: Sequence[Any]) -> Any:
-    """Return a batch of items. torch's own function would drop the mask of a masked array."""
-    first = items[0]
-    if isinstance(first, Batch):
-        names = [f.name for f in fields(first) if f.init and getattr(first, f.name) is not None]
-        return replace(first, **{n: collate([getattr(item, n) for item in items]) for n in names})
-    try:
-        return default_collate([map_arrays(_to_tensor, item) for item in items])
-    except TypeError as error:
-        raise TypeError(
-            f"fit expects items of tensors, arrays and numbers, got {_kinds(first)}: convert them "
-            "in the data set, such as an image by numpy.array(image), or pass a DataLoader with a "
-            f"collate_fn ({error})"
-        ) from error
-
-
-def _kinds(item: Any) -> str:
-    """Return the types of an item's parts."""
-    match item:
-        case dict():
-            parts = ", ".join(f"{name!r}: {type(part).__name__}" for name, part in item.items())
-            return f"{{{parts}}}"
-        case list() | tuple():
-            return f"({', '.join(type(part).__name__ for part in item)})"
-    return type(item).__name__
-
-
-def _to_tensor(part: "Tensor | Array") -> "Tensor | Array":
-    if isinstance(part, np.ndarray) and part.dtype.kind in "biuf":
-        return array_to_tensor(part, "fit")
-    return part
-
-
-class SeededItems(Dataset[Any]):
-    """Items whose random numbers depend on the seed, the epoch and the batch's first index only."""
-
-    def __init__(self, data: "Dataset[Any]", seed: int, epoch: int) -> None:
-        self.data, self.seed, self.epoch = data, seed, epoch
-
-    def __len__(self) -> int:
-        """Return the number of items."""
-        return len(self.data)  # type: ignore[arg-type]
-
-    def __getitems__(self, indices: list[int]) -> Sequence[Any]:
-        """Return the items of a batch."""
-        read: Callable[[list[int]], Sequence[Any]] | None = getattr(self.data, "__getitems__", None)
-        with _seeded(derive_seed(self.seed, Stream.ITEMS, self.epoch, indices[0])):
-            return [self.data[i] for i in indices] if read is None else read(indices)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch, numpy and Python inside the block. Restore them after it in the main process."""
-    with ExitStack() as stack:
-        if get_worker_info() is None:  # a worker process draws nothing else
-            stack.enter_context(forked_rng(CPU))
-            stack.callback(random.setstate, random.getstate())
-            stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
-        seed_rng(CPU, seed)
-        random.seed(seed)
-        # From an integer, numpy would draw the same bits as torch, and so the same coin flips.
-        words = np.random.SeedSequence(seed).generate_state(4)
-        np.random.set_state(np.random.RandomState(words).get_state())  # noqa: NPY002
-        yield
 
 
 class LoaderSource(DataSource):
@@ -164,11 +22,16 @@ class LoaderSource(DataSource):
 
     A loader with ``state_dict``, such as torchdata's StatefulDataLoader, resumes inside an epoch.
     Any other loader reads the used batches again and skips them. With ``repeats``, every epoch
-    repeats the first one.
+    repeats the first one. The loader's length is a hint: an epoch ends with its batches.
+
+    Random numbers of persistent workers would depend on all batches that they have read. The source
+    therefore has such processes of its own, with a seed per batch. For a loader that they cannot
+    replace, it starts processes in each epoch.
     """
 
     in_memory = False
     repeatable = False
+    has_exact_length = False
 
     def __init__(
         self,
@@ -179,12 +42,16 @@ class LoaderSource(DataSource):
         repeats: bool = False,
     ) -> None:
         self.loader, self.transform, self.seed = loader, transform, seed
-        self.workers = loader.num_workers
-        self.num_batches = _length(loader)
-        self.num_examples = _length(loader.dataset)
-        self.batch_size = self.smallest_batch = loader.batch_size
-        if self.batch_size is not None and not loader.drop_last:
-            self.smallest_batch = smallest_batch(_length(loader.sampler), self.batch_size)
+        self.workers, self.drop_last = loader.num_workers, loader.drop_last
+        self.num_batches = length_of(loader) or None
+        self.num_examples = length_of(loader.dataset)
+        self.batch_size, self.smallest_batch = loader.batch_size, None
+        # The length of a sampler of the user's own may be wrong.
+        has_sampler_of_torch = type(loader.sampler).__module__.startswith("torch.utils.data.")
+        if self.batch_size is not None and (self.drop_last or has_sampler_of_torch):
+            self.smallest_batch = smallest_batch(
+                length_of(loader.sampler), self.batch_size, self.drop_last
+            )
         sampler = getattr(loader.batch_sampler, "sampler", None)
         owners = (loader, loader.sampler, loader.batch_sampler, sampler)
         generators = (getattr(owner, "generator", None) for owner in owners)
@@ -195,6 +62,11 @@ class LoaderSource(DataSource):
         self._start = 0
         self._loaded: dict[str, Any] | None = None  # state from a checkpoint
         self._first = self._generator_states() if repeats else None
+        self._is_stream = isinstance(loader.dataset, IterableDataset)
+        is_plain = type(loader) is DataLoader and isinstance(loader.batch_sampler, Iterable)
+        self._reader: BatchReader | None = None
+        if loader.persistent_workers and is_plain and not self._is_stream:
+            self._reader = _reader_of(loader, seed)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the loader's batches from position ``start``."""
@@ -203,10 +75,13 @@ class LoaderSource(DataSource):
         loaded, self._loaded = self._loaded, None
         self._opened, self._start = loaded or self._state(), start
         is_restored = loaded is not None and self._stateful is not None
-        items = _seeded_items(self._iterate(), self.seed, epoch, start if is_restored else 0)
+        first = start if is_restored else 0
+        items = read_in_turn(
+            self._iterate(epoch), self.seed, epoch, first, is_stream=self._is_stream
+        )
         try:
-            items = items if is_restored else _skip(start, items)
-            yield from _transformed(items, self.transform, self.seed, epoch, start)
+            items = items if is_restored else skip(start, items)
+            yield from transformed(items, self.transform, self.seed, epoch, start)
         except GeneratorExit:  # closed early, while after any other error a run resumes this epoch
             self._opened = None
             raise
@@ -234,17 +109,42 @@ class LoaderSource(DataSource):
             raise CheckpointError(
                 f"the DataLoader rejects the state in the checkpoint: {error!r:.200}"
             ) from error
+        if self._stateful is not None and self.workers:
+            warn(
+                "the DataLoader restores its position, but not the generators of its processes: if "
+                "its items draw random numbers, the run continues, but not bitwise. Pass the "
+                "Dataset itself, fit(dataset, workers=...)"
+            )
         self._loaded = state
 
-    def _iterate(self) -> Iterator[Any]:
-        """Return a new iterator. torch's default ``collate_fn`` is replaced by :func:`collate`."""
-        loader, original = self.loader, self.loader.collate_fn
-        if original is default_collate:
-            loader.collate_fn = collate  # the iterator keeps it
-        try:
-            return iter(loader)
-        finally:
-            loader.collate_fn = original
+    def close(self) -> None:
+        """End the processes of this source."""
+        if self._reader is not None:
+            self._reader.close()
+
+    def _iterate(self, epoch: int) -> Iterator[Any]:
+        """Return a new iterator. A sampler may draw when it is opened."""
+        with seeded(derive_seed(self.seed, Stream.ORDER, epoch)):
+            if self._reader is not None:
+                return self._reader.read(self._keys(epoch))
+            loader, attributes = self.loader, vars(self.loader)
+            # The iterator keeps these. The loader itself would refuse another value of the second.
+            replaced = {
+                "collate_fn": _collate_fn(loader),
+                "persistent_workers": False,
+                "_IterableDataset_len_called": None,  # torch would warn in each step
+            }
+            original = {name: attributes[name] for name in replaced}
+            attributes |= replaced
+            try:
+                return iter(loader)
+            finally:
+                attributes |= original
+
+    def _keys(self, epoch: int) -> Iterator[BatchKey]:
+        batch_sampler: Any = self.loader.batch_sampler
+        for position, indices in enumerate(batch_sampler):
+            yield (epoch, position), indices
 
     def _state(self) -> dict[str, Any]:
         position = None if self._stateful is None else self._stateful.state_dict()
@@ -258,21 +158,54 @@ class LoaderSource(DataSource):
             generator.set_state(state)
 
 
-def _seeded_items(items: Iterator[Any], seed: int, epoch: int, start: int = 0) -> Iterator[Any]:
-    """Seed the generators before each item is read.
+def _reader_of(loader: "DataLoader[Any]", seed: int) -> BatchReader:
+    return BatchReader(
+        SeededItems(loader.dataset, seed, _collate_fn(loader)),
+        loader.num_workers,
+        initialize=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        prefetch_factor=loader.prefetch_factor,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+    )
 
-    The first item uses the ORDER stream, because a DataLoader draws its shuffle seed then.
+
+def _collate_fn(loader: "DataLoader[Any]") -> "_Collate":
+    """Return the loader's ``collate_fn``. :func:`collate` replaces torch's default one."""
+    function = loader.collate_fn
+    return _Collate(collate if function is default_collate else function)
+
+
+class _Collate:
+    """A ``collate_fn`` whose StopIteration does not end the data."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+
+    def __call__(self, items: Any) -> Any:
+        try:
+            return self.function(items)
+        except StopIteration as error:
+            raise RuntimeError("collate_fn raised StopIteration") from error
+
+
+def read_in_turn(
+    items: Iterator[Any], seed: int, epoch: int, start: int = 0, *, is_stream: bool
+) -> Iterator[Any]:
+    """Yield the batches of a DataLoader. Seed the generators before each is read.
+
+    The first one uses the ORDER stream, because a DataLoader draws its shuffle seed then.
     """
     for position in count(start):
         stream = (Stream.ITEMS, epoch, position) if position else (Stream.ORDER, epoch)
-        with _seeded(derive_seed(seed, *stream)):
-            item = next(items, END)
+        with seeded(derive_seed(seed, *stream)):
+            item = next_batch(items, is_stream=is_stream)
         if item is END:
             return
         yield item
 
 
-def _skip(start: int, items: Iterator[Any]) -> Iterator[Any]:
+def skip(start: int, items: Iterator[Any]) -> Iterator[Any]:
     """Return the items from position ``start``. The ones before it are read, too."""
     if start == 0:
         return items
@@ -283,7 +216,7 @@ def _skip(start: int, items: Iterator[Any]) -> Iterator[Any]:
     return islice(items, start, None)
 
 
-def _transformed(
+def transformed(
     items: Iterator[Any],
     transform: BatchTransform,
     seed: int,
@@ -291,28 +224,13 @@ def _transformed(
     start: int,
     indices: Iterable[Tensor | None] = repeat(None),
 ) -> Iterator[Batch]:
+    """Yield the items as batches; ``indices`` are the positions of their examples in the data."""
     for position, (item, index) in enumerate(zip(items, indices, strict=False), start):
         yield transform(transform.move(item), (seed, epoch, position), index)
 
 
-def data_worker_error(error: BaseException, workers: int) -> DataWorkerError | None:
-    """Return an error that explains the death of a data worker, None for any other error.
-
-    torch reports the death by a RuntimeError, or its queue raises an error of the pipe. Errors that
-    the Dataset raises in a worker start with "Caught".
-    """
-    message = str(error).strip()
-    is_broken_pipe = isinstance(error, (ConnectionError, EOFError)) and "Caught" not in message
-    if not workers or not (message.startswith("DataLoader worker (pid") or is_broken_pipe):
-        return None
-    return DataWorkerError(
-        f"{message} A process that reads data has died, perhaps because memory ran out: use fewer "
-        "workers. With callbacks=[Checkpoint(folder)] the last step is saved, and "
-        'fit(..., resume="auto") continues after it'
-    )
-
-
-def _length(sized: Any) -> int | None:
+def length_of(sized: Any) -> int | None:
+    """Return the length, None if there is none."""
     try:
         return len(sized)
     except (TypeError, NotImplementedError):

@@ -74,6 +74,8 @@ class BatchTransform:
         try:
             transformed = self.transform(x, generator)
         except TypeError as error:
+            if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                raise  # from inside the function
             raise TypeError(
                 f"fit expects a transform= that maps (x, generator) to x, got an error: {error}"
             ) from error
@@ -159,14 +161,21 @@ class DataSource(ABC):
         num_examples: Number of examples, None if the data have no length.
         num_batches: Number of batches in an epoch, None if the data have no length.
         smallest_batch: Number of examples in the smallest batch of an epoch, None if it is unknown.
+        drop_last: True if an incomplete last batch is left out.
+        has_exact_length: True if an epoch has exactly ``num_batches``. Otherwise this is a hint, on
+            which nothing may rely.
         in_memory: True if all data can be checked before the first step.
         repeatable: True if an epoch can be opened several times.
         workers: Number of processes that read.
+        last_epoch: Number of epochs that will be read. Those up to it may be read ahead.
     """
 
     in_memory: bool
     repeatable: bool
+    has_exact_length: bool = True
+    drop_last: bool
     workers: int = 0
+    last_epoch: int = 0
     batch_size: int | None
     num_examples: int | None
     num_batches: int | None
@@ -191,6 +200,9 @@ class DataSource(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - nothing by default
         """Restore a :meth:`state_dict`. It takes effect when the next epoch is opened."""
 
+    def close(self) -> None:  # noqa: B027 - nothing by default
+        """Release what the source holds. Nothing is read after this."""
+
 
 class TensorSource(DataSource):
     """Source of tensors on the device, batched by index.
@@ -203,6 +215,7 @@ class TensorSource(DataSource):
         batch_size: Examples per batch.
         seed: Seed of the source.
         shuffle: If True, every epoch has its own order.
+        drop_last: True to leave out the last batch if it is incomplete.
 
     Raises:
         TypeError: If an array does not hold numbers.
@@ -213,6 +226,7 @@ class TensorSource(DataSource):
     repeatable = True
     batch_size: int
     num_examples: int
+    num_batches: int
 
     def __init__(
         self,
@@ -222,8 +236,9 @@ class TensorSource(DataSource):
         batch_size: int,
         seed: int,
         shuffle: bool,
+        drop_last: bool = False,
     ) -> None:
-        self.transform = transform
+        self.transform, self.drop_last = transform, drop_last
         self._shapes: list[tuple[int, ...]] = []
         self.data = map_arrays(self._load, data)
         lengths = {shape[0] for shape in self._shapes}
@@ -231,12 +246,13 @@ class TensorSource(DataSource):
             raise ValueError(f"expected tensors of one length, got lengths {sorted(lengths)}")
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.num_examples = lengths.pop()
-        self.num_batches = -(-self.num_examples // batch_size)
-        self.smallest_batch = smallest_batch(self.num_examples, batch_size)
+        self.num_batches = count_batches(self.num_examples, batch_size, drop_last)
+        self.smallest_batch = smallest_batch(self.num_examples, batch_size, drop_last)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch. The last one may be shorter."""
         order = visiting_order(self.num_examples, self.seed, epoch, self.shuffle)
+        order = order[: self.num_batches * self.batch_size]
         yield from self._take(order.to(self.transform.device), self.batch_size, epoch, start)
 
     def iter_all(self) -> Iterator[Batch]:
@@ -266,8 +282,15 @@ class TensorSource(DataSource):
         return rows
 
 
-def smallest_batch(num_examples: int | None, batch_size: int) -> int | None:
+def count_batches(num_examples: int, batch_size: int, drop_last: bool) -> int:
+    """Return the number of consecutive batches."""
+    return num_examples // batch_size if drop_last else -(-num_examples // batch_size)
+
+
+def smallest_batch(num_examples: int | None, batch_size: int, drop_last: bool) -> int | None:
     """Return the number of examples in the smallest of consecutive batches, None if unknown."""
+    if drop_last:
+        return batch_size
     return None if num_examples is None else num_examples % batch_size or batch_size
 
 

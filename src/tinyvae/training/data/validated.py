@@ -9,6 +9,7 @@ from tinyvae.core.objective import BOUND, Batch
 from tinyvae.core.random import Stream, derive_seed, seed_rng
 from tinyvae.core.warnings import warn
 from tinyvae.training.data.sources import DataSource
+from tinyvae.training.data.workers import data_worker_error
 from tinyvae.training.signals import defer_sigchld
 
 
@@ -41,10 +42,14 @@ class ValidatedSource:
         self._unchecked = not source.in_memory
         self._opened: Iterator[Batch] | None = None
         self._start = 0
+        self._has_warned = False
 
-    def begin(self, epoch: int, start: int = 0) -> None:
-        """Check all data in memory, or read and check batch ``start`` of ``epoch``."""
-        self._start = start
+    def begin(self, epoch: int, start: int = 0, *, last_epoch: int = 0) -> None:
+        """Check all data in memory, or read and check batch ``start`` of ``epoch``.
+
+        The epochs before ``last_epoch`` follow and may be read ahead.
+        """
+        self._start, self.source.last_epoch = start, last_epoch
         if self.source.in_memory:
             for _ in self._checked(self.source.iter_all()):
                 pass
@@ -65,6 +70,7 @@ class ValidatedSource:
         batches = self.source.batches(epoch, start)
         if self._unchecked:
             batches, self._unchecked = self._checked(batches), False
+        batches = self._watched(batches, epoch, start)
         first = next(batches, None)
         if first is None and start:
             return batches
@@ -93,9 +99,38 @@ class ValidatedSource:
                 self.num_checked += len(batch)
                 yield batch
         except (TypeError, ValueError) as error:
+            if type(error) not in (TypeError, ValueError):
+                raise  # its constructor may have other arguments
             start = self.num_checked
             position = f", counted from example {start}" if start else ""
             raise type(error)(f"{self.role} data{position}: {error}") from error
+
+    def _watched(self, batches: Iterator[Batch], epoch: int, start: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch. Errors tell the batch, and a warning another length."""
+        position = start
+        try:
+            for batch in batches:
+                yield batch
+                position += 1
+        except Exception as error:
+            if (death := data_worker_error(error)) not in (None, error):
+                raise death from error
+            where = f"batch {position + 1} of epoch {epoch + 1} of the {self.role} data"
+            if isinstance(error.__cause__, StopIteration):  # Python's error for one in a generator
+                raise RuntimeError(
+                    f"fit expects StopIteration from iterators at their end only, got one in "
+                    f"{where}: raise another error there"
+                ) from error.__cause__
+            error.add_note(f"It was raised when fit read {where}.")
+            raise
+        expected = self.source.num_batches
+        if expected not in (None, position) and not self._has_warned:
+            self._has_warned = True
+            warn(
+                f"the {self.role} data have {position} batches in epoch {epoch + 1}, but their "
+                f"length is {expected}: the epoch ends with the data, while the progress and "
+                "schedules that are fractions of the run count on the length"
+            )
 
     def _add(self, description: str) -> None:
         """Combine the descriptions: the loss is a bound only if it is one on all batches."""
@@ -108,6 +143,11 @@ class ValidatedSource:
                 f"the {self.role} data differ from their first batch, which described the run: "
                 f"from example {self.num_checked} on it is {description}"
             )
+
+    def close(self) -> None:
+        """Release what the source holds, such as processes."""
+        self._opened = None
+        self.source.close()
 
     @property
     def summary(self) -> str:
