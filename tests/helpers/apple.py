@@ -1,0 +1,163 @@
+"""An emulated Apple device. It computes on the CPU, and refuses what torch's MPS backend refuses."""
+
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+
+aten = torch.ops.aten
+MPS, META = torch.device("mps", 0), torch.device("meta")
+WIDE = {torch.float64, torch.complex128}
+NO_FLOAT64 = (
+    "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64. "
+    "Please use float32 instead."
+)
+COPIES = {aten._to_copy.default, aten.copy_.default}
+# Operations that take indices from the CPU.
+INDEXING = {
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+}
+
+
+class AppleTensor(torch.Tensor):
+    """Tensor on the emulated device. To torch's core it is a meta tensor, without numbers."""
+
+    @staticmethod
+    def __new__(cls, values):
+        if values.dtype in WIDE:
+            raise TypeError(NO_FLOAT64)
+        layout = {"strides": values.stride(), "storage_offset": values.storage_offset()}
+        return torch.Tensor._make_wrapper_subclass(
+            cls, values.size(), **layout, dtype=values.dtype, device=META
+        )
+
+    def __init__(self, values):
+        self.values = values
+
+    device = property(lambda self: MPS)
+    is_mps = property(lambda self: True)
+    is_cpu = is_meta = property(lambda self: False)
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return call(func, args, kwargs or {})
+
+    def tolist(self):
+        return self.values.tolist()
+
+    def numpy(self, **_):
+        raise TypeError("can't convert mps:0 device type tensor to numpy. Use Tensor.cpu() first.")
+
+    def __repr__(self, **_):
+        return f"{self.values!r} on {MPS}"
+
+
+def call(func, args, kwargs):
+    """Call an operation of torch's core on the numbers of its arguments."""
+    leaves, spec = tree_flatten((args, kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    ours = {id(t.values): t for t in tensors if isinstance(t, AppleTensor)}
+    stays = bool(ours) if kwargs.get("device") is None else kwargs["device"].type == "meta"
+    if func is aten.copy_.default:
+        stays = isinstance(args[0], AppleTensor)
+    mixes = bool(ours) and not all(isinstance(t, AppleTensor) for t in tensors)
+    if mixes and func not in COPIES | INDEXING:
+        raise RuntimeError(f"{func} expects tensors on one device, found mps:0 and cpu")
+    leaves = [leaf.values if isinstance(leaf, AppleTensor) else leaf for leaf in leaves]
+    args, kwargs = tree_unflatten(leaves, spec)
+    if kwargs.get("device") is not None:
+        kwargs["device"] = torch.device("cpu")
+    with RNG.selected() if stays and torch.Tag.nondeterministic_seeded in func.tags else ExitStack():
+        results = func(*args, **kwargs)
+    if not stays:
+        if ours and isinstance(results, torch.Tensor) and results.dtype in WIDE:
+            raise TypeError(f"{func}: some versions of torch write no number here. {NO_FLOAT64}")
+        return results
+    # An operation in place returns its argument.
+    return tree_map_only(
+        torch.Tensor, lambda t: ours[id(t)] if id(t) in ours else AppleTensor(t), results
+    )
+
+
+class Dispatch(TorchDispatchMode):
+    """Handles operations without a tensor of the device, such as its creation."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return call(func, args, kwargs or {})
+
+
+class Names(TorchFunctionMode):
+    """Translates the device's name, which a build of torch for another computer cannot use."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.device:
+            return func(*args, **(kwargs or {}))
+        kwargs = {name: as_meta(value) for name, value in (kwargs or {}).items()}
+        if func in (torch.tensor, torch.as_tensor):  # they would drop the numbers
+            device = kwargs.pop("device", None)
+            result = func(*args, **kwargs)
+            return result if device is None else result.to(device)
+        return func(*map(as_meta, args), **kwargs)
+
+
+def as_meta(value):
+    """Return a device or its name, as torch's core knows it."""
+    is_ours = isinstance(value, str | torch.device) and str(value).partition(":")[0] == "mps"
+    return META if is_ours else value
+
+
+class DeviceGenerator:
+    """The device's default generator of random numbers, with the functions of torch.mps."""
+
+    def __init__(self):
+        self.state = torch.Generator().manual_seed(0).get_state()
+
+    def manual_seed(self, seed):
+        self.state = torch.Generator().manual_seed(seed).get_state()
+
+    def get_rng_state(self, device=MPS):
+        return self.state.clone()
+
+    def set_rng_state(self, state, device=MPS):
+        self.state = state.clone()
+
+    @contextmanager
+    def selected(self):
+        """Draw from this generator, in place of the CPU's default one."""
+        before = torch.get_rng_state()
+        torch.set_rng_state(self.state)
+        try:
+            yield
+        finally:
+            self.state = torch.get_rng_state()
+            torch.set_rng_state(before)
+
+
+RNG = DeviceGenerator()
+
+
+class AnyGenerator(torch.Generator):
+    """A generator that may be asked for on the device."""
+
+    def __new__(cls, device="cpu"):
+        return super().__new__(cls, "cpu")
+
+
+@contextmanager
+def apple_device(monkeypatch):
+    """Emulate the device inside the block. ``device="auto"`` takes it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("mps"))
+        patch.setattr(torch, "Generator", AnyGenerator)
+        for name in ("manual_seed", "get_rng_state", "set_rng_state"):
+            patch.setattr(torch.mps, name, getattr(RNG, name))
+        # A parameter that moves to a device remains the same object.
+        patch.setattr(torch.__future__, "get_swap_module_params_on_conversion", lambda: True)
+        with Names(), Dispatch():
+            yield
