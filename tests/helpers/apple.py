@@ -4,7 +4,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 aten = torch.ops.aten
@@ -14,6 +14,7 @@ NO_FLOAT64 = (
     "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64. "
     "Please use float32 instead."
 )
+FUSED = {aten._fused_adam_.default, aten._fused_adamw_.default, aten._fused_sgd_.default}
 COPIES = {aten._to_copy.default, aten.copy_.default}
 # Operations that take indices from the CPU.
 INDEXING = {
@@ -71,6 +72,8 @@ def call(func, args, kwargs):
         raise RuntimeError(f"{func} expects tensors on one device, found mps:0 and cpu")
     leaves = [leaf.values if isinstance(leaf, AppleTensor) else leaf for leaf in leaves]
     args, kwargs = tree_unflatten(leaves, spec)
+    if ours and func in FUSED:
+        kwargs["found_inf"] = None  # as up to torch 2.13
     if kwargs.get("device") is not None:
         kwargs["device"] = torch.device("cpu")
     with RNG.selected() if stays and torch.Tag.nondeterministic_seeded in func.tags else ExitStack():
@@ -96,9 +99,13 @@ class Names(TorchFunctionMode):
     """Translates the device's name, which a build of torch for another computer cannot use."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.device:
-            return func(*args, **(kwargs or {}))
-        kwargs = {name: as_meta(value) for name, value in (kwargs or {}).items()}
+        kwargs = kwargs or {}
+        if func in (torch.device, torch._C._nn._parse_to):
+            return func(*args, **kwargs)
+        if any(isinstance(v, torch.device) and v == META for v in (*args, *kwargs.values())):
+            with _disable_current_modes():  # a real meta tensor
+                return func(*args, **kwargs)
+        kwargs = {name: as_meta(value) for name, value in kwargs.items()}
         if func in (torch.tensor, torch.as_tensor):  # they would drop the numbers
             device = kwargs.pop("device", None)
             result = func(*args, **kwargs)

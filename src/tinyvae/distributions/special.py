@@ -37,7 +37,7 @@ def finite_exp(x: Tensor) -> Tensor:
 
 def limited(x: Tensor, *, least: Tensor | float = -math.inf, most: float = math.inf) -> Tensor:
     """Return x within limits, with a slope of one also beyond them, where a loss pulls x back."""
-    bounded = x.detach().clamp(max=most).maximum(torch.as_tensor(least, dtype=x.dtype))
+    bounded = x.detach().clamp(max=most).clamp(min=least)
     return x.where(bounded == x, bounded + (x - x.detach()))
 
 
