@@ -212,7 +212,8 @@ class ScheduledWeight(torch.nn.Module):
         most: Largest allowed value.
 
     Attributes:
-        value: Current value, ``()``, float64 if the device has it.
+        value: Current value, ``()``, float64 unless the module is converted, or moved to a device
+            that may lack it.
 
     Raises:
         ValueError: If a value is known to be outside [``least``, ``most``].
@@ -270,9 +271,10 @@ class ScheduledWeight(torch.nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         device = fn(torch.zeros((), dtype=torch.float32)).device
-        self.value = self.value.to(widest_float(device))
+        if widest_float(device) == torch.float32:
+            self.value = self.value.float()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if isinstance(self.schedule, Constant):  # undo the rounding of the dtypes on the way
+        if isinstance(self.schedule, Constant):  # undo the rounding of earlier dtypes
             self.value.fill_(self.schedule.value)
         return self
 

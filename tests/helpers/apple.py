@@ -1,11 +1,10 @@
-"""An emulated Apple device. It computes on the CPU, and refuses what torch's MPS backend refuses."""
+"""An emulated Apple device: it computes on the CPU, but refuses what torch's MPS refuses."""
 
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 aten = torch.ops.aten
 MPS, META = torch.device("mps", 0), torch.device("meta")
@@ -14,7 +13,6 @@ NO_FLOAT64 = (
     "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64. "
     "Please use float32 instead."
 )
-FUSED = {aten._fused_adam_.default, aten._fused_adamw_.default, aten._fused_sgd_.default}
 COPIES = {aten._to_copy.default, aten.copy_.default}
 # Operations that take indices from the CPU.
 INDEXING = {
@@ -23,6 +21,7 @@ INDEXING = {
     aten.index_put_.default,
     aten._index_put_impl_.default,
 }
+FUSED = {aten._fused_adam_.default, aten._fused_adamw_.default, aten._fused_sgd_.default}
 
 
 class AppleTensor(torch.Tensor):
@@ -40,9 +39,9 @@ class AppleTensor(torch.Tensor):
     def __init__(self, values):
         self.values = values
 
-    device = property(lambda self: MPS)
-    is_mps = property(lambda self: True)
-    is_cpu = is_meta = property(lambda self: False)
+    device, is_mps, is_cpu, is_meta = (
+        property(lambda _, value=value: value) for value in (MPS, True, False, False)
+    )
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod
@@ -61,31 +60,48 @@ class AppleTensor(torch.Tensor):
 
 def call(func, args, kwargs):
     """Call an operation of torch's core on the numbers of its arguments."""
-    leaves, spec = tree_flatten((args, kwargs))
-    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    tensors = []
+
+    def numbers(tensor):
+        tensors.append(tensor)
+        return tensor.values if isinstance(tensor, AppleTensor) else tensor
+
+    args = map_tensors(numbers, args)
+    kwargs = {name: map_tensors(numbers, value) for name, value in kwargs.items()}
     ours = {id(t.values): t for t in tensors if isinstance(t, AppleTensor)}
-    stays = bool(ours) if kwargs.get("device") is None else kwargs["device"].type == "meta"
-    if func is aten.copy_.default:
-        stays = isinstance(args[0], AppleTensor)
-    mixes = bool(ours) and not all(isinstance(t, AppleTensor) for t in tensors)
-    if mixes and func not in COPIES | INDEXING:
-        raise RuntimeError(f"{func} expects tensors on one device, found mps:0 and cpu")
-    leaves = [leaf.values if isinstance(leaf, AppleTensor) else leaf for leaf in leaves]
-    args, kwargs = tree_unflatten(leaves, spec)
-    if ours and func in FUSED:
-        kwargs["found_inf"] = None  # as up to torch 2.13
+    stays = bool(ours)
     if kwargs.get("device") is not None:
+        stays = kwargs["device"].type == "meta"
         kwargs["device"] = torch.device("cpu")
-    with RNG.selected() if stays and torch.Tag.nondeterministic_seeded in func.tags else ExitStack():
+    elif func is aten.copy_.default:
+        stays = isinstance(tensors[0], AppleTensor)
+    is_mixed = bool(ours) and not all(isinstance(t, AppleTensor) for t in tensors)
+    if is_mixed and func not in COPIES | INDEXING:
+        raise RuntimeError(f"{func} expects tensors on one device, found mps:0 and cpu")
+    if stays and func in MISSING:
+        raise NotImplementedError(
+            f"The operator '{func}' is not currently implemented for the MPS device. [...] As a "
+            "temporary fix, you can set the environment variable `PYTORCH_ENABLE_MPS_FALLBACK=1`"
+        )
+    if stays and func in FUSED:
+        kwargs["found_inf"] = None  # ignored up to torch 2.13
+    is_random = stays and torch.Tag.nondeterministic_seeded in func.tags
+    with RNG.selected() if is_random else nullcontext():
         results = func(*args, **kwargs)
-    if not stays:
-        if ours and isinstance(results, torch.Tensor) and results.dtype in WIDE:
-            raise TypeError(f"{func}: some versions of torch write no number here. {NO_FLOAT64}")
-        return results
-    # An operation in place returns its argument.
-    return tree_map_only(
-        torch.Tensor, lambda t: ours[id(t)] if id(t) in ours else AppleTensor(t), results
-    )
+    if stays:  # an operation in place returns its argument
+        return map_tensors(lambda t: ours[id(t)] if id(t) in ours else AppleTensor(t), results)
+    if ours and isinstance(results, torch.Tensor) and results.dtype in WIDE:
+        raise TypeError(f"{func}: some versions of torch write no number here. {NO_FLOAT64}")
+    return results
+
+
+def map_tensors(function, value):
+    """Apply a function to tensors, also in lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, list | tuple):
+        return type(value)(map_tensors(function, part) for part in value)
+    return value
 
 
 class Dispatch(TorchDispatchMode):
@@ -100,8 +116,10 @@ class Names(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func in (torch.device, torch._C._nn._parse_to):
+        if func is torch.device:
             return func(*args, **kwargs)
+        if func is torch._C._nn._parse_to:  # of Module.to
+            return tuple(MPS if value == META else value for value in func(*args, **kwargs))
         if any(isinstance(v, torch.device) and v == META for v in (*args, *kwargs.values())):
             with _disable_current_modes():  # a real meta tensor
                 return func(*args, **kwargs)
@@ -123,7 +141,7 @@ class DeviceGenerator:
     """The device's default generator of random numbers, with the functions of torch.mps."""
 
     def __init__(self):
-        self.state = torch.Generator().manual_seed(0).get_state()
+        self.manual_seed(0)
 
     def manual_seed(self, seed):
         self.state = torch.Generator().manual_seed(seed).get_state()
@@ -146,14 +164,15 @@ class DeviceGenerator:
             torch.set_rng_state(before)
 
 
-RNG = DeviceGenerator()
-
-
 class AnyGenerator(torch.Generator):
     """A generator that may be asked for on the device."""
 
-    def __new__(cls, device="cpu"):
+    def __new__(cls, _="cpu"):
         return super().__new__(cls, "cpu")
+
+
+RNG = DeviceGenerator()
+MISSING = set()  # operations that the version of torch lacks
 
 
 @contextmanager
@@ -168,3 +187,13 @@ def apple_device(monkeypatch):
         patch.setattr(torch.__future__, "get_swap_module_params_on_conversion", lambda: True)
         with Names(), Dispatch():
             yield
+
+
+def in_float32(value):
+    """Return a tensor with float32 in place of other floating-point numbers. None stays None."""
+    return value.float() if value is not None and value.is_floating_point() else value
+
+
+def on_device(value):
+    """Return a tensor on the device, floating-point numbers in float32. None stays None."""
+    return None if value is None else in_float32(value).to("mps")

@@ -9,7 +9,7 @@ from tinyvae.core.devices import widest_float
 
 
 class DeviceSum:
-    r"""Sum of vectors, about as precise as in float64.
+    r"""Sum of vectors, with the digits of float64 that matter for a mean.
 
     A device without float64 holds two float32 numbers per sum, whose sum is the result. The second
     collects what the first rounds off. With :math:`s = \mathrm{fl}(a + b)`, the rounding error
