@@ -11,7 +11,7 @@ from typing import Self
 
 import torch
 
-from tinyvae.core.devices import widest_float
+from tinyvae._devices import widest_float
 
 
 class Schedule(ABC):

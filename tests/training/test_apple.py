@@ -107,9 +107,8 @@ def test_loss_that_is_not_finite_leaves_the_weights_on_an_apple_device(apple):
             if torch.is_grad_enabled() and model.training:
                 self.before = [p.tolist() for p in model.parameters()]
                 self.calls = getattr(self, "calls", 0) + 1
-                output.losses["model"] = output.losses["model"] * (
-                    math.nan if self.calls == 6 else 1
-                )
+                factor = math.nan if self.calls == 6 else 1.0
+                output.losses["model"] = factor * output.losses["model"]
             return output
 
     objective, vae = Broken(), make_vae()
@@ -121,7 +120,7 @@ def test_loss_that_is_not_finite_leaves_the_weights_on_an_apple_device(apple):
 
 def test_compiled_pass_is_verified_on_an_apple_device(apple, monkeypatch):
     # torch's compiler does not know the emulation. The pass is the traced function itself.
-    monkeypatch.setattr(compiled.CompiledGradients, "_compile", lambda self, run, example: run)
+    monkeypatch.setattr(compiled.CompiledGradients, "_compile", lambda _, run, __: run)
     trainer = Trainer(make_vae(), ELBO(), speed=Speed(compile=True), **QUIET)
     trainer.fit(DATA, epochs=1, batch_size=10)
     plain = Trainer(make_vae(), ELBO(), **QUIET)

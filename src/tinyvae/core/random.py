@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinyvae.core.devices import accelerator_module
+from tinyvae._devices import accelerator_module
 
 
 def seed_rng(device: torch.device, seed: int) -> None:

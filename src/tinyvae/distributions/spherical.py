@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinyvae.core.devices import widest_float
+from tinyvae._devices import widest_float
 from tinyvae.distributions.base import Distribution
 from tinyvae.distributions.special import digamma_difference, gamma_residual, limited
 

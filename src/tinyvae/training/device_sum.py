@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tinyvae.core.devices import widest_float
+from tinyvae._devices import widest_float
 
 
 class DeviceSum:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tinyvae.core.devices import choose_device
+from tinyvae._devices import choose_device
 from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.module_state import evaluating, evaluating_afterwards, set_training_mode
 from tinyvae.core.objective import Batch, Objective, checked_data

@@ -5,7 +5,7 @@ import torch
 from helpers.cases import for_each
 from torch import nn
 
-from tinyvae.core.devices import CPU, choose_device, widest_float
+from tinyvae._devices import CPU, choose_device, widest_float
 
 MODEL = nn.Linear(2, 2)
 
