@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from helpers.apple import apple_device
 from hypothesis import HealthCheck, settings
 
 # Neither a test nor a child process may write to the home directory.
@@ -51,6 +52,16 @@ def _interruptible():
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def apple(monkeypatch):
+    """Emulate an Apple device, with float32 as the default dtype."""
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    with apple_device(monkeypatch):
+        yield
+    torch.set_default_dtype(previous)
 
 
 @pytest.fixture

@@ -24,13 +24,14 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # lines above it, so that a circle cannot be written down.
 MAY_IMPORT = {
     "_version": "",
+    "_devices": "",
     "errors": "",
-    "schedules": "",
+    "schedules": "_devices",
     "datasets": "",
     "plotting": "",
     "io": "_version errors",
-    "core": "schedules",
-    "distributions": "errors",
+    "core": "_devices schedules",
+    "distributions": "_devices errors",
     "networks": "core",
     "flows": "core distributions",
     "encoders": "core distributions networks flows",
@@ -42,7 +43,7 @@ MAY_IMPORT = {
     "testing": (
         "errors schedules core distributions networks encoders likelihoods priors models objectives"
     ),
-    "training": "_version errors schedules io core plotting",  # no model and no objective
+    "training": "_version _devices errors schedules io core plotting",  # no model and no objective
 }
 
 

@@ -6,8 +6,12 @@ number of steps or a fraction of the run. A :class:`ScheduledWeight` holds the c
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Self
 
 import torch
+
+from tinyvae._devices import widest_float
 
 
 class Schedule(ABC):
@@ -208,7 +212,8 @@ class ScheduledWeight(torch.nn.Module):
         most: Largest allowed value.
 
     Attributes:
-        value: Current value, ``()``, float64.
+        value: Current value, ``()``, float64 unless the module is converted, or moved to a device
+            that may lack it.
 
     Raises:
         ValueError: If a value is known to be outside [``least``, ``most``].
@@ -263,6 +268,15 @@ class ScheduledWeight(torch.nn.Module):
         """Return the value in the dtype of ``tensor``."""
         # A 0-d float64 factor would promote another 0-d tensor, such as a loss.
         return self.value.to(tensor.dtype)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        device = fn(torch.zeros((), dtype=torch.float32)).device
+        if widest_float(device) == torch.float32:
+            self.value = self.value.float()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if isinstance(self.schedule, Constant):  # undo the rounding of earlier dtypes
+            self.value.fill_(self.schedule.value)
+        return self
 
     def __repr__(self) -> str:
         schedule = self.schedule

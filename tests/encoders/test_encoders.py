@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from helpers.apple import in_float32, on_device
 from helpers.cases import for_each
 from torch import nn
 from torch.autograd import gradcheck
@@ -276,6 +277,22 @@ ENCODERS = {
 def test_encoder_contract(name):
     make, data_shape, context, options = ENCODERS[name]
     check_encoder(make(), torch.randn(6, *data_shape), context, **options)
+
+
+@pytest.mark.slow
+@for_each("name", ENCODERS)
+def test_encoder_needs_no_float64(apple, name):
+    make, shape, context, _ = ENCODERS[name]
+    encoder = make().float().eval()
+    inputs = [torch.randn(5, *shape), *([] if context is None else [in_float32(context)])]
+    with torch.no_grad():
+        expected = encoder(*inputs)
+        z, mean = expected.sample((3,)), expected.mean
+        log_q = expected.log_prob(z)
+        q = encoder.to("mps")(*map(on_device, inputs))
+    torch.testing.assert_close(q.mean.cpu(), mean, equal_nan=True)
+    torch.testing.assert_close(q.log_prob(on_device(z)).cpu(), log_q)
+    assert q.sample((3,)).is_mps
 
 
 # Formulas -----------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.apple import MPS, in_float32, on_device
 from helpers.cases import for_each
 from helpers.likelihoods import (
     COLUMNS,
@@ -70,6 +71,31 @@ def test_likelihood_log_prob_agrees_with_scipy(name):
             inputs = likelihood.encoder_input(x)
             assert inputs.shape == (batch, *likelihood.input_shape(event))
             assert inputs.isfinite().all()
+
+
+@pytest.mark.slow
+@for_each("name", LIKELIHOODS)
+def test_likelihood_needs_no_float64(apple, name):
+    sample = sample_of(name)
+    likelihood = sample.likelihood.float()
+    params, x = in_float32(sample.params(3, 5)), in_float32(sample.data(5))
+    context = in_float32(sample.context(5))
+    impossible = x.masked_fill(torch.rand(x.shape) < 0.3, -1.5)
+    expected, message = sample(params, context).log_prob(x), refusal(likelihood, impossible)
+    likelihood.to("mps")
+    p = sample(on_device(params), on_device(context))
+    torch.testing.assert_close(p.log_prob(on_device(x)).cpu(), expected, rtol=1e-4, atol=1e-4)
+    assert refusal(likelihood, on_device(impossible)) == message
+    assert {p.sample().device, p.mean.device} == {MPS}
+
+
+def refusal(likelihood, x):
+    """Return the error for data outside the support, or None."""
+    try:
+        likelihood.check_support(x)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 @for_each("name", LIKELIHOODS)

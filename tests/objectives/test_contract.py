@@ -116,6 +116,26 @@ def test_regularizer_keeps_the_contract(name, bound):
     check_objective(objective, small_vae(), batch())
 
 
+@pytest.mark.slow
+@for_each("name", [*BOUNDS, *REGULARIZERS])
+def test_objective_needs_no_float64(apple, name):
+    objective = BOUNDS[name]() if name in BOUNDS else ELBO() + REGULARIZERS[name]()
+    vae, data = small_vae(), torch.randn(7, DATA)
+    twins = copy.deepcopy((objective, vae))
+    losses = []
+    for (each, model), device in (((objective, vae), "cpu"), (twins, "mps")):
+        each.to(device)
+        each.set_step(3, 10)
+        torch.manual_seed(1)
+        torch.mps.manual_seed(1)
+        output = each(model.to(device), Batch(data.to(device)))
+        sum(output.losses.values()).backward()
+        losses.append(torch.stack([loss.detach().cpu() for loss in output.losses.values()]))
+    torch.testing.assert_close(*losses)
+    for parameter, other in zip(vae.parameters(), twins[1].parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad.cpu(), rtol=1e-4, atol=1e-5)
+
+
 def test_bounds_are_three_levels_below_module():
     for make in BOUNDS.values():
         assert type(make()).__mro__.index(nn.Module) == 3

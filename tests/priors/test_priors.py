@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from helpers.apple import in_float32, on_device
 from helpers.cases import for_each
 from torch import nn
 from torch.distributions import MultivariateNormal
@@ -198,6 +199,23 @@ def test_prior_contract(name):
     made = make()
     prior, encoder = made if isinstance(made, tuple) else (made, None)
     check_prior(prior, context, encoder=encoder)
+
+
+@pytest.mark.slow
+@for_each("name", PRIORS)
+def test_prior_needs_no_float64(apple, name):
+    make, context = PRIORS[name]
+    made = make()
+    parts = nn.ModuleList(made if isinstance(made, tuple) else (made,)).float().eval()
+    prior, encoder = (*parts, None)[:2]
+    with torch.no_grad():
+        expected = prior(in_float32(context), encoder=encoder)
+        z = expected.sample((3,))
+        expected = expected.log_prob(z)
+        parts.to("mps")
+        p = prior(on_device(context), encoder=encoder)
+    torch.testing.assert_close(p.log_prob(on_device(z)).cpu(), expected)
+    assert p.sample((3,)).is_mps
 
 
 # Formulas -----------------------------------------------------------------------------------------

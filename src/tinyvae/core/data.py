@@ -199,7 +199,7 @@ def rounding_of(x: Tensor, dtype: torch.dtype) -> float:
     is_wider = x.is_floating_point() and torch.finfo(x.dtype).eps < torch.finfo(dtype).eps
     if not is_wider or x.numel() == 0:
         return 0.0
-    rows = spread_rows(x).double()
+    rows = spread_rows(x).cpu().double()
     error = (rows - rows.to(dtype)).abs().nan_to_num(0.0, 0.0, 0.0).amax(0)
     std = (rows - rows.nanmean(0)).square().nanmean(0).sqrt()
     varies = std > 1e-12 * rows.abs().nan_to_num().amax(0)  # more than the noise of float64

@@ -1,24 +1,24 @@
 """Random number generators: seeds of a run, and states that are restored."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import IntEnum
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tinyvae._devices import accelerator_module
 from tinyvae.core.generators import exclusive_generators
 
 
 def seed_rng(device: torch.device, seed: int) -> None:
     """Seed the default generators of the CPU and of ``device``, but of no other device."""
     torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
+    if module := accelerator_module(device):
+        # Apple's devices have no indices, and no function that selects one.
+        with nullcontext() if device.type == "mps" else module.device(device):
+            module.manual_seed(seed)
 
 
 @contextmanager
@@ -40,20 +40,16 @@ def forked_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
 def rng_state(device: torch.device) -> dict[str, Tensor]:
     """Return the states of the default generators of the CPU and of ``device``."""
     states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    elif device.type == "mps":
-        states["mps"] = torch.mps.get_rng_state()
+    if module := accelerator_module(device):
+        states[device.type] = module.get_rng_state(device)
     return states
 
 
 def set_rng_state(device: torch.device, states: Mapping[str, Tensor]) -> None:
     """Restore the default generators from the result of :func:`rng_state`."""
     torch.set_rng_state(states["cpu"])
-    if "cuda" in states and device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)
-    elif "mps" in states and device.type == "mps":
-        torch.mps.set_rng_state(states["mps"])
+    if (module := accelerator_module(device)) and device.type in states:
+        module.set_rng_state(states[device.type], device)
 
 
 class Stream(IntEnum):

@@ -48,7 +48,7 @@ def ones(words: Tensor, fine: Tensor, x: Tensor, max_value: int) -> Tensor:
     Args:
         words: 16 random bits per pixel, as :math:`w - 2^{15}`, ``(*)``, int16.
         fine: :math:`M v / (2^{16} n)`, broadcast to ``(*)``, in a dtype with at least
-            :math:`16 + \log_2 n` bits.
+            :math:`16 + \log_2 n` bits. An int64 is :math:`v`, for integers ``x`` and :math:`n = M`.
         x: Levels between 0 and :math:`M`, ``(*)``.
         max_value: :math:`M`.
 
@@ -57,6 +57,9 @@ def ones(words: Tensor, fine: Tensor, x: Tensor, max_value: int) -> Tensor:
         >>> ones(words, torch.zeros(1), torch.full((4,), 0.5), max_value=1)
         tensor([1., 1., 0., 0.])
     """
+    if fine.dtype == torch.int64:  # exact on devices without float64
+        u = torch.add(fine + max_value * 2**15, words, alpha=max_value)  # in units of 2^-16
+        return u.sub_(x, alpha=2**16).lt_(0).to(torch.float32)
     u = torch.add(fine + max_value / 2, words, alpha=max_value / 2**16)
     # In place: a bool result and its conversion take half as long as the random bits.
     return u.lt_(x).to(torch.float32)
@@ -149,8 +152,9 @@ class DynamicBinarization:
         require_range("DynamicBinarization", x, max_value)
         one_per_example = (*x.shape[:1], *[1] * (x.dim() - 1))
         fine = torch.randint(steps, one_per_example, generator=generator, device=x.device)
-        fine = fine.to(torch.float32 if steps <= 2**8 else torch.float64)
-        fine *= max_value / steps / 2**16
+        if steps <= 2**8 or x.is_floating_point():
+            dtype = torch.float32 if steps <= 2**8 else torch.float64
+            fine = fine.to(dtype) * (max_value / steps / 2**16)
         return _keep_nan(ones(_random_words(x, generator), fine, x, max_value), x)
 
     def _num_fine_steps(self, x: Tensor) -> int:

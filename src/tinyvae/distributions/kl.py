@@ -65,8 +65,7 @@ def _kl_low_rank_diagonal(q: LowRankNormal, p: Independent) -> Tensor:
 
 
 def _kl_spherical_uniform(q: PowerSpherical, _: SphereUniform) -> Tensor:
-    wide = PowerSpherical(q.direction.double(), q.log_concentration.double())
-    kl = log_area(q.event_shape[0]) - wide.entropy()
+    kl = log_area(q.event_shape[0]) - q.in_widest_float().entropy()
     return limited(kl, least=0.0).to(q.direction.dtype)  # nearly uniform, rounding exceeds it
 
 

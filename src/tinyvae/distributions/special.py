@@ -40,7 +40,7 @@ def limited(x: Tensor, *, least: Tensor | float = -math.inf, most: float = math.
 
     There a loss pulls x back. Infinities have a slope of zero.
     """
-    bounded = x.detach().clamp(max=most).maximum(torch.as_tensor(least, dtype=x.dtype))
+    bounded = x.detach().clamp(max=most).clamp(min=least)
     return x.where(bounded == x, bounded + (x - x.detach()).nan_to_num())
 
 

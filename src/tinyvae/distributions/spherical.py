@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinyvae._devices import widest_float
 from tinyvae.distributions.base import Distribution
 from tinyvae.distributions.special import digamma_difference, gamma_residual, limited
 
@@ -110,6 +111,11 @@ class PowerSpherical(Distribution):
             return self.direction.expand(self.batch_shape + self.event_shape)
         return F.normalize(super().point_estimate(weights), dim=-1)
 
+    def in_widest_float(self) -> "PowerSpherical":
+        """Return the distribution in float64, or in float32 on a device without it."""
+        dtype = widest_float(self.direction.device)
+        return PowerSpherical(self.direction.to(dtype), self.log_concentration.to(dtype))
+
     @property
     def log_peak(self) -> Tensor:
         """Log density at the direction, ``(*batch)``, nats."""
@@ -121,8 +127,8 @@ class PowerSpherical(Distribution):
         return growth - beta * math.log(4 * math.pi)
 
     def entropy(self) -> Tensor:
-        """Return the entropy, ``(*batch)``, nats, computed in double precision."""
-        wide = PowerSpherical(self.direction.double(), self.log_concentration.double())
+        """Return the entropy, ``(*batch)``, nats, in double precision if the device has it."""
+        wide = self.in_widest_float()
         alpha = wide.beta + wide.concentration
         height = -digamma_difference(alpha, wide.beta)  # E log (1 + mu . x) / 2
         entropy = -(wide.concentration * height + wide.log_peak)
@@ -144,11 +150,13 @@ class PowerSpherical(Distribution):
         shape = self._shape(sample_shape)
         alpha = (self.beta + self.concentration).expand(shape[:-1])
         shapes = torch.stack([alpha, torch.full_like(alpha, self.beta)], -1)
-        # In double precision, because gradients of shares near 0 and 1 lose digits. A ratio of
-        # gamma draws, because torch's gradients of Beta draws are NaN or wrong at large shapes.
-        gammas = torch._standard_gamma(shapes.double())
-        up, down = (gammas / gammas.sum(-1, keepdim=True)).split(1, -1)
-        height, radius = (up - down).to(alpha), 2 * torch.sqrt(up * down).to(alpha)
+        # A ratio of gamma draws, because torch's gradients of Beta draws are NaN or wrong at large
+        # shapes. It is a logarithm, because gradients of shares near 0 and 1 would lose digits.
+        gammas = torch._standard_gamma(shapes.to(widest_float(shapes.device)))
+        log_ratio = gammas[..., :1].log() - gammas[..., 1:].log()
+        up, down = torch.sigmoid(log_ratio), torch.sigmoid(-log_ratio)
+        height = torch.where(log_ratio < 0, 2 * up - 1, 1 - 2 * down).to(alpha)
+        radius = 2 * torch.sqrt(up * down).to(alpha)
         noise = torch.randn(shape, dtype=alpha.dtype, device=alpha.device)[..., 1:]
         around = F.normalize(noise, dim=-1)
         # Reflect from the farther pole. From the nearer one the axis of reflection may vanish.

@@ -22,7 +22,7 @@ class Activity:
     """Activity of the dimensions of one latent.
 
     Attributes:
-        variance: Variance of the posterior's mean over the data, ``(*L)``.
+        variance: Variance of the posterior's mean over the data, ``(*L)``, float64 on the CPU.
         threshold: A dimension is active if its variance is above it.
     """
 
@@ -101,8 +101,8 @@ def active_units(
         for part in iterate_chunks(x, context, mask, examples):
             for term in model.latent_terms(*part[:2], mask=part[2], num_samples=draws):
                 mean, error = _mean_and_error(term)
-                means.setdefault(term.name, []).append(mean.double())
-                errors.setdefault(term.name, []).append(error.double())
+                means.setdefault(term.name, []).append(mean.cpu().double())
+                errors.setdefault(term.name, []).append(error.cpu().double())
             report.add(draws * len(part[0]))
     return {
         # The variance of estimated means exceeds that of the means by the variance of the error.

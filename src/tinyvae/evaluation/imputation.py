@@ -53,8 +53,9 @@ def impute(
         progress: True to report draws and time left, if it takes longer than some seconds.
 
     Returns:
-        ``(N, *E)``, or ``(M, N, *E)`` with ``num_imputations``. Observed entries are unchanged,
-        also those that the model's dtype rounds: the result is float64 if x is.
+        ``(N, *E)``, or ``(M, N, *E)`` with ``num_imputations``, on the device of x. Observed
+        entries are unchanged, also those that the model's dtype rounds: the result is float64 if
+        x is.
 
     References:
         Mattei, Frellsen (2019). MIWAE: Deep Generative Modeling and Imputation of Incomplete Data
@@ -84,9 +85,11 @@ def impute(
         for part in iterate_chunks(x, context, mask, examples):
             filled.append(_impute_chunk(model, part, num_samples, num_imputations))
             report.add(num_samples * len(part[0]))
-    completed = torch.cat(filled, dim=0 if num_imputations is None else 1)
-    data = data.to(x.device)  # not x, because the model's dtype may round observed values
-    observed = ~torch.isnan(data) if mask is None else ~torch.isnan(data) & mask.bool()
+    completed = torch.cat(filled, dim=0 if num_imputations is None else 1).to(data.device)
+    # Not x, because the model's dtype may round observed values, and its device may lack float64.
+    observed = ~torch.isnan(data)
+    if mask is not None:
+        observed &= mask.to(data.device).bool()
     return torch.where(observed, data, completed)
 
 

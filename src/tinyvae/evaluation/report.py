@@ -45,7 +45,7 @@ class Estimate:
     @classmethod
     def of(cls, values: Tensor, num_dims: float = math.nan) -> "Estimate":
         """Return the estimate from ``values`` ``(N,)``."""
-        values = values.double()
+        values = values.cpu().double()  # in this order: not all devices have float64
         error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
         return cls(values.mean().item(), error, len(values), num_dims)
 

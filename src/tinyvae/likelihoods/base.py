@@ -252,12 +252,12 @@ def check_values(name: str, x: Tensor, bad: Tensor, support: str, hint: str) -> 
     """Raise, with the first bad example and a hint, if any entry of ``x`` is ``bad``."""
     if not bad.any():
         return
-    bad_values = x[bad].double()
+    bad_values = x[bad].cpu().double()
     if torch.isnan(bad_values).any():
         got = "NaN"
         hint = "drop or impute missing values, or mask them: MaskedLikelihood(likelihood)"
     else:
-        low, high = (bound.item() for bound in torch.aminmax(x.double()))
+        low, high = (bound.item() for bound in torch.aminmax(x.cpu().double()))
         got = f"{low:g}..{high:g}, such as {bad_values[0].item():g},"
     rows = bad.flatten(1).any(1)
     raise ValueError(

@@ -157,7 +157,7 @@ def _probe(part: nn.Module, call: Callable[[dict[str, Tensor]], Tensor]) -> Conf
             rows = call(weights)
         except (RuntimeError, TypeError, ValueError, IndexError):
             return []  # this part accepts some weights only
-        rows = rows.transpose(0, 1).flatten(1).double()  # (P, N ...)
+        rows = rows.transpose(0, 1).flatten(1).cpu().double()  # (P, N ...)
         extremes.append(torch.stack([rows.amin(1), rows.amax(1)]))
         lows, highs = torch.stack(extremes, 1).unbind()  # (trials, P) each
         ends = list(zip(lows.amin(0).tolist(), highs.amax(0).tolist(), strict=True))

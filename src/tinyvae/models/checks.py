@@ -84,6 +84,8 @@ def check_prior(make_prior: Callable[[], Distribution]) -> None:
     """Raise an error that names the prior if it cannot be made."""
     try:
         make_prior()
+    except NotImplementedError:  # by torch, for an operation that the device lacks
+        raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise ValueError(f"the prior fails for this context and encoder: {error}") from error
 
@@ -212,8 +214,8 @@ def call_part(
     """Call a part. Errors name the part and its input ``value``, and end with the advice."""
     try:
         return call()
-    except (PosteriorError, torch.OutOfMemoryError):
-        raise
+    except (PosteriorError, torch.OutOfMemoryError, NotImplementedError):
+        raise  # the last one by torch, for an operation that the device lacks
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         advice = advise(error)
         raise ValueError(

@@ -12,6 +12,7 @@ from tinyvae import io as files
 from tinyvae import plotting
 from tinyvae.core.objective import Direction, Objective, ObjectiveOutput, perplexity
 from tinyvae.core.warnings import warn
+from tinyvae.training.device_sum import DeviceSum
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -201,12 +202,6 @@ def named_values(output: ObjectiveOutput) -> dict[str, Tensor]:
     return dict(zip(names, values, strict=True)) | output.metrics
 
 
-def _sums(values: Any, device: torch.device) -> Tensor:
-    # Apple's devices have no float64.
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    return torch.tensor(values, dtype=dtype, device=device)
-
-
 class RunningMean:
     """Mean of losses and metrics over an epoch, weighted by the number of examples.
 
@@ -216,8 +211,8 @@ class RunningMean:
 
     def __init__(self) -> None:
         self._names: tuple[str, ...] = ()
-        self._totals: Tensor | None = None  # (names,)
-        self._shares: dict[str, Tensor] = {}  # sums, (J,) each
+        self._totals: DeviceSum | None = None  # (names,)
+        self._shares: dict[str, DeviceSum] = {}  # (J,) each
         self._weight = 0
 
     def add(self, output: ObjectiveOutput, weight: int) -> None:
@@ -233,34 +228,35 @@ class RunningMean:
                         f"'{name}'"
                     )
             self._names = tuple(named)
-            self._totals = _sums([0.0] * len(named), named[self._names[0]].device)
+            self._totals = DeviceSum([0.0] * len(named), named[self._names[0]].device)
         values = torch.stack([named[name].detach() for name in self._names])
-        self._totals.add_(values, alpha=weight)  # in float64, to which torch promotes
+        self._totals.add(values, weight)
         for name, shares in output.shares.items():
             if name not in self._shares:
-                self._shares[name] = _sums([0.0] * len(shares), shares.device)
-            self._shares[name].add_(shares.detach(), alpha=weight)
+                self._shares[name] = DeviceSum([0.0] * len(shares), shares.device)
+            self._shares[name].add(shares.detach(), weight)
         self._weight += weight
 
     def row(self, part: str) -> Row:
         """Return the means so far as the columns ``part/...``."""
         means = {name: total / self._weight for name, total in self._by_name().items()}
-        means |= {n: perplexity(sums / sums.sum()).item() for n, sums in self._shares.items()}
+        shares = {name: sums.value() for name, sums in self._shares.items()}
+        means |= {name: perplexity(sums / sums.sum()).item() for name, sums in shares.items()}
         return {f"{part}/{name}": mean for name, mean in means.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sum of each value over the examples, and the number of examples."""
-        shares = {name: sums.tolist() for name, sums in self._shares.items()}
+        shares = {name: sums.value().tolist() for name, sums in self._shares.items()}
         return {"totals": self._by_name(), "shares": shares, "weight": self._weight}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Restore the sums from :meth:`state_dict`, on ``device``."""
         totals: dict[str, float] = state["totals"]
         self._names, self._weight = tuple(totals), state["weight"]
-        self._totals = _sums(list(totals.values()), device) if totals else None
+        self._totals = DeviceSum(list(totals.values()), device) if totals else None
         shares: dict[str, list[float]] = state["shares"]
-        self._shares = {name: _sums(sums, device) for name, sums in shares.items()}
+        self._shares = {name: DeviceSum(sums, device) for name, sums in shares.items()}
 
     def _by_name(self) -> dict[str, float]:
-        totals = [] if self._totals is None else self._totals.tolist()
+        totals = [] if self._totals is None else self._totals.value().tolist()
         return dict(zip(self._names, totals, strict=True))

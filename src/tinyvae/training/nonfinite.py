@@ -12,6 +12,7 @@ from torch.optim import ASGD, SGD, Optimizer, Rprop
 
 from tinyvae.core.objective import Batch, ObjectiveOutput
 from tinyvae.errors import NonFiniteError
+from tinyvae.training.acceleration.found_inf import obeys_found_inf
 from tinyvae.training.history import named_values
 
 FINITE = sys.float_info.max
@@ -50,8 +51,10 @@ class NonFiniteGuard:
         waits: bool | None = None,
     ) -> None:
         groups = [g for optimizer in optimizers.values() for g in optimizer.param_groups]
-        on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
-        reads_flag = all(group.get("fused") for group in groups)
+        devices = {p.device for group in groups for p in group["params"]}
+        on_cpu = all(device.type == "cpu" for device in devices)
+        is_fused = not on_cpu and all(group.get("fused") for group in groups)
+        reads_flag = is_fused and all(map(obeys_found_inf, devices))
         self.waits = on_cpu or not reads_flag if waits is None else waits
         self.optimizers = optimizers
         self.parameters, self.find_problem = parameters or {}, find_problem

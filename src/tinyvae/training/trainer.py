@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tinyvae._devices import choose_device
 from tinyvae.core.generators import exclusive_generators, warn_about_foreign_seed
 from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.module_state import evaluating, evaluating_afterwards, set_training_mode
@@ -43,7 +44,7 @@ from tinyvae.training.preparation import (
 from tinyvae.training.progress import Progress, headline
 from tinyvae.training.rates import learning_rates
 from tinyvae.training.signals import defer_sigchld, graceful_stop
-from tinyvae.training.state import TrainState, choose_device
+from tinyvae.training.state import TrainState
 from tinyvae.training.step import Gradients, TrainStep
 
 
@@ -62,7 +63,8 @@ class Trainer:
             first. At the end of ``fit`` they are called in reverse order.
         speed: Optional fast paths: compilation, matrix products, mixed precision.
         seed: Seed of order, noise and transforms.
-        device: Device. ``"auto"`` takes cuda, else mps, else the CPU.
+        device: Device. ``"auto"`` takes this computer's accelerator, else the CPU. A
+            model in float64 gets the CPU if the accelerator may lack it, as Apple's does.
         record_every: Number of updates between rows of ``history.updates``; None records none.
         progress: True to report progress on standard error.
 
@@ -108,7 +110,7 @@ class Trainer:
         self.checkpoint, self.callbacks = order_callbacks([*reporting, *callbacks])
         self.speed, self.resolved_speed = speed, ResolvedSpeed()
         self.seed, self.record_every = seed, record_every
-        self.state = TrainState(model, objective, choose_device(device), self.callbacks)
+        self.state = TrainState(model, objective, choose_device(device, model), self.callbacks)
 
     @property
     def model(self) -> nn.Module:

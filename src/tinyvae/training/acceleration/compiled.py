@@ -151,7 +151,7 @@ class CompiledGradients:
                 named = (output.losses, output.metrics, output.shares)
                 reported = [value for part in named for value in part.values()]
                 values = [*grads, *reported, *self._step.buffers()]
-                results.append([value.detach().double() for value in values])
+                results.append([value.detach().cpu().double() for value in values])
         norm = torch.linalg.vector_norm
         # A gradient that is zero up to rounding, e.g. of a bias before normalization, has no scale.
         floor = ROUNDING * max(norm(plain) for plain in results[1][: len(self._parameters)])

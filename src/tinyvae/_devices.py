@@ -1,0 +1,48 @@
+"""Devices: the choice of one, its module in torch, and the numbers that it can hold."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+CPU = torch.device("cpu")
+
+
+def choose_device(name: str | torch.device, model: nn.Module) -> torch.device:
+    """Return the device of a name.
+
+    ``"auto"`` takes the accelerator of this computer. It takes the CPU if there is none, or if the
+    model is in float64, which the accelerator may lack.
+
+    Raises:
+        ValueError: If the device has no random state that can be saved.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True) or CPU
+        is_wide = any(p.dtype == torch.float64 for p in model.parameters())
+        name = CPU if is_wide and widest_float(accelerator) != torch.float64 else accelerator
+    device = torch.device(name)
+    accelerator_module(device)
+    return device
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return float64, but float32 for accelerators, such as Apple's, that may not have it."""
+    return torch.float64 if device.type in ("cpu", "cuda", "meta") else torch.float32
+
+
+def accelerator_module(device: torch.device) -> Any:
+    """Return the module of an accelerator, such as torch.cuda, and None for the CPU.
+
+    Raises:
+        ValueError: If there is none with functions for random states.
+    """
+    if device.type in ("cpu", "meta"):
+        return None
+    module = getattr(torch, device.type, None)
+    if getattr(module, "get_rng_state", None) is None:
+        raise ValueError(
+            f"tinyvae expects a device whose random state torch.{device.type}.get_rng_state "
+            f"returns, got {str(device)!r}: use a device such as 'cpu', 'cuda', 'mps' or 'xpu'"
+        )
+    return module
