@@ -155,6 +155,7 @@ class DataSource(ABC):
     """Source of batches. Each batch is a function of the seed, the epoch and its position.
 
     Attributes:
+        transform: Conversion of the data to batches.
         batch_size: Examples per batch, None if a loader's batches are of the user's own.
         num_examples: Number of examples, None if the data have no length.
         num_batches: Number of batches in an epoch, None if the data have no length.
@@ -164,6 +165,7 @@ class DataSource(ABC):
         workers: Number of processes that read.
     """
 
+    transform: BatchTransform
     in_memory: bool
     repeatable: bool
     workers: int = 0
