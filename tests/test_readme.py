@@ -1,6 +1,7 @@
 """The code and the commands of the README and of the documentation's pages run as they are."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,11 @@ PAGES = {
     "extending": set(),
 }
 README = (ROOT / "README.md").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+FILES = [  # addresses of the repository's files, and of images
+    f"{PROJECT['urls']['Repository']}/blob/main/",
+    f"{PROJECT['urls']['Repository'].replace('github', 'raw.githubusercontent')}/main/",
+]
 
 
 def blocks(language: str) -> list[str]:
@@ -87,6 +93,8 @@ def test_page_code_runs_from_top_to_bottom(page, files, tmp_path, monkeypatch: p
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
-def test_link_into_the_repository_exists(link: str):
-    if "://" not in link:
-        assert (ROOT / link).exists()
+def test_link_works_on_the_index_of_packages(link: str):
+    assert link.startswith("https://")  # a page of PyPI has no files next to it
+    for start in FILES:
+        if link.startswith(start):
+            assert (ROOT / link.removeprefix(start)).exists()
