@@ -23,10 +23,11 @@ PAGES = {
     "extending": set(),
 }
 README = (ROOT / "README.md").read_text()
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+REPOSITORY = PYPROJECT["project"]["urls"]["Repository"]
 FILES = [  # addresses of the repository's files, and of images
-    f"{PROJECT['urls']['Repository']}/blob/main/",
-    f"{PROJECT['urls']['Repository'].replace('github', 'raw.githubusercontent')}/main/",
+    f"{REPOSITORY}/blob/main/",
+    f"{REPOSITORY.replace('github', 'raw.githubusercontent')}/main/",
 ]
 
 
@@ -90,6 +91,15 @@ def test_page_code_runs_from_top_to_bottom(page, files, tmp_path, monkeypatch: p
         code = "\n".join(line[4:] for line in snippet.splitlines())
         exec(re.sub(r"epochs=\d+", "epochs=2", code), namespace)
     assert {path.name for path in tmp_path.iterdir()} >= files
+
+
+def test_source_distribution_holds_what_the_readme_and_tests_name():
+    sdist = PYPROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]
+    included = {*sdist["include"], "/LICENSE", "/README.md"}  # always there
+    links = re.findall(rf"\]\({FILES[0]}(\w+)", README)
+    needed = {*links, "src", "tests", "tools", "examples", "benchmarks", "constraints", ".ci"}
+    missing = {name for name in needed if not any(i.startswith(f"/{name}") for i in included)}
+    assert missing == set()
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
