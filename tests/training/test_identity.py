@@ -16,7 +16,15 @@ from helpers.training import BATCH_SIZE, DATA, STEPS, Unsized, binary, flip
 from torch import nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import LambdaLR, StepLR
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from tinyvae import (
     ELBO,
@@ -160,6 +168,11 @@ def loader(x=DATA, batch_size=BATCH_SIZE, **options):
     return DataLoader(x, batch_size, **options)
 
 
+def batched(size):
+    sampler = SequentialSampler(DATA)
+    return DataLoader(DATA, batch_sampler=BatchSampler(sampler, size, drop_last=False))
+
+
 def weighted(weight):
     weights = torch.ones(len(DATA))
     weights[0] = weight
@@ -218,6 +231,11 @@ CHANGES = {
         {"data": loader(batch_size=9)},
         "training data.batch_size = 9, was 8",
     ),
+    "size of own batches": (
+        {"data": batched(BATCH_SIZE)},
+        {"data": batched(9)},
+        "training data.batch_size = 9, was 8",
+    ),
     "order of a loader": (
         {"data": loader(shuffle=True)},
         {"data": loader()},
@@ -256,6 +274,11 @@ CHANGES = {
         {"data": Subset(Rows(OTHER), range(37))},
         {"data": Subset(Rows(OTHER), [*range(36), 0])},
         "training data.values.arrays.indices = ",
+    ),
+    "data of a subset": (
+        {"data": Subset(TensorDataset(DATA), range(37))},
+        {"data": Subset(TensorDataset(OTHER), range(37))},
+        "training data.values.arrays.dataset.tensors.0.checksum = ",
     ),
     "data of a loader": (
         {"data": loader()},
@@ -563,6 +586,16 @@ def test_checksum_depends_on_missing_entries():
     x[3, 1] = torch.nan
     masked = np.ma.masked_array(DATA.numpy(), mask=x.isnan().numpy())
     assert checksum(masked) == checksum(x) != checksum(DATA)
+
+
+def test_settings_skip_an_object_that_fails():
+    class Broken:
+        __slots__ = ()
+
+        def __repr__(self):
+            raise RuntimeError("planted")
+
+    assert settings_of({"a": 1, "b": Broken()}, "x") == {"x": "{a, b}", "x.a": 1}
 
 
 def test_settings_have_no_addresses_and_no_circle():

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, TensorDataset
 
 from tinyvae.core.warnings import warn
 from tinyvae.training.callbacks import Callback
@@ -145,15 +145,20 @@ def _data_settings(source: DataSource | None, name: str) -> Settings:
 
 
 def _loader_settings(loader: "DataLoader[Any]", name: str) -> Settings:
-    has_batches = loader.batch_size is None  # of the user's own
-    sampler = loader.batch_sampler if has_batches else loader.sampler
+    batches = loader.batch_sampler
+    # torch's own sampler of batches adds only their size.
+    samplers = [batches] if batches is not None and type(batches) is not BatchSampler else []
+    samplers.append(getattr(batches, "sampler", loader.sampler))
+    kinds = " of ".join(type(sampler).__name__ for sampler in samplers)
     settings: Settings = {
-        f"{name}.order": f"that of a DataLoader with {type(sampler).__name__}",
-        f"{name}.drop_last": loader.drop_last,
+        f"{name}.batch_size": getattr(batches, "batch_size", None),
+        f"{name}.drop_last": getattr(batches, "drop_last", False),
+        f"{name}.order": f"that of a DataLoader with {kinds}",
     }
-    for key, value in attributes(sampler).items():
-        if key not in ("data_source", "generator", "sampler"):
-            settings |= settings_of(value, f"{name}.sampler.{key}")
+    for sampler in samplers:
+        for key, value in attributes(sampler).items():
+            if key not in ("data_source", "dataset", "generator", "sampler"):
+                settings |= settings_of(value, f"{name}.sampler.{key}")
     return settings
 
 
@@ -190,7 +195,8 @@ def _arrays(data: Any, depth: int = 3) -> dict[str, Any]:
     """Return the arrays that a Dataset holds, also in Datasets that it holds, by name."""
     arrays: dict[str, Any] = {}
     for name, value in getattr(data, "__dict__", {}).items():
-        if isinstance(value, Tensor | np.ndarray) or (name == "indices"):
+        first = value[0] if isinstance(value, tuple | list) and value else value
+        if isinstance(first, Tensor | np.ndarray) or name == "indices":
             arrays[name] = value
         elif depth and isinstance(value, Dataset):
             arrays |= {f"{name}.{n}": a for n, a in _arrays(value, depth - 1).items()}

@@ -43,12 +43,19 @@ def settings_of(value: Any, name: str, seen: frozenset[int] = frozenset()) -> Se
     """Return the settings of an object, and of all in it, by dotted names.
 
     Strings are quoted, so that they differ from the names of classes and functions. ``seen`` holds
-    the objects that contain this one.
+    the objects that contain this one. An object that fails at a look at it has no settings.
 
     Example:
         >>> settings_of(ELBO(beta=4.0).beta, "beta")
         {'beta': 4.0}
     """
+    try:
+        return _settings_of(value, name, seen)
+    except Exception:  # such as a __repr__ that fails: no reason to stop a run
+        return {}
+
+
+def _settings_of(value: Any, name: str, seen: frozenset[int]) -> Settings:
     if id(value) in seen or isinstance(value, nn.Parameter | torch.device | os.PathLike):
         return {}
     seen |= {id(value)}
@@ -87,7 +94,7 @@ def settings_of(value: Any, name: str, seen: frozenset[int] = frozenset()) -> Se
     if isinstance(value, nn.Sequential | nn.ModuleList | nn.ModuleDict):
         text = f"{text} of {len(value)}"
     elif getattr(value, "__dict__", None) is None and " at 0x" not in repr(value):
-        text = repr(value)  # such as operator.itemgetter(0), or a dtype
+        text = f"{value!r:.200}"  # such as operator.itemgetter(0), or a dtype
     return {name: text} | _all_settings(attributes(value), name, seen)
 
 
