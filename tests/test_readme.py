@@ -1,6 +1,7 @@
 """The code and the commands of the README and of the documentation's pages run as they are."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,12 @@ PAGES = {
     "extending": set(),
 }
 README = (ROOT / "README.md").read_text()
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+REPOSITORY = PYPROJECT["project"]["urls"]["Repository"]
+FILES = [  # addresses of the repository's files, and of images
+    f"{REPOSITORY}/blob/main/",
+    f"{REPOSITORY.replace('github', 'raw.githubusercontent')}/main/",
+]
 
 
 def blocks(language: str) -> list[str]:
@@ -86,7 +93,18 @@ def test_page_code_runs_from_top_to_bottom(page, files, tmp_path, monkeypatch: p
     assert {path.name for path in tmp_path.iterdir()} >= files
 
 
+def test_source_distribution_holds_what_the_readme_and_tests_name():
+    sdist = PYPROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]
+    included = {*sdist["include"], "/LICENSE", "/README.md"}  # always there
+    links = re.findall(rf"\]\({FILES[0]}(\w+)", README)
+    needed = {*links, "src", "tests", "tools", "examples", "benchmarks", "constraints", ".ci"}
+    missing = {name for name in needed if not any(i.startswith(f"/{name}") for i in included)}
+    assert missing == set()
+
+
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
-def test_link_into_the_repository_exists(link: str):
-    if "://" not in link:
-        assert (ROOT / link).exists()
+def test_link_works_on_the_index_of_packages(link: str):
+    assert link.startswith("https://")  # a page of PyPI has no files next to it
+    for start in FILES:
+        if link.startswith(start):
+            assert (ROOT / link.removeprefix(start)).exists()

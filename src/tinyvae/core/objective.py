@@ -138,8 +138,11 @@ class Objective(nn.Module, ABC):
         self._changing_weights: list[ScheduledWeight] | None = None
 
     @abstractmethod
-    def forward(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
-        """Compute losses and metrics of a batch, in the modes that model and objective are in."""
+    def forward(self, model: Any, batch: Any) -> ObjectiveOutput:
+        """Compute losses and metrics of a batch, in the modes that model and objective are in.
+
+        A subclass may name the types that it needs, such as its own :class:`Batch`.
+        """
 
     def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
         """Return the trainable parameters of each loss, by the name of the loss."""

@@ -7,7 +7,7 @@ To write a likelihood, define ``num_params`` and the scalar distribution that th
     class GumbelLikelihood(Likelihood):
         num_params = 2
 
-        def elementwise(self, loc, log_scale):
+        def elementwise(self, loc: Tensor, log_scale: Tensor) -> TorchDistribution:
             return TorchDistribution(Gumbel(loc, log_scale.exp(), validate_args=False))
 
 A likelihood also defines the encoder's input (:meth:`~tinyvae.Likelihood.encoder_input`):
@@ -39,6 +39,7 @@ from tinyvae.likelihoods.gaussian import OptimalGaussianLikelihood as OptimalGau
 from tinyvae.likelihoods.masked import MaskedLikelihood as MaskedLikelihood
 from tinyvae.likelihoods.parameters import Fixed as Fixed
 from tinyvae.likelihoods.parameters import Learned as Learned
+from tinyvae.likelihoods.parameters import PositiveLike as PositiveLike
 from tinyvae.likelihoods.parameters import PositiveParameter as PositiveParameter
 from tinyvae.likelihoods.parameters import Predicted as Predicted
 from tinyvae.likelihoods.parameters import as_positive as as_positive

@@ -3,7 +3,7 @@
 import inspect
 from abc import ABC
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,8 @@ class Likelihood(Configurable, nn.Module, ABC):
     hint: str = "drop or impute them"
     fill_value: float | Tensor = 0.0
 
-    def elementwise(self, *params: Tensor) -> Distribution:
+    # Type checkers accept any signature in place of this one, such as (self, loc, log_scale).
+    def elementwise(self, *params: Any, **_: Any) -> Distribution:
         """Return a scalar distribution for each element of the parameters ``(*batch, *E)``."""
         raise NotImplementedError(
             f"{type(self).__name__} must define elementwise(*params), which returns a scalar "

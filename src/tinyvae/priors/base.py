@@ -40,14 +40,13 @@ class Prior(Configurable, nn.Module, ABC):
         return size_or_shape(self.latent_shape)
 
     @abstractmethod
-    def forward(
-        self, context: Tensor | None = None, *, encoder: PosteriorOf | None = None
-    ) -> Distribution:
+    def forward(self, context: Tensor | None = None, *, encoder: Any = None) -> Distribution:
         """Return the prior.
 
         Args:
             context: Context of the prior, ``(B, ...)``.
-            encoder: The VAE's encoder, for priors that consist of posteriors or codes.
+            encoder: The VAE's encoder, for priors that consist of posteriors or codes. A subclass
+                may name the type that it needs.
         """
 
     def extra_repr(self) -> str:

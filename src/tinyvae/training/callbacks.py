@@ -262,7 +262,7 @@ class EarlyStopping(Callback):
         if patience < 1:
             raise ValueError(f"EarlyStopping expects patience >= 1, got {patience}")
         self.monitor = Monitor(monitor, mode, min_delta)
-        self.patience = patience
+        self.patience, self.mode, self.min_delta = patience, mode, min_delta
         self.restore_best = restore_best
         self._reset()
 

@@ -15,11 +15,13 @@ from tinyvae.core.warnings import warn
 from tinyvae.errors import CheckpointError
 from tinyvae.training.acceleration.options import ResolvedSpeed, Speed, accelerate, resolve_speed
 from tinyvae.training.callbacks import Callback
+from tinyvae.training.checkpoints.checkpoint import Checkpoint
 from tinyvae.training.checkpoints.compatibility import require_same_run
 from tinyvae.training.data.factory import open_data
 from tinyvae.training.data.sources import BatchTransform, DataSource, PickBatch, Transform
 from tinyvae.training.data.validated import ValidatedSource
 from tinyvae.training.finite_state import require_finite_start
+from tinyvae.training.identity import describe_run, warn_about_changes
 from tinyvae.training.optimization import Optimization
 from tinyvae.training.state import RunPlan, TrainState
 from tinyvae.training.step import (
@@ -146,6 +148,7 @@ def prepare_run(
     saved: Mapping[str, Any] | None,
     *,
     in_total: bool,
+    record_every: int | None,
 ) -> None:
     """Make optimizers and schedulers, check data and checkpoint, restore it, and set ``plan``.
 
@@ -158,6 +161,7 @@ def prepare_run(
         epochs: Number of epochs.
         saved: State of the checkpoint from which the run continues, None for a new run.
         in_total: True if ``epochs`` also counts the epochs that are done.
+        record_every: Number of updates between recorded ones.
     """
     num_batches = train.source.num_batches  # may be a hint
     if saved is None:
@@ -178,9 +182,14 @@ def prepare_run(
         has_validation=validation is not None,
         objective=state.objective,
     )
+    if saved is not None or any(isinstance(callback, Checkpoint) for callback in callbacks):
+        others = None if validation is None else validation.source
+        state.identity = describe_run(
+            state, optimization, train.source, others, record_every=record_every
+        )
     if saved is not None:
         require_same_run(state, saved, callbacks)
-        state.warn_about_changes(saved)
+        warn_about_changes(state, saved)
         train.source.load_state_dict(saved["data"])
     train.begin(epoch, batch, last_epoch=plan.last_epoch)
     if validation is not None:

@@ -14,7 +14,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from tinyvae.core.objective import Objective, ObjectiveOutput
 from tinyvae.core.random import rng_state, seed_rng, set_rng_state
-from tinyvae.core.warnings import warn
 from tinyvae.training.history import History, Row, RunningMean
 from tinyvae.training.optimization import (
     Optimization,
@@ -24,13 +23,12 @@ from tinyvae.training.optimization import (
     same_groups,
 )
 from tinyvae.training.rates import restart_rates
+from tinyvae.training.settings import Settings
 
 # Version of the state in a checkpoint. To change its fields, raise the version by one and add a
 # function to MIGRATIONS that turns a state of the previous version into one of the new version.
 STATE_VERSION = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-
-CYCLED = ("betas", "momentum")  # settings of an optimizer that some schedulers change
 
 
 @runtime_checkable
@@ -131,6 +129,7 @@ class TrainState:
         is_consistent: True between two steps, when the state may be saved.
         start_time: Monotonic time of the run's start, shifted so that interruptions do not count.
         fingerprint: Values that a checkpoint must share with the run: seed, sizes of the data.
+        identity: Settings of the run by name, which a resumed run should share.
         mode: Settings that change results in the last digits: device, torch, threads, fast paths.
         data_state: Function that returns the state of the data source.
         synchronize: Function that waits for the device and raises if a step was not finite.
@@ -158,6 +157,7 @@ class TrainState:
         self.is_consistent = False
         self.start_time = 0.0
         self.fingerprint: dict[str, int | None] = {}
+        self.identity: Settings = {}
         self.mode: dict[str, Any] = {}
         self.data_state: Callable[[], dict[str, Any]] = dict
         self.synchronize: Callable[[], None] = lambda: None
@@ -255,6 +255,7 @@ class TrainState:
         return {
             "state_version": STATE_VERSION,
             "fingerprint": self.fingerprint,
+            "identity": self.identity,
             "mode": self.mode,
             "plan": {
                 "start_epoch": self.plan.start_epoch,
@@ -318,24 +319,3 @@ class TrainState:
             named.append((name if count[name] == 1 else f"{name} {count[name]}", callback))
         return named
 
-    def warn_about_changes(self, saved: Mapping[str, Any]) -> None:
-        """Warn about differences between the checkpoint's run and this one."""
-        before, now = saved["mode"], self.mode
-        pairs = [
-            f"{n} ({before.get(n)} before, now {now[n]})" for n in now if before.get(n) != now[n]
-        ]
-        if pairs:
-            warn(f"the run continues, but not bitwise: these settings differ: {', '.join(pairs)}")
-        for name, optimizer in self.optimizers.items():
-            groups = saved["optimizers"][name]["param_groups"]
-            for asked, kept in zip(optimizer.param_groups, groups, strict=True):
-                moving = ("params", "lr", *(CYCLED if name in self.schedulers else ()))
-                differing = [k for k in asked if k not in moving and asked[k] != kept[k]]
-                if differing:
-                    listed = ", ".join(f"{k} = {kept[k]}, not {asked[k]}" for k in differing)
-                    warn(f"the run keeps the settings of its optimizer in the checkpoint: {listed}")
-        names = {name for name, _ in self.named_callbacks()}
-        if lost := sorted(saved["callbacks"].keys() - names):
-            warn(
-                f"the checkpoint has state for callbacks that this run lacks: {lost}; it is ignored"
-            )

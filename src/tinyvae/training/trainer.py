@@ -238,6 +238,7 @@ class Trainer:
                 epochs,
                 saved,
                 in_total=resume is not None,
+                record_every=self.record_every,
             )
             compute_gradients, self.resolved_speed = select_fast_path(
                 state, self.speed, self.resolved_speed, source, saved, is_new=is_new

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -60,10 +60,11 @@ class Regularizer(nn.Module, ABC):
         self.latent = latent
 
     @abstractmethod
-    def forward(
-        self, model: LatentVariableModel, batch: Batch, output: VAEOutput
-    ) -> RegularizerOutput:
-        """Return loss and metrics from the output of a pass."""
+    def forward(self, model: Any, batch: Any, output: VAEOutput) -> RegularizerOutput:
+        """Return loss and metrics from the output of a pass.
+
+        A subclass may name the types of model and :class:`~tinyvae.Batch` that it needs.
+        """
 
     def term(self, output: VAEOutput) -> LatentTerm:
         """Return the latent on which it acts."""

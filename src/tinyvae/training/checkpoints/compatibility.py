@@ -17,12 +17,14 @@ from tinyvae.errors import CheckpointError
 from tinyvae.training.callbacks import Callback
 from tinyvae.training.history import History, Row, RunningMean
 from tinyvae.training.optimization import state_after_step
+from tinyvae.training.settings import are_settings
 from tinyvae.training.state import MIGRATIONS, STATE_VERSION, TrainState
 
 # Fields of a state, and the types of the entries that every run has. A field with such entries has
 # no others, except for "rng", which may also have the state of a GPU.
 FIELDS: dict[str, dict[str, Any]] = {
     "fingerprint": {},
+    "identity": {},
     "mode": {"device": str, "torch": str, "threads": int, "speed": dict, "resolved_speed": dict},
     "plan": {"start_epoch": int, "scheduled_epochs": int, "schedule_steps": int | None},
     "position": {"epoch": int, "step": int, "batch": int, "seconds": Real},
@@ -56,6 +58,7 @@ def upgrade(state: Any) -> dict[str, Any]:
         )
     for old_version in range(version, STATE_VERSION):
         state = MIGRATIONS[old_version](state)
+    state = {"identity": {}, **state}  # added later, and without effect on how a run continues
     unknown = [name for name in state if name not in {*FIELDS, "state_version"}]
     known = {name: part for name, part in state.items() if name not in unknown}
     for name, entries in FIELDS.items():
@@ -94,6 +97,7 @@ def require_same_run(
                 f"the checkpoint's run had {name} = {previous!r:.80}, got {value!r}: "
                 "give the same to continue it, or start a run in another folder"
             )
+    _require_same_batches(state, saved)
     _require_alike("model", state.model.state_dict(), saved["model"])
     _require_alike("objective", state.objective.state_dict(), saved["objective"])
     _require_keys("optimizers", state.optimizers, saved["optimizers"])
@@ -104,6 +108,22 @@ def require_same_run(
     _require_alike("schedulers", schedulers, saved["schedulers"])
     _require_position(saved["position"], saved["plan"], state.fingerprint["batches per epoch"])
     _require_loadable(state, saved, callbacks)
+
+
+def _require_same_batches(state: TrainState, saved: Mapping[str, Any]) -> None:
+    """Raise if a run would skip or repeat examples of the epoch in which it continues."""
+    if not are_settings(saved["identity"]):
+        raise CheckpointError("the checkpoint's 'identity' has values that are no settings")
+    if not saved["position"]["batch"]:
+        return
+    for name in ("batch_size", "order"):
+        key = f"training data.{name}"
+        now, before = state.identity[key], saved["identity"].get(key, state.identity[key])
+        if now != before:
+            raise ValueError(
+                f"the checkpoint is inside an epoch with {key} = {before!s:.80}, got {now}: give "
+                "the same to continue it, or start a run in another folder"
+            )
 
 
 def _require_position(

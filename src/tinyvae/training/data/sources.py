@@ -157,6 +157,7 @@ class DataSource(ABC):
     """Source of batches. Each batch is a function of the seed, the epoch and its position.
 
     Attributes:
+        transform: Conversion of the data to batches.
         batch_size: Examples per batch, None if a loader's batches are of the user's own.
         num_examples: Number of examples, None if the data have no length.
         num_batches: Number of batches in an epoch, None if the data have no length.
@@ -170,6 +171,7 @@ class DataSource(ABC):
         last_epoch: Number of epochs that will be read. Those up to it may be read ahead.
     """
 
+    transform: BatchTransform
     in_memory: bool
     repeatable: bool
     has_exact_length: bool = True
