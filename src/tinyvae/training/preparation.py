@@ -95,6 +95,8 @@ def _check(state: TrainState, is_training: bool, batch: Batch) -> str:
 def prepare_run(
     state: TrainState,
     optimization: Optimization,
+    speed: Speed,
+    resolved_speed: ResolvedSpeed,
     callbacks: Sequence[Callback],
     train: ValidatedSource,
     validation: ValidatedSource | None,
@@ -108,13 +110,20 @@ def prepare_run(
     Args:
         state: State of the run.
         optimization: Settings of optimizers and schedulers.
+        speed: Fast paths that the run requests.
+        resolved_speed: Fast paths of the trainer's previous run.
         callbacks: Callbacks, which check their states.
         train: Training data.
         validation: Validation data.
         epochs: Number of epochs.
         saved: State of the checkpoint from which the run continues, None for a new run.
         in_total: True if ``epochs`` also counts the epochs that are done.
+
+    Raises:
+        CheckpointError: If the run cannot continue from ``saved``. Nothing has changed, and another
+            checkpoint may be tried.
     """
+    state.set_mode(speed, restored_speed(speed, resolved_speed, saved))
     num_batches = train.source.num_batches
     if saved is None:
         plan = RunPlan.for_new_run(state.epoch, epochs, in_total=in_total)
