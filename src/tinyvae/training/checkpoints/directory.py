@@ -126,8 +126,7 @@ class RunDirectory:
 
     def write(self, step: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
         """Write a checkpoint."""
-        self.require_lock()
-        save_tensors(self.checkpoint(step), tensors, info)
+        save_tensors(self.checkpoint(step), tensors, info, check=self.require_lock)
         self._steps.add(step)
 
     def prune(self, keep: int, best_step: int | None) -> None:
@@ -141,8 +140,7 @@ class RunDirectory:
 
     def reset_history(self, rows: Sequence[Row]) -> None:
         """Replace the file by the lines of all epochs so far."""
-        self.require_lock()
-        write_atomically(self.history, b"".join(map(_line, rows)))
+        write_atomically(self.history, b"".join(map(_line, rows)), check=self.require_lock)
         self._num_lines = len(rows)
 
     def append_history(self, rows: Sequence[Row]) -> None:
