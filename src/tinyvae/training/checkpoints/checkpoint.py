@@ -109,8 +109,8 @@ class Checkpoint(Callback):
         else:
             self._writer.wait()
         finally:
+            self._writer.when_done(lock.release)
             del self._writer
-            lock.release()
 
     def ensure_writable(self, state: TrainState, resume: str | os.PathLike[str] | None) -> None:
         """Raise FileExistsError if the folder holds another run that ``resume`` does not name."""

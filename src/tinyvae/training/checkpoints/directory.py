@@ -195,17 +195,21 @@ class Writer:
 
     def __init__(self) -> None:
         self._thread = threading.Thread()
+        self._is_done = threading.Event()  # Python 3.11 forgets a thread if its join is interrupted
         self._error: BaseException | None = None
 
     def submit(self, job: Callable[[], None]) -> None:
         """Wait for the previous write, and start the next one."""
         self.wait()
+        self._is_done.clear()
 
         def run() -> None:
             try:
                 job()
             except BaseException as error:
                 self._error = error
+            finally:
+                self._is_done.set()
 
         self._thread = threading.Thread(target=run, name="tinyvae-writer", daemon=False)
         self._thread.start()
@@ -213,7 +217,20 @@ class Writer:
     def wait(self) -> None:
         """Wait for the current write, and raise its error."""
         if self._thread.is_alive():
+            self._is_done.wait()
             self._thread.join()
         error, self._error = self._error, None  # an error is raised once
         if error is not None:
             raise error
+
+    def when_done(self, action: Callable[[], None]) -> None:
+        """Call ``action`` after the current write, also if an interrupt ended the wait for it."""
+        if self._is_done.is_set() or not self._thread.is_alive():
+            action()
+            return
+
+        def wait_and_act() -> None:
+            self._is_done.wait()
+            action()
+
+        threading.Thread(target=wait_and_act, name="tinyvae-writer-end", daemon=False).start()
