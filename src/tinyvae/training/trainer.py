@@ -203,6 +203,7 @@ class Trainer:
             FileExistsError: If the folder of the :class:`Checkpoint` holds a run, and ``resume``
                 is not given.
             BlockingIOError: If another run uses that folder.
+            OSError: If that folder or its lock is moved, removed or replaced during the run.
         """
         require_counts(epochs=epochs, batch_size=batch_size, workers=workers)
         state = self.state
