@@ -44,7 +44,7 @@ EPOCHS = 10
 STEPS = -(-EXAMPLES // BATCH_SIZE)  # per epoch; the last batch is smaller
 FATAL_INDEX = 77
 EVERY = 3  # steps between checkpoints
-LIMIT = 60  # seconds after which SIGALRM ends a process that hangs
+LIMIT = 240  # seconds after which SIGALRM ends a process that hangs
 
 
 def make_data():
@@ -231,7 +231,8 @@ def train(folder, *, faults=(), kind="tensor", keep=2, slow=(), resume="auto"):
     """Train to the end in a folder that may hold a run, and write a report next to it."""
     torch.set_num_threads(1)
     warnings.simplefilter("error", UserWarning)
-    warnings.filterwarnings("ignore", "the data cannot restore their position")
+    for pattern in ("the data cannot restore their position", "This DataLoader will create"):
+        warnings.filterwarnings("ignore", pattern)
     log = folder.with_suffix(".log")
     functions = {fault.__name__: fault for fault in FAULTS}
     for name, *arguments in faults:

@@ -30,7 +30,7 @@ IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 END = EPOCHS * STEPS
 KILLED = -signal.SIGKILL
 MAX_POLLS = 60_000
-KILLS = 8  # per row of the table
+KILLS = {"compiled": 2}  # per row of the table, where each process compiles for seconds
 TESTS = str(Path(__file__).parents[2])
 
 
@@ -217,18 +217,18 @@ def kill_after_steps(run, count):
 
 @pytest.mark.parametrize("kind", CONFIGURATIONS if IS_SOAK else QUICK)
 def test_resume_of_killed_runs_is_bitwise(server, kind, tmp_path):
-    source, count, index = random.Random(kind), 0, 0
+    source, kills, count, index = random.Random(kind), KILLS.get(kind, 8), 0, 0
     run = Run(tmp_path / "complete")
-    assert server.train(run, kind=kind) == 0, run.report
+    assert server.train(run, kind=kind) == 0
     digest, end = run.report["digest"], run.steps[-1]
     run, newest, has_ended = Run(tmp_path / "0"), [], False
-    while count < KILLS or not has_ended:
+    while count < kills or not has_ended:
         if has_ended:
             index += 1
             run, newest = Run(tmp_path / f"{index}"), []
-        kill = kill_after_steps(run, source.randrange(end // 2)) if count < KILLS else None
+        kill = kill_after_steps(run, source.randrange(end // 2)) if count < kills else None
         code = server.train(run, kill, kind=kind)
-        assert code in (KILLED, 0), run.report
+        assert code in (KILLED, 0)
         count += code == KILLED
         steps = run.steps
         assert steps or not (newest or run.last_step()), "all checkpoints have been lost"
