@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -48,6 +49,15 @@ def fill_disk(folder):
 
 def terminate_itself(folder):
     fit(trainer_of(folder, After(7, lambda _: signal.raise_signal(signal.SIGTERM))))
+
+
+def train_in_thread(folder):
+    """Train in a thread, while the main thread ends after step 2."""
+    started = threading.Event()
+    trainer = trainer_of(folder, After(2, lambda _: started.set()), every_steps=1, keep=99)
+    trainer.callbacks.append(After(3, lambda _: threading.main_thread().join()))
+    threading.Thread(target=fit, args=(trainer,)).start()
+    started.wait()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torch._dynamo  # takes seconds; the first optimizer would import it
+from helpers.configurations import BATCH_SIZE, CONFIGURATIONS, EXAMPLES, Configuration
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -37,15 +38,13 @@ from tinyvae import (
 )
 from tinyvae.datasets import DynamicBinarization
 from tinyvae.schedules import Linear
-from tinyvae.training.checkpoints.directory import RunDirectory
+from tinyvae.training.checkpoints.directory import RunDirectory, load_checkpoint
 
 EPOCHS = 10
-BATCH_SIZE = 16
-STEPS = 10  # per epoch; the last batch is smaller
-EXAMPLES = BATCH_SIZE * STEPS - 5
+STEPS = -(-EXAMPLES // BATCH_SIZE)  # per epoch; the last batch is smaller
 FATAL_INDEX = 77
 EVERY = 3  # steps between checkpoints
-LIMIT = 60  # seconds after which SIGALRM ends a process that hangs
+LIMIT = 240  # seconds after which SIGALRM ends a process that hangs
 
 
 def make_data():
@@ -53,27 +52,35 @@ def make_data():
     return torch.rand(EXAMPLES, 16, generator=generator)
 
 
-def make_trainer(folder, keep, extra):
-    torch.manual_seed(0)
+def make_normalized():
     network = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.Dropout(0.2), nn.ReLU())
     encoder = GaussianEncoder(network, latent_dim=2, features=32)
-    optimization = Optimization(0.01, schedule="cosine")
-    checkpoint = Checkpoint(folder, every_steps=EVERY, every_minutes=None, keep=keep)
-    return Trainer(
-        VAE(encoder, MLP(2, (32,), 16), BernoulliLikelihood()),
+    return VAE(encoder, MLP(2, (32,), 16), BernoulliLikelihood())
+
+
+def make_configuration(kind, flag, keep):
+    """Return a row of the table, or one that reads the data as ``kind`` says."""
+    torch.manual_seed(0)
+    if kind in CONFIGURATIONS:
+        return CONFIGURATIONS[kind]()
+    train, options = make_train(kind, flag)
+    return Configuration(
+        train,
+        make_normalized(),
         ELBO(beta=Linear(0.0, 1.0, fraction=0.7)),
-        optimization,
-        callbacks=[checkpoint, *extra],
-        record_every=7,
-        device="cpu",
-        progress=False,
+        Optimization(0.01, schedule="cosine"),
+        validation=make_data()[:32],
+        trainer={"record_every": 7},
+        checkpoint={"keep": keep},
+        fit={"epochs": EPOCHS, "transform": DynamicBinarization(), **options},
     )
 
 
-def digest(trainer):
-    """Return a digest of weights, moments, rates and history, without the time."""
+def digest(trainer, folder):
+    """Return a digest of all that a run leaves, without the time."""
     sha = hashlib.sha256()
-    states = [trainer.model.state_dict()]
+    newest = load_checkpoint(max(folder.glob("step-*.safetensors")))
+    states = [trainer.model.state_dict(), trainer.objective.state_dict(), newest["rng"]]
     for optimizer in trainer.state.optimizers.values():
         states += optimizer.state_dict()["state"].values()
         sha.update(repr([g["lr"] for g in optimizer.param_groups]).encode())
@@ -81,7 +88,8 @@ def digest(trainer):
         sha.update(name.encode() + value.numpy().tobytes())
     epochs = [{n: v for n, v in row.items() if n != "time_seconds"} for row in trainer.history]
     schedulers = [s.state_dict()["last_epoch"] for s in trainer.state.schedulers.values()]
-    sha.update(json.dumps([epochs, trainer.history.updates, schedulers]).encode())
+    reason = trainer.history.stop_reason
+    sha.update(json.dumps([epochs, trainer.history.updates, schedulers, reason]).encode())
     return f"{trainer.epoch} {trainer.step} {sha.hexdigest()}"
 
 
@@ -146,7 +154,7 @@ def die_in_writer(when, name, number):
 def write_in_place():
     """Write slowly and without a temporary file."""
 
-    def write(path, data):
+    def write(path, data, *, check):
         with Path(path).open("wb", buffering=0) as file:
             for start in range(0, len(data), -(-len(data) // 16)):
                 os.write(file.fileno(), data[start : start - (-len(data) // 16)])
@@ -223,7 +231,8 @@ def train(folder, *, faults=(), kind="tensor", keep=2, slow=(), resume="auto"):
     """Train to the end in a folder that may hold a run, and write a report next to it."""
     torch.set_num_threads(1)
     warnings.simplefilter("error", UserWarning)
-    warnings.filterwarnings("ignore", "the data cannot restore their position")
+    for pattern in ("the data cannot restore their position", "This DataLoader will create"):
+        warnings.filterwarnings("ignore", pattern)
     log = folder.with_suffix(".log")
     functions = {fault.__name__: fault for fault in FAULTS}
     for name, *arguments in faults:
@@ -235,14 +244,25 @@ def train(folder, *, faults=(), kind="tensor", keep=2, slow=(), resume="auto"):
         return lock(self)
 
     RunDirectory.lock = log_and_lock
-    data, options = make_train(kind, folder.with_suffix(".flag"))
-    trainer = make_trainer(folder, keep, [Report(log, *slow)])
-    transform = DynamicBinarization()
-    settings = {"epochs": EPOCHS, "batch_size": BATCH_SIZE, "transform": transform, **options}
+    run = make_configuration(kind, folder.with_suffix(".flag"), keep)
+    for pattern in run.ignored:
+        warnings.filterwarnings("ignore", pattern)
+    checkpoint = Checkpoint(
+        folder, **{"every_steps": EVERY, "every_minutes": None, **run.checkpoint}
+    )
+    trainer = Trainer(
+        run.model,
+        run.objective,
+        run.optimization,
+        callbacks=[checkpoint, Report(log, *slow), *run.callbacks],
+        device="cpu",
+        progress=False,
+        **run.trainer,
+    )
     report = {}
     try:
-        trainer.fit(data, make_data()[:32], resume=resume, **settings)
-        report = {"digest": digest(trainer), "stop_reason": trainer.history.stop_reason}
+        trainer.fit(run.train, run.validation, batch_size=BATCH_SIZE, resume=resume, **run.fit)
+        report = {"digest": digest(trainer, folder), "stop_reason": trainer.history.stop_reason}
     except RuntimeError as error:
         report = {"error": str(error)}
     folder.with_suffix(".json").write_text(json.dumps(report))

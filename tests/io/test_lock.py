@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -183,6 +184,80 @@ def test_lock_does_not_make_a_missing_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+# Lost locks ---------------------------------------------------------------------------------------
+
+
+def replace_file(lock):
+    lock.path.unlink()
+    lock.path.touch()
+
+
+def replace_folder(lock):
+    lock.folder.rename(lock.folder.with_name("aside"))
+    lock.folder.mkdir()
+    (lock.folder.with_name("aside") / "lock").rename(lock.path)
+
+
+LOSSES = {
+    "the lock of a run was moved or removed": lambda lock: lock.path.unlink(),
+    "the lock of a run was replaced": replace_file,
+    "the folder of a run was moved or removed": lambda lock: lock.folder.rename(
+        lock.folder.with_name("aside")
+    ),
+    "the folder of a run was replaced": replace_folder,
+}
+
+
+@posix
+@pytest.mark.parametrize("message", LOSSES)
+def test_lock_knows_that_it_was_lost(message, tmp_path):
+    (tmp_path / "run").mkdir()
+    lock = FolderLock(tmp_path / "run")
+    lock.require()
+    LOSSES[message](lock)
+    with pytest.raises(OSError, match=message) as caught:
+        lock.require()
+    assert caught.value.errno == errno.ESTALE
+    lock.release()
+
+
+@posix
+def test_lock_that_was_lost_does_not_take_that_of_the_next_owner(tmp_path):
+    lock = FolderLock(tmp_path)
+    lock.path.unlink()
+    following = FolderLock(tmp_path)
+    lock.release()
+    following.require()
+    assert lock.path.read_text() == f"process {os.getpid()}"
+    with pytest.raises(BlockingIOError):
+        FolderLock(tmp_path)
+    following.release()
+
+
+@posix
+def test_lock_file_that_vanishes_before_it_is_locked_is_refused(tmp_path, monkeypatch):
+    import fcntl
+
+    flock = fcntl.flock
+
+    def remove_and_lock(*arguments):
+        (tmp_path / "lock").unlink(missing_ok=True)
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", remove_and_lock)
+    with pytest.raises(OSError, match="the lock of a run was moved or removed"):
+        FolderLock(tmp_path)
+
+
+def test_lock_does_not_follow_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    lock = FolderLock(Path("run"))
+    monkeypatch.chdir(tmp_path / "run")
+    lock.require()
+    lock.release()
+
+
 # Across processes ---------------------------------------------------------------------------------
 
 
@@ -234,6 +309,16 @@ in_a_fork(lambda: say(attempt()))
 say(os.getpid())
 sys.stdin.readline()
 """
+CHILD_REQUIRES = """
+lock = FolderLock(folder)
+def require():
+    try:
+        lock.require()
+    except OSError as error:
+        say(error)
+in_a_fork(require)
+lock.require()
+"""
 CHILD_RELEASES = """
 lock = FolderLock(folder)
 in_a_fork(lock.release)
@@ -278,6 +363,13 @@ def test_lock_rejects_a_forked_child(tmp_path):
         assert said.startswith(f"{tmp_path} is in use by ")
         assert attempt_elsewhere(tmp_path).endswith(f"process {pid}")
     assert said.endswith(f"process {pid}")
+
+
+@posix
+def test_lock_is_not_that_of_a_forked_child(tmp_path):
+    with another(tmp_path, CHILD_REQUIRES) as parent:
+        assert "only the process that started a run writes to its folder" in receive(parent)
+        assert parent.wait() == 0
 
 
 @posix

@@ -7,10 +7,13 @@ import os
 import platform
 import re
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+def write_atomically(
+    path: str | os.PathLike[str], data: bytes, *, check: Callable[[], None] | None = None
+) -> None:
     """Write a file so that a crash at any time leaves either the old or the new file intact.
 
     The function writes the data to a temporary file in the same folder, syncs it to the disk,
@@ -21,6 +24,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     Args:
         path: File to write or to replace.
         data: Complete content.
+        check: Function that raises if the folder must not be written to. It is called before the
+            temporary file is made, and again before it is renamed. With it, no folder is made.
 
     Raises:
         OSError: If the disk is full, the folder is read-only, or ``path`` is a folder or a device.
@@ -38,16 +43,19 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     try:
         if target.exists() and not target.is_file():
             raise FileExistsError(errno.EEXIST, "a folder or a device has this name")
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if check is None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            check()
         _remove_stale(target)
-        _write_and_rename(target, data)
+        _write_and_rename(target, data, check)
         _sync_folder(target.parent)
     except OSError as error:  # os.write and os.fsync do not name the file
         reason = f"cannot write the file: {error.strerror or error}"
         raise OSError(error.errno, reason, os.fspath(path)) from error
 
 
-def _write_and_rename(target: Path, data: bytes) -> None:
+def _write_and_rename(target: Path, data: bytes, check: Callable[[], None] | None) -> None:
     unique = f"{_node()}.{os.getpid()}.{secrets.token_hex(4)}"
     temporary = target.with_name(f".{target.name}.{unique}.tmp")
     binary = getattr(os, "O_BINARY", 0)  # without it Windows converts line ends
@@ -61,6 +69,8 @@ def _write_and_rename(target: Path, data: bytes) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        if check is not None:
+            check()
         os.replace(temporary, target)  # noqa: PTH105 - system calls only
     except BaseException:  # also after an interrupt
         with contextlib.suppress(OSError):

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,7 +41,11 @@ _DTYPES |= {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
 
 
 def save_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], info: Mapping[str, JSON]
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    info: Mapping[str, JSON],
+    *,
+    check: Callable[[], None] | None = None,
 ) -> None:
     """Save named tensors and a JSON object as one safetensors file with a digest, atomically.
 
@@ -52,6 +56,7 @@ def save_tensors(
         path: File to write or to replace.
         tensors: Dense tensors of floating, integer or boolean dtype, by name.
         info: Further information as JSON. Tuples are loaded as lists.
+        check: See :func:`write_atomically`.
 
     Raises:
         TypeError: If a value is not a tensor, or JSON cannot represent ``info``.
@@ -78,7 +83,9 @@ def save_tensors(
     data = _encode(plain, metadata)
     start = data.index(_DIGEST_KEY) + len(_DIGEST_KEY)
     digest = _digest(data, start).encode()
-    write_atomically(path, b"".join([data[:start], digest, memoryview(data)[start + 64 :]]))
+    write_atomically(
+        path, b"".join([data[:start], digest, memoryview(data)[start + 64 :]]), check=check
+    )
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -141,6 +141,8 @@ def _check(state: TrainState, is_training: bool, batch: Batch) -> str:
 def prepare_run(
     state: TrainState,
     optimization: Optimization,
+    speed: Speed,
+    resolved_speed: ResolvedSpeed,
     callbacks: Sequence[Callback],
     train: ValidatedSource,
     validation: ValidatedSource | None,
@@ -155,6 +157,8 @@ def prepare_run(
     Args:
         state: State of the run.
         optimization: Settings of optimizers and schedulers.
+        speed: Fast paths that the run requests.
+        resolved_speed: Fast paths of the trainer's previous run.
         callbacks: Callbacks, which check their states.
         train: Training data.
         validation: Validation data.
@@ -162,13 +166,22 @@ def prepare_run(
         saved: State of the checkpoint from which the run continues, None for a new run.
         in_total: True if ``epochs`` also counts the epochs that are done.
         record_every: Number of updates between recorded ones.
+
+    Raises:
+        CheckpointError: If the run cannot continue from ``saved``. Nothing has changed, and another
+            checkpoint may be tried.
     """
+    state.set_mode(speed, restored_speed(speed, resolved_speed, saved))
     num_batches = train.source.num_batches  # may be a hint
     if saved is None:
         plan = RunPlan.for_new_run(state.epoch, epochs, in_total=in_total)
         epoch, batch = state.epoch, 0
     else:
         plan = RunPlan.for_resumed_run(saved, epochs)
+        if plan.scheduled_epochs < 1:  # schedulers could not be made
+            raise CheckpointError(
+                f"expected 'scheduled_epochs' as an integer >= 1, got {plan.scheduled_epochs}"
+            )
         epoch, batch = saved["position"]["epoch"], saved["position"]["batch"]
     # Nothing that the user sees changes before the checks have passed: first the checkpoint (its
     # reference needs the optimizers), then the data, and only then is the state restored.

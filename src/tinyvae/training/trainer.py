@@ -199,6 +199,7 @@ class Trainer:
                 is not given.
             BlockingIOError: If another run uses that folder.
             RuntimeError: If ``fit`` runs in another thread. A callback may call ``fit``.
+            OSError: If that folder or its lock is moved, removed or replaced during the run.
         """
         require_counts(epochs=epochs, batch_size=batch_size, workers=workers)
         state = self.state
@@ -226,20 +227,21 @@ class Trainer:
             torch.enable_grad(),
         ):
             is_new = state.step == 0 or state.mode.get("speed") != asdict(self.speed)
-            saved = load_resume_state(self.checkpoint, state, resume)
-            self.resolved_speed = restored_speed(self.speed, self.resolved_speed, saved)
-            state.set_mode(self.speed, self.resolved_speed)
-            prepare_run(
+            prepare = partial(
+                prepare_run,
                 state,
                 self.optimization,
+                self.speed,
+                self.resolved_speed,
                 callbacks,
                 source,
                 validation_source,
                 epochs,
-                saved,
                 in_total=resume is not None,
                 record_every=self.record_every,
             )
+            saved = load_resume_state(self.checkpoint, state, resume, prepare)
+            self.resolved_speed = restored_speed(self.speed, self.resolved_speed, saved)
             compute_gradients, self.resolved_speed = select_fast_path(
                 state, self.speed, self.resolved_speed, source, saved, is_new=is_new
             )

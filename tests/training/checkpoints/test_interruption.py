@@ -30,6 +30,7 @@ from helpers.training import STEPS, After, raises
 from tinyvae import ELBO, Callback, Trainer
 from tinyvae.errors import DataWorkerError
 from tinyvae.training.callbacks import saving_after_error
+from tinyvae.training.checkpoints.directory import RunDirectory
 from tinyvae.training.state import TrainState
 
 IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
@@ -158,6 +159,40 @@ def test_signal_without_a_handler_ends_the_process_with_a_checkpoint(tmp_path):
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert steps_in(tmp_path / "run") == [0, 7]
     assert digest(fit(trainer_of(tmp_path / "run"), **AUTO)) == expected
+
+
+def test_interrupt_that_does_not_wait_for_a_write_leaves_it_the_lock(tmp_path, monkeypatch):
+    folder, write = tmp_path / "run", RunDirectory.write
+    continues, ended = threading.Event(), threading.Event()
+
+    def write_later(self, step, *arguments):
+        if step == 3:
+            interrupter.start()
+            assert continues.wait(60)
+        write(self, step, *arguments)
+
+    def interrupt():
+        while not ended.wait(0.1):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    interrupter = threading.Thread(target=interrupt)
+    monkeypatch.setattr(RunDirectory, "write", write_later)
+    try:
+        fit(trainer_of(folder, every_steps=1, keep=99))
+    except KeyboardInterrupt:
+        ended.set()
+    interrupter.join()
+    try:
+        assert steps_in(folder) == [0, 1, 2]
+        with pytest.raises(BlockingIOError):
+            fit(trainer_of(folder), **AUTO)
+    finally:
+        continues.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("tinyvae-writer"):
+            thread.join()
+    assert steps_in(folder) == [0, 1, 2, 3]
+    assert_released(folder)
 
 
 # Resources ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from helpers.configurations import CONFIGURATIONS, QUICK
 from helpers.killed import EPOCHS, EVERY, STEPS
 
 from tinyvae.errors import CheckpointError
@@ -29,19 +30,21 @@ IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 END = EPOCHS * STEPS
 KILLED = -signal.SIGKILL
 MAX_POLLS = 60_000
-HELPERS = Path(__file__).parents[2] / "helpers"
+KILLS = {"compiled": 2}  # per row of the table, where each process compiles for seconds
+TESTS = str(Path(__file__).parents[2])
 
 
 class Server:
     """The process that forks a process for each request."""
 
     def __init__(self, *arguments, **environment):
+        paths = os.pathsep.join([TESTS, *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
-            [sys.executable, str(HELPERS / "killed.py"), *arguments],
+            [sys.executable, "-m", "helpers.killed", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **environment},
             start_new_session=True,
         )
 
@@ -135,12 +138,13 @@ class Run:
     def check_end(self, digest):
         """Assert that the run has ended bitwise, and that its folder holds nothing else."""
         assert self.report["digest"] == digest
+        epochs, end = map(int, digest.split()[:2])
         lines = (self.folder / "history.jsonl").read_text().splitlines()
         rows = [json.loads(line) for line in lines]
-        assert [row["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
+        assert [row["epoch"] for row in rows] == list(range(1, epochs + 1))
         names = {file.name for file in self.folder.iterdir()}
         steps = {f"step-{step:08d}.safetensors" for step in self.steps}
-        assert END in self.steps
+        assert end in self.steps
         assert names == {"history.jsonl", "lock", "model.safetensors", *steps}
 
 
@@ -194,6 +198,44 @@ def kill_at_random(server, complete, folder, kills):
 
 def test_resume_after_random_kills_is_bitwise(server, complete, tmp_path):
     kill_at_random(server, complete, tmp_path, 60 if IS_SOAK else 12)
+
+
+def kill_after_steps(run, count):
+    """Return a function that kills a process after some of its steps, unless it ends before."""
+
+    def kill(pid):
+        for _ in range(MAX_POLLS):
+            if len(run.lines) > count or run.report_file.exists():  # the first line is "locked"
+                break
+            time.sleep(0.001)
+        time.sleep(source.uniform(0.0, 0.01))
+        os.kill(pid, signal.SIGKILL)
+
+    source = random.Random(count)
+    return kill
+
+
+@pytest.mark.parametrize("kind", CONFIGURATIONS if IS_SOAK else QUICK)
+def test_resume_of_killed_runs_is_bitwise(server, kind, tmp_path):
+    source, kills, count, index = random.Random(kind), KILLS.get(kind, 8), 0, 0
+    run = Run(tmp_path / "complete")
+    assert server.train(run, kind=kind) == 0
+    digest, end = run.report["digest"], run.steps[-1]
+    run, newest, has_ended = Run(tmp_path / "0"), [], False
+    while count < kills or not has_ended:
+        if has_ended:
+            index += 1
+            run, newest = Run(tmp_path / f"{index}"), []
+        kill = kill_after_steps(run, source.randrange(end // 2)) if count < kills else None
+        code = server.train(run, kill, kind=kind)
+        assert code in (KILLED, 0)
+        count += code == KILLED
+        steps = run.steps
+        assert steps or not (newest or run.last_step()), "all checkpoints have been lost"
+        assert not newest or steps[-1] >= newest[-1]
+        newest, has_ended = steps, code == 0
+        if has_ended:
+            run.check_end(digest)
 
 
 # A checkpoint is one write, two fsyncs, one replace, and later one unlink.

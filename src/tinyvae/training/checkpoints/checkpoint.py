@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,9 @@ class Checkpoint(Callback):
     by default ends the process.
 
     Args:
-        folder: The folder, for this run alone.
+        folder: The folder, for this run alone. A later change of the working directory has no
+            effect. If the folder or its lock are moved, removed or replaced during the run, the run
+            ends with an error and writes nothing more.
         every_steps: Number of updates between checkpoints.
         every_minutes: Minutes between checkpoints; None for no limit. A checkpoint is always
             written before the first step, at the end and at a signal.
@@ -81,7 +83,7 @@ class Checkpoint(Callback):
                 raise ValueError(f"Checkpoint expects {name} as an integer >= 1, got {value}")
         if every_minutes is not None and not every_minutes >= 0:
             raise ValueError(f"Checkpoint expects every_minutes >= 0, got {every_minutes}")
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()
         self.every_steps, self.every_minutes, self.keep = every_steps, every_minutes, keep
         self.monitor = Monitor(monitor or "", mode)
         self.best_step: int | None = None
@@ -102,13 +104,13 @@ class Checkpoint(Callback):
             yield
         except BaseException:
             with suppress(Exception):  # the first error matters
-                self._writer.close()
+                self._writer.wait()
             raise
         else:
-            self._writer.close()
+            self._writer.wait()
         finally:
+            self._writer.when_done(lock.release)
             del self._writer
-            lock.release()
 
     def ensure_writable(self, state: TrainState, resume: str | os.PathLike[str] | None) -> None:
         """Raise FileExistsError if the folder holds another run that ``resume`` does not name."""
@@ -142,6 +144,7 @@ class Checkpoint(Callback):
             return
         is_best = self._ends_epoch(state) and self._improves(state)
         if last or is_best or self._is_due(state):
+            self._directory.require_lock()  # raises here, not at the next checkpoint
             self._save(state)
 
     def _begin(self, state: TrainState, *, last: bool) -> None:
@@ -206,6 +209,7 @@ class Checkpoint(Callback):
         """Write the model's own file if the run is complete."""
         if self._has_ended and self._description:
             self._writer.wait()
+            self._directory.require_lock()
             state.model.save(self._directory.model)  # type: ignore[operator]
 
     def state_dict(self) -> dict[str, Any]:
@@ -236,9 +240,15 @@ def order_callbacks(callbacks: Sequence[Callback]) -> tuple[Checkpoint | None, l
 
 
 def load_resume_state(
-    checkpoint: Checkpoint | None, state: TrainState, resume: str | os.PathLike[str] | None
+    checkpoint: Checkpoint | None,
+    state: TrainState,
+    resume: str | os.PathLike[str] | None,
+    prepare: Callable[[dict[str, Any] | None], None],
 ) -> dict[str, Any] | None:
-    """Return the state from which a run continues, None for a new run."""
+    """Prepare a run with the state from which it continues, None for a new run, and return it.
+
+    It is the newest one for which ``prepare`` does not raise a CheckpointError.
+    """
     if not isinstance(resume, str | os.PathLike | None):
         raise TypeError(f'fit expects resume="auto" or a path, got {resume!r}: give resume="auto"')
     if resume not in (None, "auto") and not Path(resume).exists():
@@ -248,16 +258,19 @@ def load_resume_state(
         )
     if checkpoint is not None:
         checkpoint.ensure_writable(state, resume)
-    if resume is None:
-        return None
-    if resume != "auto":
-        return read_checkpoint(Path(resume))
-    if checkpoint is None:
-        raise ValueError(
-            'resume="auto" reads the folder of a Checkpoint, and there is none: give it, '
-            "callbacks=[Checkpoint(folder)], or the path of a checkpoint"
-        )
-    return RunDirectory(checkpoint.folder).latest()
+    saved = None
+    if resume == "auto":
+        if checkpoint is None:
+            raise ValueError(
+                'resume="auto" reads the folder of a Checkpoint, and there is none: give it, '
+                "callbacks=[Checkpoint(folder)], or the path of a checkpoint"
+            )
+        saved = RunDirectory(checkpoint.folder).latest(prepare)
+    elif resume is not None:
+        saved = read_checkpoint(Path(resume), prepare)
+    if saved is None:
+        prepare(None)
+    return saved
 
 
 def _description(model: nn.Module) -> dict[str, Any]:
