@@ -146,7 +146,8 @@ def die_in_writer(when, name, number):
 def write_in_place():
     """Write slowly and without a temporary file."""
 
-    def write(path, data):
+    def write(path, chunks):
+        data = b"".join(chunks)
         with Path(path).open("wb", buffering=0) as file:
             for start in range(0, len(data), -(-len(data) // 16)):
                 os.write(file.fileno(), data[start : start - (-len(data) // 16)])

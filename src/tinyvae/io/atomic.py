@@ -7,10 +7,15 @@ import os
 import platform
 import re
 import secrets
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+_JOINED = 2**20  # bytes; shorter chunks are written together
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+
+def write_atomically(
+    path: str | os.PathLike[str], data: bytes | Iterable[bytes | memoryview]
+) -> None:
     """Write a file so that a crash at any time leaves either the old or the new file intact.
 
     The function writes the data to a temporary file in the same folder, syncs it to the disk,
@@ -20,7 +25,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
 
     Args:
         path: File to write or to replace.
-        data: Complete content.
+        data: Complete content, as bytes or as chunks of bytes, which are not copied if they are
+            large.
 
     Raises:
         OSError: If the disk is full, the folder is read-only, or ``path`` is a folder or a device.
@@ -40,14 +46,14 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             raise FileExistsError(errno.EEXIST, "a folder or a device has this name")
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(target)
-        _write_and_rename(target, data)
+        _write_and_rename(target, [data] if isinstance(data, bytes) else data)
         _sync_folder(target.parent)
     except OSError as error:  # os.write and os.fsync do not name the file
         reason = f"cannot write the file: {error.strerror or error}"
         raise OSError(error.errno, reason, os.fspath(path)) from error
 
 
-def _write_and_rename(target: Path, data: bytes) -> None:
+def _write_and_rename(target: Path, chunks: Iterable[bytes | memoryview]) -> None:
     unique = f"{_node()}.{os.getpid()}.{secrets.token_hex(4)}"
     temporary = target.with_name(f".{target.name}.{unique}.tmp")
     binary = getattr(os, "O_BINARY", 0)  # without it Windows converts line ends
@@ -55,9 +61,10 @@ def _write_and_rename(target: Path, data: bytes) -> None:
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | binary, 0o666)
     try:
         try:
-            remaining = memoryview(data)
-            while remaining:  # one call may write only a part, e.g. at most 2 GiB
-                remaining = remaining[os.write(descriptor, remaining) :]
+            for chunk in _join_short(chunks):
+                remaining = memoryview(chunk)
+                while remaining:  # one call may write only a part, e.g. at most 2 GiB
+                    remaining = remaining[os.write(descriptor, remaining) :]
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -66,6 +73,22 @@ def _write_and_rename(target: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _join_short(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """Join short chunks, so that a system call writes many of them."""
+    short: list[bytes | memoryview] = []
+    num_bytes = 0
+    for chunk in chunks:
+        if num_bytes + len(chunk) > _JOINED:
+            yield b"".join(short)
+            short, num_bytes = [], 0
+        if len(chunk) > _JOINED:
+            yield chunk
+        else:
+            short.append(chunk)
+            num_bytes += len(chunk)
+    yield b"".join(short)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -50,7 +50,7 @@ def _encoded(value: Any, name: str, tensors: dict[str, Tensor], finite: bool) ->
     if isinstance(value, Tensor):
         while name in tensors:  # the keys "a.b" and "a" -> "b" give the same name
             name += "'"
-        if finite or not _has_bits(value) or bool(torch.isfinite(value).all()):
+        if finite or not _has_bits(value) or all_finite(value):
             tensors[name] = value
             return {"tensor": name}
         tensors[name] = value.contiguous().view(BITS[value.element_size()])
@@ -80,6 +80,13 @@ def _encoded(value: Any, name: str, tensors: dict[str, Tensor], finite: bool) ->
         f"of these, got {value!r:.80}, a {type(value).__name__}, as '{name}': convert it in "
         "state_dict"
     )
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Return True unless a tensor contains NaN or infinity. Allocate no memory of its size."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(map(math.isfinite, (bound.item() for bound in torch.aminmax(tensor.detach()))))
 
 
 def _has_bits(value: Tensor) -> bool:
