@@ -47,10 +47,10 @@ def encode_state(state: Any, name: str, *, finite: bool = True) -> tuple[Any, di
 def _encoded(value: Any, name: str, tensors: dict[str, Tensor], finite: bool) -> Any:
     if value is None or isinstance(value, (bool, str)):
         return value
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and value.layout is torch.strided:
         while name in tensors:  # the keys "a.b" and "a" -> "b" give the same name
             name += "'"
-        if finite or not _has_bits(value) or all_finite(value):
+        if finite or value.dtype not in FLOATS or all_finite(value):
             tensors[name] = value
             return {"tensor": name}
         tensors[name] = value.contiguous().view(BITS[value.element_size()])
@@ -76,9 +76,9 @@ def _encoded(value: Any, name: str, tensors: dict[str, Tensor], finite: bool) ->
             ]
         }
     raise TypeError(
-        "a saved state expects tensors, numbers, strings, None, and lists, tuples and dictionaries "
-        f"of these, got {value!r:.80}, a {type(value).__name__}, as '{name}': convert it in "
-        "state_dict"
+        "a saved state expects dense tensors, numbers, strings, None, and lists, tuples and "
+        f"dictionaries of these, got {value!r:.80}, a {type(value).__name__}, as '{name}': convert "
+        "it in state_dict"
     )
 
 
@@ -87,10 +87,6 @@ def all_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     return all(map(math.isfinite, (bound.item() for bound in torch.aminmax(tensor.detach()))))
-
-
-def _has_bits(value: Tensor) -> bool:
-    return value.layout is torch.strided and value.dtype in FLOATS
 
 
 def _is_key(key: Any) -> bool:

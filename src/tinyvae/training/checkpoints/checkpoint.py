@@ -16,11 +16,10 @@ from tinyvae.core.warnings import warn
 from tinyvae.io import encode_state
 from tinyvae.training.callbacks import Callback, Monitor, require_keys
 from tinyvae.training.checkpoints.directory import RunDirectory, Writer, read_checkpoint
+from tinyvae.training.checkpoints.snapshot import copy_state, enough_memory
 from tinyvae.training.history import watched
 from tinyvae.training.optimization import state_after_step
 from tinyvae.training.state import TrainState
-
-FINITE = ("model", "objective", "optimizers")
 
 
 @suggest_keywords
@@ -185,18 +184,16 @@ class Checkpoint(Callback):
 
     def _save(self, state: TrainState) -> None:
         """Copy the state, and write it in the background."""
-        tensors: dict[str, Any] = {}
-        form = []
-        for name, part in state.state_dict().items():
-            encoded, part_tensors = encode_state(part, name, finite=name in FINITE)
-            form.append([name, encoded])
-            tensors |= {n: t.detach().to("cpu", copy=True) for n, t in part_tensors.items()}
-        info = {**self._description, "state": {"dict": form}}
+        self._writer.wait()  # at most one copy at a time
         # The thread gets values: the state and this callback change while it writes.
         step, keep, best_step = state.step, self.keep, self.best_step
+        with enough_memory(self._directory.checkpoint(step)):
+            tensors, form = copy_state(state.state_dict())
+        info = {**self._description, "state": form}
 
         def write() -> None:
-            self._directory.write(step, tensors, info)
+            with enough_memory(self._directory.checkpoint(step)):
+                self._directory.write(step, tensors, info)
             self._directory.prune(keep, best_step)
 
         self._writer.submit(write)
