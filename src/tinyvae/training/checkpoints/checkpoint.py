@@ -27,8 +27,9 @@ class Checkpoint(Callback):
     """Callback that saves a run in a folder, from which ``fit(..., resume="auto")`` continues.
 
     The folder holds checkpoints ``step-00001200.safetensors``. Each contains the complete state of
-    the run: weights, moments, schedules, random state, position in the data, history, states of
-    other callbacks. The folder also holds ``history.jsonl``, with a line per epoch, and after a
+    the run: weights, moments, schedules, random state, position in the data, states of other
+    callbacks, and the newest rows of the history. Earlier rows of a long history are in
+    ``history.bin``. The folder also holds ``history.jsonl``, with a line per epoch, and after a
     regular end ``model.safetensors``, which the model's class loads. No file is a pickle. Each file
     is complete or absent. A lock excludes a second run. Files are written in the background.
 
@@ -150,7 +151,7 @@ class Checkpoint(Callback):
             encode_state(state_after_step(optimizer), f"optimizers.{name}")
         self._owner = ref(state)  # weak: a trainer that is gone must not own the folder
         self._directory.archive_after(state.step, with_model=not last)
-        self._directory.reset_history(state.history.epochs)
+        self._directory.reset_history(state.history.epochs, state.epoch)
         self._num_rows = len(state.history.epochs)
         self._save(state)
         self._writer.wait()
@@ -188,11 +189,14 @@ class Checkpoint(Callback):
         # The thread gets values: the state and this callback change while it writes.
         step, keep, best_step = state.step, self.keep, self.best_step
         with enough_memory(self._directory.checkpoint(step)):
+            blocks = self._directory.rows.new_blocks(state.history)
             tensors, form = copy_state(state.state_dict())
         info = {**self._description, "state": form}
 
         def write() -> None:
             with enough_memory(self._directory.checkpoint(step)):
+                if blocks:  # first, because the checkpoint refers to them
+                    self._directory.rows.append(blocks)
                 self._directory.write(step, tensors, info)
             self._directory.prune(keep, best_step)
 

@@ -21,6 +21,7 @@ from tinyvae.io import (
     write_atomically,
 )
 from tinyvae.training.checkpoints.compatibility import upgrade
+from tinyvae.training.checkpoints.history_file import HistoryFile, with_earlier_rows
 from tinyvae.training.history import Row
 
 CHECKPOINT = re.compile(r"step-(\d{8,18})\.safetensors")
@@ -32,6 +33,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.history = path / "history.jsonl"
+        self.rows = HistoryFile(path)
         self.model = path / "model.safetensors"
         self._num_lines = 0
 
@@ -72,7 +74,7 @@ class RunDirectory:
                 continue
             for reason in errors:
                 warn(f"{reason}. Continuing from {file.name} instead")
-            return state
+            return with_earlier_rows(state, file)
         if errors:
             raise CheckpointError(
                 "no checkpoint can be read, and no run was started:\n" + "\n".join(errors)
@@ -97,8 +99,10 @@ class RunDirectory:
                 with suppress(FileNotFoundError):
                     self.checkpoint(step).unlink()
 
-    def reset_history(self, rows: Sequence[Row]) -> None:
-        """Replace the file by the lines of all epochs so far."""
+    def reset_history(self, rows: Sequence[Row], num_epochs: int) -> None:
+        """Replace the file by the lines of all epochs so far. Archive it if it knows more."""
+        if len(rows) < num_epochs and self.history.exists():
+            self.history.replace(self.history.with_suffix(".replaced"))
         write_atomically(self.history, b"".join(map(_line, rows)))
         self._num_lines = len(rows)
 
@@ -120,7 +124,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: If no checkpoint can be read.
         FileNotFoundError: If there is no checkpoint.
     """
-    state = RunDirectory(path).latest() if path.is_dir() else load_checkpoint(path)
+    if not path.is_dir():
+        return with_earlier_rows(load_checkpoint(path), path)
+    state = RunDirectory(path).latest()
     if state is None:
         raise FileNotFoundError(f"{path} holds no checkpoint step-*.safetensors")
     return state
