@@ -82,8 +82,9 @@ def make_trainer(folder: str, width: int, layers: int, every_steps: int | None =
     from tinyvae import ELBO, MLP, VAE, BernoulliLikelihood, Checkpoint, GaussianEncoder, Trainer
 
     class TimedCheckpoint(Checkpoint):
-        seconds: list[float] = []
-        written: list[int] = []
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.seconds, self.written = [], []
 
         def on_safe_point(self, state, *, last):
             begin = time.perf_counter()

@@ -5,7 +5,6 @@ import operator
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,10 +115,11 @@ class History:
         earlier: Rows = state.get("earlier", Rows())
         self.epochs = earlier.epochs + rows.epochs
         self.updates = earlier.updates + rows.updates
-        if previous is not None:  # rows may be missing
-            epochs, updates = len(earlier.epochs), len(earlier.updates)
-            previous = replace(previous, epochs=epochs, updates=updates)
-        self.stored = previous
+        counts = len(earlier.epochs), len(earlier.updates)
+        if previous is not None and counts == (previous.epochs, previous.updates):
+            self.stored = previous
+        else:  # rows are missing, so a new chain starts
+            self.stored = None
         self.stop_reason = state["stop_reason"]
 
     def to_dict(self) -> dict[str, Any]:
