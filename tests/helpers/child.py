@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
-from helpers.runs import Remembers, fit, make_mlp_vae, trainer_of
+from helpers.runs import END, Remembers, fit, make_mlp_vae, trainer_of
 from helpers.training import After
 
 from tinyvae.io import save_tensors
@@ -61,14 +61,14 @@ def limit_memory(copies):
 
 
 def checkpoint_in_memory(folder, copies):
-    """Write checkpoints of which the one of step 4 is large."""
+    """Write checkpoints of which the last two are large."""
     callback = Remembers({"x": torch.zeros(1)})
 
     def grow(state):
         callback.memory = {"x": torch.ones(STATE_BYTES // 4)}
         limit_memory(copies)
 
-    fit(trainer_of(folder, callback, After(4, grow), every_steps=1, keep=99))
+    fit(trainer_of(folder, callback, After(END - 1, grow), every_steps=1))
 
 
 def checkpoint_in_half_a_copy(folder):

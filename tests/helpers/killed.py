@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 import tinyvae.io.tensors
 import tinyvae.training.checkpoints.directory
+import tinyvae.training.checkpoints.history_file
 from tinyvae import (
     ELBO,
     MLP,
@@ -223,6 +224,7 @@ def write_line(log, line):
 def train(folder, *, faults=(), kind="tensor", keep=2, slow=(), resume="auto"):
     """Train to the end in a folder that may hold a run, and write a report next to it."""
     torch.set_num_threads(1)
+    tinyvae.training.checkpoints.history_file.BLOCK_ROWS = 4
     warnings.simplefilter("error", UserWarning)
     warnings.filterwarnings("ignore", "the data cannot restore their position")
     log = folder.with_suffix(".log")

@@ -239,8 +239,8 @@ def test_lack_of_memory_names_the_checkpoint_and_keeps_earlier_ones(tmp_path):
     assert done.returncode == 0, done.stderr
     name, message, _ = json.loads(done.stdout)
     assert name == "MemoryError"
-    assert f"got none for {checkpoint_of(folder, 4)}" in message
-    assert steps_in(folder) == [0, 1, 2, 3]
+    assert f"got none for {checkpoint_of(folder, END - 1)}" in message
+    assert steps_in(folder) == [END - 3, END - 2]
     assert_released(folder)
     again = fit(trainer_of(folder, Remembers({})), **AUTO)
     assert digest(again) == expected
@@ -251,7 +251,7 @@ def test_lack_of_memory_names_the_checkpoint_and_keeps_earlier_ones(tmp_path):
 def test_checkpoint_needs_memory_for_one_copy_of_the_state(tmp_path):
     done = run_in_child(checkpoint_in_one_copy, tmp_path)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert steps_in(tmp_path) == list(range(END + 1))
+    assert steps_in(tmp_path) == [END - 1, END]
     assert load_newest(tmp_path)["callbacks"]["Remembers"]["x"].sum() == 50_000_000
 
 
