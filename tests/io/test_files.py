@@ -120,6 +120,7 @@ def test_save_tensors_stores_shared_memory_separately(tmp_path):
 
 def test_save_tensors_writes_plain_safetensors(tmp_path):
     named = {"a": torch.randn(3, 2), "b": torch.tensor([True, False]), "c": torch.zeros(0)}
+    named["one of three"] = torch.arange(3.0)[::3]
     save_tensors(tmp_path / "f", named, {"note": 'a "quoted" é', "pair": (1, 2)})
     plain = safetensors.torch.load_file(tmp_path / "f")
     assert plain.keys() == named.keys()

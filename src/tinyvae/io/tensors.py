@@ -93,7 +93,7 @@ def save_tensors(
         "sha256": _ZEROS.decode(),
     }
     header = _header(plain, metadata)
-    bodies = [t.reshape(-1).view(torch.uint8).numpy().data for _, t in plain]
+    bodies = [_bytes(tensor) for _, tensor in plain]
     sha = hashlib.sha256(header)
     for body in bodies:
         sha.update(body)
@@ -170,6 +170,13 @@ def _plain(name: str, tensor: Tensor) -> Tensor:
             "buffer with persistent=False; nothing was written"
         )
     return plain
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """Return the memory of a contiguous tensor."""
+    # The stride of a single element may be any number, also after reshape(-1).
+    flat = tensor.as_strided((tensor.numel(),), (1,))
+    return flat.view(torch.uint8).numpy().data
 
 
 def _count_non_finite(tensor: Tensor) -> int:

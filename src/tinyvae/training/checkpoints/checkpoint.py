@@ -31,7 +31,8 @@ class Checkpoint(Callback):
     callbacks, and the newest rows of the history. Earlier rows of a long history are in
     ``history.bin``. The folder also holds ``history.jsonl``, with a line per epoch, and after a
     regular end ``model.safetensors``, which the model's class loads. No file is a pickle. Each
-    checkpoint is complete or absent. A lock excludes a second run. Files are written in the background.
+    checkpoint is complete or absent. A lock excludes a second run. A thread writes the files in the
+    background.
 
     SIGTERM and SIGUSR1, which job schedulers send before they kill a job, end the run after its
     step with a checkpoint. Then the signal reaches the handler that was there before ``fit``, which
