@@ -289,3 +289,17 @@ def test_resume_refuses_forged_blocks(case, complete, tmp_path):
     state = with_earlier_rows(state, tmp_path / "step")
     with pytest.raises(ValueError, match=r"expected|damaged|cut off"):
         History().load_state_dict(state["history"])
+
+
+def test_history_file_refuses_a_block_before_its_previous_one(tmp_path):
+    def read_two(offset, next_offset):
+        data, line_digest = encode_block(Rows([], [{"step": 1}]), None)
+        first = Block(offset, line_digest, 0, 1)
+        next_data, line_digest = encode_block(Rows([], [{"step": 2}]), first)
+        blocks = {offset: data, next_offset: next_data}
+        (tmp_path / "history.bin").write_bytes(blocks[0].ljust(500) + blocks[500])
+        return HistoryFile(tmp_path).read(Block(next_offset, line_digest, 0, 2)).updates
+
+    assert read_two(0, 500) == [{"step": 1}, {"step": 2}]
+    with pytest.warns(UserWarning, match="a block follows the next one"):
+        assert read_two(500, 0) == [{"step": 2}]

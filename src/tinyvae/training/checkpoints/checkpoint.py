@@ -196,8 +196,7 @@ class Checkpoint(Callback):
 
         def write() -> None:
             with enough_memory(self._directory.checkpoint(step)):
-                if blocks:  # first, because the checkpoint refers to them
-                    self._directory.rows.append(blocks)
+                self._directory.append_rows(blocks)
                 self._directory.write(step, tensors, info)
             self._directory.prune(keep, best_step)
 

@@ -68,13 +68,13 @@ class RunDirectory:
         for step in self.steps():
             file = self.checkpoint(step)
             try:
-                state = load_checkpoint(file)
+                state = with_earlier_rows(load_checkpoint(file), file)
             except CheckpointError as error:
                 errors.append(str(error))
                 continue
             for reason in errors:
                 warn(f"{reason}. Continuing from {file.name} instead")
-            return with_earlier_rows(state, file)
+            return state
         if errors:
             raise CheckpointError(
                 "no checkpoint can be read, and no run was started:\n" + "\n".join(errors)
@@ -87,6 +87,11 @@ class RunDirectory:
         for file in [*files, self.model] if with_model else files:
             if file.exists():
                 file.replace(file.with_suffix(".replaced"))
+
+    def append_rows(self, blocks: bytes) -> None:
+        """Append blocks of the history, to which the next checkpoint refers."""
+        if blocks:
+            self.rows.append(blocks)
 
     def write(self, step: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
         """Write a checkpoint."""

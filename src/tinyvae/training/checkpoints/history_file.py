@@ -14,7 +14,7 @@ from tinyvae.training.history import History
 from tinyvae.training.rows import Block, Rows, encode_block, read_block, read_line
 
 NAME = "history.bin"
-BLOCK_ROWS = 1000  # a checkpoint itself holds fewer rows
+BLOCK_ROWS = 1000  # a checkpoint holds fewer rows itself
 
 
 class HistoryFile:
@@ -72,6 +72,8 @@ class HistoryFile:
                     parts.append(rows)
                     if previous is None:
                         break
+                    if previous.offset >= block.offset:  # blocks could contain each other
+                        raise ValueError("a block follows the next one")
                     block = previous
         except (OSError, ValueError, TypeError, RecursionError) as error:
             reason = getattr(error, "strerror", None) or error
