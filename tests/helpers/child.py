@@ -1,4 +1,4 @@
-"""Runs in a process of their own: refused, killed, out of disk space, ended by a signal."""
+"""Runs in a process of their own: refused, killed, out of space or memory, ended by a signal."""
 
 import json
 import os
@@ -9,8 +9,10 @@ import threading
 from pathlib import Path
 
 import torch
-from helpers.runs import Remembers, fit, trainer_of
+from helpers.runs import END, Remembers, fit, make_mlp_vae, trainer_of
 from helpers.training import After
+
+from tinyvae.io import save_tensors
 
 
 def run_in_child(action, folder):
@@ -47,6 +49,44 @@ def fill_disk(folder):
     fit(trainer_of(folder, callback, grow, every_steps=1))
 
 
+STATE_BYTES = 200_000_000
+
+
+def limit_memory(copies):
+    """Let the process allocate only as much as some copies of a large state."""
+    import resource
+
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = size + int(copies * STATE_BYTES)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def checkpoint_in_memory(folder, copies):
+    """Write checkpoints of which the last two are large."""
+    callback = Remembers({"x": torch.zeros(1)})
+
+    def grow(state):
+        callback.memory = {"x": torch.ones(STATE_BYTES // 4)}
+        limit_memory(copies)
+
+    fit(trainer_of(folder, callback, After(END - 1, grow), every_steps=1))
+
+
+def checkpoint_in_half_a_copy(folder):
+    checkpoint_in_memory(folder, 0.5)
+
+
+def checkpoint_in_one_copy(folder):
+    checkpoint_in_memory(folder, 1.5)
+
+
+def save_in_half_a_copy(folder):
+    model = make_mlp_vae()
+    model.register_buffer("x", torch.ones(STATE_BYTES // 4))
+    limit_memory(0.5)
+    save_tensors(folder / "f", model.state_dict(), {})
+
+
 def terminate_itself(folder):
     fit(trainer_of(folder, After(7, lambda _: signal.raise_signal(signal.SIGTERM))))
 
@@ -64,5 +104,6 @@ if __name__ == "__main__":
     torch.set_num_threads(int(sys.argv[3]))
     try:
         globals()[sys.argv[1]](Path(sys.argv[2]))
-    except OSError as error:
-        print(json.dumps([type(error).__name__, str(error), str(error.filename)]))
+    except (OSError, MemoryError) as error:
+        file = str(getattr(error, "filename", None))
+        print(json.dumps([type(error).__name__, str(error), file]))

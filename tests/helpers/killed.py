@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 import tinyvae.io.tensors
 import tinyvae.training.checkpoints.directory
+import tinyvae.training.checkpoints.history_file
 from tinyvae import (
     ELBO,
     MLP,
@@ -154,7 +155,8 @@ def die_in_writer(when, name, number):
 def write_in_place():
     """Write slowly and without a temporary file."""
 
-    def write(path, data, *, check):
+    def write(path, chunks, *, check):
+        data = b"".join(chunks)
         with Path(path).open("wb", buffering=0) as file:
             for start in range(0, len(data), -(-len(data) // 16)):
                 os.write(file.fileno(), data[start : start - (-len(data) // 16)])
@@ -230,6 +232,7 @@ def write_line(log, line):
 def train(folder, *, faults=(), kind="tensor", keep=2, slow=(), resume="auto"):
     """Train to the end in a folder that may hold a run, and write a report next to it."""
     torch.set_num_threads(1)
+    tinyvae.training.checkpoints.history_file.BLOCK_ROWS = 4
     warnings.simplefilter("error", UserWarning)
     for pattern in ("the data cannot restore their position", "This DataLoader will create"):
         warnings.filterwarnings("ignore", pattern)

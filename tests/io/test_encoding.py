@@ -264,7 +264,9 @@ def test_load_checkpoint_rejects_a_state_other_than_a_dictionary(tmp_path):
 @pytest.fixture
 def any_state(monkeypatch):
     """Accept any dictionary as the state of a run."""
-    monkeypatch.setattr(tinyvae.training.checkpoints.directory, "upgrade", lambda state: state)
+    directory = tinyvae.training.checkpoints.directory
+    monkeypatch.setattr(directory, "upgrade", lambda state: state)
+    monkeypatch.setattr(directory, "with_earlier_rows", lambda state, _: state)
 
 
 LEVELS = {"list": ("[", "]"), "tuple": ('{"tuple":[', "]}"), "dict": ('{"dict":[["a",', "]]}")}

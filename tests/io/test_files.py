@@ -120,6 +120,7 @@ def test_save_tensors_stores_shared_memory_separately(tmp_path):
 
 def test_save_tensors_writes_plain_safetensors(tmp_path):
     named = {"a": torch.randn(3, 2), "b": torch.tensor([True, False]), "c": torch.zeros(0)}
+    named["one of three"] = torch.arange(3.0)[::3]
     save_tensors(tmp_path / "f", named, {"note": 'a "quoted" é', "pair": (1, 2)})
     plain = safetensors.torch.load_file(tmp_path / "f")
     assert plain.keys() == named.keys()
@@ -134,6 +135,24 @@ def test_save_tensors_writes_plain_safetensors(tmp_path):
     expected["sha256"] = hashlib.sha256(data.replace(digest, b"0" * 64)).hexdigest()
     assert metadata == expected
     assert (8 + int.from_bytes(data[:8], "little")) % 8 == 0  # tensors stay aligned
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.text(max_size=6), tensors(), max_size=4))
+def test_save_tensors_writes_tensors_as_safetensors_does(named):
+    with tempfile.TemporaryDirectory() as folder:
+        save_tensors(Path(folder, "f"), named, {})
+        data = Path(folder, "f").read_bytes()
+    plain = {n: t.clone(memory_format=torch.contiguous_format) for n, t in named.items()}
+    expected = safetensors.torch.save(plain)
+    header, body, expected_header, expected_body = (
+        part
+        for file in (data, expected)
+        for end in [8 + int.from_bytes(file[:8], "little")]
+        for part in (json.loads(file[8:end]), file[end:])
+    )
+    del header["__metadata__"]
+    assert (header, body) == (expected_header, expected_body)
 
 
 def test_save_tensors_writes_equal_bytes_for_equal_content(tmp_path):
@@ -511,6 +530,29 @@ def test_write_atomically_continues_short_writes(tmp_path, monkeypatch):
     write_atomically(tmp_path / "f", b"0123456789")
     monkeypatch.undo()
     assert (tmp_path / "f").read_bytes() == b"0123456789"
+
+
+def test_write_atomically_joins_short_chunks_and_copies_no_long_ones(tmp_path, monkeypatch):
+    short, long = b"ab" * 300_000, memoryview(b"c" * 2**21)
+    chunks = [b"", short, short, b"d", long, b"e", b""]
+    original, written = os.write, []
+
+    def write(file, data):
+        written.append(data.obj if len(data) == len(long) else len(data))
+        return original(file, data)
+
+    monkeypatch.setattr(os, "write", write)
+    write_atomically(tmp_path / "f", iter(chunks))
+    monkeypatch.undo()
+    assert (tmp_path / "f").read_bytes() == b"".join(chunks)
+    assert written == [600_000, 600_001, long.obj, 1]
+
+
+def test_save_tensors_writes_a_small_file_in_one_call(tmp_path, monkeypatch):
+    original, written = os.write, []
+    monkeypatch.setattr(os, "write", lambda *args: written.append(args) or original(*args))
+    save_tensors(tmp_path / "f", {f"{i}": torch.zeros(i) for i in range(50)}, {})
+    assert len(written) == 1
 
 
 def fail_at(monkeypatch, step, error):

@@ -7,12 +7,17 @@ import os
 import platform
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+_JOINED = 2**20  # bytes; shorter chunks are written together
 
 
 def write_atomically(
-    path: str | os.PathLike[str], data: bytes, *, check: Callable[[], None] | None = None
+    path: str | os.PathLike[str],
+    data: bytes | Iterable[bytes | memoryview],
+    *,
+    check: Callable[[], None] | None = None,
 ) -> None:
     """Write a file so that a crash at any time leaves either the old or the new file intact.
 
@@ -23,7 +28,8 @@ def write_atomically(
 
     Args:
         path: File to write or to replace.
-        data: Complete content.
+        data: Complete content, as bytes or as chunks of bytes, which are not copied if they are
+            large.
         check: Function that raises if the folder must not be written to. It is called before the
             temporary file is made, and again before it is renamed. With it, no folder is made.
 
@@ -48,14 +54,16 @@ def write_atomically(
         else:
             check()
         _remove_stale(target)
-        _write_and_rename(target, data, check)
+        _write_and_rename(target, [data] if isinstance(data, bytes) else data, check)
         _sync_folder(target.parent)
     except OSError as error:  # os.write and os.fsync do not name the file
         reason = f"cannot write the file: {error.strerror or error}"
         raise OSError(error.errno, reason, os.fspath(path)) from error
 
 
-def _write_and_rename(target: Path, data: bytes, check: Callable[[], None] | None) -> None:
+def _write_and_rename(
+    target: Path, chunks: Iterable[bytes | memoryview], check: Callable[[], None] | None
+) -> None:
     unique = f"{_node()}.{os.getpid()}.{secrets.token_hex(4)}"
     temporary = target.with_name(f".{target.name}.{unique}.tmp")
     binary = getattr(os, "O_BINARY", 0)  # without it Windows converts line ends
@@ -63,9 +71,10 @@ def _write_and_rename(target: Path, data: bytes, check: Callable[[], None] | Non
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | binary, 0o666)
     try:
         try:
-            remaining = memoryview(data)
-            while remaining:  # one call may write only a part, e.g. at most 2 GiB
-                remaining = remaining[os.write(descriptor, remaining) :]
+            for chunk in _join_short(chunks):
+                remaining = memoryview(chunk)
+                while remaining:  # one call may write only a part, e.g. at most 2 GiB
+                    remaining = remaining[os.write(descriptor, remaining) :]
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -76,6 +85,22 @@ def _write_and_rename(target: Path, data: bytes, check: Callable[[], None] | Non
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _join_short(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """Join short chunks, so that a system call writes many of them."""
+    short: list[bytes | memoryview] = []
+    num_bytes = 0
+    for chunk in chunks:
+        if num_bytes + len(chunk) > _JOINED:
+            yield b"".join(short)
+            short, num_bytes = [], 0
+        if len(chunk) > _JOINED:
+            yield chunk
+        else:
+            short.append(chunk)
+            num_bytes += len(chunk)
+    yield b"".join(short)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -47,10 +47,10 @@ def encode_state(state: Any, name: str, *, finite: bool = True) -> tuple[Any, di
 def _encoded(value: Any, name: str, tensors: dict[str, Tensor], finite: bool) -> Any:
     if value is None or isinstance(value, (bool, str)):
         return value
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and value.layout is torch.strided:
         while name in tensors:  # the keys "a.b" and "a" -> "b" give the same name
             name += "'"
-        if finite or not _has_bits(value) or bool(torch.isfinite(value).all()):
+        if finite or value.dtype not in FLOATS or all_finite(value):
             tensors[name] = value
             return {"tensor": name}
         tensors[name] = value.contiguous().view(BITS[value.element_size()])
@@ -76,14 +76,17 @@ def _encoded(value: Any, name: str, tensors: dict[str, Tensor], finite: bool) ->
             ]
         }
     raise TypeError(
-        "a saved state expects tensors, numbers, strings, None, and lists, tuples and dictionaries "
-        f"of these, got {value!r:.80}, a {type(value).__name__}, as '{name}': convert it in "
-        "state_dict"
+        "a saved state expects dense tensors, numbers, strings, None, and lists, tuples and "
+        f"dictionaries of these, got {value!r:.80}, a {type(value).__name__}, as '{name}': convert "
+        "it in state_dict"
     )
 
 
-def _has_bits(value: Tensor) -> bool:
-    return value.layout is torch.strided and value.dtype in FLOATS
+def all_finite(tensor: Tensor) -> bool:
+    """Return True unless a tensor contains NaN or infinity. Allocate no memory of its size."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(map(math.isfinite, (bound.item() for bound in torch.aminmax(tensor.detach()))))
 
 
 def _is_key(key: Any) -> bool:

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +27,7 @@ from torch import Tensor
 from tinyvae._version import __version__
 from tinyvae.errors import CheckpointError
 from tinyvae.io.atomic import write_atomically
+from tinyvae.io.encoding import all_finite
 from tinyvae.io.json import JSON, parse_json
 
 _FORMAT = "tinyvae"
@@ -35,9 +36,22 @@ _MAX_HEADER = 16 * 2**20  # bytes; a model with 1000 tensors has about 0.1 MiB
 _ZEROS = b"0" * 64
 _DIGEST_KEY = b'"sha256":"'  # JSON strings escape quotes, so they cannot contain it
 _DIGEST = re.compile(_DIGEST_KEY + rb'([0-9a-f]{64})"')
-_DTYPES = {torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64}
-_DTYPES |= {torch.int8, torch.int16, torch.int32, torch.int64}
-_DTYPES |= {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
+# Names of safetensors, in the order in which it stores tensors: each is aligned to its elements.
+_DTYPES = {
+    torch.uint64: "U64",
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.uint32: "U32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint16: "U16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 def save_tensors(
@@ -50,7 +64,8 @@ def save_tensors(
     """Save named tensors and a JSON object as one safetensors file with a digest, atomically.
 
     The same content gives the same bytes. Tensors can be views, share memory, require gradients or
-    be on another device. Each is stored separately.
+    be on another device. Each is stored separately. Only tensors that are not contiguous in memory
+    or are on another device are copied.
 
     Args:
         path: File to write or to replace.
@@ -72,7 +87,9 @@ def save_tensors(
         ...     load_tensors(file)
         ({'mean': tensor([0., 0.])}, {'step': 7})
     """
-    plain = {name: _plain(name, tensor) for name, tensor in tensors.items()}
+    plain = [(name, _plain(name, tensor)) for name, tensor in tensors.items()]
+    order = list(_DTYPES)
+    plain.sort(key=lambda item: (order.index(item[1].dtype), item[0]))
     metadata = {
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
@@ -80,12 +97,14 @@ def save_tensors(
         "info": _info_text(info),
         "sha256": _ZEROS.decode(),
     }
-    data = _encode(plain, metadata)
-    start = data.index(_DIGEST_KEY) + len(_DIGEST_KEY)
-    digest = _digest(data, start).encode()
-    write_atomically(
-        path, b"".join([data[:start], digest, memoryview(data)[start + 64 :]]), check=check
-    )
+    header = _header(plain, metadata)
+    bodies = [_bytes(tensor) for _, tensor in plain]
+    sha = hashlib.sha256(header)
+    for body in bodies:
+        sha.update(body)
+    digest = _DIGEST_KEY + sha.hexdigest().encode()
+    data = [header.replace(_DIGEST_KEY + _ZEROS, digest, 1), *bodies]
+    write_atomically(path, data, check=check)
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -137,30 +156,37 @@ _DAMAGED = "the file is damaged or forged, copy it again or use an older one"
 
 
 def _plain(name: str, tensor: Tensor) -> Tensor:
+    if not isinstance(name, str):
+        raise TypeError(f"save_tensors expects names of type str, got {name!r:.80}")
     if not isinstance(tensor, Tensor):
         raise TypeError(f"save_tensors expects a tensor for {name!r}, got {type(tensor).__name__}")
     if name == "__metadata__":
         raise ValueError("the file format reserves the name '__metadata__': rename the tensor")
+    name.encode()  # raises a ValueError for half of a pair of characters
     if tensor.layout is not torch.strided or tensor.is_meta or tensor.dtype not in _DTYPES:
         got = f"{tensor.layout}, {tensor.dtype}, on {tensor.device}: convert it before saving"
         raise ValueError(
             f"save_tensors expects dense float, int or bool data in {name!r}, got {got}"
         )
-    # safetensors rejects views and shared memory.
-    copy = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-    if count := _count_non_finite(copy):
+    plain = tensor.detach().cpu().contiguous()
+    if count := _count_non_finite(plain):
         raise ValueError(
-            f"save_tensors expects finite values in {name!r}, got {count} of {copy.numel()} NaN or "
-            "infinite: use the last good state, or keep a constant such as a mask of -inf in a "
+            f"save_tensors expects finite values in {name!r}, got {count} of {plain.numel()} NaN "
+            "or infinite: use the last good state, or keep a constant such as a mask of -inf in a "
             "buffer with persistent=False; nothing was written"
         )
-    return copy
+    return plain
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """Return the memory of a contiguous tensor."""
+    # The stride of a single element may be any number, also after reshape(-1).
+    flat = tensor.as_strided((tensor.numel(),), (1,))
+    return flat.view(torch.uint8).numpy().data
 
 
 def _count_non_finite(tensor: Tensor) -> int:
-    if not tensor.is_floating_point():
-        return 0
-    return tensor.numel() - int(torch.isfinite(tensor).sum())
+    return 0 if all_finite(tensor) else tensor.numel() - int(torch.isfinite(tensor).sum())
 
 
 def _info_text(info: Mapping[str, JSON]) -> str:
@@ -174,11 +200,15 @@ def _info_text(info: Mapping[str, JSON]) -> str:
     return text
 
 
-def _encode(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    # safetensors writes metadata in random order. Inserting them here gives equal bytes.
-    data = safetensors.torch.save(tensors)
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = {"__metadata__": metadata, **json.loads(data[8:end])}
+def _header(tensors: Iterable[tuple[str, Tensor]], metadata: dict[str, str]) -> bytes:
+    """Return the length field and the JSON text, with zeros in place of the digest."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    start = 0
+    for name, tensor in tensors:
+        end = start + tensor.nbytes
+        shape, dtype = list(tensor.shape), _DTYPES[tensor.dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+        start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format aligns tensors to 8 bytes
     if len(text) > _MAX_HEADER:
@@ -186,7 +216,7 @@ def _encode(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
         raise ValueError(
             f"save_tensors expects names and info of at most {_MAX_HEADER} bytes, got {got}"
         )
-    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(data)[end:]])
+    return len(text).to_bytes(8, "little") + text
 
 
 # Reading ------------------------------------------------------------------------------------------

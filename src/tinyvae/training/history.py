@@ -1,7 +1,9 @@
 """History of a run: one row per epoch and, on request, one per update."""
 
-import json
+import io
+import operator
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,14 @@ from tinyvae import plotting
 from tinyvae.core.objective import Direction, Objective, ObjectiveOutput, perplexity
 from tinyvae.core.warnings import warn
 from tinyvae.training.device_sum import DeviceSum
+from tinyvae.training.rows import (
+    Block,
+    Rows,
+    encode_block,
+    read_block,
+    read_line,
+    rows_of_json,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +42,8 @@ class History:
     batch in another way has a name that starts with "batch". It is averaged over the batches.
     Names of metrics contain their units. A value that an epoch lacks is None.
 
+    Checkpoints keep a row as it was when it was recorded, so later changes of rows are not saved.
+
     Attributes:
         epochs: One row per epoch.
         updates: One row per recorded update: ``step`` and the batch's losses and metrics.
@@ -42,6 +54,7 @@ class History:
         self.epochs: list[Row] = []
         self.updates: list[Row] = []
         self.stop_reason: str | None = None
+        self.stored = None
 
     def __len__(self) -> int:
         """Return the number of epochs."""
@@ -62,19 +75,52 @@ class History:
         values = {name: value.item() for name, value in named_values(output).items()}
         self.updates.append({"step": step, **values})
 
+    @property
+    def stored(self) -> Block | None:
+        """Address of the newest block of rows in a file, None if rows in it were removed since."""
+        block = self._stored
+        if block is None or any(map(operator.is_not, self._last_rows(block), self._last_stored)):
+            return None
+        return block
+
+    @stored.setter
+    def stored(self, block: Block | None) -> None:
+        self._stored = block
+        self._last_stored = [] if block is None else self._last_rows(block)
+
+    def _last_rows(self, block: Block) -> list[Row | None]:
+        ends = ((self.epochs, block.epochs), (self.updates, block.updates))
+        return [rows[end - 1] if 0 < end <= len(rows) else None for rows, end in ends]
+
+    def unstored(self, limit: int = sys.maxsize) -> Rows:
+        """Return the first rows that no file holds yet, at most ``limit``."""
+        block = self.stored
+        start_epochs, start_updates = (0, 0) if block is None else (block.epochs, block.updates)
+        epochs = self.epochs[start_epochs : start_epochs + limit]
+        return Rows(epochs, self.updates[start_updates : start_updates + limit - len(epochs)])
+
     def state_dict(self) -> dict[str, Any]:
-        """Return all rows as bytes of JSON, and the reason of an early end."""
-        rows = json.dumps({"epochs": self.epochs, "updates": self.updates}).encode()
-        # Pad to a power of two: safetensors uses ctypes arrays, and ctypes caches one type per
-        # length for ever.
-        padded = rows.ljust(1 << max(10, (len(rows) - 1).bit_length()))
-        data = torch.frombuffer(bytearray(padded), dtype=torch.uint8)
+        """Return the rows that no file holds as bytes, and the reason of an early end."""
+        block, _ = encode_block(self.unstored(), self.stored)
+        data = torch.frombuffer(bytearray(block), dtype=torch.uint8)
         return {"rows": data, "stop_reason": self.stop_reason}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the rows from :meth:`state_dict`."""
-        rows = json.loads(state["rows"].numpy().tobytes())
-        self.epochs, self.updates = rows["epochs"], rows["updates"]
+        """Restore the rows from :meth:`state_dict`, after the "earlier" rows of a file."""
+        data = state["rows"].numpy().tobytes()
+        if data.startswith(b'{"epochs": '):  # the form of checkpoints that hold all rows
+            rows, previous = rows_of_json(data), None
+        else:
+            file = io.BytesIO(data)
+            rows, previous = read_block(read_line(file)[0], file)
+        earlier: Rows = state.get("earlier", Rows())
+        self.epochs = earlier.epochs + rows.epochs
+        self.updates = earlier.updates + rows.updates
+        counts = len(earlier.epochs), len(earlier.updates)
+        if previous is not None and counts == (previous.epochs, previous.updates):
+            self.stored = previous
+        else:  # rows are missing, so a new chain starts
+            self.stored = None
         self.stop_reason = state["stop_reason"]
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,7 +158,7 @@ def plain(row: Mapping[str, Any]) -> Row:
     """Return a row with Python numbers as values. Raise TypeError if a value is not a number."""
     numbers = {name: v.item() if hasattr(v, "item") else v for name, v in row.items()}
     for name, value in numbers.items():
-        if not isinstance(value, (int, float)):
+        if not isinstance(value, (int, float)) or (isinstance(value, int) and abs(value) >= 2**63):
             raise TypeError(
                 f"the history expects a number in column '{name}', got {value!r:.80}: "
                 "convert it in on_epoch_end"

@@ -318,4 +318,3 @@ class TrainState:
             count[name] += 1
             named.append((name if count[name] == 1 else f"{name} {count[name]}", callback))
         return named
-

@@ -3,10 +3,17 @@
 import json
 import math
 import os
+from pathlib import Path
 
 import pytest
 import torch
-from helpers.child import fill_disk, run_in_child
+from helpers.child import (
+    checkpoint_in_half_a_copy,
+    checkpoint_in_one_copy,
+    fill_disk,
+    run_in_child,
+    save_in_half_a_copy,
+)
 from helpers.runs import (
     ALL,
     AUTO,
@@ -43,6 +50,7 @@ import tinyvae.training.step
 from tinyvae import ELBO, Checkpoint, Optimization, Trainer
 from tinyvae.core import ObjectiveOutput
 from tinyvae.errors import NonFiniteError
+from tinyvae.io import load_tensors
 from tinyvae.training.checkpoints.directory import RunDirectory
 from tinyvae.training.nonfinite import NonFiniteGuard
 
@@ -217,6 +225,42 @@ def test_write_error_of_a_full_disk_keeps_earlier_checkpoints(tmp_path):
     assert_released(folder)
     again = fit(trainer_of(folder, Remembers({})), **AUTO)
     assert digest(again) == expected
+
+
+limited = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+
+
+@limited
+@pytest.mark.slow
+def test_lack_of_memory_names_the_checkpoint_and_keeps_earlier_ones(tmp_path):
+    expected = expected_digest(tmp_path / "complete")
+    folder = tmp_path / "run"
+    done = run_in_child(checkpoint_in_half_a_copy, folder)
+    assert done.returncode == 0, done.stderr
+    name, message, _ = json.loads(done.stdout)
+    assert name == "MemoryError"
+    assert f"got none for {checkpoint_of(folder, END - 1)}" in message
+    assert steps_in(folder) == [END - 3, END - 2]
+    assert_released(folder)
+    again = fit(trainer_of(folder, Remembers({})), **AUTO)
+    assert digest(again) == expected
+
+
+@limited
+@pytest.mark.slow
+def test_checkpoint_needs_memory_for_one_copy_of_the_state(tmp_path):
+    done = run_in_child(checkpoint_in_one_copy, tmp_path)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert steps_in(tmp_path) == [END - 1, END]
+    assert load_newest(tmp_path)["callbacks"]["Remembers"]["x"].sum() == 50_000_000
+
+
+@limited
+@pytest.mark.slow
+def test_save_tensors_copies_nothing(tmp_path):
+    done = run_in_child(save_in_half_a_copy, tmp_path)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert load_tensors(tmp_path / "f")[0]["x"].sum() == 50_000_000
 
 
 def test_folder_that_is_a_file_is_refused_before_the_first_step(tmp_path):

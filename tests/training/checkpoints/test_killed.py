@@ -145,7 +145,8 @@ class Run:
         names = {file.name for file in self.folder.iterdir()}
         steps = {f"step-{step:08d}.safetensors" for step in self.steps}
         assert end in self.steps
-        assert names == {"history.jsonl", "lock", "model.safetensors", *steps}
+        histories = {"history.bin", "history.jsonl"}
+        assert names == {*histories, "lock", "model.safetensors", *steps}
 
 
 @pytest.fixture(scope="module")

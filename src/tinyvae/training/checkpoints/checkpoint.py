@@ -16,11 +16,10 @@ from tinyvae.core.warnings import warn
 from tinyvae.io import encode_state
 from tinyvae.training.callbacks import Callback, Monitor, require_keys
 from tinyvae.training.checkpoints.directory import RunDirectory, Writer, read_checkpoint
+from tinyvae.training.checkpoints.snapshot import copy_state, enough_memory
 from tinyvae.training.history import watched
 from tinyvae.training.optimization import state_after_step
 from tinyvae.training.state import TrainState
-
-FINITE = ("model", "objective", "optimizers")
 
 
 @suggest_keywords
@@ -28,10 +27,12 @@ class Checkpoint(Callback):
     """Callback that saves a run in a folder, from which ``fit(..., resume="auto")`` continues.
 
     The folder holds checkpoints ``step-00001200.safetensors``. Each contains the complete state of
-    the run: weights, moments, schedules, random state, position in the data, history, states of
-    other callbacks. The folder also holds ``history.jsonl``, with a line per epoch, and after a
-    regular end ``model.safetensors``, which the model's class loads. No file is a pickle. Each file
-    is complete or absent. A lock excludes a second run. Files are written in the background.
+    the run: weights, moments, schedules, random state, position in the data, states of other
+    callbacks, and the newest rows of the history. Earlier rows of a long history are in
+    ``history.bin``. The folder also holds ``history.jsonl``, with a line per epoch, and after a
+    regular end ``model.safetensors``, which the model's class loads. No file is a pickle. Each
+    checkpoint is complete or absent. A lock excludes a second run. A thread writes the files in the
+    background.
 
     SIGTERM and SIGUSR1, which job schedulers send before they kill a job, end the run after its
     step with a checkpoint. Then the signal reaches the handler that was there before ``fit``, which
@@ -154,7 +155,7 @@ class Checkpoint(Callback):
             encode_state(state_after_step(optimizer), f"optimizers.{name}")
         self._owner = ref(state)  # weak: a trainer that is gone must not own the folder
         self._directory.archive_after(state.step, with_model=not last)
-        self._directory.reset_history(state.history.epochs)
+        self._directory.reset_history(state.history.epochs, state.epoch)
         self._num_rows = len(state.history.epochs)
         self._save(state)
         self._writer.wait()
@@ -188,18 +189,18 @@ class Checkpoint(Callback):
 
     def _save(self, state: TrainState) -> None:
         """Copy the state, and write it in the background."""
-        tensors: dict[str, Any] = {}
-        form = []
-        for name, part in state.state_dict().items():
-            encoded, part_tensors = encode_state(part, name, finite=name in FINITE)
-            form.append([name, encoded])
-            tensors |= {n: t.detach().to("cpu", copy=True) for n, t in part_tensors.items()}
-        info = {**self._description, "state": {"dict": form}}
+        self._writer.wait()  # at most one copy at a time
         # The thread gets values: the state and this callback change while it writes.
         step, keep, best_step = state.step, self.keep, self.best_step
+        with enough_memory(self._directory.checkpoint(step)):
+            blocks = self._directory.rows.new_blocks(state.history)
+            tensors, form = copy_state(state.state_dict())
+        info = {**self._description, "state": form}
 
         def write() -> None:
-            self._directory.write(step, tensors, info)
+            with enough_memory(self._directory.checkpoint(step)):
+                self._directory.append_rows(blocks)
+                self._directory.write(step, tensors, info)
             self._directory.prune(keep, best_step)
 
         self._writer.submit(write)

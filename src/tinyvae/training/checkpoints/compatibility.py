@@ -15,7 +15,7 @@ from torch import Tensor
 from tinyvae.core.warnings import warn
 from tinyvae.errors import CheckpointError
 from tinyvae.training.callbacks import Callback
-from tinyvae.training.history import History, Row, RunningMean
+from tinyvae.training.history import History, RunningMean
 from tinyvae.training.optimization import state_after_step
 from tinyvae.training.settings import are_settings
 from tinyvae.training.state import MIGRATIONS, STATE_VERSION, TrainState
@@ -155,10 +155,7 @@ def _require_loadable(
 ) -> None:
     """Raise unless history, means, random numbers and states of callbacks can be loaded."""
     with _naming("history"):
-        history = History()
-        history.load_state_dict(saved["history"])
-        _require_rows(history.epochs, "epoch", "step", "time_seconds")
-        _require_rows(history.updates, "step")
+        History().load_state_dict(saved["history"])
     with _naming("running means"):
         means = RunningMean()
         means.load_state_dict(saved["running_means"], torch.device("cpu"))
@@ -169,13 +166,6 @@ def _require_loadable(
         if name in saved["callbacks"]:
             with _naming(f"state of {name}"):
                 callback.check_state(state, saved["callbacks"][name])
-
-
-def _require_rows(rows: Sequence[Row], *columns: str) -> None:
-    """Raise unless every row has the columns and contains only numbers."""
-    for row in rows:
-        if not set(columns) <= row.keys() or not all(map(_is_number, row.values())):
-            raise ValueError(f"expected numbers in columns such as {columns}, got {row!r:.80}")
 
 
 @contextmanager

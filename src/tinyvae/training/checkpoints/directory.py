@@ -22,6 +22,7 @@ from tinyvae.io import (
     write_atomically,
 )
 from tinyvae.training.checkpoints.compatibility import upgrade
+from tinyvae.training.checkpoints.history_file import HistoryFile, with_earlier_rows
 from tinyvae.training.history import Row
 
 Accept = Callable[[dict[str, Any]], None]
@@ -38,6 +39,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self.history = self.path / "history.jsonl"
+        self.rows = HistoryFile(self.path)
         self.model = self.path / "model.safetensors"
         self._lock: FolderLock | None = None
         self._num_lines = 0
@@ -90,7 +92,7 @@ class RunDirectory:
         for step in self.steps():
             file = self.checkpoint(step)
             try:
-                state = load_checkpoint(file)
+                state = with_earlier_rows(load_checkpoint(file), file)
             except (CheckpointError, FileNotFoundError) as error:
                 problems.append(str(error))
                 continue
@@ -124,6 +126,12 @@ class RunDirectory:
                 self.require_lock()
                 file.replace(file.with_suffix(".replaced"))
 
+    def append_rows(self, blocks: bytes) -> None:
+        """Append blocks of the history, to which the next checkpoint refers."""
+        if blocks:
+            self.require_lock()
+            self.rows.append(blocks)
+
     def write(self, step: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
         """Write a checkpoint."""
         save_tensors(self.checkpoint(step), tensors, info, check=self.require_lock)
@@ -138,8 +146,11 @@ class RunDirectory:
                     self.checkpoint(step).unlink(missing_ok=True)
                     self._steps.discard(step)
 
-    def reset_history(self, rows: Sequence[Row]) -> None:
-        """Replace the file by the lines of all epochs so far."""
+    def reset_history(self, rows: Sequence[Row], num_epochs: int) -> None:
+        """Replace the file by the lines of all epochs so far. Archive it if it knows more."""
+        self.require_lock()
+        if len(rows) < num_epochs and self.history.exists():
+            self.history.replace(self.history.with_suffix(".replaced"))
         write_atomically(self.history, b"".join(map(_line, rows)), check=self.require_lock)
         self._num_lines = len(rows)
 
@@ -167,7 +178,7 @@ def read_checkpoint(path: Path, accept: Accept) -> dict[str, Any]:
         if state is None:
             raise FileNotFoundError(f"{path} holds no checkpoint step-*.safetensors")
         return state
-    state = load_checkpoint(path)
+    state = with_earlier_rows(load_checkpoint(path), path)
     accept(state)
     return state
 
