@@ -14,30 +14,16 @@ not authenticity: whoever can write the file can also write its digest. Reading 
 import hashlib
 import json
 import os
-import re
-import stat
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from tinyvae._version import __version__
-from tinyvae.errors import CheckpointError
 from tinyvae.io.atomic import write_atomically
 from tinyvae.io.json import JSON, parse_json
-
-_FORMAT = "tinyvae"
-_FORMAT_VERSION = "1"
-_MAX_HEADER = 16 * 2**20  # bytes; a model with 1000 tensors has about 0.1 MiB
-_ZEROS = b"0" * 64
-_DIGEST_KEY = b'"sha256":"'  # JSON strings escape quotes, so they cannot contain it
-_DIGEST = re.compile(_DIGEST_KEY + rb'([0-9a-f]{64})"')
-_DTYPES = {torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64}
-_DTYPES |= {torch.int8, torch.int16, torch.int32, torch.int64}
-_DTYPES |= {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
+from tinyvae.io.layout import DIGEST_KEY, DTYPES, FORMAT, FORMAT_VERSION, MAX_HEADER, ZEROS
 
 
 def save_tensors(
@@ -61,6 +47,7 @@ def save_tensors(
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = Path(folder, "model.safetensors")
         ...     save_tensors(file, {"mean": torch.zeros(2)}, {"step": 7})
@@ -69,61 +56,16 @@ def save_tensors(
     """
     plain = {name: _plain(name, tensor) for name, tensor in tensors.items()}
     metadata = {
-        "format": _FORMAT,
-        "format_version": _FORMAT_VERSION,
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
         "version": __version__,
         "info": _info_text(info),
-        "sha256": _ZEROS.decode(),
+        "sha256": ZEROS.decode(),
     }
     data = _encode(plain, metadata)
-    start = data.index(_DIGEST_KEY) + len(_DIGEST_KEY)
+    start = data.index(DIGEST_KEY) + len(DIGEST_KEY)
     digest = _digest(data, start).encode()
     write_atomically(path, b"".join([data[:start], digest, memoryview(data)[start + 64 :]]))
-
-
-def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Load a file that :func:`save_tensors` wrote, after all checks.
-
-    Args:
-        path: File to read.
-
-    Returns:
-        Tensors on the CPU, sorted by name, and ``info``.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        CheckpointError: If the file cannot be read, is not a tensor file of this library, is
-            damaged, has a newer format, or contains NaN or infinity.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     file = Path(folder, "model.safetensors")
-        ...     save_tensors(file, {"mean": torch.zeros(2)}, {})
-        ...     write_atomically(file, file.read_bytes()[:-1] + b"!")
-        ...     load_tensors(file)
-        Traceback (most recent call last):
-        ...
-        tinyvae.errors.CheckpointError: ...: expected the digest ..., got ...
-    """
-    path = Path(path)
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # before opening: a pipe would block
-            raise _damaged(path, "a file", "a folder or a device", "give the path of one file")
-        with path.open("rb") as file:
-            header = _read_header(path, file)
-            metadata = _parse_header(path, header)
-            data = header + file.read()
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        remedy = "check the path and its permissions"
-        raise _damaged(path, "a readable file", error.strerror or error, remedy) from error
-    _check_digest(path, data, len(header), metadata["sha256"])
-    return _decode(path, data), _json_object(path, "info", metadata["info"])
-
-
-_DAMAGED = "the file is damaged or forged, copy it again or use an older one"
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -134,7 +76,7 @@ def _plain(name: str, tensor: Tensor) -> Tensor:
         raise TypeError(f"save_tensors expects a tensor for {name!r}, got {type(tensor).__name__}")
     if name == "__metadata__":
         raise ValueError("the file format reserves the name '__metadata__': rename the tensor")
-    if tensor.layout is not torch.strided or tensor.is_meta or tensor.dtype not in _DTYPES:
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.dtype not in DTYPES.values():
         got = f"{tensor.layout}, {tensor.dtype}, on {tensor.device}: convert it before saving"
         raise ValueError(
             f"save_tensors expects dense float, int or bool data in {name!r}, got {got}"
@@ -174,89 +116,16 @@ def _encode(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     header = {"__metadata__": metadata, **json.loads(data[8:end])}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format aligns tensors to 8 bytes
-    if len(text) > _MAX_HEADER:
+    if len(text) > MAX_HEADER:
         got = f"{len(text)}: store large data as tensors"
         raise ValueError(
-            f"save_tensors expects names and info of at most {_MAX_HEADER} bytes, got {got}"
+            f"save_tensors expects names and info of at most {MAX_HEADER} bytes, got {got}"
         )
     return b"".join([len(text).to_bytes(8, "little"), text, memoryview(data)[end:]])
 
 
-# Reading ------------------------------------------------------------------------------------------
-
-
-def _read_header(path: Path, file: BinaryIO) -> bytes:  # the length field and the JSON text
-    size = os.fstat(file.fileno()).st_size
-    start = file.read(8)
-    length = int.from_bytes(start, "little")
-    if len(start) < 8 or not 2 <= length <= min(size - 8, _MAX_HEADER):
-        got = f"{size} bytes that begin with {start!r}" if size else "0 bytes"
-        remedy = "pass a file that tinyvae wrote, or copy it again if it was cut off"
-        if start.startswith((b"PK", b"\x80")):
-            remedy = "pickles and zip archives, which torch.save writes, are never opened"
-        raise _damaged(path, "a tinyvae tensor file", got, remedy)
-    return start + file.read(length)
-
-
-def _parse_header(path: Path, header: bytes) -> dict[str, str]:
-    text = header[8:].decode(errors="replace")  # safetensors rejects such bytes later
-    metadata = _json_object(path, "header", text).get("__metadata__")
-    if not isinstance(metadata, dict) or metadata.get("format") != _FORMAT:
-        remedy = "open other safetensors files with safetensors.torch.load_file"
-        raise _damaged(path, f"metadata with the format {_FORMAT!r}", "others or none", remedy)
-    version = str(metadata.get("format_version"))
-    if version != _FORMAT_VERSION:
-        newer = f"it is newer than tinyvae {__version__}, upgrade tinyvae"
-        remedy = newer if re.fullmatch("[1-9][0-9]{0,8}", version) else _DAMAGED
-        raise _damaged(path, f"format_version {_FORMAT_VERSION!r}", version, remedy)
-    for key in ("version", "info", "sha256"):
-        if not isinstance(metadata.get(key), str):
-            raise _damaged(
-                path, f"text under the metadata key {key!r}", "something else or nothing"
-            )
-    return metadata
-
-
-def _check_digest(path: Path, data: bytes, end: int, expected: str) -> None:
-    starts = [match.start(1) for match in _DIGEST.finditer(data, 0, end)]
-    got = _digest(data, starts[0]) if len(starts) == 1 else f"{len(starts)} well-formed digests"
-    if got != expected:
-        raise _damaged(path, f"the digest {ascii(expected)[:80]}", got)
-
-
 def _digest(data: bytes, start: int) -> str:
     sha = hashlib.sha256(data[:start])
-    sha.update(_ZEROS)
+    sha.update(ZEROS)
     sha.update(memoryview(data)[start + 64 :])
     return sha.hexdigest()
-
-
-def _decode(path: Path, data: bytes) -> dict[str, Tensor]:
-    try:
-        tensors = safetensors.torch.load(data)
-    except Exception as error:  # SafetensorError, KeyError, RuntimeError, ...
-        raise _damaged(path, "tensors as the header describes them", error) from error
-    for name, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES:
-            raise _damaged(path, f"float, int or bool data in {name[:80]!a}", tensor.dtype)
-        if count := _count_non_finite(tensor):
-            got = f"{count} of {tensor.numel()} NaN or infinite"
-            raise _damaged(path, f"finite values in {name[:80]!a}", got)
-        if tensor.dtype is torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
-            raise _damaged(path, f"bytes 0 and 1 in the booleans of {name[:80]!a}", "others")
-    return dict(sorted(tensors.items()))
-
-
-def _json_object(path: Path, what: str, text: str) -> dict[str, Any]:
-    try:
-        value = parse_json(text)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"valid JSON as {what}", error) from error
-    if not isinstance(value, dict):
-        raise _damaged(path, f"a JSON object as {what}", type(value).__name__)
-    return value
-
-
-def _damaged(path: Path, expected: str, got: object, remedy: str = _DAMAGED) -> CheckpointError:
-    text = re.sub("[^ -~]", "?", str(got)[:200])  # no control codes for the terminal
-    return CheckpointError(f"{path}: expected {expected}, got {text}: {remedy}")

@@ -74,9 +74,7 @@ class RunDirectory:
                 warn(f"{reason}. Continuing from {file.name} instead")
             return state
         if errors:
-            raise CheckpointError(
-                "no checkpoint can be read, and no run was started:\n" + "\n".join(errors)
-            )
+            raise CheckpointError("no checkpoint can be read, and no run was started:", *errors)
         return None
 
     def archive_after(self, step: int, *, with_model: bool) -> None:
