@@ -24,6 +24,7 @@ from tinyvae.io.layout import DIGEST_KEY, DTYPES, FORMAT, FORMAT_VERSION, MAX_HE
 
 _DAMAGED = "the file is damaged or forged, copy it again or use an older one"
 _DIGEST = re.compile(DIGEST_KEY + rb'([0-9a-f]{64})"')
+_DTYPES = {word: dtype for dtype, word in DTYPES.items()}
 _MAX_DIMS = 64  # torch's operations take no more
 _CHUNK = 2**20  # elements
 
@@ -139,9 +140,9 @@ def _entry(path: Path, name: str, value: Any) -> _Entry:
         case {"dtype": str(word), "shape": list(shape), "data_offsets": [start, end], **rest} if (
             not rest and all(type(n) is int and 0 <= n < 2**63 for n in (start, end, *shape))
         ):
-            if word not in DTYPES:
+            if word not in _DTYPES:
                 raise _damaged(path, f"float, int or bool data in {name[:80]!a}", word)
-            dtype = DTYPES[word]
+            dtype = _DTYPES[word]
             # The product without zeros, which torch computes for the strides.
             fits = len(shape) <= _MAX_DIMS and math.prod(max(n, 1) for n in shape) < 2**63
             if fits and math.prod(shape) * dtype.itemsize == end - start:

@@ -76,7 +76,7 @@ def _plain(name: str, tensor: Tensor) -> Tensor:
         raise TypeError(f"save_tensors expects a tensor for {name!r}, got {type(tensor).__name__}")
     if name == "__metadata__":
         raise ValueError("the file format reserves the name '__metadata__': rename the tensor")
-    if tensor.layout is not torch.strided or tensor.is_meta or tensor.dtype not in DTYPES.values():
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.dtype not in DTYPES:
         got = f"{tensor.layout}, {tensor.dtype}, on {tensor.device}: convert it before saving"
         raise ValueError(
             f"save_tensors expects dense float, int or bool data in {name!r}, got {got}"

@@ -15,12 +15,13 @@ from numbers import Integral, Real
 from typing import Any, TypeAlias, TypeVar, get_args
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
+from torch.overrides import TorchFunctionMode
 
 from tinyvae import encoders, flows, likelihoods, networks, priors
 from tinyvae.core.configurable import Configurable, argument_names
@@ -227,6 +228,21 @@ def construct(cls: type[Built], arguments: Mapping[str, Any], failure: str) -> B
         raise CheckpointError(f"{failure}: {error}") from error
 
 
+class _FewDimensions(TorchFunctionMode):
+    """Raise CheckpointError if a tensor has more dimensions than torch's operations take.
+
+    With thousands of dimensions, some operations run for hours before they fail.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dim() > 64:
+            raise CheckpointError(f"expected tensors of at most 64 dimensions, got {result.dim()}")
+        return result
+
+
 @contextmanager
 def limited_size(num_tensors: int) -> Iterator[None]:
     """Limit the size of the modules that this thread builds in the block.
@@ -254,7 +270,8 @@ def limited_size(num_tensors: int) -> Iterator[None]:
         register_module_buffer_registration_hook(check),
     )
     try:
-        yield
+        with _FewDimensions():
+            yield
     finally:
         for handle in handles:
             handle.remove()
