@@ -19,7 +19,19 @@ class TinyVAEError(Exception):
 
 
 class CheckpointError(TinyVAEError, RuntimeError):
-    """Damaged, hostile, foreign or newer file. Nothing was loaded."""
+    """Damaged, hostile, foreign or newer file. Nothing was loaded.
+
+    A file may determine parts of the message. So each of its lines is cleaned by :func:`printable`.
+
+    Args:
+        lines: Lines of the message.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*map(printable, lines))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class DataWorkerError(TinyVAEError, RuntimeError):
@@ -39,3 +51,15 @@ class NonFiniteError(TinyVAEError, ArithmeticError):
 
 class PosteriorError(TinyVAEError, TypeError, ValueError):
     """Wrong return value of an encoder, other than the posterior that it declares."""
+
+
+def printable(text: str) -> str:
+    r"""Return a text as one line of at most 1,000 characters, without codes for the terminal.
+
+    Example:
+        >>> printable("the name \x1b[2J")
+        'the name ?[2J'
+    """
+    if len(text) > 1000:
+        text = f"{text[:700]} ... {text[-295:]}"  # the remedy is at the end
+    return "".join(character if character.isprintable() else "?" for character in text)

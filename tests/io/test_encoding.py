@@ -55,7 +55,8 @@ def tensors(draw):
 
 # Few letters, so that names of nested keys collide, and what the format itself uses.
 names = st.text("ab.'0", max_size=4) | st.sampled_from(["tensor", "tuple", "dict", "float", "nan"])
-keys = names | st.text(st.characters(exclude_categories=["Cs"]), max_size=4) | st.integers()
+keys = names | st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
+keys |= st.integers(-(2**63), 2**64 - 1)
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | tensors()
 states = st.recursive(
     leaves,
@@ -167,13 +168,13 @@ def test_encode_state_error_names_the_position_of_a_value(case):
         assert len(str(caught.value)) < 400
 
 
-KEYS = [True, False, 0.5, math.nan, None, b"a", (1, 2), np.int64(1), T]
+KEYS = [True, False, 0.5, math.nan, None, b"a", (1, 2), np.int64(1), T, 2**64, -(2**63) - 1]
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: type(key).__name__)
 def test_encode_state_error_names_the_position_of_a_key(key):
     with pytest.raises(
-        TypeError, match=r"expects strings and integers as keys, got .* in 's\.a\.1': "
+        TypeError, match=r"strings and integers of at most 64 bits as keys, got .* in 's\.a\.1': "
     ):
         encode_state({"a": [0, {"fine": 1, key: 1}]}, "s")
 

@@ -6,5 +6,5 @@ from tinyvae.io.encoding import encode_state as encode_state
 from tinyvae.io.json import null_for_non_finite as null_for_non_finite
 from tinyvae.io.json import write_json as write_json
 from tinyvae.io.lock import FolderLock as FolderLock
-from tinyvae.io.tensors import load_tensors as load_tensors
+from tinyvae.io.reader import load_tensors as load_tensors
 from tinyvae.io.tensors import save_tensors as save_tensors

@@ -3,9 +3,13 @@
 A state consists of tensors, numbers, strings, None, and lists, tuples and dictionaries of these. In
 JSON a tensor is its name, a dictionary is a list of pairs (keys can be numbers), and a number that
 is not finite is a word.
+
+Integer keys have at most 64 bits, because any number of larger ones can have the same hash in
+Python. Each tensor is used once, so that no two values of a state share memory.
 """
 
 import math
+import reprlib
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -66,8 +70,8 @@ def _encoded(value: Any, name: str, tensors: dict[str, Tensor], finite: bool) ->
     if isinstance(value, Mapping):
         if wrong := [key for key in value if not _is_key(key)]:
             raise TypeError(
-                f"a saved state expects strings and integers as keys, got {wrong[0]!r:.80} in "
-                f"'{name}': convert it in state_dict"
+                "a saved state expects strings and integers of at most 64 bits as keys, got "
+                f"{wrong[0]!r:.80} in '{name}': convert it in state_dict"
             )
         return {
             "dict": [
@@ -90,7 +94,8 @@ def all_finite(tensor: Tensor) -> bool:
 
 
 def _is_key(key: Any) -> bool:
-    return isinstance(key, (str, int)) and not isinstance(key, bool)
+    is_integer = isinstance(key, int) and not isinstance(key, bool)
+    return isinstance(key, str) or (is_integer and -(2**63) <= key < 2**64)
 
 
 def decode_state(form: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -101,30 +106,34 @@ def decode_state(form: Any, tensors: Mapping[str, Tensor]) -> Any:
         tensors: Tensors by name.
 
     Raises:
-        CheckpointError: If ``form`` is malformed, or names a tensor that is missing.
+        CheckpointError: If ``form`` is malformed, or names a tensor that is missing or was used.
 
     Example:
         >>> decode_state({"tuple": [0.9, {"float": "inf"}]}, {})
         (0.9, inf)
     """
+    return _decoded(form, dict(tensors))
+
+
+def _decoded(form: Any, tensors: dict[str, Tensor]) -> Any:
     match form:
         case None | bool() | int() | float() | str():
             return form
         case list(items):
-            return [decode_state(item, tensors) for item in items]
+            return [_decoded(item, tensors) for item in items]
         case {"tensor": str(name), **rest} if not rest and name in tensors:
-            return tensors[name]
+            return tensors.pop(name)  # two names for one memory would change together
         case {"bits": str(name), "dtype": str(dtype), **rest} if not rest and name in tensors:
-            return _of_bits(tensors[name], dtype)
+            return _of_bits(tensors.pop(name), dtype)
         case {"float": "inf" | "-inf" | "nan" as word, **rest} if not rest:
             return float(word)
         case {"tuple": list(items), **rest} if not rest:
-            return tuple(decode_state(item, tensors) for item in items)
+            return tuple(_decoded(item, tensors) for item in items)
         case {"dict": list(pairs), **rest} if not rest and all(map(_is_pair, pairs)):
-            state = {key: decode_state(item, tensors) for key, item in pairs}
+            state = {key: _decoded(item, tensors) for key, item in pairs}
             if len(state) == len(pairs):
                 return state
-    raise CheckpointError(f"expected a state in tinyvae's format, got {form!r:.80}")
+    raise CheckpointError(f"expected a state in tinyvae's format, got {reprlib.repr(form)}")
 
 
 def _of_bits(bits: Tensor, dtype: str) -> Tensor:

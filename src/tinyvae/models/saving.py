@@ -16,8 +16,10 @@ from tinyvae.errors import CheckpointError
 from tinyvae.io import load_tensors, save_tensors
 from tinyvae.models.serialization import (
     build_part,
+    construct,
     describe_part,
     foreign_names,
+    limited_size,
     rebuild_part,
     stored_config,
 )
@@ -63,6 +65,7 @@ class SavableModel(Configurable, nn.Module, ABC):
 
         Raises:
             CheckpointError: If the file is damaged, hostile or does not fit.
+            TypeError: If ``parts`` or ``replace`` holds anything but modules.
             ValueError: If ``replace`` names a module that the file describes.
         """
         tensors, info = load_tensors(path)
@@ -117,7 +120,8 @@ class SavableModel(Configurable, nn.Module, ABC):
     def _twin(self, config: Mapping[str, Any], device: str) -> nn.Module:
         """Return the model that a file's reader builds."""
         try:
-            with forked_rng(torch.device("cpu")), torch.device(device):
+            size = limited_size(len(self.state_dict()))
+            with forked_rng(torch.device("cpu")), torch.device(device), size:
                 return type(self)(**{key: rebuild_part(part) for key, part in config.items()})
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             raise TypeError(
@@ -142,7 +146,9 @@ REPARAMETRIZED = re.compile(r"\.parametrizations\.|\.\w+_(orig|g|v)$")
 def require_matching_state(
     model: nn.Module, tensors: Mapping[str, Tensor], *, allow_more: bool = False
 ) -> None:
-    """Raise unless ``tensors`` are the state of ``model`` by name and shape.
+    """Raise unless ``tensors`` are the state of ``model`` by name, shape and dtype.
+
+    A tensor of floating dtype fits every floating dtype: the model gets that of the tensor.
 
     Args:
         model: The model.
@@ -155,7 +161,7 @@ def require_matching_state(
     if differences:
         name, expected, got = differences[0]
         raise CheckpointError(
-            f"{len(differences)} tensors do not fit the model, first '{name}': "
+            f"{len(differences)} tensors do not fit the model, first '{name:.200}': "
             f"expected {expected or 'none'}, got {got or 'none'}"
         )
 
@@ -163,20 +169,24 @@ def require_matching_state(
 def _differences(
     model: nn.Module, tensors: Mapping[str, Tensor]
 ) -> list[tuple[str, str | None, str | None]]:
-    """Return names, expected and other shapes of the tensors that do not fit the model."""
-    expected = {name: _shape_text(tensor) for name, tensor in model.state_dict().items()}
-    shapes = {name: _shape_text(tensor) for name, tensor in tensors.items()}
+    """Return names, expected and other kinds of the tensors that do not fit the model."""
+    expected = {name: _kind(tensor) for name, tensor in model.state_dict().items()}
+    kinds = {name: _kind(tensor) for name, tensor in tensors.items()}
     return [
-        (name, expected.get(name), shapes.get(name))
-        for name in sorted(expected.keys() | shapes.keys())
-        if expected.get(name) != shapes.get(name)
+        (name, expected.get(name), kinds.get(name))
+        for name in sorted(expected.keys() | kinds.keys())
+        if expected.get(name) != kinds.get(name)
     ]
 
 
-def _shape_text(value: Any) -> str:
+def _kind(value: Any) -> str:
+    """Return the shape of a tensor, and its dtype if it is not a floating one."""
     if not isinstance(value, Tensor):  # of get_extra_state
         return f"a {type(value).__name__}"
-    return "an uninitialized tensor" if is_lazy(value) else str(tuple(value.shape))
+    if is_lazy(value):
+        return "an uninitialized tensor"
+    shape = str(tuple(value.shape))
+    return shape if value.is_floating_point() else f"{shape} of {value.dtype}"
 
 
 def _from_file(
@@ -191,14 +201,12 @@ def _from_file(
         raise CheckpointError(f"expected the file of a {name}, got {info.get('model')!r:.80}")
 
     def build() -> Model:
-        arguments = {
-            key: build_part(description, user_parts, replace, name=key)
-            for key, description in composition.items()
-        }
-        try:
-            return cls(**arguments)
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"the file's parts do not form a {name}: {error}") from error
+        with limited_size(len(tensors)):
+            arguments = {
+                key: build_part(description, user_parts, replace, name=key)
+                for key, description in composition.items()
+            }
+            return construct(cls, arguments, f"the file's parts do not form a {name}")
 
     # A file can claim any number of weights. Sizes are compared before memory is allocated.
     with torch.device("meta"):

@@ -5,13 +5,23 @@ library's public parts, and classes that the reader passes in, are looked up. No
 followed.
 """
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import reprlib
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Integral, Real
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias, TypeVar, get_args
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from torch.overrides import TorchFunctionMode
 
 from tinyvae import encoders, flows, likelihoods, networks, priors
 from tinyvae.core.configurable import Configurable, argument_names
@@ -22,6 +32,7 @@ from tinyvae.likelihoods import Distance, Likelihood, PositiveParameter
 from tinyvae.networks import Decoder, Network
 from tinyvae.priors import Prior
 
+Built = TypeVar("Built", bound=nn.Module)
 Part: TypeAlias = (
     Decoder
     | Distance
@@ -108,7 +119,7 @@ def part_config(part: Part) -> dict[str, Any]:
 
 def build_part(
     description: Any,
-    parts: Iterable[type[nn.Module]] = (),
+    parts: Collection[type[nn.Module]] = (),
     replace: Mapping[str, nn.Module] | None = None,
     *,
     name: str = "",
@@ -123,6 +134,7 @@ def build_part(
 
     Raises:
         CheckpointError: If the description names an unknown part or cannot be built.
+        TypeError: If ``parts`` or ``replace`` holds anything but modules.
 
     Example:
         >>> build_part({"part": "StandardNormal", "config": {"latent_dim": 8}})
@@ -130,22 +142,25 @@ def build_part(
     """
     match description:
         case {"part": str(part), "config": dict(config)}:
-            cls = _look_up(part, (*PARTS, *parts), name)
+            cls = _look_up(part, PARTS, parts, name)
             arguments = {
                 key: build_part(value, parts, replace, name=f"{name}.{key}".lstrip("."))
                 for key, value in config.items()
             }
-            return _construct(cls, arguments, name)
+            failure = f"{part} ('{name}') cannot be built from the file's arguments"
+            return construct(cls, arguments, failure)
         case {"float": "inf" | "-inf" | "nan" as word}:
             return float(word)
         case {"class": str(cls_name)}:
-            return _look_up(cls_name, (*ACTIVATIONS, *parts), name)
+            return _look_up(cls_name, ACTIVATIONS, parts, name)
         case {"foreign": str(foreign)}:
             if replace is None or name not in replace:
                 raise CheckpointError(
                     f"the file has the weights of '{name}' (a {foreign}) but not its structure: "
                     f"give a module of equal structure, replace={{'{name}': module}}"
                 )
+            if not isinstance(replace[name], nn.Module):
+                raise TypeError(f"replace expects a module for '{name}', got {replace[name]!r:.80}")
             return replace[name]
         case list(items):
             return tuple(
@@ -154,7 +169,7 @@ def build_part(
             )
         case None | bool() | int() | float() | str():
             return description
-    raise CheckpointError(f"'{name}' has an invalid description: {description!r:.200}")
+    raise CheckpointError(f"'{name}' has an invalid description: {reprlib.repr(description)}")
 
 
 def rebuild_part(value: Any) -> Any:
@@ -186,20 +201,77 @@ def foreign_names(composition: Mapping[str, Any]) -> set[str]:
     return names
 
 
-def _look_up(part: str, classes: Sequence[type[nn.Module]], name: str) -> type[nn.Module]:
-    by_name = {cls.__name__: cls for cls in classes}
+def _look_up(
+    part: str, known: Collection[type[nn.Module]], parts: Collection[type[nn.Module]], name: str
+) -> type[nn.Module]:
+    for cls in parts:  # a file calls what it names
+        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+            raise TypeError(f"parts expects subclasses of torch.nn.Module, got {cls!r:.80}")
+    by_name = {cls.__name__: cls for cls in (*known, *parts)}
     if part not in by_name:
         raise CheckpointError(
-            f"the file names an unknown part '{part}' as '{name}', expected one of "
-            f"{sorted(by_name)}: pass your own classes as parts=[{part}]"
+            f"the file names an unknown part '{part:.80}' as '{name}', expected one of "
+            f"{sorted(by_name)}: pass your own classes as parts=[{part:.80}]"
         )
     return by_name[part]
 
 
-def _construct(cls: type[nn.Module], arguments: dict[str, Any], name: str) -> nn.Module:
+def construct(cls: type[Built], arguments: Mapping[str, Any], failure: str) -> Built:
+    """Call a constructor with arguments from a file. Its error becomes a CheckpointError."""
     try:
+        if unknown := sorted(arguments.keys() - argument_names(cls)):
+            raise TypeError(f"got unknown arguments {unknown!r:.80}")
         return cls(**arguments)
-    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{cls.__name__} ('{name}') cannot be built from the file's arguments: {error}"
-        ) from error
+    except (CheckpointError, ImportError, RecursionError):
+        raise
+    except Exception as error:  # of any kind: the arguments may be anything
+        raise CheckpointError(f"{failure}: {error}") from error
+
+
+class _FewDimensions(TorchFunctionMode):
+    """Raise CheckpointError if a tensor has more dimensions than torch's operations take.
+
+    With thousands of dimensions, some operations run for hours before they fail.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dim() > 64:
+            raise CheckpointError(f"expected tensors of at most 64 dimensions, got {result.dim()}")
+        return result
+
+
+@contextmanager
+def limited_size(num_tensors: int) -> Iterator[None]:
+    """Limit the size of the modules that this thread builds in the block.
+
+    A description of a few bytes can name any number of layers. A model may have at most 1,000
+    modules, parameters and buffers, and 10 more for each of the file's tensors, but not more than
+    100,000.
+
+    Raises:
+        CheckpointError: If it has more. It is raised while the model is built.
+    """
+    thread, limit = threading.get_ident(), min(1_000 + 10 * num_tensors, 100_000)
+    count = itertools.count(1)
+
+    def check(*_: Any) -> None:
+        if threading.get_ident() == thread and next(count) > limit:
+            raise CheckpointError(
+                f"the file describes a model of more than {limit:,} modules, parameters and "
+                f"buffers, but holds {num_tensors:,} tensors"
+            )
+
+    handles = (
+        register_module_module_registration_hook(check),
+        register_module_parameter_registration_hook(check),
+        register_module_buffer_registration_hook(check),
+    )
+    try:
+        with _FewDimensions():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -313,8 +313,9 @@ class EarlyStopping(Callback):
         """Raise if ``saved`` is not a :meth:`state_dict`, or has weights of another model."""
         require_keys(saved, self.state_dict())
         weights, epoch = saved["best_weights"], saved["best_epoch"]
-        shapes = {name: tensor.shape for name, tensor in weights.items()}
-        if weights and shapes != {n: t.shape for n, t in state.model.state_dict().items()}:
+        kinds = {name: (t.shape, t.dtype) for name, t in weights.items()}
+        expected = {name: (t.shape, t.dtype) for name, t in state.model.state_dict().items()}
+        if weights and kinds != expected:
             raise ValueError("the best weights belong to another model")
         if not isinstance(saved["best"], (int, float)) or not isinstance(epoch, int | None):
             raise TypeError(f"expected numbers, got {saved['best']!r:.80} at epoch {epoch!r:.80}")

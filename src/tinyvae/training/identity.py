@@ -12,7 +12,9 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 from tinyvae.core.warnings import warn
 from tinyvae.training.callbacks import Callback
 from tinyvae.training.checkpoints.checkpoint import Checkpoint
-from tinyvae.training.data.loaders import DatasetSource, LoaderSource, SeededItems, collate
+from tinyvae.training.data.datasets import DatasetSource, StreamSource
+from tinyvae.training.data.items import SeededItems, collate
+from tinyvae.training.data.loaders import LoaderSource
 from tinyvae.training.data.sources import DataSource, TensorSource
 from tinyvae.training.optimization import Optimization
 from tinyvae.training.settings import Settings, attributes, differences, settings_of
@@ -131,11 +133,15 @@ def _data_settings(source: DataSource | None, name: str) -> Settings:
     values = f"{name}.values"
     if source is None:
         return {values: None}
-    settings: Settings = {f"{name}.batch_size": source.batch_size, f"{name}.order": "that of fit"}
+    settings: Settings = {
+        f"{name}.batch_size": source.batch_size,
+        f"{name}.drop_last": source.drop_last,
+        f"{name}.order": "that of fit",
+    }
     match source:
         case TensorSource():
             settings |= _content(source.data, values)
-        case DatasetSource():
+        case DatasetSource() | StreamSource():
             settings |= _dataset_settings(source.data, values, source.seed, source.workers)
         case LoaderSource():
             settings |= _loader_settings(source.loader, name)
@@ -179,11 +185,10 @@ def _dataset_settings(data: Any, name: str, seed: int, workers: int) -> Settings
         return kind | settings_of(arrays, f"{name}.arrays") if arrays else kind
     items: Settings = {}
     with suppress(Exception):  # the run raises it when it reads the item
-        seeded, last = SeededItems(data, seed, 0), len(data) - 1
+        seeded, last = SeededItems(data, seed, collate), len(data) - 1
         for index in sorted({last * k // (NUM_ITEMS - 1) for k in range(NUM_ITEMS)}):
             first, second = (
-                _content(collate(seeded.__getitems__([index])), f"{name}[{index}]")
-                for _ in range(2)
+                _content(seeded[(index,), [index]], f"{name}[{index}]") for _ in range(2)
             )
             if differences(first, second):  # the items draw from generators of their own
                 return kind

@@ -6,7 +6,6 @@ continues with them.
 """
 
 import copy
-import hashlib
 import io
 import json
 import math
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.forgeries import seal, split_file
 from helpers.runs import forge_checkpoint
 from helpers.training import BATCH_SIZE, DATA, make_vae
 from torch.utils.data import DataLoader
@@ -83,24 +83,6 @@ def valid(tmp_path_factory):
 def valid_of_loader(tmp_path_factory):
     """A checkpoint of a run whose data are a DataLoader with a generator."""
     return write_checkpoint(tmp_path_factory.mktemp("run"), make_loader())
-
-
-def split_file(file):
-    """Return the header and the body of a file."""
-    data = file.read_bytes()
-    end = 8 + int.from_bytes(data[:8], "little")
-    return json.loads(data[8:end]), data[end:]
-
-
-def seal(header, body):
-    """Return the bytes of a file with a correct digest around any header."""
-    header["__metadata__"] |= {"sha256": "0" * 64}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    data = len(text).to_bytes(8, "little") + text + body
-    key = b'"sha256":"'
-    digest = hashlib.sha256(data).hexdigest().encode()
-    return data.replace(key + b"0" * 64, key + digest, 1)
 
 
 def peak_memory():

@@ -74,8 +74,11 @@ def upgrade(state: Any) -> dict[str, Any]:
         if entries and name != "rng":
             unknown += [f"{name}.{key}" for key in part if key not in entries]
             known[name] = {key: part[key] for key in entries}
+    if known["plan"]["scheduled_epochs"] < 1:  # schedulers are built before the other checks
+        raise CheckpointError(f"expected scheduled_epochs >= 1, got {known['plan']!r:.200}")
     if unknown:
-        warn(f"the checkpoint has unknown fields {sorted(map(str, unknown))}: they are ignored")
+        names = f"{sorted(map(str, unknown))!r:.200}"
+        warn(f"the checkpoint has unknown fields {names}: they are ignored")
     return known
 
 
@@ -184,7 +187,7 @@ def _require_same_optimizer(name: str, reference: Mapping[str, Any], saved: Any)
     _require_alike(f"{name}.param_groups", reference["param_groups"], groups)
     # Schedulers change numbers such as the learning rate, but never flags such as amsgrad.
     for index, (expected, group) in enumerate(zip(reference["param_groups"], groups, strict=True)):
-        fixed = [k for k, v in expected.items() if isinstance(v, bool) or k == "params"]
+        fixed = [k for k, v in expected.items() if isinstance(v, bool | None) or k == "params"]
         if differing := [key for key in fixed if expected[key] != group[key]]:
             raise CheckpointError(
                 f"'{name}.param_groups.{index}' belongs to another optimizer: {differing} differ"
@@ -230,4 +233,6 @@ def _require_alike(name: str, reference: Any, saved: Any) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    # torch and NumPy cannot hold larger integers.
+    is_small = not isinstance(value, int) or -(2**63) <= value < 2**63
+    return isinstance(value, Real) and not isinstance(value, bool) and is_small

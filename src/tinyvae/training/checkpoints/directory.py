@@ -108,9 +108,7 @@ class RunDirectory:
         if refused:
             raise refused[0]
         if problems:
-            raise CheckpointError(
-                "no checkpoint can be read, and no run was started:\n" + "\n".join(problems)
-            )
+            raise CheckpointError("no checkpoint can be read, and no run was started:", *problems)
         return None
 
     def archive_after(self, step: int, *, with_model: bool) -> None:
