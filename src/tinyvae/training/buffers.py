@@ -1,5 +1,7 @@
 """Copies of buffers, such as running statistics, with which a step is undone."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -25,8 +27,8 @@ class BufferBackup:
         self._tensors: list[Tensor | None] = []  # the buffers themselves, before the step
         self._copies: list[Tensor | None] = []
         self._is_checked: list[bool] = []
-        self._versions: list[int] = []  # of constants, when they were copied
-        self._constants: list[int] = []
+        # Constants: index, owner, name, tensor, and version when it was copied.
+        self._constants: list[tuple[int, dict[str, Tensor | None], str, Any, int]] = []
         self._changing = list(range(len(owners)))
         self._knows_constants = False
 
@@ -36,14 +38,14 @@ class BufferBackup:
         The flag belongs to an earlier step. The host does not wait for it, unless a buffer has
         another shape than before.
         """
+        if self._knows_constants and not self._changing and not self._written():
+            return
         tensors = self._current()
         if not self._copies:
             self._copies = [None if t is None else t.clone() for t in tensors]
             self._is_checked = [_is_finite(tensor) for tensor in tensors]
-        self._watch(tensors)
+        self._watch()
         self._tensors = tensors
-        if not self._changing:
-            return
         pairs: list[tuple[Tensor, Tensor]] = []
         for index in self._changing:
             tensor, copy = tensors[index], self._copies[index]
@@ -78,7 +80,7 @@ class BufferBackup:
     @torch.no_grad()
     def restore(self) -> None:
         """Restore the buffers of the last call of :meth:`keep` that copied them."""
-        self._watch(self._current())
+        self._watch()
         for index in self._changing:
             buffers, key = self._owners[index]
             tensor, copy = self._tensors[index], self._copies[index]
@@ -100,30 +102,32 @@ class BufferBackup:
             tensor is before and (tensor is None or _same(tensor, copy))
             for tensor, before, copy in triples
         ]
-        self._constants = [index for index, constant in enumerate(is_constant) if constant]
         self._changing = [index for index, constant in enumerate(is_constant) if not constant]
-        self._versions = [_version(tensors[index]) for index in self._constants]
+        self._constants = [
+            (index, *self._owners[index], tensors[index], _version(tensors[index]))
+            for index, constant in enumerate(is_constant)
+            if constant
+        ]
         self._knows_constants = True
 
-    def _watch(self, tensors: list[Tensor | None]) -> None:
-        """Find constants that were replaced or written to. From now on they are copied."""
-        written = [
+    def _written(self) -> list[int]:
+        """Return the constants that were replaced or written to."""
+        return [
             index
-            for index, version in zip(self._constants, self._versions, strict=True)
-            if tensors[index] is not self._tensors[index] or _version(tensors[index]) != version
+            for index, buffers, key, tensor, version in self._constants
+            if buffers.get(key) is not tensor or (version >= 0 and tensor._version != version)
         ]
-        if not written:
-            return
-        kept = dict(zip(self._constants, self._versions, strict=True))
-        for index in written:
-            del kept[index]
-        self._constants, self._versions = list(kept), list(kept.values())
-        self._changing = sorted([*self._changing, *written])
+
+    def _watch(self) -> None:
+        """Treat constants that were written to as changing from now on."""
+        if written := self._written():
+            self._constants = [entry for entry in self._constants if entry[0] not in written]
+            self._changing = sorted([*self._changing, *written])
 
 
 def _version(tensor: Tensor | None) -> int:
-    """Return the number of writes to a tensor. Writes through ``.data`` do not count."""
-    return 0 if tensor is None or tensor.is_inference() else tensor._version
+    """Return the number of writes to a tensor, without those through ``.data``; -1 if unknown."""
+    return -1 if tensor is None or tensor.is_inference() else tensor._version
 
 
 def _same(tensor: Tensor, copy: Tensor | None) -> bool:
