@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import torch
-from helpers.runs import Remembers, fit, trainer_of
+from helpers.runs import Breaking, Remembers, fit, make_mlp_vae, trainer_of
 from helpers.training import After
+
+from tinyvae import ELBO, Trainer
 
 
 def run_in_child(action, folder):
@@ -48,6 +50,19 @@ def fill_disk(folder):
 
 def terminate_itself(folder):
     fit(trainer_of(folder, After(7, lambda _: signal.raise_signal(signal.SIGTERM))))
+
+
+def fork_and_exit(folder):
+    """Leave ``fit`` in a forked child. Print what the run's own process has done."""
+    run = os.getpid()
+    fork = After(7, lambda _: os.fork() or sys.exit(0))
+    trainer = Trainer(make_mlp_vae(), ELBO(), callbacks=[fork], device="cpu", progress=False)
+    try:
+        fit(trainer, Breaking(), workers=2)
+    finally:
+        if os.getpid() != run:
+            os._exit(0)
+    print(trainer.step)
 
 
 if __name__ == "__main__":
