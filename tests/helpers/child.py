@@ -9,9 +9,10 @@ import threading
 from pathlib import Path
 
 import torch
-from helpers.runs import END, Remembers, fit, make_mlp_vae, trainer_of
+from helpers.runs import END, Breaking, Remembers, fit, make_mlp_vae, trainer_of
 from helpers.training import After
 
+from tinyvae import ELBO, Trainer
 from tinyvae.io import save_tensors
 
 
@@ -98,6 +99,19 @@ def train_in_thread(folder):
     trainer.callbacks.append(After(3, lambda _: threading.main_thread().join()))
     threading.Thread(target=fit, args=(trainer,)).start()
     started.wait()
+
+
+def fork_and_exit(folder):
+    """Leave ``fit`` in a forked child. Print what the run's own process has done."""
+    run = os.getpid()
+    fork = After(7, lambda _: os.fork() or sys.exit(0))
+    trainer = Trainer(make_mlp_vae(), ELBO(), callbacks=[fork], device="cpu", progress=False)
+    try:
+        fit(trainer, Breaking(), workers=2)
+    finally:
+        if os.getpid() != run:
+            os._exit(0)
+    print(trainer.step)
 
 
 if __name__ == "__main__":

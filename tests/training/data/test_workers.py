@@ -7,7 +7,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from helpers.runs import checkpoint_of, digest, fit, trainer_of
+from helpers.child import fork_and_exit, run_in_child
+from helpers.runs import checkpoint_of, digest, fit, posix, trainer_of
 from helpers.training import (
     BATCH_SIZE,
     DATA,
@@ -174,6 +175,13 @@ def test_processes_start_once_when_a_batch_of_one_is_checked_in_a_resumed_run(tm
     again = fit(trainer_of(tmp_path / "run"), Odd(), batch=spy, resume=file, **settings)
     assert digest(again) == digest(trainer)
     assert len(spy.pids - {os.getpid()}) == 2
+
+
+@posix
+@pytest.mark.slow
+def test_processes_go_on_if_a_forked_child_leaves_fit(tmp_path):
+    done = run_in_child(fork_and_exit, tmp_path)
+    assert done.stdout.split() == [str(2 * STEPS)], done.stderr
 
 
 # What they see ------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Processes that read batches ahead: their life, their deaths, and errors that they report."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from traceback import walk_tb
@@ -43,6 +44,7 @@ class BatchReader:
         self._keys = _Keys()
         self._loader: DataLoader[Any] | None = None
         self._attributes: list[Any] = []  # of the Dataset when the processes started
+        self._starter = os.getpid()  # process that started them
 
     def read(self, keys: Iterable[BatchKey]) -> Iterator[Any]:
         """Yield the batches of some keys. Processes read ahead from now on."""
@@ -50,7 +52,7 @@ class BatchReader:
             return (self.items[key] for key in keys)
         if self._loader is None or self.has_changed():
             self.close()
-            self._attributes = _attributes(self.items.data)
+            self._attributes, self._starter = _attributes(self.items.data), os.getpid()
             self._loader = DataLoader(
                 self.items,
                 batch_size=None,
@@ -71,9 +73,10 @@ class BatchReader:
         return len(before) != len(now) or any(a is not b for a, b in zip(before, now, strict=True))
 
     def close(self) -> None:
-        """End the processes."""
-        iterator = None if self._loader is None else self._loader._iterator
-        self._loader = None
+        """End the processes, unless this is a forked child of the process that started them."""
+        if self._loader is None or self._starter != os.getpid():
+            return
+        iterator, self._loader = self._loader._iterator, None
         # A traceback may still hold the iterator, which would keep its processes alive.
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
             with suppress(RuntimeError), defer_sigchld():  # torch may report the death of one
