@@ -6,8 +6,7 @@ number of steps or a fraction of the run. A :class:`ScheduledWeight` holds the c
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -269,7 +268,7 @@ class ScheduledWeight(torch.nn.Module):
         # A 0-d float64 factor would promote another 0-d tensor, such as a loss.
         return self.value.to(tensor.dtype)
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
         device = fn(torch.zeros((), dtype=torch.float32)).device
         if widest_float(device) == torch.float32:
             self.value = self.value.float()

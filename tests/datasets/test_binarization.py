@@ -82,8 +82,9 @@ def test_ones_are_exact_for_wide_levels(max_value, level):
     x, word = torch.tensor([level]), ALL_WORDS[-1:]
     last = 2**16 * level - (2**16 - 1) * max_value - 1  # w M + v < 2^16 x
     edges = torch.tensor([0, max(last, 0), max(last + 1, 0), max_value - 1], dtype=torch.float64)
-    got = ones(word, edges * 2.0**-16, x, max_value)
-    assert torch.equal(got, (edges <= last).float())
+    for fine in (edges * 2.0**-16, edges.long()):
+        got = ones(word, fine, x, max_value)
+        assert torch.equal(got, (edges <= last).float())
 
 
 @pytest.mark.parametrize("numerator", [1, 12344.75, 12345, 2**23, 2**24 - 1])
@@ -125,6 +126,11 @@ class Spy:
         self.words, self.fine = words, fine
         return ones(words, fine, x, max_value)
 
+    def digits(self, steps, max_value):
+        """Return the fine digits v, float64."""
+        is_whole = self.fine.dtype == torch.int64
+        return self.fine.double() * (1 if is_whole else 2**16 * steps / (max_value or 1))
+
 
 @pytest.fixture
 def spy(monkeypatch):
@@ -159,7 +165,7 @@ def test_binarization_draws_fine_digits_per_example(spy, max_value):
     DynamicBinarization(max_value)(x, generator())
     assert spy.fine.shape == (20_000, 1, 1)
     steps = max_value or 2**8
-    v = spy.fine.double().flatten() * 2**16 * steps / (max_value or 1)
+    v = spy.digits(steps, max_value).flatten()
     assert torch.equal(v, v.round())
     assert chisquare(torch.bincount(v.long(), minlength=steps)).pvalue > 1e-4
 
@@ -172,14 +178,14 @@ def test_binarization_draws_fine_digits_per_example(spy, max_value):
         (torch.float64, None, torch.float64, 2**37),
         (torch.uint8, 255, torch.float32, 255),
         (torch.int16, 256, torch.float32, 256),
-        (torch.int16, 257, torch.float64, 257),
-        (torch.int64, 2**33, torch.float64, 2**33),
+        (torch.int16, 257, torch.int64, 257),
+        (torch.int64, 2**33, torch.int64, 2**33),
     ],
 )
 def test_binarization_fine_digits_fit_their_dtype(spy, dtype, max_value, fine_dtype, steps):
     DynamicBinarization(max_value)(torch.zeros(20_000, 1, dtype=dtype), generator())
     assert spy.fine.dtype == fine_dtype
-    v = spy.fine.double() * 2**16 * steps / (max_value or 1)
+    v = spy.digits(steps, max_value)
     assert torch.equal(v, v.round())
     assert (v % 2 == 1).any()  # down to the last digit
     assert 0 <= v.min() < 0.01 * steps

@@ -1,6 +1,7 @@
 """An emulated Apple device: it computes on the CPU, but refuses what torch's MPS refuses."""
 
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -180,6 +181,8 @@ def apple_device(monkeypatch):
     """Emulate the device inside the block. ``device="auto"`` takes it."""
     with monkeypatch.context() as patch:
         patch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("mps"))
+        stream = SimpleNamespace(is_capturing=lambda: False)  # torch's optimizers ask
+        patch.setattr(torch.accelerator, "current_stream", lambda: stream)
         patch.setattr(torch, "Generator", AnyGenerator)
         for name in ("manual_seed", "get_rng_state", "set_rng_state"):
             patch.setattr(torch.mps, name, getattr(RNG, name))

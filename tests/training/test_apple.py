@@ -23,6 +23,7 @@ from tinyvae import (
     impute,
     log_marginal,
 )
+from tinyvae.core.data import rounding_of
 from tinyvae.datasets import DynamicBinarization
 from tinyvae.encoders import PowerSphericalEncoder
 from tinyvae.errors import NonFiniteError
@@ -156,6 +157,17 @@ def test_sixteen_bit_levels_are_binarized_on_an_apple_device(apple):
     trainer = Trainer(vae, ELBO(), **QUIET)
     trainer.fit(levels, epochs=1, transform=DynamicBinarization(max_value=2**16 - 1))
     assert trainer.step == 1
+
+
+def test_data_outside_the_support_are_named_on_an_apple_device(apple):
+    x = 7 * DATA.double()
+    with pytest.raises(ValueError, match=r"values in \[0, 1\], got 0\.\.7, such as 7, in "):
+        Trainer(make_vae(), ELBO(), **QUIET).fit(x, epochs=1)
+
+
+def test_rounding_to_half_precision_is_measured_on_an_apple_device(apple):
+    x = 3000 + torch.randn(50, 2)
+    assert rounding_of(x.to("mps"), torch.float16) == rounding_of(x, torch.float16) > 0.1
 
 
 def test_float64_model_gets_the_cpu(apple):

@@ -316,8 +316,14 @@ def test_guard_waits_on_a_cpu():
     assert not NonFiniteGuard(optimizers, waits=False).waits
 
 
-def test_guard_waits_on_a_device_unless_all_optimizers_are_fused():
-    for fused, waits in (((True,), False), ((False,), True), ((True, None), True)):
+def test_guard_waits_on_a_device_unless_all_optimizers_are_fused(monkeypatch):
+    for fused, obeys, waits in (
+        ((True,), True, False),
+        ((True,), False, True),
+        ((False,), True, True),
+        ((True, None), True, True),
+    ):
+        monkeypatch.setattr("tinyvae.training.nonfinite.obeys_found_inf", lambda _, o=obeys: o)
         optimizers = {}
         for index, value in enumerate(fused):
             parameter = nn.Parameter(torch.ones(2, device="meta"))

@@ -52,7 +52,7 @@ def test_running_mean_keeps_no_graph():
     for _ in range(70):
         loss = 2 * parameter
         mean.add(output(loss, twice=loss), 1)
-    assert not mean._totals.requires_grad
+    assert not mean._totals.value().requires_grad
     assert mean.row("train") == {"train/loss": 2.0, "train/twice": 2.0}
 
 
