@@ -297,10 +297,6 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
         Returns:
             ``(n, *E)``, or ``(n, B, *E)`` with a context. Draws of classes, levels and counts, and
             centers of unordered classes, are int64, all others are floating-point numbers.
-
-        Raises:
-            RuntimeError: If ``fit`` runs in another thread, because both draw from torch's default
-                generator.
         """
         name = f"{type(self).__name__}.sample"
         require_count(name, num_samples)
