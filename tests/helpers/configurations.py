@@ -219,6 +219,7 @@ CONFIGURATIONS = {
     "DataLoader, sized stream": lambda: Configuration(
         make_loader(SizedStream(), num_workers=3),
         make_vae(),
+        checkpoint={"every_steps": 1},
         ignored=("Length of IterableDataset", "the training data have 12 batches"),
     ),
     "context": lambda: Configuration(
