@@ -4,9 +4,9 @@
     python benchmarks/checkpoints.py --before ../before --after .
 
 The first table has runs that have recorded a number of updates: the bytes written per checkpoint,
-the shortest time that the training waits for one, and, at resume, the time and the memory beyond that of the
-rows. The second table has models by their size with Adam's moments: the time of a checkpoint, and
-the memory beyond that of the run, in bytes and as a multiple of the size. Each row is measured in a
+the shortest time that the training waits for one, and the processor time and memory of a resume.
+The second table has models by their size with Adam's moments: the time of a checkpoint, and the
+memory beyond that of the run, in bytes and as a multiple of the size. Each row is measured in a
 process of its own. Linux only.
 """
 
@@ -122,9 +122,9 @@ def of_history(num_updates: int) -> dict[str, float]:
         resumed = make_trainer(folder, width=64, layers=1)[1]
         before = memory("VmRSS")
         reset_peak()
-        begin = time.perf_counter()
+        begin = time.process_time()
         resumed.fit(x, epochs=2, batch_size=1, resume="auto")
-        resume = time.perf_counter() - begin
+        resume = time.process_time() - begin
         assert resumed.history.updates == trainer.history.updates
         return {
             "written [kB]": written / 1000,
