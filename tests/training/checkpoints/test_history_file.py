@@ -1,5 +1,6 @@
 """Rows of a long history are in a file that only grows: resumed, torn, damaged, missing, copied."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -248,31 +249,33 @@ def test_resume_of_a_copied_checkpoint_warns_that_rows_are_missing(complete, tmp
     assert epochs_in(tmp_path / "run") == [2]
 
 
-def sealed(form, body=b""):
+def sealed(form, body):
     """Return a block with any line, and the address of it."""
     line = json.dumps(form).encode() + b"\n"
     digest_of_line = read_line(io.BytesIO(line))[1]
     return line + body, Block(0, digest_of_line, 1, 1)
 
 
-EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # SHA-256 of no byte
-USUAL = {"previous": None, "epochs": [], "updates": [], "sha256": EMPTY}
+BODY = bytes(16)  # two numbers
+USUAL = {"previous": None, "epochs": [], "updates": [], "sha256": hashlib.sha256(BODY).hexdigest()}
 FORGED = {
+    "numbers of another digest": {**USUAL, "updates": [[{"step": "q"}, 1]]},
     "not an object": [],
     "another key": {**USUAL, "more": 1},
     "table is a number": {**USUAL, "epochs": 3},
     "run is a number": {**USUAL, "epochs": [3]},
     "columns are a list": {**USUAL, "updates": [[["step"], 0]]},
-    "no step": {**USUAL, "updates": [[{"loss": "d"}, 1]]},
+    "no step": {**USUAL, "updates": [[{"loss": "d"}, 2]]},
     "no time": {**USUAL, "epochs": [[{"epoch": "q", "step": "q"}, 1]]},
-    "unknown kind": {**USUAL, "updates": [[{"step": "object"}, 1]]},
+    "unknown kind": {**USUAL, "updates": [[{"step": "object"}, 2]]},
     "no rows": {**USUAL, "updates": [[{"step": "q"}, 0]]},
     "rows below zero": {**USUAL, "updates": [[{"step": "q"}, -1]]},
     "more rows than bytes": {**USUAL, "updates": [[{"step": "q"}, 2**50]]},
     "rows as a fraction": {**USUAL, "updates": [[{"step": "q"}, 0.5]]},
-    "previous is a number": {**USUAL, "previous": 3},
+    "previous is a number": {**USUAL, "updates": [[{"step": "q"}, 2]], "previous": 3},
     "previous before the file": {
         **USUAL,
+        "updates": [[{"step": "q"}, 2]],
         "previous": {"offset": -1, "digest": "", "epochs": 0, "updates": 0},
     },
 }
@@ -280,7 +283,7 @@ FORGED = {
 
 @pytest.mark.parametrize("case", FORGED)
 def test_resume_refuses_forged_blocks(case, complete, tmp_path):
-    block, address = sealed(FORGED[case])
+    block, address = sealed(FORGED[case], BODY)
     (tmp_path / "history.bin").write_bytes(block)
     with pytest.warns(UserWarning, match="without its first 1 epochs and 1 recorded updates"):
         assert HistoryFile(tmp_path).read(address) == Rows()
