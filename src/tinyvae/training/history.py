@@ -12,6 +12,7 @@ from tinyvae import io as files
 from tinyvae import plotting
 from tinyvae.core.objective import Direction, Objective, ObjectiveOutput, perplexity
 from tinyvae.core.warnings import warn
+from tinyvae.errors import CheckpointError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -234,7 +235,13 @@ class RunningMean:
                     )
             self._names = tuple(named)
             self._totals = _sums([0.0] * len(named), named[self._names[0]].device)
-        values = torch.stack([named[name].detach() for name in self._names])
+        try:
+            values = torch.stack([named[name].detach() for name in self._names])
+        except KeyError:  # restored from the middle of an epoch
+            raise CheckpointError(
+                f"the checkpoint's epoch has means of {list(self._names)!r:.200}, the objective "
+                f"returns {list(named)!r:.200}: continue it with the same objective"
+            ) from None
         self._totals.add_(values, alpha=weight)  # in float64, to which torch promotes
         for name, shares in output.shares.items():
             if name not in self._shares:
