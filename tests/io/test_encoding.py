@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 import tempfile
 from pathlib import Path
 
@@ -219,6 +220,24 @@ def test_decode_state_rejects_malformed_forms(case):
         with pytest.raises(CheckpointError) as caught:
             decode_state(form, {"t": T})
         assert len(str(caught.value)) < 300
+
+
+def test_decode_state_rejects_integer_keys_that_share_a_hash():
+    modulus = sys.hash_info.modulus
+    keys = [modulus * n for n in range(1, 100)]
+    assert len(set(map(hash, keys))) == 1
+    with pytest.raises(CheckpointError, match="a state in tinyvae's format"):
+        decode_state({"dict": [[key, 0] for key in keys]}, {})
+    for bound in (-(2**63), 2**64 - 1):  # at most ten keys of 64 bits share a hash
+        assert decode_state({"dict": [[bound, 0]]}, {}) == {bound: 0}
+    assert (2**64 - 1) // modulus + 1 < 10
+
+
+def test_decode_state_rejects_a_tensor_that_is_used_twice():
+    tensor = {"tensor": "t"}
+    for second in (tensor, {"bits": "t", "dtype": "float32"}):
+        with pytest.raises(CheckpointError, match="a state in tinyvae's format"):
+            decode_state([tensor, second], {"t": T})
 
 
 def test_load_checkpoint_error_names_the_file(tmp_path):

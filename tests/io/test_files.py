@@ -360,6 +360,12 @@ HOSTILE = {
         "as the header describes",
     ),
     "negative shape": (forged(bytes(4), entry(shape=[-1])), "as the header describes"),
+    "65 dimensions": (forged(bytes(4), entry(shape=[1] * 65)), "as the header describes"),
+    "shape of booleans": (forged(bytes(4), entry(shape=[True])), "as the header describes"),
+    "two tensors in the same bytes": (
+        forged(bytes(4), entry() | {"v": entry()["w"]}),
+        "as the header describes them, got -4 bytes",
+    ),
     "offsets beyond the end": (forged(bytes(4), entry(offsets=[0, 8])), "as the header describes"),
     "offsets backwards": (forged(bytes(4), entry(offsets=[4, 0])), "as the header describes"),
     "bytes of no tensor": (forged(bytes(8), entry()), "as the header describes"),
@@ -413,6 +419,56 @@ def test_load_tensors_accepts_or_rejects_any_header(dtype, shape, offsets, body,
         except CheckpointError:
             return
     assert sum(tensor.numel() * tensor.element_size() for tensor in named.values()) == len(body)
+
+
+@posix
+def test_load_tensors_checks_sizes_before_it_reads_the_rest(tmp_path, monkeypatch):
+    text = json.dumps({"__metadata__": metadata(), **entry()}, separators=(",", ":")).encode()
+    with (tmp_path / "f").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(2**40)  # a sparse file
+    monkeypatch.setattr(torch, "empty", pytest.fail)
+    with pytest.raises(CheckpointError, match=r"describes them, got \d+ bytes too many at the end"):
+        load_tensors(tmp_path / "f")
+
+
+@posix
+def test_load_tensors_refuses_more_than_the_memory(tmp_path):
+    size = 2**62
+    header = {"__metadata__": metadata(), **entry("U8", [size], [0, size])}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    with (tmp_path / "f").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        try:
+            file.truncate(8 + len(text) + size)
+        except OSError:
+            pytest.skip("the file system has no files of this size")
+    with pytest.raises(CheckpointError, match="tensors that fit in memory"):
+        load_tensors(tmp_path / "f")
+
+
+PEAK = """
+import resource, sys
+from tinyvae.io import load_tensors
+import torch
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+torch.ones(1).isfinite().sum()
+before = peak()
+tensors, _ = load_tensors(sys.argv[1])
+print(peak() - before)
+"""
+
+
+@posix
+def test_load_tensors_needs_the_memory_of_the_tensors_once(tmp_path):
+    size = 200 * 2**20
+    save_tensors(tmp_path / "f", {"w": torch.zeros(size // 8), "v": torch.zeros(size // 8)}, {})
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "f")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert int(result.stdout) < 1.2 * size
 
 
 class Trap:

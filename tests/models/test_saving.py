@@ -1,8 +1,11 @@
 """Files of models."""
 
+import os
+
 import pytest
 import torch
 from helpers.cases import for_each
+from helpers.forgeries import assert_clean
 from helpers.models import (
     MODELS,
     ContextLinear,
@@ -406,6 +409,108 @@ def test_load_refuses_a_forged_description(tmp_path):
         assert str(caught.value).startswith(str(path))
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 100 * 2**10  # KiB
         assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_load_refuses_other_than_modules_as_parts_and_replacements(tmp_path):
+    path = tmp_path / "vae.safetensors"
+    vae = with_decoder(lambda: nn.Linear(3, 4))()
+    vae.save(path)
+    for part in (os.system, "VAE", dict, vae):
+        with pytest.raises(TypeError, match=r"parts expects subclasses of torch\.nn\.Module, got"):
+            VAE.load(path, parts=[part], replace={"decoder": nn.Linear(3, 4)})
+    with pytest.raises(TypeError, match="replace expects a module for 'decoder', got <built-in"):
+        VAE.load(path, replace={"decoder": os.system})
+
+
+def test_load_never_calls_a_function_that_a_file_names(tmp_path):
+    path, marker = tmp_path / "vae.safetensors", tmp_path / "executed"
+    call = {"part": "system", "config": {"command": f"touch {marker}"}}
+    write_forged_file(path, lambda info: info["parts"].update(decoder=call))
+    for parts in ([os.system], []):
+        with pytest.raises((TypeError, CheckpointError), match=r"torch\.nn\.Module|unknown part"):
+            VAE.load(path, parts=parts)
+    assert not marker.exists()
+
+
+def test_load_compares_dtypes(tmp_path):
+    path = tmp_path / "vae.safetensors"
+    small_vae().save(path)
+    tensors, info = load_tensors(path)
+    for dtype in (torch.int64, torch.uint8, torch.bool):
+        bias = torch.ones_like(tensors["decoder.layers.0.bias"]).to(dtype)
+        save_tensors(path, {**tensors, "decoder.layers.0.bias": bias}, info)
+        message = rf"'decoder.layers.0.bias': expected \(6,\), got \(6,\) of {dtype}"
+        with pytest.raises(CheckpointError, match=message):
+            VAE.load(path)
+
+
+def test_load_refuses_a_float_in_place_of_an_integer(tmp_path):
+    path = tmp_path / "vae.safetensors"
+    with_decoder(lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))().save(path)
+    tensors, info = load_tensors(path)
+    count = tensors["decoder.1.num_batches_tracked"]
+    save_tensors(path, {**tensors, "decoder.1.num_batches_tracked": count.float()}, info)
+    decoder = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    with pytest.raises(CheckpointError, match=r"expected \(\) of torch.int64, got \(\)"):
+        VAE.load(path, replace={"decoder": decoder})
+
+
+SIZES = {
+    "layers": set_config("decoder", hidden=[1] * 100_000),
+    "dimensions": lambda info: info["parts"].update(
+        prior={
+            "part": "VampPrior",
+            "config": {"latent_dim": 3, "input_shape": [1] * 100_000, "num_components": 3},
+        }
+    ),
+}
+
+
+def test_load_builds_few_modules_of_a_small_file(tmp_path, monkeypatch):
+    made, init = [], nn.Module.__init__
+
+    def counted(self, *args, **options):
+        made.append(type(self))
+        init(self, *args, **options)
+
+    monkeypatch.setattr(nn.Module, "__init__", counted)
+    for change in SIZES.values():
+        write_forged_file(tmp_path / "vae.safetensors", change)
+        made.clear()
+        message = "more than 1,080 modules, parameters and buffers|at most 64 dimensions"
+        with pytest.raises(CheckpointError, match=message):
+            VAE.load(tmp_path / "vae.safetensors")
+        assert len(made) < 3000
+
+
+def test_save_refuses_a_model_of_too_many_modules(tmp_path):
+    deep = mlp_vae(data=(4,))
+    deep.decoder = MLP(3, hidden=(2,) * 30_000, out_shape=4)
+    with pytest.raises(TypeError, match="more than 100,000 modules"):
+        deep.save(tmp_path / "vae")
+
+
+def test_load_error_has_no_terminal_codes_of_a_file(tmp_path):
+    path, name = tmp_path / "vae.safetensors", "\x1b[2J\n" + "x" * 5000
+    changes = [
+        lambda info: info["parts"].update({name: info["parts"]["decoder"]}),
+        lambda info: info["parts"].update(decoder={"part": name, "config": {}}),
+        lambda info: info["parts"].update(decoder={"foreign": name}),
+        lambda info: info.update(model=name),
+        set_config("decoder", **{name: 1}),
+        set_config("decoder", activation={"class": name}),
+    ]
+    for change in changes:
+        write_forged_file(path, change)
+        with pytest.raises(CheckpointError) as caught:
+            VAE.load(path)
+        assert_clean(str(caught.value), path)
+    small_vae().save(path)
+    tensors, info = load_tensors(path)
+    save_tensors(path, {**tensors, name: torch.zeros(1)}, info)
+    with pytest.raises(CheckpointError) as caught:
+        VAE.load(path)
+    assert_clean(str(caught.value), path)
 
 
 def test_load_refuses_missing_and_surplus_tensors(tmp_path):

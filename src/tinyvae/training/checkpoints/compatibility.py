@@ -107,8 +107,16 @@ def require_same_run(
     for name, optimizer in state.optimizers.items():
         reference = state_after_step(optimizer)
         _require_same_optimizer(f"optimizers.{name}", reference, saved["optimizers"][name])
-    schedulers = {name: s.state_dict() for name, s in state.schedulers.items()}
-    _require_alike("schedulers", schedulers, saved["schedulers"])
+    _require_keys("schedulers", state.schedulers, saved["schedulers"])
+    for name, scheduler in state.schedulers.items():
+        # Texts of torch's schedulers are settings, and None is a function that has no state.
+        is_of_torch = type(scheduler).__module__.startswith("torch.")
+        _require_alike(
+            f"schedulers.{name}",
+            scheduler.state_dict(),
+            saved["schedulers"][name],
+            same_texts=is_of_torch,
+        )
     _require_position(saved["position"], saved["plan"], state.fingerprint["batches per epoch"])
     _require_loadable(state, saved, callbacks)
 
@@ -207,8 +215,11 @@ def _require_keys(name: str, reference: Mapping[Any, Any], saved: Mapping[Any, A
         )
 
 
-def _require_alike(name: str, reference: Any, saved: Any) -> None:
-    """Raise unless two trees have the same keys, shapes, dtypes and kinds of values."""
+def _require_alike(name: str, reference: Any, saved: Any, *, same_texts: bool = False) -> None:
+    """Raise unless two trees have the same keys, shapes, dtypes and kinds of values.
+
+    With ``same_texts``, strings and None must also be equal.
+    """
     if isinstance(reference, Tensor) and isinstance(saved, Tensor):
         if (reference.shape, reference.dtype) != (saved.shape, saved.dtype):
             raise CheckpointError(
@@ -218,16 +229,16 @@ def _require_alike(name: str, reference: Any, saved: Any) -> None:
     elif isinstance(reference, Mapping) and isinstance(saved, Mapping):
         _require_keys(name, reference, saved)
         for key in reference:
-            _require_alike(f"{name}.{key}", reference[key], saved[key])
+            _require_alike(f"{name}.{key}", reference[key], saved[key], same_texts=same_texts)
     elif isinstance(reference, (list, tuple)) and isinstance(saved, (list, tuple)):
         if len(reference) != len(saved):
             raise CheckpointError(f"'{name}' has {len(saved)} entries, expected {len(reference)}")
         for index, (expected, value) in enumerate(zip(reference, saved, strict=True)):
-            _require_alike(f"{name}.{index}", expected, value)
-    elif not (
+            _require_alike(f"{name}.{index}", expected, value, same_texts=same_texts)
+    elif (same_texts and isinstance(reference, str | None) and reference != saved) or not (
         reference is None  # not known yet
         or (_is_number(reference) and _is_number(saved))
-        or type(reference) is type(saved)
+        or type(reference) is type(saved) is not int  # a number, but too large
     ):
         raise CheckpointError(f"'{name}' is {saved!r:.80}, expected one like {reference!r:.80}")
 
