@@ -115,7 +115,7 @@ class BufferBackup:
         return [
             index
             for index, buffers, key, tensor, version in self._constants
-            if buffers.get(key) is not tensor or (version >= 0 and tensor._version != version)
+            if (version >= 0 and tensor._version != version) or buffers.get(key) is not tensor
         ]
 
     def _watch(self) -> None:
