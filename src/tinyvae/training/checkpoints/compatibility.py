@@ -92,6 +92,7 @@ def require_same_run(
         CheckpointError: If model, objective, optimizers, schedulers or callbacks differ, or if a
             value makes no sense.
     """
+    _require_same_batches(state, saved)
     _require_keys("fingerprint", state.fingerprint, saved["fingerprint"])
     for name, value in state.fingerprint.items():
         previous = saved["fingerprint"][name]
@@ -100,7 +101,6 @@ def require_same_run(
                 f"the checkpoint's run had {name} = {previous!r:.80}, got {value!r}: "
                 "give the same to continue it, or start a run in another folder"
             )
-    _require_same_batches(state, saved)
     _require_alike("model", state.model.state_dict(), saved["model"])
     _require_alike("objective", state.objective.state_dict(), saved["objective"])
     _require_keys("optimizers", state.optimizers, saved["optimizers"])
