@@ -12,7 +12,6 @@ from tinyvae import io as files
 from tinyvae import plotting
 from tinyvae.core.objective import Direction, Objective, ObjectiveOutput, perplexity
 from tinyvae.core.warnings import warn
-from tinyvae.errors import CheckpointError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -238,9 +237,9 @@ class RunningMean:
         try:
             values = torch.stack([named[name].detach() for name in self._names])
         except KeyError:  # restored from the middle of an epoch
-            raise CheckpointError(
-                f"the checkpoint's epoch has means of {list(self._names)!r:.200}, the objective "
-                f"returns {list(named)!r:.200}: continue it with the same objective"
+            raise ValueError(
+                f"the checkpoint's run had means of {list(self._names)!r:.200}, got "
+                f"{list(named)!r:.200}: continue it with the same objective"
             ) from None
         self._totals.add_(values, alpha=weight)  # in float64, to which torch promotes
         for name, shares in output.shares.items():

@@ -404,7 +404,7 @@ def test_resume_refuses_means_of_another_objective(valid, tmp_path):
     totals = state["running_means"]["totals"]
     totals["other"] = totals.pop("loss")
     trainer = trainer_of()
-    with pytest.raises(CheckpointError, match=r"epoch has means of .*'other'.*the same objective"):
+    with pytest.raises(ValueError, match=r"run had means of .*'other'.*the same objective"):
         fit(trainer, resume=forge_checkpoint(valid, state, tmp_path / "f"))
 
 
