@@ -14,7 +14,6 @@ from tinyvae import io as files
 from tinyvae import plotting
 from tinyvae.core.objective import Direction, Objective, ObjectiveOutput, perplexity
 from tinyvae.core.warnings import warn
-from tinyvae.errors import CheckpointError
 from tinyvae.training.device_sum import DeviceSum
 from tinyvae.training.rows import (
     Block,
@@ -279,9 +278,9 @@ class RunningMean:
         try:
             values = torch.stack([named[name].detach() for name in self._names])
         except KeyError:  # restored from the middle of an epoch
-            raise CheckpointError(
-                f"the checkpoint's epoch has means of {list(self._names)!r:.200}, the objective "
-                f"returns {list(named)!r:.200}: continue it with the same objective"
+            raise ValueError(
+                f"the checkpoint's run had means of {list(self._names)!r:.200}, got "
+                f"{list(named)!r:.200}: continue it with the same objective"
             ) from None
         self._totals.add(values, weight)
         for name, shares in output.shares.items():

@@ -169,5 +169,5 @@ def resume(run, trainer, path):
         return "not finite"
     except ValueError as error:
         assert str(error).startswith("the checkpoint's run had")  # noqa: PT017 - any other fails
-        return "refused"
+        return "another run"
     return "ended"
