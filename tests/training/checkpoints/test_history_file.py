@@ -249,6 +249,14 @@ def test_resume_of_a_copied_checkpoint_warns_that_rows_are_missing(complete, tmp
     assert epochs_in(tmp_path / "run") == [2]
 
 
+def test_history_without_its_earlier_rows_saves_the_later_ones(complete):
+    first, second = History(), History()
+    first.load_state_dict(load_checkpoint(checkpoint_of(complete[0], 7))["history"])
+    second.load_state_dict(first.state_dict())
+    assert second.updates == first.updates
+    assert [row["step"] for row in second.updates] == [6, 7]
+
+
 def sealed(form, body):
     """Return a block with any line, and the address of it."""
     line = json.dumps(form).encode() + b"\n"
