@@ -593,14 +593,14 @@ def test_write_atomically_joins_short_chunks_and_copies_no_long_ones(tmp_path, m
     original, written = os.write, []
 
     def write(file, data):
-        written.append(data.obj if len(data) == len(long) else len(data))
+        written.append((len(data), data.obj is long.obj))
         return original(file, data)
 
     monkeypatch.setattr(os, "write", write)
     write_atomically(tmp_path / "f", iter(chunks))
     monkeypatch.undo()
     assert (tmp_path / "f").read_bytes() == b"".join(chunks)
-    assert written == [600_000, 600_001, long.obj, 1]
+    assert written == [(600_000, False), (600_001, False), (2**21, True), (1, False)]
 
 
 def test_save_tensors_writes_a_small_file_in_one_call(tmp_path, monkeypatch):
