@@ -137,7 +137,7 @@ def test_prune_keeps_files_that_come_into_the_folder_during_the_run(tmp_path):
         checkpoint_of(tmp_path, 99999999).write_bytes(data)
         checkpoint_of(tmp_path, 77777777).mkdir()
 
-    fit(trainer_of(tmp_path, After(3, copy_later), every_steps=1, keep=1))
+    fit(trainer_of(tmp_path, After(3, copy_later), every_steps=1, keep=2))
     assert checkpoint_of(tmp_path, END).exists()
     assert checkpoint_of(tmp_path, 99999999).exists()
     assert checkpoint_of(tmp_path, 77777777).is_dir()
