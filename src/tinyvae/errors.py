@@ -57,9 +57,10 @@ def printable(text: str) -> str:
     r"""Return a text as one line of at most 1,000 characters, without codes for the terminal.
 
     Example:
-        >>> printable("the name \x1b[2J")
+        >>> printable("the\nname \x1b[2J")
         'the name ?[2J'
     """
     if len(text) > 1000:
         text = f"{text[:700]} ... {text[-295:]}"  # the remedy is at the end
+    text = "".join(" " if character.isspace() else character for character in text)
     return "".join(character if character.isprintable() else "?" for character in text)

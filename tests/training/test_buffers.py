@@ -232,6 +232,43 @@ def test_buffer_that_starts_at_infinity_may_change():
     assert model[0].minimum.isfinite().tolist() == [True, True, False, False]
 
 
+def test_first_write_to_a_buffer_is_checked_in_its_step(guard):
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("late", torch.zeros(4))
+            self.calls = 0
+
+        def forward(self, x):
+            if self.training and torch.is_grad_enabled():
+                self.calls += 1
+                if self.calls == 3:
+                    self.late.fill_(math.inf)
+            return x
+
+    model = nn.Sequential(Late(), make_linear())
+    with pytest.raises(NonFiniteError, match=r"^step 3 .*: buffer 0\.late = inf\. "):
+        run(model, LeastSquares())
+    assert not model[0].late.any()
+
+
+def test_failed_step_restores_an_expanded_buffer(guard):
+    class Replaces(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("expanded", torch.ones(1).expand(4))
+
+        def forward(self, x):
+            if self.training and torch.is_grad_enabled():
+                self.expanded = self.expanded + 1
+            return x
+
+    model = nn.Sequential(Replaces(), make_linear())
+    with pytest.raises(NonFiniteError, match=r"^step 1 "):
+        run(model, Fails(1))
+    assert model[0].expanded.tolist() == [1.0] * 4
+
+
 # State before the first step ---------------------------------------------------------------------
 
 

@@ -92,6 +92,14 @@ def test_sample_is_refused_while_another_thread_trains():
     assert model.sample(5).shape == (5, 4)
 
 
+def test_save_is_refused_while_another_thread_trains(tmp_path):
+    model, file, errors = make_vae(), tmp_path / "model.safetensors", []
+    train(callbacks=[After(3, lambda _: errors.extend(in_threads(lambda: model.save(file))))])
+    assert "torch's default generators" in str(errors[0])
+    assert "constructor" not in str(errors[0])
+    model.save(file)
+
+
 def test_evaluations_in_threads_equal_one_alone():
     model = make_vae()
 

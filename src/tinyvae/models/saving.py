@@ -119,15 +119,15 @@ class SavableModel(Configurable, nn.Module, ABC):
 
     def _twin(self, config: Mapping[str, Any], device: str) -> nn.Module:
         """Return the model that a file's reader builds."""
-        try:
-            size = limited_size(len(self.state_dict()))
-            with forked_rng(torch.device("cpu")), torch.device(device), size:
-                return type(self)(**{key: rebuild_part(part) for key, part in config.items()})
-        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-            raise TypeError(
-                f"a file of this {type(self).__name__} would not load, because its constructor "
-                f"fails for its config(): {error}"
-            ) from error
+        with forked_rng(torch.device("cpu")):  # its error is about threads
+            try:
+                with torch.device(device), limited_size(len(self.state_dict())):
+                    return type(self)(**{key: rebuild_part(part) for key, part in config.items()})
+            except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+                raise TypeError(
+                    f"a file of this {type(self).__name__} would not load, because its constructor "
+                    f"fails for its config(): {error}"
+                ) from error
 
 
 def _layers(model: nn.Module) -> dict[str, str]:

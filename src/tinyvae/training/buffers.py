@@ -69,6 +69,7 @@ class BufferBackup:
             return {}
         if not self._knows_constants:
             self._find_constants(self._current())
+        self._watch()  # a step may be the first to write to a buffer
         changing = {}
         for index in self._changing:
             buffers, key = self._owners[index]
@@ -87,7 +88,8 @@ class BufferBackup:
             if buffers.get(key) is tensor and (tensor is None or _same(tensor, copy)):
                 continue
             if tensor is not None and copy is not None and _fits(copy, tensor):
-                tensor.copy_(copy)
+                if not torch.equal(tensor, copy):  # an expanded tensor cannot be written to
+                    tensor.copy_(copy)
                 buffers[key] = tensor
             else:
                 buffers[key] = None if copy is None else copy.clone()

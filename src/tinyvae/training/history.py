@@ -5,6 +5,7 @@ import operator
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -158,12 +159,31 @@ def plain(row: Mapping[str, Any]) -> Row:
     """Return a row with Python numbers as values. Raise TypeError if a value is not a number."""
     numbers = {name: v.item() if hasattr(v, "item") else v for name, v in row.items()}
     for name, value in numbers.items():
-        if not isinstance(value, (int, float)) or (isinstance(value, int) and abs(value) >= 2**63):
+        if not _is_number(value):
             raise TypeError(
                 f"the history expects a number in column '{name}', got {value!r:.80}: "
                 "convert it in on_epoch_end"
             )
     return numbers
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+
+
+@contextmanager
+def adding_columns(row: Row) -> Iterator[None]:
+    """Make Python numbers of the values that callbacks add to a row of the history in the block.
+
+    After an error, values that are not numbers are removed, so that the row can be saved.
+    """
+    try:
+        yield
+        row.update(plain(row))
+    except BaseException:
+        for name in [name for name, value in row.items() if not _is_number(value)]:
+            del row[name]
+        raise
 
 
 def require_validation(who: str, monitor: str, has_validation: bool, alternative: str) -> None:

@@ -29,7 +29,7 @@ from tinyvae.training.callbacks import (
 from tinyvae.training.checkpoints.checkpoint import load_resume_state, order_callbacks
 from tinyvae.training.data.sources import PickBatch, Transform
 from tinyvae.training.data.validated import ValidatedSource
-from tinyvae.training.history import History, Row, RunningMean, plain
+from tinyvae.training.history import History, Row, RunningMean, adding_columns
 from tinyvae.training.optimization import Optimization
 from tinyvae.training.preparation import (
     open_sources,
@@ -198,7 +198,7 @@ class Trainer:
             FileExistsError: If the folder of the :class:`Checkpoint` holds a run, and ``resume``
                 is not given.
             BlockingIOError: If another run uses that folder.
-            RuntimeError: If ``fit`` runs in another thread. A callback may call ``fit``.
+            RuntimeError: If ``fit`` runs in another thread. A callback may fit another model.
             OSError: If that folder or its lock is moved, removed or replaced during the run.
         """
         require_counts(epochs=epochs, batch_size=batch_size, workers=workers)
@@ -318,9 +318,9 @@ class Trainer:
             state.is_consistent = False
             row["time_seconds"] = time.monotonic() - state.start_time
             state.finish_epoch(row)
-            for callback in self.callbacks:
-                callback.on_epoch_end(state, row)
-            row.update(plain(row))  # the history holds this row, so it is changed in place
+            with adding_columns(row):  # the history holds this row, so it is changed in place
+                for callback in self.callbacks:
+                    callback.on_epoch_end(state, row)
             if is_complete and self.optimization.scheduler_interval == "epoch":
                 self.optimization.step_schedulers(state.schedulers, row)
             if not is_complete and state.is_interrupted:

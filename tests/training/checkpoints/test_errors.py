@@ -47,7 +47,7 @@ from helpers.training import (
 )
 
 import tinyvae.training.step
-from tinyvae import ELBO, Checkpoint, Optimization, Trainer
+from tinyvae import ELBO, Callback, Checkpoint, Optimization, Trainer
 from tinyvae.core import ObjectiveOutput
 from tinyvae.errors import NonFiniteError
 from tinyvae.io import load_tensors
@@ -261,6 +261,20 @@ def test_save_tensors_copies_nothing(tmp_path):
     done = run_in_child(save_in_half_a_copy, tmp_path)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert load_tensors(tmp_path / "f")[0]["x"].sum() == 50_000_000
+
+
+@pytest.mark.parametrize("value", ["text", torch.ones(2), 2**70])
+def test_fit_continues_after_an_error_about_a_column(value, tmp_path):
+    class Column(Callback):
+        def on_epoch_end(self, state, row):
+            row["column"] = value if state.epoch == 1 else 0.5
+
+    trainer = trainer_of(tmp_path, Column())
+    with pytest.raises((TypeError, RuntimeError), match=r"number|Scalar"):
+        fit(trainer)
+    fit(trainer, epochs=1)
+    assert trainer.history["column"] == [None, 0.5]
+    assert epochs_in(tmp_path) == [1, 2]
 
 
 def test_folder_that_is_a_file_is_refused_before_the_first_step(tmp_path):

@@ -73,6 +73,22 @@ def test_resume_skips_what_only_has_the_name_of_a_checkpoint(kind, tmp_path):
     assert digest(fit(trainer_of(folder), **AUTO)) == expected
 
 
+@pytest.mark.filterwarnings("ignore:.* Continuing from step-")
+@pytest.mark.parametrize("make", ["folder", "text"])
+def test_resume_archives_next_to_older_archives(make, tmp_path):
+    interrupt_after(tmp_path, 3, every_steps=1)
+    ODD[make](checkpoint_of(tmp_path, 7))
+    older = [tmp_path / f"{name}.replaced" for name in ("step-00000007", "model", "history")]
+    for folder in older:
+        folder.mkdir()
+        (folder / "file").touch()
+    assert fit(trainer_of(tmp_path), **AUTO).step == END
+    assert all((folder / "file").exists() for folder in older)
+    assert (tmp_path / "step-00000007.2.replaced").exists()
+    fit(trainer_of(tmp_path), resume=checkpoint_of(tmp_path, 3))
+    assert (tmp_path / "model.2.replaced").is_file()
+
+
 @posix
 def test_new_run_starts_next_to_a_folder_with_the_name_of_its_first_checkpoint(tmp_path):
     """The checkpoint from which the run continues is in another folder."""
@@ -121,7 +137,7 @@ def test_prune_keeps_files_that_come_into_the_folder_during_the_run(tmp_path):
         checkpoint_of(tmp_path, 99999999).write_bytes(data)
         checkpoint_of(tmp_path, 77777777).mkdir()
 
-    fit(trainer_of(tmp_path, After(3, copy_later), every_steps=1, keep=1))
+    fit(trainer_of(tmp_path, After(3, copy_later), every_steps=1, keep=2))
     assert checkpoint_of(tmp_path, END).exists()
     assert checkpoint_of(tmp_path, 99999999).exists()
     assert checkpoint_of(tmp_path, 77777777).is_dir()
@@ -162,6 +178,7 @@ CHANGES = {
     "schedule": set_entry("plan", "scheduled_epochs", value=0),
     "fast paths": set_entry("mode", "resolved_speed", value={"warp": 9}),
     "rows": set_entry("history", "rows", value=torch.zeros(3, dtype=torch.uint8)),
+    "dtype of rows": set_entry("history", "rows", value=torch.zeros(3, dtype=torch.bfloat16)),
     "means": set_entry("running_means", value={"totals": 3}),
     "random state": set_entry("rng", "cpu", value=torch.zeros(3, dtype=torch.uint8)),
     "callback": set_entry("callbacks", "Checkpoint", value={"best": 3}),

@@ -1,5 +1,6 @@
 """Folder of a run: its checkpoints, its history as lines, its final model."""
 
+import itertools
 import json
 import os
 import re
@@ -122,7 +123,7 @@ class RunDirectory:
         for file in [*files, self.model] if with_model else files:
             if os.path.lexists(file):
                 self.require_lock()
-                file.replace(file.with_suffix(".replaced"))
+                _archive(file)
 
     def append_rows(self, blocks: bytes) -> None:
         """Append blocks of the history, to which the next checkpoint refers."""
@@ -148,7 +149,7 @@ class RunDirectory:
         """Replace the file by the lines of all epochs so far. Archive it if it knows more."""
         self.require_lock()
         if len(rows) < num_epochs and self.history.exists():
-            self.history.replace(self.history.with_suffix(".replaced"))
+            _archive(self.history)
         write_atomically(self.history, b"".join(map(_line, rows)), check=self.require_lock)
         self._num_lines = len(rows)
 
@@ -158,6 +159,16 @@ class RunDirectory:
         with self.history.open("ab") as file:
             file.write(b"".join(map(_line, rows[self._num_lines :])))
         self._num_lines = len(rows)
+
+
+def _archive(file: Path) -> None:
+    """Rename a file. It replaces an older archive, unless one of them is a folder."""
+    target = file.with_suffix(".replaced")
+    for number in itertools.count(2):
+        if not os.path.lexists(target) or not (target.is_dir() or file.is_dir()):
+            break
+        target = file.with_suffix(f".{number}.replaced")
+    file.replace(target)
 
 
 def _line(row: Row) -> bytes:

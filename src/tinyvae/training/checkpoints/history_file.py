@@ -92,8 +92,8 @@ class HistoryFile:
 
 def with_earlier_rows(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     """Return the state of a checkpoint, with the rows of its history that it refers to."""
-    file = io.BytesIO(state["history"]["rows"].numpy().tobytes())
     try:
+        file = io.BytesIO(state["history"]["rows"].numpy().tobytes())
         _, block = read_block(read_line(file)[0], file)
     except (ValueError, TypeError, RecursionError):  # refused later, with all other faults
         block = None
