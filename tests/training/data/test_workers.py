@@ -102,6 +102,17 @@ def test_processes_end_after_an_error(error):
     assert not any(map(is_running, spy.pids))
 
 
+@pytest.mark.parametrize("make", [lambda: Drawn(), lambda: DrawnStream()])
+def test_processes_of_a_loader_end_after_an_error(make):
+    spy, fail = Spy(), After(2, raises(ValueError("planted")))
+    loader = DataLoader(make(), BATCH_SIZE, num_workers=2)
+    with pytest.raises(ValueError, match="planted") as caught:
+        run(make_linear(), LeastSquares(), loader, callbacks=[fail], fit={"batch": spy})
+    assert caught.traceback  # which holds the iterator of the loader
+    assert spy.pids
+    assert not any(map(is_running, spy.pids))
+
+
 def test_processes_end_after_a_stop_within_an_epoch():
     spy = Spy()
     stop = After(STEPS + 2, lambda state: state.stop("enough"))
@@ -174,7 +185,7 @@ def test_processes_start_once_when_a_batch_of_one_is_checked_in_a_resumed_run(tm
 
 @posix
 @pytest.mark.slow
-def test_processes_go_on_if_a_forked_child_leaves_fit(tmp_path):
+def test_processes_continue_if_a_forked_child_leaves_fit(tmp_path):
     done = run_in_child(fork_and_exit, tmp_path)
     assert done.stdout.split() == [str(2 * STEPS)], done.stderr
 
@@ -275,7 +286,7 @@ def test_resume_of_a_loader_with_persistent_workers_is_bitwise(name, tmp_path):
     assert loader._iterator is None
 
 
-def test_loader_with_persistent_workers_draws_anew_in_each_batch():
+def test_loader_with_persistent_workers_draws_other_numbers_in_each_epoch():
     sums = []
     pick = lambda b: sums.append(b[0].sum().item()) or b[0]  # noqa: E731
     data = Drawn()

@@ -77,10 +77,21 @@ class BatchReader:
         if self._loader is None or self._starter != os.getpid():
             return
         iterator, self._loader = self._loader._iterator, None
-        # A traceback may still hold the iterator, which would keep its processes alive.
-        if isinstance(iterator, _MultiProcessingDataLoaderIter):
-            with suppress(RuntimeError), defer_sigchld():  # torch may report the death of one
-                iterator._shutdown_workers()
+        end_processes(iterator)
+
+
+def end_processes(iterator: Any) -> None:
+    """End the processes of a DataLoader's iterator, if there are any that this process started.
+
+    A traceback may still hold the iterator, which would keep them alive. The garbage collector
+    would wait for seconds.
+    """
+    if not isinstance(iterator, _MultiProcessingDataLoaderIter):
+        return
+    processes: list[Any] = iterator._workers
+    if all(process._parent_pid == os.getpid() for process in processes):
+        with suppress(RuntimeError), defer_sigchld():  # torch may report the death of one
+            iterator._shutdown_workers()
 
 
 class _Keys:
