@@ -78,7 +78,7 @@ def warn_about_changes(state: TrainState, saved: Mapping[str, Any]) -> None:
 
 
 def _change(now: Any, before: Any) -> str:
-    """Return both values of a setting, of a checksum its number that differs most."""
+    """Return both values of a setting. Of a checksum, it is the number that differs most."""
     if isinstance(now, list) and isinstance(before, list) and len(now) == len(before):
         now, before = max(zip(now, before, strict=True), key=lambda pair: abs(pair[0] - pair[1]))
     return f"= {now!s:.80}, was {before!s:.80}"
@@ -88,11 +88,11 @@ def _change(now: Any, before: Any) -> str:
 
 
 def _optimization_settings(state: TrainState, optimization: Optimization) -> Settings:
-    # Factories are described by what they make.
-    made = ("learning_rate", "learning_rates", "optimizer", "scheduler")
+    # Optimizers and schedulers, which these make, are described below.
+    factories = ("learning_rate", "learning_rates", "optimizer", "scheduler")
     settings: Settings = {}
     for field in fields(optimization):
-        if field.name not in made:
+        if field.name not in factories:
             value = getattr(optimization, field.name)
             settings |= settings_of(value, f"optimization.{field.name}")
     for name, optimizer in state.optimizers.items():
@@ -116,11 +116,11 @@ def _callback_settings(state: TrainState) -> Settings:
     for name, callback in state.named_callbacks():
         cls = type(callback)
         is_stateful = cls.state_dict is not Callback.state_dict
-        if not is_stateful or cls is Checkpoint:  # which does not change results
+        if not is_stateful or cls is Checkpoint:  # a Checkpoint does not change results
             continue
         for key, value in attributes(callback).items():
             for path, setting in settings_of(value, f"callbacks.{name}.{key}").items():
-                # A text of a user's class often names a file, or this start of the program.
+                # A text of a user's class often names a file or this process.
                 if cls.__module__.startswith("tinyvae.") or not isinstance(setting, str):
                     settings[path] = setting
     return settings
@@ -171,14 +171,14 @@ def _loader_settings(loader: "DataLoader[Any]", name: str) -> Settings:
 def _dataset_settings(data: Any, name: str, seed: int, workers: int) -> Settings:
     """Return checksums of the arrays in a Dataset, or else of some of its items.
 
-    No item is read here if other processes read the items: a file that a Dataset opens at its first
-    item must not be shared between processes.
+    No item is read here if other processes read the items, because processes must not share a file
+    that a Dataset opens at its first item.
     """
     if type(data) is TensorDataset:
         return _content(data.tensors, name)
     if isinstance(data, Tensor | np.ndarray):
         return _content(data, name)
-    # Tensors of the same rows make the same run, so their key is another one.
+    # Under a name that tensors do not have: a Dataset of the same rows makes the same run.
     kind: Settings = {name.replace("values", "dataset"): type(data).__name__}
     arrays = _arrays(data)
     if arrays or workers or isinstance(data, IterableDataset):

@@ -34,9 +34,6 @@ class Rows:
         """Return the number of rows."""
         return len(self.epochs) + len(self.updates)
 
-    def __add__(self, later: "Rows") -> "Rows":
-        return Rows(self.epochs + later.epochs, self.updates + later.updates)
-
 
 @dataclass(frozen=True)
 class Block:
