@@ -171,7 +171,7 @@ REFUSED = {
     "sparse": ({"w": torch.ones(2).to_sparse()}, {}, ValueError, "'w', got .*sparse_coo"),
     "meta": ({"w": torch.ones(2, device="meta")}, {}, ValueError, "'w', got .*meta"),
     "list": ({"w": [1.0]}, {}, TypeError, "'w', got list"),
-    "number as name": ({1: torch.ones(1)}, {}, TypeError, "'int' object"),
+    "number as name": ({1: torch.ones(1)}, {}, TypeError, "names of type str, got 1"),
     "reserved name": ({"__metadata__": torch.ones(1)}, {}, ValueError, "__metadata__"),
     "half a character": ({"\ud800": torch.ones(1)}, {}, ValueError, "surrogates"),
     "nan in info": ({}, {"a": [math.nan]}, ValueError, "expects info that JSON can represent"),

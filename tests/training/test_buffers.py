@@ -72,22 +72,22 @@ class Fails(LeastSquares):
 
     def __init__(self, step=0, error=None):
         super().__init__()
-        self.bad_step, self.error = step, error
+        self._bad_step, self._error = step, error
         self.weight = ScheduledWeight(Linear(0.5, 1.0, steps=4))
         self.register_buffer("scale", torch.ones(()))
 
     def set_step(self, step, total_steps):
         super().set_step(step, total_steps)
-        self.is_bad = step + 1 == self.bad_step
+        self._is_bad = step + 1 == self._bad_step
 
     def forward(self, model, batch):
-        is_bad = self.is_bad and torch.is_grad_enabled()
+        is_bad = self._is_bad and torch.is_grad_enabled()
         x = batch.x * math.nan if is_bad else batch.x
         loss = self.weight.type_as(x) * (model(x) - x).square().sum(1).mean()
         if torch.is_grad_enabled():
             self.scale.mul_(0.9).add_(loss.detach())
-        if is_bad and self.error is not None:
-            raise self.error
+        if is_bad and self._error is not None:
+            raise self._error
         return ObjectiveOutput({"model": loss}, {})
 
 

@@ -124,7 +124,10 @@ def test_early_stopping_forgets_another_column_in_a_resumed_run(tmp_path):
 
     fit(1, EarlyStopping("first", mode="max"))
     stopping = EarlyStopping("second", mode="max")
-    with pytest.warns(UserWarning, match="begun for 1 epochs"):
+    with (
+        pytest.warns(UserWarning, match="column = 'second', was 'first'"),
+        pytest.warns(UserWarning, match="begun for 1 epochs"),
+    ):
         fit(3, stopping)
     assert (stopping.best_epoch, stopping.best) == (3, 3.0)
 

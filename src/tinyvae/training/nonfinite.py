@@ -116,7 +116,10 @@ class NonFiniteGuard:
         if key not in self._limit_tensors:
             largest = torch.finfo(values.dtype).max
             padded = [FINITE] * (len(values) - len(limits)) + limits
-            self._limit_tensors[key] = values.new_tensor([min(n, largest) for n in padded])
+            numbers = [min(limit, largest) for limit in padded]
+            self._limit_tensors[key] = torch.tensor(
+                numbers, dtype=values.dtype, device=values.device
+            )
         return self._limit_tensors[key]
 
     def synchronize(self) -> None:

@@ -164,7 +164,7 @@ def drop_step(state):
     state["position"]["step"] = 0
 
 
-@pytest.mark.filterwarnings("ignore:a schedule does not end")
+@pytest.mark.filterwarnings("ignore:a schedule does not end", "ignore:other code")
 def test_resume_without_a_part_of_the_state_differs(tmp_path, monkeypatch):
     run = {"folder": tmp_path / "complete", "settings": everything}
     expected = digest(fit(trainer_of(run["folder"])))

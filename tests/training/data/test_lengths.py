@@ -131,7 +131,7 @@ def test_resume_accepts_a_length_that_changes_between_epochs(tmp_path):
         trainer = fit(trainer_of(tmp_path, Grow(data), every_steps=1, keep=99), DataLoader(data, 8))
     assert trainer.step == 6
     data.x = DATA[:16]
-    with pytest.raises(ValueError, match=r"examples = 16"):  # other data than at the start
+    with pytest.raises(ValueError, match="order = that of a DataLoader"):
         fit(trainer_of(tmp_path / "other"), DATA, resume=checkpoint_of(tmp_path, 5))
 
 
