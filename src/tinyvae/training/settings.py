@@ -1,7 +1,7 @@
 """Settings of objects as plain values by name, which another process can compare with its own.
 
 An object that stores every argument of its constructor under its name has these as settings. Other
-modules, dataclasses and callables have their public attributes. Any other object has its class.
+modules, dataclasses and callable objects have their public attributes, other objects their class.
 Nothing depends on addresses, hash seeds, devices, dtypes, paths, or versions of libraries.
 """
 
@@ -43,7 +43,7 @@ def settings_of(value: Any, name: str, seen: frozenset[int] = frozenset()) -> Se
     """Return the settings of an object, and of all in it, by dotted names.
 
     Strings are quoted, so that they differ from the names of classes and functions. ``seen`` holds
-    the objects that contain this one. An object that cannot be inspected has no settings.
+    the objects that contain this one. An object that fails at a look at it has no settings.
 
     Example:
         >>> settings_of(ELBO(beta=4.0).beta, "beta")
@@ -68,7 +68,7 @@ def _settings_of(value: Any, name: str, seen: frozenset[int]) -> Settings:
             return {name: int(value)}
         case Real():
             return {name: float(value) if math.isfinite(value) else str(float(value))}
-        case str():  # paths differ between folders of the same run
+        case str():  # a path says where something is, and not what
             return {} if PurePath(value).is_absolute() else {name: repr(value)}
         case Tensor() | np.ndarray():
             return _array_settings(value, name)
@@ -114,8 +114,8 @@ def attributes(value: Any) -> dict[str, Any]:
 def differences(settings: Settings, saved: Settings) -> list[str]:
     """Return the names of settings that differ.
 
-    A name that only one of the two has belongs to another version of a class, so it does not count.
-    Nor do the settings in an object of another class.
+    A name that only one of both has is a setting of another version of a class, and no difference.
+    The settings in an object of another class do not count.
     """
     differing = [n for n, now in settings.items() if n in saved and not _alike(now, saved[n])]
     parents = tuple(f"{name}." for name in differing)
@@ -181,8 +181,8 @@ def _function_settings(function: FunctionType, name: str, seen: frozenset[int]) 
             # Mutable values, such as a list that collects results, are no settings.
             if not isinstance(cell.cell_contents, list | set | dict):
                 values[variable] = cell.cell_contents
-    variables = {n: function.__globals__.get(n) for n in _global_names(code)}
-    values |= {n: v for n, v in variables.items() if isinstance(v, bool | Real | str)}
+    reads = {n: function.__globals__.get(n) for n in _global_names(code)}
+    values |= {n: v for n, v in reads.items() if isinstance(v, bool | Real | str)}
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     version = ".".join(map(str, sys.version_info[:2]))  # another one compiles to other code
     return {
