@@ -62,9 +62,9 @@ class GeneratorLock:
     def _require_no_run(self, who: str) -> None:
         if self._is_run and self._owner is not None:
             raise RuntimeError(
-                f"{who} expects torch's default generators, which all threads share, to be free, "
-                f"got a fit that uses them in thread {self._owner.name!r}: call one after the "
-                "other, or each in a process of its own"
+                f"{who} expects that no other thread draws from torch's default generators, got a "
+                f"running fit in thread {self._owner.name!r}: call one after the other, or each in "
+                "a process of its own"
             )
 
 

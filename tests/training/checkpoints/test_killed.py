@@ -145,8 +145,8 @@ class Run:
         names = {file.name for file in self.folder.iterdir()}
         steps = {f"step-{step:08d}.safetensors" for step in self.steps}
         assert end in self.steps
-        histories = {"history.bin", "history.jsonl"}
-        assert names == {*histories, "lock", "model.safetensors", *steps}
+        names.discard("history.bin")  # of runs with enough rows
+        assert names == {"history.jsonl", "lock", "model.safetensors", *steps}
 
 
 @pytest.fixture(scope="module")
