@@ -25,7 +25,7 @@ def test_generators_of_a_run_are_refused_to_other_threads():
         error = in_threads(draw)[0]
         assert torch.equal(torch.get_rng_state(), before)
         assert torch.equal(draw(), draw())  # the thread of the run may take them again
-    message = r"this call expects that no other thread draws .* a running fit in thread 'MainThread'"
+    message = r"this call expects that no other thread draws .* fit in thread 'MainThread'"
     with pytest.raises(RuntimeError, match=message):
         raise error
     assert torch.equal(in_threads(draw)[0], draw())
