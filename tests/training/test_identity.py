@@ -135,6 +135,21 @@ class Cached(Rows):
         self.cache, self.datasets = torch.full(x.shape, before), None
 
 
+class Broken(list):
+    """A list that fails."""
+
+    def __len__(self):
+        raise RuntimeError("planted")
+
+
+class Opaque(Rows):
+    """Rows next to objects that fail at a look at them."""
+
+    def __init__(self, x):
+        super().__init__(x)
+        self.rows, self.parts = Broken(), [Broken()]
+
+
 class Moody(Rows):
     """Rows that differ every time, because they draw from their own generator."""
 
@@ -482,6 +497,7 @@ SAME = {
         {"data": Stored(DATA)},
         {"data": Stored(DATA), "workers": 2},
     ),
+    "attributes that fail": ({"data": Opaque(DATA)}, {"data": Opaque(DATA), "workers": 1}),
     "random items": ({"data": Moody(DATA)}, {"data": Moody(DATA)}),
     "loader": (
         {"data": loader(shuffle=True, generator=torch.Generator().manual_seed(1))},

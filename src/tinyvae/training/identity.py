@@ -181,7 +181,9 @@ def _dataset_settings(data: Any, name: str, seed: int, workers: int) -> Settings
         return _content(data, name)
     # Tensors of the same rows make the same run, so their key is another one.
     kind: Settings = {name.replace("values", "dataset"): type(data).__name__}
-    arrays = _arrays(data)
+    arrays: dict[str, Any] = {}
+    with suppress(Exception):  # an attribute that fails at a look at it
+        arrays = _arrays(data)
     if arrays or workers or isinstance(data, IterableDataset):
         return kind | settings_of(arrays, f"{name}.arrays") if arrays else kind
     items: Settings = {}

@@ -128,25 +128,30 @@ def _attributes(data: Any) -> list[Any]:
     """Return the attributes of a Dataset, and the contents of the objects that it holds."""
     values, parts, known = [], [data], {id(data)}
     for part in parts:  # grows
-        match part:
-            case list() | tuple() | dict() | set() if len(part) > MAX_ITEMS:
-                contents = [len(part)]
-            case list() | tuple() | set():
-                contents = [*part]
-            case dict():
-                contents = [*part, *part.values()]
-            case Tensor() if not part.is_inference():
-                contents = [part._version]
-            case type() | ModuleType() | FunctionType():
-                contents = []
-            case _:
-                contents = [*getattr(part, "__dict__", {}).values()]
+        contents: list[Any] = []
+        with suppress(Exception):  # an object that fails at a look at it has none
+            contents = _contents(part)
         values += contents
         new = {id(value): value for value in contents if id(value) not in known}
         if len(parts) + len(new) <= MAX_OBJECTS:
             known |= new.keys()
             parts += new.values()
     return values
+
+
+def _contents(part: Any) -> list[Any]:
+    match part:
+        case list() | tuple() | dict() | set() if len(part) > MAX_ITEMS:
+            return [len(part)]
+        case list() | tuple() | set():
+            return [*part]
+        case dict():
+            return [*part, *part.values()]
+        case Tensor():
+            return [part._version]
+        case type() | ModuleType() | FunctionType():
+            return []
+    return [*getattr(part, "__dict__", {}).values()]
 
 
 # Errors -------------------------------------------------------------------------------------------
