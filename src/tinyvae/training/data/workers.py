@@ -134,7 +134,7 @@ def _attributes(data: Any) -> list[Any]:
         values += contents
         new = {id(value): value for value in contents if id(value) not in known}
         if len(parts) + len(new) <= MAX_OBJECTS:
-            known |= new.keys()
+            known.update(new)
             parts += new.values()
     return values
 
