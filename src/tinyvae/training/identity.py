@@ -1,6 +1,6 @@
 """Identity of a run: everything that the user chose, and the warning if a resumed run differs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, TensorDataset
 
+from tinyvae.core.data import spread_rows
 from tinyvae.core.warnings import warn
 from tinyvae.training.callbacks import Callback
 from tinyvae.training.checkpoints.checkpoint import Checkpoint
@@ -180,7 +181,9 @@ def _dataset_settings(data: Any, name: str, seed: int, workers: int) -> Settings
         return _content(data, name)
     # Under a name that tensors do not have: a Dataset of the same rows makes the same run.
     kind: Settings = {name.replace("values", "dataset"): type(data).__name__}
-    arrays = _arrays(data)
+    arrays: dict[str, Any] = {}
+    with suppress(Exception):  # an attribute that fails at a look at it
+        arrays = _arrays(data)
     if arrays or workers or isinstance(data, IterableDataset):
         return kind | settings_of(arrays, f"{name}.arrays") if arrays else kind
     items: Settings = {}
@@ -200,12 +203,17 @@ def _arrays(data: Any, depth: int = 3) -> dict[str, Any]:
     """Return the arrays that a Dataset holds, also in Datasets that it holds, by name."""
     arrays: dict[str, Any] = {}
     for name, value in getattr(data, "__dict__", {}).items():
-        first = value[0] if isinstance(value, tuple | list) and value else value
-        if isinstance(first, Tensor | np.ndarray) or name == "indices":
+        is_list = isinstance(value, tuple | list)
+        first = value[0] if is_list and value else value
+        if "cache" in name:  # it fills while items are read
+            continue
+        if isinstance(first, Tensor | np.ndarray):
+            arrays[name] = spread_rows(value, NUM_ITEMS) if is_list else value
+        elif name == "indices" and isinstance(value, Sequence):
             arrays[name] = value
         elif depth and isinstance(value, Dataset):
             arrays |= {f"{name}.{n}": a for n, a in _arrays(value, depth - 1).items()}
-        elif depth and name == "datasets":
+        elif depth and name == "datasets" and is_list:
             for index, part in enumerate(value):
                 arrays |= {f"{index}.{n}": a for n, a in _arrays(part, depth - 1).items()}
     return arrays

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -224,6 +225,47 @@ def test_processes_see_attributes_that_change_between_epochs(wrap):
     assert not same(still.model, models[0])
 
 
+class Nested(Drawn):
+    """Rows that an object, a list and a tensor of the data shift."""
+
+    def __init__(self):
+        super().__init__()
+        self.settings = SimpleNamespace(shifts=[0.0], tensor=torch.zeros(4), itself=self)
+
+    def __getitem__(self, index):
+        row, pid = super().__getitem__(index)
+        return (row + sum(self.settings.shifts) + self.settings.tensor) % 2, pid
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: setattr(data.settings, "shifts", [0.1]),
+        lambda data: data.settings.shifts.append(0.1),
+        lambda data: data.settings.tensor.add_(0.1),
+    ],
+)
+def test_processes_see_changes_inside_objects(change):
+    spies = [Spy(), Spy()]
+    models = []
+    for workers, spy in zip((0, 2), spies, strict=True):
+        data = Nested()
+        shift = After(STEPS, lambda _, data=data: change(data))
+        options = {"batch": spy, "workers": workers}
+        models.append(
+            run(
+                make_linear(),
+                LeastSquares(),
+                data,
+                epochs=EPOCHS,
+                callbacks=[shift],
+                fit=options,
+            ).model
+        )
+    assert same(*models)
+    assert len(spies[1].pids) == 4  # they start again once
+
+
 def test_processes_show_the_user_their_dataset():
     class Own(Drawn):
         def __getitem__(self, index):
@@ -234,6 +276,26 @@ def test_processes_show_the_user_their_dataset():
     pick = lambda b: seen.append(b[2].all().item()) or b[0]  # noqa: E731
     run(make_linear(), LeastSquares(), Own(), fit={"batch": pick, **WORKERS})
     assert seen == [True] * (2 * STEPS)
+
+
+class One(Dataset):
+    """One item of random numbers, the same first item in every epoch."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return torch.rand(4)
+
+
+def test_items_draw_other_numbers_in_each_epoch():
+    draws = {0: [], 2: []}
+    for workers, xs in draws.items():
+        pick = lambda x, xs=xs: xs.append(x) or x  # noqa: E731
+        options = {"batch": pick, "workers": workers}
+        run(make_linear(), LeastSquares(), One(), epochs=EPOCHS, fit=options)
+    assert torch.cat(draws[0]).unique(dim=0).shape == (EPOCHS, 4)
+    assert torch.equal(torch.cat(draws[0]), torch.cat(draws[2]))
 
 
 # DataLoaders with persistent workers --------------------------------------------------------------
