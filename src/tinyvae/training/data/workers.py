@@ -85,10 +85,16 @@ class BatchReader:
         if self._loader is None or self._starter != os.getpid():
             return
         iterator, self._loader = self._loader._iterator, None
-        # A traceback may still hold the iterator, which would keep its processes alive.
-        if isinstance(iterator, _MultiProcessingDataLoaderIter):
-            with suppress(RuntimeError), defer_sigchld():  # torch may report the death of one
-                iterator._shutdown_workers()
+        end_processes(iterator)
+
+
+def end_processes(iterator: Any) -> None:
+    """End the processes of a DataLoader's iterator, which a traceback may keep alive."""
+    workers: Any = getattr(iterator, "_workers", [])
+    is_starter = all(worker._parent_pid == os.getpid() for worker in workers)
+    if isinstance(iterator, _MultiProcessingDataLoaderIter) and is_starter:
+        with suppress(RuntimeError), defer_sigchld():  # torch may report the death of one
+            iterator._shutdown_workers()
 
 
 class _Keys:
