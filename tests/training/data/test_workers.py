@@ -93,24 +93,17 @@ def test_processes_are_kept_in_all_epochs_and_end_with_fit():
 
 
 @pytest.mark.parametrize("error", [ValueError("planted"), KeyboardInterrupt()])
-def test_processes_end_after_an_error(error):
+@pytest.mark.parametrize("kind", ["Dataset", "stream", "loader"])
+def test_processes_end_after_an_error(error, kind):
     spy = Spy()
-    fail = After(STEPS + 2, raises(error))
+    fail = After(2, raises(error))
+    options = {"batch": spy, **({} if kind == "loader" else WORKERS)}
+    data = DrawnStream() if kind == "stream" else Drawn()
+    data = DataLoader(data, BATCH_SIZE, num_workers=2) if kind == "loader" else data
     with pytest.raises(type(error)) as caught:
-        run(make_linear(), LeastSquares(), Drawn(), callbacks=[fail], fit={"batch": spy, **WORKERS})
+        run(make_linear(), LeastSquares(), data, callbacks=[fail], fit=options)
     assert caught.traceback  # which holds the frames that have read
     assert len(spy.pids) == 2
-    assert not any(map(is_running, spy.pids))
-
-
-@pytest.mark.parametrize("make", [lambda: Drawn(), lambda: DrawnStream()])
-def test_processes_of_a_loader_end_after_an_error(make):
-    spy, fail = Spy(), After(2, raises(ValueError("planted")))
-    loader = DataLoader(make(), BATCH_SIZE, num_workers=2)
-    with pytest.raises(ValueError, match="planted") as caught:
-        run(make_linear(), LeastSquares(), loader, callbacks=[fail], fit={"batch": spy})
-    assert caught.traceback  # which holds the iterator of the loader
-    assert spy.pids
     assert not any(map(is_running, spy.pids))
 
 
