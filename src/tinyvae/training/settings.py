@@ -1,9 +1,9 @@
 """Settings of objects as plain values by name, which another process can compare with its own.
 
 Modules, callable objects and the library's own objects have the arguments of their constructor as
-settings if they store all of them under their names, else modules and callable objects have their
-public attributes. Other objects have their class only: a user's configuration also holds numbers of
-epochs and names of files. Of one that a function refers to, the attributes that it names count.
+settings if they store all of them under their names. Otherwise modules and callable objects have
+their public attributes. Other objects have only their class, because a user's configuration also
+holds numbers of epochs and names of files. If a function reads attributes of one, these count.
 Nothing depends on addresses, hash seeds, devices, dtypes, paths, or versions of libraries.
 """
 
@@ -45,7 +45,7 @@ def settings_of(value: Any, name: str, seen: dict[int, Any] | None = None) -> Se
     """Return the settings of an object, and of all in it, by dotted names.
 
     Strings are quoted, so that they differ from the names of classes and functions. ``seen`` holds
-    the objects that are already described. An object that fails at a look at it has no settings.
+    the objects that are already described. An object that cannot be inspected has none.
 
     Example:
         >>> settings_of(ELBO(beta=4.0).beta, "beta")

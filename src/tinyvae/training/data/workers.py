@@ -140,7 +140,7 @@ def _attributes(data: Any) -> list[Any]:
     values, parts, known = [], [data], {id(data)}
     for part in parts:  # grows
         contents: list[Any] = []
-        with suppress(Exception):  # an object that fails at a look at it has none
+        with suppress(Exception):  # an object that cannot be inspected has none
             contents = _contents(part)
         values += contents
         new = {id(value): value for value in contents if id(value) not in known}
