@@ -37,8 +37,8 @@ class Penalty(Regularizer):
         return RegularizerOutput(self.weighted(output.latents[0].z.sum()), {})
 
 class Step(Schedule):
-    def __init__(self, at: int) -> None:
-        super().__init__(steps=at, fraction=None)
+    def __init__(self, steps: int) -> None:
+        super().__init__(steps=steps, fraction=None)
 
     def value_at(self, step: int, length: int) -> float:
         return float(step >= length)

@@ -1,4 +1,4 @@
-"""Devices: the choice of one, its module in torch, and the numbers that it can hold."""
+"""Devices: choice of one, its module in torch, and its widest floating-point dtype."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ CPU = torch.device("cpu")
 
 
 def choose_device(name: str | torch.device, model: nn.Module) -> torch.device:
-    """Return the device of a name.
+    """Return the device that a name stands for.
 
     ``"auto"`` takes the accelerator of this computer. It takes the CPU if there is none, or if the
     model is in float64, which the accelerator may lack.

@@ -6,29 +6,12 @@ import warnings
 
 import pytest
 import torch
+from helpers.threads import SECONDS, in_threads
 
 from tinyvae.core.generators import GeneratorLock, exclusive_generators, generator_lock
 from tinyvae.core.random import forked_rng
 
 CPU = torch.device("cpu")
-SECONDS = 60  # a thread that is still alive after them hangs
-
-
-def in_thread(function):
-    """Return the result, or the error, of a function that is called in another thread."""
-    results = []
-
-    def call():
-        try:
-            results.append(function())
-        except RuntimeError as error:
-            results.append(error)
-
-    thread = threading.Thread(target=call, name="other", daemon=True)
-    thread.start()
-    thread.join(SECONDS)
-    assert not thread.is_alive()
-    return results[0]
 
 
 def draw():
@@ -39,20 +22,20 @@ def draw():
 def test_generators_of_a_run_are_refused_to_other_threads():
     with exclusive_generators("fit", is_run=True):
         before = torch.get_rng_state()
-        error = in_thread(draw)
+        error = in_threads(draw)[0]
         assert torch.equal(torch.get_rng_state(), before)
         assert torch.equal(draw(), draw())  # the thread of the run may take them again
-    message = r"this call expects that no other thread draws .* a running fit in thread 'MainThread'"
+    message = r"this call expects that no other thread draws .* fit in thread 'MainThread'"
     with pytest.raises(RuntimeError, match=message):
         raise error
-    assert torch.equal(in_thread(draw), draw())
+    assert torch.equal(in_threads(draw)[0], draw())
 
 
 def test_generators_are_refused_after_a_nested_use_of_the_run():
     with exclusive_generators("fit", is_run=True):
         with exclusive_generators("fit", is_run=True):
             draw()
-        assert isinstance(in_thread(draw), RuntimeError)
+        assert isinstance(in_threads(draw)[0], RuntimeError)
     with exclusive_generators("evaluate"):
         with exclusive_generators("fit", is_run=True):
             pass
@@ -108,7 +91,7 @@ def test_waiting_thread_raises_if_a_run_comes_first():
 def test_generators_are_free_after_an_error():
     with pytest.raises(KeyError), exclusive_generators("fit", is_run=True):
         raise KeyError("planted")
-    assert torch.equal(in_thread(draw), draw())
+    assert torch.equal(in_threads(draw)[0], draw())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -19,8 +19,13 @@ from pathlib import Path
 
 import torch
 import torch._dynamo  # takes seconds; the first optimizer would import it
-from helpers.configurations import BATCH_SIZE, CONFIGURATIONS, EXAMPLES, Configuration
-from torch import nn
+from helpers.configurations import (
+    BATCH_SIZE,
+    CONFIGURATIONS,
+    EXAMPLES,
+    Configuration,
+    make_normalized,
+)
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 import tinyvae.io.tensors
@@ -28,12 +33,8 @@ import tinyvae.training.checkpoints.directory
 import tinyvae.training.checkpoints.history_file
 from tinyvae import (
     ELBO,
-    MLP,
-    VAE,
-    BernoulliLikelihood,
     Callback,
     Checkpoint,
-    GaussianEncoder,
     Optimization,
     Trainer,
 )
@@ -51,12 +52,6 @@ LIMIT = 240  # seconds after which SIGALRM ends a process that hangs
 def make_data():
     generator = torch.Generator().manual_seed(1)
     return torch.rand(EXAMPLES, 16, generator=generator)
-
-
-def make_normalized():
-    network = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.Dropout(0.2), nn.ReLU())
-    encoder = GaussianEncoder(network, latent_dim=2, features=32)
-    return VAE(encoder, MLP(2, (32,), 16), BernoulliLikelihood())
 
 
 def make_configuration(kind, flag, keep):

@@ -119,6 +119,37 @@ class Stored(Rows):
         self.x = x
 
 
+class Listed(Rows):
+    """Rows in a list."""
+
+    def __init__(self, x):
+        super().__init__(x)
+        self.rows = 5 * list(x)
+
+
+class Cached(Rows):
+    """Rows of a file, which are kept, and an attribute that torch's own classes iterate."""
+
+    def __init__(self, x, before):
+        super().__init__(x)
+        self.cache, self.datasets = torch.full(x.shape, before), None
+
+
+class Broken(list):
+    """A list that fails."""
+
+    def __len__(self):
+        raise RuntimeError("planted")
+
+
+class Opaque(Rows):
+    """Rows next to objects that fail at a look at them."""
+
+    def __init__(self, x):
+        super().__init__(x)
+        self.rows, self.parts = Broken(), [Broken()]
+
+
 class Moody(Rows):
     """Rows that differ every time, because they draw from their own generator."""
 
@@ -154,6 +185,39 @@ class Annealed(Callback):
 
 def rolled(by):
     return lambda x, _: x.roll(by, 1)
+
+
+class Experiment:
+    """A user's configuration, with settings that change when a run continues."""
+
+    def __init__(self, epochs, device, by=1):
+        self.epochs, self.device, self.by = epochs, device, by
+
+    def roll(self, x, generator):
+        return x.roll(self.by, 1)
+
+
+class Configured:
+    def __init__(self, experiment):
+        self.experiment = experiment
+
+    def __call__(self, x, generator):
+        return self.experiment.roll(x, generator)
+
+
+def configured(experiment):
+    device = experiment.device
+    return lambda x, _: x.roll(experiment.by, 1) if device else x
+
+
+def counting(calls):
+    def count(x, generator, results=[]):  # noqa: B006
+        nonlocal calls
+        calls += 1
+        results.append(calls)
+        return x
+
+    return count
 
 
 def roll(x, generator, by=1):
@@ -309,6 +373,21 @@ CHANGES = {
         {"transform": rolled(2)},
         "transform.by = 2, was 1",
     ),
+    "attribute that a function reads": (
+        {"transform": configured(Experiment(2, "cpu", 1))},
+        {"transform": configured(Experiment(2, "cpu", 2))},
+        "transform.experiment.by = 2, was 1",
+    ),
+    "attribute that a method reads": (
+        {"transform": Experiment(2, "cpu", 1).roll},
+        {"transform": Experiment(2, "cpu", 2).roll},
+        "transform.self.by = 2, was 1",
+    ),
+    "list in a Dataset": (
+        {"data": Listed(DATA)},
+        {"data": Listed(OTHER), "workers": 2},
+        r"training data.values.arrays.rows.\d.checksum = ",
+    ),
     "argument of a partial": (
         {"transform": partial(roll, by=1)},
         {"transform": partial(roll, by=2)},
@@ -418,6 +497,7 @@ SAME = {
         {"data": Stored(DATA)},
         {"data": Stored(DATA), "workers": 2},
     ),
+    "attributes that fail": ({"data": Opaque(DATA)}, {"data": Opaque(DATA), "workers": 1}),
     "random items": ({"data": Moody(DATA)}, {"data": Moody(DATA)}),
     "loader": (
         {"data": loader(shuffle=True, generator=torch.Generator().manual_seed(1))},
@@ -435,6 +515,24 @@ SAME = {
         {"transform": partial(roll, by=1)},
     ),
     "function": ({"transform": lambda x, _: x}, {"transform": lambda x, _: x}),
+    "configuration that a function refers to": (
+        {"transform": configured(Experiment(2, "cpu"))},
+        {"transform": configured(Experiment(3, "cuda:0"))},
+    ),
+    "configuration with a method": (
+        {"transform": Experiment(2, "cpu").roll},
+        {"transform": Experiment(3, "cuda:0").roll},
+    ),
+    "configuration in a transform": (
+        {"transform": Configured(Experiment(2, "cpu"))},
+        {"transform": Configured(Experiment(3, "cuda:0"))},
+    ),
+    "counter": ({"transform": counting(0)}, {"transform": counting(5)}),
+    "rounding of a scale": (
+        {"model": make_model(partial(GaussianLikelihood, 0.5))},
+        {"model": make_model(partial(GaussianLikelihood, 0.5 + 1e-7))},
+    ),
+    "cache": ({"data": Cached(DATA, 0.0)}, {"data": Cached(DATA, 1.0)}),
     "callback without a state": ({"callbacks": [Callback()]}, {"callbacks": []}),
     "text of a callback": (
         {"callbacks": [Annealed(1.0, "a")]},
@@ -478,8 +576,9 @@ from tinyvae.schedules import Linear
 folder, step, seed = sys.argv[1], int(sys.argv[2]), {"a", "b", "c"}
 torch.rand(int(sys.argv[2]))
 class Choice:
-    def __init__(self, factor):
-        self.factor, self.device, self.names = factor, torch.device("cpu"), {"x", "y", "z"}
+    def __init__(self, scale):
+        self.factor, self.device, self.names = scale, torch.device("cpu"), {"x", "y", "z"}
+        self.weights = dict.fromkeys({"x", "y", "z"}, 1.0)
         self.function, self.calls = lambda x: x in {"a", "b", "c"} or self, [object()]
     def __call__(self, x, generator):
         self.calls.append(x)
@@ -501,6 +600,7 @@ trainer.fit(data, data, epochs=2, batch_size=8, batch=pick, transform=Choice(2.0
 """
 
 
+@pytest.mark.slow
 def test_resume_of_the_same_program_in_another_process_does_not_warn(tmp_path):
     paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     (tmp_path / "program.py").write_text(SCRIPT)
@@ -590,6 +690,9 @@ def test_settings_skip_an_object_that_fails():
     class Broken:
         __slots__ = ()
 
+        def __call__(self):
+            pass
+
         def __repr__(self):
             raise RuntimeError("planted")
 
@@ -603,6 +706,15 @@ def test_settings_have_no_addresses_and_no_circle():
     settings = settings_of(owner, "owner")
     assert "0x" not in repr(settings)
     assert settings["owner.in_features"] == 2
+
+
+def test_settings_of_many_objects_are_few():
+    node = Roll(1)
+    for _ in range(50):  # 2**50 paths
+        node = Roll([node, node])
+    assert len(settings_of(node, "x")) < 300
+    assert settings_of({f"{n}": n for n in range(1000)}, "x") == {"x": "1000 items"}
+    assert len(settings_of(range(10**12), "x")["x.checksum"]) == 17
 
 
 def test_differences_do_not_count_settings_of_other_versions():

@@ -1,36 +1,12 @@
 """Runs and evaluations in several threads of a process."""
 
-import threading
-
 import pytest
 import torch
+from helpers.threads import in_threads
 from helpers.training import DATA, After, make_vae, run, same
 
 from tinyvae import ELBO, Callback
 from tinyvae.evaluation import active_units, evaluate, impute, log_marginal
-
-SECONDS = 60  # a thread that is still alive after them hangs
-
-
-def in_threads(*functions):
-    """Call functions in threads, and return their results or errors."""
-    results = [None] * len(functions)
-
-    def call(index, function):
-        try:
-            results[index] = function()
-        except RuntimeError as error:
-            results[index] = error
-
-    threads = [
-        threading.Thread(target=call, args=pair, daemon=True) for pair in enumerate(functions)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(SECONDS)
-    assert not any(thread.is_alive() for thread in threads)
-    return results
 
 
 def train(model=None, **options):
@@ -46,7 +22,7 @@ def test_fit_refuses_a_second_fit_in_another_thread():
     assert same(train(model, callbacks=[action]), alone)
     assert torch.equal(torch.get_rng_state(), before)
     assert same(second, make_vae())
-    message = r"fit expects that no other thread draws .* got a running fit .*: call one after the other"
+    message = r"fit expects that no other thread draws .* got a running fit .*: call one after"
     with pytest.raises(RuntimeError, match=message):
         raise errors[0]
     assert same(train(second), alone)  # the lock is free again

@@ -16,8 +16,8 @@ from tinyvae.core.warnings import warn
 class GeneratorLock:
     """Lock of the default generators. The thread that holds it may take it again.
 
-    Other threads wait, except for a run of ``fit``: it may take days, or wait for them in a
-    callback. Then they raise.
+    Other threads wait for it. If it belongs to a run of ``fit``, they raise instead, because a run
+    may take days, or wait for these threads in a callback.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class GeneratorLock:
     def release(self, *, was_run: bool) -> None:
         """Give the lock back. ``was_run`` is the result of :meth:`acquire`."""
         if self._process != os.getpid():
-            return  # a forked child that leaves the block: it has a lock of its own
+            return  # a forked child: it has a lock of its own
         with self._condition:
             self._depth -= 1
             self._is_run = was_run

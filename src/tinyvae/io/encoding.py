@@ -93,6 +93,11 @@ def all_finite(tensor: Tensor) -> bool:
     return all(map(math.isfinite, (bound.item() for bound in torch.aminmax(tensor.detach()))))
 
 
+def count_non_finite(tensor: Tensor) -> int:
+    """Return the number of NaN and infinite values."""
+    return 0 if all_finite(tensor) else tensor.numel() - int(torch.isfinite(tensor).sum())
+
+
 def _is_key(key: Any) -> bool:
     is_integer = isinstance(key, int) and not isinstance(key, bool)
     return isinstance(key, str) or (is_integer and -(2**63) <= key < 2**64)

@@ -13,8 +13,8 @@ class FolderLock:
     """Exclusive lock on a folder, within a process and across processes.
 
     The system locks the file ``lock`` in the folder, which stays there. The lock ends with
-    :meth:`release` or with the process. Forked children do not hold it. Everyone may remove the
-    file or move the folder, so an owner calls :meth:`require` before each write.
+    :meth:`release` or with the process. Forked children do not hold it. Other programs may remove
+    the file or move the folder, so an owner calls :meth:`require` before each write.
 
     Args:
         folder: Folder to lock. It must exist. A later change of the working directory has no
@@ -85,7 +85,7 @@ class FolderLock:
                     'place, and continue from the newest checkpoint by fit(..., resume="auto")',
                     str(path),
                 )
-        if sys.platform != "win32":  # where nothing but the owner's end takes a lock away
+        if sys.platform != "win32":  # Windows keeps a lock until its owner ends
             self._acquire()  # a network file system may have lost the lock
 
     def release(self) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tinyvae._version import __version__
 from tinyvae.errors import CheckpointError
+from tinyvae.io.encoding import count_non_finite
 from tinyvae.io.json import parse_json
 from tinyvae.io.layout import DIGEST_KEY, DTYPES, FORMAT, FORMAT_VERSION, MAX_HEADER, ZEROS
 
@@ -26,7 +27,6 @@ _DAMAGED = "the file is damaged or forged, copy it again or use an older one"
 _DIGEST = re.compile(DIGEST_KEY + rb'([0-9a-f]{64})"')
 _DTYPES = {word: dtype for dtype, word in DTYPES.items()}
 _MAX_DIMS = 64  # torch's operations take no more
-_CHUNK = 2**20  # elements
 
 
 class _Entry(NamedTuple):
@@ -143,7 +143,7 @@ def _entry(path: Path, name: str, value: Any) -> _Entry:
             if word not in _DTYPES:
                 raise _damaged(path, f"float, int or bool data in {name[:80]!a}", word)
             dtype = _DTYPES[word]
-            # The product without zeros, which torch computes for the strides.
+            # torch computes this product, without zeros, for the strides.
             fits = len(shape) <= _MAX_DIMS and math.prod(max(n, 1) for n in shape) < 2**63
             if fits and math.prod(shape) * dtype.itemsize == end - start:
                 return _Entry(start, end, name, dtype, shape)
@@ -187,14 +187,10 @@ def _read_tensors(
 
 
 def _require_valid_values(path: Path, name: str, tensor: Tensor) -> None:
-    flat = tensor.view(-1)
-    if tensor.is_floating_point():
-        # In parts, because isfinite needs the memory of its argument again.
-        count = sum(int((~part.isfinite()).sum()) for part in flat.split(_CHUNK))
-        if count:
-            got = f"{count} of {tensor.numel()} NaN or infinite"
-            raise _damaged(path, f"finite values in {name[:80]!a}", got)
-    elif tensor.dtype is torch.bool and bool((flat.view(torch.uint8) > 1).any()):
+    if count := count_non_finite(tensor):
+        got = f"{count} of {tensor.numel()} NaN or infinite"
+        raise _damaged(path, f"finite values in {name[:80]!a}", got)
+    if tensor.dtype is torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
         raise _damaged(path, f"bytes 0 and 1 in the booleans of {name[:80]!a}", "others")
 
 

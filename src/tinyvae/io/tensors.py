@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tinyvae._version import __version__
 from tinyvae.io.atomic import write_atomically
-from tinyvae.io.encoding import all_finite
+from tinyvae.io.encoding import count_non_finite
 from tinyvae.io.json import JSON, parse_json
 from tinyvae.io.layout import DIGEST_KEY, DTYPES, FORMAT, FORMAT_VERSION, MAX_HEADER, ZEROS
 
@@ -98,7 +98,7 @@ def _plain(name: str, tensor: Tensor) -> Tensor:
             f"save_tensors expects dense float, int or bool data in {name!r}, got {got}"
         )
     plain = tensor.detach().cpu().contiguous()
-    if count := _count_non_finite(plain):
+    if count := count_non_finite(plain):
         raise ValueError(
             f"save_tensors expects finite values in {name!r}, got {count} of {plain.numel()} NaN "
             "or infinite: use the last good state, or keep a constant such as a mask of -inf in a "
@@ -112,10 +112,6 @@ def _bytes(tensor: Tensor) -> memoryview:
     # The stride of a single element may be any number, also after reshape(-1).
     flat = tensor.as_strided((tensor.numel(),), (1,))
     return flat.view(torch.uint8).numpy().data
-
-
-def _count_non_finite(tensor: Tensor) -> int:
-    return 0 if all_finite(tensor) else tensor.numel() - int(torch.isfinite(tensor).sum())
 
 
 def _info_text(info: Mapping[str, JSON]) -> str:

@@ -26,7 +26,7 @@ class BufferBackup:
         self._owners = [(buffers, key) for _, buffers, key in owners]
         self._tensors: list[Tensor | None] = []  # the buffers themselves, before the step
         self._copies: list[Tensor | None] = []
-        self._is_checked: list[bool] = []
+        self._was_finite: list[bool] = []
         # Constants: index, owner, name, tensor, and version when it was copied.
         self._constants: list[tuple[int, dict[str, Tensor | None], str, Any, int]] = []
         self._changing = list(range(len(owners)))
@@ -43,7 +43,7 @@ class BufferBackup:
         tensors = self._current()
         if not self._copies:
             self._copies = [None if t is None else t.clone() for t in tensors]
-            self._is_checked = [_is_finite(tensor) for tensor in tensors]
+            self._was_finite = [_is_finite(tensor) for tensor in tensors]
         self._watch()
         self._tensors = tensors
         pairs: list[tuple[Tensor, Tensor]] = []
@@ -74,7 +74,7 @@ class BufferBackup:
         for index in self._changing:
             buffers, key = self._owners[index]
             tensor = buffers.get(key)
-            if tensor is not None and _has_numbers(tensor) and self._is_checked[index]:
+            if tensor is not None and _has_numbers(tensor) and self._was_finite[index]:
                 changing[self._names[index]] = tensor
         return changing
 

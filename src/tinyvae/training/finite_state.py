@@ -33,13 +33,13 @@ def require_finite_state(state: TrainState, buffers: Mapping[str, Tensor]) -> No
                 f"{where}: weights of group '{name}' are not finite after finite losses and "
                 "gradients: an update was too large. Lower the learning rate"
             )
-    if found := _find(torch.isfinite, _optimizer_state(state)):
+    if bad := _find(torch.isfinite, _optimizer_state(state)):
         raise NonFiniteError(
-            f"{where}: {found} after finite gradients: lower the learning rate, or clip gradients "
+            f"{where}: {bad} after finite gradients: lower the learning rate, or clip gradients "
             "by Optimization(clip_norm=1.0)"
         )
-    if found := _find(torch.isfinite, buffers.items()):
-        raise NonFiniteError(f"{where}: buffer {found}: look at the code that writes to it")
+    if bad := _find(torch.isfinite, buffers.items()):
+        raise NonFiniteError(f"{where}: buffer {bad}: look at the code that writes to it")
 
 
 def require_finite_start(state: TrainState) -> None:
@@ -58,14 +58,14 @@ def require_finite_start(state: TrainState) -> None:
             is_statistic = isinstance(module, (_NormBase, RunningStatistics))
             kind = changing if is_statistic else constant
             kind.update(module.named_buffers(path, recurse=False))
-    found = (
+    bad = (
         _find(torch.isfinite, changing.items())
         or _find(lambda tensor: ~torch.isnan(tensor), constant.items())
         or _find(torch.isfinite, _optimizer_state(state))
     )
-    if found:
+    if bad:
         raise NonFiniteError(
-            f"fit expects weights, buffers and optimizers without NaN or infinity, got {found}: "
+            f"fit expects weights, buffers and optimizers without NaN or infinity, got {bad}: "
             "build model and Trainer again, or load a file of an earlier step"
         )
 

@@ -1,6 +1,6 @@
 """Identity of a run: everything that the user chose, and the warning if a resumed run differs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, TensorDataset
 
+from tinyvae.core.data import spread_rows
 from tinyvae.core.warnings import warn
 from tinyvae.training.callbacks import Callback
 from tinyvae.training.checkpoints.checkpoint import Checkpoint
@@ -78,7 +79,7 @@ def warn_about_changes(state: TrainState, saved: Mapping[str, Any]) -> None:
 
 
 def _change(now: Any, before: Any) -> str:
-    """Return both values of a setting, of a checksum its number that differs most."""
+    """Return both values of a setting. Of a checksum, it is the number that differs most."""
     if isinstance(now, list) and isinstance(before, list) and len(now) == len(before):
         now, before = max(zip(now, before, strict=True), key=lambda pair: abs(pair[0] - pair[1]))
     return f"= {now!s:.80}, was {before!s:.80}"
@@ -88,11 +89,11 @@ def _change(now: Any, before: Any) -> str:
 
 
 def _optimization_settings(state: TrainState, optimization: Optimization) -> Settings:
-    # Factories are described by what they make.
-    made = ("learning_rate", "learning_rates", "optimizer", "scheduler")
+    # Optimizers and schedulers, which these make, are described below.
+    factories = ("learning_rate", "learning_rates", "optimizer", "scheduler")
     settings: Settings = {}
     for field in fields(optimization):
-        if field.name not in made:
+        if field.name not in factories:
             value = getattr(optimization, field.name)
             settings |= settings_of(value, f"optimization.{field.name}")
     for name, optimizer in state.optimizers.items():
@@ -116,11 +117,11 @@ def _callback_settings(state: TrainState) -> Settings:
     for name, callback in state.named_callbacks():
         cls = type(callback)
         is_stateful = cls.state_dict is not Callback.state_dict
-        if not is_stateful or cls is Checkpoint:  # which does not change results
+        if not is_stateful or cls is Checkpoint:  # a Checkpoint does not change results
             continue
         for key, value in attributes(callback).items():
             for path, setting in settings_of(value, f"callbacks.{name}.{key}").items():
-                # A text of a user's class often names a file, or this start of the program.
+                # A text of a user's class often names a file or this process.
                 if cls.__module__.startswith("tinyvae.") or not isinstance(setting, str):
                     settings[path] = setting
     return settings
@@ -171,16 +172,18 @@ def _loader_settings(loader: "DataLoader[Any]", name: str) -> Settings:
 def _dataset_settings(data: Any, name: str, seed: int, workers: int) -> Settings:
     """Return checksums of the arrays in a Dataset, or else of some of its items.
 
-    No item is read here if other processes read the items: a file that a Dataset opens at its first
-    item must not be shared between processes.
+    No item is read here if other processes read the items, because processes must not share a file
+    that a Dataset opens at its first item.
     """
     if type(data) is TensorDataset:
         return _content(data.tensors, name)
     if isinstance(data, Tensor | np.ndarray):
         return _content(data, name)
-    # Tensors of the same rows make the same run, so their key is another one.
+    # Under a name that tensors do not have: a Dataset of the same rows makes the same run.
     kind: Settings = {name.replace("values", "dataset"): type(data).__name__}
-    arrays = _arrays(data)
+    arrays: dict[str, Any] = {}
+    with suppress(Exception):  # an attribute that fails at a look at it
+        arrays = _arrays(data)
     if arrays or workers or isinstance(data, IterableDataset):
         return kind | settings_of(arrays, f"{name}.arrays") if arrays else kind
     items: Settings = {}
@@ -200,12 +203,17 @@ def _arrays(data: Any, depth: int = 3) -> dict[str, Any]:
     """Return the arrays that a Dataset holds, also in Datasets that it holds, by name."""
     arrays: dict[str, Any] = {}
     for name, value in getattr(data, "__dict__", {}).items():
-        first = value[0] if isinstance(value, tuple | list) and value else value
-        if isinstance(first, Tensor | np.ndarray) or name == "indices":
+        is_list = isinstance(value, tuple | list)
+        first = value[0] if is_list and value else value
+        if "cache" in name:  # it fills while items are read
+            continue
+        if isinstance(first, Tensor | np.ndarray):
+            arrays[name] = spread_rows(value, NUM_ITEMS) if is_list else value
+        elif name == "indices" and isinstance(value, Sequence):
             arrays[name] = value
         elif depth and isinstance(value, Dataset):
             arrays |= {f"{name}.{n}": a for n, a in _arrays(value, depth - 1).items()}
-        elif depth and name == "datasets":
+        elif depth and name == "datasets" and is_list:
             for index, part in enumerate(value):
                 arrays |= {f"{index}.{n}": a for n, a in _arrays(part, depth - 1).items()}
     return arrays

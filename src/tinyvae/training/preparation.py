@@ -178,10 +178,6 @@ def prepare_run(
         epoch, batch = state.epoch, 0
     else:
         plan = RunPlan.for_resumed_run(saved, epochs)
-        if plan.scheduled_epochs < 1:  # schedulers could not be made
-            raise CheckpointError(
-                f"expected 'scheduled_epochs' as an integer >= 1, got {plan.scheduled_epochs}"
-            )
         epoch, batch = saved["position"]["epoch"], saved["position"]["batch"]
     # Nothing that the user sees changes before the checks have passed: first the checkpoint (its
     # reference needs the optimizers), then the data, and only then is the state restored.

@@ -66,7 +66,7 @@ class RunPlan:
         num_steps: Updates that remain, None if the data have no length.
         total_steps: Updates at the end of the run, None if the data have no length.
         schedule_steps: Number of updates to which fractions in schedules of the objective refer.
-        scheduled_steps: Number of updates that a scheduler spans that is called per step.
+        scheduled_steps: Number of updates that a scheduler spans if it is called per step.
         has_validation: True if there are validation data.
         headline: One line about device, sizes, length, objective and fast paths.
     """

@@ -63,8 +63,8 @@ class Trainer:
             first. At the end of ``fit`` they are called in reverse order.
         speed: Optional fast paths: compilation, matrix products, mixed precision.
         seed: Seed of order, noise and transforms.
-        device: Device. ``"auto"`` takes this computer's accelerator, else the CPU. A
-            model in float64 gets the CPU if the accelerator may lack it, as Apple's does.
+        device: Device. ``"auto"`` takes this computer's accelerator, else the CPU. A model in
+            float64 gets the CPU if the accelerator, such as Apple's, may lack that dtype.
         record_every: Number of updates between rows of ``history.updates``; None records none.
         progress: True to report progress on standard error.
 
@@ -178,11 +178,11 @@ class Trainer:
             validation: Data of the same kinds, evaluated after each epoch on the same noise.
             epochs: Number of epochs.
             batch_size: Examples per update. A DataLoader uses its own batch size.
-            drop_last: True to leave out a last batch of fewer training examples. Which ones these
-                are changes with the order of each epoch.
             batch: Function that returns x, or a :class:`~tinyvae.Batch`, of a batch of the data.
             transform: Function (x, generator) -> x, applied to each batch.
             workers: Number of processes that read a Dataset ahead, as long as ``fit`` runs.
+            drop_last: True to leave out the last batch if it has fewer training examples. Each
+                epoch leaves out other ones, because it has its own order.
             resume: ``"auto"`` for the newest valid checkpoint in the :class:`Checkpoint`'s folder,
                 if there is one; or the path of a checkpoint or of a folder of checkpoints.
 
@@ -191,9 +191,9 @@ class Trainer:
 
         Raises:
             TypeError, ValueError: If data, model and objective do not fit, before the first step.
-            NonFiniteError: If weights or buffers are not finite at the start. If a loss, a gradient
-                or its square is not, before its update. (On a GPU the error comes some steps later,
-                but no later update was made.)
+            NonFiniteError: If weights or buffers are not finite at the start, or if a loss, a
+                gradient or its square is not. The update of that step is not made. (On a GPU the
+                error comes some steps later, but no later update was made.)
             CheckpointError: If no checkpoint can be read, or it is of another model.
             FileExistsError: If the folder of the :class:`Checkpoint` holds a run, and ``resume``
                 is not given.

@@ -43,7 +43,7 @@ def forks(monkeypatch):
 
 
 def exit_code_of_child(trainer, forks, leave, *data, **options):
-    """Fork after step 4, let the child ``leave(state)`` or go on, and return its exit code."""
+    """Fork after step 4, let the child ``leave(state)`` or continue, and return its exit code."""
     parent, codes = os.getpid(), []
 
     def fork(state):

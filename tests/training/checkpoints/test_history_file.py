@@ -14,11 +14,11 @@ from helpers.runs import (
     contents,
     digest,
     epochs_in,
+    fit,
     load_newest,
     make_mlp_vae,
     steps_in,
 )
-from helpers.runs import fit as fit_run
 from helpers.training import After, raises, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,10 +40,6 @@ def trainer_of(folder, *callbacks, **options):
         device="cpu",
         progress=False,
     )
-
-
-def fit(trainer, **options):
-    return fit_run(trainer, **options)
 
 
 @pytest.fixture
@@ -138,8 +134,8 @@ def test_short_history_needs_no_file(tmp_path):
 # Resuming -----------------------------------------------------------------------------------------
 
 
-def test_resume_of_each_checkpoint_restores_its_rows(complete, tmp_path):
-    for step in steps_in(complete[0]):
+def test_resume_of_a_checkpoint_restores_its_rows(complete, tmp_path):
+    for step in steps_in(complete[0])[::2]:
         folder = shutil.copytree(complete[0], tmp_path / f"{step}")
         trainer = fit(trainer_of(folder), resume=checkpoint_of(folder, step))
         assert digest(trainer) == complete[1]
@@ -229,7 +225,7 @@ def test_resume_with_a_damaged_history_continues_with_the_later_rows(case, compl
     with pytest.warns(UserWarning, match=message) as record:
         trainer = fit(trainer_of(folder, every_steps=1), resume=checkpoint_of(folder, 7))
     assert len(record) == 1
-    assert record[0].filename == fit_run.__code__.co_filename  # the call of fit
+    assert record[0].filename == fit.__code__.co_filename  # the call of fit
     assert trainer.step == END
     assert same(trainer.model, load_checkpoint(checkpoint_of(complete[0], END))["model"])
     steps = [row["step"] for row in trainer.history.updates]

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,11 +93,15 @@ def test_processes_are_kept_in_all_epochs_and_end_with_fit():
 
 
 @pytest.mark.parametrize("error", [ValueError("planted"), KeyboardInterrupt()])
-def test_processes_end_after_an_error(error):
+@pytest.mark.parametrize("kind", ["Dataset", "stream", "loader"])
+def test_processes_end_after_an_error(error, kind):
     spy = Spy()
-    fail = After(STEPS + 2, raises(error))
+    fail = After(2, raises(error))
+    options = {"batch": spy, **({} if kind == "loader" else WORKERS)}
+    data = DrawnStream() if kind == "stream" else Drawn()
+    data = DataLoader(data, BATCH_SIZE, num_workers=2) if kind == "loader" else data
     with pytest.raises(type(error)) as caught:
-        run(make_linear(), LeastSquares(), Drawn(), callbacks=[fail], fit={"batch": spy, **WORKERS})
+        run(make_linear(), LeastSquares(), data, callbacks=[fail], fit=options)
     assert caught.traceback  # which holds the frames that have read
     assert len(spy.pids) == 2
     assert not any(map(is_running, spy.pids))
@@ -174,7 +179,7 @@ def test_processes_start_once_when_a_batch_of_one_is_checked_in_a_resumed_run(tm
 
 @posix
 @pytest.mark.slow
-def test_processes_go_on_if_a_forked_child_leaves_fit(tmp_path):
+def test_processes_continue_if_a_forked_child_leaves_fit(tmp_path):
     done = run_in_child(fork_and_exit, tmp_path)
     assert done.stdout.split() == [str(2 * STEPS)], done.stderr
 
@@ -213,6 +218,47 @@ def test_processes_see_attributes_that_change_between_epochs(wrap):
     assert not same(still.model, models[0])
 
 
+class Nested(Drawn):
+    """Rows that an object, a list and a tensor of the data shift."""
+
+    def __init__(self):
+        super().__init__()
+        self.settings = SimpleNamespace(shifts=[0.0], tensor=torch.zeros(4), itself=self)
+
+    def __getitem__(self, index):
+        row, pid = super().__getitem__(index)
+        return (row + sum(self.settings.shifts) + self.settings.tensor) % 2, pid
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: setattr(data.settings, "shifts", [0.1]),
+        lambda data: data.settings.shifts.append(0.1),
+        lambda data: data.settings.tensor.add_(0.1),
+    ],
+)
+def test_processes_see_changes_inside_objects(change):
+    spies = [Spy(), Spy()]
+    models = []
+    for workers, spy in zip((0, 2), spies, strict=True):
+        data = Nested()
+        shift = After(STEPS, lambda _, data=data: change(data))
+        options = {"batch": spy, "workers": workers}
+        models.append(
+            run(
+                make_linear(),
+                LeastSquares(),
+                data,
+                epochs=EPOCHS,
+                callbacks=[shift],
+                fit=options,
+            ).model
+        )
+    assert same(*models)
+    assert len(spies[1].pids) == 4  # they start again once
+
+
 def test_processes_show_the_user_their_dataset():
     class Own(Drawn):
         def __getitem__(self, index):
@@ -223,6 +269,26 @@ def test_processes_show_the_user_their_dataset():
     pick = lambda b: seen.append(b[2].all().item()) or b[0]  # noqa: E731
     run(make_linear(), LeastSquares(), Own(), fit={"batch": pick, **WORKERS})
     assert seen == [True] * (2 * STEPS)
+
+
+class One(Dataset):
+    """One item of random numbers, the same first item in every epoch."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return torch.rand(4)
+
+
+def test_items_draw_other_numbers_in_each_epoch():
+    draws = {0: [], 2: []}
+    for workers, xs in draws.items():
+        pick = lambda x, xs=xs: xs.append(x) or x  # noqa: E731
+        options = {"batch": pick, "workers": workers}
+        run(make_linear(), LeastSquares(), One(), epochs=EPOCHS, fit=options)
+    assert torch.cat(draws[0]).unique(dim=0).shape == (EPOCHS, 4)
+    assert torch.equal(torch.cat(draws[0]), torch.cat(draws[2]))
 
 
 # DataLoaders with persistent workers --------------------------------------------------------------
@@ -275,7 +341,7 @@ def test_resume_of_a_loader_with_persistent_workers_is_bitwise(name, tmp_path):
     assert loader._iterator is None
 
 
-def test_loader_with_persistent_workers_draws_anew_in_each_batch():
+def test_loader_with_persistent_workers_draws_other_numbers_in_each_epoch():
     sums = []
     pick = lambda b: sums.append(b[0].sum().item()) or b[0]  # noqa: E731
     data = Drawn()

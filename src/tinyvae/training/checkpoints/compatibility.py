@@ -74,7 +74,7 @@ def upgrade(state: Any) -> dict[str, Any]:
         if entries and name != "rng":
             unknown += [f"{name}.{key}" for key in part if key not in entries]
             known[name] = {key: part[key] for key in entries}
-    if known["plan"]["scheduled_epochs"] < 1:  # schedulers are built before the other checks
+    if known["plan"]["scheduled_epochs"] < 1:  # schedulers are made first
         raise CheckpointError(f"expected scheduled_epochs >= 1, got {known['plan']!r:.200}")
     if unknown:
         names = f"{sorted(map(str, unknown))!r:.200}"

@@ -70,7 +70,7 @@ class RunDirectory:
         return sorted(steps, reverse=True)
 
     def _similar_names(self) -> Iterator[tuple[int, Path]]:
-        """Yield the step and the path of all that has a name like a checkpoint's."""
+        """Yield step and path of everything that has a name like a checkpoint's."""
         for file in self.path.iterdir() if self.path.is_dir() else ():
             if match := CHECKPOINT.fullmatch(file.name):
                 yield int(match[1]), file
@@ -113,9 +113,9 @@ class RunDirectory:
         return None
 
     def archive_after(self, step: int, *, with_model: bool) -> None:
-        """Rename checkpoints later than ``step``, and the final model: they are stale.
+        """Rename what is stale: checkpoints later than ``step``, and the final model.
 
-        So is what has the name of the checkpoint of ``step``, but is no file.
+        Anything but a file that has the name of the checkpoint of ``step`` is renamed, too.
         """
         steps = self.steps()
         self._steps = {s for s in steps if s <= step and self.checkpoint(s).is_file()}

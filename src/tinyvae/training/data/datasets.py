@@ -17,7 +17,7 @@ from tinyvae.training.data.sources import (
     smallest_batch,
     visiting_order,
 )
-from tinyvae.training.data.workers import BatchReader
+from tinyvae.training.data.workers import BatchReader, end_processes
 
 
 class DatasetSource(DataSource):
@@ -124,13 +124,18 @@ class StreamSource(DataSource):
         self.data, self.batch_size, self.drop_last = data, batch_size, drop_last
         self.num_examples, self.num_batches = length_of(data), length_of(self._loader()) or None
         self.smallest_batch = batch_size if drop_last else None
+        self._iterator: Iterator[Any] | None = None  # of the newest epoch
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches from ``start``. Those before it are read and skipped."""
         with seeded(derive_seed(self.seed, Stream.ORDER, epoch)):  # a stream may draw when opened
-            opened = iter(self._loader())
-        items = read_in_turn(opened, self.seed, epoch, is_stream=True)
+            self._iterator = iter(self._loader())
+        items = read_in_turn(self._iterator, self.seed, epoch, is_stream=True)
         return transformed(skip(start, items), self.transform, self.seed, epoch, start)
+
+    def close(self) -> None:
+        """End the processes of this source."""
+        end_processes(self._iterator)
 
     def _loader(self) -> "DataLoader[Any]":
         return DataLoader(

@@ -9,16 +9,14 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
+from tinyvae._devices import CPU
 from tinyvae.core.data import array_to_tensor
 from tinyvae.core.objective import Batch
 from tinyvae.core.random import Stream, derive_seed, forked_rng, seed_rng
 from tinyvae.training.data.sources import Array, map_arrays
-
-CPU = torch.device("cpu")
 
 # Key of a batch: the numbers that give it its seed, and the indices of its items.
 BatchKey: TypeAlias = tuple[tuple[int, ...], Sequence[Any]]

@@ -13,7 +13,7 @@ from tinyvae.core.warnings import warn
 from tinyvae.errors import CheckpointError
 from tinyvae.training.data.items import BatchKey, SeededItems, collate, seeded
 from tinyvae.training.data.sources import BatchTransform, DataSource, smallest_batch
-from tinyvae.training.data.workers import END, BatchReader, next_batch
+from tinyvae.training.data.workers import END, BatchReader, end_processes, next_batch
 from tinyvae.training.state import Stateful
 
 
@@ -64,6 +64,7 @@ class LoaderSource(DataSource):
         self._first = self._generator_states() if repeats else None
         self._is_stream = isinstance(loader.dataset, IterableDataset)
         is_plain = type(loader) is DataLoader and isinstance(loader.batch_sampler, Iterable)
+        self._iterator: Iterator[Any] | None = None  # of the loader, in the newest epoch
         self._reader: BatchReader | None = None
         if loader.persistent_workers and is_plain and not self._is_stream:
             self._reader = _reader_of(loader, seed)
@@ -119,6 +120,7 @@ class LoaderSource(DataSource):
 
     def close(self) -> None:
         """End the processes of this source."""
+        end_processes(self._iterator)
         if self._reader is not None:
             self._reader.close()
 
@@ -128,7 +130,7 @@ class LoaderSource(DataSource):
             if self._reader is not None:
                 return self._reader.read(self._keys(epoch))
             loader, attributes = self.loader, vars(self.loader)
-            # The iterator keeps these. The loader itself would refuse another value of the second.
+            # The iterator keeps these. A loader refuses to set ``persistent_workers``.
             replaced = {
                 "collate_fn": _collate_fn(loader),
                 "persistent_workers": False,
@@ -137,9 +139,10 @@ class LoaderSource(DataSource):
             original = {name: attributes[name] for name in replaced}
             attributes |= replaced
             try:
-                return iter(loader)
+                self._iterator = iter(loader)
             finally:
                 attributes |= original
+            return self._iterator
 
     def _keys(self, epoch: int) -> Iterator[BatchKey]:
         batch_sampler: Any = self.loader.batch_sampler

@@ -4,11 +4,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from traceback import walk_tb
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._utils import ExceptionWrapper
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from tinyvae.errors import DataWorkerError
@@ -16,13 +18,16 @@ from tinyvae.training.data.items import BatchKey, CaughtError, SeededItems
 from tinyvae.training.signals import defer_sigchld
 
 END = object()
+MAX_OBJECTS = 10_000  # in a Dataset that are watched
+MAX_ITEMS = 100  # longer lists are watched by their length
 
 
 class BatchReader:
     """Reads batches of items, in this process or ahead in ``workers`` processes.
 
     The processes start at the first call of :meth:`read` and live until :meth:`close`. They have a
-    copy of the Dataset. If one of its attributes has changed since, they start again.
+    copy of the Dataset. If it has changed since, in an attribute, in an object or a list that it
+    holds, or in a tensor of these, they start again.
 
     Args:
         items: The batches.
@@ -68,19 +73,33 @@ class BatchReader:
         return _received(iter(self._loader))
 
     def has_changed(self) -> bool:
-        """Return True if an attribute of the Dataset is not the one that the processes have."""
+        """Return True if the Dataset is not the one that the processes have."""
         before, now = self._attributes, _attributes(self.items.data)
-        return len(before) != len(now) or any(a is not b for a, b in zip(before, now, strict=True))
+        return len(before) != len(now) or any(
+            a is not b and not (isinstance(a, int) and a == b)
+            for a, b in zip(before, now, strict=True)
+        )
 
     def close(self) -> None:
         """End the processes, unless this is a forked child of the process that started them."""
         if self._loader is None or self._starter != os.getpid():
             return
         iterator, self._loader = self._loader._iterator, None
-        # A traceback may still hold the iterator, which would keep its processes alive.
-        if isinstance(iterator, _MultiProcessingDataLoaderIter):
-            with suppress(RuntimeError), defer_sigchld():  # torch may report the death of one
-                iterator._shutdown_workers()
+        end_processes(iterator)
+
+
+def end_processes(iterator: Any) -> None:
+    """End the processes of a DataLoader's iterator, if there are any that this process started.
+
+    A traceback may still hold the iterator, which would keep them alive. The garbage collector
+    would wait for seconds.
+    """
+    if not isinstance(iterator, _MultiProcessingDataLoaderIter):
+        return
+    processes: list[Any] = iterator._workers
+    if all(process._parent_pid == os.getpid() for process in processes):
+        with suppress(RuntimeError), defer_sigchld():  # torch may report the death of one
+            iterator._shutdown_workers()
 
 
 class _Keys:
@@ -117,17 +136,33 @@ def _received(batches: Iterator[Any]) -> Iterator[Any]:
 
 
 def _attributes(data: Any) -> list[Any]:
-    """Return the attributes of a Dataset and of the Datasets that it wraps, such as a Subset's."""
-    values, wrapped = [], [data]
-    for part in wrapped:
-        attributes = list(getattr(part, "__dict__", {}).values())
-        values += attributes
-        wrapped += [
-            value
-            for value in attributes
-            if isinstance(value, Dataset) and not any(value is other for other in wrapped)
-        ]
+    """Return the attributes of a Dataset, and the contents of the objects that it holds."""
+    values, parts, known = [], [data], {id(data)}
+    for part in parts:  # grows
+        contents: list[Any] = []
+        with suppress(Exception):  # an object that cannot be inspected has none
+            contents = _contents(part)
+        values += contents
+        new = {id(value): value for value in contents if id(value) not in known}
+        if len(parts) + len(new) <= MAX_OBJECTS:
+            known.update(new)
+            parts += new.values()
     return values
+
+
+def _contents(part: Any) -> list[Any]:
+    match part:
+        case list() | tuple() | dict() | set() if len(part) > MAX_ITEMS:
+            return [len(part)]
+        case list() | tuple() | set():
+            return [*part]
+        case dict():
+            return [*part, *part.values()]
+        case Tensor():
+            return [part._version]
+        case type() | ModuleType() | FunctionType():
+            return []
+    return [*getattr(part, "__dict__", {}).values()]
 
 
 # Errors -------------------------------------------------------------------------------------------
