@@ -182,7 +182,7 @@ def _dataset_settings(data: Any, name: str, seed: int, workers: int) -> Settings
     # Under a name that tensors do not have: a Dataset of the same rows makes the same run.
     kind: Settings = {name.replace("values", "dataset"): type(data).__name__}
     arrays: dict[str, Any] = {}
-    with suppress(Exception):  # an attribute that fails at a look at it
+    with suppress(Exception):  # reading an attribute of the user's class may raise
         arrays = _arrays(data)
     if arrays or workers or isinstance(data, IterableDataset):
         return kind | settings_of(arrays, f"{name}.arrays") if arrays else kind
