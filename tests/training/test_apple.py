@@ -121,7 +121,7 @@ def test_loss_that_is_not_finite_leaves_the_weights_on_an_apple_device(apple):
 
 def test_compiled_pass_is_verified_on_an_apple_device(apple, monkeypatch):
     # torch's compiler does not know the emulation. The pass is the traced function itself.
-    monkeypatch.setattr(compiled.CompiledGradients, "_compile", lambda _, run, __: run)
+    monkeypatch.setattr(compiled.CompiledGradients, "_compile", lambda _, run, *__, **___: run)
     trainer = Trainer(make_vae(), ELBO(), speed=Speed(compile=True), **QUIET)
     trainer.fit(DATA, epochs=1, batch_size=10)
     plain = Trainer(make_vae(), ELBO(), **QUIET)

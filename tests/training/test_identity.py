@@ -629,8 +629,14 @@ def within(tmp_path, **settings):
 def test_resume_within_an_epoch_refuses_another_batch_size_and_order(tmp_path):
     folder = within(tmp_path)
     for settings, words in (
-        ({"batch_size": 9}, r"inside an epoch with training data.batch_size = 8, got 9: give"),
-        ({"data": loader()}, r"with training data.order = that of fit, got that of a DataLoader"),
+        (
+            {"batch_size": 9},
+            r"training data.batch_size = 8 in the epoch in which it stopped, got 9: give",
+        ),
+        (
+            {"data": loader()},
+            r"training data.order = that of fit in the epoch in which it stopped, got that of a",
+        ),
     ):
         model = make_model()
         with pytest.raises(ValueError, match=words):

@@ -132,8 +132,9 @@ def _require_same_batches(state: TrainState, saved: Mapping[str, Any]) -> None:
         now, before = state.identity[key], saved["identity"].get(key, state.identity[key])
         if now != before:
             raise ValueError(
-                f"the checkpoint is inside an epoch with {key} = {before!s:.80}, got {now}: give "
-                "the same to continue it, or start a run in another folder"
+                f"the checkpoint's run had {key} = {before!s:.80} in the epoch in which it "
+                f"stopped, got {now}: give the same to continue it, or start a run in another "
+                "folder"
             )
 
 
