@@ -11,8 +11,8 @@ CPU = torch.device("cpu")
 def choose_device(name: str | torch.device, model: nn.Module) -> torch.device:
     """Return the device that a name stands for.
 
-    ``"auto"`` takes the accelerator of this computer. It takes the CPU if there is none, or if the
-    model is in float64, which the accelerator may lack.
+    ``"auto"`` takes the accelerator of this computer. Without one it takes the CPU, and so it does
+    for a model in float64 if the accelerator may lack float64.
 
     Raises:
         ValueError: If the device has no random state that can be saved.
@@ -35,7 +35,7 @@ def accelerator_module(device: torch.device) -> Any:
     """Return the module of an accelerator, such as torch.cuda, and None for the CPU.
 
     Raises:
-        ValueError: If there is none with functions for random states.
+        ValueError: If torch has no module for the device, or the module cannot save a random state.
     """
     if device.type in ("cpu", "meta"):
         return None

@@ -81,7 +81,7 @@ class FolderLock:
             if not is_same:
                 raise OSError(
                     errno.ESTALE,
-                    f"{name} {change} while the run lasted, so it writes nothing more: leave it in "
+                    f"{name} {change} during the run, so the run writes nothing more: leave it in "
                     'place, and continue from the newest checkpoint by fit(..., resume="auto")',
                     str(path),
                 )

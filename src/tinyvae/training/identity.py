@@ -74,7 +74,7 @@ def warn_about_changes(state: TrainState, saved: Mapping[str, Any]) -> None:
         pairs += [f"{len(new) - MAX_LISTED} more"] if len(new) > MAX_LISTED else []
         warn(
             f"the run continues with settings that have changed since its checkpoint: "
-            f"{'; '.join(pairs)}. To keep them apart, start a run in another folder"
+            f"{'; '.join(pairs)}. To keep both runs, start the new one in another folder"
         )
 
 

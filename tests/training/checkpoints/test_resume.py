@@ -379,7 +379,7 @@ def test_resume_of_a_stopped_run_makes_no_step(tmp_path):
 
 
 def test_resume_needs_a_checkpoint(tmp_path):
-    with pytest.raises(ValueError, match="reads the folder of a Checkpoint, and there is none"):
+    with pytest.raises(ValueError, match='expects a Checkpoint for resume="auto", got none'):
         Trainer(make_vae(), ELBO(), progress=False).fit(DATA, epochs=1, resume="auto")
     fit(trainer_of(tmp_path / "run", plateau))
     for resume, error, message in (

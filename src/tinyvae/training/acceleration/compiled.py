@@ -147,7 +147,7 @@ class CompiledGradients:
         )
 
     def _equals_plain_pass(self, example: Batch) -> bool:
-        """Compare with the plain pass, on other noise than that of the trace."""
+        """Return True if the results are those of the plain pass, on other noise than the trace."""
         results = []
         for compute_gradients in (self, self.gradients):
             with without_trace(self.gradients, example.x.device):

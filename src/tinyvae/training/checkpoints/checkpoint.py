@@ -263,8 +263,8 @@ def load_resume_state(
     if resume == "auto":
         if checkpoint is None:
             raise ValueError(
-                'resume="auto" reads the folder of a Checkpoint, and there is none: give it, '
-                "callbacks=[Checkpoint(folder)], or the path of a checkpoint"
+                'fit expects a Checkpoint for resume="auto", got none: use Trainer(..., '
+                "callbacks=[Checkpoint(folder)]), or give the path of a checkpoint as resume"
             )
         saved = RunDirectory(checkpoint.folder).latest(prepare)
     elif resume is not None:

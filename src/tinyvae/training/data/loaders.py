@@ -233,7 +233,7 @@ def transformed(
 
 
 def length_of(sized: Any) -> int | None:
-    """Return the length, None if there is none."""
+    """Return the length of data, None for data without a length."""
     try:
         return len(sized)
     except (TypeError, NotImplementedError):

@@ -1,4 +1,4 @@
-"""Processes that read batches ahead: their life, their deaths, and errors that they report."""
+"""Processes that read batches ahead, and the errors that they report."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
