@@ -1,12 +1,13 @@
 """The MNIST VAE: data, model, training, evaluation and figures on one page.
 
-    python examples/mnist_vae.py                 # MNIST if available, else embedded digits
-    python examples/mnist_vae.py --data mnist    # MNIST or an error
+    python examples/mnist_vae.py                 # 14 x 14 binary images, which come with tinyvae
     python examples/mnist_vae.py --reference     # the published model
+    python examples/mnist_vae.py --size 28       # MNIST in full, from data/MNIST/raw or downloaded
 
-The encoder has 196-128(tanh)-z8 units, the decoder 8-128(tanh)-196, for 14 x 14 binary images,
-after https://github.com/williamcfrancis/Variational-Autoencoder-for-MNIST. Figures and
-``results.json`` go to ``runs/mnist_vae``.
+The encoder has 196-128(tanh)-z8 units, the decoder 8-128(tanh)-196, after
+https://github.com/williamcfrancis/Variational-Autoencoder-for-MNIST. Images of 28 x 28 pixels get
+convolutions, 16 latent dimensions and dynamic binarization. Figures and ``results.json`` go to
+``runs/mnist_vae``.
 """
 
 import argparse
@@ -16,8 +17,8 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from mnist_images import MNISTImages, load_images, report_test_images
 from published_reference import report_reference
-from small_images import SmallImages, load_images, report_test_images
 from torch import nn
 from torch.optim import AdamW
 
@@ -26,36 +27,53 @@ from tinyvae import (
     MLP,
     VAE,
     BernoulliLikelihood,
+    ConvNet,
     GaussianEncoder,
     History,
     Optimization,
     Trainer,
+    TransposedConvNet,
 )
 from tinyvae.io import write_json
 from tinyvae.models import summary
 from tinyvae.plotting import curves, image_grid, image_rows, latent_scatter, save_figure
 from tinyvae.training import tune_malloc
 
+# Chosen on the validation images.
+DEFAULTS = {
+    14: {"epochs": 200, "batch_size": 128, "learning_rate": 1e-2},
+    28: {"epochs": 20, "batch_size": 128, "learning_rate": 2e-3},
+}
 
-def build(data_shape: torch.Size, latent_dim: int = 8) -> VAE:
-    """Return a VAE with one hidden layer in the encoder and in the decoder."""
-    encoder = GaussianEncoder(MLP(data_shape, hidden=(128,), activation=nn.Tanh), latent_dim)
-    decoder = MLP(latent_dim, hidden=(128,), out_shape=data_shape, activation=nn.Tanh)
+
+def build(data_shape: torch.Size) -> VAE:
+    """Return a VAE with one hidden layer for 14 x 14 pixels, with convolutions for 28 x 28."""
+    if data_shape[-1] == 28:
+        encoder = GaussianEncoder(ConvNet(data_shape, channels=(32, 64)), latent_dim=16)
+        return VAE(encoder, TransposedConvNet(16, channels=(64, 32)), BernoulliLikelihood())
+    encoder = GaussianEncoder(MLP(data_shape, hidden=(128,), activation=nn.Tanh), latent_dim=8)
+    decoder = MLP(8, hidden=(128,), activation=nn.Tanh)
     return VAE(encoder, decoder, BernoulliLikelihood())
 
 
-def train(vae: VAE, data: SmallImages, args: argparse.Namespace) -> History:
-    """Maximize the ELBO. The defaults were chosen on the validation images of MNIST."""
+def train(vae: VAE, data: MNISTImages, args: argparse.Namespace) -> History:
+    """Maximize the ELBO."""
     optimization = Optimization(
         args.learning_rate,
         optimizer=partial(AdamW, fused=True),
         schedule="cosine",
     )
     trainer = Trainer(vae, ELBO(), optimization, seed=args.seed, record_every=1)
-    return trainer.fit(data.train, data.validation, epochs=args.epochs, batch_size=args.batch_size)
+    return trainer.fit(
+        data.train,
+        data.validation,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        transform=data.transform,
+    )
 
 
-def figures(vae: VAE, data: SmallImages, history: History) -> dict[str, Figure]:
+def figures(vae: VAE, data: MNISTImages, history: History) -> dict[str, Figure]:
     """Return the figures of a run by name."""
     updates = history.to_dict()["updates"]
     terms = {
@@ -64,7 +82,7 @@ def figures(vae: VAE, data: SmallImages, history: History) -> dict[str, Figure]:
     }
     rows = {}
     for part, images in (("training", data.train), ("validation", data.validation)):
-        shown = images[:: len(images) // 12][:12]
+        shown = data.binary(images[:: len(images) // 12][:12])
         rows |= {part: shown, f"{part}, reconstructed": vae.reconstruct(shown)}
     means = vae.encode(data.test).mean
     position = torch.linspace(0, 1, 11).reshape(-1, 1, 1)
@@ -89,20 +107,25 @@ def figures(vae: VAE, data: SmallImages, history: History) -> dict[str, Figure]:
 def main() -> None:
     """Train, evaluate and save figures, the model and the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", choices=("auto", "mnist", "digits"), default="auto")
-    parser.add_argument("--data-root", default="data", help="folder that holds MNIST/raw")
-    parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=1e-2)
+    parser.add_argument("--size", type=int, choices=(14, 28), default=14, help="pixels per side")
+    parser.add_argument("--data-root", default="data", help="folder of MNIST/raw, for --size 28")
+    parser.add_argument("--epochs", type=int, help="default: 200, or 20 with --size 28")
+    parser.add_argument("--batch-size", type=int, help="default: 128")
+    parser.add_argument("--learning-rate", type=float, help="default: 1e-2, or 2e-3 with --size 28")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--full", action="store_true", help="log p(x) of all test images")
     parser.add_argument("--reference", action="store_true", help="rerun the published model")
     parser.add_argument("--output", type=Path, default=Path("runs/mnist_vae"))
     args = parser.parse_args()
+    if args.reference and args.size != 14:
+        parser.error("--reference needs --size 14: the published model has 14 x 14 pixels")
+    for name, default in DEFAULTS[args.size].items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
 
     start = time.perf_counter()
     tune_malloc()
-    data = load_images("mnist" if args.reference else args.data, args.data_root)
+    data = load_images(args.size, args.data_root)
     print(data.headline, flush=True)
     torch.manual_seed(args.seed)  # initial weights come from torch's default generator
     if args.reference:

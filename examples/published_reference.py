@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 import torch
-from small_images import SmallImages, report_test_images
+from mnist_images import MNISTImages, report_test_images
 from torch import Tensor, nn
 
 from tinyvae import MLP, VAE, Batch, BernoulliLikelihood, Encoder, Objective, Optimization, Trainer
@@ -66,7 +66,7 @@ def published_quantity(vae: VAE, x: Tensor, num_samples: int) -> Tensor:
     return output.log_px.mean(0) - charged_kl(term.posterior, term.prior)
 
 
-def report_reference(data: SmallImages, *, full: bool, seed: int) -> dict[str, Any]:
+def report_reference(data: MNISTImages, *, full: bool, seed: int) -> dict[str, Any]:
     """Train as published; report the published quantity and the bounds of the same weights."""
     shape = data.train.shape[1:]
     decoder = MLP(8, hidden=(128,), out_shape=shape, activation=nn.Tanh)

@@ -135,7 +135,7 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 # Caps of these examples: epochs of a call of ``fit``, samples of a call of ``evaluate``.
 MOST_EPOCHS, MOST_SAMPLES = 2, 50
-REFERENCE = (("mnist_vae.py",), ("--data", "digits", "--epochs", "3", "--output", "run"))
+REFERENCE = (("mnist_vae.py",), ("--epochs", "3", "--output", "run"))
 
 # Columns of a history and keys of a results file that hold times.
 IS_TIME = re.compile(r"time|second", re.IGNORECASE)

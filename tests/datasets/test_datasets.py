@@ -11,20 +11,13 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from helpers.disk import on_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyvae.datasets import LabeledImages, digits, frey_faces, mnist, read_idx, split
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def on_disk(relative: str) -> Path:
-    """Return the folder with real data of this name, or skip the test."""
-    for folder in (ROOT / "data", ROOT.parent / "shared" / "data"):
-        if (folder / relative).exists():
-            return folder
-    pytest.skip(f"{relative} is not in data/")
 
 
 def generator(seed: int = 0) -> torch.Generator:

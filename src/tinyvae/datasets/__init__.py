@@ -22,3 +22,4 @@ from tinyvae.datasets.images import split as split
 from tinyvae.datasets.sources import digits as digits
 from tinyvae.datasets.sources import frey_faces as frey_faces
 from tinyvae.datasets.sources import mnist as mnist
+from tinyvae.datasets.sources import mnist14 as mnist14
