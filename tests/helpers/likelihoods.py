@@ -26,6 +26,7 @@ from tinyvae.likelihoods import (
     ContinuousBernoulliLikelihood,
     DiscretizedLogisticLikelihood,
     Fixed,
+    HurdleLikelihood,
     LaplaceLikelihood,
     Learned,
     LogNormalLikelihood,
@@ -148,6 +149,22 @@ def zero_inflated(base):
     return reference
 
 
+def hurdle(base):
+    def reference(likelihood, params, x, n, context):
+        axis, rows = -n - 1, np.atleast_1d(likelihood.at)
+        rows = rows.reshape(len(rows), *[1] * (n + 1 - rows.ndim), *rows.shape[1:])
+        logits, rest = np.split(params, [len(rows)], axis)
+        rest = rest.squeeze(axis) if rest.shape[axis] == 1 else rest
+        shares = np.concatenate([logits, np.zeros_like(logits).take([0], axis)], axis)
+        log_shares = scipy.special.log_softmax(shares, axis)
+        each = log_shares.take(-1, axis) + base(likelihood.likelihood, rest, x, n, context)
+        for index, row in enumerate(rows):
+            each = np.where(x == row, log_shares.take(index, axis), each)
+        return each
+
+    return reference
+
+
 def mixture(base):
     def reference(likelihood, params, x, n, context):
         m, axis = likelihood.num_components, -n - 1
@@ -203,6 +220,18 @@ class Support:
 def levels(num_levels):
     outside = (-1.0, float(num_levels), 0.5)
     return Support(lambda *s: torch.randint(num_levels, s).double(), outside, num_levels)
+
+
+def with_points(support, *points, outside):
+    """Support in which a third of the values are points, as values or rows of values."""
+
+    def draw(*shape):
+        x = support.draw(*shape)
+        for index, point in enumerate(points):
+            x = torch.where(torch.rand(shape) < 0.3 / (index + 1), torch.as_tensor(point), x)
+        return x
+
+    return Support(draw, outside)
 
 
 REALS = Support(torch.randn, ())
@@ -394,6 +423,46 @@ LIKELIHOODS = {
         zero_inflated(negative_binomial()),
         COUNTS,
         num_params=3,
+    ),
+    "log-normal hurdle": Family(
+        lambda _: HurdleLikelihood(LogNormalLikelihood(0.5)),
+        hurdle(scalar(log_normal)),
+        with_points(POSITIVE, 0.0, outside=(-1.0,)),
+        num_params=2,
+    ),
+    "gaussian hurdle, two points": Family(
+        lambda e: HurdleLikelihood(GaussianLikelihood(Learned(e)), at=(0.0, 1.5)),
+        hurdle(gaussian),
+        with_points(REALS, 0.0, 1.5, outside=()),
+        num_params=3,
+        scales=same_shape,
+    ),
+    "gaussian hurdle, points per dimension": Family(
+        lambda e: HurdleLikelihood(
+            StandardizedLikelihood(GaussianLikelihood("predicted"), mean=1.0, std=2.0),
+            at=[ramp(e), (-torch.tensor(ramp(e))).tolist()],
+        ),
+        hurdle(standardized(gaussian)),
+        REALS,
+        num_params=4,
+    ),
+    "masked beta hurdle": Family(
+        lambda _: MaskedLikelihood(
+            HurdleLikelihood(BetaLikelihood(Predicted(minimum=4.0)), at=(0.0, 1.0)), show_mask=True
+        ),
+        masked(hurdle(scalar(beta))),
+        with_points(OPEN, 0.0, 1.0, outside=(-0.1, 1.1)),
+        num_params=4,
+        spread=0.5,
+    ),
+    "mixture of gaussian hurdle": Family(
+        lambda e: MixtureLikelihood(
+            HurdleLikelihood(GaussianLikelihood(), at=[ramp(e)]), num_components=2
+        ),
+        mixture(hurdle(gaussian)),
+        REALS,
+        num_params=6,
+        scales=one_scale,
     ),
     "discretized logistic, 256": Family(
         lambda _: DiscretizedLogisticLikelihood(256), discretized(256), levels(256), num_params=2

@@ -20,6 +20,7 @@ from tinyvae.likelihoods import (
     BetaLikelihood,
     ContinuousBernoulliLikelihood,
     DiscretizedLogisticLikelihood,
+    HurdleLikelihood,
     LaplaceLikelihood,
     LogNormalLikelihood,
     MixtureLikelihood,
@@ -128,7 +129,8 @@ def test_likelihood_parameters_for_the_mean(name):
 def name_in_errors(sample):
     """Name that errors about the support start with: that of the innermost likelihood."""
     inner = sample.likelihood
-    while hasattr(inner, "likelihood") and not isinstance(inner, StandardizedLikelihood):
+    outermost = (HurdleLikelihood, StandardizedLikelihood)  # they know the units of the data
+    while hasattr(inner, "likelihood") and not isinstance(inner, outermost):
         inner = inner.likelihood
     return sample.family.name_in_errors or type(inner).__name__
 
@@ -243,6 +245,7 @@ FITS = {
         ZeroInflatedLikelihood(NegativeBinomialLikelihood("predicted")),
         [-0.5, 2.0, 1.0],
     ),
+    "log-normal hurdle": (HurdleLikelihood(LogNormalLikelihood("predicted")), [0.4, 0.7, -0.4]),
     "discretized logistic": (DiscretizedLogisticLikelihood(16), [0.2, -1.2]),
     "mixture of gaussian": (
         MixtureLikelihood(GaussianLikelihood(0.5), num_components=2),

@@ -19,6 +19,7 @@ from tinyvae.likelihoods import (
     BetaLikelihood,
     ContinuousBernoulliLikelihood,
     DiscretizedLogisticLikelihood,
+    HurdleLikelihood,
     LaplaceLikelihood,
     Learned,
     LogNormalLikelihood,
@@ -103,6 +104,21 @@ SPIKES = {
         with_constant_column,
         "computes a scale of constant dimensions",
     ),
+    "a point that has no mass": (
+        lambda: HurdleLikelihood(LogNormalLikelihood()),
+        amounts_with_zeros,
+        "LogNormalLikelihood got about 30% .* at 1e-06",
+    ),
+    "points that have no mass": (
+        lambda: HurdleLikelihood(GaussianLikelihood("predicted"), at=-1.0),
+        gray,
+        "about 80% .* occur again",
+    ),
+    "the other end": (
+        lambda: HurdleLikelihood(ContinuousBernoulliLikelihood(), at=0.0),
+        gray,
+        "about 60% of .* at 0 or 1",
+    ),
     "constant data": (GaussianLikelihood, lambda: torch.ones(N, 4), "learns a scale of constant"),
 }
 
@@ -134,6 +150,16 @@ FINE = {
     "inside": (ContinuousBernoulliLikelihood, lambda: torch.rand(N, 4)),
     "proportions": (BetaLikelihood, lambda: torch.rand(N, 4) ** 3),
     "amounts": (LogNormalLikelihood, lambda: torch.randn(N, 4).exp()),
+    "amounts with zeros": (
+        lambda: HurdleLikelihood(LogNormalLikelihood()),
+        lambda: torch.threshold(amounts_with_zeros(), 1e-6, 0.0),
+    ),
+    "points": (lambda: HurdleLikelihood(GaussianLikelihood("predicted"), at=(0.0, 1.0)), gray),
+    "both ends": (lambda: HurdleLikelihood(ContinuousBernoulliLikelihood(), at=(0.0, 1.0)), gray),
+    "masked points": (
+        lambda: MaskedLikelihood(HurdleLikelihood(BetaLikelihood(), at=(0.0, 1.0))),
+        lambda: missing(gray()),
+    ),
     "few": (lambda: GaussianLikelihood("predicted"), lambda: gray()[:20]),
     "dequantized": (
         lambda: GaussianLikelihood("predicted"),

@@ -22,6 +22,7 @@ from tinyvae.distributions import Independent, Normal, TorchDistribution
 from tinyvae.likelihoods import (
     BetaLikelihood,
     DiscretizedLogisticLikelihood,
+    HurdleLikelihood,
     LaplaceLikelihood,
     LogNormalLikelihood,
     MaskedLikelihood,
@@ -124,6 +125,18 @@ CONFINED = {
     "extra zeros": (
         lambda: ZeroInflatedLikelihood(NegativeBinomialLikelihood()),
         counts,
+        second(F.softplus),
+        r"\(parameter 2 of 2\) stays >= 0",
+    ),
+    "masses": (
+        lambda: HurdleLikelihood(GaussianLikelihood()),
+        real,
+        torch.sigmoid,
+        r"\(parameter 1 of 2\) stays in \[0, 1\]",
+    ),
+    "mean next to masses": (
+        lambda: HurdleLikelihood(GaussianLikelihood()),
+        real,
         second(F.softplus),
         r"\(parameter 2 of 2\) stays >= 0",
     ),

@@ -18,6 +18,7 @@ from tinyvae.likelihoods import (
     Column,
     ContinuousBernoulliLikelihood,
     DiscretizedLogisticLikelihood,
+    HurdleLikelihood,
     LaplaceLikelihood,
     LogNormalLikelihood,
     MaskedLikelihood,
@@ -81,6 +82,16 @@ CASES = {
         1e-12,
     ),
     "zero-inflated": (lambda: ZeroInflatedLikelihood(PoissonLikelihood()), counts, 1e-12),
+    "hurdle": (
+        lambda: HurdleLikelihood(GaussianLikelihood("predicted"), at=(0.0, 0.5)),
+        lambda: uniform().masked_fill(uniform() > 0.7, 0.5).masked_fill(uniform() > 0.8, 0.0),
+        2e-4,
+    ),
+    "hurdle without other values": (
+        lambda: HurdleLikelihood(LogNormalLikelihood(1e-6)),
+        lambda: torch.zeros(N, 3),
+        1e-3,
+    ),
     "mixture": (
         lambda: MixtureLikelihood(GaussianLikelihood("predicted"), num_components=3),
         uniform,

@@ -32,6 +32,7 @@ from tinyvae.distributions import Independent, Normal
 from tinyvae.errors import NoClosedFormError
 from tinyvae.likelihoods import (
     DiscretizedLogisticLikelihood,
+    HurdleLikelihood,
     MaskedLikelihood,
     NegativeBinomialLikelihood,
     PoissonLikelihood,
@@ -268,6 +269,7 @@ def test_vae_needs_a_row_of_context_per_example():
         (NegativeBinomialLikelihood(), torch.int64, torch.float64),
         (ZeroInflatedLikelihood(PoissonLikelihood()), torch.int64, torch.float64),
         (MaskedLikelihood(CategoricalLikelihood(5)), torch.int64, torch.int64),
+        (HurdleLikelihood(GaussianLikelihood()), torch.float64, torch.float64),
         (BernoulliLikelihood(), torch.float64, torch.float64),
         (GaussianLikelihood(), torch.float64, torch.float64),
     ],

@@ -36,6 +36,7 @@ from tinyvae.distributions.joint import TabularDistribution as TabularDistributi
 from tinyvae.distributions.kl import has_closed_form as has_closed_form
 from tinyvae.distributions.kl import kl_divergence as kl_divergence
 from tinyvae.distributions.kl import log_prob_of_draws as log_prob_of_draws
+from tinyvae.distributions.mixtures import Hurdle as Hurdle
 from tinyvae.distributions.mixtures import Mixture as Mixture
 from tinyvae.distributions.mixtures import ZeroInflated as ZeroInflated
 from tinyvae.distributions.multivariate import Delta as Delta

@@ -36,6 +36,7 @@ from tinyvae.likelihoods.distances import FeatureDistance as FeatureDistance
 from tinyvae.likelihoods.distances import MultiScaleSSIM as MultiScaleSSIM
 from tinyvae.likelihoods.gaussian import GaussianLikelihood as GaussianLikelihood
 from tinyvae.likelihoods.gaussian import OptimalGaussianLikelihood as OptimalGaussianLikelihood
+from tinyvae.likelihoods.hurdle import HurdleLikelihood as HurdleLikelihood
 from tinyvae.likelihoods.masked import MaskedLikelihood as MaskedLikelihood
 from tinyvae.likelihoods.parameters import Fixed as Fixed
 from tinyvae.likelihoods.parameters import Learned as Learned

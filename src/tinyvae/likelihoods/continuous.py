@@ -99,7 +99,7 @@ class LogNormalLikelihood(Likelihood):
 
     has_location = True
     support = "finite numbers > 0"
-    hint = "give zeros a likelihood of their own, or model x + c"
+    hint = "give zeros a mass, HurdleLikelihood(LogNormalLikelihood()), or model x + c"
     fill_value = 1.0
 
     def __init__(self, std: PositiveLike = "learned") -> None:
@@ -184,7 +184,8 @@ class BetaLikelihood(Likelihood):
         if edge.any() and (share := share_at_ends(x)) >= 0.1:
             warn_of_unbounded_density(
                 f"BetaLikelihood got {rounded(share)} of the values at one number next to 0 or 1",
-                f"use {MASSES}, or give zeros and ones a likelihood of their own",
+                f"use {MASSES}, or give zeros and ones masses, HurdleLikelihood(BetaLikelihood(), "
+                "at=(0.0, 1.0))",
             )
 
     def in_support(self, x: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class LikelihoodWrapper(Likelihood, ABC):
         self.centers_are_integers = likelihood.centers_are_integers
         self.support, self.hint = likelihood.support, likelihood.hint
         self.has_location = likelihood.has_location
+        self.has_point_masses = likelihood.has_point_masses
 
     @property
     def is_density(self) -> bool:  # type: ignore[override]
@@ -120,6 +121,12 @@ class StandardizedLikelihood(ExactBuffers, LikelihoodWrapper):
             raise TypeError(
                 "StandardizedLikelihood expects a likelihood with a density, got "
                 f"{type(likelihood).__name__}: masses have no units, so leave the wrapper out"
+            )
+        if likelihood.has_point_masses:
+            raise TypeError(
+                "StandardizedLikelihood expects a likelihood with a density at all values, got "
+                f"{type(likelihood).__name__}: standardize inside it, with points in units of the "
+                "data, HurdleLikelihood(StandardizedLikelihood(...), at=0.0)"
             )
         shift, scale = np.asarray(mean, dtype=np.float64), np.asarray(std, dtype=np.float64)
         if not (np.isfinite(shift).all() and np.isfinite(scale).all() and (scale > 0).all()):
