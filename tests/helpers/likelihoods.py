@@ -1,5 +1,6 @@
 """One table of likelihoods, each with data, a reference density and its expected parameters."""
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from tinyvae.likelihoods import (
     HurdleLikelihood,
     LaplaceLikelihood,
     Learned,
+    LogitNormalLikelihood,
     LogNormalLikelihood,
     MaskedLikelihood,
     MixedLikelihood,
@@ -36,6 +38,7 @@ from tinyvae.likelihoods import (
     NegativeBinomialLikelihood,
     OneHotLikelihood,
     OptimalGaussianLikelihood,
+    OrdinalLikelihood,
     PoissonLikelihood,
     PositiveParameter,
     Predicted,
@@ -93,6 +96,15 @@ def log_normal(x, mean_log, std):
     return scipy.stats.lognorm.logpdf(x, std, scale=np.exp(mean_log))
 
 
+def logit_normal(low=0.0, high=1.0):
+    def log_prob(x, mean, std):
+        y = scipy.special.logit((x - low) / (high - low))
+        slope = (high - low) / ((x - low) * (high - x))
+        return scipy.stats.norm.logpdf(y, mean, std) + np.log(slope)
+
+    return scalar(log_prob)
+
+
 def beta(x, logits, total):
     return scipy.stats.beta.logpdf(x, expit(logits) * total, expit(-logits) * total)
 
@@ -131,6 +143,15 @@ def categorical(likelihood, params, x, n, context):
     return np.take_along_axis(each, np.expand_dims(index, -n - 1), -n - 1).squeeze(-n - 1)
 
 
+def ordinal(likelihood, params, x, n, context):
+    first, *log_widths = likelihood.raw.detach().double().numpy()
+    cuts = [-np.inf, first]
+    for log_width in log_widths:
+        cuts.append(cuts[-1] + np.exp(log_width))
+    mass = [expit(b - params) - expit(a - params) for a, b in itertools.pairwise([*cuts, np.inf])]
+    return np.log(sum(np.where(x == level, each, 0) for level, each in enumerate(mass)))
+
+
 def one_hot(likelihood, params, x, n, context):
     return x * scipy.special.log_softmax(params, -n)
 
@@ -157,7 +178,8 @@ def hurdle(base):
         rest = rest.squeeze(axis) if rest.shape[axis] == 1 else rest
         shares = np.concatenate([logits, np.zeros_like(logits).take([0], axis)], axis)
         log_shares = scipy.special.log_softmax(shares, axis)
-        each = log_shares.take(-1, axis) + base(likelihood.likelihood, rest, x, n, context)
+        with np.errstate(divide="ignore"):
+            each = log_shares.take(-1, axis) + base(likelihood.likelihood, rest, x, n, context)
         for index, row in enumerate(rows):
             each = np.where(x == row, log_shares.take(index, axis), each)
         return each
@@ -188,7 +210,7 @@ def standardized(base):
 
 def masked(base):
     def reference(likelihood, params, x, n, context):
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore"):
             inner = base(likelihood.likelihood, params, np.nan_to_num(x, nan=0.5), n, context)
         return np.where(np.isnan(x), 0, inner)
 
@@ -365,6 +387,22 @@ LIKELIHOODS = {
         num_params=2,
         spread=0.2,
     ),
+    "logit-normal": Family(lambda _: LogitNormalLikelihood(0.7), logit_normal(), OPEN, spread=0.5),
+    "logit-normal, interval": Family(
+        lambda _: LogitNormalLikelihood("predicted", low=-1.0, high=3.0),
+        logit_normal(-1.0, 3.0),
+        Support(lambda *s: 4 * OPEN.draw(*s) - 1, (-1.0, 3.0, -1.1, 4.0)),
+        num_params=2,
+        spread=0.5,
+    ),
+    "masked logit-normal hurdle": Family(
+        lambda _: MaskedLikelihood(HurdleLikelihood(LogitNormalLikelihood(), at=(0.0, 1.0))),
+        masked(hurdle(logit_normal())),
+        with_points(OPEN, 0.0, 1.0, outside=(-0.1, 1.1)),
+        num_params=3,
+        scales=one_scale,
+        spread=0.5,
+    ),
     "beta": Family(
         lambda _: BetaLikelihood(Learned(initial=8.0)),
         scalar(beta),
@@ -388,6 +426,32 @@ LIKELIHOODS = {
     ),
     "categorical, gray": Family(
         lambda _: CategoricalLikelihood(256, ordered=True), categorical, levels(256), num_params=256
+    ),
+    "ordinal": Family(lambda _: OrdinalLikelihood(5), ordinal, levels(5), scales=lambda _: (4,)),
+    "ordinal, per dimension": Family(
+        lambda e: OrdinalLikelihood(4, shape=e, frequencies=(1.0, 2.0, 3.0, 2.0)),
+        ordinal,
+        levels(4),
+        scales=lambda e: (3, *e),
+    ),
+    "ordinal, two levels": Family(
+        lambda e: OrdinalLikelihood(2, shape=per_channel(e)),
+        ordinal,
+        BITS,
+        scales=lambda e: (1, *per_channel(e)),
+    ),
+    "masked ordinal": Family(
+        lambda _: MaskedLikelihood(OrdinalLikelihood(3)),
+        masked(ordinal),
+        levels(3),
+        scales=lambda _: (2,),
+    ),
+    "mixture of ordinal": Family(
+        lambda e: MixtureLikelihood(OrdinalLikelihood(4, shape=e), num_components=2),
+        mixture(ordinal),
+        levels(4),
+        num_params=4,
+        scales=lambda e: (3, *e),
     ),
     "poisson": Family(lambda _: PoissonLikelihood(3.0), poisson(3.0), COUNTS),
     "poisson, per dimension": Family(

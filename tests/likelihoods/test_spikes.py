@@ -22,6 +22,7 @@ from tinyvae.likelihoods import (
     HurdleLikelihood,
     LaplaceLikelihood,
     Learned,
+    LogitNormalLikelihood,
     LogNormalLikelihood,
     MaskedLikelihood,
     MixtureLikelihood,
@@ -74,7 +75,12 @@ SPIKES = {
     "Beta": (
         BetaLikelihood,
         lambda: gray().clamp(1e-4, 1 - 1e-4),
-        "about 80% .* next to 0 or 1",
+        "about 80% .* next to an end",
+    ),
+    "logit-normal": (
+        lambda: LogitNormalLikelihood(low=-1.0, high=3.0),
+        lambda: 4 * gray().clamp(1e-4, 1 - 1e-4) - 1,
+        "about 80% .* next to an end",
     ),
     "log-normal": (LogNormalLikelihood, amounts_with_zeros, "about 30% .* at 1e-06"),
     "Gaussian": (lambda: GaussianLikelihood("predicted"), gray, "about 80% .* occur again"),
@@ -149,6 +155,7 @@ FINE = {
     ),
     "inside": (ContinuousBernoulliLikelihood, lambda: torch.rand(N, 4)),
     "proportions": (BetaLikelihood, lambda: torch.rand(N, 4) ** 3),
+    "scores": (lambda: LogitNormalLikelihood(high=9.0), lambda: 9 * torch.rand(N, 4)),
     "amounts": (LogNormalLikelihood, lambda: torch.randn(N, 4).exp()),
     "amounts with zeros": (
         lambda: HurdleLikelihood(LogNormalLikelihood()),

@@ -20,6 +20,7 @@ from tinyvae.likelihoods import (
     DiscretizedLogisticLikelihood,
     HurdleLikelihood,
     LaplaceLikelihood,
+    LogitNormalLikelihood,
     LogNormalLikelihood,
     MaskedLikelihood,
     MixedLikelihood,
@@ -27,6 +28,7 @@ from tinyvae.likelihoods import (
     NegativeBinomialLikelihood,
     OneHotLikelihood,
     OptimalGaussianLikelihood,
+    OrdinalLikelihood,
     PoissonLikelihood,
     StandardizedLikelihood,
     StudentTLikelihood,
@@ -82,6 +84,7 @@ CASES = {
         1e-12,
     ),
     "zero-inflated": (lambda: ZeroInflatedLikelihood(PoissonLikelihood()), counts, 1e-12),
+    "ordinal": (lambda: OrdinalLikelihood(10, shape=(3,)), counts, 2e-3),
     "hurdle": (
         lambda: HurdleLikelihood(GaussianLikelihood("predicted"), at=(0.0, 0.5)),
         lambda: uniform().masked_fill(uniform() > 0.7, 0.5).masked_fill(uniform() > 0.8, 0.0),
@@ -131,6 +134,13 @@ def test_init_output_bias_of_log_normal_data():
     x = uniform().exp()
     median = started(LogNormalLikelihood(1e-6), x).decode(torch.zeros(1, 2)).mean
     torch.testing.assert_close(median, x.log().mean(0).exp()[None], rtol=0, atol=1e-9)
+
+
+def test_init_output_bias_of_logit_normal_data():
+    x = uniform().clamp(0.01, 0.99)
+    mean = started(LogitNormalLikelihood(1e-6), x).decode(torch.zeros(1, 2)).mean
+    expected = torch.sigmoid(torch.logit(x).mean(0))[None]
+    torch.testing.assert_close(mean, expected, rtol=0, atol=1e-9)
 
 
 def test_init_output_bias_of_a_table():

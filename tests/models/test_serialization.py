@@ -47,6 +47,7 @@ from tinyvae.likelihoods import (
     HurdleLikelihood,
     LaplaceLikelihood,
     Learned,
+    LogitNormalLikelihood,
     LogNormalLikelihood,
     MaskedLikelihood,
     MixedLikelihood,
@@ -55,6 +56,7 @@ from tinyvae.likelihoods import (
     NegativeBinomialLikelihood,
     OneHotLikelihood,
     OptimalGaussianLikelihood,
+    OrdinalLikelihood,
     PerceptualLikelihood,
     PoissonLikelihood,
     Predicted,
@@ -98,6 +100,8 @@ EXAMPLES = [
     Fixed(0.4),
     Learned((4,), initial=2.0),
     LogNormalLikelihood("predicted"),
+    LogitNormalLikelihood("predicted", low=[-1.0, 0.0], high=2.0),
+    OrdinalLikelihood(5, shape=(4,), frequencies=[1.0, 2.0, 3.0, 2.0, 1.0]),
     MaskedLikelihood(PoissonLikelihood(), show_mask=True),
     MixedLikelihood(
         [

@@ -35,6 +35,7 @@ from tinyvae.likelihoods import (
     HurdleLikelihood,
     MaskedLikelihood,
     NegativeBinomialLikelihood,
+    OrdinalLikelihood,
     PoissonLikelihood,
     ZeroInflatedLikelihood,
 )
@@ -265,6 +266,7 @@ def test_vae_needs_a_row_of_context_per_example():
     [
         (CategoricalLikelihood(5), torch.int64, torch.int64),
         (CategoricalLikelihood(5, ordered=True), torch.int64, torch.float64),
+        (OrdinalLikelihood(5), torch.int64, torch.float64),
         (DiscretizedLogisticLikelihood(16), torch.int64, torch.float64),
         (NegativeBinomialLikelihood(), torch.int64, torch.float64),
         (ZeroInflatedLikelihood(PoissonLikelihood()), torch.int64, torch.float64),

@@ -16,6 +16,7 @@ from tinyvae.distributions.base import Wrapper as Wrapper
 from tinyvae.distributions.base import sum_last as sum_last
 from tinyvae.distributions.bounded import Beta as Beta
 from tinyvae.distributions.bounded import ContinuousBernoulli as ContinuousBernoulli
+from tinyvae.distributions.bounded import LogitNormal as LogitNormal
 from tinyvae.distributions.bounded import LogNormal as LogNormal
 from tinyvae.distributions.continuous import ElementwiseNormal as ElementwiseNormal
 from tinyvae.distributions.continuous import Laplace as Laplace
@@ -43,6 +44,7 @@ from tinyvae.distributions.multivariate import Delta as Delta
 from tinyvae.distributions.multivariate import FullNormal as FullNormal
 from tinyvae.distributions.multivariate import LowRankNormal as LowRankNormal
 from tinyvae.distributions.multivariate import PointMass as PointMass
+from tinyvae.distributions.ordinal import Ordinal as Ordinal
 from tinyvae.distributions.quantized import CodebookCategorical as CodebookCategorical
 from tinyvae.distributions.quantized import Quantized as Quantized
 from tinyvae.distributions.relaxed import GumbelSoftmax as GumbelSoftmax

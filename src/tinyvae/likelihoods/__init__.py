@@ -15,6 +15,7 @@ logarithms of counts, one-hot rows of classes, zeros at missing entries.
 """
 
 from tinyvae.likelihoods.base import Likelihood as Likelihood
+from tinyvae.likelihoods.bounded import LogitNormalLikelihood as LogitNormalLikelihood
 from tinyvae.likelihoods.columns import Column as Column
 from tinyvae.likelihoods.continuous import BetaLikelihood as BetaLikelihood
 from tinyvae.likelihoods.continuous import (
@@ -38,6 +39,7 @@ from tinyvae.likelihoods.gaussian import GaussianLikelihood as GaussianLikelihoo
 from tinyvae.likelihoods.gaussian import OptimalGaussianLikelihood as OptimalGaussianLikelihood
 from tinyvae.likelihoods.hurdle import HurdleLikelihood as HurdleLikelihood
 from tinyvae.likelihoods.masked import MaskedLikelihood as MaskedLikelihood
+from tinyvae.likelihoods.ordinal import OrdinalLikelihood as OrdinalLikelihood
 from tinyvae.likelihoods.parameters import Fixed as Fixed
 from tinyvae.likelihoods.parameters import Learned as Learned
 from tinyvae.likelihoods.parameters import PositiveLike as PositiveLike

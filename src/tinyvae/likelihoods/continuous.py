@@ -14,7 +14,7 @@ from tinyvae.likelihoods.spikes import (
     MIN_EXAMPLES,
     rounded,
     share_at,
-    share_at_ends,
+    warn_of_ends,
     warn_of_unbounded_density,
 )
 
@@ -179,14 +179,7 @@ class BetaLikelihood(Likelihood):
     def warn_of_spikes(self, x: Tensor) -> None:
         """Warn if many values are the least one, near 0, or the largest one, near 1."""
         super().warn_of_spikes(x)
-        edge = spread_rows(x, MAX_EXAMPLES)
-        edge = (edge < 0.01) | (edge > 0.99)
-        if edge.any() and (share := share_at_ends(x)) >= 0.1:
-            warn_of_unbounded_density(
-                f"BetaLikelihood got {rounded(share)} of the values at one number next to 0 or 1",
-                f"use {MASSES}, or give zeros and ones masses, HurdleLikelihood(BetaLikelihood(), "
-                "at=(0.0, 1.0))",
-            )
+        warn_of_ends("BetaLikelihood", x)
 
     def in_support(self, x: Tensor) -> Tensor:
         """Return true for each entry that lies strictly between 0 and 1."""
