@@ -16,6 +16,7 @@ logarithms of counts, one-hot rows of classes, zeros at missing entries.
 
 from tinyvae.likelihoods.base import Likelihood as Likelihood
 from tinyvae.likelihoods.bounded import LogitNormalLikelihood as LogitNormalLikelihood
+from tinyvae.likelihoods.clusters import within_cluster_std as within_cluster_std
 from tinyvae.likelihoods.columns import Column as Column
 from tinyvae.likelihoods.continuous import BetaLikelihood as BetaLikelihood
 from tinyvae.likelihoods.continuous import (
