@@ -236,14 +236,15 @@ class MixtureLikelihood(LikelihoodWrapper):
         inputs = self.likelihood.encoder_input(x)  # logarithms of amounts
         index = cluster_indices(inputs if inputs.shape == x.shape else x, self.num_components)
         whole = self.likelihood.params_for_mean(x).reshape(-1, *x.shape[1:])  # (P, *E)
-        components = []
+        total, components = (~torch.isnan(x)).sum(0).clamp(min=1), []
         for component in range(self.num_components):
             values = x.masked_fill(index != component, torch.nan)
             count = (~torch.isnan(values)).sum(0)
             each = self.likelihood.params_for_mean(values).reshape(-1, *x.shape[1:])
-            weight = torch.log(count.clamp(min=1).to(each.dtype))
-            components.append(torch.cat([weight[None], torch.where(count > 0, each, whole)]))
-        return torch.stack(components, 1).flatten(0, 1)  # (1 + P, M, *E) before
+            log_share = torch.log(count.clamp(min=1) / total).to(each.dtype)
+            components.append(torch.cat([log_share[None], torch.where(count > 0, each, whole)]))
+        rows = torch.stack(components, 1)  # (1 + P, M, *E)
+        return rows.flatten(0, 1)
 
 
 class ZeroInflatedLikelihood(LikelihoodWrapper):
