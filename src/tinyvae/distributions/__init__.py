@@ -42,11 +42,16 @@ from tinyvae.distributions.multivariate import Delta as Delta
 from tinyvae.distributions.multivariate import FullNormal as FullNormal
 from tinyvae.distributions.multivariate import LowRankNormal as LowRankNormal
 from tinyvae.distributions.multivariate import PointMass as PointMass
+from tinyvae.distributions.quadrature import quadrature as quadrature
 from tinyvae.distributions.quantized import CodebookCategorical as CodebookCategorical
 from tinyvae.distributions.quantized import Quantized as Quantized
 from tinyvae.distributions.relaxed import GumbelSoftmax as GumbelSoftmax
 from tinyvae.distributions.relaxed import LogGumbelSoftmax as LogGumbelSoftmax
 from tinyvae.distributions.relaxed import StraightThrough as StraightThrough
+from tinyvae.distributions.selection import LogisticChance as LogisticChance
+from tinyvae.distributions.selection import SelfMaskedDistribution as SelfMaskedDistribution
+from tinyvae.distributions.selection import Tilted as Tilted
+from tinyvae.distributions.selection import tilted as tilted
 from tinyvae.distributions.spherical import PowerSpherical as PowerSpherical
 from tinyvae.distributions.spherical import SphereUniform as SphereUniform
 from tinyvae.distributions.wrappers import Affine as Affine

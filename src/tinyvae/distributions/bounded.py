@@ -35,6 +35,11 @@ class LogNormal(Distribution):
         self.batch_shape = self._log.batch_shape
 
     @property
+    def log_distribution(self) -> Normal:
+        """Distribution of log x."""
+        return self._log
+
+    @property
     def mean(self) -> Tensor:
         """Expected value, ``(*batch)``."""
         return torch.exp(self._log.mean + 0.5 * torch.exp(2 * self._log.log_std))

@@ -37,6 +37,8 @@ from tinyvae.likelihoods.distances import MultiScaleSSIM as MultiScaleSSIM
 from tinyvae.likelihoods.gaussian import GaussianLikelihood as GaussianLikelihood
 from tinyvae.likelihoods.gaussian import OptimalGaussianLikelihood as OptimalGaussianLikelihood
 from tinyvae.likelihoods.masked import MaskedLikelihood as MaskedLikelihood
+from tinyvae.likelihoods.mechanisms import Mechanism as Mechanism
+from tinyvae.likelihoods.mechanisms import SelfMasking as SelfMasking
 from tinyvae.likelihoods.parameters import Fixed as Fixed
 from tinyvae.likelihoods.parameters import Learned as Learned
 from tinyvae.likelihoods.parameters import PositiveLike as PositiveLike
