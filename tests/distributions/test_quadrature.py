@@ -1,5 +1,7 @@
 """Expectations by weighted points, against scipy."""
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -61,7 +63,7 @@ def expected(reference, function):
     pieces = [
         [
             quad(lambda x, i=i: reference.pdf(x)[i] * function(x), a, b)[0]
-            for a, b in zip(cuts, cuts[1:], strict=False)
+            for a, b in itertools.pairwise(cuts)
         ]
         for i in range(3)
     ]
@@ -99,7 +101,9 @@ def test_quadrature_of_mixtures_and_tables():
     x, log_weight = quadrature(zero_inflated)
     torch.testing.assert_close((log_weight.exp() * x).sum(0), zero_inflated.mean)
     positions = [torch.tensor([2, 0, 4]), torch.tensor([1, 3])]
-    table = TabularDistribution([Normal(MEAN, LOG), Bernoulli(torch.tensor([0.3, -2.0]))], positions)
+    table = TabularDistribution(
+        [Normal(MEAN, LOG), Bernoulli(torch.tensor([0.3, -2.0]))], positions
+    )
     x, log_weight = quadrature(table)
     torch.testing.assert_close((log_weight.exp() * x).sum(0), table.mean)
 

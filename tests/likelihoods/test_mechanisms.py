@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from helpers.cases import for_each
-from helpers.oracles import gauss_hermite, linear_gaussian
+from helpers.oracles import gauss_hermite
 from scipy.integrate import quad
 from scipy.special import expit
-from torch.nn import functional as F
 
 from tinyvae import (
     ELBO,
@@ -111,15 +110,15 @@ def test_bounds_lie_below_the_evidence_and_rise_to_it():
     vae = masked_linear_gaussian()
     want = torch.tensor([evidence(row.tolist()) for row in X])
     bounds = []
-    for k in (1, 5, 50):
-        values = vae(X.repeat(4000, 1), num_samples=k).log_weight().logsumexp(0) - math.log(k)
-        values = values.reshape(4000, 4)
-        error = values.std(0) / 4000**0.5
+    for k in (1, 4, 16):
+        values = vae(X.repeat(2000, 1), num_samples=k).log_weight().logsumexp(0) - math.log(k)
+        values = values.reshape(2000, 4)
+        error = values.std(0) / 2000**0.5
         assert (values.mean(0) < want + 4 * error).all()
         bounds.append(values.mean(0))
     assert (bounds[0] < bounds[1]).all()
     assert (bounds[1] < bounds[2]).all()
-    got = log_marginal(vae, X, num_samples=20_000)
+    got = log_marginal(vae, X, num_samples=5000)
     torch.testing.assert_close(got, want, rtol=0, atol=0.03)
 
 

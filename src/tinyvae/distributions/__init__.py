@@ -31,6 +31,8 @@ from tinyvae.distributions.discrete import Categorical as Categorical
 from tinyvae.distributions.discrete import DiscretizedLogistic as DiscretizedLogistic
 from tinyvae.distributions.discrete import OneHotCategorical as OneHotCategorical
 from tinyvae.distributions.discrete import OneHotDistribution as OneHotDistribution
+from tinyvae.distributions.intervals import CensoredDistribution as CensoredDistribution
+from tinyvae.distributions.intervals import log_interval as log_interval
 from tinyvae.distributions.joint import JointDistribution as JointDistribution
 from tinyvae.distributions.joint import TabularDistribution as TabularDistribution
 from tinyvae.distributions.kl import has_closed_form as has_closed_form

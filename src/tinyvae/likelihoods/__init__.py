@@ -15,6 +15,7 @@ logarithms of counts, one-hot rows of classes, zeros at missing entries.
 """
 
 from tinyvae.likelihoods.base import Likelihood as Likelihood
+from tinyvae.likelihoods.censored import CensoredLikelihood as CensoredLikelihood
 from tinyvae.likelihoods.columns import Column as Column
 from tinyvae.likelihoods.continuous import BetaLikelihood as BetaLikelihood
 from tinyvae.likelihoods.continuous import (

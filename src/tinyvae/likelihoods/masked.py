@@ -65,6 +65,11 @@ class MaskedLikelihood(LikelihoodWrapper):
             raise TypeError(
                 f"MaskedLikelihood expects a mechanism such as SelfMasking(), got {mechanism!r:.80}"
             )
+        if mechanism is not None and likelihood.has_bounds:
+            raise TypeError(
+                "MaskedLikelihood with a mechanism expects exact values, got CensoredLikelihood: "
+                "leave the mechanism out"
+            )
         self.show_mask = show_mask
         self.mechanism = mechanism
         if not likelihood.is_tabular:
@@ -116,7 +121,15 @@ class MaskedLikelihood(LikelihoodWrapper):
     def num_dims(self, x: Tensor) -> Tensor:
         """Return the number of observed entries, with a mechanism also those of the mask."""
         mask = 0 if self.mechanism is None else x[0].numel()
-        return super().num_dims(x) + mask
+        return self.likelihood.num_dims(x) + mask
+
+    def without_mechanism(self, p: Distribution) -> Distribution:
+        """Return p(observed values given z), which ignores the mask.
+
+        Args:
+            p: Value of :meth:`forward`.
+        """
+        return p if self.mechanism is None else self.mechanism.without_mask(p)
 
     def params_for_mean(self, x: Tensor) -> Tensor:
         """Return the wrapped likelihood's parameters for the mean of the observed entries."""
