@@ -106,6 +106,7 @@ def test_evidence_of_the_pair_is_that_of_nested_quadrature(intercept):
     torch.testing.assert_close(got, want, rtol=1e-7, atol=0)
 
 
+@pytest.mark.slow
 def test_bounds_lie_below_the_evidence_and_rise_to_it():
     vae = masked_linear_gaussian()
     want = torch.tensor([evidence(row.tolist()) for row in X])

@@ -7,11 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinyvae.distributions.base import Distribution
+from tinyvae.distributions.base import Distribution, Wrapper
 from tinyvae.distributions.discrete import Bernoulli, Categorical
 from tinyvae.distributions.joint import TabularDistribution
 from tinyvae.distributions.quadrature import quadrature
-from tinyvae.distributions.wrappers import MaskedDistribution
 
 _MOST_PROPOSALS = 100
 
@@ -47,7 +46,7 @@ class LogisticChance:
         )
 
 
-class SelfMaskedDistribution(MaskedDistribution):
+class SelfMaskedDistribution(Wrapper):
     r"""The distribution of observed entries and of which entries are missing.
 
     .. math:: \log p(x, s) = \begin{cases} \log p(x) + \log \sigma(-\ell(x)) & \text{observed} \\
@@ -59,7 +58,8 @@ class SelfMaskedDistribution(MaskedDistribution):
 
     Args:
         base: A scalar family.
-        inside: A value in the support of ``base``, see :class:`MaskedDistribution`.
+        inside: A value in the support of ``base``, see
+            :class:`~tinyvae.distributions.MaskedDistribution`.
         chance: Chance of a missing value given x.
 
     Raises:
@@ -75,8 +75,8 @@ class SelfMaskedDistribution(MaskedDistribution):
     """
 
     def __init__(self, base: Distribution, inside: Tensor, chance: LogisticChance) -> None:
-        super().__init__(base, inside)
-        self.chance = chance
+        super().__init__(base)
+        self.inside, self.chance = inside, chance
         self.is_discrete = base.is_discrete or None  # the mask has a mass
 
     def log_prob(self, value: Tensor) -> Tensor:
