@@ -33,6 +33,7 @@ from tinyvae.likelihoods import (
     MixedLikelihood,
     MixtureLikelihood,
     PoissonLikelihood,
+    RowMasking,
     SelfMasking,
     StandardizedLikelihood,
     StudentTLikelihood,
@@ -155,6 +156,105 @@ def test_masked_without_a_mechanism_keeps_its_conditional():
     assert likelihood.conditional(p, torch.zeros(2, 3)) is p
 
 
+# Rows ---------------------------------------------------------------------------------------------
+
+
+def row_masked(weight, bias):
+    """A model of three Gaussian columns whose mask depends linearly on the row."""
+    network = MLP(3, (), 3).double()
+    with torch.no_grad():
+        layer = next(m for m in network.modules() if isinstance(m, torch.nn.Linear))
+        layer.weight.copy_(torch.as_tensor(weight))
+        layer.bias.copy_(torch.as_tensor(bias))
+    mechanism = RowMasking(network)
+    return MaskedLikelihood(GaussianLikelihood(STD), mechanism=mechanism).double()
+
+
+def test_row_masking_is_unbiased():
+    """Two entries are missing. The chance of every entry depends on both."""
+    weight = torch.tensor([[1.0, -0.5, 0.3], [0.4, 0.8, -1.0], [-0.6, 0.5, 0.2]])
+    bias = torch.tensor([0.1, -0.3, 0.2])
+    likelihood = row_masked(weight, bias)
+    mean = torch.tensor([0.2, -0.5, 0.7])
+    x = torch.tensor([math.nan, 0.4, math.nan])
+    p = likelihood(mean.expand(40_000, 3), event_ndim=1)
+    estimates = p.log_prob(x).exp()
+    nodes, log_weights = gauss_hermite(50, 2)
+    rows = x.repeat(len(nodes), 1)
+    rows[:, [0, 2]] = mean[[0, 2]] + STD * nodes
+    log_odds = rows @ weight.T + bias
+    chance = torch.sigmoid(log_odds * torch.tensor([1.0, -1.0, 1.0])).prod(1)
+    density = torch.distributions.Normal(mean[1], STD).log_prob(x[1]).exp()
+    want = (log_weights.exp() * chance).sum() * density
+    error = estimates.std() / 200
+    assert abs(estimates.mean() - want) < 4 * error
+    assert error < 0.01 * want
+    # The conditional mean given the mask, and draws.
+    tilted = (log_weights.exp() * chance)[:, None] * rows
+    want_mean = tilted.sum(0) / (log_weights.exp() * chance).sum()
+    q = likelihood.conditional(likelihood(mean.expand(2000, 3), 1), x)
+    means, draws = q.mean, q.sample()
+    assert torch.equal(draws[:, 1], x[1].expand(2000))
+    for values in (means, draws):
+        error = values.std(0) / 2000**0.5
+        assert ((values.mean(0) - want_mean).abs() < 4 * error + 2e-3).all()
+
+
+def test_row_masking_with_a_diagonal_network_is_self_masking():
+    vae = masked_linear_gaussian()
+    rows = row_masked(torch.diag(torch.tensor([2.0, -1.0, 0.5])), [0.2, -0.4, 0.0])
+    vae.likelihood.mechanism = rows.mechanism
+    want = torch.tensor([evidence(row.tolist()) for row in X])
+    got = log_marginal(vae, X, num_samples=20_000)
+    torch.testing.assert_close(got, want, rtol=0, atol=0.04)
+
+
+def test_row_masking_trains_and_learns_no_dependence_at_random():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 3, generator=generator)
+    x[torch.rand(300, 3, generator=generator) < 0.3] = math.nan
+    mechanism = RowMasking.from_data(MLP(3, (), 3), x)
+    masked = MaskedLikelihood(GaussianLikelihood(), show_mask=True, mechanism=mechanism)
+    vae = trained(masked, x, epochs=30, objective=IWAE(5), rate=0.01)
+    layer = next(m for m in mechanism.network.modules() if isinstance(m, torch.nn.Linear))
+    chance = torch.sigmoid(layer.bias)
+    assert ((chance - 0.3).abs() < 0.12).all()
+    same = VAE(vae.encoder, vae.decoder, vae.likelihood, data_shape=(3,))
+    assert torch.equal(log_marginal(vae, x, num_samples=5), log_marginal(same, x, num_samples=5))
+
+
+def test_row_masking_refuses_draws_without_gradients():
+    masked = MaskedLikelihood(PoissonLikelihood(), mechanism=RowMasking(MLP(2, (), 2)))
+    x = torch.tensor([[1.0, math.nan]]).repeat(9, 1)
+    with pytest.raises((TypeError, ValueError), match="expects draws with gradients"):
+        trained(masked, x)
+
+
+@for_each("make", [lambda: SelfMasking((4,)), lambda: RowMasking(MLP(4, (), 4))])
+def test_distribution_without_the_mask_is_that_without_a_mechanism(make):
+    masked = MaskedLikelihood(GaussianLikelihood(STD), mechanism=make()).double()
+    plain = MaskedLikelihood(GaussianLikelihood(STD)).double()
+    params, x = torch.randn(5, 4), torch.randn(5, 4)
+    x[torch.rand(5, 4) < 0.4] = math.nan
+    got = masked.without_mechanism(masked(params, 1)).log_prob(x)
+    assert torch.equal(got, plain(params, 1).log_prob(x))
+
+
+@for_each("make", [lambda: SelfMasking((4,), sign=1), lambda: RowMasking(MLP(4, (), 4))])
+def test_saved_model_has_the_same_mechanism(tmp_path, make):
+    x = torch.randn(9, 4)
+    x[torch.rand(9, 4) < 0.4] = math.nan
+    masked = MaskedLikelihood(GaussianLikelihood(), show_mask=True, mechanism=make())
+    vae = VAE(GaussianEncoder(MLP(8, (4,)), 2), MLP(2, (4,)), masked, data_shape=(4,)).double()
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    vae.save(tmp_path / "model.safetensors")
+    same = VAE.load(tmp_path / "model.safetensors")
+    assert repr(same.likelihood) == repr(vae.likelihood)
+    assert torch.equal(log_marginal(same, x, num_samples=3), log_marginal(vae, x, num_samples=3))
+
+
 # Families -----------------------------------------------------------------------------------------
 
 COLUMNS = [
@@ -242,6 +342,21 @@ def correlated(num_rows, generator):
     z = torch.randn(num_rows, 1, generator=generator)
     noise = torch.randn(num_rows, 2, generator=generator)
     return 0.8 * z + 0.6 * noise
+
+
+@pytest.mark.slow
+@for_each("column", [0, 1])
+def test_mechanism_learns_no_dependence_if_values_are_missing_at_random(column):
+    """The second column is missing at random: completely, or by the first one."""
+    generator = torch.Generator().manual_seed(1)
+    x = correlated(3000, generator)
+    chance = torch.sigmoid(2.0 * x[:, 0] - 1) if column else torch.full((3000,), 0.4)
+    x[torch.rand(3000, generator=generator) < chance, 1] = math.nan
+    mechanism = SelfMasking.from_data(x, intercept="predicted" if column else "learned")
+    masked = MaskedLikelihood(GaussianLikelihood(), show_mask=True, mechanism=mechanism)
+    trained(masked, x, epochs=30, objective=IWAE(5), latent_dim=1, hidden=(32,))
+    print(mechanism.slope.tolist())
+    assert abs(mechanism.slope[1]) < 0.4
 
 
 @pytest.mark.slow

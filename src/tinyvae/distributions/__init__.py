@@ -51,6 +51,8 @@ from tinyvae.distributions.relaxed import GumbelSoftmax as GumbelSoftmax
 from tinyvae.distributions.relaxed import LogGumbelSoftmax as LogGumbelSoftmax
 from tinyvae.distributions.relaxed import StraightThrough as StraightThrough
 from tinyvae.distributions.selection import LogisticChance as LogisticChance
+from tinyvae.distributions.selection import RowMaskedDistribution as RowMaskedDistribution
+from tinyvae.distributions.selection import RowsGivenMask as RowsGivenMask
 from tinyvae.distributions.selection import SelfMaskedDistribution as SelfMaskedDistribution
 from tinyvae.distributions.selection import Tilted as Tilted
 from tinyvae.distributions.selection import tilted as tilted

@@ -1,16 +1,25 @@
 """Distributions of data whose values are missing with a chance that depends on the value."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinyvae.distributions.base import Distribution, Wrapper
+from tinyvae.distributions.base import (
+    Distribution,
+    Independent,
+    Wrapper,
+    pooled,
+    sum_last,
+    unsqueeze_last,
+)
 from tinyvae.distributions.discrete import Bernoulli, Categorical
 from tinyvae.distributions.joint import TabularDistribution
 from tinyvae.distributions.quadrature import quadrature
+from tinyvae.distributions.special import gumbel_race
+from tinyvae.distributions.wrappers import MaskedDistribution
 
 _MOST_PROPOSALS = 100
 
@@ -91,6 +100,118 @@ class SelfMaskedDistribution(Wrapper):
     def missing(self) -> Distribution:
         """Return the distribution of each entry given that it is missing."""
         return tilted(self.base, self.chance)
+
+
+class RowMaskedDistribution(Distribution):
+    r"""The distribution of the observed entries of a row and of its mask, by draws of the others.
+
+    .. math:: \log \hat p(x_{\text{obs}}, s) = \log p(x_{\text{obs}}) + \log p(s \mid x), \qquad
+        x_{\text{mis}} \sim p(x_{\text{mis}})
+
+    ``log_prob`` is random: the mean of its exponential is the density, so a bound that contains it
+    stays a bound. Draws and moments are those of x before values go missing.
+
+    Args:
+        base: Scalar families whose last batch dimensions are those of a row.
+        inside: A value in the support of ``base``.
+        log_odds: Function from complete rows ``(..., *E)`` to the log odds of a missing value.
+        event_ndim: Number of dimensions of a row.
+
+    Raises:
+        TypeError: If draws of ``base`` carry no gradients.
+    """
+
+    def __init__(
+        self,
+        base: Distribution,
+        inside: Tensor,
+        log_odds: Callable[[Tensor], Tensor],
+        event_ndim: int,
+    ) -> None:
+        if not base.has_rsample:
+            raise TypeError(
+                f"RowMaskedDistribution expects draws with gradients, got {base}: use Gaussian, "
+                "Laplace or log-normal likelihoods, or SelfMasking(intercept='predicted')"
+            )
+        self.rows, self.event_ndim = Independent(base, event_ndim), event_ndim
+        self.base, self.inside, self.log_odds = base, inside, log_odds
+        self.batch_shape, self.event_shape = self.rows.batch_shape, self.rows.event_shape
+        self.is_density, self.is_discrete = base.is_density, base.is_discrete or None
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected value of x, ``(*batch, *E)``."""
+        return self.rows.mean
+
+    def point_estimate(self, weights: Tensor | None = None) -> Tensor:
+        """Return the point estimate of x."""
+        return self.rows.point_estimate(weights)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw x."""
+        return self.rows.sample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log of an unbiased estimate of the density of ``(*S, *batch, *E)``, nats."""
+        observed = MaskedDistribution(self.base, self.inside).summed_log_prob(
+            value, self.event_ndim
+        )
+        shape = torch.broadcast_shapes(value.shape, self.base.batch_shape)
+        draws = self.base.sample(shape[: len(shape) - len(self.base.batch_shape)])
+        return observed + self.log_prob_of_mask(value, draws)
+
+    def log_prob_of_mask(self, value: Tensor, draws: Tensor) -> Tensor:
+        """Return log p(mask given x) with ``draws`` in place of missing values, nats."""
+        is_missing = torch.isnan(value)
+        log_odds = self.log_odds(torch.where(is_missing, draws, value))
+        each = F.logsigmoid(torch.where(is_missing, log_odds, -log_odds))
+        return sum_last(each, self.event_ndim)
+
+
+class RowsGivenMask(Distribution):
+    r"""The distribution of rows given their observed entries and their mask.
+
+    .. math:: q(x_{\text{mis}}) \propto p(x_{\text{mis}})\, p(s \mid x)
+
+    Draws and means are those of 100 weighted proposals from :math:`p(x_{\text{mis}})`.
+
+    Args:
+        joint: Distribution of observed entries and mask.
+        value: Rows ``(B, *E)``, NaN at missing entries.
+    """
+
+    has_rsample = False
+
+    def __init__(self, joint: RowMaskedDistribution, value: Tensor) -> None:
+        self.joint, self.value = joint, value
+        self.batch_shape, self.event_shape = joint.batch_shape, joint.event_shape
+        self.is_discrete = joint.base.is_discrete
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the weighted proposals, ``(*batch, *E)``."""
+        with torch.no_grad():
+            draws, log_weight = self._proposals(())
+            weight = log_weight.softmax(0)
+            return pooled(draws, weight)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Raise, because the normalizer is not known."""
+        raise NotImplementedError(f"{self} has no normalized density: use draws")
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw rows without gradients: one of the proposals, by its weight."""
+        with torch.no_grad():
+            draws, log_weight = self._proposals(sample_shape)
+            chosen = gumbel_race(log_weight, ()).argmin(0, keepdim=True)
+            index = unsqueeze_last(chosen, self.joint.event_ndim).expand(1, *draws.shape[1:])
+            return draws.gather(0, index).squeeze(0)
+
+    def _proposals(self, sample_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Draw complete rows ``(J, *sample_shape, *batch, *E)``; return them with log weights."""
+        draws = self.joint.sample((_MOST_PROPOSALS, *sample_shape))
+        log_weight = self.joint.log_prob_of_mask(self.value, draws)
+        return torch.where(torch.isnan(self.value), draws, self.value), log_weight
 
 
 def tilted(p: Distribution, chance: LogisticChance) -> Distribution:

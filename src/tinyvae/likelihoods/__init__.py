@@ -39,6 +39,7 @@ from tinyvae.likelihoods.gaussian import GaussianLikelihood as GaussianLikelihoo
 from tinyvae.likelihoods.gaussian import OptimalGaussianLikelihood as OptimalGaussianLikelihood
 from tinyvae.likelihoods.masked import MaskedLikelihood as MaskedLikelihood
 from tinyvae.likelihoods.mechanisms import Mechanism as Mechanism
+from tinyvae.likelihoods.mechanisms import RowMasking as RowMasking
 from tinyvae.likelihoods.mechanisms import SelfMasking as SelfMasking
 from tinyvae.likelihoods.parameters import Fixed as Fixed
 from tinyvae.likelihoods.parameters import Learned as Learned

@@ -7,6 +7,7 @@ With a mechanism, a datum is the pair of the observed values and the mask s (1 i
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,8 @@ from tinyvae.distributions import (
     Independent,
     LogisticChance,
     MaskedDistribution,
+    RowMaskedDistribution,
+    RowsGivenMask,
     SelfMaskedDistribution,
 )
 from tinyvae.likelihoods.parameters import check_broadcast, compact_repr
@@ -180,16 +183,13 @@ class SelfMasking(ExactBuffers, Mechanism):
             >>> SelfMasking.from_data(x).mean
             [3.0, 20.0]
         """
-        x = x.double()
-        is_missing = torch.isnan(x)
-        mean = torch.nanmean(x, 0).nan_to_num()
-        variance = torch.nanmean((x - mean).square(), 0).nan_to_num()
-        rate = (is_missing.sum(0) + 0.5) / (len(x) + 1)
+        mean, std = observed_units(x)
+        rate = (torch.isnan(x).sum(0).double() + 0.5) / (len(x) + 1)
         return cls(
             x.shape[1:],
             sign=sign,
-            mean=mean.tolist(),
-            std=torch.where(variance > 0, variance.sqrt(), 1.0).tolist(),
+            mean=mean,
+            std=std,
             missing_rate=rate.tolist(),
             intercept=intercept,
         )
@@ -231,3 +231,103 @@ class SelfMasking(ExactBuffers, Mechanism):
     def check_shape(self, data_shape: Sequence[int]) -> None:
         """Raise unless weights broadcast over one datum."""
         check_broadcast(self, self.shape, data_shape)
+
+
+@suggest_keywords
+class RowMasking(ExactBuffers, Mechanism):
+    r"""A value is missing with a chance that depends on the whole row, by a network.
+
+    .. math:: p(x_i \text{ is missing} \mid x) = \sigma\big(f_i\big(\tfrac{x - m}{s}\big)\big)
+
+    Missing values are drawn from p(x given z) in each pass, with gradients, as in the reference. So
+    log p(x given z) of a pass is a random estimate, and bounds contain it. This needs a likelihood
+    whose draws carry gradients: Gaussian, Laplace, log-normal, also standardized.
+    :class:`SelfMasking` takes any, without draws.
+
+    Args:
+        network: Module from rows ``(N, *E)`` to log odds ``(N, *E)``. ``MLP(D, (), D)`` is linear.
+        mean: :math:`m`, one number or numbers that broadcast over one datum.
+        std: :math:`s > 0`, in the same way.
+
+    References:
+        Ipsen, Mattei, Frellsen (2021). not-MIWAE. arXiv:2006.12871, section 3.
+
+    Example:
+        >>> mechanism = RowMasking(MLP(3, (), 3))
+        >>> masked = MaskedLikelihood(GaussianLikelihood(), show_mask=True, mechanism=mechanism)
+        >>> vae = VAE.from_shapes(3, latent_dim=2, likelihood=masked)
+        >>> vae(torch.tensor([[1.0, torch.nan, 3.0]]), num_samples=20).log_px.shape
+        torch.Size([20, 1])
+    """
+
+    center: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: float | Sequence[Any] = 0.0,
+        std: float | Sequence[Any] = 1.0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(network, nn.Module):
+            raise TypeError(
+                f"RowMasking expects a module from rows to log odds, got {network!r:.80}: give "
+                "MLP(D, (), D) for a linear one"
+            )
+        self.network, self.mean, self.std = network, mean, std
+        self.register_constant("center", mean)
+        self.register_constant("scale", std)
+
+    @classmethod
+    def from_data(cls, network: nn.Module, x: Tensor) -> "RowMasking":
+        """Return a mechanism with the units of the observed entries of x ``(N, *E)``."""
+        mean, std = observed_units(x)
+        return cls(network, mean=mean, std=std)
+
+    def log_odds(self, x: Tensor, event_ndim: int) -> Tensor:
+        """Return the log odds of missing values of complete rows ``(*S, *E)``."""
+        standardized = (x - self.center) / self.scale
+        rows = standardized.reshape(-1, *x.shape[x.dim() - event_ndim :])
+        log_odds: Tensor = self.network(rows)
+        if log_odds.shape != rows.shape:
+            raise ValueError(
+                f"RowMasking expects a network that returns log odds {tuple(rows.shape)}, got "
+                f"{tuple(log_odds.shape)}: give it one output per entry"
+            )
+        return log_odds.reshape(x.shape)
+
+    def forward(
+        self, base: MaskedDistribution, event_ndim: int, log_odds: Tensor | None
+    ) -> Distribution:
+        """Return the distribution of observed entries and mask."""
+        function = partial(self.log_odds, event_ndim=event_ndim)
+        return RowMaskedDistribution(base.base, base.inside, function, event_ndim)
+
+    def conditional(self, p: Distribution, x: Tensor) -> Distribution:
+        """Return p(x given z, observed values, mask), by weighted proposals."""
+        return RowsGivenMask(self._joint(p), x)
+
+    def without_mask(self, p: Distribution) -> Distribution:
+        """Return p(observed values given z), which ignores the mask."""
+        joint = self._joint(p)
+        return Independent(MaskedDistribution(joint.base, joint.inside), joint.event_ndim)
+
+    def _joint(self, p: Distribution) -> RowMaskedDistribution:
+        if not isinstance(p, RowMaskedDistribution):
+            raise TypeError(f"{self} expects a distribution that it made, got {p}")
+        return p
+
+    def check_shape(self, data_shape: Sequence[int]) -> None:
+        """Raise unless mean and std broadcast over one datum."""
+        for shape in (self.center.shape, self.scale.shape):
+            check_broadcast(self, shape, data_shape)
+
+
+def observed_units(x: Tensor) -> tuple[Any, Any]:
+    """Return mean and std of the observed entries of x ``(N, *E)``, as numbers; 0 and 1 if none."""
+    x = x.double()
+    mean = torch.nanmean(x, 0).nan_to_num()
+    variance = torch.nanmean((x - mean).square(), 0).nan_to_num()
+    return mean.tolist(), torch.where(variance > 0, variance.sqrt(), 1.0).tolist()
