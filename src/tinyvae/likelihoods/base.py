@@ -32,6 +32,7 @@ class Likelihood(Configurable, nn.Module, ABC):
         has_location: True if the decoder's first parameter has the units of the encoder's input.
         is_tabular: True if dimensions are columns with different likelihoods.
         has_bounds: True if data are pairs of bounds along a last dimension.
+        has_point_masses: True if single values have masses and all others a density.
         takes_integers: True if data may have an integer dtype.
         draws_integers: True if a model's draws are int64: classes, levels, counts.
         centers_are_integers: True if a model's reconstructions are int64: unordered classes.
@@ -49,6 +50,7 @@ class Likelihood(Configurable, nn.Module, ABC):
     has_location: bool = False
     is_tabular: bool = False
     has_bounds: bool = False
+    has_point_masses: bool = False
     takes_integers: ClassVar[bool] = False
     draws_integers: bool = False
     centers_are_integers: bool = False

@@ -14,7 +14,7 @@ from tinyvae.likelihoods.spikes import (
     MIN_EXAMPLES,
     rounded,
     share_at,
-    share_at_ends,
+    warn_of_ends,
     warn_of_unbounded_density,
 )
 
@@ -99,7 +99,7 @@ class LogNormalLikelihood(Likelihood):
 
     has_location = True
     support = "finite numbers > 0"
-    hint = "give zeros a likelihood of their own, or model x + c"
+    hint = "give zeros a mass, HurdleLikelihood(LogNormalLikelihood()), or model x + c"
     fill_value = 1.0
 
     def __init__(self, std: PositiveLike = "learned") -> None:
@@ -179,13 +179,7 @@ class BetaLikelihood(Likelihood):
     def warn_of_spikes(self, x: Tensor) -> None:
         """Warn if many values are the least one, near 0, or the largest one, near 1."""
         super().warn_of_spikes(x)
-        edge = spread_rows(x, MAX_EXAMPLES)
-        edge = (edge < 0.01) | (edge > 0.99)
-        if edge.any() and (share := share_at_ends(x)) >= 0.1:
-            warn_of_unbounded_density(
-                f"BetaLikelihood got {rounded(share)} of the values at one number next to 0 or 1",
-                f"use {MASSES}, or give zeros and ones a likelihood of their own",
-            )
+        warn_of_ends("BetaLikelihood", x)
 
     def in_support(self, x: Tensor) -> Tensor:
         """Return true for each entry that lies strictly between 0 and 1."""
