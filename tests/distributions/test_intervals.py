@@ -14,11 +14,14 @@ from tinyvae.distributions import (
     Categorical,
     CensoredDistribution,
     DiscretizedLogistic,
+    Hurdle,
     Laplace,
+    LogitNormal,
     LogNormal,
     MaskedDistribution,
     Mixture,
     Normal,
+    Ordinal,
     StudentT,
     log_interval,
 )
@@ -100,6 +103,28 @@ def test_log_interval_of_other_families():
     each = log_interval(mixture.components, low, high)
     want = (logits.log_softmax(0) + each).logsumexp(0)
     torch.testing.assert_close(log_interval(mixture, low, high), want)
+
+
+def test_log_interval_of_bounded_numbers_levels_and_hurdles():
+    mean, log_std = torch.randn(3), torch.randn(3) / 2
+    p = LogitNormal(mean, log_std, torch.tensor(-1.0), torch.tensor(3.0))
+    low, high = torch.tensor([-2.0, 0.5, 1.0]), torch.tensor([0.5, math.inf, 2.5])
+    reference = scipy.stats.norm(mean, log_std.exp())
+    cdf = [reference.cdf(torch.logit((b.clamp(-1, 3) + 1) / 4)) for b in (low, high)]
+    want = torch.from_numpy(cdf[1] - cdf[0]).log()
+    torch.testing.assert_close(log_interval(p, low, high), want)
+    levels = Ordinal(mean, torch.tensor(-1.0), torch.zeros(2))
+    x = torch.arange(4.0)[:, None].expand(4, 3)
+    inside = (x >= low) & (x <= high)
+    want = torch.where(inside, levels.log_prob(x).exp(), 0.0).sum(0).log()
+    torch.testing.assert_close(log_interval(levels, low, high), want)
+    base = Normal(mean, log_std)
+    logits, points = torch.randn(2, 3), torch.tensor([[0.0], [2.0]])
+    hurdle = Hurdle(base, logits, points, -2, torch.tensor(1.0))
+    shares = torch.cat([logits, torch.zeros(1, 3)]).softmax(0)
+    each = torch.where((points >= low) & (points <= high), shares[:2], 0.0).sum(0)
+    want = (each + shares[2] * log_interval(base, low, high).exp()).log()
+    torch.testing.assert_close(log_interval(hurdle, low, high), want)
 
 
 def test_log_interval_of_classes_sums_their_masses():

@@ -14,14 +14,18 @@ from tinyvae.distributions import (
     Affine,
     Bernoulli,
     Beta,
+    BetaBinomial,
     Categorical,
     DiscretizedLogistic,
+    Hurdle,
     Laplace,
     LogisticChance,
+    LogitNormal,
     LogNormal,
     Mixture,
     NegativeBinomial,
     Normal,
+    Ordinal,
     Poisson,
     SelfMaskedDistribution,
     StudentT,
@@ -106,6 +110,29 @@ def test_quadrature_of_mixtures_and_tables():
     )
     x, log_weight = quadrature(table)
     torch.testing.assert_close((log_weight.exp() * x).sum(0), table.mean)
+
+
+def test_quadrature_of_hurdles_levels_and_trials():
+    points, inside = torch.tensor([[0.0], [9.0]]), torch.tensor(1.0)
+    for base in (LogNormal(MEAN, LOG), LogNormal(MEAN.expand(5, 3), LOG)):
+        logits = torch.randn(*base.batch_shape[:-1], 2, 3)
+        p = Hurdle(base, logits, points, -2, inside)
+        x, log_weight = quadrature(p)
+        got = (log_weight.exp() * torch.sigmoid(x)).sum(0)
+        x, log_weight = quadrature(base)
+        inner = (log_weight.exp() * torch.sigmoid(x)).sum(0)
+        share = torch.cat([logits, torch.zeros(*base.batch_shape[:-1], 1, 3)], -2).softmax(-2)
+        values = torch.stack([inner * 0 + 0.5, inner * 0 + torch.sigmoid(points[1]), inner], -2)
+        torch.testing.assert_close(got, (share * values).sum(-2))
+    bounded = LogitNormal(MEAN, LOG, torch.tensor(-1.0), torch.tensor(3.0))
+    levels = Ordinal(MEAN, torch.tensor(-1.0), torch.randn(3))
+    trials = BetaBinomial(MEAN, LOG, torch.tensor([3.0, 7.0, 128.0]))
+    for p in (bounded, levels, trials):
+        x, log_weight = quadrature(p)
+        torch.testing.assert_close((log_weight.exp() * x).sum(0), p.mean)
+    many = BetaBinomial(MEAN, LOG + 2, torch.tensor(5000.0))
+    x, log_weight = quadrature(many)
+    torch.testing.assert_close((log_weight.exp() * x).sum(0), many.mean, rtol=0.02, atol=0)
 
 
 def test_quadrature_of_large_counts_groups_them():

@@ -27,6 +27,7 @@ from tinyvae.likelihoods import (
     CensoredLikelihood,
     LaplaceLikelihood,
     Learned,
+    LogitNormalLikelihood,
     LogNormalLikelihood,
     MaskedLikelihood,
     MixtureLikelihood,
@@ -146,6 +147,7 @@ def test_mechanism_refuses_pairs():
 FAMILIES = {
     "gaussian": GaussianLikelihood(),
     "laplace": LaplaceLikelihood(),
+    "logit-normal": LogitNormalLikelihood(0.5, low=-1.0, high=9.0),
     "log-normal": LogNormalLikelihood("predicted"),
     "standardized per column": StandardizedLikelihood(
         GaussianLikelihood(Learned((2,))), mean=[1.0, 2.0], std=[2.0, 0.5]

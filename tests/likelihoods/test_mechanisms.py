@@ -27,11 +27,14 @@ from tinyvae import (
 from tinyvae.likelihoods import (
     BetaLikelihood,
     Column,
+    HurdleLikelihood,
     LaplaceLikelihood,
+    LogitNormalLikelihood,
     LogNormalLikelihood,
     MaskedLikelihood,
     MixedLikelihood,
     MixtureLikelihood,
+    OrdinalLikelihood,
     PoissonLikelihood,
     RowMasking,
     SelfMasking,
@@ -267,8 +270,11 @@ FAMILIES = {
     "bernoulli": BernoulliLikelihood(),
     "categorical": CategoricalLikelihood(3),
     "gaussian": GaussianLikelihood(),
+    "hurdle": HurdleLikelihood(LogNormalLikelihood(0.5), at=0.0),
     "laplace": LaplaceLikelihood(),
     "log-normal": LogNormalLikelihood(0.5),
+    "logit-normal": LogitNormalLikelihood(0.5, low=-1.0, high=2.0),
+    "ordinal": OrdinalLikelihood(3),
     "mixture": MixtureLikelihood(GaussianLikelihood(), num_components=2),
     "poisson": PoissonLikelihood(),
     "standardized": StandardizedLikelihood(GaussianLikelihood(), mean=1.0, std=2.0),
@@ -301,8 +307,9 @@ def test_every_family_trains_with_a_mechanism(name, intercept):
     if name in ("log-normal", "mixed"):
         x = x.clamp(min=1.0)
     x = x.masked_fill(torch.rand_like(x) < 0.3, math.nan)
+    no_mask = ("categorical", "hurdle")  # whose encoder input has one more dimension
     mechanism = SelfMasking.from_data(x, intercept=intercept)
-    masked = MaskedLikelihood(FAMILIES[name], show_mask=name != "categorical", mechanism=mechanism)
+    masked = MaskedLikelihood(FAMILIES[name], show_mask=name not in no_mask, mechanism=mechanism)
     vae = trained(masked, x, objective=IWAE(3))
     report = evaluate(vae, x, elbo_samples=2, importance_samples=4)
     assert math.isfinite(report.log_marginal.mean)

@@ -84,6 +84,11 @@ class LogitNormal(Distribution):
         self.batch_shape = self._logit.batch_shape
 
     @property
+    def logit_distribution(self) -> Normal:
+        """Distribution of :math:`y`."""
+        return self._logit
+
+    @property
     def mean(self) -> Tensor:
         """Expected value, ``(*batch)``, by quadrature to 11 digits."""
         share = logistic_normal_mean(self._logit.mean, self._logit.stddev)

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from tinyvae.distributions.base import Distribution
-from tinyvae.distributions.bounded import LogNormal
+from tinyvae.distributions.bounded import LogitNormal, LogNormal
 from tinyvae.distributions.continuous import ElementwiseNormal, Laplace, Normal
 from tinyvae.distributions.discrete import Bernoulli, Categorical, DiscretizedLogistic
-from tinyvae.distributions.mixtures import Mixture
+from tinyvae.distributions.mixtures import Hurdle, Mixture
+from tinyvae.distributions.ordinal import Ordinal
 from tinyvae.distributions.quadrature import quadrature
 from tinyvae.distributions.special import finite_exp
 from tinyvae.distributions.wrappers import Affine
@@ -34,8 +35,8 @@ def log_interval(p: Distribution, low: Tensor, high: Tensor) -> Tensor:
     Gradients are finite, also for intervals far in a tail.
 
     Args:
-        p: A scalar family: Gaussian, Laplace, log-normal, classes, or a shifted one or a mixture of
-            these.
+        p: A scalar family: Gaussian, Laplace, log-normal, logit-normal, classes, levels, or a
+            shifted one, a mixture or a hurdle of these.
         low: Lower bounds, which broadcast with the batch. Minus infinity leaves them out.
         high: Upper bounds above ``low``.
 
@@ -50,7 +51,7 @@ def log_interval(p: Distribution, low: Tensor, high: Tensor) -> Tensor:
     if type(p) not in _RULES:
         raise TypeError(
             f"log_interval has no distribution function of {p}: use a Gaussian, Laplace, "
-            "log-normal or categorical likelihood, or a mixture of these"
+            "log-normal, logit-normal, ordinal or categorical likelihood, or a mixture of these"
         )
     return _RULES[type(p)](p, low, high)
 
@@ -130,6 +131,24 @@ def _log_normal(p: LogNormal, low: Tensor, high: Tensor) -> Tensor:
     return _normal(p.log_distribution, log_low, torch.log(high))
 
 
+def _logit_normal(p: LogitNormal, low: Tensor, high: Tensor) -> Tensor:
+    has_low, has_high = low > p.low, high < p.high
+    share_low = torch.where(has_low, (low - p.low) / (p.high - p.low), 0.5)
+    share_high = torch.where(has_high, (high - p.low) / (p.high - p.low), 0.5)
+    low = torch.where(has_low, torch.logit(share_low), -math.inf)
+    return _normal(p.logit_distribution, low, torch.where(has_high, share_high.logit(), math.inf))
+
+
+def _hurdle(p: Hurdle, low: Tensor, high: Tensor) -> Tensor:
+    low, high = low.unsqueeze(p.dim), high.unsqueeze(p.dim)
+    inside = (p.points >= low) & (p.points <= high)
+    num_points = len(p.points)
+    log_masses = p.log_weights.narrow(p.dim, 0, num_points).masked_fill(~inside, -math.inf)
+    between = log_interval(p.base, low.squeeze(p.dim), high.squeeze(p.dim)).unsqueeze(p.dim)
+    rest = p.log_weights.narrow(p.dim, num_points, 1) + between
+    return torch.logsumexp(torch.cat([log_masses, rest], p.dim), p.dim).clamp(max=0.0)
+
+
 def _affine(p: Affine, low: Tensor, high: Tensor) -> Tensor:
     return log_interval(p.base, (low - p.shift) / p.scale, (high - p.shift) / p.scale)
 
@@ -150,10 +169,13 @@ _RULES: dict[type, Callable[[Any, Tensor, Tensor], Tensor]] = {
     Bernoulli: _finite,
     Categorical: _finite,
     DiscretizedLogistic: _finite,
+    Hurdle: _hurdle,
     Laplace: _laplace,
+    LogitNormal: _logit_normal,
     LogNormal: _log_normal,
     Mixture: _mixture,
     Normal: _normal,
+    Ordinal: _finite,
 }
 
 

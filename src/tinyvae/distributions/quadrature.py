@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinyvae.distributions.base import Distribution
-from tinyvae.distributions.bounded import LogNormal
+from tinyvae.distributions.bounded import LogitNormal, LogNormal
 from tinyvae.distributions.continuous import (
     ElementwiseNormal,
     Laplace,
@@ -28,7 +28,9 @@ from tinyvae.distributions.continuous import (
 from tinyvae.distributions.counts import NegativeBinomial, Poisson
 from tinyvae.distributions.discrete import Bernoulli, Categorical, DiscretizedLogistic
 from tinyvae.distributions.joint import TabularDistribution
-from tinyvae.distributions.mixtures import Mixture, ZeroInflated
+from tinyvae.distributions.mixtures import Hurdle, Mixture, ZeroInflated
+from tinyvae.distributions.ordinal import Ordinal
+from tinyvae.distributions.trials import BetaBinomial
 from tinyvae.distributions.wrappers import Affine
 
 Points: TypeAlias = tuple[Tensor, Tensor]  # points and log weights, (J, *batch) each
@@ -58,7 +60,8 @@ def quadrature(p: Distribution) -> Points:
     if type(p) not in _RULES:
         raise TypeError(
             f"quadrature has no rule for {p}: use a Gaussian, Laplace, Student t, log-normal, "
-            "Bernoulli, categorical or count likelihood, or a mixture of these"
+            "logit-normal, Bernoulli, categorical, ordinal or count likelihood, or a mixture or "
+            "hurdle of these"
         )
     x, log_weight = _RULES[type(p)](p)
     shape = (len(x), *p.batch_shape)
@@ -79,6 +82,11 @@ def _normal(p: ElementwiseNormal) -> Points:
 def _log_normal(p: LogNormal) -> Points:
     x, log_weight = _normal(p.log_distribution)
     return torch.exp(x), log_weight
+
+
+def _logit_normal(p: LogitNormal) -> Points:
+    x, log_weight = _normal(p.logit_distribution)
+    return p.low + (p.high - p.low) * torch.sigmoid(x), log_weight
 
 
 def _laplace(p: Laplace) -> Points:
@@ -110,9 +118,10 @@ def _categorical(p: Categorical) -> Points:
     return x.reshape(-1, *[1] * (log_weight.dim() - 1)), log_weight
 
 
-def _levels(p: DiscretizedLogistic) -> Points:
-    x = torch.arange(p.num_levels, device=p.location.device).to(p.location.dtype)
-    x = x.reshape(-1, *[1] * len(p.batch_shape))
+def _levels(p: DiscretizedLogistic | Ordinal) -> Points:
+    num_levels = len(p.thresholds) + 1 if isinstance(p, Ordinal) else p.num_levels
+    x = torch.arange(num_levels, device=p.location.device).to(p.location.dtype)
+    x = x.reshape(-1, *[1] * len(p.batch_shape)).expand(-1, *p.batch_shape)
     return x, p.log_prob(x)
 
 
@@ -128,6 +137,26 @@ def _counts(p: Poisson | NegativeBinomial) -> Points:
     stride = ((mean + 12 * spread + 12 - low) / (_NUM_COUNTS - 1)).ceil()
     x = low + stride * steps
     return x, p.log_prob(x)
+
+
+def _trials(p: BetaBinomial) -> Points:
+    """Return all counts of hits, or every n-th of them if there are many trials."""
+    num_trials = p.num_trials.to(p.logits.dtype).expand(p.batch_shape)
+    steps = torch.arange(_NUM_COUNTS, device=num_trials.device).to(num_trials.dtype)
+    stride = (num_trials / (_NUM_COUNTS - 1)).ceil()
+    x = steps.reshape(-1, *[1] * num_trials.dim()) * stride
+    is_possible = x <= num_trials
+    log_weight = p.log_prob(torch.minimum(x, num_trials))
+    return x, log_weight.masked_fill(~is_possible, -math.inf)
+
+
+def _hurdle(p: Hurdle) -> Points:
+    x, log_weight = quadrature(p.base)
+    log_shares = p.log_weights.movedim(p.dim, 0)
+    ones = [1] * (x.dim() - p.points.dim())
+    points = p.points.to(x).reshape(len(p.points), *ones, *p.points.shape[1:])
+    x = torch.cat([points.expand(-1, *x.shape[1:]), x])
+    return x, torch.cat([log_shares[:-1], log_shares[-1] + log_weight])
 
 
 def _zero_inflated(p: ZeroInflated) -> Points:
@@ -164,13 +193,17 @@ def _padded(rows: Tensor, num_rows: int, value: float) -> Tensor:
 _RULES: dict[type, Callable[[Any], Points]] = {
     Affine: _affine,
     Bernoulli: _bernoulli,
+    BetaBinomial: _trials,
     Categorical: _categorical,
     DiscretizedLogistic: _levels,
+    Hurdle: _hurdle,
     Laplace: _laplace,
+    LogitNormal: _logit_normal,
     LogNormal: _log_normal,
     Mixture: _mixture,
     NegativeBinomial: _counts,
     Normal: _normal,
+    Ordinal: _levels,
     Poisson: _counts,
     StandardNormalDistribution: _normal,
     StudentT: _student_t,
