@@ -32,6 +32,8 @@ from tinyvae.distributions.discrete import Categorical as Categorical
 from tinyvae.distributions.discrete import DiscretizedLogistic as DiscretizedLogistic
 from tinyvae.distributions.discrete import OneHotCategorical as OneHotCategorical
 from tinyvae.distributions.discrete import OneHotDistribution as OneHotDistribution
+from tinyvae.distributions.intervals import CensoredDistribution as CensoredDistribution
+from tinyvae.distributions.intervals import log_interval as log_interval
 from tinyvae.distributions.joint import JointDistribution as JointDistribution
 from tinyvae.distributions.joint import TabularDistribution as TabularDistribution
 from tinyvae.distributions.kl import has_closed_form as has_closed_form
@@ -45,11 +47,18 @@ from tinyvae.distributions.multivariate import FullNormal as FullNormal
 from tinyvae.distributions.multivariate import LowRankNormal as LowRankNormal
 from tinyvae.distributions.multivariate import PointMass as PointMass
 from tinyvae.distributions.ordinal import Ordinal as Ordinal
+from tinyvae.distributions.quadrature import quadrature as quadrature
 from tinyvae.distributions.quantized import CodebookCategorical as CodebookCategorical
 from tinyvae.distributions.quantized import Quantized as Quantized
 from tinyvae.distributions.relaxed import GumbelSoftmax as GumbelSoftmax
 from tinyvae.distributions.relaxed import LogGumbelSoftmax as LogGumbelSoftmax
 from tinyvae.distributions.relaxed import StraightThrough as StraightThrough
+from tinyvae.distributions.selection import LogisticChance as LogisticChance
+from tinyvae.distributions.selection import RowMaskedDistribution as RowMaskedDistribution
+from tinyvae.distributions.selection import RowsGivenMask as RowsGivenMask
+from tinyvae.distributions.selection import SelfMaskedDistribution as SelfMaskedDistribution
+from tinyvae.distributions.selection import Tilted as Tilted
+from tinyvae.distributions.selection import tilted as tilted
 from tinyvae.distributions.spherical import PowerSpherical as PowerSpherical
 from tinyvae.distributions.spherical import SphereUniform as SphereUniform
 from tinyvae.distributions.trials import BetaBinomial as BetaBinomial

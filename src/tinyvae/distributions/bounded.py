@@ -35,6 +35,11 @@ class LogNormal(Distribution):
         self.batch_shape = self._log.batch_shape
 
     @property
+    def log_distribution(self) -> Normal:
+        """Distribution of log x."""
+        return self._log
+
+    @property
     def mean(self) -> Tensor:
         """Expected value, ``(*batch)``."""
         return torch.exp(self._log.mean + 0.5 * torch.exp(2 * self._log.log_std))
@@ -77,6 +82,11 @@ class LogitNormal(Distribution):
         self._logit = Normal(mean_logit, log_std)
         self.low, self.high = low, high
         self.batch_shape = self._logit.batch_shape
+
+    @property
+    def logit_distribution(self) -> Normal:
+        """Distribution of :math:`y`."""
+        return self._logit
 
     @property
     def mean(self) -> Tensor:

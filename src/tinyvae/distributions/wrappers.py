@@ -159,7 +159,7 @@ class MaskedDistribution(Wrapper):
     """The distribution of observed entries. A NaN entry has log density zero and no gradient.
 
     Args:
-        base: A scalar family.
+        base: A scalar family, or one of pairs such as :class:`CensoredDistribution`.
         inside: A value in the support of ``base``. It replaces NaN before the density is computed,
             because a gradient through NaN is NaN even if it is masked afterwards.
 
@@ -176,5 +176,9 @@ class MaskedDistribution(Wrapper):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density or mass of each entry, zero if it is missing, nats."""
         is_observed = ~torch.isnan(value)
-        filled = torch.where(is_observed, value, self.inside)
-        return torch.where(is_observed, self.base.log_prob(filled), 0.0)
+        if not self.event_shape:
+            filled = torch.where(is_observed, value, self.inside)
+            return torch.where(is_observed, self.base.log_prob(filled), 0.0)
+        whole = is_observed.all(-1)
+        filled = torch.where(whole.unsqueeze(-1), value, self.inside)
+        return torch.where(whole, self.base.log_prob(filled), 0.0)

@@ -16,6 +16,7 @@ logarithms of counts, one-hot rows of classes, zeros at missing entries.
 
 from tinyvae.likelihoods.base import Likelihood as Likelihood
 from tinyvae.likelihoods.bounded import LogitNormalLikelihood as LogitNormalLikelihood
+from tinyvae.likelihoods.censored import CensoredLikelihood as CensoredLikelihood
 from tinyvae.likelihoods.clusters import within_cluster_std as within_cluster_std
 from tinyvae.likelihoods.columns import Column as Column
 from tinyvae.likelihoods.continuous import BetaLikelihood as BetaLikelihood
@@ -40,6 +41,9 @@ from tinyvae.likelihoods.gaussian import GaussianLikelihood as GaussianLikelihoo
 from tinyvae.likelihoods.gaussian import OptimalGaussianLikelihood as OptimalGaussianLikelihood
 from tinyvae.likelihoods.hurdle import HurdleLikelihood as HurdleLikelihood
 from tinyvae.likelihoods.masked import MaskedLikelihood as MaskedLikelihood
+from tinyvae.likelihoods.mechanisms import Mechanism as Mechanism
+from tinyvae.likelihoods.mechanisms import RowMasking as RowMasking
+from tinyvae.likelihoods.mechanisms import SelfMasking as SelfMasking
 from tinyvae.likelihoods.ordinal import OrdinalLikelihood as OrdinalLikelihood
 from tinyvae.likelihoods.parameters import Fixed as Fixed
 from tinyvae.likelihoods.parameters import Learned as Learned

@@ -82,7 +82,8 @@ def check_factorizes(likelihood: Likelihood, name: str, *, allow_tables: bool = 
     """Raise unless ``likelihood`` is a product over data dimensions, which ``name`` requires."""
     if not isinstance(likelihood, Likelihood):
         raise TypeError(f"{name} expects a likelihood, got a {type(likelihood).__name__}")
-    if not likelihood.factorizes or (likelihood.is_tabular and not allow_tables):
+    is_special = likelihood.is_tabular or likelihood.has_bounds
+    if not likelihood.factorizes or (is_special and not allow_tables):
         raise TypeError(
             f"{name} expects a likelihood that is a product over data dimensions, got "
             f"{type(likelihood).__name__}: {likelihood.alternative}"

@@ -28,7 +28,7 @@ from tinyvae.core.configurable import Configurable, argument_names
 from tinyvae.encoders import Encoder, NetworkEncoder
 from tinyvae.errors import CheckpointError
 from tinyvae.flows import NormalizingFlow
-from tinyvae.likelihoods import Distance, Likelihood, PositiveParameter
+from tinyvae.likelihoods import Distance, Likelihood, Mechanism, PositiveParameter
 from tinyvae.networks import Decoder, Network
 from tinyvae.priors import Prior
 
@@ -38,6 +38,7 @@ Part: TypeAlias = (
     | Distance
     | Encoder
     | Likelihood
+    | Mechanism
     | Network
     | NormalizingFlow
     | PositiveParameter
