@@ -341,6 +341,72 @@ def test_family_without_a_rule_is_refused_before_training():
         trained(masked, x)
 
 
+def test_mechanism_has_the_units_of_the_data():
+    y = torch.randn(5, 3)
+    y[torch.rand(5, 3) < 0.4] = math.nan
+    center, scale = torch.tensor([2000.0, -3.0, 0.0]), torch.tensor([5.0, 0.1, 40.0])
+    x = center + scale * y
+    options = {"mean": center.tolist(), "std": scale.tolist()}
+    wide = StandardizedLikelihood(GaussianLikelihood(STD), **options)
+    observed = (~torch.isnan(y)).to(y)
+    params = torch.randn(5, 3)
+    for mechanisms in (
+        (SelfMasking((3,)), SelfMasking((3,), **options)),
+        (RowMasking(MLP(3, (), 3)), RowMasking(MLP(3, (), 3), **options)),
+    ):
+        with torch.no_grad():
+            for parameter in mechanisms[0].parameters():
+                parameter.copy_(torch.randn_like(parameter))
+        mechanisms[1].load_state_dict(
+            mechanisms[0].state_dict()
+            | {name: mechanisms[1].get_buffer(name) for name in ("center", "scale")}
+        )
+        plain = MaskedLikelihood(GaussianLikelihood(STD), mechanism=mechanisms[0]).double()
+        other = MaskedLikelihood(wide, mechanism=mechanisms[1]).double()
+        values = []
+        for likelihood, data in ((plain, y), (other, x)):
+            torch.manual_seed(0)
+            values.append(likelihood(params, 1).log_prob(data))
+        torch.testing.assert_close(values[1], values[0] - (observed * scale.log()).sum(1))
+
+
+def test_mechanism_from_data_ignores_missing_entries():
+    nan = math.nan
+    x = torch.tensor([[1.0, 5.0, nan], [3.0, 5.0, nan], [nan, 5.0, nan]])
+    mechanism = SelfMasking.from_data(x, sign=(1, -1, None)).double()
+    assert mechanism.mean == [2.0, 5.0, 0.0]
+    assert mechanism.std == [1.0, 1.0, 1.0]
+    torch.testing.assert_close(mechanism.bias.sigmoid(), torch.tensor([1.5, 0.5, 3.5]) / 4)
+    assert (mechanism.slope.sign() == torch.tensor([1.0, -1.0, 0.0])).all()
+
+
+@for_each(
+    ("options", "message"),
+    [
+        ({"sign": 2}, "sign 1, -1, 0 or None, got 2"),
+        ({"std": 0.0}, "std between 0 and inf, got 0.0"),
+        ({"missing_rate": 1.0}, "missing_rate between 0 and 1, got 1.0"),
+        ({"intercept": "none"}, "intercept 'learned' or 'predicted', got 'none'"),
+    ],
+)
+def test_mechanism_refuses_other_options(options, message):
+    with pytest.raises(ValueError, match=f"SelfMasking expects an? {message}|{message}"):
+        SelfMasking((2,), **options)
+
+
+def test_mechanism_must_fit_the_data():
+    masked = MaskedLikelihood(GaussianLikelihood(), mechanism=SelfMasking((3,)))
+    with pytest.raises(ValueError, match=r"does not broadcast over data of shape \(4,\)"):
+        masked.check_support(torch.zeros(5, 4))
+    with pytest.raises(TypeError, match=r"expects a mechanism such as SelfMasking\(\), got 'self'"):
+        MaskedLikelihood(GaussianLikelihood(), mechanism="self")
+    with pytest.raises(TypeError, match="RowMasking expects a module from rows to log odds"):
+        RowMasking(3)
+    rows = MaskedLikelihood(GaussianLikelihood(), mechanism=RowMasking(MLP(4, (), 2)))
+    with pytest.raises(ValueError, match=r"returns log odds .* one output"):
+        rows(torch.zeros(5, 4), 1).log_prob(torch.zeros(5, 4))
+
+
 # Training -----------------------------------------------------------------------------------------
 
 
