@@ -16,35 +16,33 @@ from tinyvae.core.generators import generator_lock
 from tinyvae.core.module_state import evaluating, frozen, mixes_examples, preserved_statistics
 from tinyvae.core.objective import data_are_checked
 from tinyvae.distributions import Distribution
-from tinyvae.distributions.special import at_least_float32
 from tinyvae.likelihoods import Likelihood
 from tinyvae.models.checks import (
-    advise_part,
     call_part,
-    check_params,
     check_prior,
     check_supports,
     mixes_rows,
     refuse_dropout,
-    require_densities,
     require_part,
 )
-from tinyvae.models.decoding import build_decoder, infer_data_shape, set_output_bias
-from tinyvae.models.inputs import ModelInputs, require_count, require_latents
+from tinyvae.models.decoding import (
+    DecodingModel,
+    build_decoder,
+    infer_data_shape,
+    set_output_bias,
+)
+from tinyvae.models.inputs import ModelInputs, require_count
 from tinyvae.models.latents import (
-    Draw,
     checked,
     draw_point_estimate,
     frozen_terms,
     recording,
-    repeat_rows,
 )
-from tinyvae.models.output import Inference, LatentTerm, LatentVariableModel, VAEOutput
+from tinyvae.models.output import Draw, Inference, LatentTerm, LatentVariableModel, VAEOutput
 from tinyvae.models.saving import SavableModel
-from tinyvae.networks.base import within_range
 
 
-class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
+class DecoderModel(SavableModel, ModelInputs, DecodingModel, LatentVariableModel):
     """A model whose decoder maps latents to p(x given z).
 
     A subclass defines how latents are drawn: :meth:`infer` given x, :meth:`generate` from the
@@ -158,16 +156,24 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
         """
         require_count(type(self).__name__, num_samples)
         x, context = self._inputs(x, context, mask)
-        terms, z, draws = self._drawn(x, context, num_samples)
+        draws: list[Tensor] = []
+        record = self.output_with(x, context, recording(num_samples, draws))
+        self.likelihood.update_statistics(record.likelihood, x)
+        record = replace(record, draws=tuple(draws))
+        return self.freeze_posterior(record, x, context) if frozen_posterior else record
+
+    def output_with(self, x: Tensor, context: Tensor | None, draw: Draw) -> VAEOutput:
+        """Return the output for points that a rule returns, see :meth:`infer`.
+
+        Data are checked already, and NaN where they are missing.
+        """
+        terms, z = self._inferred(x, context, draw)
         likelihood = (
             self.likelihood_given(z, context)
             if data_are_checked()
             else self._checked_likelihood(z, context, x.shape[1:])
         )
-        log_px = likelihood.log_prob(x)
-        self.likelihood.update_statistics(likelihood, x)
-        record = VAEOutput(terms, likelihood, log_px, tuple(draws), z)
-        return self.freeze_posterior(record, x, context) if frozen_posterior else record
+        return VAEOutput(terms, likelihood, likelihood.log_prob(x), z=z)
 
     def latent_terms(
         self,
@@ -178,17 +184,12 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
         num_samples: int = 1,
     ) -> tuple[LatentTerm, ...]:
         """Return the latent terms of :meth:`forward`, without decoding."""
-        return self._drawn(*self._inputs(x, context, mask), num_samples)[0]
+        x, context = self._inputs(x, context, mask)
+        return self._inferred(x, context, recording(num_samples, []))[0]
 
-    def _drawn(
-        self, x: Tensor, context: Tensor | None, num_samples: int
-    ) -> tuple[tuple[LatentTerm, ...], Tensor, list[Tensor]]:
-        """Draw latents. Return their terms, the decoder's input, and the draws in their order."""
-        draws: list[Tensor] = []
-        draw = recording(num_samples, draws)
+    def _inferred(self, x: Tensor, context: Tensor | None, draw: Draw) -> Inference:
         infer = self.infer if data_are_checked() else self._checked_infer
-        terms, z = infer(self.likelihood.encoder_input(x), context, draw)
-        return terms, z, draws
+        return infer(self.likelihood.encoder_input(x), context, draw)
 
     def freeze_posterior(
         self,
@@ -221,52 +222,6 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
         return call_part(
             self.inference, inputs, call, partial(self._advise_inputs, inputs, context)
         )
-
-    def _checked_likelihood(
-        self, z: Tensor, context: Tensor | None, data_shape: torch.Size | None = None
-    ) -> Distribution:
-        """Return p(x given z). Errors name the decoder, and the remedy."""
-        rows = z.reshape(-1, *self.latent_shape)
-        advise = partial(advise_part, self.decoder, rows, context)
-        output = call_part("decoder", rows, partial(self._decoder_output, z, context), advise)
-        params = check_params(type(self).__name__, self.likelihood, output, data_shape)
-        distribution = self._likelihood_of(params, z, context)
-        return require_densities(self.likelihood, distribution, z, self.latent_shape)
-
-    def decode(self, z: Tensor, context: Tensor | None = None) -> Distribution:
-        """Return p(x given z) for ``z`` ``(*S, *L)``. With a context ``(B, ...)``, S ends in B.
-
-        It is computed in evaluation mode. An objective uses :meth:`likelihood_given` instead.
-        """
-        name = f"{type(self).__name__}.decode"
-        z = to_module(z, self, name)
-        require_latents(name, z, self.latent_shape)
-        context = None if context is None else to_module(context, self, name)
-        with evaluating(self):
-            return self._checked_likelihood(z, context)
-
-    def likelihood_given(self, z: Tensor, context: Tensor | None = None) -> Distribution:
-        """Return p(x given z) as :meth:`decode` does, in the modes that the parts are in."""
-        return self._likelihood_of(self._decoder_output(z, context), z, context)
-
-    def _likelihood_of(self, output: Tensor, z: Tensor, context: Tensor | None) -> Distribution:
-        params = at_least_float32(output)
-        event_ndim = params.dim() - 1 - (self.likelihood.num_params > 1)
-        batch_shape = z.shape[: z.dim() - len(self.latent_shape)]
-        params = params.reshape(*batch_shape, *params.shape[1:])
-        likelihood: Distribution = self.likelihood(params, event_ndim, context)
-        return likelihood
-
-    def _decoder_output(self, z: Tensor, context: Tensor | None) -> Any:
-        rows = z.reshape(-1, *self.latent_shape)  # (K * B, *L)
-        batch_shape = z.shape[: z.dim() - len(self.latent_shape)]
-        if context is not None and batch_shape[-1:] != context.shape[:1]:
-            raise ValueError(
-                f"a context of {len(context)} rows does not fit latents of batch shape "
-                f"{tuple(batch_shape)}: give one row per example, the last of these sizes"
-            )
-        context = None if context is None else repeat_rows(context, len(rows))
-        return self.decoder(*within_range(self, rows, context))
 
     def reconstruct(
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
