@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinyvae.core.data import to_module
+from tinyvae.core.data import as_tensor, to_module
 from tinyvae.core.generators import generator_lock
 from tinyvae.core.module_state import evaluating, frozen, mixes_examples, preserved_statistics
 from tinyvae.core.objective import data_are_checked
@@ -25,6 +25,7 @@ from tinyvae.models.checks import (
     refuse_dropout,
     require_part,
 )
+from tinyvae.models.conditional import draw_given, require_masked
 from tinyvae.models.decoding import (
     DecodingModel,
     build_decoder,
@@ -124,7 +125,7 @@ class DecoderModel(SavableModel, ModelInputs, DecodingModel, LatentVariableModel
 
     def num_dims(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the number of dimensions of each example that the likelihood scores, ``(B,)``."""
-        return self.likelihood.num_dims(self._observed(x, mask))
+        return self.likelihood.num_dims(self.observed(x, mask))
 
     def peak_elements(self, x: Tensor) -> int:
         """Return the number of elements of a datum or of the decoder's output, the larger one."""
@@ -162,11 +163,11 @@ class DecoderModel(SavableModel, ModelInputs, DecodingModel, LatentVariableModel
         record = replace(record, draws=tuple(draws))
         return self.freeze_posterior(record, x, context) if frozen_posterior else record
 
-    def output_with(self, x: Tensor, context: Tensor | None, draw: Draw) -> VAEOutput:
-        """Return the output for points that a rule returns, see :meth:`infer`.
-
-        Data are checked already, and NaN where they are missing.
-        """
+    def output_with(
+        self, x: Tensor, context: Tensor | None, draw: Draw, *, mask: Tensor | None = None
+    ) -> VAEOutput:
+        """Return the output for points that a rule returns, see :meth:`infer`."""
+        x = self.observed(x, mask)
         terms, z = self._inferred(x, context, draw)
         likelihood = (
             self.likelihood_given(z, context)
@@ -239,7 +240,12 @@ class DecoderModel(SavableModel, ModelInputs, DecodingModel, LatentVariableModel
             return self.likelihood.values_of(likelihood, center=True)[0]
 
     def sample(
-        self, num_samples: int, context: Tensor | None = None, *, mean: bool = False
+        self,
+        num_samples: int,
+        context: Tensor | None = None,
+        *,
+        mean: bool = False,
+        given: Tensor | None = None,
     ) -> Tensor:
         """Draw data from the model in evaluation mode, without gradients.
 
@@ -248,19 +254,49 @@ class DecoderModel(SavableModel, ModelInputs, DecodingModel, LatentVariableModel
             context: Context of the draws, ``(B, ...)``.
             mean: True returns the center of p(x given z) at the drawn z instead of a draw: its
                 mean, or the most probable of unordered classes.
+            given: Examples ``(B, *E)``, or one ``(*E)``, whose NaN entries are drawn given the
+                others. It needs a :class:`~tinyvae.likelihoods.MaskedLikelihood`.
+                :func:`~tinyvae.evaluation.conditional_draws` also reports how good the draws are.
 
         Returns:
             ``(n, *E)``, or ``(n, B, *E)`` with a context. Draws of classes, levels and counts, and
-            centers of unordered classes, are int64, all others are floating-point numbers.
+            centers of unordered classes, are int64, all others are floating-point numbers. With
+            ``given`` it is ``(n, B, *E)``, or ``(n, *E)`` for one example, in the dtype of
+            ``given``, whose entries are kept.
+
+        Raises:
+            ValueError: If the model gives ``given`` density zero, or no latents that fit it.
+
+        Example:
+            >>> vae = VAE.from_shapes(3, latent_dim=2, likelihood=MaskedLikelihood(
+            ...     GaussianLikelihood()))
+            >>> vae.sample(5, given=torch.tensor([1.0, torch.nan, torch.nan])).shape
+            torch.Size([5, 3])
         """
         name = f"{type(self).__name__}.sample"
         require_count(name, num_samples)
         generator_lock().refuse_run_elsewhere(name)
         context = None if context is None else to_module(context, self, name)
         with evaluating(self), torch.no_grad():
+            if given is not None:
+                return self._sample_given(as_tensor(given, name), num_samples, context, mean=mean)
             z = self.generate(num_samples, context)
             likelihood = self._checked_likelihood(z, context)
             return self.likelihood.values_of(likelihood, center=mean)
+
+    def _sample_given(
+        self, given: Tensor, num_samples: int, context: Tensor | None, *, mean: bool
+    ) -> Tensor:
+        is_one = given.dim() == 1 or given.shape == self.data_shape
+        data = given.unsqueeze(0) if is_one else given
+        require_masked(f"{type(self).__name__}.sample", self.likelihood)
+        self.check(data, context)
+        x = self.observed(to_module(data, self, type(self).__name__), None)
+        drawn = draw_given(self, self.likelihood, x, context, num_samples, center=mean)
+        drawn.require_enough(f"{type(self).__name__}.sample")
+        values = drawn.values.to(data)
+        values = torch.where(torch.isnan(data), values, data)  # the model may round data
+        return values.squeeze(1) if is_one else values
 
     def check(
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None

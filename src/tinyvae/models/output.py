@@ -211,11 +211,10 @@ class LatentVariableModel(nn.Module, ABC):
         ``frozen_posterior`` the posteriors score the draws without gradients in the weights.
         """
 
-    def output_with(self, x: Tensor, context: Tensor | None, draw: Draw) -> VAEOutput:
-        """Return the output for points that a rule returns for each posterior in turn.
-
-        Data are checked already, and NaN where they are missing.
-        """
+    def output_with(
+        self, x: Tensor, context: Tensor | None, draw: Draw, *, mask: Tensor | None = None
+    ) -> VAEOutput:
+        """Return the output for points that a rule returns for each posterior in turn."""
         raise NotImplementedError(
             f"{type(self).__name__} does not take the points of its latents: define output_with"
         )
