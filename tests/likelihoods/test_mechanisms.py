@@ -1,5 +1,6 @@
 """Values missing not at random: bounds against quadrature, and recovered means."""
 
+import copy
 import math
 
 import numpy as np
@@ -22,6 +23,7 @@ from tinyvae import (
     Optimization,
     Trainer,
     evaluate,
+    impute,
     log_marginal,
 )
 from tinyvae.likelihoods import (
@@ -40,6 +42,7 @@ from tinyvae.likelihoods import (
     SelfMasking,
     StandardizedLikelihood,
     StudentTLikelihood,
+    ignoring_mask,
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -153,6 +156,52 @@ def test_conditional_is_that_of_quadrature():
     assert vae.likelihood.conditional(p, X[1:2]).sample().shape == (2, 1, 3)
 
 
+def posterior_mean(vae, row):
+    """Return E x given the observed values and the mask, by quadrature over z."""
+    nodes, log_weights = gauss_hermite(60)
+    p = vae.decode(nodes[:, None])
+    weights = (p.log_prob(row[None]) + log_weights[:, None]).softmax(0)  # (n, 1)
+    return (weights[..., None] * vae.likelihood.conditional(p, row[None]).mean).sum(0)[0]
+
+
+@for_each("make", ["self", "rows"])
+def test_impute_takes_into_account_that_values_are_missing(make):
+    vae = masked_linear_gaussian()
+    want = torch.stack([posterior_mean(vae, row) for row in X])
+    ignorable = masked_linear_gaussian()
+    ignorable.likelihood.mechanism = None
+    if make == "rows":
+        weight = torch.diag(torch.tensor([2.0, -1.0, 0.5]))
+        vae.likelihood.mechanism = row_masked(weight, [0.2, -0.4, 0.0]).mechanism
+    filled = impute(vae, X, num_samples=4000)
+    draws = impute(vae, X, num_samples=4000, num_imputations=1000)
+    is_missing = torch.isnan(X)
+    plain = impute(ignorable, X, num_samples=4000)
+    assert torch.equal(filled[~is_missing], X[~is_missing])
+    assert ((filled - want)[is_missing].abs() < 0.06).all()
+    assert ((draws.mean(0) - want)[is_missing].abs() < 0.12).all()
+    assert ((plain - want)[is_missing].abs().max()) > 0.3
+
+
+def test_draws_given_entries_leave_the_mechanism_out():
+    vae = masked_linear_gaussian()
+    ignorable = copy.deepcopy(vae)
+    ignorable.likelihood.mechanism = None
+    torch.manual_seed(0)
+    draws = vae.sample(50, given=X[1])
+    torch.manual_seed(0)
+    assert torch.equal(draws, ignorable.sample(50, given=X[1]))
+
+
+def test_check_draws_nothing():
+    vae = masked_linear_gaussian()
+    vae.likelihood.mechanism = row_masked(torch.eye(3), torch.zeros(3)).mechanism
+    state = torch.get_rng_state()
+    vae.check(X)
+    log_marginal(vae, X, num_samples=5)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_masked_without_a_mechanism_keeps_its_conditional():
     likelihood = MaskedLikelihood(GaussianLikelihood(1.0))
     p = likelihood(torch.zeros(2, 3), event_ndim=1)
@@ -234,13 +283,16 @@ def test_row_masking_refuses_draws_without_gradients():
 
 
 @for_each("make", [lambda: SelfMasking((4,)), lambda: RowMasking(MLP(4, (), 4))])
-def test_distribution_without_the_mask_is_that_without_a_mechanism(make):
+def test_ignoring_the_mask_is_leaving_out_the_mechanism(make):
     masked = MaskedLikelihood(GaussianLikelihood(STD), mechanism=make()).double()
     plain = MaskedLikelihood(GaussianLikelihood(STD)).double()
     params, x = torch.randn(5, 4), torch.randn(5, 4)
     x[torch.rand(5, 4) < 0.4] = math.nan
-    got = masked.without_mechanism(masked(params, 1)).log_prob(x)
-    assert torch.equal(got, plain(params, 1).log_prob(x))
+    with ignoring_mask(masked):
+        p = masked(params, 1)
+        assert masked.conditional(p, x) is p
+    assert torch.equal(p.log_prob(x), plain(params, 1).log_prob(x))
+    assert not torch.equal(masked(params, 1).log_prob(x), p.log_prob(x))
 
 
 @for_each("make", [lambda: SelfMasking((4,), sign=1), lambda: RowMasking(MLP(4, (), 4))])

@@ -19,6 +19,7 @@ from tinyvae.core.module_state import evaluating
 from tinyvae.core.objective import checked_data
 from tinyvae.core.random import Stream, derive_seed, forked_rng
 from tinyvae.core.warnings import warn
+from tinyvae.distributions import Distribution
 from tinyvae.evaluation.importance import (
     CHUNK_ELEMENTS,
     Chunk,
@@ -34,6 +35,7 @@ from tinyvae.models.conditional import (
     FEWEST,
     ConditionalDraws,
     draw_given,
+    likelihood_given,
     listed,
     poor_examples,
     require_masked,
@@ -41,6 +43,7 @@ from tinyvae.models.conditional import (
     tempered_size,
 )
 from tinyvae.models.inputs import require_count
+from tinyvae.models.output import VAEOutput
 from tinyvae.models.particles import (
     Particles,
     effective_sample_size,
@@ -160,7 +163,7 @@ class _Imputation:
         size = effective_sample_size(log_weight)
         weights = log_weight.masked_fill(size == 0, 0.0).softmax(0)
         if self.num_imputations is None:
-            values = output.likelihood.point_estimate(weights)  # (B, *E)
+            values = self._given(output, x).point_estimate(weights)  # (B, *E)
         else:
             count = self.num_imputations
             chosen = torch.multinomial(weights.T, count, replacement=True).T  # (M, B)
@@ -189,13 +192,19 @@ class _Imputation:
                 latents.effective_sample_size
             )
         points = replaying(latents.particles.points)
-        likelihood = self.model.output_with(x, context, points).likelihood
-        return likelihood.point_estimate(latents.weights), latents.effective_sample_size
+        output = self.model.output_with(x, context, points)
+        values = self._given(output, x).point_estimate(latents.weights)
+        return values, latents.effective_sample_size
 
     def _values(self, chunk: Chunk, particles: Particles) -> Tensor:
         """Return draws of all entries at the latents, ``(M, B, *E)``."""
         x, context, _ = chunk
-        return self.model.output_with(x, context, replaying(particles.points)).likelihood.sample()
+        output = self.model.output_with(x, context, replaying(particles.points))
+        return self._given(output, x).sample()
+
+    def _given(self, output: VAEOutput, x: Tensor) -> Distribution:
+        """Return p(x given z, observed entries) of a pass."""
+        return likelihood_given(self.model.likelihood, output.likelihood, x)
 
 
 def _warn_of_failures(sizes: Tensor, fewest: float) -> None:

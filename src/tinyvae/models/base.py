@@ -15,6 +15,7 @@ from tinyvae.core.data import as_tensor, to_module
 from tinyvae.core.generators import generator_lock
 from tinyvae.core.module_state import evaluating, frozen, mixes_examples, preserved_statistics
 from tinyvae.core.objective import data_are_checked
+from tinyvae.core.random import forked_rng
 from tinyvae.distributions import Distribution
 from tinyvae.likelihoods import Likelihood
 from tinyvae.models.checks import (
@@ -319,7 +320,9 @@ class DecoderModel(SavableModel, ModelInputs, DecodingModel, LatentVariableModel
             check_supports(terms)
             likelihood = self._checked_likelihood(z, context, x.shape[1:])
             mixes = mixes_rows(lambda rows: self._decoder_output(rows, context), z[0])
-            record = VAEOutput(terms, likelihood, likelihood.log_prob(two), (), z)
+            with forked_rng(x.device, 0):  # a mechanism may draw missing values
+                log_px = likelihood.log_prob(two)
+            record = VAEOutput(terms, likelihood, log_px, (), z)
         if mixes or not in_support:
             record.likelihood.is_density = False
         return record

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from tinyvae.core.objective import checked_data
-from tinyvae.likelihoods import Likelihood, MaskedLikelihood
+from tinyvae.distributions import Distribution
+from tinyvae.likelihoods import Likelihood, MaskedLikelihood, ignoring_mask
 from tinyvae.models.latents import recording
 from tinyvae.models.moves import Moves
 from tinyvae.models.output import Draw, LatentVariableModel
@@ -242,6 +243,8 @@ def draw_given(
 ) -> ConditionalDraws:
     """Draw examples given their observed entries. Latents are moved where weights are degenerate.
 
+    A mechanism is left out, because missing entries are those that somebody wants to draw.
+
     Args:
         model: The model, in evaluation mode.
         likelihood: Its likelihood.
@@ -259,14 +262,26 @@ def draw_given(
     for start in range(0, len(x), examples):
         rows = slice(start, start + examples)
         part = None if context is None else context[rows]
-        particles, size, rate = _chosen_latents(
-            model, x[rows], part, num_draws, num_samples, enough
-        )
-        with checked_data():
+        with ignoring_mask(likelihood):
+            particles, size, rate = _chosen_latents(
+                model, x[rows], part, num_draws, num_samples, enough
+            )
+        with checked_data(), ignoring_mask(likelihood):
             output = model.output_with(x[rows], part, replaying(particles.points))
         parts.append((likelihood.values_of(output.likelihood, center=center), size, rate))
     values, sizes, rates = zip(*parts, strict=True)
     return ConditionalDraws(torch.cat(values, 1), torch.cat(sizes), torch.cat(rates))
+
+
+def likelihood_given(likelihood: Likelihood, p: Distribution, x: Tensor) -> Distribution:
+    """Return p(x given z, observed entries), with a mechanism also given which are missing.
+
+    Args:
+        likelihood: The likelihood that made ``p``.
+        p: p(x given z), ``(n, B)``.
+        x: Data, ``(B, *E)``, NaN where they are missing.
+    """
+    return likelihood.conditional(p, x) if isinstance(likelihood, MaskedLikelihood) else p
 
 
 def _chosen_latents(
