@@ -1,5 +1,6 @@
 """Values missing not at random: bounds against quadrature, and recovered means."""
 
+import copy
 import math
 
 import numpy as np
@@ -22,6 +23,7 @@ from tinyvae import (
     Optimization,
     Trainer,
     evaluate,
+    impute,
     log_marginal,
 )
 from tinyvae.likelihoods import (
@@ -40,6 +42,7 @@ from tinyvae.likelihoods import (
     SelfMasking,
     StandardizedLikelihood,
     StudentTLikelihood,
+    ignoring_mask,
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -153,6 +156,52 @@ def test_conditional_is_that_of_quadrature():
     assert vae.likelihood.conditional(p, X[1:2]).sample().shape == (2, 1, 3)
 
 
+def posterior_mean(vae, row):
+    """Return E x given the observed values and the mask, by quadrature over z."""
+    nodes, log_weights = gauss_hermite(60)
+    p = vae.decode(nodes[:, None])
+    weights = (p.log_prob(row[None]) + log_weights[:, None]).softmax(0)  # (n, 1)
+    return (weights[..., None] * vae.likelihood.conditional(p, row[None]).mean).sum(0)[0]
+
+
+@for_each("make", ["self", "rows"])
+def test_impute_takes_into_account_that_values_are_missing(make):
+    vae = masked_linear_gaussian()
+    want = torch.stack([posterior_mean(vae, row) for row in X])
+    ignorable = masked_linear_gaussian()
+    ignorable.likelihood.mechanism = None
+    if make == "rows":
+        weight = torch.diag(torch.tensor([2.0, -1.0, 0.5]))
+        vae.likelihood.mechanism = row_masked(weight, [0.2, -0.4, 0.0]).mechanism
+    filled = impute(vae, X, num_samples=4000)
+    draws = impute(vae, X, num_samples=4000, num_imputations=1000)
+    is_missing = torch.isnan(X)
+    plain = impute(ignorable, X, num_samples=4000)
+    assert torch.equal(filled[~is_missing], X[~is_missing])
+    assert ((filled - want)[is_missing].abs() < 0.06).all()
+    assert ((draws.mean(0) - want)[is_missing].abs() < 0.12).all()
+    assert ((plain - want)[is_missing].abs().max()) > 0.3
+
+
+def test_draws_given_entries_leave_the_mechanism_out():
+    vae = masked_linear_gaussian()
+    ignorable = copy.deepcopy(vae)
+    ignorable.likelihood.mechanism = None
+    torch.manual_seed(0)
+    draws = vae.sample(50, given=X[1])
+    torch.manual_seed(0)
+    assert torch.equal(draws, ignorable.sample(50, given=X[1]))
+
+
+def test_check_draws_nothing():
+    vae = masked_linear_gaussian()
+    vae.likelihood.mechanism = row_masked(torch.eye(3), torch.zeros(3)).mechanism
+    state = torch.get_rng_state()
+    vae.check(X)
+    log_marginal(vae, X, num_samples=5)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_masked_without_a_mechanism_keeps_its_conditional():
     likelihood = MaskedLikelihood(GaussianLikelihood(1.0))
     p = likelihood(torch.zeros(2, 3), event_ndim=1)
@@ -234,13 +283,16 @@ def test_row_masking_refuses_draws_without_gradients():
 
 
 @for_each("make", [lambda: SelfMasking((4,)), lambda: RowMasking(MLP(4, (), 4))])
-def test_distribution_without_the_mask_is_that_without_a_mechanism(make):
+def test_ignoring_the_mask_is_leaving_out_the_mechanism(make):
     masked = MaskedLikelihood(GaussianLikelihood(STD), mechanism=make()).double()
     plain = MaskedLikelihood(GaussianLikelihood(STD)).double()
     params, x = torch.randn(5, 4), torch.randn(5, 4)
     x[torch.rand(5, 4) < 0.4] = math.nan
-    got = masked.without_mechanism(masked(params, 1)).log_prob(x)
-    assert torch.equal(got, plain(params, 1).log_prob(x))
+    with ignoring_mask(masked):
+        p = masked(params, 1)
+        assert masked.conditional(p, x) is p
+    assert torch.equal(p.log_prob(x), plain(params, 1).log_prob(x))
+    assert not torch.equal(masked(params, 1).log_prob(x), p.log_prob(x))
 
 
 @for_each("make", [lambda: SelfMasking((4,), sign=1), lambda: RowMasking(MLP(4, (), 4))])
@@ -339,6 +391,72 @@ def test_family_without_a_rule_is_refused_before_training():
     x = torch.tensor([[0.5, math.nan]]).repeat(9, 1)
     with pytest.raises((TypeError, ValueError), match="no rule for Beta"):
         trained(masked, x)
+
+
+def test_mechanism_has_the_units_of_the_data():
+    y = torch.randn(5, 3)
+    y[torch.rand(5, 3) < 0.4] = math.nan
+    center, scale = torch.tensor([2000.0, -3.0, 0.0]), torch.tensor([5.0, 0.1, 40.0])
+    x = center + scale * y
+    options = {"mean": center.tolist(), "std": scale.tolist()}
+    wide = StandardizedLikelihood(GaussianLikelihood(STD), **options)
+    observed = (~torch.isnan(y)).to(y)
+    params = torch.randn(5, 3)
+    for mechanisms in (
+        (SelfMasking((3,)), SelfMasking((3,), **options)),
+        (RowMasking(MLP(3, (), 3)), RowMasking(MLP(3, (), 3), **options)),
+    ):
+        with torch.no_grad():
+            for parameter in mechanisms[0].parameters():
+                parameter.copy_(torch.randn_like(parameter))
+        mechanisms[1].load_state_dict(
+            mechanisms[0].state_dict()
+            | {name: mechanisms[1].get_buffer(name) for name in ("center", "scale")}
+        )
+        plain = MaskedLikelihood(GaussianLikelihood(STD), mechanism=mechanisms[0]).double()
+        other = MaskedLikelihood(wide, mechanism=mechanisms[1]).double()
+        values = []
+        for likelihood, data in ((plain, y), (other, x)):
+            torch.manual_seed(0)
+            values.append(likelihood(params, 1).log_prob(data))
+        torch.testing.assert_close(values[1], values[0] - (observed * scale.log()).sum(1))
+
+
+def test_mechanism_from_data_ignores_missing_entries():
+    nan = math.nan
+    x = torch.tensor([[1.0, 5.0, nan], [3.0, 5.0, nan], [nan, 5.0, nan]])
+    mechanism = SelfMasking.from_data(x, sign=(1, -1, None)).double()
+    assert mechanism.mean == [2.0, 5.0, 0.0]
+    assert mechanism.std == [1.0, 1.0, 1.0]
+    torch.testing.assert_close(mechanism.bias.sigmoid(), torch.tensor([1.5, 0.5, 3.5]) / 4)
+    assert (mechanism.slope.sign() == torch.tensor([1.0, -1.0, 0.0])).all()
+
+
+@for_each(
+    ("options", "message"),
+    [
+        ({"sign": 2}, "sign 1, -1, 0 or None, got 2"),
+        ({"std": 0.0}, "std between 0 and inf, got 0.0"),
+        ({"missing_rate": 1.0}, "missing_rate between 0 and 1, got 1.0"),
+        ({"intercept": "none"}, "intercept 'learned' or 'predicted', got 'none'"),
+    ],
+)
+def test_mechanism_refuses_other_options(options, message):
+    with pytest.raises(ValueError, match=f"SelfMasking expects an? {message}|{message}"):
+        SelfMasking((2,), **options)
+
+
+def test_mechanism_must_fit_the_data():
+    masked = MaskedLikelihood(GaussianLikelihood(), mechanism=SelfMasking((3,)))
+    with pytest.raises(ValueError, match=r"does not broadcast over data of shape \(4,\)"):
+        masked.check_support(torch.zeros(5, 4))
+    with pytest.raises(TypeError, match=r"expects a mechanism such as SelfMasking\(\), got 'self'"):
+        MaskedLikelihood(GaussianLikelihood(), mechanism="self")
+    with pytest.raises(TypeError, match="RowMasking expects a module from rows to log odds"):
+        RowMasking(3)
+    rows = MaskedLikelihood(GaussianLikelihood(), mechanism=RowMasking(MLP(4, (), 2)))
+    with pytest.raises(ValueError, match=r"returns log odds .* one output"):
+        rows(torch.zeros(5, 4), 1).log_prob(torch.zeros(5, 4))
 
 
 # Training -----------------------------------------------------------------------------------------

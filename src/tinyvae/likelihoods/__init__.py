@@ -41,6 +41,7 @@ from tinyvae.likelihoods.gaussian import GaussianLikelihood as GaussianLikelihoo
 from tinyvae.likelihoods.gaussian import OptimalGaussianLikelihood as OptimalGaussianLikelihood
 from tinyvae.likelihoods.hurdle import HurdleLikelihood as HurdleLikelihood
 from tinyvae.likelihoods.masked import MaskedLikelihood as MaskedLikelihood
+from tinyvae.likelihoods.masked import ignoring_mask as ignoring_mask
 from tinyvae.likelihoods.mechanisms import Mechanism as Mechanism
 from tinyvae.likelihoods.mechanisms import RowMasking as RowMasking
 from tinyvae.likelihoods.mechanisms import SelfMasking as SelfMasking

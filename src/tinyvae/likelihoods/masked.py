@@ -1,6 +1,7 @@
 """Likelihood of data with missing values."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -72,6 +73,7 @@ class MaskedLikelihood(LikelihoodWrapper):
             )
         self.show_mask = show_mask
         self.mechanism = mechanism
+        self.ignores_mask = False
         if not likelihood.is_tabular:
             self.num_params = likelihood.num_params + self._num_log_odds
 
@@ -92,7 +94,7 @@ class MaskedLikelihood(LikelihoodWrapper):
     ) -> Distribution:
         """Return p(observed values given z), with a mechanism p(observed values, mask given z)."""
         factors = self.factors(params, event_ndim, context)
-        if self.mechanism is None:
+        if self.mechanism is None or self.ignores_mask:
             return Independent(factors, event_ndim)
         _, log_odds = self._split(params, event_ndim)
         joint: Distribution = self.mechanism(factors, event_ndim, log_odds)
@@ -116,20 +118,14 @@ class MaskedLikelihood(LikelihoodWrapper):
             p: Value of :meth:`forward`, with a batch that broadcasts with ``B``.
             x: Data ``(B, *E)``, NaN at missing entries.
         """
-        return p if self.mechanism is None else self.mechanism.conditional(p, x)
+        if self.mechanism is None or self.ignores_mask:
+            return p
+        return self.mechanism.conditional(p, x)
 
     def num_dims(self, x: Tensor) -> Tensor:
         """Return the number of observed entries, with a mechanism also those of the mask."""
         mask = 0 if self.mechanism is None else x[0].numel()
         return self.likelihood.num_dims(x) + mask
-
-    def without_mechanism(self, p: Distribution) -> Distribution:
-        """Return p(observed values given z), which ignores the mask.
-
-        Args:
-            p: Value of :meth:`forward`.
-        """
-        return p if self.mechanism is None else self.mechanism.without_mask(p)
 
     def params_for_mean(self, x: Tensor) -> Tensor:
         """Return the wrapped likelihood's parameters for the mean of the observed entries."""
@@ -194,3 +190,20 @@ class MaskedLikelihood(LikelihoodWrapper):
         if not x.is_floating_point():
             return self.likelihood.check_support(x)
         return self.likelihood.check_support(torch.where(torch.isnan(x), self._fill_value(x), x))
+
+
+@contextmanager
+def ignoring_mask(likelihood: Likelihood) -> Iterator[None]:
+    """Score observed values only, without the mechanism of a :class:`MaskedLikelihood`, if any.
+
+    Entries are then not observed because somebody left them out, not because the mechanism did.
+    """
+    if not isinstance(likelihood, MaskedLikelihood):
+        yield
+        return
+    previous = likelihood.ignores_mask
+    try:
+        likelihood.ignores_mask = True
+        yield
+    finally:
+        likelihood.ignores_mask = previous

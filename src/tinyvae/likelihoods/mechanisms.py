@@ -62,14 +62,6 @@ class Mechanism(Configurable, nn.Module, ABC):
         """
 
     @abstractmethod
-    def without_mask(self, p: Distribution) -> Distribution:
-        """Return p(observed values given z), which ignores the mask.
-
-        Args:
-            p: Value of :meth:`forward`.
-        """
-
-    @abstractmethod
     def check_shape(self, data_shape: Sequence[int]) -> None:
         """Raise unless the mechanism fits data of one datum's shape."""
 
@@ -214,19 +206,9 @@ class SelfMasking(ExactBuffers, Mechanism):
 
     def conditional(self, p: Distribution, x: Tensor) -> Distribution:
         """Return p(x given z and that it is missing), whatever the other entries are."""
-        entries, event_ndim = self._entries(p)
-        return Independent(entries.missing(), event_ndim)
-
-    def without_mask(self, p: Distribution) -> Distribution:
-        """Return p(observed values given z), which ignores the mask."""
-        entries, event_ndim = self._entries(p)
-        return Independent(MaskedDistribution(entries.base, entries.inside), event_ndim)
-
-    def _entries(self, p: Distribution) -> tuple[SelfMaskedDistribution, int]:
-        """Return the distribution of each entry, and the number of dimensions of one datum."""
         if not isinstance(p, Independent) or not isinstance(p.base, SelfMaskedDistribution):
             raise TypeError(f"{self} expects a distribution that it made, got {p}")
-        return p.base, p.event_ndim
+        return Independent(p.base.missing(), p.event_ndim)
 
     def check_shape(self, data_shape: Sequence[int]) -> None:
         """Raise unless weights broadcast over one datum."""
@@ -307,17 +289,9 @@ class RowMasking(ExactBuffers, Mechanism):
 
     def conditional(self, p: Distribution, x: Tensor) -> Distribution:
         """Return p(x given z, observed values, mask), by weighted proposals."""
-        return RowsGivenMask(self._joint(p), x)
-
-    def without_mask(self, p: Distribution) -> Distribution:
-        """Return p(observed values given z), which ignores the mask."""
-        joint = self._joint(p)
-        return Independent(MaskedDistribution(joint.base, joint.inside), joint.event_ndim)
-
-    def _joint(self, p: Distribution) -> RowMaskedDistribution:
         if not isinstance(p, RowMaskedDistribution):
             raise TypeError(f"{self} expects a distribution that it made, got {p}")
-        return p
+        return RowsGivenMask(p, x)
 
     def check_shape(self, data_shape: Sequence[int]) -> None:
         """Raise unless mean and std broadcast over one datum."""
