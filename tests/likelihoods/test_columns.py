@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyvae.likelihoods import Column
-from tinyvae.likelihoods.columns import infer_columns, named_columns, to_arrays, to_tensor
+from tinyvae.likelihoods.conversion import to_arrays, to_tensor
+from tinyvae.likelihoods.inference import infer_columns
+from tinyvae.likelihoods.tables import named_columns
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from tinyvae import ELBO, VAE, Trainer
 from tinyvae.likelihoods import MaskedLikelihood, MixedLikelihood
-from tinyvae.likelihoods.columns import infer_columns
+from tinyvae.likelihoods.inference import infer_columns
 from tinyvae.likelihoods.kinds import initial_value
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -8,7 +8,8 @@ import torch
 from helpers.cases import for_each
 
 from tinyvae.likelihoods import Column, MixedLikelihood, StudentTLikelihood
-from tinyvae.likelihoods.columns import infer_columns, to_arrays, to_tensor
+from tinyvae.likelihoods.conversion import to_arrays, to_tensor
+from tinyvae.likelihoods.inference import infer_columns
 from tinyvae.models.serialization import build_part, describe_part
 
 
