@@ -22,6 +22,7 @@ from tinyvae import (
     Likelihood,
 )
 from tinyvae.likelihoods import (
+    BetaBinomialLikelihood,
     BetaLikelihood,
     Column,
     ContinuousBernoulliLikelihood,
@@ -35,6 +36,7 @@ from tinyvae.likelihoods import (
     MaskedLikelihood,
     MixedLikelihood,
     MixtureLikelihood,
+    MultinomialLikelihood,
     NegativeBinomialLikelihood,
     OneHotLikelihood,
     OptimalGaussianLikelihood,
@@ -124,6 +126,14 @@ def negative_binomial(baseline=1.0):
     return scalar(log_prob)
 
 
+def beta_binomial(num_trials):
+    def log_prob(x, logits, total):
+        rates = expit(logits) * total, expit(-logits) * total
+        return scipy.stats.betabinom.logpmf(x, num_trials, *rates)
+
+    return scalar(log_prob)
+
+
 def discretized(num_levels):
     last = num_levels - 1
 
@@ -154,6 +164,12 @@ def ordinal(likelihood, params, x, n, context):
 
 def one_hot(likelihood, params, x, n, context):
     return x * scipy.special.log_softmax(params, -n)
+
+
+def multinomial(likelihood, params, x, n, context):
+    each = x * scipy.special.log_softmax(params, -n) - scipy.special.gammaln(x + 1)
+    ways = scipy.special.gammaln(x.sum(-n, keepdims=True) + 1)
+    return each + ways / params.shape[-n]
 
 
 def optimal(likelihood, params, x, n, context):
@@ -476,6 +492,23 @@ LIKELIHOODS = {
         scales=lambda e: (3, *e),
         context=indices,
     ),
+    "beta-binomial": Family(
+        lambda _: BetaBinomialLikelihood(6, Learned(initial=3.0)),
+        beta_binomial(6),
+        levels(7),
+        scales=one_scale,
+    ),
+    "beta-binomial, predicted": Family(
+        lambda e: BetaBinomialLikelihood([4] * e[-1], "predicted"),
+        beta_binomial(4),
+        levels(5),
+        num_params=2,
+    ),
+    "masked beta-binomial": Family(
+        lambda _: MaskedLikelihood(BetaBinomialLikelihood(3, 2.0)),
+        masked(beta_binomial(3)),
+        levels(4),
+    ),
     "zero-inflated poisson": Family(
         lambda _: ZeroInflatedLikelihood(PoissonLikelihood(2.0)),
         zero_inflated(poisson(2.0)),
@@ -647,6 +680,21 @@ def one_hot_rows(*shape):
     return torch.nn.functional.one_hot(index, num_classes).movedim(-1, -3).double()
 
 
+def rows_of_counts(*shape):
+    """Counts of four trials along the first dimension of an event of three."""
+    *batch, num_outcomes, h, w = shape
+    shares = torch.rand(*batch, h, w, num_outcomes)
+    index = torch.multinomial(shares.reshape(-1, num_outcomes), 4, replacement=True)
+    counts = torch.nn.functional.one_hot(index, num_outcomes).sum(1)
+    return counts.reshape(*batch, h, w, num_outcomes).movedim(-1, -3).double()
+
+
+def all_counts(total, num_outcomes):
+    """Return all counts of a total, ``(V, C)``."""
+    every = itertools.product(range(total + 1), repeat=num_outcomes)
+    return torch.tensor([row for row in every if sum(row) == total]).double()
+
+
 MIXED = Family(
     make_mixed,
     mixed,
@@ -662,6 +710,13 @@ LIKELIHOODS |= {
         Support(one_hot_rows, (0.5, 2.0, -1.0), 2),
         events=((4, 3, 3), (3, 2, 1)),
         options=(("data_shape", (3,)), ("values", torch.eye(3))),
+    ),
+    "multinomial": Family(
+        lambda _: MultinomialLikelihood(4),
+        multinomial,
+        Support(rows_of_counts, (0.5, -1.0), 5),
+        events=((4, 3, 3), (3, 2, 1)),
+        options=(("data_shape", (3,)), ("values", all_counts(4, 3))),
     ),
     "mixed": MIXED,
     "masked mixed": replace(

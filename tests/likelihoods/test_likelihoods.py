@@ -17,6 +17,7 @@ from helpers.oracles import log_evidence
 
 from tinyvae import VAE, BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood
 from tinyvae.likelihoods import (
+    BetaBinomialLikelihood,
     BetaLikelihood,
     ContinuousBernoulliLikelihood,
     DiscretizedLogisticLikelihood,
@@ -245,6 +246,7 @@ FITS = {
     "categorical": (CategoricalLikelihood(4), [0.5, -0.9, 0.6, -0.2]),
     "poisson": (PoissonLikelihood(2.0), [0.8]),
     "negative binomial": (NegativeBinomialLikelihood("predicted", baseline=2.0), [0.8, 0.3]),
+    "beta-binomial": (BetaBinomialLikelihood(9, "predicted"), [0.8, 0.7]),
     "zero-inflated negative binomial": (
         ZeroInflatedLikelihood(NegativeBinomialLikelihood("predicted")),
         [-0.5, 2.0, 1.0],
@@ -299,6 +301,7 @@ def test_maximum_likelihood_recovers_parameters(name):
         (DiscretizedLogisticLikelihood(4), 4, (2, 2), 1),
         (OrdinalLikelihood(4, shape=(2, 2)), 4, (2, 2), 1),
         (OrdinalLikelihood(3), 3, (4,), 2),
+        (BetaBinomialLikelihood([3, 3, 3], "predicted"), 4, (3,), 1),
         (DiscretizedLogisticLikelihood(3, scale="learned"), 3, (4,), 2),
         (MixtureLikelihood(DiscretizedLogisticLikelihood(4), num_components=2), 4, (4,), 2),
     ],

@@ -13,6 +13,7 @@ from tinyvae.likelihoods import (
     LogNormalLikelihood,
     MaskedLikelihood,
     MixtureLikelihood,
+    MultinomialLikelihood,
     NegativeBinomialLikelihood,
     OneHotLikelihood,
     OptimalGaussianLikelihood,
@@ -37,6 +38,7 @@ pytestmark = pytest.mark.usefixtures("float64")
     ("inner", "alternative"),
     [
         (OptimalGaussianLikelihood, "use GaussianLikelihood"),
+        (lambda: MultinomialLikelihood(4), "use PoissonLikelihood"),
         (OneHotLikelihood, "use CategoricalLikelihood"),
         (lambda: MaskedLikelihood(GaussianLikelihood()), "put MaskedLikelihood outermost"),
     ],

@@ -20,6 +20,7 @@ from tinyvae import (
 from tinyvae.core import Batch
 from tinyvae.distributions import Independent, Normal, TorchDistribution
 from tinyvae.likelihoods import (
+    BetaBinomialLikelihood,
     BetaLikelihood,
     DiscretizedLogisticLikelihood,
     HurdleLikelihood,
@@ -28,6 +29,7 @@ from tinyvae.likelihoods import (
     LogNormalLikelihood,
     MaskedLikelihood,
     MixtureLikelihood,
+    MultinomialLikelihood,
     NegativeBinomialLikelihood,
     OneHotLikelihood,
     OrdinalLikelihood,
@@ -88,6 +90,13 @@ CONFINED = {
     "clamp": (BernoulliLikelihood, binary, lambda p: p.clamp(0, 1), r"in \[0, 1\]"),
     "log softmax": (BernoulliLikelihood, binary, nn.LogSoftmax(1), "<= 0"),
     "gelu": (BernoulliLikelihood, binary, nn.GELU(), ">= -1"),
+    "hits": (lambda: BetaBinomialLikelihood(9), counts, torch.sigmoid, r"in \[0, 1\]"),
+    "shares of counts": (
+        lambda: MultinomialLikelihood(9),
+        counts,
+        nn.Softmax(1),
+        r"in \[0, 1\]",
+    ),
     "ordered levels": (lambda: OrdinalLikelihood(9), counts, torch.sigmoid, r"in \[0, 1\]"),
     "logits of shares": (LogitNormalLikelihood, unit, F.softplus, ">= 0"),
     "rates": (PoissonLikelihood, counts, F.softplus, ">= 0"),

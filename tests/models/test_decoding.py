@@ -14,6 +14,7 @@ from tinyvae import (
     TransposedResNet,
 )
 from tinyvae.likelihoods import (
+    BetaBinomialLikelihood,
     BetaLikelihood,
     Column,
     ContinuousBernoulliLikelihood,
@@ -25,6 +26,7 @@ from tinyvae.likelihoods import (
     MaskedLikelihood,
     MixedLikelihood,
     MixtureLikelihood,
+    MultinomialLikelihood,
     NegativeBinomialLikelihood,
     OneHotLikelihood,
     OptimalGaussianLikelihood,
@@ -84,6 +86,12 @@ CASES = {
         1e-12,
     ),
     "zero-inflated": (lambda: ZeroInflatedLikelihood(PoissonLikelihood()), counts, 1e-12),
+    "beta-binomial": (lambda: BetaBinomialLikelihood([9, 12, 20]), counts, 2e-3),
+    "multinomial": (
+        lambda: MultinomialLikelihood(9),
+        lambda: torch.distributions.Multinomial(9, torch.tensor([0.2, 0.3, 0.5])).sample((N,)),
+        1e-3,
+    ),
     "ordinal": (lambda: OrdinalLikelihood(10, shape=(3,)), counts, 2e-3),
     "hurdle": (
         lambda: HurdleLikelihood(GaussianLikelihood("predicted"), at=(0.0, 0.5)),

@@ -38,6 +38,7 @@ from tinyvae.errors import CheckpointError
 from tinyvae.flows import Flow, PlanarFlow, RadialFlow
 from tinyvae.io import load_tensors, save_tensors
 from tinyvae.likelihoods import (
+    BetaBinomialLikelihood,
     BetaLikelihood,
     Column,
     ContinuousBernoulliLikelihood,
@@ -52,6 +53,7 @@ from tinyvae.likelihoods import (
     MaskedLikelihood,
     MixedLikelihood,
     MixtureLikelihood,
+    MultinomialLikelihood,
     MultiScaleSSIM,
     NegativeBinomialLikelihood,
     OneHotLikelihood,
@@ -87,7 +89,9 @@ EXAMPLES = [
     ConvNet((2, 5, 3), (3, 4), kernel_size=5, activation=nn.GELU),
     GaussianEncoder(MLP(4, hidden=(7,), activation=nn.SiLU), 3, features=7),
     GaussianEncoder(ConvNet((1, 5, 4), (2,)), 3),
+    BetaBinomialLikelihood([4, 7], "predicted"),
     BetaLikelihood(3.0),
+    MultinomialLikelihood(12),
     CategoricalLikelihood(5, ordered=True),
     ContinuousBernoulliLikelihood(),
     DiscretizedLogisticLikelihood(16, scale="learned"),

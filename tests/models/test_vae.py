@@ -31,9 +31,11 @@ from tinyvae import (
 from tinyvae.distributions import Independent, Normal
 from tinyvae.errors import NoClosedFormError
 from tinyvae.likelihoods import (
+    BetaBinomialLikelihood,
     DiscretizedLogisticLikelihood,
     HurdleLikelihood,
     MaskedLikelihood,
+    MultinomialLikelihood,
     NegativeBinomialLikelihood,
     OrdinalLikelihood,
     PoissonLikelihood,
@@ -266,6 +268,8 @@ def test_vae_needs_a_row_of_context_per_example():
     [
         (CategoricalLikelihood(5), torch.int64, torch.int64),
         (CategoricalLikelihood(5, ordered=True), torch.int64, torch.float64),
+        (BetaBinomialLikelihood(5), torch.int64, torch.float64),
+        (MultinomialLikelihood(5), torch.int64, torch.float64),
         (OrdinalLikelihood(5), torch.int64, torch.float64),
         (DiscretizedLogisticLikelihood(16), torch.int64, torch.float64),
         (NegativeBinomialLikelihood(), torch.int64, torch.float64),

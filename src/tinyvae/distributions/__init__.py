@@ -52,6 +52,8 @@ from tinyvae.distributions.relaxed import LogGumbelSoftmax as LogGumbelSoftmax
 from tinyvae.distributions.relaxed import StraightThrough as StraightThrough
 from tinyvae.distributions.spherical import PowerSpherical as PowerSpherical
 from tinyvae.distributions.spherical import SphereUniform as SphereUniform
+from tinyvae.distributions.trials import BetaBinomial as BetaBinomial
+from tinyvae.distributions.trials import Multinomial as Multinomial
 from tinyvae.distributions.wrappers import Affine as Affine
 from tinyvae.distributions.wrappers import MaskedDistribution as MaskedDistribution
 from tinyvae.distributions.wrappers import ReshapedBatch as ReshapedBatch

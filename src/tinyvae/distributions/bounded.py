@@ -164,11 +164,11 @@ class Beta(Distribution):
                 for logits in (self.logits, -self.logits)
             )
             # The ratio x / (x + y) of two gamma draws. Logarithms avoid underflow at small shapes.
-            draws = torch.sigmoid(_log_gamma_draw(alpha) - _log_gamma_draw(beta))
+            draws = torch.sigmoid(log_gamma_draw(alpha) - log_gamma_draw(beta))
             return draws.clamp(limits.tiny, 1 - limits.eps / 2)
 
 
-def _log_gamma_draw(shape: Tensor) -> Tensor:
+def log_gamma_draw(shape: Tensor) -> Tensor:
     """Draw log gamma variables. A draw of shape a is one of shape a + 1 times uniform^(1 / a)."""
     exponential = torch.empty_like(shape, memory_format=torch.contiguous_format).exponential_()
     least = 1e3 * torch.finfo(shape.dtype).tiny  # so that the quotient is finite

@@ -16,6 +16,7 @@ logarithms of counts, one-hot rows of classes, zeros at missing entries.
 
 from tinyvae.likelihoods.base import Likelihood as Likelihood
 from tinyvae.likelihoods.bounded import LogitNormalLikelihood as LogitNormalLikelihood
+from tinyvae.likelihoods.clusters import within_cluster_std as within_cluster_std
 from tinyvae.likelihoods.columns import Column as Column
 from tinyvae.likelihoods.continuous import BetaLikelihood as BetaLikelihood
 from tinyvae.likelihoods.continuous import (
@@ -48,6 +49,8 @@ from tinyvae.likelihoods.parameters import Predicted as Predicted
 from tinyvae.likelihoods.parameters import as_positive as as_positive
 from tinyvae.likelihoods.perceptual import PerceptualLikelihood as PerceptualLikelihood
 from tinyvae.likelihoods.tabular import MixedLikelihood as MixedLikelihood
+from tinyvae.likelihoods.trials import BetaBinomialLikelihood as BetaBinomialLikelihood
+from tinyvae.likelihoods.trials import MultinomialLikelihood as MultinomialLikelihood
 from tinyvae.likelihoods.wrappers import MixtureLikelihood as MixtureLikelihood
 from tinyvae.likelihoods.wrappers import StandardizedLikelihood as StandardizedLikelihood
 from tinyvae.likelihoods.wrappers import ZeroInflatedLikelihood as ZeroInflatedLikelihood
