@@ -142,8 +142,8 @@ def _decode(column: Column, values: Array) -> Any:
                 f"{np.nanmin(values):g}..{np.nanmax(values):g}"
             )
         entries: Array = np.array([*column.levels, None], dtype=object)[codes.astype(int)]
-    elif column.is_rounded:
-        entries = _rounded(column, values).astype(object)
+    elif (dtype := column.numeric_dtype) is not None and dtype.kind in "iu":
+        entries = _rounded(column, values, dtype).astype(object)
         entries[missing] = None
     else:
         entries = np.array(values)
@@ -162,7 +162,7 @@ def _typed(column: Column, entries: Array, missing: Array) -> Any:
     return entries if has_none or not one_type else np.array(entries.tolist(), dtype=dtype)
 
 
-def _rounded(column: Column, values: Array) -> Array:
+def _rounded(column: Column, values: Array, dtype: "np.dtype[Any]") -> Array:
     """Return integers, zero for NaN, that the column and their type can hold."""
     whole = np.round(np.nan_to_num(values))
     if "positive" in (column.kind, column.rest):
@@ -170,8 +170,6 @@ def _rounded(column: Column, values: Array) -> Array:
     if column.kind == "bounded":
         low, high = column.bounds
         whole = np.clip(whole, low + (low not in column.points), high - (high not in column.points))
-    dtype = column.numeric_dtype
-    assert dtype is not None
     limits = np.iinfo(dtype)
     highest = min(limits.max, np.nextafter(float(limits.max) + 1, 0))  # 2**63 is no int64
     integers: Array = np.clip(whole, limits.min, highest).astype(dtype)

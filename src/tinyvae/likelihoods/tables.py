@@ -86,10 +86,14 @@ def _as_array(name: str, values: Any) -> Array:
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         values = (values.float() if values.dtype is torch.bfloat16 else values).numpy()
-    array: Array = np.asarray(values)
+    try:
+        array: Array = np.asarray(values)
+    except ValueError:  # lists of several lengths
+        array = np.empty((0, 0))
     if array.ndim != 1:
         raise ValueError(
-            f"column {name!r} expects one value per row, got an array of shape {array.shape}"
+            f"column {name!r} expects one value per row, got arrays in its rows: make a column of "
+            "each entry"
         )
     # Numpy has converted None, NaN and numbers next to strings into strings, and missing integers
     # of pandas into NaN.

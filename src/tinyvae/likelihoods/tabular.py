@@ -258,10 +258,11 @@ class MixedLikelihood(Likelihood):
             x: Data ``(N, D)`` without NaN, such as :func:`~tinyvae.impute` returns.
 
         Example:
-            >>> table = {"age": [31.0, None, 54.0], "color": ["red", "blue", None]}
+            >>> table = {"age": [31.0, None, 54.0, 47.0], "color": ["red", "blue", None, "red"]}
             >>> columns = MixedLikelihood.from_table(table)
-            >>> columns.fill(table, torch.tensor([[1.0, 0], [42.0, 0], [1.0, 1]]))
-            {'age': [31.0, 42.0, 54.0], 'color': ['red', 'blue', 'red']}
+            >>> x = torch.tensor([[31.0, 1.0], [42.0, 0.0], [54.0, 1.0], [47.0, 1.0]])
+            >>> columns.fill(table, x)
+            {'age': [31.0, 42.0, 54.0, 47.0], 'color': ['red', 'blue', 'red', 'red']}
         """
         return fill(table, x, self.columns)
 
