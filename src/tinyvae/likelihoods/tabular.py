@@ -243,7 +243,13 @@ class MixedLikelihood(Likelihood):
                 "to_frame expects pandas: install it with pip install pandas, or use to_arrays"
             ) from None
         arrays = self.to_arrays(x)
-        frame = pandas.DataFrame(dict(enumerate(arrays.values())), index=index)
+        objects = {column.label for column in self.columns if column.dtype == "object"}
+        values = [
+            pandas.Series(array, dtype=object) if label in objects else array
+            for label, array in arrays.items()  # pandas reads text as str, unless told otherwise
+        ]
+        frame = pandas.DataFrame(dict(enumerate(values)))
+        frame.index = frame.index if index is None else index
         frame.columns = pandas.Index(list(arrays))
         return frame
 
