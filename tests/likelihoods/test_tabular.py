@@ -619,7 +619,7 @@ def test_other_kinds_agree_with_their_documented_likelihoods():
     assert len(likelihood.blocks) == 9
 
 
-def test_columns_of_one_kind_share_a_block():
+def test_columns_of_other_kinds_share_blocks():
     twins = [replace(column, name=f"{column.name}{i}") for column in MORE.values() for i in (0, 1)]
     likelihood = MixedLikelihood(twins)
     assert len(likelihood.blocks) == 9
