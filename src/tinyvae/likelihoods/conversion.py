@@ -124,7 +124,8 @@ def to_frame(x: Tensor, columns: Sequence[Column], *, index: Any = None) -> Any:
             "to_frame expects pandas: install it with pip install pandas, or use to_arrays"
         ) from None
     arrays = to_arrays(x, columns)
-    objects = {column.label for column in columns if column.dtype == "object"}
+    types = ("object", *PYTHON_NAMES)
+    objects = {column.label for column in columns if column.dtype in types}
     values = [
         pandas.Series(array, dtype=object) if label in objects else array
         for label, array in arrays.items()  # pandas reads text as str, unless told otherwise

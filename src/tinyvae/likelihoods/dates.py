@@ -44,6 +44,8 @@ def as_dates(name: str, values: Array) -> tuple[Array, str]:
     Raises:
         ValueError: If they have several types, or time zones.
     """
+    if values.dtype == object and all(isinstance(v, np.generic) for v in values):
+        values = np.array(values.tolist())
     if values.dtype.kind in "mM":
         return values, str(values.dtype)
     types = {type(value) for value in values.tolist()}
