@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tinyvae.likelihoods.columns import ORDERED, PANDAS, Column
 from tinyvae.likelihoods.dates import (
+    PYTHON_NAMES,
     as_column,
     as_dates,
     from_steps,
