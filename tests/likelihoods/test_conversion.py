@@ -33,6 +33,7 @@ DATES = {
     "seconds": (np.datetime64("1969-12-31T23:59:59", "ns") + np.arange(4) * 10**9, "seconds"),
     "nanoseconds": (np.datetime64(5, "ns") + np.array([0, 7, 2**50 + 1]), "nanoseconds"),
     "durations": (np.array([1, -5, 40], "timedelta64[h]"), "hours"),
+    "dates in a list": (list(DAYS), "days"),
     "objects": (np.array([date(2020, 1, 1), None, date(1999, 5, 7)], object), "days"),
     "moments": (np.array([datetime(2020, 1, 1, 5), None, datetime(1999, 5, 7)], object), "hours"),
     "lengths": (np.array([timedelta(3), timedelta(0, 5), timedelta(9)], object), "seconds"),
@@ -56,6 +57,7 @@ def test_dates_come_back(name):
     assert column.kind == "date"
     assert step in column.details()
     back = likelihood.to_arrays(likelihood.to_tensor({"a": values}))["a"]
+    values = np.array(values) if isinstance(values, list) else values
     assert back.dtype == values.dtype
     assert pd.Series(back).equals(pd.Series(values))
     if values.dtype == object:
@@ -165,6 +167,32 @@ def test_declared_identifiers_are_left_out():
     likelihood = MixedLikelihood.from_table(table, kinds={"a": "identifier"})
     assert likelihood.to_tensor(table).tolist() == [[0], [1], [0]]
     assert "a       identifier  left out" in likelihood.describe()
+
+
+@for_each(
+    ("name", "message"),
+    [
+        (None, "names, got None: rename"),
+        (math.nan, "got nan: rename"),
+        (date(2020, 1, 1), "rename"),
+    ],
+)
+def test_names_that_a_file_cannot_hold_are_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        infer_columns(pd.DataFrame({name: [1.5, 2.5, 3.5]}))
+
+
+@for_each(
+    ("values", "message"),
+    [
+        (pd.arrays.SparseArray([0.0, 1.0, 3.0]), r"dense values, .*: convert it with \.sparse"),
+        (pd.cut([1.0, 2.0, 3.0], 3), r"convert other types with str\(level\)"),
+        ([pd.Timestamp("2020"), pd.Timestamp("2021")], "convert them with pandas.to_datetime"),
+    ],
+)
+def test_dtypes_without_a_model_are_refused(values, message):
+    with pytest.raises(ValueError, match=f"column 'a' expects .*{message}"):
+        infer_columns({"a": values})
 
 
 @for_each(
@@ -339,6 +367,7 @@ def read(table):
     return likelihood, x
 
 
+@pytest.mark.slow
 @settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(frames())
 def test_any_frame_comes_back_or_is_refused_with_a_remedy(table):

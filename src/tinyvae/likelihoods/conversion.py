@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tinyvae.likelihoods.columns import ORDERED, PANDAS, Column
 from tinyvae.likelihoods.dates import (
+    PYTHON_NAMES,
     as_column,
     as_dates,
     from_steps,
@@ -124,7 +125,8 @@ def to_frame(x: Tensor, columns: Sequence[Column], *, index: Any = None) -> Any:
             "to_frame expects pandas: install it with pip install pandas, or use to_arrays"
         ) from None
     arrays = to_arrays(x, columns)
-    objects = {column.label for column in columns if column.dtype == "object"}
+    types = ("object", *PYTHON_NAMES)
+    objects = {column.label for column in columns if column.dtype in types}
     values = [
         pandas.Series(array, dtype=object) if label in objects else array
         for label, array in arrays.items()  # pandas reads text as str, unless told otherwise

@@ -44,6 +44,8 @@ def as_dates(name: str, values: Array) -> tuple[Array, str]:
     Raises:
         ValueError: If they have several types, or time zones.
     """
+    if values.dtype == object and all(isinstance(v, np.generic) for v in values):
+        values = np.array(values.tolist())
     if values.dtype.kind in "mM":
         return values, str(values.dtype)
     types = {type(value) for value in values.tolist()}
@@ -86,14 +88,17 @@ def natural_step(name: str, integers: Array, dtype: str) -> tuple[int, int]:
 
 def to_steps(name: str, integers: Array, origin: int, step: int) -> Array:
     """Return the distance of dates from an origin in steps, as float64."""
-    offsets = [value - origin for value in integers.tolist()]  # may exceed int64
-    steps = np.array([offset / step for offset in offsets], dtype=np.float64)
-    for value, offset in zip(steps.tolist(), offsets, strict=True):
-        if round(value * step) != offset:
-            raise ValueError(
-                f"column {name!r} expects dates that float64 can hold, 2**53 units from the first "
-                "at most: round them, .dt.round('us'), or use a coarser unit"
-            )
+    offsets = integers.astype(object) - origin if len(integers) else integers
+    if not _overflows(integers, origin):
+        offsets = integers - origin
+    steps = (offsets / step).astype(np.float64)
+    if (np.abs(offsets) >= 2**62).any() or (
+        np.round(steps * step).astype(np.int64) != offsets
+    ).any():
+        raise ValueError(
+            f"column {name!r} expects dates that float64 can hold, 2**53 units from the first at "
+            "most: round them, .dt.round('us'), or use a coarser unit"
+        )
     return steps
 
 
@@ -102,10 +107,17 @@ def from_steps(steps: Array, origin: int, step: int, dtype: str) -> Array:
     low, high = -(2**63) + 1, 2**63 - 1  # the number below is NaT
     if dtype in LIMITS:
         low, high = np.array(LIMITS[dtype], dtype=_numpy_name(dtype)).astype(np.int64).tolist()
-    whole = np.clip(np.round(np.nan_to_num(steps)), -(2.0**62) / step, 2.0**62 / step)
-    integers = [min(max(origin + int(value) * step, low), high) for value in whole.tolist()]
-    dates: Array = np.array(integers, dtype=np.int64).astype(_numpy_name(dtype))
+    whole = np.clip(np.round(np.nan_to_num(steps)), -(2.0**61) / step, 2.0**61 / step)
+    offsets = whole.astype(np.int64) * step
+    integers = offsets.astype(object) + origin if _overflows(offsets, origin) else offsets + origin
+    dates: Array = np.clip(integers, low, high).astype(np.int64).astype(_numpy_name(dtype))
     return dates
+
+
+def _overflows(integers: Array, origin: int) -> bool:
+    """Return True if a sum or difference of int64 numbers and ``origin`` may exceed int64."""
+    largest = np.abs(integers.astype(np.float64)).max(initial=abs(float(origin)))
+    return bool(largest >= 2.0**62)
 
 
 def as_column(dates: Array, missing: Array, dtype: str) -> Any:
