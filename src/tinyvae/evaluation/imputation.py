@@ -25,6 +25,7 @@ from tinyvae.evaluation.importance import (
     Noise,
     drawing_rule,
     iterate_chunks,
+    require_noise,
     to_model,
 )
 from tinyvae.evaluation.progress import Progress
@@ -104,6 +105,7 @@ def impute(
         torch.Size([5, 1, 3])
     """
     require_count("impute", num_samples)
+    require_noise("impute", noise)
     if num_imputations is not None:
         require_count("impute", num_imputations, "num_imputations")
         if noise == "shared":

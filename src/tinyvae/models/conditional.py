@@ -72,6 +72,11 @@ def weighted_latents(
     points: list[Tensor] = []
     with checked_data():
         output = model.output_with(x, context, draw(num_samples, points))
+    if not all(term.is_density for term in output.latents):
+        raise TypeError(
+            f"{type(model).__name__} expects posteriors with a density to draw given entries, got "
+            f"{output.latents[0].posterior}: build the model with a GaussianEncoder, for example"
+        )
     particles = Particles.of(output, tuple(points))
     log_weight = particles.log_weight()
     size = effective_sample_size(log_weight)
@@ -215,8 +220,8 @@ class ConditionalDraws:
             raise ValueError(
                 f"{name} expects given entries that the model can explain, got an effective sample "
                 f"size of {size:.1f} in {listed(poor)}: the density of these entries is zero, or "
-                "latents that fit them are too hard to find. Check units and values, leave the entries that are "
-                "far from the training data out, or train longer"
+                "latents that fit them are too hard to find. Check units and values, or leave the "
+                "entries out that are far from the training data"
             )
 
 
