@@ -55,7 +55,8 @@ class StudentTLikelihood(Likelihood):
     Args:
         scale: Scale, given like ``std`` of :class:`~tinyvae.GaussianLikelihood`.
         df: Degrees of freedom :math:`\nu`, given the same way. Few of them make heavy tails. With
-            one or less there is no mean. ``"learned"`` and ``"predicted"`` ones stay above 1.
+            one or less there is no mean. ``"learned"`` and ``"predicted"`` ones stay above 1. For
+            one value per column, use ``Learned((D,), initial=4.0, minimum=1.0)``.
 
     Shape:
         params: ``(..., *E)``, or ``(..., P, *E)`` with location, and scale and df if predicted;

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinyvae.core.data import spread_rows
 from tinyvae.core.module_state import ExactBuffers
 from tinyvae.distributions import Affine, Distribution, Mixture, ZeroInflated
 from tinyvae.likelihoods.base import Likelihood
@@ -232,19 +233,22 @@ class MixtureLikelihood(LikelihoodWrapper):
     def params_for_mean(self, x: Tensor) -> Tensor:
         """Return weights and parameters of components that fit clusters of each dimension.
 
-        A component without values of its own has the parameters of all values.
+        A component without values of its own has the parameters of all values. They are computed
+        from at most 10,000 examples.
         """
+        x = spread_rows(x)
         inputs = self.likelihood.encoder_input(x)  # logarithms of amounts
         index = cluster_indices(inputs if inputs.shape == x.shape else x, self.num_components)
         whole = self.likelihood.params_for_mean(x).reshape(-1, *x.shape[1:])  # (P, *E)
-        components = []
+        total, components = (~torch.isnan(x)).sum(0).clamp(min=1), []
         for component in range(self.num_components):
             values = x.masked_fill(index != component, torch.nan)
             count = (~torch.isnan(values)).sum(0)
             each = self.likelihood.params_for_mean(values).reshape(-1, *x.shape[1:])
-            weight = torch.log(count.clamp(min=1).to(each.dtype))
-            components.append(torch.cat([weight[None], torch.where(count > 0, each, whole)]))
-        return torch.stack(components, 1).flatten(0, 1)  # (1 + P, M, *E) before
+            log_share = torch.log(count.clamp(min=1) / total).to(each.dtype)
+            components.append(torch.cat([log_share[None], torch.where(count > 0, each, whole)]))
+        rows = torch.stack(components, 1)  # (1 + P, M, *E)
+        return rows.flatten(0, 1)
 
 
 class ZeroInflatedLikelihood(LikelihoodWrapper):
