@@ -173,10 +173,10 @@ def test_impute_takes_into_account_that_values_are_missing(make):
     if make == "rows":
         weight = torch.diag(torch.tensor([2.0, -1.0, 0.5]))
         vae.likelihood.mechanism = row_masked(weight, [0.2, -0.4, 0.0]).mechanism
-    filled = impute(vae, X, num_samples=4000)
-    draws = impute(vae, X, num_samples=4000, num_imputations=1000)
+    filled = impute(vae, X, num_samples=2000)
+    draws = impute(vae, X, num_samples=2000, num_imputations=500)
     is_missing = torch.isnan(X)
-    plain = impute(ignorable, X, num_samples=4000)
+    plain = impute(ignorable, X, num_samples=2000)
     assert torch.equal(filled[~is_missing], X[~is_missing])
     assert ((filled - want)[is_missing].abs() < 0.06).all()
     assert ((draws.mean(0) - want)[is_missing].abs() < 0.12).all()
