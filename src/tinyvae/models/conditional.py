@@ -18,7 +18,7 @@ from tinyvae.core.objective import checked_data
 from tinyvae.distributions import Distribution
 from tinyvae.likelihoods import Likelihood, MaskedLikelihood, ignoring_mask
 from tinyvae.models.latents import recording
-from tinyvae.models.moves import Moves
+from tinyvae.models.moves import MAX_FITTED, Moves
 from tinyvae.models.output import Draw, LatentVariableModel
 from tinyvae.models.particles import (
     Particles,
@@ -158,8 +158,7 @@ def tempered_latents(
 
 def tempered_size(particles: Particles, enough: float) -> int:
     """Return a number of latents for an effective sample size. Moves are fitted to half of them."""
-    num_dims = sum(point.shape[2:].numel() for point in particles.points)
-    return 2 * max(ENOUGH, math.ceil(enough), 15 * num_dims)
+    return 2 * max(ENOUGH, math.ceil(enough), 15 * min(particles.num_dims, MAX_FITTED))
 
 
 def _next_target(
