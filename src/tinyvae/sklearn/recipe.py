@@ -85,7 +85,9 @@ def fit_vae(
         vae,
         IWAE(NUM_SAMPLES),
         optimization,
-        callbacks=[EarlyStopping("validation/iwae_nats", patience=patience)] if early_stopping else [],
+        callbacks=[EarlyStopping("validation/iwae_nats", patience=patience)]
+        if early_stopping
+        else [],
         seed=seed,
         device=device,
         progress=verbose,
