@@ -1,0 +1,86 @@
+"""Synthesis of tables."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from tinyvae.core.random import forked_rng
+from tinyvae.models.inputs import require_count
+from tinyvae.sklearn.base import LARGEST_SEED, TableEstimator
+
+
+class VAESynthesizer(TableEstimator):
+    """Synthesizer of rows, freely or given values of some columns.
+
+    Args:
+        latent_dim, hidden, likelihood, kinds, max_epochs, early_stopping, validation_fraction, \
+        random_state, device, verbose: See :class:`~tinyvae.sklearn.base.TableEstimator`, also for
+            the attributes.
+
+    Example:
+        >>> import numpy as np
+        >>> table = np.random.default_rng(0).normal(size=(50, 3))
+        >>> synthesizer = VAESynthesizer(max_epochs=2, random_state=0).fit(table)
+        >>> synthesizer.sample(4).shape
+        (4, 3)
+        >>> synthesizer.sample(4, given={"x1": 0.5})[:, 1]
+        array([0.5, 0.5, 0.5, 0.5])
+    """
+
+    def sample(
+        self,
+        n_samples: int = 1,
+        *,
+        given: Mapping[Any, Any] | None = None,
+        random_state: Any = None,
+    ) -> Any:
+        """Return rows that are drawn from the model, in a table of the type that was fitted.
+
+        Constants are included, identifiers are not.
+
+        Args:
+            n_samples: Number of rows.
+            given: Values of some columns, by name. The rows are then drawn from the conditional
+                distribution, see :meth:`tinyvae.VAE.sample`.
+            random_state: Seed or generator of NumPy. None takes that of the estimator, so that an
+                integer gives the same rows in each call.
+
+        Raises:
+            ValueError: If a column or a level of ``given`` is unknown, or if the model gives the
+                values no density.
+        """
+        check_is_fitted(self)
+        require_count("sample", n_samples, "n_samples")
+        state = self.random_state if random_state is None else random_state
+        seed = int(check_random_state(state).randint(LARGEST_SEED))
+        row = None if not given else self._row_of(given)
+        with forked_rng(torch.device("cpu"), seed):
+            rows = self.vae_.sample(n_samples, given=row)
+        return self._to_table(rows.double())
+
+    def _row_of(self, given: Mapping[Any, Any]) -> Tensor:
+        """Return a row of the model, ``(D,)``, NaN for what is to be drawn."""
+        columns, values = self.columns_.columns, {str(name): v for name, v in given.items()}
+        names = [column.name for column in columns]
+        if unknown := values.keys() - set(names):
+            raise ValueError(f"given expects columns in {names}, got {sorted(unknown)}")
+        for column in columns:
+            if column.name in values and not column.is_modeled:
+                raise ValueError(
+                    f"given expects columns that the model draws, got {column.name!r}, which is "
+                    f"{column.describe()}: leave it out"
+                )
+        modeled = self.columns_.modeled
+        cells = {column.name: [values.get(column.name)] for column in modeled}
+        row: Tensor = self.columns_.to_tensor(cells).double()[0]
+        if (outside := ~self.columns_.in_support(row.nan_to_num(0.0)) & ~torch.isnan(row)).any():
+            name = modeled[int(outside.nonzero()[0])].name
+            raise ValueError(
+                f"given expects values that the model can draw, got {values[name]!r} in column "
+                f"{name!r}: see describe()"
+            )
+        return row
