@@ -43,16 +43,17 @@ NAN = math.nan
 ROW = torch.tensor([1.5, NAN, -0.5, NAN], dtype=torch.float64)
 
 
-class FixedPosterior(Encoder):
-    """The same normal posterior for all data, however they look."""
+class PoorPosterior(Encoder):
+    """A normal posterior that knows at most the sum of the data."""
 
-    def __init__(self, num_latents, mean, std):
+    def __init__(self, num_latents, mean, std, slope=0.0):
         super().__init__()
         self.latent_shape = torch.Size((num_latents,))
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.slope = mean, std, slope
 
     def forward(self, x, context=None):
         mean = x.new_full((len(x), *self.latent_shape), self.mean)
+        mean = mean + self.slope * x.sum(1, keepdim=True)
         return Independent(Normal(mean, torch.full_like(mean, math.log(self.std))), 1)
 
     def config(self):
@@ -69,7 +70,7 @@ class LinearGaussian:
         with torch.no_grad():
             decoder.layers[0].weight.copy_(self.weight)
             decoder.layers[0].bias.zero_()
-        encoder = FixedPosterior(num_latents, mean, std)
+        encoder = PoorPosterior(num_latents, mean, std)
         self.vae = VAE(encoder, decoder, MaskedLikelihood(GaussianLikelihood(STD)))
 
     def conditional(self, row):
@@ -132,22 +133,24 @@ def test_conditional_draws_without_moves_are_wrong():
 @for_each("power", [0.3, 1.0])
 @for_each("shared", [False, True])
 def test_moves_leave_the_target_invariant(power, shared):
-    """Start from exact draws of the tempered target, which is Gaussian, and move them."""
-    num_latents, count = 2, 40
-    model = LinearGaussian(num_latents)
-    mean, covariance = model.posterior(ROW)
+    """Start from exact draws of the tempered target, which is Gaussian, and move them.
+
+    Few particles: a proposal that is fitted to the particle itself would show.
+    """
+    num_latents, count = 2, 8
+    model = LinearGaussian(num_latents, mean=0.5, std=0.8)
     encoder = model.vae.encoder
-    precision = torch.linalg.inv(covariance)
-    q_precision = torch.eye(num_latents) / encoder.std**2
+    encoder.slope = 0.3
+    mean, covariance = model.posterior(ROW)
+    precision, q_precision = torch.linalg.inv(covariance), torch.eye(num_latents) / encoder.std**2
     total = power * precision + (1 - power) * q_precision
-    shift = power * precision @ mean + (1 - power) * q_precision @ torch.full((2,), encoder.mean)
+    q_mean = torch.full((2,), encoder.mean + encoder.slope * ROW.nansum().item())
+    shift = power * precision @ mean + (1 - power) * q_precision @ q_mean
     target = MultivariateNormal(torch.linalg.solve(total, shift), torch.linalg.inv(total))
-    rows = 20 if shared else 500
-    for kind in ("sweep", "gibbs"):
-        if kind == "gibbs" and shared:
-            continue
+    rows, repeats = (4, 300) if shared else (5000, 1)
+    for kind in ("sweep",) if shared else ("sweep", "gibbs"):
         samples = []
-        for _ in range(500 // rows):  # examples with the same noise are dependent
+        for _ in range(repeats):  # examples with the same noise are dependent
             x = ROW.expand(rows, D)
             points = target.sample((count, rows))
             with torch.no_grad():
@@ -156,11 +159,10 @@ def test_moves_leave_the_target_invariant(power, shared):
                 moves = Moves(model.vae, x, None, torch.full((rows,), power), shared)
                 for _ in range(5):
                     particles, rate = getattr(moves, kind)(particles)
-            assert rate.mean() > (0.1 if kind == "sweep" else 0.001)
+            assert rate.mean() > 0.05
             samples.append(particles.points[0])
-        draws = torch.cat(samples, 1)
-        size = count * (500 // rows if shared else 500) / 2
-        assert_moments(draws.flatten(0, 1), target.mean, target.covariance_matrix, size=size)
+        draws = torch.cat(samples, 1).flatten(0, 1)
+        assert_moments(draws, target.mean, target.covariance_matrix, size=len(draws) / 4)
 
 
 class Binary(nn.Module):
