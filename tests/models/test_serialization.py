@@ -40,6 +40,7 @@ from tinyvae.io import load_tensors, save_tensors
 from tinyvae.likelihoods import (
     BetaBinomialLikelihood,
     BetaLikelihood,
+    CensoredLikelihood,
     Column,
     ContinuousBernoulliLikelihood,
     DiscretizedLogisticLikelihood,
@@ -62,6 +63,8 @@ from tinyvae.likelihoods import (
     PerceptualLikelihood,
     PoissonLikelihood,
     Predicted,
+    RowMasking,
+    SelfMasking,
     StandardizedLikelihood,
     StudentTLikelihood,
     ZeroInflatedLikelihood,
@@ -106,7 +109,17 @@ EXAMPLES = [
     LogNormalLikelihood("predicted"),
     LogitNormalLikelihood("predicted", low=[-1.0, 0.0], high=2.0),
     OrdinalLikelihood(5, shape=(4,), frequencies=[1.0, 2.0, 3.0, 2.0, 1.0]),
-    MaskedLikelihood(PoissonLikelihood(), show_mask=True),
+    CensoredLikelihood(LaplaceLikelihood(0.5)),
+    MaskedLikelihood(PoissonLikelihood(), show_mask=True, mechanism=SelfMasking()),
+    SelfMasking(
+        (2,),
+        sign=(1, None),
+        mean=[1.0, 2.0],
+        std=3.0,
+        missing_rate=[0.1, 0.2],
+        intercept="predicted",
+    ),
+    RowMasking(MLP(2, (), 2), mean=[1.0, 2.0], std=3.0),
     MixedLikelihood(
         [
             Column("age", "number", shift=40.0, scale=12.0),

@@ -123,8 +123,11 @@ class SelfMasking(ExactBuffers, Mechanism):
         intercept: Literal["learned", "predicted"] = "learned",
     ) -> None:
         super().__init__()
-        self.shape, self.sign = tuple(shape), sign
-        self.mean, self.std, self.missing_rate = mean, std, missing_rate
+        self.shape = tuple(shape)
+        self.sign = sign if sign is None or isinstance(sign, int) else tuple(sign)
+        self.mean, self.std, self.missing_rate = (
+            np.asarray(numbers, dtype=np.float64).tolist() for numbers in (mean, std, missing_rate)
+        )
         self.intercept = intercept
         if intercept not in ("learned", "predicted"):
             raise ValueError(
@@ -258,9 +261,10 @@ class RowMasking(ExactBuffers, Mechanism):
                 f"RowMasking expects a module from rows to log odds, got {network!r:.80}: give "
                 "MLP(D, (), D) for a linear one"
             )
-        self.network, self.mean, self.std = network, mean, std
-        self.register_constant("center", mean)
-        self.register_constant("scale", std)
+        self.network = network
+        self.mean, self.std = (np.asarray(numbers, np.float64).tolist() for numbers in (mean, std))
+        self.register_constant("center", self.mean)
+        self.register_constant("scale", self.std)
 
     @classmethod
     def from_data(cls, network: nn.Module, x: Tensor) -> "RowMasking":
