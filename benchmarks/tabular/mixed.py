@@ -50,7 +50,7 @@ def fill_iterative(x: Matrix, types: list[str], seed: int) -> Matrix:
 def fill_vae(x: Matrix, types: list[str], seed: int) -> Matrix:
     """Fill by the library. Categories are declared, all other kinds are inferred."""
     kinds = {f"x{i}": "category" for i, kind in enumerate(types) if kind == "cat"}
-    return models.fill_table(x, seed, kinds)
+    return models.fill(x, seed, kinds=kinds)[0]
 
 
 def column_errors(filled: Matrix, truth: Matrix, removed: Matrix, types: list[str]) -> list[float]:

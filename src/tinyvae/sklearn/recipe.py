@@ -24,8 +24,8 @@ from tinyvae.training import EarlyStopping, History, Optimization, Trainer
 HIDDEN = (128, 128)
 MAX_LATENT = 32
 NUM_SAMPLES = 5  # one sample leaves weak dependences between columns unused
-UPDATES, MIN_EPOCHS = 2000, 5  # at most and at least, before the learning rate decays
-PATIENCE = 300  # updates
+UPDATES, MIN_EPOCHS = 2500, 5  # at most and at least, before the learning rate decays
+PATIENCE = 500  # updates
 DECAY = 0.25  # length of the decay, as a share of the updates before it
 MAX_HELD_OUT = 10_000  # rows
 MOST_HIDDEN = 0.5  # largest share of the entries of a row that training hides
@@ -81,11 +81,12 @@ def fit_vae(
         learning_rates={"likelihood": 1e-2} if has_parameters else {},
         clip_norm=10.0,
     )
+    stopping = EarlyStopping("validation/iwae_nats", patience=patience)
     trainer = Trainer(
         vae,
         IWAE(NUM_SAMPLES),
         optimization,
-        callbacks=[EarlyStopping("validation/iwae_nats", patience=patience)] if early_stopping else [],
+        callbacks=[stopping] if early_stopping else [],
         seed=seed,
         device=device,
         progress=verbose,
