@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+
 from tabular import models
 
 Matrix = np.ndarray[Any, Any]
@@ -26,21 +27,21 @@ def isolation_forest(train: Matrix, test: Matrix, seed: int) -> Matrix:
     return -IsolationForest(random_state=seed).fit(train).score_samples(test)
 
 
-def local_outlier_factor(train: Matrix, test: Matrix, seed: int) -> Matrix:
+def local_outlier_factor(train: Matrix, test: Matrix, _: int) -> Matrix:
     """Score by the local outlier factor of 20 neighbors."""
     from sklearn.neighbors import LocalOutlierFactor
 
     return -LocalOutlierFactor(novelty=True).fit(train).score_samples(test)
 
 
-def neighbor_distance(train: Matrix, test: Matrix, seed: int) -> Matrix:
+def neighbor_distance(train: Matrix, test: Matrix, _: int) -> Matrix:
     """Score by the distance to the fifth nearest neighbor."""
     from sklearn.neighbors import NearestNeighbors
 
     return NearestNeighbors(n_neighbors=5).fit(train).kneighbors(test)[0][:, -1]
 
 
-def one_class_svm(train: Matrix, test: Matrix, seed: int) -> Matrix:
+def one_class_svm(train: Matrix, test: Matrix, _: int) -> Matrix:
     """Score by the one-class support vector machine."""
     from sklearn.svm import OneClassSVM
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from tabular import models
 
 Matrix = np.ndarray[Any, Any]
@@ -42,12 +43,12 @@ def load(name: str, folder: Path) -> Matrix:
     return wine[wine[:, -1] == ("Wine red", "Wine white").index(name) + 1, :11]
 
 
-def fill_mean(x: Matrix, seed: int) -> Matrix:
+def fill_mean(x: Matrix, _: int) -> Matrix:
     """Fill with the mean of the column."""
     return np.where(np.isnan(x), np.nanmean(x, 0), x)
 
 
-def fill_neighbors(x: Matrix, seed: int) -> Matrix:
+def fill_neighbors(x: Matrix, _: int) -> Matrix:
     """Fill with the mean of the nearest rows."""
     from sklearn.impute import KNNImputer
 

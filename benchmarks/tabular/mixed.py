@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from tabular import models
 
 Matrix = np.ndarray[Any, Any]
@@ -23,7 +24,9 @@ OURS, ITERATIVE = "VAEImputer", "IterativeImputer + mode"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this part."""
     parser.add_argument("--rates", type=int, nargs="+", choices=(20, 50), default=[20, 50])
-    parser.add_argument("--masks", type=int, nargs="+", choices=range(1, 6), default=[1, 2, 3, 4, 5])
+    parser.add_argument(
+        "--masks", type=int, nargs="+", choices=range(1, 6), default=[1, 2, 3, 4, 5]
+    )
     parser.add_argument("--rows", type=int, help="number of first rows, by default all")
 
 
