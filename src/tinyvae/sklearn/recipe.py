@@ -112,13 +112,13 @@ def compose_vae(
     seed: int,
 ) -> VAE:
     """Return an untrained VAE of rows ``(D,)``."""
-    latent_dim = max(2, min(MAX_LATENT, width // 2 + 1)) if latent_dim == "auto" else latent_dim
+    size = max(2, min(MAX_LATENT, width // 2 + 1)) if latent_dim == "auto" else latent_dim
     widths = HIDDEN if hidden == "auto" else tuple(hidden)
     with forked_rng(torch.device("cpu"), derive_seed(seed, Stream.ORDER)):
         likelihood = MaskedLikelihood(columns, show_mask=True)
         network = MLP(likelihood.input_shape((width,)), widths, activation=nn.SiLU)
-        decoder = MLP(latent_dim, widths[::-1], activation=nn.SiLU)
-        encoder = GaussianEncoder(network, latent_dim)
+        decoder = MLP(size, widths[::-1], activation=nn.SiLU)
+        encoder = GaussianEncoder(network, size)
         return VAE(encoder, decoder, likelihood, data_shape=(width,))
 
 
