@@ -134,6 +134,36 @@ def discretized_logistic(k: mpf, mean: mpf, log_scale: mpf) -> mpf:
     return log((1 if open_high else sigmoid(high)) - (0 if open_low else sigmoid(low)))
 
 
+def logit_normal(x: mpf, mean: mpf, log_std: mpf) -> mpf:
+    """Return the log density on the unit interval."""
+    return normal(log(x / (1 - x)), mean, log_std) - log(x) - log(1 - x)
+
+
+def ordinal(k: mpf, location: mpf, first: mpf, log_widths: np.ndarray) -> mpf:
+    """Return the log mass of a level."""
+    cuts = [first - location]
+    for log_width in log_widths:
+        cuts.append(cuts[-1] + exp(log_width))
+    low, high = cuts[int(k) - 1] if k else None, cuts[int(k)] if k < len(cuts) else None
+    if low is not None and low > 0:  # the other tail, in which a difference keeps its digits
+        low, high = None if high is None else -high, -low
+    return log((1 if high is None else sigmoid(high)) - (0 if low is None else sigmoid(low)))
+
+
+def beta_binomial(k: mpf, logits: mpf, log_concentration: mpf) -> mpf:
+    """Return the log mass of hits in 1000 trials."""
+    n, total = 1000, exp(log_concentration)
+    a, b = total * sigmoid(logits), total * sigmoid(-logits)
+    ways = loggamma(n + 1) - loggamma(k + 1) - loggamma(n - k + 1)
+    prior = loggamma(total) - loggamma(a) - loggamma(b)
+    return ways + prior + loggamma(k + a) + loggamma(n - k + b) - loggamma(n + total)
+
+
+def multinomial(x: np.ndarray, logits: np.ndarray) -> mpf:
+    """Return the log mass given the total."""
+    return x @ log_softmax(logits) + loggamma(sum(x) + 1) - sum(loggamma(v + 1) for v in x)
+
+
 def mixture(x: mpf, logits: np.ndarray, means: np.ndarray, log_stds: np.ndarray) -> mpf:
     """Return the log density of a mixture of normals."""
     parts = zip(log_softmax(logits), means, log_stds, strict=True)
@@ -371,6 +401,12 @@ ROWS = {
         lambda x, m, s: normal(log(x), m, s) - log(x),
         (1e-30, 1e-3, 1.0, 1e4, 1e30),
     ),
+    "logit-normal": density(
+        lambda m, s: tvd.LogitNormal(m, s, torch.zeros_like(m), torch.ones_like(m)),
+        [real(30), LOG_PARAMETER],
+        logit_normal,
+        SHARES,
+    ),
     "beta": density(tvd.Beta, [real(80), LOG_PARAMETER], beta, SHARES),
     "continuous bernoulli": density(
         tvd.ContinuousBernoulli, [real(1e4)], continuous_bernoulli, (0.0, *SHARES, 1.0)
@@ -415,6 +451,23 @@ ROWS = {
         discretized_logistic,
         (0, 1, 100, 254, 255),
         discrete=True,
+    ),
+    "ordinal": density(
+        lambda v, first, w: tvd.Ordinal(v, first, w.movedim(-1, 0)),
+        [real(300), real(30), (uniform(-9, 9), (3,))],
+        ordinal,
+        (0, 1, 2, 3, 4),
+        discrete=True,
+    ),
+    "beta-binomial": density(
+        lambda v, s: tvd.BetaBinomial(v, s, torch.full_like(v, 1000.0)),
+        [real(80), uniform(-7, 40)],
+        beta_binomial,
+        (0, 1, 300, 999, 1000),
+        discrete=True,
+    ),
+    "multinomial": density(
+        lambda v: tvd.Multinomial(v, 1, num_trials=1000), [CLASSES], multinomial, discrete=True
     ),
     "mixture": density(
         lambda w, m, s: tvd.Mixture(w, tvd.Normal(m, s)),

@@ -1,5 +1,6 @@
 """One table of likelihoods, each with data, a reference density and its expected parameters."""
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,20 +22,25 @@ from tinyvae import (
     Likelihood,
 )
 from tinyvae.likelihoods import (
+    BetaBinomialLikelihood,
     BetaLikelihood,
     Column,
     ContinuousBernoulliLikelihood,
     DiscretizedLogisticLikelihood,
     Fixed,
+    HurdleLikelihood,
     LaplaceLikelihood,
     Learned,
+    LogitNormalLikelihood,
     LogNormalLikelihood,
     MaskedLikelihood,
     MixedLikelihood,
     MixtureLikelihood,
+    MultinomialLikelihood,
     NegativeBinomialLikelihood,
     OneHotLikelihood,
     OptimalGaussianLikelihood,
+    OrdinalLikelihood,
     PoissonLikelihood,
     PositiveParameter,
     Predicted,
@@ -92,6 +98,15 @@ def log_normal(x, mean_log, std):
     return scipy.stats.lognorm.logpdf(x, std, scale=np.exp(mean_log))
 
 
+def logit_normal(low=0.0, high=1.0):
+    def log_prob(x, mean, std):
+        y = scipy.special.logit((x - low) / (high - low))
+        slope = (high - low) / ((x - low) * (high - x))
+        return scipy.stats.norm.logpdf(y, mean, std) + np.log(slope)
+
+    return scalar(log_prob)
+
+
 def beta(x, logits, total):
     return scipy.stats.beta.logpdf(x, expit(logits) * total, expit(-logits) * total)
 
@@ -107,6 +122,14 @@ def poisson(baseline=1.0):
 def negative_binomial(baseline=1.0):
     def log_prob(x, log_ratio, r):
         return scipy.stats.nbinom.logpmf(x, r, r / (r + baseline * np.exp(log_ratio)))
+
+    return scalar(log_prob)
+
+
+def beta_binomial(num_trials):
+    def log_prob(x, logits, total):
+        rates = expit(logits) * total, expit(-logits) * total
+        return scipy.stats.betabinom.logpmf(x, num_trials, *rates)
 
     return scalar(log_prob)
 
@@ -130,8 +153,23 @@ def categorical(likelihood, params, x, n, context):
     return np.take_along_axis(each, np.expand_dims(index, -n - 1), -n - 1).squeeze(-n - 1)
 
 
+def ordinal(likelihood, params, x, n, context):
+    first, *log_widths = likelihood.raw.detach().double().numpy()
+    cuts = [-np.inf, first]
+    for log_width in log_widths:
+        cuts.append(cuts[-1] + np.exp(log_width))
+    mass = [expit(b - params) - expit(a - params) for a, b in itertools.pairwise([*cuts, np.inf])]
+    return np.log(sum(np.where(x == level, each, 0) for level, each in enumerate(mass)))
+
+
 def one_hot(likelihood, params, x, n, context):
     return x * scipy.special.log_softmax(params, -n)
+
+
+def multinomial(likelihood, params, x, n, context):
+    each = x * scipy.special.log_softmax(params, -n) - scipy.special.gammaln(x + 1)
+    ways = scipy.special.gammaln(x.sum(-n, keepdims=True) + 1)
+    return each + ways / params.shape[-n]
 
 
 def optimal(likelihood, params, x, n, context):
@@ -144,6 +182,23 @@ def zero_inflated(base):
         rest = rest[0] if len(rest) == 1 else np.stack(rest, -n - 1)
         counted = log_expit(-logits) + base(likelihood.likelihood, rest, x, n, context)
         return np.where(x == 0, np.logaddexp(log_expit(logits), counted), counted)
+
+    return reference
+
+
+def hurdle(base):
+    def reference(likelihood, params, x, n, context):
+        axis, rows = -n - 1, np.atleast_1d(likelihood.at)
+        rows = rows.reshape(len(rows), *[1] * (n + 1 - rows.ndim), *rows.shape[1:])
+        logits, rest = np.split(params, [len(rows)], axis)
+        rest = rest.squeeze(axis) if rest.shape[axis] == 1 else rest
+        shares = np.concatenate([logits, np.zeros_like(logits).take([0], axis)], axis)
+        log_shares = scipy.special.log_softmax(shares, axis)
+        with np.errstate(divide="ignore"):
+            each = log_shares.take(-1, axis) + base(likelihood.likelihood, rest, x, n, context)
+        for index, row in enumerate(rows):
+            each = np.where(x == row, log_shares.take(index, axis), each)
+        return each
 
     return reference
 
@@ -171,7 +226,7 @@ def standardized(base):
 
 def masked(base):
     def reference(likelihood, params, x, n, context):
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore"):
             inner = base(likelihood.likelihood, params, np.nan_to_num(x, nan=0.5), n, context)
         return np.where(np.isnan(x), 0, inner)
 
@@ -203,6 +258,18 @@ class Support:
 def levels(num_levels):
     outside = (-1.0, float(num_levels), 0.5)
     return Support(lambda *s: torch.randint(num_levels, s).double(), outside, num_levels)
+
+
+def with_points(support, *points, outside):
+    """Support in which a third of the values are points, as values or rows of values."""
+
+    def draw(*shape):
+        x = support.draw(*shape)
+        for index, point in enumerate(points):
+            x = torch.where(torch.rand(shape) < 0.3 / (index + 1), torch.as_tensor(point), x)
+        return x
+
+    return Support(draw, outside)
 
 
 REALS = Support(torch.randn, ())
@@ -336,6 +403,22 @@ LIKELIHOODS = {
         num_params=2,
         spread=0.2,
     ),
+    "logit-normal": Family(lambda _: LogitNormalLikelihood(0.7), logit_normal(), OPEN, spread=0.5),
+    "logit-normal, interval": Family(
+        lambda _: LogitNormalLikelihood("predicted", low=-1.0, high=3.0),
+        logit_normal(-1.0, 3.0),
+        Support(lambda *s: 4 * OPEN.draw(*s) - 1, (-1.0, 3.0, -1.1, 4.0)),
+        num_params=2,
+        spread=0.5,
+    ),
+    "masked logit-normal hurdle": Family(
+        lambda _: MaskedLikelihood(HurdleLikelihood(LogitNormalLikelihood(), at=(0.0, 1.0))),
+        masked(hurdle(logit_normal())),
+        with_points(OPEN, 0.0, 1.0, outside=(-0.1, 1.1)),
+        num_params=3,
+        scales=one_scale,
+        spread=0.5,
+    ),
     "beta": Family(
         lambda _: BetaLikelihood(Learned(initial=8.0)),
         scalar(beta),
@@ -360,6 +443,32 @@ LIKELIHOODS = {
     "categorical, gray": Family(
         lambda _: CategoricalLikelihood(256, ordered=True), categorical, levels(256), num_params=256
     ),
+    "ordinal": Family(lambda _: OrdinalLikelihood(5), ordinal, levels(5), scales=lambda _: (4,)),
+    "ordinal, per dimension": Family(
+        lambda e: OrdinalLikelihood(4, shape=e, frequencies=(1.0, 2.0, 3.0, 2.0)),
+        ordinal,
+        levels(4),
+        scales=lambda e: (3, *e),
+    ),
+    "ordinal, two levels": Family(
+        lambda e: OrdinalLikelihood(2, shape=per_channel(e)),
+        ordinal,
+        BITS,
+        scales=lambda e: (1, *per_channel(e)),
+    ),
+    "masked ordinal": Family(
+        lambda _: MaskedLikelihood(OrdinalLikelihood(3)),
+        masked(ordinal),
+        levels(3),
+        scales=lambda _: (2,),
+    ),
+    "mixture of ordinal": Family(
+        lambda e: MixtureLikelihood(OrdinalLikelihood(4, shape=e), num_components=2),
+        mixture(ordinal),
+        levels(4),
+        num_params=4,
+        scales=lambda e: (3, *e),
+    ),
     "poisson": Family(lambda _: PoissonLikelihood(3.0), poisson(3.0), COUNTS),
     "poisson, per dimension": Family(
         lambda e: PoissonLikelihood([2.0] * e[-1]), poisson(2.0), COUNTS
@@ -383,6 +492,23 @@ LIKELIHOODS = {
         scales=lambda e: (3, *e),
         context=indices,
     ),
+    "beta-binomial": Family(
+        lambda _: BetaBinomialLikelihood(6, Learned(initial=3.0)),
+        beta_binomial(6),
+        levels(7),
+        scales=one_scale,
+    ),
+    "beta-binomial, predicted": Family(
+        lambda e: BetaBinomialLikelihood([4] * e[-1], "predicted"),
+        beta_binomial(4),
+        levels(5),
+        num_params=2,
+    ),
+    "masked beta-binomial": Family(
+        lambda _: MaskedLikelihood(BetaBinomialLikelihood(3, 2.0)),
+        masked(beta_binomial(3)),
+        levels(4),
+    ),
     "zero-inflated poisson": Family(
         lambda _: ZeroInflatedLikelihood(PoissonLikelihood(2.0)),
         zero_inflated(poisson(2.0)),
@@ -394,6 +520,46 @@ LIKELIHOODS = {
         zero_inflated(negative_binomial()),
         COUNTS,
         num_params=3,
+    ),
+    "log-normal hurdle": Family(
+        lambda _: HurdleLikelihood(LogNormalLikelihood(0.5)),
+        hurdle(scalar(log_normal)),
+        with_points(POSITIVE, 0.0, outside=(-1.0,)),
+        num_params=2,
+    ),
+    "gaussian hurdle, two points": Family(
+        lambda e: HurdleLikelihood(GaussianLikelihood(Learned(e)), at=(0.0, 1.5)),
+        hurdle(gaussian),
+        with_points(REALS, 0.0, 1.5, outside=()),
+        num_params=3,
+        scales=same_shape,
+    ),
+    "gaussian hurdle, points per dimension": Family(
+        lambda e: HurdleLikelihood(
+            StandardizedLikelihood(GaussianLikelihood("predicted"), mean=1.0, std=2.0),
+            at=[ramp(e), (-torch.tensor(ramp(e))).tolist()],
+        ),
+        hurdle(standardized(gaussian)),
+        REALS,
+        num_params=4,
+    ),
+    "masked beta hurdle": Family(
+        lambda _: MaskedLikelihood(
+            HurdleLikelihood(BetaLikelihood(Predicted(minimum=4.0)), at=(0.0, 1.0)), show_mask=True
+        ),
+        masked(hurdle(scalar(beta))),
+        with_points(OPEN, 0.0, 1.0, outside=(-0.1, 1.1)),
+        num_params=4,
+        spread=0.5,
+    ),
+    "mixture of gaussian hurdle": Family(
+        lambda e: MixtureLikelihood(
+            HurdleLikelihood(GaussianLikelihood(), at=[ramp(e)]), num_components=2
+        ),
+        mixture(hurdle(gaussian)),
+        REALS,
+        num_params=6,
+        scales=one_scale,
     ),
     "discretized logistic, 256": Family(
         lambda _: DiscretizedLogisticLikelihood(256), discretized(256), levels(256), num_params=2
@@ -514,6 +680,21 @@ def one_hot_rows(*shape):
     return torch.nn.functional.one_hot(index, num_classes).movedim(-1, -3).double()
 
 
+def rows_of_counts(*shape):
+    """Counts of four trials along the first dimension of an event of three."""
+    *batch, num_outcomes, h, w = shape
+    shares = torch.rand(*batch, h, w, num_outcomes)
+    index = torch.multinomial(shares.reshape(-1, num_outcomes), 4, replacement=True)
+    counts = torch.nn.functional.one_hot(index, num_outcomes).sum(1)
+    return counts.reshape(*batch, h, w, num_outcomes).movedim(-1, -3).double()
+
+
+def all_counts(total, num_outcomes):
+    """Return all counts of a total, ``(V, C)``."""
+    every = itertools.product(range(total + 1), repeat=num_outcomes)
+    return torch.tensor([row for row in every if sum(row) == total]).double()
+
+
 MIXED = Family(
     make_mixed,
     mixed,
@@ -529,6 +710,13 @@ LIKELIHOODS |= {
         Support(one_hot_rows, (0.5, 2.0, -1.0), 2),
         events=((4, 3, 3), (3, 2, 1)),
         options=(("data_shape", (3,)), ("values", torch.eye(3))),
+    ),
+    "multinomial": Family(
+        lambda _: MultinomialLikelihood(4),
+        multinomial,
+        Support(rows_of_counts, (0.5, -1.0), 5),
+        events=((4, 3, 3), (3, 2, 1)),
+        options=(("data_shape", (3,)), ("values", all_counts(4, 3))),
     ),
     "mixed": MIXED,
     "masked mixed": replace(

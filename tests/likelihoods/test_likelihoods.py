@@ -17,14 +17,18 @@ from helpers.oracles import log_evidence
 
 from tinyvae import VAE, BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood
 from tinyvae.likelihoods import (
+    BetaBinomialLikelihood,
     BetaLikelihood,
     ContinuousBernoulliLikelihood,
     DiscretizedLogisticLikelihood,
+    HurdleLikelihood,
     LaplaceLikelihood,
+    LogitNormalLikelihood,
     LogNormalLikelihood,
     MixtureLikelihood,
     NegativeBinomialLikelihood,
     OneHotLikelihood,
+    OrdinalLikelihood,
     PoissonLikelihood,
     StandardizedLikelihood,
     StudentTLikelihood,
@@ -121,14 +125,15 @@ def test_likelihood_parameters_for_the_mean(name):
     assert params.shape == sample.param_shape
     got = sample(params[None], sample.context(1)).mean[0]
     off = (got - torch.nanmean(x, 0)).abs() / sample.observed(400).std(0)
-    has_log_normal = name.startswith("log-normal") or "mixed" in name  # keeps the mean of log x
+    has_log_normal = "-normal" in name or "mixed" in name  # keeps the mean of log x
     assert (off < (0.4 if has_log_normal else 0.06)).all()
 
 
 def name_in_errors(sample):
     """Name that errors about the support start with: that of the innermost likelihood."""
     inner = sample.likelihood
-    while hasattr(inner, "likelihood") and not isinstance(inner, StandardizedLikelihood):
+    outermost = (HurdleLikelihood, StandardizedLikelihood)  # they know the units of the data
+    while hasattr(inner, "likelihood") and not isinstance(inner, outermost):
         inner = inner.likelihood
     return sample.family.name_in_errors or type(inner).__name__
 
@@ -233,16 +238,20 @@ FITS = {
     "laplace": (LaplaceLikelihood("predicted"), [0.7, -0.4]),
     "student t": (StudentTLikelihood("predicted", df="predicted"), [0.7, -0.4, 1.0]),
     "log-normal": (LogNormalLikelihood("predicted"), [0.7, -0.4]),
+    "logit-normal": (LogitNormalLikelihood("predicted", high=9.0), [0.7, -0.4]),
+    "ordinal": (OrdinalLikelihood(4), [0.7]),
     "beta": (BetaLikelihood("predicted"), [-0.5, 1.5]),
     "continuous bernoulli": (ContinuousBernoulliLikelihood(), [1.3]),
     "bernoulli": (BernoulliLikelihood(), [0.6]),
     "categorical": (CategoricalLikelihood(4), [0.5, -0.9, 0.6, -0.2]),
     "poisson": (PoissonLikelihood(2.0), [0.8]),
     "negative binomial": (NegativeBinomialLikelihood("predicted", baseline=2.0), [0.8, 0.3]),
+    "beta-binomial": (BetaBinomialLikelihood(9, "predicted"), [0.8, 0.7]),
     "zero-inflated negative binomial": (
         ZeroInflatedLikelihood(NegativeBinomialLikelihood("predicted")),
         [-0.5, 2.0, 1.0],
     ),
+    "log-normal hurdle": (HurdleLikelihood(LogNormalLikelihood("predicted")), [0.4, 0.7, -0.4]),
     "discretized logistic": (DiscretizedLogisticLikelihood(16), [0.2, -1.2]),
     "mixture of gaussian": (
         MixtureLikelihood(GaussianLikelihood(0.5), num_components=2),
@@ -290,6 +299,9 @@ def test_maximum_likelihood_recovers_parameters(name):
         (BernoulliLikelihood(), 2, (10,), 2),
         (CategoricalLikelihood(3), 3, (4,), 2),
         (DiscretizedLogisticLikelihood(4), 4, (2, 2), 1),
+        (OrdinalLikelihood(4, shape=(2, 2)), 4, (2, 2), 1),
+        (OrdinalLikelihood(3), 3, (4,), 2),
+        (BetaBinomialLikelihood([3, 3, 3], "predicted"), 4, (3,), 1),
         (DiscretizedLogisticLikelihood(3, scale="learned"), 3, (4,), 2),
         (MixtureLikelihood(DiscretizedLogisticLikelihood(4), num_components=2), 4, (4,), 2),
     ],

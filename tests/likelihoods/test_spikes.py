@@ -19,8 +19,10 @@ from tinyvae.likelihoods import (
     BetaLikelihood,
     ContinuousBernoulliLikelihood,
     DiscretizedLogisticLikelihood,
+    HurdleLikelihood,
     LaplaceLikelihood,
     Learned,
+    LogitNormalLikelihood,
     LogNormalLikelihood,
     MaskedLikelihood,
     MixtureLikelihood,
@@ -73,7 +75,12 @@ SPIKES = {
     "Beta": (
         BetaLikelihood,
         lambda: gray().clamp(1e-4, 1 - 1e-4),
-        "about 80% .* next to 0 or 1",
+        "about 80% .* next to an end",
+    ),
+    "logit-normal": (
+        lambda: LogitNormalLikelihood(low=-1.0, high=3.0),
+        lambda: 4 * gray().clamp(1e-4, 1 - 1e-4) - 1,
+        "about 80% .* next to an end",
     ),
     "log-normal": (LogNormalLikelihood, amounts_with_zeros, "about 30% .* at 1e-06"),
     "Gaussian": (lambda: GaussianLikelihood("predicted"), gray, "about 80% .* occur again"),
@@ -102,6 +109,21 @@ SPIKES = {
         lambda: OptimalGaussianLikelihood((4,)),
         with_constant_column,
         "computes a scale of constant dimensions",
+    ),
+    "a point that has no mass": (
+        lambda: HurdleLikelihood(LogNormalLikelihood()),
+        amounts_with_zeros,
+        "LogNormalLikelihood got about 30% .* at 1e-06",
+    ),
+    "points that have no mass": (
+        lambda: HurdleLikelihood(GaussianLikelihood("predicted"), at=-1.0),
+        gray,
+        "about 80% .* occur again",
+    ),
+    "the other end": (
+        lambda: HurdleLikelihood(ContinuousBernoulliLikelihood(), at=0.0),
+        gray,
+        "about 60% of .* at 0 or 1",
     ),
     "constant data": (GaussianLikelihood, lambda: torch.ones(N, 4), "learns a scale of constant"),
 }
@@ -133,7 +155,18 @@ FINE = {
     ),
     "inside": (ContinuousBernoulliLikelihood, lambda: torch.rand(N, 4)),
     "proportions": (BetaLikelihood, lambda: torch.rand(N, 4) ** 3),
+    "scores": (lambda: LogitNormalLikelihood(high=9.0), lambda: 9 * torch.rand(N, 4)),
     "amounts": (LogNormalLikelihood, lambda: torch.randn(N, 4).exp()),
+    "amounts with zeros": (
+        lambda: HurdleLikelihood(LogNormalLikelihood()),
+        lambda: torch.threshold(amounts_with_zeros(), 1e-6, 0.0),
+    ),
+    "points": (lambda: HurdleLikelihood(GaussianLikelihood("predicted"), at=(0.0, 1.0)), gray),
+    "both ends": (lambda: HurdleLikelihood(ContinuousBernoulliLikelihood(), at=(0.0, 1.0)), gray),
+    "masked points": (
+        lambda: MaskedLikelihood(HurdleLikelihood(BetaLikelihood(), at=(0.0, 1.0))),
+        lambda: missing(gray()),
+    ),
     "few": (lambda: GaussianLikelihood("predicted"), lambda: gray()[:20]),
     "dequantized": (
         lambda: GaussianLikelihood("predicted"),

@@ -8,7 +8,8 @@ import torch
 from helpers.cases import for_each
 
 from tinyvae.likelihoods import Column, MixedLikelihood, StudentTLikelihood
-from tinyvae.likelihoods.columns import infer_columns, to_arrays, to_tensor
+from tinyvae.likelihoods.conversion import to_arrays, to_tensor
+from tinyvae.likelihoods.inference import infer_columns
 from tinyvae.models.serialization import build_part, describe_part
 
 
@@ -162,10 +163,15 @@ def test_describe_names_the_choices():
     likelihood = MixedLikelihood.from_table(
         table, kinds={"income": "positive"}, likelihoods={"score": StudentTLikelihood()}
     )
-    assert likelihood.describe().splitlines() == [
-        "height  number, mean 170.5, std 9.76, rounded",
-        "visits  count, mean 3",
-        "income  positive, geometric mean 8.19",
-        "color   category, 3 levels ['blue', 'green', 'red']",
-        "score   number, StudentTLikelihood(scale=Learned(), df=4.0)",
+    rows = [
+        ("column", "kind", "details", "reason"),
+        ("height", "number", "mean 170.5, std 9.76, rounded", ""),
+        ("visits", "count", "mean 3", "a negative binomial fits"),
+        ("income", "positive", "geometric mean 8.19", "declared"),
+        ("color", "category", "3 levels ['blue', 'green', 'red']", "text"),
+        ("score", "number", "StudentTLikelihood(scale=Learned(), df=4.0)", "few values"),
     ]
+    expected = [
+        f"{name:6}  {kind:8}  {details:43}  {why}".rstrip() for name, kind, details, why in rows
+    ]
+    assert likelihood.describe().splitlines() == expected

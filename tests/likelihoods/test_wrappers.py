@@ -8,9 +8,12 @@ from helpers.likelihoods import gaussian, mixture
 
 from tinyvae import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood
 from tinyvae.likelihoods import (
+    HurdleLikelihood,
     Learned,
+    LogNormalLikelihood,
     MaskedLikelihood,
     MixtureLikelihood,
+    MultinomialLikelihood,
     NegativeBinomialLikelihood,
     OneHotLikelihood,
     OptimalGaussianLikelihood,
@@ -24,12 +27,18 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 @for_each(
     "wrap",
-    [MaskedLikelihood, StandardizedLikelihood, lambda p: MixtureLikelihood(p, num_components=2)],
+    [
+        MaskedLikelihood,
+        StandardizedLikelihood,
+        HurdleLikelihood,
+        lambda p: MixtureLikelihood(p, num_components=2),
+    ],
 )
 @for_each(
     ("inner", "alternative"),
     [
         (OptimalGaussianLikelihood, "use GaussianLikelihood"),
+        (lambda: MultinomialLikelihood(4), "use PoissonLikelihood"),
         (OneHotLikelihood, "use CategoricalLikelihood"),
         (lambda: MaskedLikelihood(GaussianLikelihood()), "put MaskedLikelihood outermost"),
     ],
@@ -47,6 +56,18 @@ def test_wrapper_expects_a_product_over_dimensions(wrap, inner, alternative):
         (lambda: ZeroInflatedLikelihood(BernoulliLikelihood()), "got BernoulliLikelihood"),
         (lambda: StandardizedLikelihood(PoissonLikelihood()), "masses have no units"),
         (lambda: StandardizedLikelihood(CategoricalLikelihood(3)), "masses have no units"),
+        (lambda: HurdleLikelihood(PoissonLikelihood()), "use ZeroInflatedLikelihood"),
+        (lambda: HurdleLikelihood(HurdleLikelihood(GaussianLikelihood())), "give it all points"),
+        (
+            lambda: StandardizedLikelihood(HurdleLikelihood(GaussianLikelihood())),
+            r"at all values, .*HurdleLikelihood\(StandardizedLikelihood\(...\), at=0.0\)",
+        ),
+        (
+            lambda: StandardizedLikelihood(
+                MixtureLikelihood(HurdleLikelihood(LogNormalLikelihood()), num_components=2)
+            ),
+            "standardize inside it",
+        ),
     ],
 )
 def test_wrapper_rejects_other_parts(make, message):
@@ -87,6 +108,8 @@ def test_mixture_components_may_have_different_scales(per_component):
         StandardizedLikelihood(GaussianLikelihood(Learned((3,)))),
         MixtureLikelihood(GaussianLikelihood(Learned((3,))), num_components=2),
         OptimalGaussianLikelihood((3,)),
+        HurdleLikelihood(GaussianLikelihood(Learned((3,)))),
+        HurdleLikelihood(GaussianLikelihood(), at=[[0.0, 1.0, 2.0]]),
     ],
     ids=lambda likelihood: repr(likelihood)[:40],
 )

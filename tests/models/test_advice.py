@@ -20,14 +20,19 @@ from tinyvae import (
 from tinyvae.core import Batch
 from tinyvae.distributions import Independent, Normal, TorchDistribution
 from tinyvae.likelihoods import (
+    BetaBinomialLikelihood,
     BetaLikelihood,
     DiscretizedLogisticLikelihood,
+    HurdleLikelihood,
     LaplaceLikelihood,
+    LogitNormalLikelihood,
     LogNormalLikelihood,
     MaskedLikelihood,
     MixtureLikelihood,
+    MultinomialLikelihood,
     NegativeBinomialLikelihood,
     OneHotLikelihood,
+    OrdinalLikelihood,
     PoissonLikelihood,
     StandardizedLikelihood,
     ZeroInflatedLikelihood,
@@ -85,6 +90,15 @@ CONFINED = {
     "clamp": (BernoulliLikelihood, binary, lambda p: p.clamp(0, 1), r"in \[0, 1\]"),
     "log softmax": (BernoulliLikelihood, binary, nn.LogSoftmax(1), "<= 0"),
     "gelu": (BernoulliLikelihood, binary, nn.GELU(), ">= -1"),
+    "hits": (lambda: BetaBinomialLikelihood(9), counts, torch.sigmoid, r"in \[0, 1\]"),
+    "shares of counts": (
+        lambda: MultinomialLikelihood(9),
+        counts,
+        nn.Softmax(1),
+        r"in \[0, 1\]",
+    ),
+    "ordered levels": (lambda: OrdinalLikelihood(9), counts, torch.sigmoid, r"in \[0, 1\]"),
+    "logits of shares": (LogitNormalLikelihood, unit, F.softplus, ">= 0"),
     "rates": (PoissonLikelihood, counts, F.softplus, ">= 0"),
     "probabilities": (lambda: CategoricalLikelihood(9), counts, nn.Softmax(1), r"in \[0, 1\]"),
     "one-hot": (
@@ -124,6 +138,18 @@ CONFINED = {
     "extra zeros": (
         lambda: ZeroInflatedLikelihood(NegativeBinomialLikelihood()),
         counts,
+        second(F.softplus),
+        r"\(parameter 2 of 2\) stays >= 0",
+    ),
+    "masses": (
+        lambda: HurdleLikelihood(GaussianLikelihood()),
+        real,
+        torch.sigmoid,
+        r"\(parameter 1 of 2\) stays in \[0, 1\]",
+    ),
+    "mean next to masses": (
+        lambda: HurdleLikelihood(GaussianLikelihood()),
+        real,
         second(F.softplus),
         r"\(parameter 2 of 2\) stays >= 0",
     ),

@@ -14,18 +14,23 @@ from tinyvae import (
     TransposedResNet,
 )
 from tinyvae.likelihoods import (
+    BetaBinomialLikelihood,
     BetaLikelihood,
     Column,
     ContinuousBernoulliLikelihood,
     DiscretizedLogisticLikelihood,
+    HurdleLikelihood,
     LaplaceLikelihood,
+    LogitNormalLikelihood,
     LogNormalLikelihood,
     MaskedLikelihood,
     MixedLikelihood,
     MixtureLikelihood,
+    MultinomialLikelihood,
     NegativeBinomialLikelihood,
     OneHotLikelihood,
     OptimalGaussianLikelihood,
+    OrdinalLikelihood,
     PoissonLikelihood,
     StandardizedLikelihood,
     StudentTLikelihood,
@@ -81,6 +86,23 @@ CASES = {
         1e-12,
     ),
     "zero-inflated": (lambda: ZeroInflatedLikelihood(PoissonLikelihood()), counts, 1e-12),
+    "beta-binomial": (lambda: BetaBinomialLikelihood([9, 12, 20]), counts, 2e-3),
+    "multinomial": (
+        lambda: MultinomialLikelihood(9),
+        lambda: torch.distributions.Multinomial(9, torch.tensor([0.2, 0.3, 0.5])).sample((N,)),
+        1e-3,
+    ),
+    "ordinal": (lambda: OrdinalLikelihood(10, shape=(3,)), counts, 2e-3),
+    "hurdle": (
+        lambda: HurdleLikelihood(GaussianLikelihood("predicted"), at=(0.0, 0.5)),
+        lambda: uniform().masked_fill(uniform() > 0.7, 0.5).masked_fill(uniform() > 0.8, 0.0),
+        2e-4,
+    ),
+    "hurdle without other values": (
+        lambda: HurdleLikelihood(LogNormalLikelihood(1e-6)),
+        lambda: torch.zeros(N, 3),
+        1e-3,
+    ),
     "mixture": (
         lambda: MixtureLikelihood(GaussianLikelihood("predicted"), num_components=3),
         uniform,
@@ -120,6 +142,13 @@ def test_init_output_bias_of_log_normal_data():
     x = uniform().exp()
     median = started(LogNormalLikelihood(1e-6), x).decode(torch.zeros(1, 2)).mean
     torch.testing.assert_close(median, x.log().mean(0).exp()[None], rtol=0, atol=1e-9)
+
+
+def test_init_output_bias_of_logit_normal_data():
+    x = uniform().clamp(0.01, 0.99)
+    mean = started(LogitNormalLikelihood(1e-6), x).decode(torch.zeros(1, 2)).mean
+    expected = torch.sigmoid(torch.logit(x).mean(0))[None]
+    torch.testing.assert_close(mean, expected, rtol=0, atol=1e-9)
 
 
 def test_init_output_bias_of_a_table():

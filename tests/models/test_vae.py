@@ -31,9 +31,13 @@ from tinyvae import (
 from tinyvae.distributions import Independent, Normal
 from tinyvae.errors import NoClosedFormError
 from tinyvae.likelihoods import (
+    BetaBinomialLikelihood,
     DiscretizedLogisticLikelihood,
+    HurdleLikelihood,
     MaskedLikelihood,
+    MultinomialLikelihood,
     NegativeBinomialLikelihood,
+    OrdinalLikelihood,
     PoissonLikelihood,
     ZeroInflatedLikelihood,
 )
@@ -264,10 +268,14 @@ def test_vae_needs_a_row_of_context_per_example():
     [
         (CategoricalLikelihood(5), torch.int64, torch.int64),
         (CategoricalLikelihood(5, ordered=True), torch.int64, torch.float64),
+        (BetaBinomialLikelihood(5), torch.int64, torch.float64),
+        (MultinomialLikelihood(5), torch.int64, torch.float64),
+        (OrdinalLikelihood(5), torch.int64, torch.float64),
         (DiscretizedLogisticLikelihood(16), torch.int64, torch.float64),
         (NegativeBinomialLikelihood(), torch.int64, torch.float64),
         (ZeroInflatedLikelihood(PoissonLikelihood()), torch.int64, torch.float64),
         (MaskedLikelihood(CategoricalLikelihood(5)), torch.int64, torch.int64),
+        (HurdleLikelihood(GaussianLikelihood()), torch.float64, torch.float64),
         (BernoulliLikelihood(), torch.float64, torch.float64),
         (GaussianLikelihood(), torch.float64, torch.float64),
     ],

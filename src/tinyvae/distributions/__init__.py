@@ -17,6 +17,7 @@ from tinyvae.distributions.base import Wrapper as Wrapper
 from tinyvae.distributions.base import sum_last as sum_last
 from tinyvae.distributions.bounded import Beta as Beta
 from tinyvae.distributions.bounded import ContinuousBernoulli as ContinuousBernoulli
+from tinyvae.distributions.bounded import LogitNormal as LogitNormal
 from tinyvae.distributions.bounded import LogNormal as LogNormal
 from tinyvae.distributions.continuous import ElementwiseNormal as ElementwiseNormal
 from tinyvae.distributions.continuous import Laplace as Laplace
@@ -37,12 +38,14 @@ from tinyvae.distributions.joint import TabularDistribution as TabularDistributi
 from tinyvae.distributions.kl import has_closed_form as has_closed_form
 from tinyvae.distributions.kl import kl_divergence as kl_divergence
 from tinyvae.distributions.kl import log_prob_of_draws as log_prob_of_draws
+from tinyvae.distributions.mixtures import Hurdle as Hurdle
 from tinyvae.distributions.mixtures import Mixture as Mixture
 from tinyvae.distributions.mixtures import ZeroInflated as ZeroInflated
 from tinyvae.distributions.multivariate import Delta as Delta
 from tinyvae.distributions.multivariate import FullNormal as FullNormal
 from tinyvae.distributions.multivariate import LowRankNormal as LowRankNormal
 from tinyvae.distributions.multivariate import PointMass as PointMass
+from tinyvae.distributions.ordinal import Ordinal as Ordinal
 from tinyvae.distributions.quantized import CodebookCategorical as CodebookCategorical
 from tinyvae.distributions.quantized import Quantized as Quantized
 from tinyvae.distributions.relaxed import GumbelSoftmax as GumbelSoftmax
@@ -50,6 +53,8 @@ from tinyvae.distributions.relaxed import LogGumbelSoftmax as LogGumbelSoftmax
 from tinyvae.distributions.relaxed import StraightThrough as StraightThrough
 from tinyvae.distributions.spherical import PowerSpherical as PowerSpherical
 from tinyvae.distributions.spherical import SphereUniform as SphereUniform
+from tinyvae.distributions.trials import BetaBinomial as BetaBinomial
+from tinyvae.distributions.trials import Multinomial as Multinomial
 from tinyvae.distributions.wrappers import Affine as Affine
 from tinyvae.distributions.wrappers import MaskedDistribution as MaskedDistribution
 from tinyvae.distributions.wrappers import ReshapedBatch as ReshapedBatch

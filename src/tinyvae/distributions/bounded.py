@@ -1,4 +1,4 @@
-"""Scalar families on the positive numbers and the unit interval."""
+"""Scalar families on the positive numbers and on intervals."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tinyvae.distributions.base import Distribution, joint_shape
 from tinyvae.distributions.continuous import Normal
-from tinyvae.distributions.special import gamma_residual, limited
+from tinyvae.distributions.special import gamma_residual, limited, logistic_normal_mean
 
 # Below this absolute value of the logits, mean and log density of a continuous Bernoulli are
 # series. The first omitted term of the mean, l^9 / 47,900,160, is 1e-14 at the limit.
@@ -48,6 +48,59 @@ class LogNormal(Distribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw by reparameterization."""
         return torch.exp(self._log.sample(sample_shape))
+
+
+class LogitNormal(Distribution):
+    r"""Logit-normal distribution of each element on an interval (a, b).
+
+    .. math:: y = \log \frac{x - a}{b - x} \sim \mathcal{N}(\mu, \sigma^2), \qquad
+        \log p(x) = \log \mathcal{N}(y \mid \mu, \sigma^2) + \log \frac{b - a}{(x - a)(b - x)}
+
+    Args:
+        mean_logit: :math:`\mu`, any shape.
+        log_std: :math:`\log\sigma`, broadcastable with ``mean_logit``.
+        low: :math:`a`, 0-d or broadcastable.
+        high: :math:`b > a`, 0-d or broadcastable.
+
+    References:
+        Atchison, Shen (1980). Logistic-normal distributions: Some properties and uses. Biometrika
+        67.
+
+    Example:
+        >>> low, high = torch.tensor(0.0), torch.tensor(1.0)
+        >>> p = LogitNormal(torch.zeros(2), torch.zeros(2), low, high)
+        >>> p.mean, p.log_prob(torch.tensor(0.5))  # log 4 - log(2 pi) / 2
+        (tensor([0.5000, 0.5000]), tensor([0.4674, 0.4674]))
+    """
+
+    def __init__(self, mean_logit: Tensor, log_std: Tensor, low: Tensor, high: Tensor) -> None:
+        self._logit = Normal(mean_logit, log_std)
+        self.low, self.high = low, high
+        self.batch_shape = self._logit.batch_shape
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected value, ``(*batch)``, by quadrature to 11 digits."""
+        share = logistic_normal_mean(self._logit.mean, self._logit.stddev)
+        return self.low + (self.high - self.low) * share
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density of each element, nats."""
+        value = _at_least(value, self._logit.log_std)
+        is_inside = (value > self.low) & (value < self.high)
+        value = torch.where(is_inside, value, 0.5 * self.low + 0.5 * self.high)
+        above, below = torch.log(value - self.low), torch.log(self.high - value)
+        log_prob = self._logit.log_prob(above - below) - above - below
+        log_prob = log_prob + torch.log(self.high - self.low)
+        return log_prob.masked_fill(~is_inside, -math.inf)  # also of a draw at an end
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw by reparameterization, excluding the ends."""
+        share = torch.sigmoid(self._logit.sample(sample_shape))
+        draws = self.low + (self.high - self.low) * share
+        least = torch.nextafter(self.low, self.high).clamp(min=torch.finfo(draws.dtype).tiny)
+        least = torch.where(self.low == 0, least, torch.nextafter(self.low, self.high))
+        return draws.clamp(least, torch.nextafter(self.high, self.low))
 
 
 class Beta(Distribution):
@@ -111,11 +164,11 @@ class Beta(Distribution):
                 for logits in (self.logits, -self.logits)
             )
             # The ratio x / (x + y) of two gamma draws. Logarithms avoid underflow at small shapes.
-            draws = torch.sigmoid(_log_gamma_draw(alpha) - _log_gamma_draw(beta))
+            draws = torch.sigmoid(log_gamma_draw(alpha) - log_gamma_draw(beta))
             return draws.clamp(limits.tiny, 1 - limits.eps / 2)
 
 
-def _log_gamma_draw(shape: Tensor) -> Tensor:
+def log_gamma_draw(shape: Tensor) -> Tensor:
     """Draw log gamma variables. A draw of shape a is one of shape a + 1 times uniform^(1 / a)."""
     exponential = torch.empty_like(shape, memory_format=torch.contiguous_format).exponential_()
     least = 1e3 * torch.finfo(shape.dtype).tiny  # so that the quotient is finite

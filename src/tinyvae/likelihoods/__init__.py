@@ -15,6 +15,8 @@ logarithms of counts, one-hot rows of classes, zeros at missing entries.
 """
 
 from tinyvae.likelihoods.base import Likelihood as Likelihood
+from tinyvae.likelihoods.bounded import LogitNormalLikelihood as LogitNormalLikelihood
+from tinyvae.likelihoods.clusters import within_cluster_std as within_cluster_std
 from tinyvae.likelihoods.columns import Column as Column
 from tinyvae.likelihoods.continuous import BetaLikelihood as BetaLikelihood
 from tinyvae.likelihoods.continuous import (
@@ -36,7 +38,9 @@ from tinyvae.likelihoods.distances import FeatureDistance as FeatureDistance
 from tinyvae.likelihoods.distances import MultiScaleSSIM as MultiScaleSSIM
 from tinyvae.likelihoods.gaussian import GaussianLikelihood as GaussianLikelihood
 from tinyvae.likelihoods.gaussian import OptimalGaussianLikelihood as OptimalGaussianLikelihood
+from tinyvae.likelihoods.hurdle import HurdleLikelihood as HurdleLikelihood
 from tinyvae.likelihoods.masked import MaskedLikelihood as MaskedLikelihood
+from tinyvae.likelihoods.ordinal import OrdinalLikelihood as OrdinalLikelihood
 from tinyvae.likelihoods.parameters import Fixed as Fixed
 from tinyvae.likelihoods.parameters import Learned as Learned
 from tinyvae.likelihoods.parameters import PositiveLike as PositiveLike
@@ -45,6 +49,8 @@ from tinyvae.likelihoods.parameters import Predicted as Predicted
 from tinyvae.likelihoods.parameters import as_positive as as_positive
 from tinyvae.likelihoods.perceptual import PerceptualLikelihood as PerceptualLikelihood
 from tinyvae.likelihoods.tabular import MixedLikelihood as MixedLikelihood
+from tinyvae.likelihoods.trials import BetaBinomialLikelihood as BetaBinomialLikelihood
+from tinyvae.likelihoods.trials import MultinomialLikelihood as MultinomialLikelihood
 from tinyvae.likelihoods.wrappers import MixtureLikelihood as MixtureLikelihood
 from tinyvae.likelihoods.wrappers import StandardizedLikelihood as StandardizedLikelihood
 from tinyvae.likelihoods.wrappers import ZeroInflatedLikelihood as ZeroInflatedLikelihood

@@ -31,6 +31,7 @@ class Likelihood(Configurable, nn.Module, ABC):
         alternative: Advice for errors if it does not factorize.
         has_location: True if the decoder's first parameter has the units of the encoder's input.
         is_tabular: True if dimensions are columns with different likelihoods.
+        has_point_masses: True if single values have masses and all others a density.
         takes_integers: True if data may have an integer dtype.
         draws_integers: True if a model's draws are int64: classes, levels, counts.
         centers_are_integers: True if a model's reconstructions are int64: unordered classes.
@@ -47,6 +48,7 @@ class Likelihood(Configurable, nn.Module, ABC):
     alternative: str = "leave the wrapper out"
     has_location: bool = False
     is_tabular: bool = False
+    has_point_masses: bool = False
     takes_integers: ClassVar[bool] = False
     draws_integers: bool = False
     centers_are_integers: bool = False

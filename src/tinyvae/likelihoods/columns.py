@@ -1,31 +1,18 @@
-"""Columns of a table, and conversions between tables and tensors.
-
-The tensor ``(N, D)`` of a table holds numbers unchanged, categories as the index of their level,
-and missing values as NaN.
-"""
+"""Descriptions of the columns of a table."""
 
 import reprlib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, time, timedelta
-from importlib import import_module
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from tinyvae.likelihoods.kinds import KINDS, Array, Kind, check_finite, guess_kind, initial_value
-from tinyvae.likelihoods.tables import (
-    as_numbers,
-    is_present,
-    named_columns,
-    pandas_dtype,
-    raw_columns,
-)
+from tinyvae.likelihoods.dates import describe_date, describe_step, is_date_dtype
+from tinyvae.likelihoods.kinds import KINDS, NOT_MODELED, WITH_LEVELS, Kind
+from tinyvae.likelihoods.tables import is_storable, is_storable_key
 
 PANDAS = "pandas."  # begins the names of pandas' own dtypes
 ORDERED = "pandas.category[ordered]"
+REST = ("number", "heavy", "positive")  # kinds of the values of an amount that are at no point
 
 
 @dataclass(frozen=True)
@@ -34,17 +21,27 @@ class Column:
 
     Attributes:
         name: Name of the column.
-        kind: ``"number"``, a real number; ``"positive"``, a positive number, such as an amount;
-            ``"count"``; ``"binary"``, one of two levels; ``"category"``, one of several levels.
-        levels: Values of a binary or categorical column, in the order of their indices.
+        kind: One of the kinds of :class:`~tinyvae.likelihoods.MixedLikelihood`.
+        levels: Values of a binary, categorical or ordinal column, in the order of their indices.
+            The value of a constant, empty if all values are missing.
         shift: Number to subtract from a number to standardize it.
         scale: Divisor of a number (after the shift) or positive number, or baseline of a count.
         dtype: Type of the values in the table: ``"int64"`` or another name of NumPy, ``"object"``,
-            or ``"pandas.Int64"``, ``"pandas.category[ordered]"`` and the like. ``""`` is the type
-            of the levels, int64 for counts, float64 for other numbers. Numbers of an integer type
-            are rounded on the way back to a table.
+            ``"pandas.Int64"``, ``"pandas.category[ordered]"`` and the like, or ``"date"``,
+            ``"datetime"`` and ``"timedelta"`` for objects of Python. ``""`` is the type of the
+            levels, int64 for counts, float64 for other numbers. Numbers of an integer type are
+            rounded on the way back to a table.
         initial: Initial value of the learned parameter: concentration of a count, standard
-            deviation of a standardized number or of the logarithm of a positive number.
+            deviation of a standardized number or of the logarithm or logit of a number.
+        points: Values with a mass of their own: of an amount, or the ends of a bounded number.
+        rest: Kind of the other values of an amount: ``"number"``, ``"heavy"`` or ``"positive"``.
+        bounds: Ends of the interval of a bounded number.
+        num_components: Number of components of a column with several modes.
+        frequencies: Shares of the levels of an ordinal column, from which training starts.
+        origin: First date, as a number of units of ``dtype`` since 1970, or shortest duration.
+        step: Number of these units that makes one unit of the tensor.
+        key: Name of the column in the table if it is not a string: a number, or a tuple.
+        reason: Why the kind was chosen.
     """
 
     name: str
@@ -54,34 +51,89 @@ class Column:
     scale: float = 1.0
     dtype: str = ""
     initial: float = 1.0
+    points: tuple[float, ...] = ()
+    rest: str = ""
+    bounds: tuple[float, ...] = ()
+    num_components: int = 1
+    frequencies: tuple[float, ...] = ()
+    origin: int = 0
+    step: int = 1
+    key: Any = None
+    reason: str = ""
 
     def __post_init__(self) -> None:
-        _check_kind(self.name, self.kind)
-        storable = isinstance(self.levels, (tuple, list)) and all(map(_is_storable, self.levels))
-        if not storable or len(set(self.levels)) < len(self.levels):
-            raise ValueError(
-                f"column {self.name!r} expects a tuple of different levels, strings or finite "
-                f"numbers, got {self.levels!r}: convert other types with str(level)"
-            )
-        fewest = {"binary": 2, "category": 2}.get(self.kind, 0)
-        if len(self.levels) < fewest or (self.kind != "category" and len(self.levels) != fewest):
-            raise ValueError(
-                f"column {self.name!r} of kind {self.kind} expects "
-                f"{'two or more' if self.kind == 'category' else fewest or 'no'} levels, "
-                f"got {len(self.levels)}"
-            )
+        check_kind(self.name, self.kind)
+        self._check_levels()
+        self._check_details()
         if not (np.isfinite(self.shift) and np.isfinite(self.scale) and self.scale > 0):
             raise ValueError(
                 f"column {self.name!r} expects a finite shift and a finite scale > 0, got "
                 f"{self.shift} and {self.scale}"
             )
-        if self.dtype not in ("", "object") and not (
-            self.dtype.startswith(PANDAS) or self.numeric_dtype
-        ):
+        if not is_storable_key(self.key):
+            raise ValueError(
+                f"column {self.name!r} expects a string, a number or a tuple of these as name, got "
+                f"{self.key!r:.80}: rename it"
+            )
+        is_date = is_date_dtype(self.dtype) and self.kind in ("date", "constant")
+        is_named = self.dtype in ("", "object") or self.dtype.startswith(PANDAS)
+        if not (is_named or is_date or self.numeric_dtype is not None):
             raise ValueError(
                 f"column {self.name!r} expects the name of a dtype, such as 'int64' or "
                 f"'pandas.Int64', got {self.dtype!r}"
             )
+
+    def _check_levels(self) -> None:
+        storable = isinstance(self.levels, (tuple, list)) and all(map(is_storable, self.levels))
+        if not storable or len(set(self.levels)) < len(self.levels):
+            raise ValueError(
+                f"column {self.name!r} expects a tuple of different levels, strings or finite "
+                f"numbers, got {reprlib.repr(self.levels)}: convert other types with str(level)"
+            )
+        fewest = 2 if self.kind in WITH_LEVELS else 0
+        most = {"binary": 2, "constant": 1}.get(self.kind, None if fewest else 0)
+        if len(self.levels) < fewest or (most is not None and len(self.levels) > most):
+            expected = "two or more" if most is None else f"{most or 'no'}"
+            raise ValueError(
+                f"column {self.name!r} of kind {self.kind} expects {expected} levels, "
+                f"got {len(self.levels)}"
+            )
+
+    def _check_details(self) -> None:
+        """Raise unless the fields that a kind reads have values that it can use."""
+        expected = {
+            "amount": (
+                bool(self.points) and self.rest in REST,
+                "points and a rest in " + str(REST),
+            ),
+            "bounded": (
+                len(self.bounds) == 2
+                and self.bounds[0] < self.bounds[1]
+                and set(self.points) <= set(self.bounds),
+                "bounds (low, high), and no points but these",
+            ),
+            "modes": (self.num_components > 1, "num_components >= 2"),
+            "ordinal": (len(self.frequencies) in (0, len(self.levels)), "one frequency per level"),
+            "date": (self.step > 0, "step > 0"),
+        }
+        holds, what = expected.get(self.kind, (True, ""))
+        if not holds:
+            raise ValueError(f"column {self.name!r} of kind {self.kind} expects {what}")
+
+    @property
+    def is_modeled(self) -> bool:
+        """True if the column has a dimension of the tensor: it is no constant or identifier."""
+        return self.kind not in NOT_MODELED
+
+    @property
+    def has_levels(self) -> bool:
+        """True if the tensor holds indices of levels."""
+        return self.kind in WITH_LEVELS
+
+    @property
+    def label(self) -> Any:
+        """Name of the column in the table."""
+        return self.name if self.key is None else self.key
 
     @property
     def numeric_dtype(self) -> "np.dtype[Any] | None":
@@ -93,6 +145,11 @@ class Column:
             return None
         return dtype if dtype.kind in "iuf" else None
 
+    @property
+    def is_rounded(self) -> bool:
+        """True if numbers become integers on the way back to a table."""
+        return self.numeric_dtype is not None and self.numeric_dtype.kind in "iu"
+
     def describe(self) -> str:
         """Return how the column is modeled, one line without its name.
 
@@ -100,188 +157,41 @@ class Column:
             >>> Column("height", "number", shift=170.0, scale=9.0, dtype="int64").describe()
             'number, mean 170, std 9, rounded'
         """
-        details = {
-            "number": f"mean {self.shift:.4g}, std {self.scale:.4g}",
-            "positive": f"geometric mean {self.scale:.4g}",
-            "count": f"mean {self.scale:.4g}",
-        }
+        return ", ".join(part for part in (self.kind, self.details(), self.reason) if part)
+
+    def details(self) -> str:
+        """Return the numbers or levels that describe the column."""
+        if self.kind == "identifier":
+            return "left out"
+        if self.kind == "constant":
+            value = reprlib.repr(self.levels[0]) if self.levels else "all missing"
+            if self.levels and is_date_dtype(self.dtype):
+                value = describe_date(self.levels[0], self.dtype)
+            return f"{value}, not modeled"
         if self.levels:
-            return f"{self.kind}, {len(self.levels)} levels {reprlib.repr(list(self.levels))}"
-        is_integer = self.numeric_dtype is not None and self.numeric_dtype.kind in "iu"
-        rounded = ", rounded" if is_integer and self.kind != "count" else ""
-        return f"{self.kind}, {details[self.kind]}{rounded}"
+            return f"{len(self.levels)} levels {reprlib.repr(list(self.levels))}"
+        if self.kind == "date":
+            middle = describe_date(self.origin + round(self.shift * self.step), self.dtype)
+            return f"mean {middle}, std {self.scale:.4g} {describe_step(self.step, self.dtype)}"
+        place = f"mean {self.shift:.4g}, std {self.scale:.4g}"
+        heavy = f"center {self.shift:.4g}, scale {self.scale:.4g}"
+        rest = {"positive": f"geometric mean {self.scale:.4g}", "heavy": heavy}.get(
+            self.rest, place
+        )
+        points = ", ".join(f"{point:g}" for point in self.points)
+        text = {
+            "number": place,
+            "heavy": heavy,
+            "modes": f"{self.num_components} components, {place}",
+            "positive": f"geometric mean {self.scale:.4g}",
+            "amount": f"at {points}; elsewhere {self.rest}, {rest}",
+            "bounded": f"in {list(self.bounds)}",
+            "count": f"mean {self.scale:.4g}",
+        }[self.kind]
+        return f"{text}, rounded" if self.is_rounded and self.kind != "count" else text
 
 
-def _is_storable(level: Any) -> bool:
-    """Return True if a file can hold a level."""
-    is_finite = isinstance(level, float) and bool(np.isfinite(level))
-    return is_finite or isinstance(level, (int, str))
-
-
-def infer_columns(table: Any, kinds: Mapping[str, Kind] | None = None) -> list[Column]:
-    """Return descriptions of the columns of a table, see ``MixedLikelihood.from_table``."""
-    columns, raw = named_columns(table), raw_columns(table)
-    kinds = {str(name): kind for name, kind in (kinds or {}).items()}
-    if unknown := kinds.keys() - columns.keys():
-        raise ValueError(f"kinds expects columns in {list(columns)}, got {sorted(unknown)}")
-    for name, kind in kinds.items():
-        _check_kind(name, kind)
-    return [_infer(name, values, kinds.get(name), raw[name]) for name, values in columns.items()]
-
-
-def _check_kind(name: str, kind: str) -> None:
+def check_kind(name: str, kind: str) -> None:
+    """Raise unless ``kind`` is one that a column may have."""
     if kind not in KINDS:
         raise ValueError(f"column {name!r} expects a kind in {KINDS}, got {kind!r}")
-
-
-def _infer(name: str, values: Array, kind: Kind | None, raw: Any) -> Column:
-    foreign = pandas_dtype(raw)
-    declared = getattr(foreign, "categories", None)  # also those that no row has
-    if kind in (None, "category", "binary") and declared is not None:
-        dtype = ORDERED if foreign.ordered else "pandas.category"
-        return Column(name, kind or "category", levels=tuple(declared.tolist()), dtype=dtype)
-    observed = [v.item() if isinstance(v, np.generic) else v for v in values[is_present(values)]]
-    distinct = set(observed)
-    if any(isinstance(value, (date, time, timedelta)) for value in distinct) or (
-        values.dtype.kind in "mM"
-    ):
-        raise ValueError(
-            f"column {name!r} expects numbers or categories, got dates or durations: convert them, "
-            "for example to days since a date, or to the month as a category"
-        )
-    try:
-        levels = sorted(distinct)
-    except TypeError:  # values of several types
-        levels = sorted(distinct, key=str)
-    if len(levels) < 2:
-        raise ValueError(
-            f"column {name!r} expects at least two different values, got {len(levels)}: leave it "
-            "out, there is nothing to model"
-        )
-    plain = np.array(observed)
-    kind = guess_kind(name, plain, levels) if kind is None else kind
-    dtype = _dtype_name(values, plain, raw)
-    if kind in ("binary", "category"):
-        return Column(name, kind, levels=tuple(levels), dtype=dtype)
-    numbers = as_numbers(name, np.array(observed, dtype=object))
-    check_finite(name, numbers)
-    dtype = dtype if plain.dtype.kind in "iuf" else ""
-    if kind == "number":
-        shift, scale = float(numbers.mean()), float(numbers.std())
-        return Column(name, kind, shift=shift, scale=scale, dtype=dtype)
-    if kind == "positive" and numbers.min() <= 0:
-        raise ValueError(f"column {name!r} expects positive numbers, got {numbers.min():g}")
-    if kind == "count" and (numbers.min() < 0 or (numbers != np.round(numbers)).any()):
-        raise ValueError(
-            f"column {name!r} expects counts, integers >= 0, got "
-            f"{numbers.min():g}..{numbers.max():g}: declare it a number"
-        )
-    scale = float(np.exp(np.log(numbers).mean()) if kind == "positive" else numbers.mean())
-    return Column(name, kind, scale=scale, dtype=dtype, initial=initial_value(kind, numbers))
-
-
-def _dtype_name(values: Array, plain: Array, raw: Any) -> str:
-    """Return the ``dtype`` of a column; ``plain`` are the observed values in a type of NumPy."""
-    foreign = pandas_dtype(raw)
-    if foreign is not None and str(foreign) not in ("category", "str"):
-        return f"{PANDAS}{foreign}"  # pandas itself reads text as str
-    dtype = plain.dtype if values.dtype == object else values.dtype
-    if dtype.kind in "iuf":
-        return str(dtype.name)
-    return "object" if getattr(raw, "dtype", None) == np.dtype(object) else ""
-
-
-def to_tensor(table: Any, columns: Sequence[Column]) -> Tensor:
-    """Return a table as a tensor ``(N, D)``, with NaN for missing values.
-
-    Its dtype is torch's default one, or float64 if that one rounds a value.
-    """
-    arrays = named_columns(table)
-    if isinstance(table, (np.ndarray, Tensor)) and len(arrays) == len(columns):
-        arrays = dict(zip((column.name for column in columns), arrays.values(), strict=True))
-    missing = [column.name for column in columns if column.name not in arrays]
-    if missing:
-        raise ValueError(f"the table expects columns {missing}, got only {list(arrays)}")
-    encoded = [_encode(column, arrays[column.name]) for column in columns]
-    exact = torch.from_numpy(np.stack(encoded, 1))
-    x = exact.to(torch.get_default_dtype())
-    errors = (x - exact).abs().nan_to_num().numpy().max(0, initial=0).tolist()
-    for column, error in zip(columns, errors, strict=True):
-        if error > (0 if column.levels else 1e-3 * column.scale):
-            raise ValueError(
-                f"column {column.name!r} expects values that {x.dtype} can hold, got a rounding "
-                f"error of up to {error:g}: subtract an origin, or use float64 as default dtype"
-            )
-    return exact if any(errors) else x
-
-
-def _encode(column: Column, values: Array) -> Array:
-    present = is_present(values)
-    result = np.full(len(values), np.nan)
-    if not column.levels:
-        result[present] = as_numbers(column.name, values[present])
-        return result
-    index = {level: i for i, level in enumerate(column.levels)}
-    observed = values[present].tolist()
-    if unknown := {value for value in observed if value not in index}:
-        raise ValueError(
-            f"column {column.name!r} expects levels in {list(column.levels)}, got "
-            f"{sorted(map(str, unknown))}: mark them as missing, or add them to the column's levels"
-        )
-    result[present] = [index[value] for value in observed]
-    return result
-
-
-def to_arrays(x: Tensor, columns: Sequence[Column]) -> dict[str, Any]:
-    """Return the columns of a tensor ``(N, D)`` by name, with levels instead of their indices."""
-    if x.dim() != 2 or x.shape[1] != len(columns):
-        raise ValueError(f"to_arrays expects a tensor (N, {len(columns)}), got {tuple(x.shape)}")
-    matrix = x.detach().cpu().double().numpy()
-    return {column.name: _decode(column, matrix[:, i]) for i, column in enumerate(columns)}
-
-
-def _decode(column: Column, values: Array) -> Any:
-    missing = np.isnan(values)
-    dtype = column.numeric_dtype if column.dtype or not column.levels else None
-    if column.levels:
-        codes = np.where(missing, -1, np.round(values))
-        if (codes >= len(column.levels)).any() or (codes[~missing] < 0).any():
-            raise ValueError(
-                f"column {column.name!r} expects indices of {len(column.levels)} levels, got "
-                f"{np.nanmin(values):g}..{np.nanmax(values):g}"
-            )
-        entries: Array = np.array([*column.levels, None], dtype=object)[codes.astype(int)]
-    elif dtype is not None and dtype.kind in "iu":
-        lowest = 1 if column.kind == "positive" else -np.inf
-        entries = _rounded(np.maximum(values, lowest), dtype).astype(object)
-        entries[missing] = None
-    else:
-        entries = np.array(values)
-    if column.dtype.startswith(PANDAS):
-        return _as_pandas(column, entries)
-    if column.dtype == "object" or entries.dtype != object:
-        return entries.astype(column.dtype or np.float64)
-    has_none = missing.any() and (dtype is None or dtype.kind in "iu")
-    one_type = len({type(level) for level in column.levels}) <= 1
-    return entries if has_none or not one_type else np.array(entries.tolist(), dtype=dtype)
-
-
-def _rounded(values: Array, dtype: "np.dtype[Any]") -> Array:
-    """Return integers, zero for NaN, within the range of their type."""
-    limits = np.iinfo(dtype)
-    highest = min(limits.max, np.nextafter(float(limits.max) + 1, 0))  # 2**63 is no int64
-    integers: Array = np.clip(np.round(np.nan_to_num(values)), limits.min, highest).astype(dtype)
-    return integers
-
-
-def _as_pandas(column: Column, entries: Array) -> Any:
-    """Return a column as an array of pandas, or of NumPy if pandas is not installed."""
-    try:
-        pandas = import_module("pandas")
-    except ImportError:
-        return entries
-    name = column.dtype.removeprefix(PANDAS)
-    if name.startswith("category"):
-        is_ordered = column.dtype == ORDERED
-        return pandas.Categorical(entries, categories=list(column.levels), ordered=is_ordered)
-    return pandas.array(entries.tolist(), dtype=name)

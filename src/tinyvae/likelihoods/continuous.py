@@ -14,7 +14,7 @@ from tinyvae.likelihoods.spikes import (
     MIN_EXAMPLES,
     rounded,
     share_at,
-    share_at_ends,
+    warn_of_ends,
     warn_of_unbounded_density,
 )
 
@@ -55,7 +55,8 @@ class StudentTLikelihood(Likelihood):
     Args:
         scale: Scale, given like ``std`` of :class:`~tinyvae.GaussianLikelihood`.
         df: Degrees of freedom :math:`\nu`, given the same way. Few of them make heavy tails. With
-            one or less there is no mean. ``"learned"`` and ``"predicted"`` ones stay above 1.
+            one or less there is no mean. ``"learned"`` and ``"predicted"`` ones stay above 1. For
+            one value per column, use ``Learned((D,), initial=4.0, minimum=1.0)``.
 
     Shape:
         params: ``(..., *E)``, or ``(..., P, *E)`` with location, and scale and df if predicted;
@@ -99,7 +100,7 @@ class LogNormalLikelihood(Likelihood):
 
     has_location = True
     support = "finite numbers > 0"
-    hint = "give zeros a likelihood of their own, or model x + c"
+    hint = "give zeros a mass, HurdleLikelihood(LogNormalLikelihood()), or model x + c"
     fill_value = 1.0
 
     def __init__(self, std: PositiveLike = "learned") -> None:
@@ -179,13 +180,7 @@ class BetaLikelihood(Likelihood):
     def warn_of_spikes(self, x: Tensor) -> None:
         """Warn if many values are the least one, near 0, or the largest one, near 1."""
         super().warn_of_spikes(x)
-        edge = spread_rows(x, MAX_EXAMPLES)
-        edge = (edge < 0.01) | (edge > 0.99)
-        if edge.any() and (share := share_at_ends(x)) >= 0.1:
-            warn_of_unbounded_density(
-                f"BetaLikelihood got {rounded(share)} of the values at one number next to 0 or 1",
-                f"use {MASSES}, or give zeros and ones a likelihood of their own",
-            )
+        warn_of_ends("BetaLikelihood", x)
 
     def in_support(self, x: Tensor) -> Tensor:
         """Return true for each entry that lies strictly between 0 and 1."""

@@ -138,7 +138,7 @@ class CategoricalLikelihood(Likelihood):
 
     def in_support(self, x: Tensor) -> Tensor:
         """Return true for each entry that is a class index."""
-        return _is_level(x, self.num_classes)
+        return is_level(x, self.num_classes)
 
 
 class OneHotLikelihood(Likelihood):
@@ -240,9 +240,10 @@ class DiscretizedLogisticLikelihood(Likelihood):
 
     def in_support(self, x: Tensor) -> Tensor:
         """Return true for each entry that is a level."""
-        return _is_level(x, self.num_levels)
+        return is_level(x, self.num_levels)
 
 
-def _is_level(x: Tensor, num_levels: int) -> Tensor:
+def is_level(x: Tensor, num_levels: int) -> Tensor:
+    """Return a boolean tensor, true for each entry that is an integer 0 to num_levels - 1."""
     in_range = (x >= 0) & (x <= num_levels - 1)
     return in_range & (x == x.round()) if x.is_floating_point() else in_range

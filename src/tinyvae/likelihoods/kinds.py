@@ -1,52 +1,215 @@
 """Kinds of the columns of a table, chosen by the data."""
 
-import math
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
+from uuid import UUID
 
 import numpy as np
-import torch
+from numpy.lib.stride_tricks import sliding_window_view
 
+from tinyvae.core.data import spread_rows
 from tinyvae.core.warnings import warn
+from tinyvae.likelihoods.marginals import (
+    concentration,
+    find_modes,
+    is_count,
+    log_normal_fit,
+    logit_normal_fit,
+    mixture_fit,
+    normal_fit,
+    student_fit,
+)
+from tinyvae.likelihoods.tables import Array
 
-Array: TypeAlias = "np.ndarray[Any, Any]"
-Kind: TypeAlias = Literal["number", "positive", "count", "binary", "category"]
-KINDS: tuple[Kind, ...] = ("number", "positive", "count", "binary", "category")
+Kind: TypeAlias = Literal[
+    "number",
+    "heavy",
+    "modes",
+    "positive",
+    "amount",
+    "bounded",
+    "count",
+    "ordinal",
+    "binary",
+    "category",
+    "date",
+    "constant",
+    "identifier",
+]
+KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
+NOT_MODELED = ("constant", "identifier")
+WITH_LEVELS = ("binary", "category", "ordinal")
 
 FEW_LEVELS, ROWS_PER_LEVEL = 10, 10  # integers with so few values can be codes of classes
-MAX_DIVERGENCE = 0.1  # nats, of few values from the negative binomial of a count
-MAX_EXCESS_OF_ZEROS = 0.15  # share
-MAX_SHARE_BEYOND, MAX_ROWS_BEYOND = 0.02, 10  # that a count would have above the largest value
-SMALL_MEAN = 10.0  # up to it, integers are near zero
-LARGE_MEAN = 100.0  # above it, they are amounts
+MANY_LEVELS = 20  # of an ordinal column at most; of text at least, to be free text
+MIN_PEAK_LEVELS, MIN_ORDINAL_LEVELS = 5, 8  # of ordinal columns, with and without one peak
+MIN_ROWS = 20  # from which whole numbers of a floating-point type count as integers
+MAX_ROWS = 2_000  # from which densities are fitted
+MIN_GAIN, MIN_EVIDENCE = 0.05, 10.0  # nats per value and in all, of a density over the normal one
+MIN_SHARE, MIN_REPEATS, MIN_EXCESS = 0.05, 10, 3  # of a value that is a point; excess: times
+NEIGHBORS, MAX_POINTS = 5, 5
+LARGEST_INTEGER = 2**53  # up to it, float64 holds every integer
+# Bounds that are plain, and the part of the interval in which values must lie on both sides.
+BOUNDS = ((0.0, 1.0, 0.35, 0.65), (0.0, 100.0, 50.0, 95.0), (-1.0, 1.0, -0.5, 0.5))
+IS_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
-def guess_kind(name: str, observed: Array, levels: Sequence[Any]) -> Kind:
-    """Return the kind of a column with these observed values and distinct ``levels``.
+@dataclass(frozen=True)
+class Guess:
+    """Kind of a column and the reason for it.
+
+    Attributes:
+        kind: The kind.
+        reason: What the values show, in a few words.
+    """
+
+    kind: Kind
+    reason: str
+
+
+def guess_text(name: str, num_rows: int, levels: Sequence[Any]) -> Guess:
+    """Return the kind of a column of text or other objects.
+
+    Args:
+        name: Name of the column.
+        num_rows: Number of observed values.
+        levels: Its distinct values, more than two.
 
     Raises:
-        ValueError: If it is text that differs in most rows, or a number is not finite.
+        ValueError: If it holds numbers as text that differs in most rows.
     """
-    if len(levels) == 2:
-        return "binary"
-    if observed.dtype.kind not in "fiu":
-        _check_text(name, len(observed), levels)
-        return "category"
-    values = observed.astype(np.float64)
-    check_finite(name, values)
-    if observed.dtype.kind in "iu":
-        if len(levels) == len(values) > FEW_LEVELS and np.ptp(values) == len(values) - 1:
-            warn(f"column {name!r} numbers the rows: leave it out if it is an identifier")
-            return "number"
-        is_few = len(levels) <= FEW_LEVELS and len(values) >= ROWS_PER_LEVEL * len(levels)
-        if _is_count(values, is_few):
-            return "count"
+    is_unique = len(levels) == num_rows
+    if is_unique and all(_is_uuid(level) for level in levels):
+        return Guess("identifier", "UUIDs")
+    text = [level for level in levels if not _is_number(level)]
+    is_numeric = len(text) < len(levels) / 2
+    remedy = "convert it with astype(float)"
+    if text:
+        remedy += f" after marking {text[0]!r} as missing"
+    differs = len(levels) > MANY_LEVELS and len(levels) > num_rows / 2
+    differs = differs or (is_unique and len(levels) > FEW_LEVELS)
+    if differs and is_numeric:
+        raise ValueError(
+            f"column {name!r} expects numbers or repeated categories, got {len(levels)} different "
+            f"values in {num_rows} rows, such as {levels[0]!r:.80}: {remedy}, or leave it out, "
+            f"kinds={{{name!r}: 'identifier'}}"
+        )
+    if differs:
+        every = "every row has" if is_unique else f"{num_rows} rows have {len(levels)}"
+        return Guess("identifier", f"{every} different text")
+    if is_numeric and len(levels) > FEW_LEVELS:
+        warn(f"column {name!r} holds numbers as text, so it is modeled as a category: {remedy}")
+    return Guess("category", "text" if isinstance(levels[0], str) else "objects")
+
+
+def guess_number(values: Array, distinct: Array, is_integer: bool) -> Guess:
+    """Return the kind of a column of finite numbers.
+
+    Args:
+        values: Observed values, float64.
+        distinct: Distinct ones, sorted, more than two, in their own dtype.
+        is_integer: True if their dtype is one of integers.
+    """
+    num_rows, num_levels = len(values), len(distinct)
+    is_whole = bool((distinct == np.round(distinct)).all())
+    if not is_integer and num_rows < MIN_ROWS:
+        is_whole = False
+    is_repeated = num_rows >= ROWS_PER_LEVEL * num_levels and _is_dense(values)
+    is_few = num_levels <= FEW_LEVELS and is_repeated
+    if is_whole:
+        if reason := _numbering(num_rows, distinct):
+            return Guess("identifier", reason)
+        if is_count(values, is_few):
+            return Guess("count", "a negative binomial fits")
         if is_few:
-            return "category"
-    return "positive" if _is_log_normal(values) else "number"
+            return _guess_few(values)
+        if num_levels <= MANY_LEVELS and is_repeated:
+            return Guess("ordinal", f"{num_levels} integers")
+    return guess_density(values)
 
 
-def initial_value(kind: Kind, values: Array) -> float:
+def guess_density(values: Array, *, allow_points: bool = True) -> Guess:
+    """Return the kind of a column of numbers whose values seldom repeat, up to a few points.
+
+    Without ``allow_points`` it is that of the other values: number, heavy or positive.
+    """
+    if values.std() == 0 or len(np.unique(values)) < 3:
+        return Guess("number", "few values")
+    bounds = plain_bounds(values)
+    if allow_points:
+        points = find_points(values)
+        shares = ", ".join(f"{100 * (values == p).mean():.2g} % at {p:g}" for p in points)
+        others = values[~np.isin(values, points)]
+        if points and not (set(points) <= set(bounds) and _is_logit_normal(others, bounds)):
+            return Guess("amount", shares)
+        if points:
+            return Guess("bounded", shares)
+    rows = spread_rows(values, MAX_ROWS)
+    inside = rows[(rows > bounds[0]) & (rows < bounds[1])] if bounds else rows
+    if inside.std() == 0:
+        return Guess("number", "few values")
+    fits: dict[Kind, float] = {"heavy": student_fit(inside)[0]}
+    if allow_points and bounds:
+        fits["bounded"] = logit_normal_fit(inside, *bounds)
+    if rows.min() > 0 and len(inside) == len(rows):
+        fits["positive"] = log_normal_fit(rows)
+    if allow_points and len(modes := find_modes(inside)) > 1:
+        fits["modes"] = mixture_fit(inside, modes)[0]
+    normal = normal_fit(inside)
+    kind: Kind = max(fits, key=fits.__getitem__)
+    gain = fits[kind] - normal
+    # Repeated values are no further evidence.
+    if gain < MIN_GAIN or gain * len(np.unique(inside)) < MIN_EVIDENCE:
+        return Guess("number", "")
+    names = {"heavy": "Student t", "positive": "log-normal", "bounded": "logit-normal"}
+    reason = f"{names.get(kind, f'{len(modes)} modes' if kind == 'modes' else '')} fits better"
+    return Guess(kind, f"{reason}, {gain:.2f} nats")
+
+
+def find_points(values: Array) -> tuple[float, ...]:
+    """Return values that repeat so often that a density cannot hold them, the most frequent first.
+
+    A point has at least 5 % of the values, and three times the rows of each of the five distinct
+    values on both sides that has less than 5 %. After the first pass, the other values are searched
+    again, so that a point may also hold 5 % of what is not at another point.
+    """
+    points: list[float] = []
+    for _ in range(2):
+        distinct, counts = np.unique(values, return_counts=True)
+        least = max(MIN_SHARE * len(values), MIN_REPEATS)
+        rare = np.pad(np.where(counts < least, counts, 0), NEIGHBORS)
+        near = sliding_window_view(rare, 2 * NEIGHBORS + 1).max(1)
+        found = np.flatnonzero((counts >= least) & (counts >= MIN_EXCESS * near)).tolist()
+        found = sorted(found, key=lambda index: (-counts[index], distinct[index]))
+        found = found[: MAX_POINTS - len(points)]
+        if not found or len(distinct) - len(found) < 3:
+            break
+        points += [float(distinct[index]) for index in found]
+        values = values[~np.isin(values, distinct[found])]
+    return tuple(points)
+
+
+def plain_bounds(values: Array) -> tuple[float, ...]:
+    """Return (0, 1), (0, 100) or (-1, 1) if the values fill much of the interval, else nothing."""
+    least, most = values.min(), values.max()
+    for low, high, left, right in BOUNDS:
+        if low <= least <= left and right <= most <= high:
+            return (low, high)
+    return ()
+
+
+def _is_logit_normal(values: Array, bounds: tuple[float, ...]) -> bool:
+    """Return True if a logit-normal density fits better than normal and log-normal ones."""
+    inside = values[(values > bounds[0]) & (values < bounds[1])]
+    if len(np.unique(inside)) < 3:
+        return False
+    others = [normal_fit(inside)] + ([log_normal_fit(inside)] if inside.min() > 0 else [])
+    return logit_normal_fit(inside, *bounds) > max(others)
+
+
+def initial_value(kind: str, values: Array) -> float:
     """Return the value from which training of a column's learned parameter starts.
 
     Training starts from the spread of the column, as for a standardized number: the concentration
@@ -54,85 +217,41 @@ def initial_value(kind: Kind, values: Array) -> float:
     """
     if kind == "positive":
         return float(np.clip(np.log(values).std(), 0.01, 10))
-    if kind == "count":
-        excess = values.var() - values.mean()
-        return float(np.clip(values.mean() ** 2 / max(excess, 1e-12), 0.01, 100))
-    return 1.0
+    return concentration(values) if kind == "count" else 1.0
 
 
-def check_finite(name: str, values: Array) -> None:
-    """Raise if a number of a column is infinite."""
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"column {name!r} expects finite numbers, got infinity: mark it as missing, or drop "
-            "the rows"
-        )
+def _numbering(num_rows: int, distinct: Array) -> str:
+    """Return why integers are identifiers, or an empty string."""
+    if len(distinct) < num_rows or num_rows <= FEW_LEVELS:
+        return ""
+    least, most = int(distinct[0]), int(distinct[-1])
+    if most - least == num_rows - 1 and (least in (0, 1) or num_rows >= 100):
+        return f"numbers the rows, {least} to {most}"
+    return ""
 
 
-def _is_count(values: Array, is_few: bool) -> bool:
-    """Return True if integers are near zero and a negative binomial of equal moments fits them.
-
-    Its variance is at least its mean.
-    """
-    mean, variance = values.mean(), values.var()
-    if values.min() < 0 or mean > LARGE_MEAN:
-        return False
-    is_near_zero = mean <= SMALL_MEAN or variance >= mean**2 / 4
-    error = 1 / math.sqrt(len(values))
-    # Two standard errors of the ratio of variance and mean, and below of the share of zeros.
-    if not is_near_zero or variance < (1 - max(0.2, 2.8 * error)) * mean:
-        return False
-    distinct, frequencies = np.unique(values, return_counts=True)
-    shares, k = torch.from_numpy(frequencies / len(values)), torch.from_numpy(distinct)
-    r = initial_value("count", values)
-    log_zero = r * math.log(r / (r + mean))
-    if abs((values == 0).mean() - math.exp(log_zero)) > max(MAX_EXCESS_OF_ZEROS, error):
-        return False
-
-    def log_mass(k: torch.Tensor) -> torch.Tensor:
-        log_ways = torch.lgamma(k + r) - math.lgamma(r) - torch.lgamma(k + 1)
-        return log_ways + log_zero + k * math.log(mean / (r + mean))
-
-    # A count would also have values above the largest hour or month.
-    beyond = 1 - log_mass(torch.arange(values.max() + 1, dtype=torch.float64)).exp().sum()
-    if beyond > MAX_SHARE_BEYOND and len(values) * beyond > MAX_ROWS_BEYOND:
-        return False
-    divergence = (shares * (shares.log() - log_mass(k))).sum()  # KL, nats
-    return not is_few or bool(divergence < MAX_DIVERGENCE)
+def _is_dense(values: Array) -> bool:
+    """Return True if integers are near each other, or if most of the distinct ones repeat."""
+    distinct, counts = np.unique(values, return_counts=True)
+    width = (distinct[-1] - distinct[0]) / np.diff(distinct).min() + 1
+    return bool(width <= 2 * len(distinct) or np.median(counts) >= ROWS_PER_LEVEL / 2)
 
 
-def _is_log_normal(values: Array) -> bool:
-    """Return True if a log-normal density fits clearly better than a normal one.
-
-    It must also have about the standard deviation of the values.
-    """
-    if values.min() <= 0 or values.std() == 0:
-        return False
-    logs = np.log(values)
-    shift, scale = logs.mean(), max(logs.std(), 1e-12)
-    gain = math.log(values.std()) - math.log(scale) - shift  # nats per value
-    implied = math.exp(shift + scale**2 / 2) * math.sqrt(math.expm1(min(scale**2, 100.0)))
-    agrees = 0.75 < implied / values.std() < 4 / 3
-    evidence = gain * len(np.unique(values))  # nats; repeated values are no further evidence
-    return bool(agrees and gain > 0.05 and evidence > 10)
+def _guess_few(values: Array) -> Guess:
+    """Return ordinal for adjacent integers if there are eight, or their frequencies have a peak."""
+    distinct, counts = np.unique(values, return_counts=True)
+    signs = np.sign(np.diff(counts))
+    signs = signs[signs != 0]
+    has_one_peak = len(distinct) >= MIN_PEAK_LEVELS and not (np.diff(signs) > 0).any()
+    is_adjacent = distinct[-1] - distinct[0] <= len(distinct)  # one may be absent
+    if is_adjacent and (has_one_peak or len(distinct) >= MIN_ORDINAL_LEVELS):
+        peak = ", frequencies with one peak" if has_one_peak else ""
+        return Guess("ordinal", f"adjacent integers{peak}")
+    return Guess("category", "few integers, in ten or more rows each")
 
 
-def _check_text(name: str, num_rows: int, levels: Sequence[Any]) -> None:
-    """Raise if text differs in most rows, and warn if it seems to be numbers."""
-    text = [level for level in levels if not _is_number(level)]
-    is_numeric = len(text) < len(levels) / 2
-    remedy = f"leave it out, group its values, or declare it, kinds={{{name!r}: 'category'}}"
-    if is_numeric:
-        remedy = "convert it with astype(float)"
-        if text:
-            remedy += f" after marking {text[0]!r} as missing"
-    if len(levels) > 2 * FEW_LEVELS and len(levels) > num_rows / 2:
-        raise ValueError(
-            f"column {name!r} expects numbers or repeated categories, got {len(levels)} different "
-            f"values in {num_rows} rows, such as {levels[0]!r:.80}: {remedy}"
-        )
-    if is_numeric and len(levels) > FEW_LEVELS:
-        warn(f"column {name!r} holds numbers as text, so it is modeled as a category: {remedy}")
+def _is_uuid(value: Any) -> bool:
+    return isinstance(value, UUID) or (isinstance(value, str) and bool(IS_UUID.fullmatch(value)))
 
 
 def _is_number(value: Any) -> bool:

@@ -99,6 +99,18 @@ def warn_of_repeats(name: str, scale: PositiveParameter | None, x: Tensor) -> No
         )
 
 
+def warn_of_ends(name: str, x: Tensor) -> None:
+    """Warn if many values of ``x`` in (0, 1) are the least one, near 0, or the largest, near 1."""
+    edge = spread_rows(x, MAX_EXAMPLES)
+    edge = (edge < 0.01) | (edge > 0.99)
+    if edge.any() and (share := share_at_ends(x)) >= 0.1:
+        warn_of_unbounded_density(
+            f"{name} got {rounded(share)} of the values at one number next to an end of its "
+            "interval",
+            f"use {MASSES}, or give the ends masses, HurdleLikelihood({name}(), at=(0.0, 1.0))",
+        )
+
+
 def warn_of_unbounded_density(problem: str, remedy: str) -> None:
     """Warn about values at which a density is unbounded."""
     warn(

@@ -12,6 +12,7 @@ from torch import Tensor
 from tinyvae.core.module_state import ExactBuffers
 from tinyvae.distributions import Affine, Distribution, Mixture, ZeroInflated
 from tinyvae.likelihoods.base import Likelihood
+from tinyvae.likelihoods.clusters import cluster_indices
 from tinyvae.likelihoods.counts import CountLikelihood
 from tinyvae.likelihoods.discrete import CategoricalLikelihood
 from tinyvae.likelihoods.parameters import check_broadcast
@@ -32,6 +33,7 @@ class LikelihoodWrapper(Likelihood, ABC):
         self.centers_are_integers = likelihood.centers_are_integers
         self.support, self.hint = likelihood.support, likelihood.hint
         self.has_location = likelihood.has_location
+        self.has_point_masses = likelihood.has_point_masses
 
     @property
     def is_density(self) -> bool:  # type: ignore[override]
@@ -121,6 +123,12 @@ class StandardizedLikelihood(ExactBuffers, LikelihoodWrapper):
                 "StandardizedLikelihood expects a likelihood with a density, got "
                 f"{type(likelihood).__name__}: masses have no units, so leave the wrapper out"
             )
+        if likelihood.has_point_masses:
+            raise TypeError(
+                "StandardizedLikelihood expects a likelihood with a density at all values, got "
+                f"{type(likelihood).__name__}: standardize inside it, with points in units of the "
+                "data, HurdleLikelihood(StandardizedLikelihood(...), at=0.0)"
+            )
         shift, scale = np.asarray(mean, dtype=np.float64), np.asarray(std, dtype=np.float64)
         if not (np.isfinite(shift).all() and np.isfinite(scale).all() and (scale > 0).all()):
             raise ValueError(
@@ -170,6 +178,12 @@ class MixtureLikelihood(LikelihoodWrapper):
 
     .. math:: p(x \mid z) = \prod_i \sum_m \pi_{i m}(z)\, p_m(x_i \mid z)
 
+    Components that start equal get equal gradients, so a mixture should start from the data:
+    ``vae.init_output_bias(x)`` starts the components of each dimension from clusters of its values,
+    with their shares as weights. A learned scale should start at the width of a cluster:
+    ``Learned(initial=within_cluster_std(x, M).mean().item())``, see
+    :func:`~tinyvae.likelihoods.within_cluster_std`.
+
     Args:
         likelihood: Likelihood of a component. All components share its learned scale.
         num_components: Number of components ``M``.
@@ -215,10 +229,22 @@ class MixtureLikelihood(LikelihoodWrapper):
         return self.likelihood.fits_outputs(part - 1, low, high, x)
 
     def params_for_mean(self, x: Tensor) -> Tensor:
-        """Return equal weights, and the wrapped likelihood's parameters for every component."""
-        each = self.likelihood.params_for_mean(x).reshape(-1, 1, *x.shape[1:])
-        rows = torch.cat([torch.zeros_like(each[:1]), each])  # (1 + P, 1, *E)
-        return rows.repeat_interleave(self.num_components, 1).flatten(0, 1)
+        """Return weights and parameters of components that fit clusters of each dimension.
+
+        A component without values of its own has the parameters of all values.
+        """
+        inputs = self.likelihood.encoder_input(x)  # logarithms of amounts
+        index = cluster_indices(inputs if inputs.shape == x.shape else x, self.num_components)
+        whole = self.likelihood.params_for_mean(x).reshape(-1, *x.shape[1:])  # (P, *E)
+        total, components = (~torch.isnan(x)).sum(0).clamp(min=1), []
+        for component in range(self.num_components):
+            values = x.masked_fill(index != component, torch.nan)
+            count = (~torch.isnan(values)).sum(0)
+            each = self.likelihood.params_for_mean(values).reshape(-1, *x.shape[1:])
+            log_share = torch.log(count.clamp(min=1) / total).to(each.dtype)
+            components.append(torch.cat([log_share[None], torch.where(count > 0, each, whole)]))
+        rows = torch.stack(components, 1)  # (1 + P, M, *E)
+        return rows.flatten(0, 1)
 
 
 class ZeroInflatedLikelihood(LikelihoodWrapper):

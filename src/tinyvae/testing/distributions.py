@@ -266,7 +266,8 @@ def _check_elements(p: Distribution, draws: Tensor, in_support: Support) -> None
     flat = draws.flatten(1)
     integers = (flat == flat.round()).all(0)
     reference = torch.where(integers, flat.median(0).values, p.point_estimate().flatten())
-    elements = Elements(log_density_of(p), flat, reference.reshape(p.event_shape))
+    reference = reference.reshape(p.event_shape)
+    elements = Elements(log_density_of(p), flat, reference, may_have_points=p.is_discrete is None)
     marginals = [Marginal.of(i, elements, in_support) for i in range(flat.shape[1])]
     log_total = elements.log_reference + sum(m.log_total for m in marginals)
     total = math.exp(log_total) if log_total < 700 else math.inf

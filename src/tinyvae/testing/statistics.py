@@ -49,6 +49,7 @@ class Elements:
     log_density: LogDensity
     draws: Tensor  # (N, D)
     reference: Tensor  # (*event)
+    may_have_points: bool = False  # next to a density
 
     @property
     def log_reference(self) -> float:
@@ -75,7 +76,10 @@ class Marginal:
 
     @classmethod
     def of(cls, index: int, elements: Elements, in_support: Support) -> "Marginal":
-        """Return the masses of integers if draws are integers, else those of quadrature nodes."""
+        """Return the masses of integers if draws are integers, else those of quadrature nodes.
+
+        Values that are drawn again have a mass of their own if the density may have such points.
+        """
         draws = elements.draws[:, index]
         is_discrete = bool((draws == draws.round()).all())
         if is_discrete:
@@ -83,7 +87,12 @@ class Marginal:
             values = torch.arange(-last, last + 1, dtype=torch.float64)
             weights = torch.ones_like(values)
         else:
-            values, weights = _nodes(index, elements, in_support)
+            distinct, counts = draws.unique(return_counts=True)
+            points = distinct[counts > 1] if elements.may_have_points else distinct[:0]
+            smooth = draws[~torch.isin(draws, points)]
+            values, weights = _nodes(index, elements, smooth, in_support)
+            values, order = torch.cat([values, points]).sort()
+            weights = torch.cat([weights, torch.ones_like(points)])[order]
         inside = in_support(elements.varied(index, values)).flatten(1)[:, index]
         values, weights = values[inside], weights[inside]
         masses = elements.log_ratio(index, values).exp() * weights
@@ -113,13 +122,15 @@ class Marginal:
         return chi_squared(observed, expected * len(draws))
 
 
-def _nodes(index: int, elements: Elements, in_support: Support) -> tuple[Tensor, Tensor]:
+def _nodes(
+    index: int, elements: Elements, draws: Tensor, in_support: Support
+) -> tuple[Tensor, Tensor]:
     """Return nodes and weights of double-exponential quadrature (Takahasi, Mori 1974).
 
-    It covers both sides of the reference separately.
+    It covers both sides of the reference separately. ``draws`` of the density set its width.
     """
     center = elements.reference.flatten()[index].item()
-    spread = float((elements.draws[:, index] - center).abs().median())
+    spread = float((draws - center).abs().median())
     t = torch.linspace(-4, 4, 8001, dtype=torch.float64)
     values, weights = [], []
     for sign in (-1.0, 1.0):
