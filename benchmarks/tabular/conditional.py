@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tabular import synthesis
 from torch import Tensor
 
+from tabular import synthesis
 from tinyvae import ELBO, MLP, VAE, GaussianEncoder, Trainer
-from tinyvae.evaluation import conditional_draws
 from tinyvae.likelihoods import Column, MaskedLikelihood, MixedLikelihood
 
 MAX_GIVEN, DRAWS = 4, 200
@@ -89,6 +88,8 @@ def exact_marginals(vae: VAE, given: Tensor) -> list[Tensor]:
 
 def measure_enumerable(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Compare draws with exact conditional probabilities."""
+    from tinyvae.evaluation import conditional_draws
+
     vae, rows = enumerable_model(seed)
     given = conditions_of(rows[: args.conditions], seed)
     start = time.perf_counter()
@@ -133,6 +134,7 @@ def sizes_of(draws: Any) -> dict[str, float]:
 
 def measure_adult(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Draw rows of Adult given random columns, next to rejection sampling."""
+    from tinyvae.evaluation import conditional_draws
     from tinyvae.sklearn import VAESynthesizer
 
     train, test = (synthesis.load(args.data, f"adult.{part}.gz") for part in ("data", "test"))
