@@ -3,6 +3,7 @@
 from tinyvae.evaluation.activity import Activity as Activity
 from tinyvae.evaluation.activity import active_units as active_units
 from tinyvae.evaluation.importance import log_marginal as log_marginal
+from tinyvae.evaluation.imputation import conditional_draws as conditional_draws
 from tinyvae.evaluation.imputation import impute as impute
 from tinyvae.evaluation.report import Estimate as Estimate
 from tinyvae.evaluation.report import Report as Report

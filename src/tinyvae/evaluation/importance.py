@@ -7,8 +7,8 @@ Its expectation is a lower bound on log p(x), which it approaches as K grows.
 """
 
 import math
-from collections.abc import Iterator
-from typing import TypeAlias, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,12 @@ from tinyvae.core.objective import checked_data
 from tinyvae.core.random import Stream, derive_seed, forked_rng
 from tinyvae.evaluation.progress import Progress
 from tinyvae.models.inputs import require_count
-from tinyvae.models.output import LatentVariableModel, VAEOutput
+from tinyvae.models.latents import recording
+from tinyvae.models.noise import sharing_noise
+from tinyvae.models.output import Draw, LatentVariableModel, VAEOutput
 
 Chunk: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # x, context, mask
+Noise: TypeAlias = Literal["independent", "shared"]
 Data = TypeVar("Data", Tensor, Tensor | None)
 
 # Elements of the largest tensor of a chunk (samples x examples x decoder output). Larger tensors
@@ -41,6 +44,7 @@ def log_marginal(
     mask: Tensor | None = None,
     num_samples: int = 5000,
     seed: int = 0,
+    noise: Noise = "independent",
     progress: bool = True,
 ) -> Tensor:
     """Estimate log p(x) of each example by importance sampling.
@@ -55,6 +59,10 @@ def log_marginal(
         mask: True for the observed entries, ``(N, *E)``. NaN is missing.
         num_samples: Samples :math:`K` per example, each of which is decoded.
         seed: Seed of the samples. The global random state does not change.
+        noise: ``"independent"`` draws for each example, or ``"shared"`` ones: the same scrambled
+            Sobol points for all examples. Then the estimate of an example does not depend on the
+            others, and has less variance. The errors of different examples are correlated. It needs
+            Gaussian posteriors with independent dimensions.
         progress: True to report draws and time left, if it takes longer than some seconds.
 
     Returns:
@@ -73,11 +81,16 @@ def log_marginal(
     x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
     model.check(x, context, mask=mask)
     with Progress("log p(x)", num_samples * len(x), shown=progress) as report:
-        return importance_sample(model, (x, context, mask), num_samples, seed, report)
+        return importance_sample(model, (x, context, mask), num_samples, seed, report, noise)
 
 
 def importance_sample(
-    model: LatentVariableModel, data: Chunk, num_samples: int, seed: int, report: Progress
+    model: LatentVariableModel,
+    data: Chunk,
+    num_samples: int,
+    seed: int,
+    report: Progress,
+    noise: Noise = "independent",
 ) -> Tensor:
     """Return :func:`log_marginal` of data on the model's device, ``(N,)``."""
     examples, samples = chunk_sizes(model, data[0], num_samples)
@@ -85,7 +98,7 @@ def importance_sample(
     seed = derive_seed(seed, Stream.IMPORTANCE)
     with torch.no_grad(), evaluating(model), forked_rng(data[0].device, seed):
         for part in iterate_chunks(*data, examples):
-            outputs = iterate_draws(model, part, num_samples, samples)
+            outputs = iterate_draws(model, part, num_samples, samples, noise, seed)
             totals = torch.stack([output.log_weight().logsumexp(0) for output in outputs])
             evidence.append(totals.logsumexp(0) - math.log(num_samples))  # (B,)
             report.add(num_samples * len(part[0]))
@@ -100,11 +113,28 @@ def chunk_sizes(model: LatentVariableModel, x: Tensor, num_samples: int) -> tupl
 
 
 def iterate_draws(
-    model: LatentVariableModel, data: Chunk, num_samples: int, samples: int
+    model: LatentVariableModel,
+    data: Chunk,
+    num_samples: int,
+    samples: int,
+    noise: Noise = "independent",
+    seed: int = 0,
 ) -> Iterator[VAEOutput]:
     """Yield the model's outputs for a chunk, of ``samples`` samples at a time."""
+    x, context, mask = data
     for start in range(0, num_samples, samples):
-        yield forward(model, data, min(samples, num_samples - start))
+        count = min(samples, num_samples - start)
+        if noise == "independent":
+            yield forward(model, data, count)
+            continue
+        with checked_data():
+            rule = sharing_noise(seed, start)(count, [])
+            yield model.output_with(x, context, rule, mask=mask)
+
+
+def drawing_rule(noise: Noise, seed: int) -> Callable[[int, list[Tensor]], Draw]:
+    """Return the function that makes rules of drawing latents, from ``num_samples`` and a list."""
+    return sharing_noise(seed) if noise == "shared" else recording
 
 
 def forward(model: LatentVariableModel, data: Chunk, num_samples: int) -> VAEOutput:

@@ -1,13 +1,14 @@
-r"""Imputation of missing entries by importance-weighted samples.
+r"""Imputation of missing entries, and draws of them given the observed ones.
 
 .. math:: p(x_{\text{mis}} \mid x_{\text{obs}}) \approx
     \sum_k \tilde w_k \, p(x_{\text{mis}} \mid z_k), \qquad
     \tilde w_k \propto \frac{p(x_{\text{obs}} \mid z_k)\, p(z_k)}{q(z_k \mid x_{\text{obs}})},
     \quad z_k \sim q(z \mid x_{\text{obs}})
+
+Where few weights dominate, Markov chain Monte Carlo moves the latents.
 """
 
-import math
-from typing import cast
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,11 +16,37 @@ from torch import Tensor
 from tinyvae.core.data import as_tensor
 from tinyvae.core.generators import exclusive_generators
 from tinyvae.core.module_state import evaluating
+from tinyvae.core.objective import checked_data
 from tinyvae.core.random import Stream, derive_seed, forked_rng
-from tinyvae.evaluation.importance import CHUNK_ELEMENTS, Chunk, forward, iterate_chunks, to_model
+from tinyvae.core.warnings import warn
+from tinyvae.evaluation.importance import (
+    CHUNK_ELEMENTS,
+    Chunk,
+    Noise,
+    drawing_rule,
+    iterate_chunks,
+    to_model,
+)
 from tinyvae.evaluation.progress import Progress
 from tinyvae.models.base import DecoderModel
+from tinyvae.models.conditional import (
+    ENOUGH,
+    FEWEST,
+    ConditionalDraws,
+    draw_given,
+    listed,
+    poor_examples,
+    require_masked,
+    tempered_latents,
+    tempered_size,
+)
 from tinyvae.models.inputs import require_count
+from tinyvae.models.particles import (
+    Particles,
+    effective_sample_size,
+    replaying,
+    systematic_resampling,
+)
 
 
 @exclusive_generators("impute")
@@ -32,6 +59,7 @@ def impute(
     num_imputations: int | None = None,
     num_samples: int = 1000,
     seed: int = 0,
+    noise: Noise = "independent",
     progress: bool = True,
 ) -> Tensor:
     """Fill missing entries given the observed ones.
@@ -40,6 +68,11 @@ def impute(
     error. An entry of unordered classes gets the most probable class. With ``num_imputations``, it
     gets that many samples of the conditional distribution (sampling importance resampling). Their
     spread shows the uncertainty: analyze each completed data set, and pool the results.
+
+    Examples whose effective sample size is below 100, or a tenth of ``num_samples`` if that is
+    less, get latents that Markov chain Monte Carlo moves, as in
+    :func:`~tinyvae.evaluation.conditional_draws`, which also reports effective sample sizes. A
+    warning names the examples for which that fails, too.
 
     Args:
         model: A model with a :class:`~tinyvae.likelihoods.MaskedLikelihood`. It is used in
@@ -50,6 +83,8 @@ def impute(
         num_imputations: Number of samples ``M``. None gives one best value.
         num_samples: Latents per example, which are resampled by their weights.
         seed: Seed of the samples. The global random state does not change.
+        noise: ``"shared"`` for the same quasi-random noise in all examples, so that the value of an
+            example does not depend on the others. See :func:`~tinyvae.log_marginal`.
         progress: True to report draws and time left, if it takes longer than some seconds.
 
     Returns:
@@ -71,20 +106,31 @@ def impute(
     require_count("impute", num_samples)
     if num_imputations is not None:
         require_count("impute", num_imputations, "num_imputations")
+        if noise == "shared":
+            raise ValueError(
+                "impute expects noise='independent' for num_imputations, got 'shared': the draws "
+                "of different examples must not depend on each other"
+            )
     data = as_tensor(x, "impute")
     x, context, mask = to_model(model, data), to_model(model, context), to_model(model, mask)
     model.check(x, context, mask=mask)
+    x = model.observed(x, mask)
     examples = max(1, CHUNK_ELEMENTS // (model.peak_elements(x) * num_samples))
-    filled = []
+    chunks = _Imputation(model, num_samples, num_imputations, seed, noise)
+    filled, sizes = [], []
     with (
         torch.no_grad(),
         evaluating(model),
+        checked_data(),
         forked_rng(x.device, derive_seed(seed, Stream.IMPUTATION)),
         Progress("impute", num_samples * len(x), shown=progress) as report,
     ):
-        for part in iterate_chunks(x, context, mask, examples):
-            filled.append(_impute_chunk(model, part, num_samples, num_imputations))
+        for index, part in enumerate(iterate_chunks(x, context, None, examples)):
+            values, size = chunks.impute(part, index)
+            filled.append(values)
+            sizes.append(size)
             report.add(num_samples * len(part[0]))
+    _warn_of_failures(torch.cat(sizes), min(FEWEST, num_samples / 10))
     completed = torch.cat(filled, dim=0 if num_imputations is None else 1).to(data.device)
     # Not x, because the model's dtype may round observed values, and its device may lack float64.
     observed = ~torch.isnan(data)
@@ -93,18 +139,131 @@ def impute(
     return torch.where(observed, data, completed)
 
 
-def _impute_chunk(
-    model: DecoderModel, data: Chunk, num_samples: int, num_imputations: int | None
-) -> Tensor:
-    """Return values for all entries of one chunk, ``(B, *E)`` or ``(M, B, *E)``."""
-    output = forward(model, data, num_samples)
-    log_weight = output.log_weight()  # (K, B)
-    # All weights underflow if an observed value is extreme. The draws then count equally.
-    is_zero = (log_weight == -math.inf).all(0)
-    weights = log_weight.masked_fill(is_zero, 0.0).softmax(0)
-    if num_imputations is None:
-        return output.likelihood.point_estimate(weights)  # (B, *E)
-    chosen = torch.multinomial(weights.T, num_imputations, replacement=True).T  # (M, B)
-    examples = torch.arange(weights.shape[1], device=weights.device)
-    z = cast("Tensor", output.z)[chosen, examples]  # (M, B, *L)
-    return model.decode(z, data[1]).sample()
+@dataclass(frozen=True)
+class _Imputation:
+    """Imputation of chunks of data, see :func:`impute`."""
+
+    model: DecoderModel
+    num_samples: int
+    num_imputations: int | None
+    seed: int
+    noise: Noise
+
+    def impute(self, chunk: Chunk, index: int) -> tuple[Tensor, Tensor]:
+        """Return values ``(B, *E)`` or ``(M, B, *E)``, and effective sample sizes ``(B,)``."""
+        x, context, _ = chunk
+        draw = drawing_rule(self.noise, derive_seed(self.seed, Stream.IMPUTATION))
+        points: list[Tensor] = []
+        output = self.model.output_with(x, context, draw(self.num_samples, points))
+        particles = Particles.of(output, tuple(points))
+        log_weight = particles.log_weight()  # (K, B)
+        size = effective_sample_size(log_weight)
+        weights = log_weight.masked_fill(size == 0, 0.0).softmax(0)
+        if self.num_imputations is None:
+            values = output.likelihood.point_estimate(weights)  # (B, *E)
+        else:
+            count = self.num_imputations
+            chosen = torch.multinomial(weights.T, count, replacement=True).T  # (M, B)
+            values = self._values(chunk, particles.select(chosen))
+        enough = min(ENOUGH, self.num_samples / 10)
+        if len(poor := poor_examples(size, enough)):
+            part = (x[poor], None if context is None else context[poor], None)
+            # Random numbers of their own: those of the other examples stay the same.
+            stream = derive_seed(self.seed, Stream.IMPUTATION, 1, self.noise != "shared" and index)
+            with forked_rng(x.device, stream):
+                moved, moved_size = self._moved(part, tempered_size(particles, enough), enough)
+            axis = 0 if self.num_imputations is None else 1
+            values = values.index_copy(axis, poor, moved.to(values))
+            size = size.index_copy(0, poor, moved_size)
+        return values, size
+
+    def _moved(self, chunk: Chunk, num_latents: int, enough: float) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`impute` does, from latents that Markov chain Monte Carlo moves."""
+        x, context, _ = chunk
+        draw = drawing_rule(self.noise, derive_seed(self.seed, Stream.IMPUTATION, 1))
+        shared = self.noise == "shared"
+        latents = tempered_latents(self.model, x, context, num_latents, enough, draw, shared=shared)
+        if self.num_imputations is not None:
+            index = systematic_resampling(latents.weights, self.num_imputations)
+            return self._values(chunk, latents.particles.select(index)), (
+                latents.effective_sample_size
+            )
+        points = replaying(latents.particles.points)
+        likelihood = self.model.output_with(x, context, points).likelihood
+        return likelihood.point_estimate(latents.weights), latents.effective_sample_size
+
+    def _values(self, chunk: Chunk, particles: Particles) -> Tensor:
+        """Return draws of all entries at the latents, ``(M, B, *E)``."""
+        x, context, _ = chunk
+        return self.model.output_with(x, context, replaying(particles.points)).likelihood.sample()
+
+
+def _warn_of_failures(sizes: Tensor, fewest: float) -> None:
+    impossible = (sizes == 0).nonzero()[:, 0].tolist()
+    poor = ((sizes > 0) & (sizes < fewest)).nonzero()[:, 0].tolist()
+    if impossible:
+        warn(
+            f"impute found no latents that fit the observed entries of {listed(impossible)}, whose "
+            "density under the model is zero or nearly so: the imputed values there come from "
+            "latents that do not fit. Check units and values, or leave these entries out"
+        )
+    if poor:
+        warn(
+            f"impute has an effective sample size below {fewest:g} in {listed(poor)}: the imputed "
+            "values there are inexact. Give more num_samples, or train longer"
+        )
+
+
+@exclusive_generators("conditional_draws")
+def conditional_draws(
+    model: DecoderModel,
+    x: Tensor,
+    context: Tensor | None = None,
+    *,
+    num_draws: int = 1,
+    num_samples: int = 1000,
+    seed: int = 0,
+) -> ConditionalDraws:
+    """Draw missing entries given the observed ones, and report the effective sample sizes.
+
+    It returns the draws of ``model.sample(num_draws, context, given=x)``, for a seed, and refuses
+    nothing. Latents of the encoder are resampled by their importance weights. Where the effective
+    sample size is below ``num_draws``, or 100 if that is more, they are drawn by a sequence of
+    targets from the encoder's distribution to that of the model. At each target they are resampled
+    and moved: by Metropolis-Hastings steps that are fitted to the latents themselves and do not
+    need a good encoder, or, if latents are not real numbers, by those of Mattei and Frellsen
+    through the encoder.
+
+    Args:
+        model: A model with a :class:`~tinyvae.likelihoods.MaskedLikelihood`. It is used in
+            evaluation mode.
+        x: Data ``(N, *E)``, NaN for what is to be drawn.
+        context: Input of a conditional model, ``(N, ...)``.
+        num_draws: Draws ``n`` per example.
+        num_samples: Latents per example before moves. At least twice ``n`` are drawn.
+        seed: Seed of the draws. The global random state does not change.
+
+    References:
+        Del Moral, Doucet, Jasra (2006). Sequential Monte Carlo samplers. Mattei, Frellsen (2018).
+        Leveraging the Exact Likelihood of Deep Latent Variable Models. arXiv:1802.04826.
+
+    Example:
+        >>> table = MaskedLikelihood(GaussianLikelihood())
+        >>> vae = VAE(GaussianEncoder(MLP(3, (8,)), 2), MLP(2, (8,), out_shape=3), table)
+        >>> draws = conditional_draws(vae, torch.tensor([[1.0, torch.nan, 3.0]]), num_draws=5)
+        >>> draws.values.shape
+        torch.Size([5, 1, 3])
+        >>> draws.effective_sample_size.shape
+        torch.Size([1])
+    """
+    require_count("conditional_draws", num_samples)
+    require_count("conditional_draws", num_draws, "num_draws")
+    data = as_tensor(x, "conditional_draws")
+    require_masked("conditional_draws", model.likelihood)
+    x, context = to_model(model, data), to_model(model, context)
+    model.check(x, context)
+    stream = derive_seed(seed, Stream.IMPUTATION, 2)
+    with torch.no_grad(), evaluating(model), forked_rng(x.device, stream):
+        drawn = draw_given(model, model.likelihood, x, context, num_draws, num_samples)
+    values = torch.where(torch.isnan(data), drawn.values.to(data), data)
+    return replace(drawn, values=values)

@@ -11,40 +11,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinyvae.core.data import to_module
+from tinyvae.core.data import as_tensor, to_module
 from tinyvae.core.generators import generator_lock
 from tinyvae.core.module_state import evaluating, frozen, mixes_examples, preserved_statistics
 from tinyvae.core.objective import data_are_checked
 from tinyvae.distributions import Distribution
-from tinyvae.distributions.special import at_least_float32
 from tinyvae.likelihoods import Likelihood
 from tinyvae.models.checks import (
-    advise_part,
     call_part,
-    check_params,
     check_prior,
     check_supports,
     mixes_rows,
     refuse_dropout,
-    require_densities,
     require_part,
 )
-from tinyvae.models.decoding import build_decoder, infer_data_shape, set_output_bias
-from tinyvae.models.inputs import ModelInputs, require_count, require_latents
+from tinyvae.models.conditional import draw_given, require_masked
+from tinyvae.models.decoding import (
+    DecodingModel,
+    build_decoder,
+    infer_data_shape,
+    set_output_bias,
+)
+from tinyvae.models.inputs import ModelInputs, require_count
 from tinyvae.models.latents import (
-    Draw,
     checked,
     draw_point_estimate,
     frozen_terms,
     recording,
-    repeat_rows,
 )
-from tinyvae.models.output import Inference, LatentTerm, LatentVariableModel, VAEOutput
+from tinyvae.models.output import Draw, Inference, LatentTerm, LatentVariableModel, VAEOutput
 from tinyvae.models.saving import SavableModel
-from tinyvae.networks.base import within_range
 
 
-class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
+class DecoderModel(SavableModel, ModelInputs, DecodingModel, LatentVariableModel):
     """A model whose decoder maps latents to p(x given z).
 
     A subclass defines how latents are drawn: :meth:`infer` given x, :meth:`generate` from the
@@ -126,7 +125,7 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
 
     def num_dims(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the number of dimensions of each example that the likelihood scores, ``(B,)``."""
-        return self.likelihood.num_dims(self._observed(x, mask))
+        return self.likelihood.num_dims(self.observed(x, mask))
 
     def peak_elements(self, x: Tensor) -> int:
         """Return the number of elements of a datum or of the decoder's output, the larger one."""
@@ -158,16 +157,24 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
         """
         require_count(type(self).__name__, num_samples)
         x, context = self._inputs(x, context, mask)
-        terms, z, draws = self._drawn(x, context, num_samples)
+        draws: list[Tensor] = []
+        record = self.output_with(x, context, recording(num_samples, draws))
+        self.likelihood.update_statistics(record.likelihood, x)
+        record = replace(record, draws=tuple(draws))
+        return self.freeze_posterior(record, x, context) if frozen_posterior else record
+
+    def output_with(
+        self, x: Tensor, context: Tensor | None, draw: Draw, *, mask: Tensor | None = None
+    ) -> VAEOutput:
+        """Return the output for points that a rule returns, see :meth:`infer`."""
+        x = self.observed(x, mask)
+        terms, z = self._inferred(x, context, draw)
         likelihood = (
             self.likelihood_given(z, context)
             if data_are_checked()
             else self._checked_likelihood(z, context, x.shape[1:])
         )
-        log_px = likelihood.log_prob(x)
-        self.likelihood.update_statistics(likelihood, x)
-        record = VAEOutput(terms, likelihood, log_px, tuple(draws), z)
-        return self.freeze_posterior(record, x, context) if frozen_posterior else record
+        return VAEOutput(terms, likelihood, likelihood.log_prob(x), z=z)
 
     def latent_terms(
         self,
@@ -178,17 +185,12 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
         num_samples: int = 1,
     ) -> tuple[LatentTerm, ...]:
         """Return the latent terms of :meth:`forward`, without decoding."""
-        return self._drawn(*self._inputs(x, context, mask), num_samples)[0]
+        x, context = self._inputs(x, context, mask)
+        return self._inferred(x, context, recording(num_samples, []))[0]
 
-    def _drawn(
-        self, x: Tensor, context: Tensor | None, num_samples: int
-    ) -> tuple[tuple[LatentTerm, ...], Tensor, list[Tensor]]:
-        """Draw latents. Return their terms, the decoder's input, and the draws in their order."""
-        draws: list[Tensor] = []
-        draw = recording(num_samples, draws)
+    def _inferred(self, x: Tensor, context: Tensor | None, draw: Draw) -> Inference:
         infer = self.infer if data_are_checked() else self._checked_infer
-        terms, z = infer(self.likelihood.encoder_input(x), context, draw)
-        return terms, z, draws
+        return infer(self.likelihood.encoder_input(x), context, draw)
 
     def freeze_posterior(
         self,
@@ -222,52 +224,6 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
             self.inference, inputs, call, partial(self._advise_inputs, inputs, context)
         )
 
-    def _checked_likelihood(
-        self, z: Tensor, context: Tensor | None, data_shape: torch.Size | None = None
-    ) -> Distribution:
-        """Return p(x given z). Errors name the decoder, and the remedy."""
-        rows = z.reshape(-1, *self.latent_shape)
-        advise = partial(advise_part, self.decoder, rows, context)
-        output = call_part("decoder", rows, partial(self._decoder_output, z, context), advise)
-        params = check_params(type(self).__name__, self.likelihood, output, data_shape)
-        distribution = self._likelihood_of(params, z, context)
-        return require_densities(self.likelihood, distribution, z, self.latent_shape)
-
-    def decode(self, z: Tensor, context: Tensor | None = None) -> Distribution:
-        """Return p(x given z) for ``z`` ``(*S, *L)``. With a context ``(B, ...)``, S ends in B.
-
-        It is computed in evaluation mode. An objective uses :meth:`likelihood_given` instead.
-        """
-        name = f"{type(self).__name__}.decode"
-        z = to_module(z, self, name)
-        require_latents(name, z, self.latent_shape)
-        context = None if context is None else to_module(context, self, name)
-        with evaluating(self):
-            return self._checked_likelihood(z, context)
-
-    def likelihood_given(self, z: Tensor, context: Tensor | None = None) -> Distribution:
-        """Return p(x given z) as :meth:`decode` does, in the modes that the parts are in."""
-        return self._likelihood_of(self._decoder_output(z, context), z, context)
-
-    def _likelihood_of(self, output: Tensor, z: Tensor, context: Tensor | None) -> Distribution:
-        params = at_least_float32(output)
-        event_ndim = params.dim() - 1 - (self.likelihood.num_params > 1)
-        batch_shape = z.shape[: z.dim() - len(self.latent_shape)]
-        params = params.reshape(*batch_shape, *params.shape[1:])
-        likelihood: Distribution = self.likelihood(params, event_ndim, context)
-        return likelihood
-
-    def _decoder_output(self, z: Tensor, context: Tensor | None) -> Any:
-        rows = z.reshape(-1, *self.latent_shape)  # (K * B, *L)
-        batch_shape = z.shape[: z.dim() - len(self.latent_shape)]
-        if context is not None and batch_shape[-1:] != context.shape[:1]:
-            raise ValueError(
-                f"a context of {len(context)} rows does not fit latents of batch shape "
-                f"{tuple(batch_shape)}: give one row per example, the last of these sizes"
-            )
-        context = None if context is None else repeat_rows(context, len(rows))
-        return self.decoder(*within_range(self, rows, context))
-
     def reconstruct(
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None
     ) -> Tensor:
@@ -284,7 +240,12 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
             return self.likelihood.values_of(likelihood, center=True)[0]
 
     def sample(
-        self, num_samples: int, context: Tensor | None = None, *, mean: bool = False
+        self,
+        num_samples: int,
+        context: Tensor | None = None,
+        *,
+        mean: bool = False,
+        given: Tensor | None = None,
     ) -> Tensor:
         """Draw data from the model in evaluation mode, without gradients.
 
@@ -293,19 +254,49 @@ class DecoderModel(SavableModel, ModelInputs, LatentVariableModel):
             context: Context of the draws, ``(B, ...)``.
             mean: True returns the center of p(x given z) at the drawn z instead of a draw: its
                 mean, or the most probable of unordered classes.
+            given: Examples ``(B, *E)``, or one ``(*E)``, whose NaN entries are drawn given the
+                others. It needs a :class:`~tinyvae.likelihoods.MaskedLikelihood`.
+                :func:`~tinyvae.evaluation.conditional_draws` also reports how good the draws are.
 
         Returns:
             ``(n, *E)``, or ``(n, B, *E)`` with a context. Draws of classes, levels and counts, and
-            centers of unordered classes, are int64, all others are floating-point numbers.
+            centers of unordered classes, are int64, all others are floating-point numbers. With
+            ``given`` it is ``(n, B, *E)``, or ``(n, *E)`` for one example, in the dtype of
+            ``given``, whose entries are kept.
+
+        Raises:
+            ValueError: If the model gives ``given`` density zero, or no latents that fit it.
+
+        Example:
+            >>> vae = VAE.from_shapes(3, latent_dim=2, likelihood=MaskedLikelihood(
+            ...     GaussianLikelihood()))
+            >>> vae.sample(5, given=torch.tensor([1.0, torch.nan, torch.nan])).shape
+            torch.Size([5, 3])
         """
         name = f"{type(self).__name__}.sample"
         require_count(name, num_samples)
         generator_lock().refuse_run_elsewhere(name)
         context = None if context is None else to_module(context, self, name)
         with evaluating(self), torch.no_grad():
+            if given is not None:
+                return self._sample_given(as_tensor(given, name), num_samples, context, mean=mean)
             z = self.generate(num_samples, context)
             likelihood = self._checked_likelihood(z, context)
             return self.likelihood.values_of(likelihood, center=mean)
+
+    def _sample_given(
+        self, given: Tensor, num_samples: int, context: Tensor | None, *, mean: bool
+    ) -> Tensor:
+        is_one = given.dim() == 1 or given.shape == self.data_shape
+        data = given.unsqueeze(0) if is_one else given
+        require_masked(f"{type(self).__name__}.sample", self.likelihood)
+        self.check(data, context)
+        x = self.observed(to_module(data, self, type(self).__name__), None)
+        drawn = draw_given(self, self.likelihood, x, context, num_samples, center=mean)
+        drawn.require_enough(f"{type(self).__name__}.sample")
+        values = drawn.values.to(data)
+        values = torch.where(torch.isnan(data), values, data)  # the model may round data
+        return values.squeeze(1) if is_one else values
 
     def check(
         self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None

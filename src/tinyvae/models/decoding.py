@@ -1,15 +1,26 @@
-"""Decoders of a model: output shape and initial bias."""
+"""Decoders of a model: output shape, initial bias, and p(x given z)."""
 
+from abc import ABC
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 
+from tinyvae.core.data import to_module
+from tinyvae.core.module_state import evaluating
+from tinyvae.distributions import Distribution
+from tinyvae.distributions.special import at_least_float32
 from tinyvae.encoders import Encoder
 from tinyvae.likelihoods import Likelihood
+from tinyvae.models.checks import advise_part, call_part, check_params, require_densities
+from tinyvae.models.inputs import require_latents
+from tinyvae.models.latents import repeat_rows
 from tinyvae.networks import Decoder, Network
+from tinyvae.networks.base import within_range
 
 CONVOLUTIONS = (
     nn.Conv1d,
@@ -91,3 +102,57 @@ def _over_positions(x: Tensor, layer: nn.Module) -> Tensor:
     channels = x.shape[1 : x.dim() - num_spatial]
     x = x.flatten(len(channels) + 1).movedim(-1, 1)  # (N, positions, *C)
     return x.reshape(-1, *channels, *[1] * num_spatial)
+
+
+class DecodingModel(nn.Module, ABC):
+    """Base class of models with a decoder and a likelihood, which map latents to p(x given z)."""
+
+    decoder: nn.Module
+    likelihood: Likelihood
+    latent_shape: torch.Size
+
+    def _checked_likelihood(
+        self, z: Tensor, context: Tensor | None, data_shape: torch.Size | None = None
+    ) -> Distribution:
+        """Return p(x given z). Errors name the decoder, and the remedy."""
+        rows = z.reshape(-1, *self.latent_shape)
+        advise = partial(advise_part, self.decoder, rows, context)
+        output = call_part("decoder", rows, partial(self._decoder_output, z, context), advise)
+        params = check_params(type(self).__name__, self.likelihood, output, data_shape)
+        distribution = self._likelihood_of(params, z, context)
+        return require_densities(self.likelihood, distribution, z, self.latent_shape)
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Distribution:
+        """Return p(x given z) for ``z`` ``(*S, *L)``. With a context ``(B, ...)``, S ends in B.
+
+        It is computed in evaluation mode. An objective uses :meth:`likelihood_given` instead.
+        """
+        name = f"{type(self).__name__}.decode"
+        z = to_module(z, self, name)
+        require_latents(name, z, self.latent_shape)
+        context = None if context is None else to_module(context, self, name)
+        with evaluating(self):
+            return self._checked_likelihood(z, context)
+
+    def likelihood_given(self, z: Tensor, context: Tensor | None = None) -> Distribution:
+        """Return p(x given z) as :meth:`decode` does, in the modes that the parts are in."""
+        return self._likelihood_of(self._decoder_output(z, context), z, context)
+
+    def _likelihood_of(self, output: Tensor, z: Tensor, context: Tensor | None) -> Distribution:
+        params = at_least_float32(output)
+        event_ndim = params.dim() - 1 - (self.likelihood.num_params > 1)
+        batch_shape = z.shape[: z.dim() - len(self.latent_shape)]
+        params = params.reshape(*batch_shape, *params.shape[1:])
+        likelihood: Distribution = self.likelihood(params, event_ndim, context)
+        return likelihood
+
+    def _decoder_output(self, z: Tensor, context: Tensor | None) -> Any:
+        rows = z.reshape(-1, *self.latent_shape)  # (K * B, *L)
+        batch_shape = z.shape[: z.dim() - len(self.latent_shape)]
+        if context is not None and batch_shape[-1:] != context.shape[:1]:
+            raise ValueError(
+                f"a context of {len(context)} rows does not fit latents of batch shape "
+                f"{tuple(batch_shape)}: give one row per example, the last of these sizes"
+            )
+        context = None if context is None else repeat_rows(context, len(rows))
+        return self.decoder(*within_range(self, rows, context))

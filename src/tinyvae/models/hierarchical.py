@@ -17,8 +17,8 @@ from tinyvae.encoders import Encoder, GaussianEncoder
 from tinyvae.likelihoods import Likelihood
 from tinyvae.models.base import DecoderModel
 from tinyvae.models.checks import require_latent_shape, require_part
-from tinyvae.models.latents import Draw, conditional_density, repeat_rows, sample_prior
-from tinyvae.models.output import Inference, LatentTerm
+from tinyvae.models.latents import conditional_density, repeat_rows, sample_prior
+from tinyvae.models.output import Draw, Inference, LatentTerm
 from tinyvae.priors import Prior, StandardNormal
 
 

@@ -27,7 +27,7 @@ class ModelInputs(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor | None]:
         """Return data with NaN at missing entries, and context. Check them if nobody has."""
         if data_are_checked():
-            return self._observed(x, mask), context
+            return self.observed(x, mask), context
         x, context, _ = self._accepted(x, context, mask)
         return x, context
 
@@ -50,10 +50,10 @@ class ModelInputs(nn.Module, ABC):
         require_batch(name, x, self.data_shape)
         self._require_data_shape(x)
         if mask is not None:
-            x = self._observed(x, to_module(mask, self, name))
+            x = self.observed(x, to_module(mask, self, name))
         with torch.no_grad():
             in_support = self.likelihood.check_support(x)
-        observed = self._observed(x, None)
+        observed = self.observed(x, None)
         require_exact(x, observed.dtype, name)
         return observed, in_support
 
@@ -75,7 +75,7 @@ class ModelInputs(nn.Module, ABC):
             return advise_shape(type(self).__name__, inputs.shape, known)
         return advise_part(next(self.children()), inputs, context, error)
 
-    def _observed(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def observed(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Return the data as floating-point numbers, NaN for entries that the mask leaves out."""
         if not x.is_floating_point():
             dtypes = (p.dtype for p in self.parameters() if p.is_floating_point())

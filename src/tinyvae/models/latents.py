@@ -1,6 +1,6 @@
 """Latents of a model: rules for drawing them, and the densities that score them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -10,12 +10,7 @@ from tinyvae.core.module_state import frozen
 from tinyvae.distributions import Distribution, ReshapedBatch, Wrapper
 from tinyvae.encoders import Encoder
 from tinyvae.models.checks import check_posterior, require_distribution
-from tinyvae.models.output import LatentTerm
-
-# A rule that draws points (K, B, *L) of a posterior with batch shape (B,) or (K, B), given their
-# shape L. The latents are posterior.value_of(points), for most posteriors the points themselves.
-# The rule also returns the log density of the points (K, B) if drawing yields it.
-Draw = Callable[[torch.Size, Distribution], tuple[Tensor, Tensor | None]]
+from tinyvae.models.output import Draw, LatentTerm
 
 
 def draw_point_estimate(_: torch.Size, posterior: Distribution) -> tuple[Tensor, None]:

@@ -4,6 +4,7 @@ r"""The output of one pass through a model, from which objectives and evaluation
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -136,6 +137,11 @@ class LatentTerm:
         return self.analytic and has_closed_form(self.posterior, self.prior)
 
 
+# A rule that draws points (K, B, *L) of a posterior with batch shape (B,) or (K, B), given their
+# shape L. The latents are posterior.value_of(points), for most posteriors the points themselves.
+# The rule also returns the log density of the points (K, B) if drawing yields it.
+Draw: TypeAlias = Callable[[torch.Size, Distribution], tuple[Tensor, Tensor | None]]
+
 # Latent terms of a pass, and the input of the decoder, (K, B, *L).
 Inference: TypeAlias = tuple[tuple[LatentTerm, ...], Tensor]
 
@@ -204,6 +210,14 @@ class LatentVariableModel(nn.Module, ABC):
         Entries are missing if they are NaN, or False in ``mask`` ``(B, *E)``. With
         ``frozen_posterior`` the posteriors score the draws without gradients in the weights.
         """
+
+    def output_with(
+        self, x: Tensor, context: Tensor | None, draw: Draw, *, mask: Tensor | None = None
+    ) -> VAEOutput:
+        """Return the output for points that a rule returns for each posterior in turn."""
+        raise NotImplementedError(
+            f"{type(self).__name__} does not take the points of its latents: define output_with"
+        )
 
     def latent_terms(
         self,

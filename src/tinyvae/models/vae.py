@@ -25,8 +25,8 @@ from tinyvae.models.checks import (
     require_latent_shape,
     require_part,
 )
-from tinyvae.models.latents import Draw, sample_prior
-from tinyvae.models.output import Inference, LatentTerm
+from tinyvae.models.latents import sample_prior
+from tinyvae.models.output import Draw, Inference, LatentTerm
 from tinyvae.networks import MLP, ConvNet, Network, ResNet, TransposedConvNet, TransposedResNet
 from tinyvae.priors import Prior, StandardNormal
 

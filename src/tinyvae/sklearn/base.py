@@ -1,13 +1,12 @@
 """Base class of the estimators: parameters, the fitted model, its density, and pickling."""
 
 from abc import ABC
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
@@ -15,11 +14,12 @@ from torch import Tensor
 
 from tinyvae.likelihoods import Likelihood, MixedLikelihood
 from tinyvae.likelihoods.kinds import Kind
+from tinyvae.likelihoods.tables import Array
 from tinyvae.models import VAE
-from tinyvae.sklearn.posterior import WeightedDraws, weighted_draws
+from tinyvae.sklearn.posterior import contributions
 from tinyvae.sklearn.recipe import fit_vae
-from tinyvae.sklearn.schema import Schema
-from tinyvae.sklearn.tables import Array, build_table, is_frame, validate_table
+from tinyvae.sklearn.schema import Schema, infer_likelihood
+from tinyvae.sklearn.tables import columns_of, validate_table
 
 Estimator = TypeVar("Estimator", bound="TableEstimator")
 LARGEST_SEED = 2**31 - 1
@@ -36,7 +36,7 @@ class TableEstimator(BaseEstimator, ABC):
         hidden: Widths of the hidden layers. ``"auto"`` chooses them.
         likelihood: ``"auto"`` infers the kinds of the columns. A mapping replaces the likelihoods
             of columns, by name. A :class:`~tinyvae.likelihoods.MixedLikelihood` describes all
-            columns that vary.
+            columns.
         kinds: Kinds that replace the inferred ones, by column name. See :meth:`describe`.
         max_epochs: Number of epochs. None chooses it by the number of rows.
         early_stopping: True to hold out rows and keep the weights that fit them best.
@@ -48,8 +48,7 @@ class TableEstimator(BaseEstimator, ABC):
     Attributes:
         vae_: Fitted :class:`~tinyvae.VAE`, in float64.
         history_: :class:`~tinyvae.History` of the training.
-        columns_: Likelihood of the columns that vary, a
-            :class:`~tinyvae.likelihoods.MixedLikelihood`.
+        columns_: Likelihood of the columns, a :class:`~tinyvae.likelihoods.MixedLikelihood`.
         n_features_in_: Number of columns.
         feature_names_in_: Names of the columns, if all of them are strings.
     """
@@ -96,13 +95,12 @@ class TableEstimator(BaseEstimator, ABC):
     def _fit_model(self, data: Any) -> Any:
         """Fit the model, and return the validated table."""
         table = validate_table(self, data, reset=True, min_rows=2)
-        names = [str(label) for label in table.columns] if is_frame(table) else self._array_names()
-        self._check_names(names)
-        schema = Schema(table, names, self.kinds, self.likelihood)
+        likelihood = infer_likelihood(table, self.kinds, self.likelihood)
+        schema = Schema(table, likelihood)
         self._seed = int(check_random_state(self.random_state).randint(LARGEST_SEED))
         vae, self.history_ = fit_vae(
-            schema.likelihood,
-            schema.training_rows(table),
+            likelihood,
+            likelihood.to_tensor(columns_of(table)),
             latent_dim=self.latent_dim,
             hidden=self.hidden,
             max_epochs=self.max_epochs,
@@ -112,19 +110,8 @@ class TableEstimator(BaseEstimator, ABC):
             device=self.device,
             verbose=self.verbose,
         )
-        del schema.likelihood  # the model has it
         self.vae_, self._schema = vae.double(), schema
-        self._template = table.iloc[:0] if is_frame(table) else table[:0].copy()
         return table
-
-    def _array_names(self) -> list[str]:
-        return [f"x{index}" for index in range(self.n_features_in_)]
-
-    def _check_names(self, names: list[str]) -> None:
-        custom = {} if isinstance(self.likelihood, (str, MixedLikelihood)) else self.likelihood
-        for option, keys in (("kinds", self.kinds or {}), ("likelihood", custom)):
-            if unknown := {str(key) for key in keys} - set(names):
-                raise ValueError(f"{option} expects columns in {names}, got {sorted(unknown)}")
 
     @classmethod
     def from_fitted(cls: type[Estimator], fitted: "TableEstimator") -> Estimator:
@@ -137,32 +124,33 @@ class TableEstimator(BaseEstimator, ABC):
         names = TableEstimator().get_params(deep=False)
         estimator = cls(**{name: getattr(fitted, name) for name in names})
         shared = ("vae_", "history_", "n_features_in_", "feature_names_in_")
-        for name in (*shared, "_seed", "_schema", "_template"):
+        for name in (*shared, "_seed", "_schema"):
             if name in vars(fitted):
                 setattr(estimator, name, vars(fitted)[name])
         return estimator
 
     @property
     def columns_(self) -> MixedLikelihood:
-        """Likelihood of the columns that vary."""
+        """Likelihood of the columns."""
         (columns,) = (m for m in self.vae_.modules() if isinstance(m, MixedLikelihood))
         return columns
 
     def describe(self) -> str:
-        """Return how each column is modeled, one line per column.
+        """Return how each column is modeled: name, kind, details, and the reason for the kind.
 
         ``kinds={name: kind}`` corrects the choice.
         """
         check_is_fitted(self)
-        return self._schema.describe(self.columns_)
+        return self.columns_.describe()
 
     def score_samples(self, X: Any) -> Array:  # noqa: N803
         """Return log p(x) of each row, ``(N,)``, nats, in the units of the table.
 
-        It is estimated by importance sampling. Missing entries are integrated out. See
-        :mod:`tinyvae.sklearn.schema` for values that were not seen in training.
+        It is estimated by importance sampling. Missing entries are integrated out. With ``n``
+        observed training values, a level that training did not show, a value outside the support of
+        its column, or another value than that of a constant has the probability 1 / (n + 2).
         """
-        return self._scores(self._validated(X))
+        return -self._contributions(self._validated(X)).sum(1)
 
     def score(self, X: Any, y: Any = None) -> float:  # noqa: N803
         """Return the mean of log p(x) over the rows, nats, for the selection of models."""
@@ -172,18 +160,20 @@ class TableEstimator(BaseEstimator, ABC):
         check_is_fitted(self)
         return validate_table(self, data, reset=False)
 
-    def _scores(self, table: Any) -> Array:
-        rows, unseen = self._schema.encode(table, self.columns_)
-        terms: Array = self._schema.unseen_contributions(table, unseen).sum(1)
-        scores: Array = torch.cat([draws.log_marginal for draws in self._draws(rows)]).numpy()
-        return scores - terms
+    def _encode(self, data: Any) -> Tensor:
+        """Return a table as rows of the model, ``(N, D)``."""
+        return self._schema.encode(self._validated(data), self.columns_)[0]
 
-    def _draws(self, rows: Tensor) -> Iterator[WeightedDraws]:
-        return weighted_draws(self.vae_, rows, seed=self._seed)
+    def _contributions(self, table: Any) -> Array:
+        """Return the terms of -log p(x): those of the columns and of the latent, ``(N, C + 1)``."""
+        rows, terms = self._schema.encode(table, self.columns_)
+        parts = contributions(self.vae_, rows, self._seed).numpy()
+        terms[:, self._schema.modeled] += parts[:, :-1]
+        return np.concatenate([terms, parts[:, -1:]], 1)
 
-    def _table_of(self, rows: Tensor) -> Any:
+    def _to_table(self, rows: Tensor) -> Any:
         """Return rows of the model ``(N, D)`` as a table of the type that was fitted."""
-        return build_table(self._schema.values_of(rows, self.columns_), self._template, len(rows))
+        return self._schema.to_table(rows, self.columns_)
 
     # Pickling: the model as the bytes of its file -------------------------------------------------
 

@@ -6,15 +6,15 @@ from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from sklearn.base import OutlierMixin
 
 from tinyvae.core.data import spread_rows
 from tinyvae.likelihoods import Likelihood, MixedLikelihood
 from tinyvae.likelihoods.kinds import Kind
+from tinyvae.likelihoods.tables import Array
 from tinyvae.sklearn.base import TableEstimator
 from tinyvae.sklearn.recipe import split_rows
-from tinyvae.sklearn.tables import Array, is_frame
+from tinyvae.sklearn.tables import is_frame
 
 
 class VAEDetector(OutlierMixin, TableEstimator):
@@ -123,7 +123,7 @@ class VAEDetector(OutlierMixin, TableEstimator):
             low, high = np.percentile(self.reference_scores_, [25, 75])
             self.offset_ = float(low - 1.5 * (high - low))
         else:
-            scores = self._scores(table)
+            scores = -self._contributions(table).sum(1)
             self.offset_ = float(np.percentile(scores, 100 * self.contamination))
 
     def decision_function(self, X: Any) -> Array:  # noqa: N803
@@ -177,14 +177,6 @@ class VAEDetector(OutlierMixin, TableEstimator):
             return terms
         names = [*table.columns, "latent"]
         return import_module("pandas").DataFrame(terms, index=table.index, columns=names)
-
-    def _contributions(self, table: Any) -> Array:
-        """Return the terms of the columns and of the latent, ``(N, C + 1)``, nats."""
-        rows, unseen = self._schema.encode(table, self.columns_)
-        parts = torch.cat([draws.contributions() for draws in self._draws(rows)]).numpy()
-        terms = self._schema.unseen_contributions(table, unseen)
-        terms[:, self._schema.modeled] += parts[:, :-1]
-        return np.concatenate([terms, parts[:, -1:]], 1)
 
 
 def _rows(table: Any, indices: Array) -> Any:

@@ -8,13 +8,15 @@ import torch
 from sklearn.base import TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
 
 from tinyvae.evaluation import impute
 from tinyvae.likelihoods import Likelihood, MixedLikelihood
 from tinyvae.likelihoods.kinds import Kind
+from tinyvae.likelihoods.tables import Array
 from tinyvae.sklearn.base import LARGEST_SEED, TableEstimator
-from tinyvae.sklearn.tables import Array, columns_of, fill_table, is_frame, missing_entries
+from tinyvae.sklearn.tables import is_frame
+
+NUM_SAMPLES = 1024  # of z per row; a power of two balances the Sobol sequence
 
 
 class VAEImputer(TransformerMixin, TableEstimator):
@@ -87,15 +89,15 @@ class VAEImputer(TransformerMixin, TableEstimator):
         repeat if the table does.
         """
         table = self._validated(X)
-        rows, _ = self._schema.encode(table, self.columns_)
-        if self.sample_posterior:
-            (filled,) = self._drawn(rows, 1, self._seed)
-        else:
-            means = [draws.likelihood.point_estimate(draws.weights) for draws in self._draws(rows)]
-            filled = torch.cat(means)
-        return self._filled(table, filled)
+        return self._filled(table, 1 if self.sample_posterior else None, self._seed)[0]
 
-    def impute(self, X: Any, num_imputations: int = 10, *, random_state: Any = None) -> list[Any]:  # noqa: N803
+    def impute(
+        self,
+        X: Any,  # noqa: N803
+        num_imputations: int = 10,
+        *,
+        random_state: Any = None,
+    ) -> list[Any]:
         """Return completed tables whose missing entries are draws from the model.
 
         Their spread shows the uncertainty: analyze each table, and pool the results.
@@ -105,33 +107,33 @@ class VAEImputer(TransformerMixin, TableEstimator):
             num_imputations: Number of tables ``M``.
             random_state: Seed or generator of NumPy. None repeats the draws of each call.
         """
-        table = self._validated(X)
-        rows, _ = self._schema.encode(table, self.columns_)
-        seed = self._seed
+        table, seed = self._validated(X), self._seed
         if random_state is not None:
             seed = int(check_random_state(random_state).randint(LARGEST_SEED))
-        return [self._filled(table, x) for x in self._drawn(rows, num_imputations, seed)]
+        return self._filled(table, num_imputations, seed)
 
-    def _drawn(self, rows: Tensor, num_imputations: int, seed: int) -> Tensor:
-        """Return rows whose missing entries are draws, ``(M, N, D)``."""
-        return impute(
-            self.vae_, rows, num_imputations=num_imputations, seed=seed, progress=self.verbose
-        )
-
-    def _filled(self, table: Any, rows: Tensor) -> Any:
-        """Return a copy of a table with the values of rows of the model at its missing entries."""
-        values = self._schema.values_of(rows, self.columns_)
-        columns = list(columns_of(table, self._schema.names).values())
-        missing = {index: missing_entries(columns[index]) for index in values}
-        missing = {index: mask for index, mask in missing.items() if mask.any()}
-        filled = fill_table(table, missing, values)
+    def _filled(self, table: Any, num_imputations: int | None, seed: int) -> list[Any]:
+        """Return copies of a table with values of the model at its missing entries."""
+        rows, _ = self._schema.encode(table, self.columns_)
+        incomplete = torch.isnan(rows).any(1)
+        filled = rows.unsqueeze(0).repeat(num_imputations or 1, 1, 1)
+        if incomplete.any():
+            filled[:, incomplete] = impute(
+                self.vae_,
+                rows[incomplete],
+                num_imputations=num_imputations,
+                num_samples=NUM_SAMPLES,
+                seed=seed,
+                noise="shared" if num_imputations is None else "independent",
+                progress=self.verbose,
+            )
         kept = self._kept()
-        return filled.iloc[:, kept] if is_frame(filled) else filled[:, kept]
+        tables = [self.columns_.fill(table, x) for x in filled]
+        return [each.iloc[:, kept] if is_frame(each) else each[:, kept] for each in tables]
 
     def _kept(self) -> Array:
         """Return the positions of the columns of the output."""
-        empty = [] if self.keep_empty_features else self._schema.empty
-        return np.setdiff1d(np.arange(self.n_features_in_), empty)
+        return np.flatnonzero(~self._schema.is_empty | self.keep_empty_features)
 
     @property
     def _n_features_out(self) -> int:
@@ -156,7 +158,7 @@ class VAEImputer(TransformerMixin, TableEstimator):
                 )
             names = given
         if names is None:
-            names = np.asarray(self._array_names(), dtype=object)
+            names = np.asarray([f"x{index}" for index in range(self.n_features_in_)], dtype=object)
         kept: Array = np.asarray(names, dtype=object)[self._kept()]
         return kept
 

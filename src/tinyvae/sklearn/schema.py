@@ -1,4 +1,4 @@
-r"""The columns of a fitted table: those that the model reads, and those that do not vary.
+r"""The columns of a fitted table, and values that training did not show.
 
 A column with levels, or with a limited support, can meet a value that the model gives no
 probability, and so can a constant. With ``n`` observed values in training, the rule of succession
@@ -19,149 +19,132 @@ import torch
 from torch import Tensor
 
 from tinyvae.likelihoods import Likelihood, MixedLikelihood
+from tinyvae.likelihoods.columns import Column
+from tinyvae.likelihoods.conversion import to_tensor
 from tinyvae.likelihoods.kinds import Kind
-from tinyvae.likelihoods.tables import as_numbers
-from tinyvae.sklearn.tables import Array, columns_of, missing_entries
+from tinyvae.likelihoods.tables import Array, as_numbers, is_present, named_columns
+from tinyvae.sklearn.tables import columns_of, is_frame
 
 PROBES = (-1e30, -1.0, 0.0, 0.5, 1e30)  # a support without all of them is limited
 
 
-class Schema:
-    """The columns of a fitted table, by position.
-
-    Args:
-        table: A table that has been validated.
-        names: Names of its columns.
-        kinds: Kinds that replace the inferred ones, by name.
-        likelihood: ``"auto"``, likelihoods by column name, or one of all columns that vary.
-
-    Attributes:
-        names: Names of all columns.
-        modeled: Positions of the columns of the tensor, in its order.
-        constants: Values of the columns with one observed value, by position.
-        empty: Positions of the columns without observed values.
-        num_observed: Number of observed values of each column.
-        is_limited: True for each column that can meet an unseen value.
-    """
-
-    def __init__(
-        self,
-        table: Any,
-        names: list[str],
-        kinds: Mapping[str, Kind] | None,
-        likelihood: Literal["auto"] | MixedLikelihood | Mapping[str, Likelihood],
-    ) -> None:
-        self.names = names
-        columns = columns_of(table, names)
-        observed = {n: np.asarray(c, object)[~missing_entries(c)] for n, c in columns.items()}
-        self.num_observed = np.array([len(values) for values in observed.values()])
-        distinct = [_first_two(values) for values in observed.values()]
-        self.empty = [i for i, values in enumerate(distinct) if not values]
-        self.constants = {i: values[0] for i, values in enumerate(distinct) if len(values) == 1}
-        varying = {n: columns[n] for n, v in zip(names, distinct, strict=True) if len(v) > 1}
-        if not varying:
-            raise ValueError(
-                f"a model expects a column with different values, got {len(names)} columns without "
-                f"any in {len(table)} rows: give more rows"
-            )
-        fitted = _likelihood_of(varying, kinds, likelihood)
-        self.modeled = [names.index(column.name) for column in fitted.columns]
-        self.levels = [
-            {level: index for index, level in enumerate(column.levels)} for column in fitted.columns
-        ]
-        self.is_limited = np.ones(len(names), dtype=bool)
-        probes = torch.tensor(PROBES).unsqueeze(1).expand(-1, len(self.modeled))
-        self.is_limited[self.modeled] = ~fitted.in_support(probes).all(0).numpy()
-        self.is_limited[self.empty] = False
-        self.likelihood = fitted
-
-    def training_rows(self, table: Any) -> Tensor:
-        """Return the table as rows ``(N, D)`` of the model, or raise if its dtype rounds them."""
-        columns = columns_of(table, self.names)
-        return self.likelihood.to_tensor({self.names[i]: columns[self.names[i]] for i in self.modeled})
-
-    def encode(self, table: Any, likelihood: MixedLikelihood) -> tuple[Tensor, Array]:
-        """Return rows ``(N, D)`` in float64, and a boolean array ``(N, C)`` of unseen values.
-
-        Missing and unseen values are NaN in the rows.
-        """
-        columns = list(columns_of(table, self.names).values())
-        unseen = np.zeros((len(table), len(columns)), dtype=bool)
-        for index, value in self.constants.items():
-            entries = np.asarray(columns[index], object)
-            unseen[:, index] = ~missing_entries(columns[index]) & (entries != value)
-        x = np.full((len(table), len(self.modeled)), np.nan)
-        for position, (index, levels) in enumerate(zip(self.modeled, self.levels, strict=True)):
-            present = ~missing_entries(columns[index])
-            values = np.asarray(columns[index], object)[present]
-            if levels:
-                codes = np.array([levels.get(value, -1) for value in values.tolist()], dtype=float)
-                unseen[present, index] = codes < 0
-                x[present, position] = np.where(codes < 0, np.nan, codes)
-            elif len(values):
-                x[present, position] = as_numbers(self.names[index], np.array(values.tolist()))
-        rows = torch.from_numpy(x)
-        outside = ~likelihood.in_support(rows) & ~torch.isnan(rows)
-        unseen[:, self.modeled] |= outside.numpy()
-        return rows.masked_fill(outside, torch.nan), unseen
-
-    def unseen_contributions(self, table: Any, unseen: Array) -> Array:
-        """Return minus the logarithm of the factors of the rule of succession, ``(N, C)``, nats."""
-        columns = columns_of(table, self.names).values()
-        present = ~np.stack([missing_entries(column) for column in columns], 1)
-        n = self.num_observed
-        seen = np.where(self.is_limited, np.log((n + 2) / (n + 1)), 0.0)
-        terms: Array = np.where(unseen & self.is_limited, np.log(n + 2), seen)
-        return terms * present
-
-    def values_of(self, rows: Tensor, likelihood: MixedLikelihood) -> dict[int, Any]:
-        """Return the values of all columns but empty ones, by position, of rows ``(N, D)``."""
-        arrays = likelihood.to_arrays(rows)
-        values = {index: arrays[self.names[index]] for index in self.modeled}
-        for index, value in self.constants.items():
-            values[index] = np.full(len(rows), value, dtype=object)
-        return values
-
-    def describe(self, likelihood: MixedLikelihood) -> str:
-        """Return how each column is modeled, one line per column."""
-        lines = dict(zip(self.modeled, likelihood.describe().splitlines(), strict=True))
-        width = max(map(len, self.names))
-        for index, value in self.constants.items():
-            lines[index] = f"{self.names[index]:<{width}}  constant, {value!r}, not modeled"
-        for index in self.empty:
-            lines[index] = f"{self.names[index]:<{width}}  all missing, not modeled"
-        return "\n".join(lines[index] for index in sorted(lines))
-
-
-def _first_two(values: Array) -> list[Any]:
-    """Return the first value and the first that differs from it, if there are any."""
-    if not len(values):
-        return []
-    first = values[0]
-    return next(([first, value] for value in values if value != first), [first])
-
-
-def _likelihood_of(
-    columns: Mapping[str, Any],
+def infer_likelihood(
+    table: Any,
     kinds: Mapping[str, Kind] | None,
     likelihood: Literal["auto"] | MixedLikelihood | Mapping[str, Likelihood],
 ) -> MixedLikelihood:
-    """Return the likelihood of the columns that vary. It shares nothing with the argument."""
+    """Return the likelihood of a table. It shares nothing with the argument."""
+    columns = columns_of(table)
     if isinstance(likelihood, MixedLikelihood):
-        expected = {column.name for column in likelihood.columns}
-        if expected != set(columns):
+        expected, got = [column.name for column in likelihood.columns], list(map(str, columns))
+        if expected != got:
             raise ValueError(
-                "likelihood expects one column for each that varies, "
-                f"{sorted(columns)}, got {sorted(expected)}: leave out the others"
+                f"likelihood expects the columns of the table in their order, {got}, got "
+                f"{expected}: use MixedLikelihood.from_table(X)"
             )
         return deepcopy(likelihood)
-    if likelihood == "auto":
-        likelihood = {}
-    if not isinstance(likelihood, Mapping):
+    custom = {} if isinstance(likelihood, str) and likelihood == "auto" else likelihood
+    if not isinstance(custom, Mapping):
         raise ValueError(
             "likelihood expects 'auto', a MixedLikelihood, or likelihoods by column name, got "
             f"{likelihood!r}"
         )
-    kinds = {str(name): kind for name, kind in (kinds or {}).items() if str(name) in columns}
-    custom = {str(name): value for name, value in likelihood.items() if str(name) in columns}
+    custom = {str(name): value for name, value in custom.items()}
     return MixedLikelihood.from_table(columns, kinds=kinds, likelihoods=deepcopy(custom))
+
+
+class Schema:
+    """The columns of a fitted table.
+
+    Args:
+        table: The training rows, validated.
+        likelihood: Likelihood of the table.
+
+    Attributes:
+        num_observed: Number of observed training values of each column, ``(C,)``.
+        is_limited: True for each column that can meet an unseen value, ``(C,)``.
+        is_empty: True for each column without observed training values, ``(C,)``.
+        modeled: Positions of the columns that the model reads, in its order, ``(D,)``.
+    """
+
+    def __init__(self, table: Any, likelihood: MixedLikelihood) -> None:
+        columns, arrays = likelihood.columns, named_columns(columns_of(table))
+        self.num_observed = np.array([is_present(values).sum() for values in arrays.values()])
+        self.modeled = np.flatnonzero([column.is_modeled for column in columns])
+        self.is_empty = self.num_observed == 0
+        self.is_limited = np.array([column.kind == "constant" for column in columns])
+        probes = torch.tensor(PROBES).unsqueeze(1).expand(-1, len(self.modeled))
+        self.is_limited[self.modeled] = ~likelihood.in_support(probes).all(0).numpy()
+        self.is_limited &= ~self.is_empty
+        self.template = table.iloc[:0] if is_frame(table) else table[:0].copy()
+
+    def encode(self, table: Any, likelihood: MixedLikelihood) -> tuple[Tensor, Array]:
+        """Return the rows of a table for the model, and the terms of the rule of succession.
+
+        Returns:
+            Rows ``(N, D)`` in float64, NaN for missing and unseen values, and minus the logarithm
+            of the factor of each entry, ``(N, C)``, nats.
+
+        Raises:
+            ValueError: If a column of numbers holds text, or one of dates anything else.
+        """
+        columns = likelihood.columns
+        arrays = list(named_columns(columns_of(table)).values())
+        present = np.stack([is_present(values) for values in arrays], 1)
+        x = np.full((len(table), len(self.modeled)), np.nan)
+        for position, index in enumerate(self.modeled):
+            x[:, position] = _encode(columns[index], arrays[index], present[:, index])
+        known = torch.from_numpy(x).nan_to_num(0.0)
+        x[~likelihood.in_support(known).numpy()] = np.nan
+        unseen = np.zeros(present.shape, dtype=bool)
+        unseen[:, self.modeled] = present[:, self.modeled] & np.isnan(x)
+        for index, value in self._constants(likelihood).items():
+            unseen[:, index] = present[:, index] & _differs(arrays[index], value)
+        n = self.num_observed
+        factors = np.where(unseen, np.log(n + 2), np.log((n + 2) / (n + 1)))
+        terms: Array = np.where(present & self.is_limited, factors, 0.0)
+        return torch.from_numpy(x), terms
+
+    def _constants(self, likelihood: MixedLikelihood) -> dict[int, Array]:
+        """Return the value of each constant column, ``(1,)``, by position."""
+        row = likelihood.to_arrays(torch.zeros(1, len(self.modeled)))
+        values = {}
+        for index, column in enumerate(likelihood.columns):
+            if column.kind == "constant" and column.levels:
+                values[index] = named_columns({column.label: row[column.label]})[column.name]
+        return values
+
+    def to_table(self, rows: Tensor, likelihood: MixedLikelihood) -> Any:
+        """Return rows ``(N, D)`` as a table of the type that was fitted.
+
+        A DataFrame has no columns of identifiers. An array has NaN there.
+        """
+        if is_frame(self.template):
+            return likelihood.to_frame(rows)
+        arrays = likelihood.to_arrays(rows)
+        nothing = np.full(len(rows), np.nan)
+        columns = [np.asarray(arrays.get(c.label, nothing)) for c in likelihood.columns]
+        matrix = np.stack([column.astype(object) for column in columns], 1)
+        if self.template.dtype == object:
+            return matrix
+        numbers = matrix.astype(np.float64)
+        is_complete = self.template.dtype.kind == "f" or not np.isnan(numbers).any()
+        return numbers.astype(self.template.dtype) if is_complete else numbers
+
+
+def _encode(column: Column, values: Array, present: Array) -> Array:
+    """Return a column in float64, NaN for missing values and unknown levels."""
+    if column.has_levels or column.kind == "date":
+        return to_tensor({column.name: values}, [column], unknown="missing")[:, 0].double().numpy()
+    numbers = np.full(len(values), np.nan)
+    numbers[present] = as_numbers(column.name, values[present])
+    return numbers
+
+
+def _differs(values: Array, constant: Array) -> Array:
+    """Return a boolean array, true for values that differ from the constant ``(1,)``."""
+    if values.dtype.kind in "mM" or constant.dtype.kind in "mM":
+        same_kind = values.dtype.kind == constant.dtype.kind
+        return values != constant if same_kind else np.ones(len(values), dtype=bool)
+    differs: Array = values.astype(object) != constant.astype(object)
+    return differs

@@ -3,18 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from tinyvae.core.random import forked_rng
-from tinyvae.evaluation import impute
 from tinyvae.models.inputs import require_count
 from tinyvae.sklearn.base import LARGEST_SEED, TableEstimator
-
-NUM_LATENTS = 10_000  # from which conditional draws are resampled
 
 
 class VAESynthesizer(TableEstimator):
@@ -44,51 +40,47 @@ class VAESynthesizer(TableEstimator):
     ) -> Any:
         """Return rows that are drawn from the model, in a table of the type that was fitted.
 
-        Constant columns have their value. Columns without observed values stay missing.
+        Constants are included, identifiers are not.
 
         Args:
             n_samples: Number of rows.
             given: Values of some columns, by name. The rows are then drawn from the conditional
-                distribution, by sampling importance resampling.
+                distribution, see :meth:`tinyvae.VAE.sample`.
             random_state: Seed or generator of NumPy. None takes that of the estimator, so that an
                 integer gives the same rows in each call.
 
         Raises:
-            ValueError: If a column or a level of ``given`` is unknown.
+            ValueError: If a column or a level of ``given`` is unknown, or the model gives the values
+                no density.
         """
         check_is_fitted(self)
         require_count("sample", n_samples, "n_samples")
         state = self.random_state if random_state is None else random_state
         seed = int(check_random_state(state).randint(LARGEST_SEED))
-        if given:
-            rows = self._drawn_given(given, n_samples, seed)
-        else:
-            with forked_rng(torch.device("cpu"), seed):
-                rows = self.vae_.sample(n_samples)
-        return self._table_of(rows.double())
+        row = None if not given else self._row_of(given)
+        with forked_rng(torch.device("cpu"), seed):
+            rows = self.vae_.sample(n_samples, given=row)
+        return self._to_table(rows.double())
 
-    def _drawn_given(self, given: Mapping[Any, Any], n_samples: int, seed: int) -> Tensor:
-        """Return conditional draws ``(n, D)``."""
-        schema = self._schema
-        values = {str(name): value for name, value in given.items()}
-        if unknown := values.keys() - set(schema.names):
-            raise ValueError(f"given expects columns in {schema.names}, got {sorted(unknown)}")
-        row = np.full((1, len(schema.names)), None, dtype=object)
-        for name, value in values.items():
-            row[0, schema.names.index(name)] = value
-        x, unseen = schema.encode(row, self.columns_)
-        for index in np.flatnonzero(unseen[0]):
-            name = schema.names[index]
+    def _row_of(self, given: Mapping[Any, Any]) -> Tensor:
+        """Return a row of the model, ``(D,)``, NaN for what is to be drawn."""
+        columns, values = self.columns_.columns, {str(name): v for name, v in given.items()}
+        names = [column.name for column in columns]
+        if unknown := values.keys() - set(names):
+            raise ValueError(f"given expects columns in {names}, got {sorted(unknown)}")
+        for column in columns:
+            if column.name in values and not column.is_modeled:
+                raise ValueError(
+                    f"given expects columns that the model draws, got {column.name!r}, which is "
+                    f"{column.describe()}: leave it out"
+                )
+        modeled = self.columns_.modeled
+        cells = {column.name: [values.get(column.name)] for column in modeled}
+        (row,) = self.columns_.to_tensor(cells).double()
+        if (outside := ~self.columns_.in_support(row.nan_to_num(0.0)) & ~torch.isnan(row)).any():
+            name = modeled[int(outside.nonzero()[0])].name
             raise ValueError(
-                f"given expects a value of column {name!r} that the model can draw, got "
-                f"{values[name]!r}: see describe()"
+                f"given expects values that the model can draw, got {values[name]!r} in column "
+                f"{name!r}: see describe()"
             )
-        draws = impute(
-            self.vae_,
-            x,
-            num_imputations=n_samples,
-            num_samples=max(NUM_LATENTS, n_samples),
-            seed=seed,
-            progress=self.verbose,
-        )
-        return draws[:, 0]
+        return row

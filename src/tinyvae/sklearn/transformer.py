@@ -7,8 +7,8 @@ import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted
 
+from tinyvae.likelihoods.tables import Array
 from tinyvae.sklearn.base import TableEstimator
-from tinyvae.sklearn.tables import Array
 
 
 class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TableEstimator):
@@ -34,7 +34,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TableEst
 
     def transform(self, X: Any) -> Array:  # noqa: N803
         """Return the posterior means of the rows, ``(N, latent_dim)``."""
-        rows, _ = self._schema.encode(self._validated(X), self.columns_)
+        rows = self._encode(X)
         with torch.no_grad():
             means = [self.vae_.encode(part).mean for part in rows.split(10_000)]
         embedding: Array = torch.cat(means).numpy()
@@ -57,7 +57,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TableEst
             )
         with torch.no_grad():
             rows = self.vae_.decode(torch.from_numpy(z)).point_estimate()
-        return self._table_of(rows)
+        return self._to_table(rows)
 
     @property
     def _n_features_out(self) -> int:
