@@ -8,8 +8,9 @@
     python benchmarks/tables.py speed --data DATA
 
 DATA is a folder with ``adbench/*.npz`` (arrays X and y), ``uci/banknote.csv``,
-``uci/concrete.csv.gz``, ``hivae/{Adult,Wine,defaultCredit}`` and ``adult/adult.{data,test}.gz``. Competitors run in the same run.
-The settings of the library are its defaults for every set; they were chosen on other data.
+``uci/concrete.csv.gz``, ``hivae/{Adult,Wine,defaultCredit}`` and ``adult/adult.{data,test}.gz``.
+Competitors run in the same run. The settings of the library are its defaults for every set; they
+were chosen on other data.
 
 Each part prints a table in Markdown, and writes ``tables_PART.json`` to the output folder, after
 every record.
