@@ -142,7 +142,7 @@ def measure_adult(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         train = train.sample(args.rows, random_state=0)
     model = VAESynthesizer(random_state=seed).fit(train)
     vae, columns = model.vae_, model.columns_
-    rows = columns.to_tensor(test.sample(args.conditions, random_state=seed))
+    rows = columns.to_tensor(test.sample(args.conditions, random_state=seed), unknown="missing")
     given = conditions_of(rows, seed)
     start = time.perf_counter()
     draws = conditional_draws(vae, given, num_draws=DRAWS, seed=seed)
