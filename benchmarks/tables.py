@@ -1,12 +1,16 @@
-"""Benchmarks on tables: anomaly detection, imputation, calibration.
+"""Benchmarks on tables: anomaly detection, imputation, calibration, synthesis, speed.
 
     python benchmarks/tables.py anomalies --data DATA
     python benchmarks/tables.py imputation --data DATA --seeds 0 1 2 3 4
     python benchmarks/tables.py mixed --data DATA
+    python benchmarks/tables.py synthesis --data DATA
+    python benchmarks/tables.py conditional --data DATA
+    python benchmarks/tables.py speed --data DATA
 
 DATA is a folder with ``adbench/*.npz`` (arrays X and y), ``uci/banknote.csv``,
-``uci/concrete.csv.gz`` and ``hivae/{Adult,Wine,defaultCredit}``. Competitors run in the same run.
-The settings of the library are its defaults for every set; they were chosen on other data.
+``uci/concrete.csv.gz``, ``hivae/{Adult,Wine,defaultCredit}`` and ``adult/adult.{data,test}.gz``.
+Competitors run in the same run. The settings of the library are its defaults for every set; they
+were chosen on other data.
 
 Each part prints a table in Markdown, and writes ``tables_PART.json`` to the output folder, after
 every record.
@@ -21,7 +25,7 @@ from pathlib import Path
 import torch
 from reporting import head
 
-PARTS = ("anomalies", "imputation", "mixed")
+PARTS = ("anomalies", "imputation", "mixed", "synthesis", "conditional", "speed")
 
 
 def parse() -> argparse.Namespace:
