@@ -44,6 +44,9 @@ MAY_IMPORT = {
         "errors schedules core distributions networks encoders likelihoods priors models objectives"
     ),
     "training": "_version _devices errors schedules io core plotting",  # no model and no objective
+    "sklearn": (
+        "core distributions networks encoders likelihoods models objectives evaluation training"
+    ),
 }
 
 
@@ -115,6 +118,7 @@ def test_examples_import_public_names_only():
 
 
 UNWANTED = ("torchvision", "matplotlib", "torch._dynamo", "tqdm.notebook", "IPython", "scipy")
+UNWANTED += ("sklearn", "pandas")
 IMPORT = f"""
 import json, logging, random, signal, sys, threading, warnings
 import numpy, torch

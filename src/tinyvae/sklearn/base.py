@@ -150,7 +150,7 @@ class TableEstimator(BaseEstimator, ABC):
         observed training values, a level that training did not show, a value outside the support of
         its column, or another value than that of a constant has the probability 1 / (n + 2).
         """
-        return -self._contributions(self._validated(X)).sum(1)
+        return self._scores(self._validated(X))
 
     def score(self, X: Any, y: Any = None) -> float:  # noqa: N803
         """Return the mean of log p(x) over the rows, nats, for the selection of models."""
@@ -159,6 +159,10 @@ class TableEstimator(BaseEstimator, ABC):
     def _validated(self, data: Any) -> Any:
         check_is_fitted(self)
         return validate_table(self, data, reset=False)
+
+    def _scores(self, table: Any) -> Array:
+        scores: Array = -self._contributions(table).sum(1)
+        return scores
 
     def _encode(self, data: Any) -> Tensor:
         """Return a table as rows of the model, ``(N, D)``."""

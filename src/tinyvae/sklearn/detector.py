@@ -123,7 +123,7 @@ class VAEDetector(OutlierMixin, TableEstimator):
             low, high = np.percentile(self.reference_scores_, [25, 75])
             self.offset_ = float(low - 1.5 * (high - low))
         else:
-            scores = -self._contributions(table).sum(1)
+            scores = self._scores(table)
             self.offset_ = float(np.percentile(scores, 100 * self.contamination))
 
     def decision_function(self, X: Any) -> Array:  # noqa: N803

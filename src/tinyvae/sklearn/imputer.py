@@ -45,7 +45,7 @@ class VAEImputer(TransformerMixin, TableEstimator):
         >>> table[0, 1] = np.nan
         >>> imputer = VAEImputer(max_epochs=2, random_state=0).fit(table)
         >>> filled = imputer.transform(table)
-        >>> np.isnan(filled).any(), np.array_equal(filled[1:], table[1:])
+        >>> bool(np.isnan(filled).any()), np.array_equal(filled[1:], table[1:])
         (False, True)
         >>> len(imputer.impute(table, num_imputations=5))
         5

@@ -92,7 +92,7 @@ class Schema:
         arrays = list(named_columns(columns_of(table)).values())
         present = np.stack([is_present(values) for values in arrays], 1)
         x = np.full((len(table), len(self.modeled)), np.nan)
-        for position, index in enumerate(self.modeled):
+        for position, index in enumerate(self.modeled.tolist()):
             x[:, position] = _encode(columns[index], arrays[index], present[:, index])
         known = torch.from_numpy(x).nan_to_num(0.0)
         x[~likelihood.in_support(known).numpy()] = np.nan

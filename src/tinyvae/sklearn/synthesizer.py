@@ -50,8 +50,8 @@ class VAESynthesizer(TableEstimator):
                 integer gives the same rows in each call.
 
         Raises:
-            ValueError: If a column or a level of ``given`` is unknown, or the model gives the values
-                no density.
+            ValueError: If a column or a level of ``given`` is unknown, or if the model gives the
+                values no density.
         """
         check_is_fitted(self)
         require_count("sample", n_samples, "n_samples")
@@ -76,7 +76,7 @@ class VAESynthesizer(TableEstimator):
                 )
         modeled = self.columns_.modeled
         cells = {column.name: [values.get(column.name)] for column in modeled}
-        (row,) = self.columns_.to_tensor(cells).double()
+        row: Tensor = self.columns_.to_tensor(cells).double()[0]
         if (outside := ~self.columns_.in_support(row.nan_to_num(0.0)) & ~torch.isnan(row)).any():
             name = modeled[int(outside.nonzero()[0])].name
             raise ValueError(
