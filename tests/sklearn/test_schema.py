@@ -40,6 +40,13 @@ def test_constants_of_any_dtype_compare_with_new_values(value):
     np.testing.assert_allclose(excess, np.log(21))
 
 
+def test_constants_may_miss_entries_as_na():
+    frame = pd.DataFrame({"x": np.arange(20) ** 1.5, "unit": pd.array(["m"] * 20, dtype="string")})
+    frame.loc[3, "unit"] = None
+    filled = VAEImputer(max_epochs=1, random_state=0).fit_transform(frame)
+    assert (filled["unit"] == "m").all()
+
+
 def test_values_outside_the_support_are_unseen_and_never_nan():
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"flag": rng.integers(0, 2, 200), "amount": rng.lognormal(3, 1.5, 200)})
