@@ -99,7 +99,8 @@ class Schema:
         unseen = np.zeros(present.shape, dtype=bool)
         unseen[:, self.modeled] = present[:, self.modeled] & np.isnan(x)
         for index, value in self._constants(likelihood).items():
-            unseen[:, index] = present[:, index] & _differs(arrays[index], value)
+            observed = present[:, index]  # comparing pandas' NA is an error
+            unseen[observed, index] = _differs(arrays[index][observed], value)
         n = self.num_observed
         factors = np.where(unseen, np.log(n + 2), np.log((n + 2) / (n + 1)))
         terms: Array = np.where(present & self.is_limited, factors, 0.0)
@@ -120,7 +121,8 @@ class Schema:
         A DataFrame has no columns of identifiers. An array has NaN there.
         """
         if is_frame(self.template):
-            return likelihood.to_frame(rows)
+            frame = likelihood.to_frame(rows)  # objects that are all text have become text
+            return frame.astype({label: self.template[label].dtype for label in frame.columns})
         arrays = likelihood.to_arrays(rows)
         nothing = np.full(len(rows), np.nan)
         columns = [np.asarray(arrays.get(c.label, nothing)) for c in likelihood.columns]
