@@ -22,6 +22,7 @@ from tinyvae import (
     Encoder,
     GaussianEncoder,
     GaussianLikelihood,
+    LadderVAE,
     evaluate,
     impute,
     log_marginal,
@@ -533,6 +534,133 @@ def test_impute_float32_model():
     assert torch.equal(filled[~x.isnan()], x[~x.isnan()])  # not rounded
     assert impute(vae, x.float(), num_samples=5).dtype == torch.float32
     torch.testing.assert_close(filled.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+# Degenerate weights, shared noise -----------------------------------------------------------------
+
+POOR = {"num_latents": 2, "diagonal": True, "shift": 2.0, "spread": 0.3}
+
+
+@pytest.mark.slow
+def test_impute_moves_latents_where_weights_are_degenerate():
+    model = LinearGaussian(**POOR)
+    mean, covariance = model.conditional(ROW)
+    scale = covariance.diagonal().sqrt()
+    for noise in ("independent", "shared"):
+        filled = impute(model.vae, ROW.expand(100, D), noise=noise)[:, ROW.isnan()]
+        assert ((filled - mean).abs() < 0.5 * scale).all()
+    with pytest.warns(UserWarning, match="effective sample size below 10 in row"):
+        weighted = impute(model.vae, ROW.expand(100, D), moves=False)[:, ROW.isnan()]
+    assert not ((weighted - mean).abs() < 0.5 * scale).all()
+    draws = impute(model.vae, ROW.expand(300, D), num_imputations=2)[0][:, ROW.isnan()]
+    assert ((draws.mean(0) - mean).abs() < 4.5 * scale / math.sqrt(300)).all()
+    assert ((draws.std(0) / scale - 1).abs() < 0.15).all()
+
+
+@for_each("num_imputations", [None, 3])
+def test_impute_keeps_values_next_to_examples_that_need_moves(monkeypatch, num_imputations):
+    """Moves have random numbers of their own, also if other chunks follow."""
+    monkeypatch.setattr("tinyvae.evaluation.imputation.CHUNK_ELEMENTS", 4 * D * 100)
+    model = LinearGaussian(**ONE, shift=0.3)
+    x = with_holes(model, [[True, False, True, False, False]] * 8)
+    unusual = x.clone()
+    unusual[1, 0] = 200.0  # the posterior of the encoder is shifted by more than its width
+    model.vae.encoder.register_forward_hook(
+        lambda _, inputs, posterior: _without_confidence(inputs[0], posterior)
+    )
+    options = {"num_samples": 100, "num_imputations": num_imputations}
+    plain, other = (impute(model.vae, data, **options) for data in (x, unusual))
+    kept = [0, *range(2, 8)]
+    assert torch.equal(plain[..., kept, :], other[..., kept, :])
+    mean, covariance = model.conditional(unusual[1])
+    error = (other[..., 1, unusual[1].isnan()] - mean) / covariance.diagonal().sqrt()
+    assert (error.abs() < 5).all()
+
+
+def _without_confidence(x, posterior):
+    """Return a posterior whose mean is off where the first entry is large."""
+    shift = torch.where(x[:, :1] > 100, 3.0, 0.0)
+    return Independent(Normal(posterior.mean + shift, posterior.base.log_std), 1)
+
+
+def table_vae():
+    torch.manual_seed(3)
+    likelihood = MaskedLikelihood(GaussianLikelihood(0.5), show_mask=True)
+    return VAE(GaussianEncoder(MLP(2 * D, (8,)), 2), MLP(2, (8,), out_shape=D), likelihood)
+
+
+@pytest.mark.slow
+@for_each("samples", [50, 600])
+def test_shared_noise_makes_examples_independent_of_their_batch(monkeypatch, samples):
+    monkeypatch.setattr("tinyvae.evaluation.importance.CHUNK_ELEMENTS", 20 * D * samples)
+    monkeypatch.setattr("tinyvae.evaluation.imputation.CHUNK_ELEMENTS", 20 * D * samples)
+    vae = table_vae()
+    x = (3 * torch.randn(60, D)).masked_fill(torch.rand(60, D) < 0.4, math.nan)
+    order = torch.randperm(60)
+    for function in (impute, log_marginal):
+        options = {"num_samples": samples, "noise": "shared"}
+        together = function(vae, x, **options)
+        shuffled = function(vae, x[order], **options)
+        torch.testing.assert_close(shuffled, together[order], rtol=0, atol=1e-9)
+        alone = torch.cat([function(vae, row[None], **options) for row in x[:9]])
+        torch.testing.assert_close(alone, together[:9], rtol=0, atol=1e-9)
+        assert not torch.equal(function(vae, x, **options, seed=1), together)
+        independent = function(vae, x, num_samples=samples)
+        assert not torch.allclose(independent, together, rtol=0, atol=1e-9)
+
+
+@for_each("samples", [30, 70])
+def test_shared_noise_is_the_same_in_parts(monkeypatch, samples):
+    """Large models take the draws in parts, which continue the sequence."""
+    vae = table_vae()
+    x = torch.randn(3, D)
+    whole = log_marginal(vae, x, num_samples=samples, noise="shared")
+    monkeypatch.setattr("tinyvae.evaluation.importance.CHUNK_ELEMENTS", 7 * D)
+    parts = log_marginal(vae, x, num_samples=samples, noise="shared")
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)
+
+
+def test_shared_noise_has_less_variance():
+    model = LinearGaussian(**ONE, **WRONG)
+    x = with_holes(model, [[True, False, True, False, False]] * 4)
+    exact = model.evidence(x)
+    errors = {
+        noise: torch.stack(
+            [
+                log_marginal(model.vae, x, num_samples=256, seed=seed, noise=noise) - exact
+                for seed in range(20)
+            ]
+        )
+        for noise in ("independent", "shared")
+    }
+    variance = {noise: error.square().mean() for noise, error in errors.items()}
+    assert variance["shared"] < 0.2 * variance["independent"]
+
+
+def test_shared_noise_fits_the_layers_of_a_model():
+    layers = [GaussianEncoder(MLP(D, (8,)), 3), GaussianEncoder(MLP(8, (8,)), 2)]
+    decoder, likelihood = MLP(3, (8,), out_shape=D), MaskedLikelihood(GaussianLikelihood())
+    vae = LadderVAE(layers, [GaussianEncoder(MLP(2, (8,)), 3)], decoder, likelihood)
+    x = vae.sample(10)
+    shared, independent = (
+        torch.stack([log_marginal(vae, x, num_samples=1000, seed=s, noise=noise) for s in range(8)])
+        for noise in ("shared", "independent")
+    )
+    error = ((shared.var(0) + independent.var(0)) / 8).sqrt()
+    assert ((shared.mean(0) - independent.mean(0)).abs() < 5 * error + 0.02).all()
+    alone = log_marginal(vae, x[3:4], num_samples=1000, noise="shared")
+    torch.testing.assert_close(alone, shared[0, 3:4], rtol=0, atol=1e-9)
+
+
+def test_shared_noise_refuses_what_it_does_not_fit():
+    model = LinearGaussian(**MANY)  # a posterior of torch
+    with pytest.raises(TypeError, match="noise='shared' expects Gaussian posteriors"):
+        log_marginal(model.vae, ROW[None], noise="shared")
+    with pytest.raises(ValueError, match="noise='independent' for num_imputations"):
+        impute(model.vae, ROW[None], noise="shared", num_imputations=2)
+    for function in (impute, log_marginal):
+        with pytest.raises(ValueError, match="expects noise 'independent' or 'shared', got 'same'"):
+            function(model.vae, ROW[None], noise="same")
 
 
 # Errors -------------------------------------------------------------------------------------------

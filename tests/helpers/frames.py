@@ -18,7 +18,8 @@ def mixed_frame(num_rows=60, seed=0):
             "member": pd.array(rng.random(num_rows) < 0.5, dtype="boolean"),
             "text": pd.array(rng.choice(["x", "y"], num_rows), dtype="string"),
             "short": rng.normal(size=num_rows).astype(np.float32),
-            "born": pd.Timestamp("1980-01-01") + pd.to_timedelta(rng.integers(0, 9999, num_rows), "D"),
+            "born": pd.Timestamp("1980-01-01")
+            + pd.to_timedelta(rng.integers(0, 9999, num_rows), "D"),
             "unit": 3.0,
             "empty": np.full(num_rows, np.nan),
         },

@@ -40,7 +40,10 @@ def test_encoder_reads_the_likelihoods_input_and_an_indicator_per_point():
     inputs = likelihood.encoder_input(torch.tensor([[0.0, 100.0, math.e], [NAN, 1.0, 0.0]]))
     expected = torch.tensor([[0.0, 0, 1, 1, 0, 0, 0, 1, 0], [NAN, 0, 0, NAN, 0, 1, NAN, 0, 0]])
     torch.testing.assert_close(inputs, expected, equal_nan=True)
-    assert HurdleLikelihood(BetaLikelihood()).input_shape((2, 5, 5)) == (4, 5, 5)
+    likelihood = HurdleLikelihood(BetaLikelihood())
+    inputs = likelihood.encoder_input(torch.tensor([[0.0, 0.25]]))
+    assert inputs.tolist() == [[0.0, 0.25, 1.0, 0.0]]
+    assert likelihood.input_shape((2, 5, 5)) == (4, 5, 5)
 
 
 def test_points_per_column():

@@ -169,7 +169,7 @@ def test_describe_names_the_choices():
         ("visits", "count", "mean 3", "a negative binomial fits"),
         ("income", "positive", "geometric mean 8.19", "declared"),
         ("color", "category", "3 levels ['blue', 'green', 'red']", "text"),
-        ("score", "number", "StudentTLikelihood(scale=Learned(), df=4.0)", "few values"),
+        ("score", "number", "StudentTLikelihood(scale=Learned(), df=4.0)", ""),
     ]
     expected = [
         f"{name:6}  {kind:8}  {details:43}  {why}".rstrip() for name, kind, details, why in rows

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,13 +19,17 @@ from tinyvae import (
 )
 from tinyvae.likelihoods import (
     Column,
+    HurdleLikelihood,
     Learned,
+    LogitNormalLikelihood,
     LogNormalLikelihood,
     MaskedLikelihood,
     MixedLikelihood,
+    MixtureLikelihood,
     NegativeBinomialLikelihood,
     OneHotLikelihood,
     OptimalGaussianLikelihood,
+    OrdinalLikelihood,
     PoissonLikelihood,
     StandardizedLikelihood,
     StudentTLikelihood,
@@ -52,7 +57,7 @@ def drawn(likelihood, *batch):
     with torch.no_grad():
         for parameter in likelihood.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
-    width = likelihood.param_shape((len(likelihood.columns),))
+    width = likelihood.param_shape((len(likelihood.modeled),))
     return torch.randn(*batch, *width)
 
 
@@ -64,7 +69,7 @@ def columns_of(likelihood, params, x):
 def blocks_of(likelihood):
     """Each block, with the names of its columns."""
     for block, at in likelihood._indexed_blocks():
-        yield block, [likelihood.columns[position].name for position in at]
+        yield block, [likelihood.modeled[position].name for position in at]
 
 
 def in_order(likelihood, params):
@@ -560,6 +565,68 @@ def test_each_kind_agrees_with_its_documented_likelihood():
         for i, c in enumerate(COLUMNS)
     ]
     torch.testing.assert_close(columns_of(likelihood, params, ROWS), torch.stack(expected, -1))
+
+
+MORE = {
+    "rate": Column("rate", "heavy", shift=2.0, scale=3.0),
+    "peaks": Column("peaks", "modes", shift=-1.0, scale=2.0, num_components=3, initial=0.3),
+    "gain": Column("gain", "amount", scale=20.0, points=(0.0, 99.0), rest="positive"),
+    "loss": Column("loss", "amount", shift=5.0, scale=2.0, points=(0.0,), rest="number"),
+    "waste": Column("waste", "amount", shift=5.0, scale=2.0, points=(0.0,), rest="heavy"),
+    "share": Column("share", "bounded", bounds=(0.0, 1.0), points=(0.0, 1.0)),
+    "score": Column("score", "bounded", bounds=(0.0, 100.0), initial=2.0),
+    "grade": Column("grade", "ordinal", (1, 2, 5), frequencies=(0.5, 0.3, 0.2)),
+    "day": Column("day", "date", shift=30.0, scale=9.0, dtype="datetime64[D]"),
+    "unit": Column("unit", "constant", ("cm",)),
+}
+
+
+def test_other_kinds_agree_with_their_documented_likelihoods():
+    learned = Learned((1,))
+    heavy = StudentTLikelihood(learned, df=Learned((1,), initial=4.0, minimum=1.0))
+    within = MixtureLikelihood(GaussianLikelihood(Learned((1,), initial=[0.3])), num_components=3)
+    log_normal = StandardizedLikelihood(LogNormalLikelihood(learned), std=20.0)
+    gaussian = StandardizedLikelihood(GaussianLikelihood(learned), mean=5.0, std=2.0)
+    logit = LogitNormalLikelihood(learned)
+    plain = {
+        "rate": StandardizedLikelihood(heavy, mean=2.0, std=3.0),
+        "peaks": StandardizedLikelihood(within, mean=-1.0, std=2.0),
+        "gain": HurdleLikelihood(log_normal, at=(0.0, 99.0)),
+        "loss": HurdleLikelihood(gaussian),
+        "waste": HurdleLikelihood(StandardizedLikelihood(heavy, mean=5.0, std=2.0)),
+        "share": HurdleLikelihood(logit, at=(0.0, 1.0)),
+        "score": LogitNormalLikelihood(Learned((1,), initial=[2.0]), high=100.0),
+        "grade": OrdinalLikelihood(3, frequencies=(0.5, 0.3, 0.2)),
+        "day": StandardizedLikelihood(GaussianLikelihood(learned), mean=30.0, std=9.0),
+    }
+    likelihood = MixedLikelihood(MORE.values())
+    rows = torch.tensor(
+        [
+            [0.5, -1.5, 0.0, 4.0, 0.0, 0.25, 40.0, 0.0, 31.0],
+            [80.0, 3.0, 99.0, 0.0, 6.5, 1.0, 99.0, 2.0, 7.0],
+            [-2.0, 0.0, 12.0, -3.0, 5.0, 0.0, 0.5, 1.0, 60.0],
+        ]
+    )
+    params = torch.randn(3, *likelihood.param_shape((9,)))
+    by_name = in_order(likelihood, params)
+    each = columns_of(likelihood, params, rows)
+    for i, column in enumerate(likelihood.modeled):
+        part = torch.from_numpy(by_name[column.name][..., None])
+        own = plain[column.name]
+        part = part.reshape(3, *own.param_shape((1,)))
+        torch.testing.assert_close(each[:, [i]], own.factors(part, 1).log_prob(rows[:, [i]]))
+    assert likelihood.check_support(rows)
+    assert len(likelihood.blocks) == 9
+
+
+def test_columns_of_other_kinds_share_blocks():
+    twins = [replace(column, name=f"{column.name}{i}") for column in MORE.values() for i in (0, 1)]
+    likelihood = MixedLikelihood(twins)
+    assert len(likelihood.blocks) == 9
+    x = torch.tensor([[0.5, -1.5, 0.0, 4.0, 0.0, 0.25, 40.0, 0.0, 31.0]]).repeat_interleave(2, 1)
+    params = drawn(likelihood, 1)
+    assert torch.isfinite(likelihood(params, 1).log_prob(x)).all()
+    assert likelihood.encoder_input(x).shape[1:] == likelihood.input_shape((18,))
 
 
 def test_custom_scale_must_broadcast():

@@ -22,7 +22,9 @@ def by_joblib(estimator):
     return joblib.load(file)
 
 
-@pytest.mark.parametrize("roundtrip", [lambda e: pickle.loads(pickle.dumps(e)), by_joblib, copy.deepcopy])
+@pytest.mark.parametrize(
+    "roundtrip", [lambda e: pickle.loads(pickle.dumps(e)), by_joblib, copy.deepcopy]
+)
 def test_pickled_estimator_gives_bitwise_the_same_scores(imputer, frame, roundtrip):
     detector = VAEDetector.from_fitted(imputer, frame)
     loaded = roundtrip(detector)
@@ -53,7 +55,10 @@ def test_describe_names_every_column(imputer, frame):
 def test_import_without_scikit_learn_names_the_extra():
     code = "import sys; sys.modules['sklearn'] = None; import tinyvae; import tinyvae.sklearn"
     output = subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
     )
     assert output.returncode == 1
     assert "ImportError" in output.stderr

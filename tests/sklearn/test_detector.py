@@ -14,8 +14,8 @@ def normal(num_rows, seed):
 
 @pytest.fixture(scope="module")
 def detector():
-    options = {"max_epochs": 60, "validation_fraction": 0.25, "random_state": 0}
-    return VAEDetector(**options).fit(normal(2000, seed=0))
+    options = {"max_epochs": 40, "validation_fraction": 0.25, "random_state": 0}
+    return VAEDetector(**options).fit(normal(1000, seed=0))
 
 
 def test_score_samples_is_the_log_density(detector):
@@ -42,11 +42,11 @@ def test_score_samples_integrates_missing_entries_out(detector):
 
 
 def test_p_values_of_new_rows_are_uniform(detector):
-    p = detector.p_values(normal(2000, seed=3))
-    assert len(detector.reference_scores_) == 500
+    p = detector.p_values(normal(1000, seed=3))
+    assert len(detector.reference_scores_) == 250
     for level in (0.05, 0.2, 0.5):
         # Four standard errors of the share, which has the noise of both samples.
-        error = 4 * np.sqrt(level * (1 - level) * (1 / 500 + 1 / 2000))
+        error = 4 * np.sqrt(level * (1 - level) * (1 / 250 + 1 / 1000))
         assert np.mean(p <= level) == pytest.approx(level, abs=error)
 
 
@@ -55,7 +55,7 @@ def test_p_values_count_reference_scores(detector):
     scores, reference = detector.score_samples(x), detector.reference_scores_
     expected = [(1 + np.sum(reference <= s)) / (1 + len(reference)) for s in scores]
     np.testing.assert_allclose(detector.p_values(x), expected)
-    assert detector.p_values([[40.0, -40.0]]) == 1 / 501
+    assert detector.p_values([[40.0, -40.0]]) == 1 / 251
 
 
 def test_predict_follows_the_offset(detector):

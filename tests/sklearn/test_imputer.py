@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from tinyvae.sklearn import VAEImputer
 
 
-def correlated(num_rows=2000, seed=0):
+def correlated(num_rows=1000, seed=0):
     """Two standard normal columns with correlation 0.8, the second one missing in half the rows."""
     rng = np.random.default_rng(seed)
     x = rng.multivariate_normal([0, 0], [[1, 0.8], [0.8, 1]], num_rows)
@@ -75,6 +75,7 @@ def test_transform_of_text_in_an_array():
     assert filled[3, 1] in ("a", "b")
 
 
+@pytest.mark.slow
 def test_transform_fills_with_conditional_means(fitted):
     x, holes = correlated(seed=1)
     missing = np.isnan(holes[:, 1])
@@ -83,6 +84,7 @@ def test_transform_fills_with_conditional_means(fitted):
     assert np.square(error).mean() < 0.45
 
 
+@pytest.mark.slow
 def test_impute_draws_from_conditional_distributions(fitted):
     x, holes = correlated(seed=2)
     missing = np.isnan(holes[:, 1])
@@ -95,7 +97,9 @@ def test_impute_draws_from_conditional_distributions(fitted):
     assert 0.8 < np.mean((low <= truth) & (truth <= high)) < 0.97
     # Draws of different rows are independent.
     standardized = (draws - draws.mean(0)) / draws.std(0)
-    assert abs(np.corrcoef(standardized[:, 0::2].mean(1), standardized[:, 1::2].mean(1))[0, 1]) < 0.7
+    assert (
+        abs(np.corrcoef(standardized[:, 0::2].mean(1), standardized[:, 1::2].mean(1))[0, 1]) < 0.7
+    )
 
 
 def test_impute_repeats_with_its_random_state(imputer, frame):
@@ -149,6 +153,8 @@ def test_clone_keeps_parameters(imputer):
 
 
 def test_random_state_repeats_a_fit(frame):
-    tables = [VAEImputer(max_epochs=1, random_state=s).fit(frame).transform(frame) for s in (1, 1, 2)]
+    tables = [
+        VAEImputer(max_epochs=1, random_state=s).fit(frame).transform(frame) for s in (1, 1, 2)
+    ]
     pd.testing.assert_frame_equal(tables[0], tables[1])
     assert not tables[0].equals(tables[2])

@@ -8,3 +8,4 @@ from tinyvae.evaluation.imputation import impute as impute
 from tinyvae.evaluation.report import Estimate as Estimate
 from tinyvae.evaluation.report import Report as Report
 from tinyvae.evaluation.report import evaluate as evaluate
+from tinyvae.models.conditional import ConditionalDraws as ConditionalDraws

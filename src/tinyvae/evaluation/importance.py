@@ -76,6 +76,7 @@ def log_marginal(
         torch.Size([8])
     """
     require_count("log_marginal", num_samples)
+    require_noise("log_marginal", noise)
     if len(x) == 0:
         raise ValueError("log_marginal expects at least one example, got none")
     x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
@@ -130,6 +131,12 @@ def iterate_draws(
         with checked_data():
             rule = sharing_noise(seed, start)(count, [])
             yield model.output_with(x, context, rule, mask=mask)
+
+
+def require_noise(name: str, noise: Noise) -> None:
+    """Raise unless ``noise`` is one of its values."""
+    if noise not in ("independent", "shared"):
+        raise ValueError(f"{name} expects noise 'independent' or 'shared', got {noise!r}")
 
 
 def drawing_rule(noise: Noise, seed: int) -> Callable[[int, list[Tensor]], Draw]:

@@ -25,6 +25,7 @@ from tinyvae.evaluation.importance import (
     Noise,
     drawing_rule,
     iterate_chunks,
+    require_noise,
     to_model,
 )
 from tinyvae.evaluation.progress import Progress
@@ -60,6 +61,7 @@ def impute(
     num_samples: int = 1000,
     seed: int = 0,
     noise: Noise = "independent",
+    moves: bool = True,
     progress: bool = True,
 ) -> Tensor:
     """Fill missing entries given the observed ones.
@@ -85,6 +87,8 @@ def impute(
         seed: Seed of the samples. The global random state does not change.
         noise: ``"shared"`` for the same quasi-random noise in all examples, so that the value of an
             example does not depend on the others. See :func:`~tinyvae.log_marginal`.
+        moves: False to leave out Markov chain Monte Carlo, which takes about ten times as long as
+            the weighted samples for each example that needs it.
         progress: True to report draws and time left, if it takes longer than some seconds.
 
     Returns:
@@ -104,6 +108,7 @@ def impute(
         torch.Size([5, 1, 3])
     """
     require_count("impute", num_samples)
+    require_noise("impute", noise)
     if num_imputations is not None:
         require_count("impute", num_imputations, "num_imputations")
         if noise == "shared":
@@ -116,7 +121,7 @@ def impute(
     model.check(x, context, mask=mask)
     x = model.observed(x, mask)
     examples = max(1, CHUNK_ELEMENTS // (model.peak_elements(x) * num_samples))
-    chunks = _Imputation(model, num_samples, num_imputations, seed, noise)
+    chunks = _Imputation(model, num_samples, num_imputations, seed, noise, moves)
     filled, sizes = [], []
     with (
         torch.no_grad(),
@@ -148,6 +153,7 @@ class _Imputation:
     num_imputations: int | None
     seed: int
     noise: Noise
+    moves: bool
 
     def impute(self, chunk: Chunk, index: int) -> tuple[Tensor, Tensor]:
         """Return values ``(B, *E)`` or ``(M, B, *E)``, and effective sample sizes ``(B,)``."""
@@ -166,7 +172,7 @@ class _Imputation:
             chosen = torch.multinomial(weights.T, count, replacement=True).T  # (M, B)
             values = self._values(chunk, particles.select(chosen))
         enough = min(ENOUGH, self.num_samples / 10)
-        if len(poor := poor_examples(size, enough)):
+        if self.moves and len(poor := poor_examples(size, enough)):
             part = (x[poor], None if context is None else context[poor], None)
             # Random numbers of their own: those of the other examples stay the same.
             stream = derive_seed(self.seed, Stream.IMPUTATION, 1, self.noise != "shared" and index)
@@ -210,7 +216,7 @@ def _warn_of_failures(sizes: Tensor, fewest: float) -> None:
     if poor:
         warn(
             f"impute has an effective sample size below {fewest:g} in {listed(poor)}: the imputed "
-            "values there are inexact. Give more num_samples, or train longer"
+            "values there are inexact. Give moves=True, more num_samples, or train longer"
         )
 
 

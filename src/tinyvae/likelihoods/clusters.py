@@ -1,8 +1,7 @@
 """One-dimensional clusters of data, from which the components of a mixture start."""
 
-from itertools import pairwise
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tinyvae.core.data import spread_rows
@@ -19,14 +18,19 @@ def cluster_indices(x: Tensor, num_clusters: int) -> Tensor:
     The result is the better of two starts, from equal numbers of values and from equal widths. A
     dimension with fewer different values has empty clusters. NaN entries are in cluster 0.
     """
-    points = _quantiles(x)
-    shares = (torch.arange(num_clusters, dtype=x.dtype, device=x.device) + 0.5) / num_clusters
-    low, high = points[0], points[-1]
-    by_number = points[(shares * len(points)).long()]
-    by_width = low + (high - low) * shares.reshape(-1, *[1] * low.dim())
-    first, second = _fitted(by_number, points), _fitted(by_width, points)
-    is_better = _squared_distance(second, points) < _squared_distance(first, points)
-    return _nearest(torch.where(is_better, second, first), x)
+    points = _quantiles(x)  # (D, Q)
+    center = points.mean(1, keepdim=True)
+    points = points - center
+    shares = (torch.arange(num_clusters, device=x.device) + 0.5) / num_clusters
+    by_number = points[:, (shares * points.shape[1]).long()]  # (D, M)
+    by_width = torch.lerp(points[:, :1], points[:, -1:], shares.to(x.dtype))
+    results = [_fitted(centers, points) for centers in (by_number, by_width)]
+    (first, explained), (second, also_explained) = results
+    cuts = torch.where((also_explained > explained).unsqueeze(1), second, first)
+    index = torch.zeros(x.shape, dtype=torch.int16, device=x.device)
+    for cut in (cuts + center).T.reshape(-1, *x.shape[1:]):
+        index += x > cut
+    return index
 
 
 def within_cluster_std(x: Tensor, num_clusters: int) -> Tensor:
@@ -57,35 +61,27 @@ def within_cluster_std(x: Tensor, num_clusters: int) -> Tensor:
 
 
 def _quantiles(x: Tensor) -> Tensor:
-    """Return quantiles of the observed values of each dimension, ``(Q, *E)``, NaN without any."""
-    rows: Tensor = spread_rows(x, MAX_EXAMPLES).sort(0).values  # NaN last
-    counts = (~torch.isnan(rows)).sum(0)
+    """Return increasing quantiles of the observed values of each dimension, ``(D, Q)``.
+
+    They are NaN without any.
+    """
+    rows: Tensor = spread_rows(x, MAX_EXAMPLES).flatten(1).T.sort(1).values  # (D, n), NaN last
+    counts = (~torch.isnan(rows)).sum(1, keepdim=True)
     shares = (torch.arange(NUM_QUANTILES, device=x.device) + 0.5) / NUM_QUANTILES
-    index = (shares.reshape(-1, *[1] * counts.dim()) * counts).long()
-    return rows.gather(0, torch.minimum(index, (counts - 1).clamp(min=0)))
+    return rows.gather(1, torch.minimum((shares * counts).long(), (counts - 1).clamp(min=0)))
 
 
-def _nearest(centers: Tensor, x: Tensor) -> Tensor:
-    """Return the index of the nearest of the increasing centers ``(M, *E)``, ``(N, *E)``."""
-    index = torch.zeros(x.shape, dtype=torch.int16, device=x.device)
-    for lower, upper in pairwise(centers):
-        index += x > (lower + upper) / 2
-    return index
+def _fitted(centers: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cuts between clusters ``(D, M - 1)`` after steps of k-means from ``centers``.
 
-
-def _fitted(centers: Tensor, points: Tensor) -> Tensor:
-    """Return centers ``(M, *E)`` after steps of k-means. Empty clusters keep theirs."""
+    Clusters of increasing points are intervals, whose sums are differences of cumulated sums. Empty
+    clusters keep their center. Also return the sum of squares that the clusters explain, ``(D,)``.
+    """
+    sums = F.pad(points.cumsum(1), (1, 0))  # (D, Q + 1)
     for _ in range(NUM_STEPS):
-        index, means = _nearest(centers, points), []
-        for cluster, center in enumerate(centers):
-            hits = index == cluster
-            total = torch.where(hits, points, 0.0).sum(0)
-            count = hits.sum(0)
-            means.append(torch.where(count > 0, total / count.clamp(min=1), center))
-        centers = torch.stack(means)
-    return centers
-
-
-def _squared_distance(centers: Tensor, points: Tensor) -> Tensor:
-    """Return the mean squared distance of points to their centers, ``(*E)``."""
-    return (points - centers.gather(0, _nearest(centers, points).long())).square().mean(0)
+        cuts = (centers[:, 1:] + centers[:, :-1]) / 2
+        inner = torch.searchsorted(points, cuts.contiguous(), right=True)
+        bounds = F.pad(F.pad(inner, (1, 0)), (0, 1), value=points.shape[1])
+        counts, totals = bounds.diff(dim=1), sums.gather(1, bounds).diff(dim=1)  # (D, M)
+        centers = torch.where(counts > 0, totals / counts.clamp(min=1), centers)
+    return cuts, (totals.square() / counts.clamp(min=1)).sum(1)

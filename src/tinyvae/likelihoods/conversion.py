@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tinyvae.likelihoods.columns import ORDERED, PANDAS, Column
 from tinyvae.likelihoods.dates import (
+    PYTHON_NAMES,
     as_column,
     as_dates,
     from_steps,
@@ -115,6 +116,27 @@ def to_arrays(x: Tensor, columns: Sequence[Column]) -> dict[Any, Any]:
     return arrays
 
 
+def to_frame(x: Tensor, columns: Sequence[Column], *, index: Any = None) -> Any:
+    """Return :func:`to_arrays` as a DataFrame of pandas."""
+    try:
+        pandas = import_module("pandas")
+    except ImportError:
+        raise ImportError(
+            "to_frame expects pandas: install it with pip install pandas, or use to_arrays"
+        ) from None
+    arrays = to_arrays(x, columns)
+    types = ("object", *PYTHON_NAMES)
+    objects = {column.label for column in columns if column.dtype in types}
+    values = [
+        pandas.Series(array, dtype=object) if label in objects else array
+        for label, array in arrays.items()  # pandas reads text as str, unless told otherwise
+    ]
+    frame = pandas.DataFrame(dict(enumerate(values)))
+    frame.index = frame.index if index is None else index
+    frame.columns = pandas.Index(list(arrays))  # a MultiIndex if all names are tuples
+    return frame
+
+
 def _repeat(column: Column, num_rows: int) -> Any:
     """Return a constant column."""
     missing = np.full(num_rows, not column.levels)
@@ -211,8 +233,10 @@ def fill(table: Any, x: Tensor, columns: Sequence[Column]) -> Any:
         frame = table.copy()
         for index, label in enumerate(table.columns):
             if str(label) in replacements:
-                array = _filled(frame.iloc[:, index].array, *replacements[str(label)])
-                frame.isetitem(index, array)
+                series = table.iloc[:, index]
+                array = _filled(series.array, *replacements[str(label)])
+                series = type(series)(array, index=series.index, dtype=series.dtype)
+                frame.isetitem(index, series)
         return frame
     names = dict(zip(raw_columns(table), table, strict=True))
     changed = {

@@ -10,16 +10,16 @@ import numpy as np
 
 from tinyvae.likelihoods.tables import Array
 
-# Type of Python -> dtype of NumPy that holds its values, and the range that it can hold
+# Type of Python -> ``dtype`` of a column, and dtype of NumPy that holds its values
 PYTHON_TYPES: dict[type, tuple[str, str]] = {
     date: ("date", "datetime64[D]"),
     datetime: ("datetime", "datetime64[us]"),
     timedelta: ("timedelta", "timedelta64[us]"),
 }
-LIMITS: dict[str, tuple[Any, Any]] = {
+PYTHON_NAMES = dict(PYTHON_TYPES.values())
+LIMITS: dict[str, tuple[Any, Any]] = {  # of the values that a type can hold
     "date": (date.min, date.max),
     "datetime": (datetime.min, datetime.max),
-    "timedelta": (timedelta.min, timedelta.max),
 }
 NANOSECONDS = {"D": 86_400 * 10**9, "h": 3_600 * 10**9, "m": 60 * 10**9, "s": 10**9}
 NANOSECONDS |= {"ms": 10**6, "us": 10**3, "ns": 1}
@@ -29,7 +29,9 @@ WORDS |= {"W": "weeks", "ms": "milliseconds", "us": "microseconds", "ns": "nanos
 
 def is_date_dtype(dtype: str) -> bool:
     """Return True if the ``dtype`` of a column is one of dates or durations."""
-    return dtype in LIMITS or dtype.removeprefix("pandas.").startswith(("datetime64", "timedelta"))
+    return dtype in PYTHON_NAMES or dtype.removeprefix("pandas.").startswith(
+        ("datetime64", "timedelta")
+    )
 
 
 def as_dates(name: str, values: Array) -> tuple[Array, str]:
@@ -42,6 +44,8 @@ def as_dates(name: str, values: Array) -> tuple[Array, str]:
     Raises:
         ValueError: If they have several types, or time zones.
     """
+    if values.dtype == object and all(isinstance(v, np.generic) for v in values):
+        values = np.array(values.tolist())
     if values.dtype.kind in "mM":
         return values, str(values.dtype)
     types = {type(value) for value in values.tolist()}
@@ -84,32 +88,41 @@ def natural_step(name: str, integers: Array, dtype: str) -> tuple[int, int]:
 
 def to_steps(name: str, integers: Array, origin: int, step: int) -> Array:
     """Return the distance of dates from an origin in steps, as float64."""
-    offsets = [value - origin for value in integers.tolist()]  # may exceed int64
-    steps = np.array([offset / step for offset in offsets], dtype=np.float64)
-    for value, offset in zip(steps.tolist(), offsets, strict=True):
-        if round(value * step) != offset:
-            raise ValueError(
-                f"column {name!r} expects dates that float64 can hold, 2**53 units from the first "
-                "at most: round them, .dt.round('us'), or use a coarser unit"
-            )
+    offsets = integers.astype(object) - origin if len(integers) else integers
+    if not _overflows(integers, origin):
+        offsets = integers - origin
+    steps = (offsets / step).astype(np.float64)
+    if (np.abs(offsets) >= 2**62).any() or (
+        np.round(steps * step).astype(np.int64) != offsets
+    ).any():
+        raise ValueError(
+            f"column {name!r} expects dates that float64 can hold, 2**53 units from the first at "
+            "most: round them, .dt.round('us'), or use a coarser unit"
+        )
     return steps
 
 
 def from_steps(steps: Array, origin: int, step: int, dtype: str) -> Array:
     """Return dates or durations of ``dtype``, in the range that it can hold. NaN becomes zero."""
-    low, high = -(2**63) + 1, 2**63 - 1
+    low, high = -(2**63) + 1, 2**63 - 1  # the number below is NaT
     if dtype in LIMITS:
-        limits = np.array(LIMITS[dtype], dtype=_numpy_name(dtype)).astype(np.int64).tolist()
-        low, high = limits
-    whole = np.clip(np.round(np.nan_to_num(steps)), -(2.0**62) / step, 2.0**62 / step)
-    integers = [min(max(origin + int(value) * step, low), high) for value in whole.tolist()]
-    dates: Array = np.array(integers, dtype=np.int64).astype(_numpy_name(dtype))
+        low, high = np.array(LIMITS[dtype], dtype=_numpy_name(dtype)).astype(np.int64).tolist()
+    whole = np.clip(np.round(np.nan_to_num(steps)), -(2.0**61) / step, 2.0**61 / step)
+    offsets = whole.astype(np.int64) * step
+    integers = offsets.astype(object) + origin if _overflows(offsets, origin) else offsets + origin
+    dates: Array = np.clip(integers, low, high).astype(np.int64).astype(_numpy_name(dtype))
     return dates
+
+
+def _overflows(integers: Array, origin: int) -> bool:
+    """Return True if a sum or difference of int64 numbers and ``origin`` may exceed int64."""
+    largest = np.abs(integers.astype(np.float64)).max(initial=abs(float(origin)))
+    return bool(largest >= 2.0**62)
 
 
 def as_column(dates: Array, missing: Array, dtype: str) -> Any:
     """Return dates in the type of the table, with missing ones."""
-    if dtype in LIMITS:
+    if dtype in PYTHON_NAMES:
         objects: Array = dates.astype(object)
         objects[missing] = None
         return objects
@@ -137,10 +150,7 @@ def describe_step(step: int, dtype: str) -> str:
 
 def _numpy_name(dtype: str) -> str:
     """Return the dtype of NumPy that holds the values of a column's ``dtype``."""
-    for name, stored in PYTHON_TYPES.values():
-        if name == dtype:
-            return stored
-    return re.sub(r",.*\]", "]", dtype.removeprefix("pandas."))
+    return PYTHON_NAMES.get(dtype) or re.sub(r",.*\]", "]", dtype.removeprefix("pandas."))
 
 
 def _unit(dtype: str) -> tuple[str, int]:

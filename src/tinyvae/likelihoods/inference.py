@@ -12,6 +12,7 @@ from tinyvae.likelihoods.dates import as_dates, natural_step, ticks, to_steps
 from tinyvae.likelihoods.kinds import (
     FEW_LEVELS,
     LARGEST_INTEGER,
+    MANY_ROWS,
     MAX_ROWS,
     WITH_LEVELS,
     Guess,
@@ -72,6 +73,9 @@ class _Inference:
             )
         self.observed = values[is_present(values)]
         self.distinct = _distinct(name, self.observed)
+        self.plain_dtype = values.dtype  # of the observed values without missing ones
+        if values.dtype == object:
+            self.plain_dtype = np.array(self.observed.tolist()).dtype
 
     def column(self, kind: Kind | None) -> Column:
         """Return the description of the column, of the declared kind if there is one."""
@@ -118,9 +122,10 @@ class _Inference:
         )
 
     def _is_numeric(self) -> bool:
-        return np.array(self.observed.tolist()).dtype.kind in "iuf" and not any(
-            isinstance(value, bool) for value in self.distinct
-        )
+        if self.values.dtype != object:
+            return self.plain_dtype.kind in "iuf"
+        has_bool = any(isinstance(value, bool) for value in self.distinct)
+        return self.plain_dtype.kind in "iuf" and not has_bool
 
     def _number_dtype(self) -> str:
         return _dtype_name(self) if self._is_numeric() else ""
@@ -139,12 +144,11 @@ class _Inference:
             return Guess("binary", "two values")
         if not self._is_numeric():
             return guess_text(self.name, len(self.observed), self.distinct)
-        is_integer = not any(isinstance(value, float) for value in self.distinct)
+        is_integer = self.plain_dtype.kind in "iu"
         is_large = is_integer and max(-self.distinct[0], self.distinct[-1]) > LARGEST_INTEGER
         if is_large and len(self.distinct) == len(self.observed) > FEW_LEVELS:
             return Guess("identifier", "every row has a different integer, beyond 2**53")
-        numbers = self._numbers()
-        return guess_number(numbers, np.unique(numbers), is_integer)
+        return guess_number(self._numbers(), np.array(self.distinct, dtype=float), is_integer)
 
     def _constant(self, values: list[Any]) -> Column:
         dtype, reason = _dtype_name(self), "one value" if values else ""
@@ -249,8 +253,8 @@ def _dtype_name(column: _Inference) -> str:
         return f"{PANDAS}{foreign}"  # pandas itself reads text as str
     is_object = getattr(column.raw, "dtype", None) == np.dtype(object)
     if values.dtype == object and not len(column.observed):
-        return "object" if foreign is None else ""
-    dtype = np.array(column.observed.tolist()).dtype if values.dtype == object else values.dtype
+        return "object" if foreign is None else f"{PANDAS}{foreign}"
+    dtype = column.plain_dtype
     if dtype.kind in "iuf" and (values.dtype != object or column._is_numeric()):
         return str(dtype.name)
     if dtype.kind in "mM":
@@ -303,7 +307,9 @@ def _bounds(name: str, numbers: Array) -> dict[str, Any]:
 
 
 def _amount(name: str, numbers: Array) -> dict[str, Any]:
-    points = find_points(numbers) or ((0.0,) if (numbers == 0).any() else ())
+    points = find_points(spread_rows(numbers, MANY_ROWS)) or (
+        (0.0,) if (numbers == 0).any() else ()
+    )
     others = numbers[~np.isin(numbers, points)]
     if not points or not len(others):
         raise ValueError(

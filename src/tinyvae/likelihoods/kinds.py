@@ -46,7 +46,7 @@ FEW_LEVELS, ROWS_PER_LEVEL = 10, 10  # integers with so few values can be codes 
 MANY_LEVELS = 20  # of an ordinal column at most; of text at least, to be free text
 MIN_PEAK_LEVELS, MIN_ORDINAL_LEVELS = 5, 8  # of ordinal columns, with and without one peak
 MIN_ROWS = 20  # from which whole numbers of a floating-point type count as integers
-MAX_ROWS = 2_000  # from which densities are fitted
+MAX_ROWS, MANY_ROWS = 2_000, 100_000  # from which densities are fitted, and values are counted
 MIN_GAIN, MIN_EVIDENCE = 0.05, 10.0  # nats per value and in all, of a density over the normal one
 MIN_SHARE, MIN_REPEATS, MIN_EXCESS = 0.05, 10, 3  # of a value that is a point; excess: times
 NEIGHBORS, MAX_POINTS = 5, 5
@@ -135,9 +135,10 @@ def guess_density(values: Array, *, allow_points: bool = True) -> Guess:
 
     Without ``allow_points`` it is that of the other values: number, heavy or positive.
     """
+    is_positive, bounds = values.min() > 0, plain_bounds(values)
+    values = spread_rows(values, MANY_ROWS)
     if values.std() == 0 or len(np.unique(values)) < 3:
         return Guess("number", "few values")
-    bounds = plain_bounds(values)
     if allow_points:
         points = find_points(values)
         shares = ", ".join(f"{100 * (values == p).mean():.2g} % at {p:g}" for p in points)
@@ -153,7 +154,7 @@ def guess_density(values: Array, *, allow_points: bool = True) -> Guess:
     fits: dict[Kind, float] = {"heavy": student_fit(inside)[0]}
     if allow_points and bounds:
         fits["bounded"] = logit_normal_fit(inside, *bounds)
-    if rows.min() > 0 and len(inside) == len(rows):
+    if is_positive and len(inside) == len(rows):
         fits["positive"] = log_normal_fit(rows)
     if allow_points and len(modes := find_modes(inside)) > 1:
         fits["modes"] = mixture_fit(inside, modes)[0]

@@ -91,8 +91,8 @@ def find_modes(values: Array) -> Array:
     steps = np.arange(-bins, bins + 1) * (high - low) / bins / width
     density = np.convolve(counts, np.exp(-(steps**2) / 2))[bins : 2 * bins]
     centers = (edges[:-1] + edges[1:]) / 2
-    padded = np.concatenate([[-1.0], density, [-1.0]])
-    peaks = np.flatnonzero((padded[1:-1] > padded[:-2]) & (padded[1:-1] >= padded[2:])).tolist()
+    padded = np.pad(density, 1)
+    peaks = np.flatnonzero((density > padded[:-2]) & (density >= padded[2:])).tolist()
     while len(peaks) > 1:  # merge the pair with the shallowest valley
         pairs = list(pairwise(peaks))
         valleys = [int(a + density[a : b + 1].argmin()) for a, b in pairs]

@@ -29,6 +29,8 @@ def raw_columns(table: Any) -> dict[str, Any]:
         return {f"x{i}": values for i, values in enumerate(table.T)}
     columns: dict[str, Any] = {}
     for name, values in _items(table):
+        if name is None:
+            raise ValueError("a table expects columns with names, got None: rename it")
         if str(name) in columns:
             raise ValueError(
                 f"a table expects columns with different names, got two of {str(name)!r}: rename "

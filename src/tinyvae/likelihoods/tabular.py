@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
-from importlib import import_module
 from typing import Any, Literal, cast
 
 import torch
@@ -12,7 +11,7 @@ from tinyvae.distributions import Distribution, TabularDistribution
 from tinyvae.likelihoods.base import Likelihood, check_values
 from tinyvae.likelihoods.blocks import build_block, group_columns
 from tinyvae.likelihoods.columns import Column
-from tinyvae.likelihoods.conversion import fill, to_arrays, to_tensor
+from tinyvae.likelihoods.conversion import fill, to_arrays, to_frame, to_tensor
 from tinyvae.likelihoods.inference import infer_columns
 from tinyvae.likelihoods.kinds import Kind
 from tinyvae.likelihoods.wrappers import check_factorizes
@@ -236,16 +235,7 @@ class MixedLikelihood(Likelihood):
         Raises:
             ImportError: If pandas is not installed.
         """
-        try:
-            pandas = import_module("pandas")
-        except ImportError:
-            raise ImportError(
-                "to_frame expects pandas: install it with pip install pandas, or use to_arrays"
-            ) from None
-        arrays = self.to_arrays(x)
-        frame = pandas.DataFrame(dict(enumerate(arrays.values())), index=index)
-        frame.columns = pandas.Index(list(arrays))
-        return frame
+        return to_frame(x, self.columns, index=index)
 
     def fill(self, table: Any, x: Tensor) -> Any:
         """Return a copy of a table with entries of ``x`` in place of the missing ones.

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinyvae.core.data import spread_rows
 from tinyvae.core.module_state import ExactBuffers
 from tinyvae.distributions import Affine, Distribution, Mixture, ZeroInflated
 from tinyvae.likelihoods.base import Likelihood
@@ -231,8 +232,10 @@ class MixtureLikelihood(LikelihoodWrapper):
     def params_for_mean(self, x: Tensor) -> Tensor:
         """Return weights and parameters of components that fit clusters of each dimension.
 
-        A component without values of its own has the parameters of all values.
+        A component without values of its own has the parameters of all values. They are computed
+        from at most 10,000 examples.
         """
+        x = spread_rows(x)
         inputs = self.likelihood.encoder_input(x)  # logarithms of amounts
         index = cluster_indices(inputs if inputs.shape == x.shape else x, self.num_components)
         whole = self.likelihood.params_for_mean(x).reshape(-1, *x.shape[1:])  # (P, *E)

@@ -17,7 +17,7 @@ from torch import Tensor
 from tinyvae.core.objective import checked_data
 from tinyvae.likelihoods import Likelihood, MaskedLikelihood
 from tinyvae.models.latents import recording
-from tinyvae.models.moves import Moves
+from tinyvae.models.moves import MAX_FITTED, Moves
 from tinyvae.models.output import Draw, LatentVariableModel
 from tinyvae.models.particles import (
     Particles,
@@ -26,9 +26,9 @@ from tinyvae.models.particles import (
     systematic_resampling,
 )
 
-SWEEPS = 2  # per target
-MAX_TARGETS = 60
-BISECTIONS = 40
+MAX_SWEEPS = 100
+MIXED = 0.9  # of the latents, the effective sample size from which the next target follows
+BISECTIONS = 30
 CHUNK_ELEMENTS = 1 << 20  # of the largest tensor, as in evaluations
 ENOUGH = 100  # effective draws, of which a mean has an error of a tenth of a standard deviation
 FEWEST = 10  # effective draws of which any figure is worth reporting
@@ -72,6 +72,11 @@ def weighted_latents(
     points: list[Tensor] = []
     with checked_data():
         output = model.output_with(x, context, draw(num_samples, points))
+    if not all(term.is_density for term in output.latents):
+        raise TypeError(
+            f"{type(model).__name__} expects posteriors with a density to draw given entries, got "
+            f"{output.latents[0].posterior}: build the model with a GaussianEncoder, for example"
+        )
     particles = Particles.of(output, tuple(points))
     log_weight = particles.log_weight()
     size = effective_sample_size(log_weight)
@@ -123,14 +128,14 @@ def tempered_latents(
     size = size + num_samples
     sizes, rates = torch.zeros_like(size), torch.full_like(size, math.nan)
     active = torch.arange(len(x), device=x.device)
-    for remaining in reversed(range(MAX_TARGETS)):
+    for remaining in reversed(range(MAX_SWEEPS)):
         was_last = power == 1
-        particles, power, left = _next_target(particles, power, shared=shared)
+        is_mixed = size >= MIXED * num_samples
+        particles, power, left = _next_target(particles, power, is_mixed, shared=shared)
         before = particles.vectors()
         moves = Moves(model, x, context, power, shared)
         with checked_data():
-            for _ in range(SWEEPS):
-                particles, rate = moves.sweep(particles)
+            particles, rate = moves.sweep(particles)
         kept = _largest_squared_correlation(before, particles.vectors())
         size = num_samples / (1 + kept * (num_samples / (size * left) - 1))
         # The last target is moved once more than the others, which hides the way to it.
@@ -152,14 +157,16 @@ def tempered_latents(
 
 def tempered_size(particles: Particles, enough: float) -> int:
     """Return a number of latents for an effective sample size. Moves are fitted to half of them."""
-    num_dims = sum(point.shape[2:].numel() for point in particles.points)
-    return 2 * max(ENOUGH, math.ceil(enough), 15 * num_dims)
+    return 2 * max(ENOUGH, math.ceil(enough), 15 * min(particles.num_dims, MAX_FITTED))
 
 
 def _next_target(
-    particles: Particles, power: Tensor, *, shared: bool
+    particles: Particles, power: Tensor, is_mixed: Tensor, *, shared: bool
 ) -> tuple[Particles, Tensor, Tensor]:
-    """Resample for the next target. Return its power, and the share of the size that is left."""
+    """Resample for the next target, which is the same one for examples that are not mixed.
+
+    Return its power, and the share of the effective sample size that is left.
+    """
     log_weight = particles.log_weight()
     num_particles = len(log_weight)
 
@@ -168,8 +175,8 @@ def _next_target(
         scaled = torch.where(log_weight == -math.inf, log_weight, step * log_weight)
         return effective_sample_size(scaled)
 
-    low, high = torch.zeros_like(power), 1 - power
-    is_last = step_size(high) >= num_particles / 2
+    low, high = torch.zeros_like(power), torch.where(is_mixed, 1 - power, 0.0)
+    is_last = is_mixed & (step_size(high) >= num_particles / 2)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         fits = step_size(middle) >= num_particles / 2
@@ -215,8 +222,8 @@ class ConditionalDraws:
             raise ValueError(
                 f"{name} expects given entries that the model can explain, got an effective sample "
                 f"size of {size:.1f} in {listed(poor)}: the density of these entries is zero, or "
-                "latents that fit them are too hard to find. Check units and values, leave the entries that are "
-                "far from the training data out, or train longer"
+                "latents that fit them are too hard to find. Check units and values, or leave the "
+                "entries out that are far from the training data"
             )
 
 

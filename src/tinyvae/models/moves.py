@@ -18,6 +18,7 @@ from tinyvae.models.particles import Particles, chosen, interleaved, replaying
 
 JUMPS = 0.1  # share of the steps that have full length, from one mode to another
 FREEDOM = 5  # degrees of freedom of the fitted proposal, whose tails are heavier than the target's
+MAX_FITTED = 256  # dimensions, because a covariance takes their cube to factorize
 RIDGE = 1e-6  # relative variance that keeps a fitted covariance positive definite
 
 # Given vectors (n, B, D) to move and other ones, return the proposals (n, B, D) and the log ratio
@@ -47,9 +48,12 @@ class Moves:
         """Move each particle once or twice. Return them, and the share of accepted moves."""
         if not particles.are_real:
             return self.gibbs(particles)
-        particles, fitted = self._move_halves(particles, self._fitted_proposal)
-        particles, differential = self._move_halves(particles, self._differential_proposal)
-        return particles, (fitted + differential) / 2
+        if particles.num_dims <= MAX_FITTED:
+            particles, first = self._move_halves(particles, self._fitted_proposal)
+        else:
+            particles, first = self.gibbs(particles)
+        particles, second = self._move_halves(particles, self._differential_proposal)
+        return particles, (first + second) / 2
 
     def gibbs(self, particles: Particles) -> tuple[Particles, Tensor]:
         r"""Propose latents of the completed example by the encoder.

@@ -41,6 +41,11 @@ class Particles:
         are_real = all(term.posterior.log_form().support == "reals" for term in terms)
         return cls(points, output.log_px, log_prior, log_q, are_real)
 
+    @property
+    def num_dims(self) -> int:
+        """Number of dimensions of all latents of an example."""
+        return sum(point.shape[2:].numel() for point in self.points)
+
     def log_weight(self) -> Tensor:
         """Return log w of each particle, ``(K, B)``, -inf if it is undefined."""
         log_weight = self.log_px + self.log_prior - self.log_q
