@@ -3,7 +3,8 @@
 Semi-supervised: sets of fewer than 1,000 rows are resampled with replacement to 1,000; training is
 on the first half of the normal rows, the test on the others and on all anomalies. Copies of one row
 then stand in training and test. ``distinct`` is the same without resampling: the rows are permuted.
-Unsupervised: training is on a bootstrap of all rows, the test on all rows.
+Unsupervised: training is on a bootstrap of all rows, the test on all rows. Rows are standardized by
+the training rows.
 """
 
 import argparse
@@ -92,8 +93,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 train, test, y = split(data["X"], data["y"], setting, seed)
                 for method in args.methods:
                     start = time.perf_counter()
-                    a, b = (train, test) if method == "VAEDetector" else standardize(train, test)
-                    scores = METHODS[method](a, b, seed)
+                    scores = METHODS[method](*standardize(train, test), seed)
                     yield {
                         "set": path.stem,
                         "setting": setting,
