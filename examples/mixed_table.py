@@ -20,7 +20,6 @@ from tinyvae import ELBO, MLP, VAE, GaussianEncoder, Optimization, Trainer, impu
 from tinyvae.likelihoods import MaskedLikelihood, MixedLikelihood
 from tinyvae.plotting import save_figure
 
-KINDS = {"distance": "positive", "spent": "positive", "visits": "count", "rooms": "count"}
 LEVELS = {
     "member": ("no", "yes"),
     "student": ("no", "yes"),
@@ -67,7 +66,7 @@ def expect_by_process(x: Tensor, num_samples: int = 4000) -> Tensor:
 
 def fit(table: dict[str, list], seed: int = 0, epochs: int = 100) -> tuple[VAE, Tensor]:
     """Build a VAE from the columns of the table, and fit it to the observed values."""
-    columns = MixedLikelihood.from_table(table, kinds=KINDS)
+    columns = MixedLikelihood.from_table(table)
     x = columns.to_tensor(table)
     torch.manual_seed(seed)
     likelihood = MaskedLikelihood(columns)

@@ -36,6 +36,7 @@ from tinyvae.likelihoods import (
     ZeroInflatedLikelihood,
 )
 from tinyvae.models.serialization import build_part, describe_part
+from tinyvae.testing import check_likelihood
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -617,6 +618,19 @@ def test_other_kinds_agree_with_their_documented_likelihoods():
         torch.testing.assert_close(each[:, [i]], own.factors(part, 1).log_prob(rows[:, [i]]))
     assert likelihood.check_support(rows)
     assert len(likelihood.blocks) == 9
+
+
+@pytest.mark.slow
+@for_each("name", [name for name, column in MORE.items() if column.is_modeled])
+def test_other_kinds_keep_the_contract(name):
+    check_likelihood(MixedLikelihood([MORE[name], MORE["unit"]]), (1,), spread=0.5)
+
+
+def test_columns_of_the_earlier_format_are_read():
+    stored = [("age", "number", (), 40.0, 12.0), ("sex", "binary", ("f", "m"), 0.0, 1.0, "", 1.0)]
+    likelihood = MixedLikelihood(stored)
+    assert likelihood.modeled == likelihood.columns
+    assert likelihood.config()["columns"][0][:5] == stored[0]
 
 
 def test_columns_of_other_kinds_share_blocks():

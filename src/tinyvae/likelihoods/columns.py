@@ -171,7 +171,7 @@ class Column:
         if self.levels:
             return f"{len(self.levels)} levels {reprlib.repr(list(self.levels))}"
         if self.kind == "date":
-            middle = describe_date(self.origin + round(self.shift * self.step), self.dtype)
+            middle = describe_date(self.origin + round(self.shift) * self.step, self.dtype)
             return f"mean {middle}, std {self.scale:.4g} {describe_step(self.step, self.dtype)}"
         place = f"mean {self.shift:.4g}, std {self.scale:.4g}"
         heavy = f"center {self.shift:.4g}, scale {self.scale:.4g}"

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 from uuid import UUID
 
 import numpy as np
@@ -38,7 +38,7 @@ Kind: TypeAlias = Literal[
     "constant",
     "identifier",
 ]
-KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 NOT_MODELED = ("constant", "identifier")
 WITH_LEVELS = ("binary", "category", "ordinal")
 

@@ -140,11 +140,12 @@ class MixedLikelihood(Likelihood):
         - ``count``: integers >= 0 near zero (mean at most 10, or at most 100 and twice the
           standard deviation) that a negative binomial fits: not less dispersed than counts,
           without many more or fewer zeros, and, if there are few values, with their frequencies.
-        - ``ordinal``: five to ten adjacent integers whose frequencies have one peak, or 11 to 20
-          integers. ``category``: other integers of at most ten values. Ten rows on average have
-          each value.
-        - ``amount``: numbers of which one value is in 5 % of the rows, and in five times as many as
-          its neighbors, such as zeros. The other values are searched once more, up to five points.
+        - ``ordinal``: five to ten adjacent integers whose frequencies have one peak, eight or more
+          adjacent integers, or 11 to 20 integers near each other. ``category``: other integers of
+          at most ten values. Ten rows on average have each value.
+        - ``amount``: numbers of which one value is in 5 % of the rows, and in three times as many
+          as each rarer value next to it, such as zeros. The other values are searched once more,
+          up to five points.
         - ``bounded``, ``positive``, ``heavy``, ``modes``: the density that gains most over a normal
           one, at least 0.05 nats per value and 10 nats in all: a logit-normal for numbers that fill
           much of [0, 1], [0, 100] or [-1, 1]; a log-normal, if its standard deviation is about that
