@@ -33,6 +33,7 @@ from tinyvae.encoders.quantized import VectorQuantizedEncoder
 from tinyvae.flows import Flow
 from tinyvae.likelihoods import Learned
 from tinyvae.priors import (
+    AutoregressivePrior,
     CategoricalPrior,
     FittedPrior,
     FlowPrior,
@@ -213,6 +214,7 @@ REAL_PRIORS = {
     "gaussian": lambda: GaussianPrior(2),
     "full": lambda: FullGaussianPrior(2),
     "mixture": lambda: MixturePrior(2, num_components=3),
+    "autoregressive": lambda: AutoregressivePrior(2, hidden=(6,), num_components=3),
     "vamp": lambda: VampPrior(2, input_shape=4, num_components=3, learned_weights=True),
     "flow": lambda: FlowPrior(perturbed_flow(2)),
     "density": lambda: FittedPrior.fit(torch.randn(50, 2), FullGaussianPrior(2)),

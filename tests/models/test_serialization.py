@@ -69,6 +69,7 @@ from tinyvae.likelihoods import (
 from tinyvae.models.serialization import ACTIVATIONS, PARTS, build_part, describe_part
 from tinyvae.networks import ConcatContext
 from tinyvae.priors import (
+    AutoregressivePrior,
     CategoricalPrior,
     CodePrior,
     ConditionalPrior,
@@ -175,6 +176,7 @@ EXAMPLES = [
     GaussianPrior((2, 3)),
     FullGaussianPrior(3),
     MixturePrior((2, 3), num_components=4),
+    AutoregressivePrior(3, hidden=(5,), num_components=2),
     FittedPrior(MixturePrior(2, num_components=3)),
     VampPrior(2, input_shape=(1, 4, 4), num_components=3, context_shape=(2,), learned_weights=True),
     VampPrior(2, input_shape=5, num_components=3),

@@ -36,6 +36,7 @@ from tinyvae.flows import Flow
 from tinyvae.models.serialization import build_part, describe_part
 from tinyvae.networks import ConcatContext
 from tinyvae.priors import (
+    AutoregressivePrior,
     CategoricalPrior,
     CodePrior,
     ConditionalPrior,
@@ -50,6 +51,7 @@ from tinyvae.priors import (
     StandardLaplace,
 )
 from tinyvae.testing import check_prior
+from tinyvae.testing.contract import perturbed
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -109,6 +111,8 @@ PRIORS = {
     "mixture": (lambda: MixturePrior(2, num_components=3), None),
     "mixture, 1 of 1": (lambda: MixturePrior(1, num_components=2), NUMBERS),
     "mixture, spatial": (lambda: MixturePrior((2, 1, 1), num_components=3), None),
+    "autoregressive": (lambda: AutoregressivePrior(3, hidden=(8,), num_components=2), None),
+    "autoregressive, context": (lambda: AutoregressivePrior(2, hidden=(4, 5)), NUMBERS),
     "categorical": (lambda: CategoricalPrior(4), None),
     "categorical, learned": (lambda: CategoricalPrior(3, num_variables=(2, 2), learned=True), None),
     "gumbel-softmax": (lambda: GumbelSoftmaxPrior(3), None),
@@ -387,6 +391,49 @@ def test_fitted_prior_by_gradient(density):
     assert after > before + 0.3 if isinstance(density(), FlowPrior) else after > before - 1e-2
 
 
+# Autoregressive prior -----------------------------------------------------------------------------
+
+
+def autoregressive(dim=2):
+    return perturbed(AutoregressivePrior(dim, hidden=(16, 16), num_components=3), 0.5).double()
+
+
+def test_autoregressive_prior_starts_standardized():
+    conditional = AutoregressivePrior(4, num_components=5).conditional(torch.randn(7, 4))
+    torch.testing.assert_close(conditional.mean, torch.zeros(7, 4), rtol=0, atol=1e-6)
+    torch.testing.assert_close(conditional.variance, torch.ones(7, 4), rtol=0, atol=1e-6)
+
+
+def test_autoregressive_prior_reads_earlier_dimensions_only():
+    prior = autoregressive(dim=4)
+    slopes = sum(
+        torch.autograd.functional.jacobian(lambda z: prior.conditional(z).mean, z).abs()
+        for z in torch.randn(20, 4)
+    )
+    assert (slopes.triu() == 0).all()
+    assert (slopes[*torch.tril_indices(4, 4, -1)] > 0).all()
+
+
+def test_autoregressive_prior_integrates_to_one():
+    grid = torch.linspace(-15, 15, 1001, dtype=torch.float64)
+    z = torch.stack(torch.meshgrid(grid, grid, indexing="ij"), -1)
+    mass = autoregressive()().log_prob(z).exp().sum() * (grid[1] - grid[0]) ** 2
+    assert mass.item() == pytest.approx(1, abs=1e-6)
+
+
+def test_autoregressive_prior_is_finite_far_from_the_data():
+    far = torch.tensor([[1e7, -1e7], [-1e7, 3.0]], dtype=torch.float32)
+    assert torch.isfinite(autoregressive().float()().log_prob(far)).all()
+
+
+def test_autoregressive_prior_fits_clusters():
+    z = clusters()
+    prior = AutoregressivePrior(2, hidden=(32,), num_components=4)
+    fit = FittedPrior.fit(z, prior, steps=400, learning_rate=1e-2)
+    mixture = FittedPrior.fit(z, MixturePrior(2, num_components=3))
+    assert fit().log_prob(z).mean() > mixture().log_prob(z).mean() - 0.1
+
+
 # Sampling given a context -------------------------------------------------------------------------
 
 
@@ -462,6 +509,16 @@ ERRORS = {
         lambda: MixturePrior(2, num_components=0),
         ValueError,
         "MixturePrior expects num_components >= 1, got 0",
+    ),
+    "autoregressive, no component": (
+        lambda: AutoregressivePrior(2, num_components=0),
+        ValueError,
+        "AutoregressivePrior expects num_components >= 1, got 0",
+    ),
+    "autoregressive, one dimension": (
+        lambda: AutoregressivePrior(1),
+        ValueError,
+        r"AutoregressivePrior expects a vector of 2 or more dimensions, got \(1,\)",
     ),
     "one class": (
         lambda: CategoricalPrior(1),

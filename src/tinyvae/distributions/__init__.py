@@ -10,6 +10,7 @@ Log densities include their constants and are in nats. :class:`TorchDistribution
 """
 
 from tinyvae.distributions.adapter import TorchDistribution as TorchDistribution
+from tinyvae.distributions.autoregressive import Autoregressive as Autoregressive
 from tinyvae.distributions.base import Distribution as Distribution
 from tinyvae.distributions.base import Independent as Independent
 from tinyvae.distributions.base import Wrapper as Wrapper

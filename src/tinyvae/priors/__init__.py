@@ -1,5 +1,6 @@
 """Priors: modules whose ``forward`` returns p(z), or p(z given context)."""
 
+from tinyvae.priors.autoregressive import AutoregressivePrior as AutoregressivePrior
 from tinyvae.priors.base import ConditionalPrior as ConditionalPrior
 from tinyvae.priors.base import JointPrior as JointPrior
 from tinyvae.priors.base import PosteriorOf as PosteriorOf

@@ -24,8 +24,8 @@ from tinyvae.training import EarlyStopping, History, Optimization, Trainer
 HIDDEN = (128, 128)
 MAX_LATENT = 32
 NUM_SAMPLES = 5  # one sample leaves weak dependences between columns unused
-UPDATES, MIN_EPOCHS = 2000, 5  # at most and at least, before the learning rate decays
-PATIENCE = 300  # updates
+UPDATES, MIN_EPOCHS = 2500, 5  # at most and at least, before the learning rate decays
+PATIENCE = 500  # updates
 DECAY = 0.25  # length of the decay, as a share of the updates before it
 MAX_HELD_OUT = 10_000  # rows
 MOST_HIDDEN = 0.5  # largest share of the entries of a row that training hides
@@ -81,13 +81,12 @@ def fit_vae(
         learning_rates={"likelihood": 1e-2} if has_parameters else {},
         clip_norm=10.0,
     )
+    stopping = EarlyStopping("validation/iwae_nats", patience=patience)
     trainer = Trainer(
         vae,
         IWAE(NUM_SAMPLES),
         optimization,
-        callbacks=[EarlyStopping("validation/iwae_nats", patience=patience)]
-        if early_stopping
-        else [],
+        callbacks=[stopping] if early_stopping else [],
         seed=seed,
         device=device,
         progress=verbose,
@@ -113,13 +112,13 @@ def compose_vae(
     seed: int,
 ) -> VAE:
     """Return an untrained VAE of rows ``(D,)``."""
-    latent_dim = max(2, min(MAX_LATENT, width // 2 + 1)) if latent_dim == "auto" else latent_dim
+    size = max(2, min(MAX_LATENT, width // 2 + 1)) if latent_dim == "auto" else latent_dim
     widths = HIDDEN if hidden == "auto" else tuple(hidden)
     with forked_rng(torch.device("cpu"), derive_seed(seed, Stream.ORDER)):
         likelihood = MaskedLikelihood(columns, show_mask=True)
         network = MLP(likelihood.input_shape((width,)), widths, activation=nn.SiLU)
-        decoder = MLP(latent_dim, widths[::-1], activation=nn.SiLU)
-        encoder = GaussianEncoder(network, latent_dim)
+        decoder = MLP(size, widths[::-1], activation=nn.SiLU)
+        encoder = GaussianEncoder(network, size)
         return VAE(encoder, decoder, likelihood, data_shape=(width,))
 
 

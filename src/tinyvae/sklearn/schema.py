@@ -120,7 +120,8 @@ class Schema:
         A DataFrame has no columns of identifiers. An array has NaN there.
         """
         if is_frame(self.template):
-            return likelihood.to_frame(rows)
+            frame = likelihood.to_frame(rows)  # objects that are all text have become text
+            return frame.astype({label: self.template[label].dtype for label in frame.columns})
         arrays = likelihood.to_arrays(rows)
         nothing = np.full(len(rows), np.nan)
         columns = [np.asarray(arrays.get(c.label, nothing)) for c in likelihood.columns]

@@ -1,6 +1,7 @@
 """Synthesis of tables."""
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from tinyvae.core.random import forked_rng
 from tinyvae.models.inputs import require_count
 from tinyvae.sklearn.base import LARGEST_SEED, TableEstimator
+from tinyvae.sklearn.tables import is_frame
 
 
 class VAESynthesizer(TableEstimator):
@@ -75,7 +77,11 @@ class VAESynthesizer(TableEstimator):
                     f"{column.describe()}: leave it out"
                 )
         modeled = self.columns_.modeled
-        cells = {column.name: [values.get(column.name)] for column in modeled}
+        cells: dict[str, Any] = {column.name: [values.get(column.name)] for column in modeled}
+        for column in modeled:
+            if column.kind == "date" and is_frame(template := self._schema.template):
+                cell = import_module("pandas").Series(cells[column.name])
+                cells[column.name] = cell.astype(template[column.label].dtype)
         row: Tensor = self.columns_.to_tensor(cells).double()[0]
         if (outside := ~self.columns_.in_support(row.nan_to_num(0.0)) & ~torch.isnan(row)).any():
             name = modeled[int(outside.nonzero()[0])].name

@@ -1,0 +1,68 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from tinyvae.sklearn import VAESynthesizer
+
+
+@pytest.fixture(scope="module")
+def synthesizer(imputer):
+    return VAESynthesizer.from_fitted(imputer)
+
+
+def test_sample_has_the_dtypes_and_levels_of_the_table(synthesizer, frame):
+    drawn = synthesizer.sample(40)
+    assert drawn.dtypes.tolist() == frame.dtypes.tolist()
+    assert drawn.drop(columns="empty").notna().all(axis=None)
+    assert set(drawn["city"]) <= {"Bern", "Oslo", "Rome"}
+    assert (drawn["unit"] == 3).all()
+
+
+def test_sample_repeats_with_its_random_state(synthesizer):
+    first, again, other = (synthesizer.sample(5, random_state=s) for s in (1, 1, 2))
+    pd.testing.assert_frame_equal(first, again)
+    assert not first.equals(other)
+    pd.testing.assert_frame_equal(synthesizer.sample(5), synthesizer.sample(5))
+
+
+def test_sample_keeps_given_values(synthesizer):
+    given = {"city": "Oslo", "smokes": True, "visits": 7, "born": pd.Timestamp("1990-05-05")}
+    drawn = synthesizer.sample(30, given=given)
+    for name, value in given.items():
+        assert (drawn[name] == value).all()
+    same = synthesizer.sample(30, given=given | {"born": "1990-05-05"})
+    pd.testing.assert_frame_equal(drawn, same)
+    assert drawn["income"].nunique() == 30
+
+
+@pytest.mark.slow
+def test_sample_draws_from_the_conditional_distribution():
+    rng = np.random.default_rng(0)
+    x = rng.multivariate_normal([0, 0], [[1, 0.8], [0.8, 1]], 2000)
+    synthesizer = VAESynthesizer(max_epochs=60, random_state=0).fit(x)
+    drawn = synthesizer.sample(2000, given={"x0": 1.0})
+    assert (drawn[:, 0] == 1).all()
+    assert drawn[:, 1].mean() == pytest.approx(0.8, abs=0.15)
+    assert drawn[:, 1].std() == pytest.approx(0.6, abs=0.1)
+    free = synthesizer.sample(4000)
+    assert np.corrcoef(free.T)[0, 1] == pytest.approx(0.8, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"town": "Oslo"}, "town"),
+        ({"city": "Paris"}, "Paris"),
+        ({"unit": 4.0}, "leave it out"),
+    ],
+)
+def test_sample_refuses_values_that_the_model_cannot_draw(synthesizer, given, words):
+    with pytest.raises(ValueError, match=words):
+        synthesizer.sample(3, given=given)
+
+
+def test_sample_leaves_identifiers_out():
+    frame = pd.DataFrame({"key": [f"row {i}" for i in range(30)]})
+    frame["x"] = np.random.default_rng(0).normal(size=30)
+    synthesizer = VAESynthesizer(max_epochs=1, random_state=0).fit(frame)
+    assert synthesizer.sample(3).columns.tolist() == ["x"]
