@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "flows": "core distributions",
     "encoders": "core distributions networks flows",
     "likelihoods": "core distributions",
-    "priors": "core distributions flows encoders",
+    "priors": "core distributions networks flows encoders",
     "models": "errors io core distributions networks flows encoders likelihoods priors",
     "objectives": "schedules core distributions models",
     "evaluation": "core distributions models",
@@ -45,7 +45,8 @@ MAY_IMPORT = {
     ),
     "training": "_version _devices errors schedules io core plotting",  # no model and no objective
     "sklearn": (
-        "core distributions networks encoders likelihoods models objectives evaluation training"
+        "schedules core distributions networks encoders likelihoods priors models objectives "
+        "evaluation training"
     ),
 }
 

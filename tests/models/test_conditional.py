@@ -408,7 +408,7 @@ def test_sample_refuses_impossible_entries():
 
 def test_sample_given_refuses_other_shapes():
     vae = LinearGaussian(2).vae
-    with pytest.raises(ValueError, match="needs a decoder that returns"):
+    with pytest.raises(ValueError, match="does not accept a batch of shape"):
         vae.sample(1, given=torch.zeros(2, D, D))
     with pytest.raises(ValueError, match="num_draws >= 1"):
         conditional_draws(vae, ROW[None], num_draws=0)

@@ -222,6 +222,7 @@ def test_parts_holds_every_public_part():
         tinyvae.Encoder,
         tinyvae.Likelihood,
         tinyvae.networks.Network,
+        tinyvae.likelihoods.Mechanism,
         tinyvae.likelihoods.PositiveParameter,
         tinyvae.encoders.NetworkEncoder,
         tinyvae.flows.NormalizingFlow,

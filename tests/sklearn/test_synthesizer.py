@@ -32,7 +32,15 @@ def test_sample_keeps_given_values(synthesizer):
         assert (drawn[name] == value).all()
     same = synthesizer.sample(30, given=given | {"born": "1990-05-05"})
     pd.testing.assert_frame_equal(drawn, same)
-    assert drawn["income"].nunique() == 30
+
+
+def test_sample_limits_numbers_to_their_range(imputer, frame):
+    synthesizer = VAESynthesizer.from_fitted(imputer)
+    limits = frame["income"].min(), frame["income"].max()
+    assert synthesizer.sample(200)["income"].between(*limits).all()
+    free = synthesizer.set_params(clip=False).sample(200)["income"]
+    assert free.nunique() == 200
+    assert not free.between(*limits).all()
 
 
 @pytest.mark.slow

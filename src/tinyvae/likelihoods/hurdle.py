@@ -107,9 +107,13 @@ class HurdleLikelihood(ExactBuffers, LikelihoodWrapper):
         """Return a boolean tensor ``(B, P, *E)``, true where ``x`` ``(B, *E)`` is a point."""
         return equals_points(x.unsqueeze(1), self._points(x.dim() - 1))
 
+    def is_point(self, x: Tensor) -> Tensor:
+        """Return a boolean tensor, true for each entry of ``x`` ``(B, *E)`` that is a point."""
+        return self._hits(x).any(1)
+
     def _inner(self, x: Tensor) -> Tensor:
         """Return the data of the wrapped likelihood, in which points are missing."""
-        return x.masked_fill(self._hits(x).any(1), torch.nan)
+        return x.masked_fill(self.is_point(x), torch.nan)
 
     def input_shape(self, data_shape: Sequence[int]) -> torch.Size:
         """Return the encoder's input shape: ``1 + P`` times as long along the first dimension."""
@@ -148,7 +152,7 @@ class HurdleLikelihood(ExactBuffers, LikelihoodWrapper):
 
     def in_support(self, x: Tensor) -> Tensor:
         """Return true for each entry that is a point or in the support of the likelihood."""
-        is_point = self._hits(x).any(1)
+        is_point = self.is_point(x)
         return is_point | self.likelihood.in_support(torch.where(is_point, self._inside(x), x))
 
     def check_support(self, x: Tensor) -> bool:

@@ -48,7 +48,7 @@ MIN_PEAK_LEVELS, MIN_ORDINAL_LEVELS = 5, 8  # of ordinal columns, with and witho
 MIN_ROWS = 20  # from which whole numbers of a floating-point type count as integers
 MAX_ROWS, MANY_ROWS = 2_000, 100_000  # from which densities are fitted, and values are counted
 MIN_GAIN, MIN_EVIDENCE = 0.05, 10.0  # nats per value and in all, of a density over the normal one
-MIN_SHARE, MIN_REPEATS, MIN_EXCESS = 0.05, 10, 3  # of a value that is a point; excess: times
+MIN_SHARE, MIN_REPEATS, MIN_EXCESS = 0.2, 10, 3  # of a value that is a point; excess: times
 NEIGHBORS, MAX_POINTS = 5, 5
 LARGEST_INTEGER = 2**53  # up to it, float64 holds every integer
 # Bounds that are plain, and the part of the interval in which values must lie on both sides.
@@ -151,13 +151,17 @@ def guess_density(values: Array, *, allow_points: bool = True) -> Guess:
     inside = rows[(rows > bounds[0]) & (rows < bounds[1])] if bounds else rows
     if inside.std() == 0:
         return Guess("number", "few values")
-    fits: dict[Kind, float] = {"heavy": student_fit(inside)[0]}
+    fits: dict[Kind, float] = {}
+    if not has_majority(inside):  # at which the density of a Student t would be unbounded
+        fits["heavy"] = student_fit(inside)[0]
     if allow_points and bounds:
         fits["bounded"] = logit_normal_fit(inside, *bounds)
     if is_positive and len(inside) == len(rows):
         fits["positive"] = log_normal_fit(rows)
     if allow_points and len(modes := find_modes(inside)) > 1:
         fits["modes"] = mixture_fit(inside, modes)[0]
+    if not fits:
+        return Guess("number", "")
     normal = normal_fit(inside)
     kind: Kind = max(fits, key=fits.__getitem__)
     gain = fits[kind] - normal
@@ -172,9 +176,9 @@ def guess_density(values: Array, *, allow_points: bool = True) -> Guess:
 def find_points(values: Array) -> tuple[float, ...]:
     """Return values that repeat so often that a density cannot hold them, the most frequent first.
 
-    A point has at least 5 % of the values, and three times the rows of each of the five distinct
-    values on both sides that has less than 5 %. After the first pass, the other values are searched
-    again, so that a point may also hold 5 % of what is not at another point.
+    A point has at least 20 % of the values, and three times the rows of each of the five distinct
+    values on both sides that has less than 20 %. After the first pass, the other values are
+    searched again, so that a point may also hold 20 % of what is not at another point.
     """
     points: list[float] = []
     for _ in range(2):
@@ -190,6 +194,11 @@ def find_points(values: Array) -> tuple[float, ...]:
         points += [float(distinct[index]) for index in found]
         values = values[~np.isin(values, distinct[found])]
     return tuple(points)
+
+
+def has_majority(values: Array) -> bool:
+    """Return True if more than half of the values are equal."""
+    return bool(np.unique(values, return_counts=True)[1].max() > len(values) / 2)
 
 
 def plain_bounds(values: Array) -> tuple[float, ...]:

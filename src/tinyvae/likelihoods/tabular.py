@@ -12,6 +12,7 @@ from tinyvae.likelihoods.base import Likelihood, check_values
 from tinyvae.likelihoods.blocks import build_block, group_columns
 from tinyvae.likelihoods.columns import Column
 from tinyvae.likelihoods.conversion import fill, to_arrays, to_frame, to_tensor
+from tinyvae.likelihoods.hurdle import HurdleLikelihood
 from tinyvae.likelihoods.inference import infer_columns
 from tinyvae.likelihoods.kinds import Kind
 from tinyvae.likelihoods.wrappers import check_factorizes
@@ -143,7 +144,7 @@ class MixedLikelihood(Likelihood):
         - ``ordinal``: five to ten adjacent integers whose frequencies have one peak, eight or more
           adjacent integers, or 11 to 20 integers near each other. ``category``: other integers of
           at most ten values. Ten rows on average have each value.
-        - ``amount``: numbers of which one value is in 5 % of the rows, and in three times as many
+        - ``amount``: numbers of which one value is in 20 % of the rows, and in three times as many
           as each rarer value next to it, such as zeros. The other values are searched once more,
           up to five points.
         - ``bounded``, ``positive``, ``heavy``, ``modes``: the density that gains most over a normal
@@ -307,6 +308,16 @@ class MixedLikelihood(Likelihood):
         result = torch.ones(x.shape, dtype=torch.bool, device=x.device)
         for block, indices in self._indexed_blocks():
             result[..., indices] = block.in_support(x.index_select(-1, indices))
+        return result
+
+    def has_mass(self, x: Tensor) -> Tensor:
+        """Return true for each entry of ``x`` ``(N, D)`` that has a mass instead of a density."""
+        result = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
+        for block, indices in self._indexed_blocks():
+            if isinstance(block, HurdleLikelihood):
+                result[:, indices] = block.is_point(x.index_select(1, indices))
+            else:
+                result[:, indices] = block.takes_integers
         return result
 
     def check_support(self, x: Tensor) -> bool:

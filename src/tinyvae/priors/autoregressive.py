@@ -113,6 +113,6 @@ class AutoregressivePrior(Prior):
 
 def _standardized(num_components: int) -> Tensor:
     """Return logits, means and log scales of a mixture of mean 0 and variance 1, ``(3 M,)``."""
-    means = torch.linspace(-1.0, 1.0, num_components) if num_components > 1 else torch.zeros(1)
+    means = (2 * torch.arange(num_components) + 1) / num_components - 1  # variance below 1
     log_stds = 0.5 * torch.log1p(-means.square().mean()).expand(num_components)
     return torch.cat([torch.zeros(num_components), means, log_stds])

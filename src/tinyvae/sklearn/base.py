@@ -17,7 +17,7 @@ from tinyvae.likelihoods.kinds import Kind
 from tinyvae.likelihoods.tables import Array
 from tinyvae.models import VAE
 from tinyvae.sklearn.posterior import contributions
-from tinyvae.sklearn.recipe import fit_vae
+from tinyvae.sklearn.recipe import PriorName, fit_vae
 from tinyvae.sklearn.schema import Schema, infer_likelihood
 from tinyvae.sklearn.tables import columns_of, validate_table
 
@@ -52,6 +52,8 @@ class TableEstimator(BaseEstimator, ABC):
         n_features_in_: Number of columns.
         feature_names_in_: Names of the columns, if all of them are strings.
     """
+
+    _prior: PriorName = "normal"
 
     def __init__(
         self,
@@ -101,6 +103,7 @@ class TableEstimator(BaseEstimator, ABC):
         vae, self.history_ = fit_vae(
             likelihood,
             likelihood.to_tensor(columns_of(table)),
+            prior=self._prior,
             latent_dim=self.latent_dim,
             hidden=self.hidden,
             max_epochs=self.max_epochs,
@@ -144,9 +147,10 @@ class TableEstimator(BaseEstimator, ABC):
         return self.columns_.describe()
 
     def score_samples(self, X: Any) -> Array:  # noqa: N803
-        """Return log p(x) of each row, ``(N,)``, nats, in the units of the table.
+        """Return log p(x) of each row, ``(N,)``, nats.
 
-        It is estimated by importance sampling. Missing entries are integrated out. With ``n``
+        Densities count in units of the standard deviation of their column, so that the units of the
+        table change no score. It is estimated by importance sampling. Missing entries are integrated out. With ``n``
         observed training values, a level that training did not show, a value outside the support of
         its column, or another value than that of a constant has the probability 1 / (n + 2).
         """

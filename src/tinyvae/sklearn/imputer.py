@@ -16,7 +16,7 @@ from tinyvae.likelihoods.tables import Array
 from tinyvae.sklearn.base import LARGEST_SEED, TableEstimator
 from tinyvae.sklearn.tables import is_frame
 
-NUM_SAMPLES = 1024  # of z per row; a power of two balances the Sobol sequence
+NUM_SAMPLES = 256  # of z per row; a power of two balances the Sobol sequence
 
 
 class VAEImputer(TransformerMixin, TableEstimator):

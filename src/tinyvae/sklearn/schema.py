@@ -8,6 +8,10 @@ gives all such values together the probability
     p(x) = \frac{n + 1}{n + 2}\, p_{\text{model}}(x) \text{ for all others}
 
 which is normalized. The encoder reads an unseen value as missing.
+
+A density counts in units of the standard deviation of its column. Without that, the score of a row
+would depend on the units of the table wherever some values of a column have a mass, such as the
+zeros of amounts, and wherever some are missing.
 """
 
 from collections.abc import Mapping
@@ -65,6 +69,8 @@ class Schema:
         is_limited: True for each column that can meet an unseen value, ``(C,)``.
         is_empty: True for each column without observed training values, ``(C,)``.
         modeled: Positions of the columns that the model reads, in its order, ``(D,)``.
+        log_units: Logarithm of the unit of the density of each modeled column, ``(D,)``.
+        least, most: Range of the training values of each modeled column, ``(D,)``.
     """
 
     def __init__(self, table: Any, likelihood: MixedLikelihood) -> None:
@@ -77,13 +83,17 @@ class Schema:
         self.is_limited[self.modeled] = ~likelihood.in_support(probes).all(0).numpy()
         self.is_limited &= ~self.is_empty
         self.template = table.iloc[:0] if is_frame(table) else table[:0].copy()
+        self.log_units = np.zeros(len(self.modeled))
+        x = self.encode(table, likelihood)[0]
+        self.log_units = np.log(_spreads(x.masked_fill(likelihood.has_mass(x), torch.nan)))
+        self.least, self.most = np.nanmin(x.numpy(), 0), np.nanmax(x.numpy(), 0)
 
     def encode(self, table: Any, likelihood: MixedLikelihood) -> tuple[Tensor, Array]:
-        """Return the rows of a table for the model, and the terms of the rule of succession.
+        """Return the rows of a table for the model, and terms to add to -log p(x) of the model.
 
         Returns:
-            Rows ``(N, D)`` in float64, NaN for missing and unseen values, and minus the logarithm
-            of the factor of each entry, ``(N, C)``, nats.
+            Rows ``(N, D)`` in float64, NaN for missing and unseen values. Terms of each entry, by
+            the rule of succession and by the units of densities, ``(N, C)``, nats.
 
         Raises:
             ValueError: If a column of numbers holds text, or one of dates anything else.
@@ -104,7 +114,10 @@ class Schema:
         n = self.num_observed
         factors = np.where(unseen, np.log(n + 2), np.log((n + 2) / (n + 1)))
         terms: Array = np.where(present & self.is_limited, factors, 0.0)
-        return torch.from_numpy(x), terms
+        rows = torch.from_numpy(x)
+        has_density = ~(likelihood.has_mass(rows) | torch.isnan(rows)).numpy()
+        terms[:, self.modeled] -= np.where(has_density, self.log_units, 0.0)
+        return rows, terms
 
     def _constants(self, likelihood: MixedLikelihood) -> dict[int, Array]:
         """Return the value of each constant column, ``(1,)``, by position."""
@@ -132,6 +145,13 @@ class Schema:
         numbers = matrix.astype(np.float64)
         is_complete = self.template.dtype.kind == "f" or not np.isnan(numbers).any()
         return numbers.astype(self.template.dtype) if is_complete else numbers
+
+
+def _spreads(x: Tensor) -> Array:
+    """Return the standard deviation of each column of ``x`` ``(N, D)``, 1 if it has none."""
+    variance = torch.nanmean((x - torch.nanmean(x, 0)).square(), 0).nan_to_num(0.0)
+    spreads: Array = torch.where(variance > 0, variance.sqrt(), 1.0).numpy()
+    return spreads
 
 
 def _encode(column: Column, values: Array, present: Array) -> Array:

@@ -1,8 +1,8 @@
 """Synthesis of tables."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from sklearn.utils import check_random_state
@@ -10,6 +10,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from tinyvae.core.random import forked_rng
+from tinyvae.likelihoods import Likelihood, MixedLikelihood
+from tinyvae.likelihoods.kinds import Kind
 from tinyvae.models.inputs import require_count
 from tinyvae.sklearn.base import LARGEST_SEED, TableEstimator
 from tinyvae.sklearn.tables import is_frame
@@ -18,7 +20,12 @@ from tinyvae.sklearn.tables import is_frame
 class VAESynthesizer(TableEstimator):
     """Synthesizer of rows, freely or given values of some columns.
 
+    Its model has an autoregressive prior, whose draws follow the table more closely than those of
+    N(0, I).
+
     Args:
+        clip: True to limit drawn numbers to the range of the training rows, which tails of the
+            densities exceed.
         latent_dim, hidden, likelihood, kinds, max_epochs, early_stopping, validation_fraction, \
         random_state, device, verbose: See :class:`~tinyvae.sklearn.base.TableEstimator`, also for
             the attributes.
@@ -32,6 +39,37 @@ class VAESynthesizer(TableEstimator):
         >>> synthesizer.sample(4, given={"x1": 0.5})[:, 1]
         array([0.5, 0.5, 0.5, 0.5])
     """
+
+    _prior = "autoregressive"
+
+    def __init__(
+        self,
+        *,
+        clip: bool = True,
+        latent_dim: int | Literal["auto"] = "auto",
+        hidden: Sequence[int] | Literal["auto"] = "auto",
+        likelihood: Literal["auto"] | MixedLikelihood | Mapping[str, Likelihood] = "auto",
+        kinds: Mapping[str, Kind] | None = None,
+        max_epochs: int | None = None,
+        early_stopping: bool = True,
+        validation_fraction: float = 0.1,
+        random_state: Any = None,
+        device: str = "auto",
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(
+            latent_dim=latent_dim,
+            hidden=hidden,
+            likelihood=likelihood,
+            kinds=kinds,
+            max_epochs=max_epochs,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            random_state=random_state,
+            device=device,
+            verbose=verbose,
+        )
+        self.clip = clip
 
     def sample(
         self,
@@ -61,8 +99,12 @@ class VAESynthesizer(TableEstimator):
         seed = int(check_random_state(state).randint(LARGEST_SEED))
         row = None if not given else self._row_of(given)
         with forked_rng(torch.device("cpu"), seed):
-            rows = self.vae_.sample(n_samples, given=row)
-        return self._to_table(rows.double())
+            rows = self.vae_.sample(n_samples, given=row).double()
+        if self.clip:
+            least, most = map(torch.from_numpy, (self._schema.least, self._schema.most))
+            limited = rows.clamp(least, most)
+            rows = limited if row is None else torch.where(torch.isnan(row), limited, rows)
+        return self._to_table(rows)
 
     def _row_of(self, given: Mapping[Any, Any]) -> Tensor:
         """Return a row of the model, ``(D,)``, NaN for what is to be drawn."""
