@@ -139,6 +139,16 @@ def test_gallery_example_runs(name, figures, tmp_path, monkeypatch, capsys):
     assert "nan" not in capsys.readouterr().out.split()
 
 
+def test_tables_example_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tables", "--epochs", "1", "--output", str(tmp_path)])
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    runpy.run_path(str(EXAMPLES / "tables.py"), run_name="__main__")
+    names = ("embedding", "filled", "scores", "synthetic")
+    figures = {f"tables_{name}.png" for name in names}
+    assert {path.name for path in tmp_path.iterdir()} == figures | {"customers.csv"}
+    assert "identifier" in capsys.readouterr().out
+
+
 def test_preemptible_example_ends_with_the_same_bytes(tmp_path, monkeypatch, capsys):
     arguments = ["--show", "--kills", "2", "--epochs", "15", "--output", str(tmp_path / "show")]
     monkeypatch.setattr(sys, "argv", ["preemptible", *arguments])

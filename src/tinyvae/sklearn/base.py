@@ -150,9 +150,10 @@ class TableEstimator(BaseEstimator, ABC):
         """Return log p(x) of each row, ``(N,)``, nats.
 
         Densities count in units of the standard deviation of their column, so that the units of the
-        table change no score. It is estimated by importance sampling. Missing entries are integrated out. With ``n``
-        observed training values, a level that training did not show, a value outside the support of
-        its column, or another value than that of a constant has the probability 1 / (n + 2).
+        table change no score. The estimate is by importance sampling. Missing entries are
+        integrated out. With ``n`` observed training values, a level that training did not show, a
+        value outside the support of its column, or another value than that of a constant has the
+        probability 1 / (n + 2).
         """
         return self._scores(self._validated(X))
 
