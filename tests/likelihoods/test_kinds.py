@@ -171,7 +171,7 @@ def test_few_rows_have_kinds_that_can_be_modeled(rows):
 def test_infer_columns_leaves_text_out_that_differs_in_most_rows():
     names = [f"name {i}" for i in range(30)]
     (column,) = infer_columns({"a": names})
-    assert column.describe() == "identifier, left out, every row has different text"
+    assert column.describe() == "identifier, left out, every row has different texts"
     assert infer_columns({"a": names}, {"a": "category"})[0].levels == tuple(sorted(names))
 
 
@@ -246,3 +246,19 @@ def test_draws_of_a_fitted_model_have_the_moments_of_the_columns():
         assert drawn[name].dtype == values.dtype
         assert abs(drawn[name].mean() - values.mean()) < 0.15 * values.std(), name
         assert drawn[name].std() == pytest.approx(values.std(), rel=0.15), name
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([f"2020-{month:02}-{day:02}" for month in range(1, 7) for day in range(1, 6)], "dates"),
+        ([f"{day}.{month}.2020" for month in range(1, 7) for day in range(1, 6)], "dates"),
+        ([f"{1000 + 7 * i:,}.50 EUR" for i in range(30)], "numbers"),
+        ([f"{i / 3:.2f}%" for i in range(30)], "numbers"),
+    ],
+)
+def test_text_that_hides_dates_or_numbers_is_left_out_with_a_warning(values, expected):
+    with pytest.warns(UserWarning, match=f"left out.* looks like {expected}: .*to_datetime|astype"):
+        likelihood = MixedLikelihood.from_table({"x": values, "y": [0.5, 1.5, 2.5] * 10})
+    assert likelihood.columns[0].kind == "identifier"
+    assert f"looks like {expected}" in likelihood.describe()

@@ -63,3 +63,11 @@ def test_import_without_scikit_learn_names_the_extra():
     assert output.returncode == 1
     assert "ImportError" in output.stderr
     assert "pip install 'tinyvae[sklearn]'" in output.stderr
+
+
+@pytest.mark.parametrize(
+    ("data", "remedy"), [({"x": [1.0, 2.0]}, r"pandas.DataFrame\(X\)"), ("x.csv", "read_csv")]
+)
+def test_fit_names_the_remedy_for_dictionaries_and_paths(data, remedy):
+    with pytest.raises(TypeError, match=f"VAEImputer expects a DataFrame or an array, .*{remedy}"):
+        VAEImputer().fit(data)

@@ -43,6 +43,19 @@ def test_sample_limits_numbers_to_their_range(imputer, frame):
     assert not free.between(*limits).all()
 
 
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (pd.DataFrame({"city": ["Oslo"]}), TypeError, "got a DataFrame: pass row.to_dict"),
+        ({"city": "Paris"}, ValueError, "a level of column 'city' in .*, got 'Paris'"),
+        ({"town": "Oslo"}, ValueError, "expects columns in"),
+    ],
+)
+def test_sample_refuses_what_it_cannot_condition_on(synthesizer, given, error, message):
+    with pytest.raises(error, match=message):
+        synthesizer.sample(3, given=given)
+
+
 @pytest.mark.slow
 def test_sample_draws_from_the_conditional_distribution():
     rng = np.random.default_rng(0)

@@ -53,6 +53,9 @@ NEIGHBORS, MAX_POINTS = 5, 5
 LARGEST_INTEGER = 2**53  # up to it, float64 holds every integer
 # Bounds that are plain, and the part of the interval in which values must lie on both sides.
 BOUNDS = ((0.0, 1.0, 0.35, 0.65), (0.0, 100.0, 50.0, 95.0), (-1.0, 1.0, -0.5, 0.5))
+IS_DATE = re.compile(r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}")
+# One number with a currency or a unit: "39,194.69", "12 EUR", "34%", "$5".
+IS_QUANTITY = re.compile(r"[$£€]?\s*[-+]?\d[\d.,' ]*\s*([%$£€]|[A-Za-z]{1,3})?")
 IS_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
@@ -96,9 +99,12 @@ def guess_text(name: str, num_rows: int, levels: Sequence[Any]) -> Guess:
             f"values in {num_rows} rows, such as {levels[0]!r:.80}: {remedy}, or leave it out, "
             f"kinds={{{name!r}: 'identifier'}}"
         )
+    if differs and (reason := _disguise(text)):
+        warn(f"column {name!r} is left out, as an identifier: its values are {reason}")
+        return Guess("identifier", reason)
     if differs:
         every = "every row has" if is_unique else f"{num_rows} rows have {len(levels)}"
-        return Guess("identifier", f"{every} different text")
+        return Guess("identifier", f"{every} different texts")
     if is_numeric and len(levels) > FEW_LEVELS:
         warn(f"column {name!r} holds numbers as text, so it is modeled as a category: {remedy}")
     return Guess("category", "text" if isinstance(levels[0], str) else "objects")
@@ -258,6 +264,16 @@ def _guess_few(values: Array) -> Guess:
         peak = ", frequencies with one peak" if has_one_peak else ""
         return Guess("ordinal", f"adjacent integers{peak}")
     return Guess("category", "few integers, in ten or more rows each")
+
+
+def _disguise(text: Sequence[Any]) -> str:
+    """Return what dates or numbers that are stored as text look like, and how to convert them."""
+    some = [level.strip() for level in text[:100] if isinstance(level, str)]
+    if some and all(IS_DATE.match(level) for level in some):
+        return "text that looks like dates: convert it with pandas.to_datetime"
+    if some and all(IS_QUANTITY.fullmatch(level) for level in some):
+        return "text that looks like numbers: take signs and units away, and use astype(float)"
+    return ""
 
 
 def _is_uuid(value: Any) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
@@ -12,6 +13,7 @@ from torch import Tensor
 from tinyvae.core.random import forked_rng
 from tinyvae.likelihoods import Likelihood, MixedLikelihood
 from tinyvae.likelihoods.kinds import Kind
+from tinyvae.likelihoods.tables import is_present
 from tinyvae.models.inputs import require_count
 from tinyvae.sklearn.base import LARGEST_SEED, TableEstimator
 from tinyvae.sklearn.tables import is_frame
@@ -90,11 +92,17 @@ class VAESynthesizer(TableEstimator):
                 integer gives the same rows in each call.
 
         Raises:
+            TypeError: If ``given`` is no mapping, such as a DataFrame.
             ValueError: If a column or a level of ``given`` is unknown, or if the model gives the
                 values no density.
         """
         check_is_fitted(self)
         require_count("sample", n_samples, "n_samples")
+        if not (given is None or isinstance(given, Mapping)):
+            raise TypeError(
+                "sample expects given as values by column name, {'age': 40}, got a "
+                f"{type(given).__name__}: pass row.to_dict() of each row, one call per row"
+            )
         state = self.random_state if random_state is None else random_state
         seed = int(check_random_state(state).randint(LARGEST_SEED))
         row = None if not given else self._row_of(given)
@@ -117,6 +125,13 @@ class VAESynthesizer(TableEstimator):
                 raise ValueError(
                     f"given expects columns that the model draws, got {column.name!r}, which is "
                     f"{column.describe()}: leave it out"
+                )
+            value = values.get(column.name)
+            is_given = is_present(np.array([value], dtype=object))[0]
+            if column.has_levels and is_given and value not in column.levels:
+                raise ValueError(
+                    f"given expects a level of column {column.name!r} in {list(column.levels)}, "
+                    f"got {value!r}"
                 )
         modeled = self.columns_.modeled
         cells: dict[str, Any] = {column.name: [values.get(column.name)] for column in modeled}

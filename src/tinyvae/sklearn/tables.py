@@ -1,6 +1,8 @@
 """Tables that users pass: scikit-learn's checks, and columns by name."""
 
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +25,16 @@ def validate_table(estimator: BaseEstimator, data: Any, *, reset: bool, min_rows
     With ``reset``, the estimator stores the number and the names of the columns.
 
     Raises:
-        TypeError: If the table is sparse, or an entry is a list, a dictionary or the like.
+        TypeError: If the table is sparse or a dictionary, or an entry is a list or the like.
         ValueError: If the table is empty, has infinite or complex entries, or other columns than
             those that were fitted.
     """
     name = type(estimator).__name__
+    if isinstance(data, (Mapping, str, Path)):
+        remedy = "pandas.DataFrame(X)" if isinstance(data, Mapping) else "pandas.read_csv(X)"
+        raise TypeError(
+            f"{name} expects a DataFrame or an array, got a {type(data).__name__}: use {remedy}"
+        )
     if not is_frame(data):
         options = {"dtype": None, "ensure_min_samples": min_rows, FINITE: "allow-nan"}
         array: Array = _validate(estimator, data, reset=reset, **options)
