@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
 
 from tinyvae.likelihoods.tables import Array
@@ -30,7 +31,7 @@ def validate_table(estimator: BaseEstimator, data: Any, *, reset: bool, min_rows
             those that were fitted.
     """
     name = type(estimator).__name__
-    if isinstance(data, (Mapping, str, Path)):
+    if isinstance(data, (Mapping, str, Path)) and not issparse(data):  # a sparse one is a mapping
         remedy = "pandas.DataFrame(X)" if isinstance(data, Mapping) else "pandas.read_csv(X)"
         raise TypeError(
             f"{name} expects a DataFrame or an array, got a {type(data).__name__}: use {remedy}"
