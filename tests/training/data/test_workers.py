@@ -124,6 +124,8 @@ class Fatal(Drawn):
         return super().__getitem__(index)
 
 
+# torch's signal handler raises wherever the main thread is, also while a socket is being opened.
+@pytest.mark.filterwarnings("ignore:.*socket:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("role", ["training", "validation"])
 def test_death_of_a_process_is_explained_and_the_others_end(role):
     spy = Spy()
