@@ -21,9 +21,9 @@ class VAEDetector(OutlierMixin, TableEstimator):
     r"""Detector of rows that are improbable under the model of the table.
 
     The score of a row is log p(x), in nats, with densities in units of the standard deviation of
-    their column. The reference scores are
-    those of the rows that ``early_stopping`` held out of the training. Without it they are those of
-    the training rows, which the model fits better than new ones.
+    their column. The reference scores are those of the rows that ``early_stopping`` held out of the
+    training. Without it they are those of the training rows, which the model fits better than new
+    ones.
 
     Args:
         contamination: Share of the rows passed to :meth:`fit` that are outliers, in (0, 0.5].
