@@ -4,8 +4,8 @@
 
 The table is synthetic, and has what tables have: numbers of rows, dates as text, categories,
 amounts with zeros, counts, percentages, booleans and ratings with missing values, a constant, free
-text and an empty column. It is the one of the guide, ``customers.csv``. The true values of the
-missing incomes are known, so that imputations can be judged.
+text and an empty column. The true values of the missing incomes are known, so that imputations can
+be judged.
 """
 
 import argparse
