@@ -14,8 +14,8 @@ from tinyvae.datasets import DynamicBinarization, mnist, mnist14
 class MNISTImages:
     """MNIST in three parts, ``(N, 1, H, W)``.
 
-    A transform makes binary pixels of the training and validation images, anew for each batch. The
-    test images are binary, the same in every run.
+    If there is a transform, it draws the binary pixels of the training and validation images again
+    for each batch. The test images are binary, the same in every run.
     """
 
     name: str

@@ -41,7 +41,7 @@ class Autoregressive(Distribution):
         return torch.full_like(self.start, torch.nan)
 
     def point_estimate(self, weights: Tensor | None = None) -> Tensor:
-        """Return the vector of which each element is the point estimate given those before it."""
+        """Return a vector. Each element is the point estimate given the elements before it."""
         value = self.start.clone()
         for index in range(len(self.start)):
             value[index] = self.conditional(value).point_estimate()[index]

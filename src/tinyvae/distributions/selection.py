@@ -56,7 +56,7 @@ class LogisticChance:
 
 
 class SelfMaskedDistribution(Wrapper):
-    r"""The distribution of observed entries and of which entries are missing.
+    r"""The joint distribution of the observed entries and the mask.
 
     .. math:: \log p(x, s) = \begin{cases} \log p(x) + \log \sigma(-\ell(x)) & \text{observed} \\
         \log \mathbb{E}_{p(x)}\, \sigma(\ell(x)) & \text{missing} \end{cases}

@@ -90,8 +90,8 @@ def impute(
         seed: Seed of the samples. The global random state does not change.
         noise: ``"shared"`` for the same quasi-random noise in all examples, so that the value of an
             example does not depend on the others. See :func:`~tinyvae.log_marginal`.
-        moves: False to leave out Markov chain Monte Carlo, which takes about ten times as long as
-            the weighted samples for each example that needs it.
+        moves: False to leave out Markov chain Monte Carlo, which takes much longer than the
+            weighted samples.
         progress: True to report draws and time left, if it takes longer than some seconds.
 
     Returns:
@@ -177,8 +177,9 @@ class _Imputation:
         enough = min(ENOUGH, self.num_samples / 10)
         if self.moves and len(poor := poor_examples(size, enough)):
             part = (x[poor], None if context is None else context[poor], None)
-            # Random numbers of their own: those of the other examples stay the same.
-            stream = derive_seed(self.seed, Stream.IMPUTATION, 1, self.noise != "shared" and index)
+            # Their own random numbers, so that the values of the other examples do not change.
+            part_index = 0 if self.noise == "shared" else index
+            stream = derive_seed(self.seed, Stream.IMPUTATION, 1, part_index)
             with forked_rng(x.device, stream):
                 moved, moved_size = self._moved(part, tempered_size(particles, enough), enough)
             axis = 0 if self.num_imputations is None else 1
@@ -187,7 +188,7 @@ class _Imputation:
         return values, size
 
     def _moved(self, chunk: Chunk, num_latents: int, enough: float) -> tuple[Tensor, Tensor]:
-        """Return what :meth:`impute` does, from latents that Markov chain Monte Carlo moves."""
+        """Return values and effective sample sizes of latents that a Markov chain has moved."""
         x, context, _ = chunk
         draw = drawing_rule(self.noise, derive_seed(self.seed, Stream.IMPUTATION, 1))
         shared = self.noise == "shared"

@@ -13,7 +13,7 @@ from tinyvae.likelihoods.wrappers import LikelihoodWrapper
 
 @suggest_keywords
 class CensoredLikelihood(LikelihoodWrapper):
-    r"""Values of which some are known only by bounds: survival times, detection limits, ranges.
+    r"""Values that may be known only by bounds: survival times, detection limits, ranges.
 
     .. math:: p(a, b \mid z) = \prod_i \begin{cases} p(a_i \mid z) & a_i = b_i \\
         P(a_i \le x_i \le b_i \mid z) & a_i < b_i \end{cases}

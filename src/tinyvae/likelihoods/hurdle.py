@@ -1,4 +1,4 @@
-"""Likelihood of numbers of which some values have a mass, such as amounts with zeros."""
+"""Likelihood of numbers with masses at some values, such as amounts with zeros."""
 
 import math
 from collections.abc import Sequence

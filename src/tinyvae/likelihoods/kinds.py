@@ -99,7 +99,7 @@ def guess_text(name: str, num_rows: int, levels: Sequence[Any]) -> Guess:
             f"values in {num_rows} rows, such as {levels[0]!r:.80}: {remedy}, or leave it out, "
             f"kinds={{{name!r}: 'identifier'}}"
         )
-    if differs and (reason := _disguise(text)):
+    if differs and (reason := _conversion_hint(text)):
         warn(f"column {name!r} is left out, as an identifier: its values are {reason}")
         return Guess("identifier", reason)
     if differs:
@@ -266,8 +266,8 @@ def _guess_few(values: Array) -> Guess:
     return Guess("category", "few integers, in ten or more rows each")
 
 
-def _disguise(text: Sequence[Any]) -> str:
-    """Return what dates or numbers that are stored as text look like, and how to convert them."""
+def _conversion_hint(text: Sequence[Any]) -> str:
+    """Return how to convert text that looks like dates or numbers, or an empty string."""
     some = [level.strip() for level in text[:100] if isinstance(level, str)]
     if some and all(IS_DATE.match(level) for level in some):
         return "text that looks like dates: convert it with pandas.to_datetime"

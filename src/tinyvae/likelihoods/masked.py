@@ -112,7 +112,7 @@ class MaskedLikelihood(LikelihoodWrapper):
         return rest.squeeze(dim) if count == 1 else rest, params.select(dim, count)
 
     def conditional(self, p: Distribution, x: Tensor) -> Distribution:
-        """Return p(x given z, observed values, mask), of which only missing entries count.
+        """Return p(x given z, observed values, mask). Only its missing entries count.
 
         Args:
             p: Value of :meth:`forward`, with a batch that broadcasts with ``B``.

@@ -54,7 +54,7 @@ class Mechanism(Configurable, nn.Module, ABC):
 
     @abstractmethod
     def conditional(self, p: Distribution, x: Tensor) -> Distribution:
-        """Return p(x given z, observed values, mask), of which missing entries count.
+        """Return p(x given z, observed values, mask). Only its missing entries count.
 
         Args:
             p: Value of :meth:`forward`.

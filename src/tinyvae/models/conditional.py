@@ -31,8 +31,8 @@ MAX_SWEEPS = 100
 MIXED = 0.9  # of the latents, the effective sample size from which the next target follows
 BISECTIONS = 30
 CHUNK_ELEMENTS = 1 << 20  # of the largest tensor, as in evaluations
-ENOUGH = 100  # effective draws, of which a mean has an error of a tenth of a standard deviation
-FEWEST = 10  # effective draws of which any figure is worth reporting
+ENOUGH = 100  # effective draws: the error of their mean is a tenth of a standard deviation
+FEWEST = 10  # effective draws, below which no figure is worth reporting
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,8 @@ class VAEDetector(OutlierMixin, TableEstimator):
 
         Args:
             fitted: Any fitted estimator of this module.
-            X: Rows of the reference scores, best ones that the model was not fitted to.
+            X: Rows of the reference scores. Pass rows that the model was not fitted to. Against
+                training rows, the p-values of new rows are too small.
         """
         detector = super().from_fitted(fitted)
         table = detector._validated(X)

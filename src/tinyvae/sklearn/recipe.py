@@ -57,8 +57,8 @@ def fit_vae(
     """Return a VAE that is fitted to the rows of a table, on the CPU, and the history of the fit.
 
     With the prior N(0, I), the learning rate is constant until the bound of held-out rows no longer
-    rises, and then decays. With an autoregressive prior, whose draws follow the table more closely,
-    the weight of the KL rises to 1 over the first half of the run. Training hides entries of some
+    rises, and then decays. With an autoregressive prior, the weight
+    of the KL rises to 1 over the first half of the run. Without that, the latent would be ignored. Training hides entries of some
     rows, so that the posterior also fits rows with missing values.
 
     Args:
@@ -159,7 +159,7 @@ def choose_batch_size(num_rows: int) -> int:
 
 
 def hide_entries(x: Tensor, generator: torch.Generator, share_of_rows: float) -> Tensor:
-    """Return rows ``(B, D)`` of which some, a share on average, miss random entries."""
+    """Return rows ``(B, D)`` with random entries removed in a share of the rows, on average."""
     draw = partial(torch.rand, generator=generator, device=x.device, dtype=x.dtype)
     chosen = draw((len(x), 1)) < share_of_rows
     return x.masked_fill(draw(x.shape) < MOST_HIDDEN * draw((len(x), 1)) * chosen, math.nan)
