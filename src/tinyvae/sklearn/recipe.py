@@ -57,9 +57,9 @@ def fit_vae(
     """Return a VAE that is fitted to the rows of a table, on the CPU, and the history of the fit.
 
     With the prior N(0, I), the learning rate is constant until the bound of held-out rows no longer
-    rises, and then decays. With an autoregressive prior, the weight
-    of the KL rises to 1 over the first half of the run. Without that, the latent would be ignored. Training hides entries of some
-    rows, so that the posterior also fits rows with missing values.
+    rises, and then decays. With an autoregressive prior, the weight of the KL rises to 1 over the
+    first half of the run. Without that, the model would ignore the latent. Training hides entries
+    of some rows, so that the posterior also fits rows with missing values.
 
     Args:
         columns: Likelihood of the columns.
