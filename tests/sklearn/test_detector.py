@@ -111,6 +111,14 @@ def test_explain_finds_the_unusual_column():
     assert abs(reference.mean().sum()) < 1
 
 
+def test_relative_terms_compare_observed_entries_with_observed_entries(imputer, frame):
+    detector = VAEDetector.from_fitted(imputer, frame)
+    terms = detector.explain(frame, relative=True).to_numpy()
+    missing = frame.isna().to_numpy()
+    assert (terms[:, :-1][missing] == 0).all()
+    np.testing.assert_allclose(terms.sum(0), 0, atol=1e-9)
+
+
 def test_reference_rows_are_all_rows_without_early_stopping():
     x = normal(40, seed=0)
     detector = VAEDetector(max_epochs=1, random_state=0, early_stopping=False).fit(x)

@@ -11,10 +11,10 @@ from sklearn.base import OutlierMixin
 from tinyvae.core.data import spread_rows
 from tinyvae.likelihoods import Likelihood, MixedLikelihood
 from tinyvae.likelihoods.kinds import Kind
-from tinyvae.likelihoods.tables import Array
+from tinyvae.likelihoods.tables import Array, is_present, named_columns
 from tinyvae.sklearn.base import TableEstimator
 from tinyvae.sklearn.recipe import split_rows
-from tinyvae.sklearn.tables import is_frame
+from tinyvae.sklearn.tables import columns_of, is_frame
 
 
 class VAEDetector(OutlierMixin, TableEstimator):
@@ -115,9 +115,16 @@ class VAEDetector(OutlierMixin, TableEstimator):
             )
 
     def _set_reference(self, table: Any) -> None:
-        terms = self._contributions(_rows(table, spread_rows(np.arange(len(table)))))
+        reference = _rows(table, spread_rows(np.arange(len(table))))
+        terms, present = self._contributions(reference), self._present(reference)
         self.reference_scores_ = np.sort(-terms.sum(1))
-        self._reference_contributions = terms.mean(0)
+        sums = np.where(present, terms, 0.0).sum(0)
+        self._reference_contributions = sums / np.maximum(present.sum(0), 1)
+
+    def _present(self, table: Any) -> Array:
+        """Return True for observed entries and for the latent, ``(N, C + 1)``."""
+        present = [is_present(values) for values in named_columns(columns_of(table)).values()]
+        return np.stack([*present, np.ones(len(table), dtype=bool)], 1)
 
     def _set_offset(self, table: Any) -> None:
         if self.contamination == "auto":
@@ -163,9 +170,10 @@ class VAEDetector(OutlierMixin, TableEstimator):
 
         Args:
             X: Table.
-            relative: True to subtract the mean contributions of the reference rows. The sum is then
-                minus the score above the reference scores' mean. Large terms are unusual for their
-                column, whatever its units.
+            relative: True to subtract from each observed entry the mean contribution of the
+                observed entries of its column in the reference rows. Large terms are unusual for
+                their column. Without missing entries, the sum is the mean of the reference scores
+                minus the score.
 
         Returns:
             A DataFrame with the index of X if X is a DataFrame, else an array ``(N, C + 1)``, nats.
@@ -173,7 +181,7 @@ class VAEDetector(OutlierMixin, TableEstimator):
         table = self._validated(X)
         terms = self._contributions(table)
         if relative:
-            terms = terms - self._reference_contributions
+            terms = np.where(self._present(table), terms - self._reference_contributions, 0.0)
         if not is_frame(table):
             return terms
         names = [*table.columns, "latent"]
