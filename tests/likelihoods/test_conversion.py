@@ -249,6 +249,17 @@ def test_unknown_values_may_be_missing():
 # Filled tables ------------------------------------------------------------------------------------
 
 
+def test_integers_that_missing_values_made_floats_stay_whole():
+    ages = np.random.default_rng(0).normal(40, 12, 200).round()
+    ages[::5] = np.nan
+    likelihood = MixedLikelihood.from_table({"age": ages, "height": ages + 0.5})
+    assert likelihood.describe().count("rounded") == 1
+    drawn = likelihood.to_arrays(torch.tensor([[33.4, 33.4], [torch.nan, 41.2]]))
+    np.testing.assert_array_equal(drawn["age"], [33.0, np.nan])
+    np.testing.assert_allclose(drawn["height"], [33.4, 41.2], rtol=1e-6)
+    assert drawn["age"].dtype == np.float64
+
+
 def test_fill_replaces_missing_entries_only():
     table = frame()
     table[7] = table[7].where(np.arange(40) != 3)

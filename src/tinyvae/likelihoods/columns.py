@@ -29,8 +29,10 @@ class Column:
         dtype: Type of the values in the table: ``"int64"`` or another name of NumPy, ``"object"``,
             ``"pandas.Int64"``, ``"pandas.category[ordered]"`` and the like, or ``"date"``,
             ``"datetime"`` and ``"timedelta"`` for objects of Python. ``""`` is the type of the
-            levels, int64 for counts, float64 for other numbers. Numbers of an integer type are
-            rounded on the way back to a table.
+            levels, int64 for counts, float64 for other numbers.
+        is_whole: True for numbers of a floating-point type that were all whole, such as integers
+            with missing values. They are rounded on the way back to a table, as those of an integer
+            type are.
         initial: Initial value of the learned parameter: concentration of a count, standard
             deviation of a standardized number or of the logarithm or logit of a number.
         points: Values with a mass of their own: of an amount, or the ends of a bounded number.
@@ -50,6 +52,7 @@ class Column:
     shift: float = 0.0
     scale: float = 1.0
     dtype: str = ""
+    is_whole: bool = False
     initial: float = 1.0
     points: tuple[float, ...] = ()
     rest: str = ""
@@ -147,8 +150,9 @@ class Column:
 
     @property
     def is_rounded(self) -> bool:
-        """True if numbers become integers on the way back to a table."""
-        return self.numeric_dtype is not None and self.numeric_dtype.kind in "iu"
+        """True if numbers become whole on the way back to a table."""
+        is_integer = self.numeric_dtype is not None and self.numeric_dtype.kind in "iu"
+        return is_integer or self.is_whole
 
     def describe(self) -> str:
         """Return how the column is modeled, one line without its name.

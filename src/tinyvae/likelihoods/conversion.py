@@ -164,11 +164,11 @@ def _decode(column: Column, values: Array) -> Any:
                 f"{np.nanmin(values):g}..{np.nanmax(values):g}"
             )
         entries: Array = np.array([*column.levels, None], dtype=object)[codes.astype(int)]
-    elif (dtype := column.numeric_dtype) is not None and dtype.kind in "iu":
-        entries = _rounded(column, values, dtype).astype(object)
-        entries[missing] = None
     else:
-        entries = np.array(values)
+        entries = _rounded(column, values) if column.is_rounded else np.array(values)
+        if (dtype := column.numeric_dtype) is not None and dtype.kind in "iu":
+            entries = _as_integers(entries, dtype).astype(object)
+            entries[missing] = None
     return _typed(column, entries, missing)
 
 
@@ -184,17 +184,22 @@ def _typed(column: Column, entries: Array, missing: Array) -> Any:
     return entries if has_none or not one_type else np.array(entries.tolist(), dtype=dtype)
 
 
-def _rounded(column: Column, values: Array, dtype: "np.dtype[Any]") -> Array:
-    """Return integers, zero for NaN, that the column and their type can hold."""
-    whole = np.round(np.nan_to_num(values))
+def _rounded(column: Column, values: Array) -> Array:
+    """Return whole numbers that the likelihood of the column can hold."""
+    whole: Array = np.round(values)
     if "positive" in (column.kind, column.rest):
         whole = np.where(np.isin(whole, column.points), whole, np.maximum(whole, 1))
     if column.kind == "bounded":
         low, high = column.bounds
         whole = np.clip(whole, low + (low not in column.points), high - (high not in column.points))
+    return whole
+
+
+def _as_integers(whole: Array, dtype: "np.dtype[Any]") -> Array:
+    """Return whole numbers in a type of integers, zero for NaN."""
     limits = np.iinfo(dtype)
     highest = min(limits.max, np.nextafter(float(limits.max) + 1, 0))  # 2**63 is no int64
-    integers: Array = np.clip(whole, limits.min, highest).astype(dtype)
+    integers: Array = np.clip(np.nan_to_num(whole), limits.min, highest).astype(dtype)
     return integers
 
 

@@ -14,6 +14,7 @@ from tinyvae.likelihoods.kinds import (
     LARGEST_INTEGER,
     MANY_ROWS,
     MAX_ROWS,
+    MIN_ROWS,
     WITH_LEVELS,
     Guess,
     Kind,
@@ -108,6 +109,7 @@ class _Inference:
         return self._column(
             guess.kind,
             dtype=self._number_dtype(),
+            is_whole=self.plain_dtype.kind == "f" and _are_whole(numbers),
             reason=guess.reason,
             **_parameters(self.name, guess.kind, numbers),
         )
@@ -260,6 +262,11 @@ def _dtype_name(column: _Inference) -> str:
     if dtype.kind in "mM":
         return str(dtype)
     return "object" if is_object else ""
+
+
+def _are_whole(numbers: Array) -> bool:
+    """Return True if there are enough numbers to tell, and all of them are whole."""
+    return len(numbers) >= MIN_ROWS and bool((numbers == np.round(numbers)).all())
 
 
 def _parameters(name: str, kind: Kind, numbers: Array) -> dict[str, Any]:

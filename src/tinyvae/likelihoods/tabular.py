@@ -154,11 +154,11 @@ class MixedLikelihood(Likelihood):
           has several peaks of 5 % of the rows or more with deep valleys between them.
         - ``number``: all others.
 
-        Whole numbers of a floating-point type count as integers from 20 rows, and come back in
-        their type. Densities are compared on at most 2,000 rows, spread over the table. Print
-        :meth:`describe` to see the choices and the reasons. ``kinds`` and ``likelihoods`` replace
-        them: ``kinds={"id": "identifier"}`` leaves a column out. Shift, scale and the first value
-        of learned parameters come from the observed values.
+        Whole numbers of a floating-point type count as integers from 20 rows, and come back as
+        whole numbers of their type. Densities are compared on at most 2,000 rows, spread over the
+        table. Print :meth:`describe` to see the choices and the reasons. ``kinds`` and
+        ``likelihoods`` replace them: ``kinds={"id": "identifier"}`` leaves a column out. Shift,
+        scale and the first value of learned parameters come from the observed values.
 
         Args:
             table: pandas DataFrame, dictionary of columns, or matrix ``(N, D)`` (columns ``x0``,
