@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from tinyvae.likelihoods import MixedLikelihood
+from tinyvae.priors import AutoregressivePrior
 from tinyvae.sklearn.recipe import choose_batch_size, fit_vae, hide_entries, split_rows
 
 
@@ -44,10 +45,12 @@ def test_fit_vae_repeats_by_seed_and_keeps_the_random_state():
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("max_epochs", [1, 2, 7])
+@pytest.mark.parametrize(
+    ("num_rows", "max_epochs", "expected"), [(80, 1, 1), (80, 7, 7), (600, 7, 4)]
+)
 @pytest.mark.parametrize("early_stopping", [True, False])
-def test_fit_vae_makes_at_most_max_epochs(max_epochs, early_stopping):
-    x = correlated_rows(80)
+def test_history_is_that_after_the_warm_up(num_rows, max_epochs, expected, early_stopping):
+    x = correlated_rows(num_rows)
     vae, history = fit_vae(
         table_columns(x),
         x.float(),
@@ -55,7 +58,7 @@ def test_fit_vae_makes_at_most_max_epochs(max_epochs, early_stopping):
         early_stopping=early_stopping,
         device="cpu",
     )
-    assert len(history) == max_epochs
+    assert len(history) == expected
     assert not vae.training
     assert ("validation/iwae_nats" in history.epochs[0]) == early_stopping
 
@@ -70,11 +73,19 @@ def test_fit_vae_takes_few_rows_and_missing_values(num_rows):
     assert vae.latent_shape == (1,)
 
 
-def test_fit_vae_decays_the_learning_rate_at_the_end():
-    x = correlated_rows(64)
-    _, history = fit_vae(table_columns(x), x.float(), max_epochs=10, device="cpu")
-    rates = history["learning_rate"]
-    assert rates[0] == rates[5] > 2 * rates[-1]
+def test_only_many_rows_get_an_autoregressive_prior():
+    for num_rows, latent_dim, expected in ((400, 2, False), (600, 2, True), (600, 1, False)):
+        x = correlated_rows(num_rows)
+        options = {"max_epochs": 2, "latent_dim": latent_dim, "hidden": (4,), "device": "cpu"}
+        vae, _ = fit_vae(table_columns(x), x.float(), **options)
+        assert isinstance(vae.prior, AutoregressivePrior) == expected
+
+
+def test_training_of_few_rows_ends_after_some_updates_per_row():
+    x = correlated_rows(20)
+    _, history = fit_vae(table_columns(x), x.float(), hidden=(4,), device="cpu")
+    assert len(history) == 8  # of 20 updates each
+    assert history["learning_rate"][-1] < 0.1 * history["learning_rate"][0]
 
 
 def test_hide_entries_removes_the_expected_share():

@@ -17,7 +17,7 @@ from tinyvae.likelihoods.kinds import Kind
 from tinyvae.likelihoods.tables import Array
 from tinyvae.models import VAE
 from tinyvae.sklearn.posterior import contributions
-from tinyvae.sklearn.recipe import PriorName, fit_vae
+from tinyvae.sklearn.recipe import fit_vae
 from tinyvae.sklearn.schema import Schema, infer_likelihood
 from tinyvae.sklearn.tables import columns_of, validate_table
 
@@ -52,8 +52,6 @@ class TableEstimator(BaseEstimator, ABC):
         n_features_in_: Number of columns.
         feature_names_in_: Names of the columns, if all of them are strings.
     """
-
-    _prior: PriorName = "normal"
 
     def __init__(
         self,
@@ -103,7 +101,6 @@ class TableEstimator(BaseEstimator, ABC):
         vae, self.history_ = fit_vae(
             likelihood,
             likelihood.to_tensor(columns_of(table)),
-            prior=self._prior,
             latent_dim=self.latent_dim,
             hidden=self.hidden,
             max_epochs=self.max_epochs,

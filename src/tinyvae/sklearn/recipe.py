@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,28 +23,21 @@ from tinyvae.priors import AutoregressivePrior
 from tinyvae.schedules import Linear
 from tinyvae.training import EarlyStopping, History, Optimization, Trainer
 
-PriorName: TypeAlias = Literal["normal", "autoregressive"]
-
-HIDDEN = (128, 128)
+HIDDEN = (256, 256)
 MAX_LATENT = 32
+FEW_ROWS = 500  # below it, a prior of many parameters follows the noise
+UPDATES, MIN_STEPS = 2000, 20  # of the warm-up and of the training each; of an epoch at least
+FIRST_BETA = 0.1
 NUM_SAMPLES = 5  # one sample leaves weak dependences between columns unused
-UPDATES, MIN_EPOCHS = 2500, 5  # at most and at least, before the learning rate decays
-PATIENCE = 500  # updates
-DECAY = 0.25  # length of the decay, as a share of the updates before it
+UPDATES_PER_ROW = 8  # with few rows, at most
 MAX_HELD_OUT = 10_000  # rows
 MOST_HIDDEN = 0.5  # largest share of the entries of a row that training hides
-
-# With an autoregressive prior, which is as flexible as it is easy to ignore the latent.
-ANNEALED_HIDDEN = (256, 256)
-ANNEALED_UPDATES = 4000
-FIRST_BETA = 0.1
 
 
 def fit_vae(
     columns: MixedLikelihood,
     x: Tensor,
     *,
-    prior: PriorName = "normal",
     latent_dim: int | Literal["auto"] = "auto",
     hidden: Sequence[int] | Literal["auto"] = "auto",
     max_epochs: int | None = None,
@@ -56,101 +49,91 @@ def fit_vae(
 ) -> tuple[VAE, History]:
     """Return a VAE that is fitted to the rows of a table, on the CPU, and the history of the fit.
 
-    With the prior N(0, I), the learning rate is constant until the bound of held-out rows no longer
-    rises, and then decays. With an autoregressive prior, the weight of the KL rises to 1 over the
-    first half of the run. Without that, the model would ignore the latent. Training hides entries
-    of some rows, so that the posterior also fits rows with missing values.
+    A warm-up maximizes the ELBO while the weight of the KL rises from 0.1 to 1: without it, a
+    model with an autoregressive prior would ignore the latent. Then the importance-weighted bound
+    is maximized at a learning rate that falls to zero. With fewer than 500 rows the prior is
+    N(0, I), and there is no warm-up. Training hides entries of some rows, so that the posterior
+    also fits rows with missing values.
 
     Args:
         columns: Likelihood of the columns.
         x: Rows ``(N, D)``. NaN is missing.
-        prior: ``"normal"`` for scores and imputation, ``"autoregressive"`` for synthetic rows.
         latent_dim: Number of latent dimensions.
         hidden: Widths of the hidden layers of the encoder and, reversed, of the decoder.
-        max_epochs: Largest number of epochs. None chooses it by the number of rows.
+        max_epochs: Number of epochs, of which half are the warm-up. None chooses it by the number
+            of rows; an epoch of few rows then passes over them several times.
         early_stopping: True to hold out the rows of :func:`split_rows` and to keep the weights of
-            the best epoch.
+            the epoch after the warm-up that fits them best.
         validation_fraction: Share of the rows that are held out, at most 10,000 rows.
         seed: Seed of the weights and of the run.
         device: Device of the training.
         verbose: True to report progress.
+
+    Returns:
+        The model, and the history after the warm-up.
     """
-    width, held_out = x.shape[1], None
-    vae = compose_vae(columns, width, prior, latent_dim=latent_dim, hidden=hidden, seed=seed)
+    has_few_rows, held_out = len(x) < FEW_ROWS, None
+    vae = compose_vae(
+        columns, x.shape[1], latent_dim=latent_dim, hidden=hidden, simple=has_few_rows, seed=seed
+    )
+    updates = min(UPDATES, UPDATES_PER_ROW * len(x))
     if early_stopping:
         train, validation = split_rows(len(x), validation_fraction, seed)
         x, held_out = x[train], x[validation]
     vae.init_output_bias(x)
-    is_annealed = prior == "autoregressive"
     batch_size = min(len(x), choose_batch_size(len(x)))
-    steps = len(x) // batch_size  # of an epoch
-    updates = ANNEALED_UPDATES if is_annealed else UPDATES
-    epochs = max(MIN_EPOCHS, math.ceil(updates / steps))
-    if max_epochs is not None:
-        epochs = min(epochs, max_epochs if is_annealed else max(1, round(max_epochs / (1 + DECAY))))
-    objective = (
-        ELBO(beta=Linear(FIRST_BETA, 1.0, fraction=0.5)) if is_annealed else IWAE(NUM_SAMPLES)
-    )
-    patience = epochs if is_annealed else max(2, math.ceil(PATIENCE / steps))
-    stopping = EarlyStopping(
-        f"validation/{'elbo' if is_annealed else 'iwae'}_nats", patience=patience
-    )
+    if max_epochs is None:
+        x = x.repeat(math.ceil(MIN_STEPS / (len(x) // batch_size)), 1)
+        epochs = math.ceil(updates / (len(x) // batch_size))
+        warm_up = 0 if has_few_rows else epochs
+    else:
+        warm_up = 0 if has_few_rows else max_epochs // 2
+        epochs = max_epochs - warm_up
     has_parameters = any(True for _ in columns.parameters())
     optimization = Optimization(
-        2e-3 if is_annealed else 3e-3,
+        2e-3,
         optimizer=partial(AdamW, fused=True),
         learning_rates={"likelihood": 1e-2} if has_parameters else {},
-        schedule="cosine" if is_annealed else "constant",
         clip_norm=10.0,
     )
+    share_of_rows = 0.5 if bool(torch.isnan(x).any()) else 0.2
+    transform = partial(hide_entries, share_of_rows=share_of_rows)
+    options: dict[str, Any] = {"batch_size": batch_size, "drop_last": True, "transform": transform}
+    settings: dict[str, Any] = {"seed": seed, "device": device, "progress": verbose}
+    if warm_up:
+        objective = ELBO(beta=Linear(FIRST_BETA, 1.0, fraction=1.0))
+        Trainer(vae, objective, optimization, **settings).fit(x, epochs=warm_up, **options)
+    stopping = EarlyStopping("validation/iwae_nats", patience=epochs)
     trainer = Trainer(
         vae,
-        objective,
-        optimization,
+        IWAE(NUM_SAMPLES),
+        replace(optimization, schedule="cosine"),
         callbacks=[stopping] if early_stopping else [],
-        seed=seed,
-        device=device,
-        progress=verbose,
+        **settings,
     )
-    share_of_rows = 0.5 if bool(torch.isnan(x).any()) else 0.2
-    fit = partial(
-        trainer.fit,
-        x,
-        held_out,
-        batch_size=batch_size,
-        drop_last=True,
-        transform=partial(hide_entries, share_of_rows=share_of_rows),
-    )
-    history = fit(epochs=epochs)
-    decay = 0 if is_annealed else math.ceil(DECAY * len(history))
-    if max_epochs is not None:
-        decay = min(decay, max_epochs - len(history))
-    if decay > 0:
-        trainer.optimization = replace(optimization, schedule="cosine")
-        history = fit(epochs=decay)
+    history = trainer.fit(x, held_out, epochs=epochs, **options)
     return vae.cpu(), history
 
 
 def compose_vae(
     columns: MixedLikelihood,
     width: int,
-    prior: PriorName = "normal",
     *,
     latent_dim: int | Literal["auto"],
     hidden: Sequence[int] | Literal["auto"],
+    simple: bool,
     seed: int,
 ) -> VAE:
-    """Return an untrained VAE of rows ``(D,)``."""
+    """Return an untrained VAE of rows ``(D,)``, with the prior N(0, I) if it is to be simple."""
     size = max(2, min(MAX_LATENT, width // 2 + 1)) if latent_dim == "auto" else latent_dim
-    default = ANNEALED_HIDDEN if prior == "autoregressive" else HIDDEN
-    widths = default if hidden == "auto" else tuple(hidden)
+    widths = HIDDEN if hidden == "auto" else tuple(hidden)
     with forked_rng(torch.device("cpu"), derive_seed(seed, Stream.ORDER)):
         likelihood = MaskedLikelihood(columns, show_mask=True)
         network = MLP(likelihood.input_shape((width,)), widths, activation=nn.SiLU)
         decoder = MLP(size, widths[::-1], activation=nn.SiLU)
-        density = AutoregressivePrior(size) if prior == "autoregressive" else None
+        prior = None if simple or size < 2 else AutoregressivePrior(size)
         encoder = GaussianEncoder(network, size)
-        return VAE(encoder, decoder, likelihood, density, data_shape=(width,))
+        return VAE(encoder, decoder, likelihood, prior, data_shape=(width,))
 
 
 def choose_batch_size(num_rows: int) -> int:

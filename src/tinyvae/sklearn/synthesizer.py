@@ -41,8 +41,6 @@ class VAESynthesizer(TableEstimator):
         array([0.5, 0.5, 0.5, 0.5])
     """
 
-    _prior = "autoregressive"
-
     def __init__(
         self,
         *,
