@@ -6,14 +6,18 @@
     python benchmarks/tables.py synthesis --data DATA
     python benchmarks/tables.py conditional --data DATA
     python benchmarks/tables.py speed --data DATA
+    python benchmarks/tables.py development --data DATA --seeds 0
+    python benchmarks/tables.py merge RECORD... --output FOLDER
 
 DATA is a folder with ``adbench/*.npz`` (arrays X and y), ``uci/banknote.csv``,
 ``uci/concrete.csv.gz``, ``hivae/{Adult,Wine,defaultCredit}`` and ``adult/adult.{data,test}.gz``.
-Competitors run in the same run. The settings of the library are its defaults for every set; they
-were chosen on other data.
+Competitors run in the same run. The settings of the library are its defaults for every set. They
+were chosen by the part ``development``, which uses no label and no removed entry of the other
+parts.
 
 Each part prints a table in Markdown, and writes ``tables_PART.json`` to the output folder, after
-every record.
+every record. ``merge`` makes one record and one table of several runs of a part, such as one per
+seed.
 """
 
 import argparse
@@ -21,11 +25,12 @@ import json
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from reporting import head
 
-PARTS = ("anomalies", "imputation", "mixed", "synthesis", "conditional", "speed")
+PARTS = ("anomalies", "imputation", "mixed", "synthesis", "conditional", "speed", "development")
 
 
 def parse() -> argparse.Namespace:
@@ -42,22 +47,44 @@ def parse() -> argparse.Namespace:
         part.add_argument("--threads", type=int, default=2)
         part.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
         import_module(f"tabular.{name}").add_arguments(part)
+    merge = parts.add_parser("merge")
+    merge.add_argument("files", nargs="+", type=Path, metavar="RECORD")
+    merge.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     return parser.parse_args()
 
 
 def main() -> None:
     """Measure, print and write the results."""
     args = parse()
+    if args.part == "merge":
+        merge(args.files, args.output)
+        return
     part = import_module(f"tabular.{args.part}")
     torch.set_num_threads(args.threads)
     record = {**head(args.threads), "part": args.part, "records": []}
-    args.output.mkdir(parents=True, exist_ok=True)
     for result in part.measure(args):
         print(json.dumps(result), file=sys.stderr, flush=True)
         record["records"].append(result)
-        path = args.output / f"tables_{args.part}.json"
-        path.write_text(json.dumps(record, indent=2) + "\n")
+        write(record, args.output)
     print(part.table(record["records"]))
+
+
+def merge(files: list[Path], output: Path) -> None:
+    """Print and write the results of several runs of one part."""
+    runs = [json.loads(file.read_text()) for file in files]
+    (name,) = {run["part"] for run in runs}
+    record = runs[0] | {"records": [result for run in runs for result in run["records"]]}
+    write(record, output)
+    print(import_module(f"tabular.{name}").table(record["records"]))
+
+
+def write(record: dict[str, Any], folder: Path) -> None:
+    """Write a record to a folder, one line per result."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = ",\n    ".join(map(json.dumps, record["records"]))
+    text = json.dumps(record | {"records": []}, indent=2)
+    text = text.replace('"records": []', f'"records": [\n    {lines}\n  ]')
+    (folder / f"tables_{record['part']}.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

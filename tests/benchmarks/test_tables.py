@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -20,9 +21,9 @@ def tabular():
     """Import parts of benchmarks/tabular, which is not installed."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
-        from tabular import conditional, quality
+        from tabular import conditional, development, quality
 
-        yield argparse.Namespace(conditional=conditional, quality=quality)
+        yield argparse.Namespace(conditional=conditional, development=development, quality=quality)
     finally:
         sys.path.remove(str(ROOT / "benchmarks"))
 
@@ -118,3 +119,30 @@ def test_exact_marginals_by_enumeration(tabular):
         shares = [mass[agrees & (levels[:, index] == level)].sum() for level in range(sizes[index])]
         expected = torch.stack(shares) / mass[agrees].sum()
         torch.testing.assert_close(marginal[0], expected, rtol=0, atol=1e-4)
+
+
+def test_merge_makes_one_table_of_several_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import tables
+
+    result = {"set": "a", "setting": "distinct", "method": "m", "seconds": 1.0}
+    for seed in (0, 1):
+        record = {"part": "anomalies", "records": [result | {"seed": seed, "auroc": 60.0 + seed}]}
+        tables.write(record, tmp_path / str(seed))
+    files = [tmp_path / str(seed) / "tables_anomalies.json" for seed in (0, 1)]
+    tables.merge(files, tmp_path)
+    assert "| mean | 60.5 |" in capsys.readouterr().out
+    merged = json.loads((tmp_path / "tables_anomalies.json").read_text())
+    assert [r["seed"] for r in merged["records"]] == [0, 1]
+
+
+def test_made_anomalies_keep_or_leave_the_columns(tabular):
+    x = np.random.default_rng(0).normal(size=(300, 3)) * [1, 2, 3]
+    made = tabular.development.made_anomalies(x, 2000, np.random.default_rng(1))
+    # Uniform over 1.2 times the range of each column.
+    np.testing.assert_allclose(made["global"].std(0), 1.2 * np.ptp(x, 0) / 12**0.5, rtol=0.05)
+    for j in range(3):
+        assert np.isin(made["dependency"][:, j], x[:, j]).all()
+    assert not (made["dependency"][:, None] == x[None]).all(2).any(1).mean() > 0.1
+    spread = np.cov(made["local"].T).trace() / np.cov(x.T).trace()
+    assert 2 < spread < 5  # 5 within the components, 1 between them

@@ -22,8 +22,6 @@ from tinyvae.sklearn.tables import is_frame
 class VAESynthesizer(TableEstimator):
     """Synthesizer of rows, freely or given values of some columns.
 
-    Its model has an autoregressive prior, which can follow separate clusters of rows.
-
     Args:
         clip: True to limit drawn numbers to the range of the training rows, which tails of the
             densities exceed.
