@@ -1,12 +1,14 @@
 """Features of data by a small network that is trained here, without a download."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyvae.core.random import forked_rng
 from tinyvae.metrics.scores import Labels, as_labels
-from tinyvae.networks import MLP, ConvNet
+from tinyvae.networks import MLP, ConvNet, Network
 
 REPLACED = 0.3  # share of the entries that the task without labels replaces
 
@@ -20,15 +22,15 @@ def train_features(
     batch_size: int = 100,
     learning_rate: float = 2e-3,
     seed: int = 0,
-) -> nn.Sequential:
+) -> Network:
     r"""Train a small network on data, and return its last hidden layer as features.
 
     With labels it learns to predict them by a linear layer on the features. Without, 30% of the
     entries of each example are replaced by those of other examples, at the same positions, and a
     linear layer on the features learns to restore the example, by the squared error.
 
-    Images ``(C, H, W)`` pass through a :class:`~tinyvae.networks.ConvNet` of two layers, other data
-    through an :class:`~tinyvae.networks.MLP`. Both end in a linear layer with a ReLU.
+    Images ``(C, H, W)`` pass through a :class:`~tinyvae.networks.ConvNet` that ends in one pixel,
+    other data through an :class:`~tinyvae.networks.MLP` of two layers.
 
     Features know what the task needs and no more: compare models by the same network only, and
     train it on other data than those that the metrics compare.
@@ -43,10 +45,11 @@ def train_features(
         seed: Seed of the weights, the order and the task.
 
     Shape:
-        x: ``(N, *E)``; labels: ``(N,)``. The module maps ``(N, *E)`` to ``(N, num_features)``.
+        x: ``(N, *E)``; labels: ``(N,)``. The network maps ``(N, *E)`` to ``(N, num_features)``,
+        and images to ``(N, num_features, 1, 1)``, which all metrics flatten.
 
     Returns:
-        Module in evaluation mode with frozen weights, on the device of ``x``.
+        Network in evaluation mode with frozen weights, on the device of ``x``.
 
     Raises:
         ValueError: If a shape or value is invalid.
@@ -59,7 +62,7 @@ def train_features(
         >>> images, labels = torch.rand(200, 1, 8, 8), torch.arange(200) % 10
         >>> network = train_features(images, labels, epochs=1)
         >>> network(images).shape
-        torch.Size([200, 32])
+        torch.Size([200, 32, 1, 1])
         >>> likelihood = PerceptualLikelihood(FeatureDistance(network), weight=10.0)
     """
     if not x.is_floating_point() or x.dim() < 2 or len(x) < 2 or not x.isfinite().all():
@@ -85,18 +88,18 @@ def train_features(
                 if classes is None:
                     others = x[torch.randint(len(x), (len(rows),), generator=generator)]
                     replaced = torch.rand(others.shape, generator=generator).to(x) < REPLACED
-                    restored = head(network(torch.where(replaced, others, x[rows])))
+                    restored = head(network(torch.where(replaced, others, x[rows])).flatten(1))
                     loss = F.mse_loss(restored, x[rows].flatten(1))
                 else:
-                    loss = F.cross_entropy(head(network(x[rows])), classes[rows])
+                    loss = F.cross_entropy(head(network(x[rows]).flatten(1)), classes[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
     return network.requires_grad_(False).eval()
 
 
-def _network(shape: torch.Size, num_features: int) -> nn.Sequential:
-    if len(shape) == 3:
-        maps = ConvNet(shape)
-        return nn.Sequential(maps, MLP(maps.out_shape, hidden=(num_features,)))
-    return nn.Sequential(MLP(shape, hidden=(200, num_features)))
+def _network(shape: torch.Size, num_features: int) -> Network:
+    if len(shape) != 3:
+        return MLP(shape, hidden=(200, num_features))
+    halvings = math.ceil(math.log2(max(2, *shape[1:])))  # to one pixel
+    return ConvNet(shape, channels=(32, *[64] * (halvings - 2), num_features)[-halvings:])
