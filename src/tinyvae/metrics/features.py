@@ -1,6 +1,7 @@
 """Features of data by a small network that is trained here, without a download."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from tinyvae.core.random import forked_rng
 from tinyvae.metrics.scores import Labels, as_labels
-from tinyvae.networks import MLP, ConvNet, Network
+from tinyvae.networks import MLP, ConvNet
 
 REPLACED = 0.3  # share of the entries that the task without labels replaces
 
@@ -22,7 +23,7 @@ def train_features(
     batch_size: int = 100,
     learning_rate: float = 2e-3,
     seed: int = 0,
-) -> Network:
+) -> MLP | ConvNet:
     r"""Train a small network on data, and return its last hidden layer as features.
 
     With labels it learns to predict them by a linear layer on the features. Without, 30% of the
@@ -30,7 +31,8 @@ def train_features(
     linear layer on the features learns to restore the example, by the squared error.
 
     Images ``(C, H, W)`` pass through a :class:`~tinyvae.networks.ConvNet` that ends in one pixel,
-    other data through an :class:`~tinyvae.networks.MLP` of two layers.
+    other data through an :class:`~tinyvae.networks.MLP` of two layers. The standard deviation of
+    each feature over the training data is one.
 
     Features know what the task needs and no more: compare models by the same network only, and
     train it on other data than those that the metrics compare.
@@ -95,11 +97,24 @@ def train_features(
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-    return network.requires_grad_(False).eval()
+    network.requires_grad_(False).eval()
+    with torch.no_grad():
+        _standardize(network, x.split(batch_size))
+    return network
 
 
-def _network(shape: torch.Size, num_features: int) -> Network:
+def _network(shape: torch.Size, num_features: int) -> MLP | ConvNet:
     if len(shape) != 3:
         return MLP(shape, hidden=(200, num_features))
     halvings = math.ceil(math.log2(max(2, *shape[1:])))  # to one pixel
     return ConvNet(shape, channels=(32, *[64] * (halvings - 2), num_features)[-halvings:])
+
+
+def _standardize(network: MLP | ConvNet, batches: Sequence[Tensor]) -> None:
+    """Scale the last layer so that each feature has a standard deviation of one."""
+    features = torch.cat([network(batch) for batch in batches])
+    deviation = features.flatten(1).std(0)
+    scale = torch.where(deviation > 1e-6, 1 / deviation, 1.0)  # some are always zero
+    layer: nn.Module = network.layers[-2]  # before a ReLU, for which relu(a x) = a relu(x)
+    for parameter in layer.parameters():
+        parameter.mul_(scale.reshape(-1, *[1] * (parameter.dim() - 1)))
