@@ -31,8 +31,8 @@ def train_features(
     linear layer on the features learns to restore the example, by the squared error.
 
     Images ``(C, H, W)`` pass through a :class:`~tinyvae.networks.ConvNet` that ends in one pixel,
-    other data through an :class:`~tinyvae.networks.MLP` of two layers. The standard deviation of
-    each feature over the training data is one.
+    other data through an :class:`~tinyvae.networks.MLP` of two layers. The mean of the
+    features' variances over the training data is one.
 
     Features know what the task needs and no more: compare models by the same network only, and
     train it on other data than those that the metrics compare.
@@ -99,7 +99,7 @@ def train_features(
                 optimizer.step()
     network.requires_grad_(False).eval()
     with torch.no_grad():
-        _standardize(network, x.split(batch_size))
+        _normalize(network, x.split(batch_size))
     return network
 
 
@@ -110,11 +110,12 @@ def _network(shape: torch.Size, num_features: int) -> MLP | ConvNet:
     return ConvNet(shape, channels=(32, *[64] * (halvings - 2), num_features)[-halvings:])
 
 
-def _standardize(network: MLP | ConvNet, batches: Sequence[Tensor]) -> None:
-    """Scale the last layer so that each feature has a standard deviation of one."""
-    features = torch.cat([network(batch) for batch in batches])
-    deviation = features.flatten(1).std(0)
-    scale = torch.where(deviation > 1e-6, 1 / deviation, 1.0)  # some are always zero
+def _normalize(network: MLP | ConvNet, batches: Sequence[Tensor]) -> None:
+    """Scale the last layer so that the mean variance of the features is one."""
+    # One scale for all: a feature that is almost always zero must not become a large one.
+    features = torch.cat([network(batch) for batch in batches]).flatten(1)
+    variance = features.var(0).mean()
     layer: nn.Module = network.layers[-2]  # before a ReLU, for which relu(a x) = a relu(x)
-    for parameter in layer.parameters():
-        parameter.mul_(scale.reshape(-1, *[1] * (parameter.dim() - 1)))
+    if variance > 0:
+        for parameter in layer.parameters():
+            parameter.div_(variance.sqrt())
