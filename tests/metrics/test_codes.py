@@ -136,6 +136,8 @@ def test_factor_vae_score_of_perfect_rotated_and_independent_codes():
     v = np.random.default_rng(0).integers(4, size=(4000, 4))
     assert factor_vae_score(v[:, [2, 0, 1, 3]], v).value == 1
     assert factor_vae_score(np.column_stack([v, 0 * v[:, 0]]), v).value == 1
+    scale = np.array([1.0, 100.0, 0.01, 1.0])
+    assert factor_vae_score(v * scale + 0.1 * scale * noise(len(v), 4), v).value == 1
     chance = factor_vae_score(noise(len(v), 6), v)
     assert abs(chance.value - 0.25) < 4 * chance.standard_error
     # Factors 0 and 1 are rotated into each other and cannot be told apart: 2 / 4 + (1 / 2) 2 / 4.

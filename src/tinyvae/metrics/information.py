@@ -95,9 +95,9 @@ def modularity(codes: Array, factors: Array, *, bins: int = 20) -> Score:
     .. math:: \frac1L \sum_i \Big(1 - \frac{\sum_{k \ne k_i} m_{ik}^2}{(K - 1)\, m_{i k_i}^2}\Big),
         \qquad k_i = \arg\max_k m_{ik}
 
-    A dimension without information about any factor counts 0, as in the code of Locatello et al.
-    The histogram gives noise a little information about all factors, which also counts about 0:
-    leave out inactive dimensions. A factor may have several dimensions.
+    A factor may have several dimensions. A constant dimension counts 0, as in the code of Locatello
+    et al. The histogram gives noise a little information, more about factors of more classes, so
+    that noise has any value between 0 and 1: leave out inactive dimensions.
 
     Args:
         codes: Codes, such as the means of the posteriors.
