@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "core": "_devices schedules",
     "distributions": "_devices errors",
     "networks": "core",
+    "metrics": "core networks",
     "flows": "core distributions",
     "encoders": "core distributions networks flows",
     "likelihoods": "core distributions",

@@ -20,6 +20,7 @@ PAGES = {
     "training": set(),
     "tables": {"table.safetensors"},
     "evaluation": set(),
+    "metrics": {"traversals.png", "interpolations.png", "neighbors.png"},
     "checkpointing": {"runs"},
     "extending": set(),
 }

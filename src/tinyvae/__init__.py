@@ -15,6 +15,7 @@ from tinyvae import errors as errors
 from tinyvae import evaluation as evaluation
 from tinyvae import flows as flows
 from tinyvae import likelihoods as likelihoods
+from tinyvae import metrics as metrics
 from tinyvae import models as models
 from tinyvae import networks as networks
 from tinyvae import objectives as objectives

@@ -1,4 +1,4 @@
-r"""Figures for talks and papers: images, training curves and latent space.
+r"""Figures for talks and papers: images, training curves, latent space and evaluation.
 
 Long curves are drawn with the running mean over the neighbors on both sides
 
@@ -15,6 +15,14 @@ Every function returns a new :class:`matplotlib.figure.Figure`. The functions us
 
 from tinyvae.plotting._style import save_figure as save_figure
 from tinyvae.plotting.curves import curves as curves
+from tinyvae.plotting.diagnostics import kl_bars as kl_bars
+from tinyvae.plotting.diagnostics import predictive_check as predictive_check
+from tinyvae.plotting.diagnostics import rate_distortion_curve as rate_distortion_curve
 from tinyvae.plotting.images import image_grid as image_grid
 from tinyvae.plotting.images import image_rows as image_rows
 from tinyvae.plotting.latent import latent_scatter as latent_scatter
+from tinyvae.plotting.neighbors import nearest_neighbors as nearest_neighbors
+from tinyvae.plotting.walks import interpolate as interpolate
+from tinyvae.plotting.walks import interpolations as interpolations
+from tinyvae.plotting.walks import latent_map as latent_map
+from tinyvae.plotting.walks import traversals as traversals
