@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -45,12 +44,12 @@ class Estimate:
     ) -> "Estimate":
         """Return the estimate from values and their Monte Carlo standard errors, ``(N,)``."""
         values = values.cpu().double()  # in this order: not all devices have float64
-        error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        count = len(values)
+        error = values.std().item() / math.sqrt(count) if count > 1 else math.nan
         noise = math.nan
-        if errors is not None:
-            noise = errors.cpu().double().square().sum().sqrt().item() / len(values)
-        mean = values.mean().item()
-        return cls(mean, error, len(values), num_dims, noise, num_samples, values)
+        if errors is not None and not errors.isnan().any():
+            noise = errors.cpu().double().square().sum().sqrt().item() / count
+        return cls(values.mean().item(), error, count, num_dims, noise, num_samples, values)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers, with their units in the keys, without the values."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tinyvae.evaluation.estimate import Estimate
+from tinyvae.evaluation.latents import LatentSummary, advise_collapse
 from tinyvae.evaluation.weights import WeightQuality
 
 FORMAT_VERSION = 1
@@ -31,6 +32,7 @@ class Report:
         iwae: Importance-weighted bound of few draws; None if it was not estimated.
         log_marginal: log p(x) by importance sampling; None if it was not estimated.
         weights: Quality of the importance weights; None without log p(x).
+        latents: Summary of each latent, by name; empty if they were not looked at.
         is_bound: True if the expectations of ELBO, IWAE and log p(x) are lower bounds on the log
             evidence: posterior and likelihood are densities on all of the data, and no example
             depends on the others.
@@ -50,6 +52,7 @@ class Report:
     iwae: Estimate | None = None
     log_marginal: Estimate | None = None
     weights: WeightQuality | None = field(default=None, compare=False)
+    latents: Mapping[str, LatentSummary] = field(default_factory=dict, compare=False)
     is_bound: bool = False
     seed: int = 0
     is_discrete: bool | None = False
@@ -119,7 +122,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all numbers, with their units in the keys, without the values of the examples."""
-        result: dict[str, Any] = {name: None for name in NAMES}
+        result: dict[str, Any] = dict.fromkeys(NAMES)
         for name, estimate in self.estimates().items():
             result[name] = estimate.to_dict()
             if name not in ("log_likelihood", "kl"):
@@ -136,7 +139,7 @@ class Report:
             }
         return result | {
             "weights": weights,
-            "latents": None,
+            "latents": {name: latent.to_dict() for name, latent in self.latents.items()},
             "num_dims": self.num_dims,
             "bits_per_dim_unit": self.bits_unit,
             "bits_measured": self.bits_measured,
@@ -186,10 +189,16 @@ class Report:
             sizes, shapes = values["effective_sample_size"], values["pareto_k"]
             weights = WeightQuality(sizes, shapes, saved["log_marginal"]["num_samples"])
         extra = {name: estimates.pop(name) for name in saved["extra"]}
+        latents = saved["latents"].items()
         kept = ("is_bound", "seed", "is_discrete", "bin_width", "data_digest", "bits_measured")
         return cls(
-            **estimates,
+            estimates["elbo"],
+            estimates["log_likelihood"],
+            estimates["kl"],
+            estimates.get("iwae"),
+            estimates.get("log_marginal"),
             weights=weights,
+            latents={name: LatentSummary.from_dict(latent) for name, latent in latents},
             extra=MappingProxyType(extra),
             **{name: saved[name] for name in kept},
         )
@@ -217,6 +226,10 @@ class Report:
                     "log p(x) and its errors are unreliable for examples with a large Pareto k: "
                     "use more draws, annealing, or a better encoder"
                 )
+        for name, latent in self.latents.items():
+            yield f"{name}: {latent}"
+            if latent.has_collapsed:
+                yield advise_collapse(name, latent)
         if self.bits_measured is not None:
             bound = -self.elbo.mean / math.log(2)
             yield f"{self.bits_measured:.2f} bits per datum in a file, {bound:.2f} by the ELBO"
