@@ -394,6 +394,17 @@ def test_report_as_html():
     assert "120.50 bits per datum in a file, 129.84 by the ELBO" in html
 
 
+def test_report_plots_examples_and_dimensions():
+    pytest.importorskip("matplotlib")
+    model = random_linear_gaussian()
+    report = evaluate(model.vae, model.evidence.sample((9,)), importance_samples=None)
+    first, second = report.plot().axes
+    assert sum(bar.get_height() for bar in first.patches) == 9
+    heights = [bar.get_height() for bar in second.patches]
+    assert sum(heights) == pytest.approx(report.kl.mean)
+    assert heights == sorted(heights, reverse=True)
+
+
 def test_report_without_the_evidence():
     report = replace(small_report(), log_marginal=None)
     lines = str(small_report()).splitlines()

@@ -8,14 +8,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from tinyvae.evaluation.estimate import Estimate
+from tinyvae.evaluation.figure import draw_report
 from tinyvae.evaluation.latents import LatentSummary, advise_collapse
 from tinyvae.evaluation.weights import WeightQuality
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT_VERSION = 1
 NAMES = ("elbo", "log_likelihood", "kl", "iwae", "log_marginal")
@@ -117,6 +121,11 @@ class Report:
         if self.bin_width is None:
             return "a density, in the units of the data"
         return f"levels, dequantized uniformly in bins of {self.bin_width:g}"
+
+    def plot(self) -> "Figure":
+        """Return a matplotlib figure: the values of the examples, and the KL per dimension."""
+        name = "ELBO" if self.log_marginal is None else "log p(x)"
+        return draw_report(name, self.best, self.latents)
 
     # Files ----------------------------------------------------------------------------------------
 
