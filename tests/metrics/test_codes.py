@@ -20,6 +20,7 @@ from tinyvae.metrics import (
     mutual_information_gap,
     separated_attribute_predictability,
 )
+from tinyvae.metrics.disentanglement import _predictability
 from tinyvae.metrics.scores import jackknife
 
 
@@ -112,6 +113,13 @@ def test_sap_has_closed_values():
     assert abs(score.value - (1 - 0.36)) < 4 * score.standard_error < 0.05
 
 
+def test_sap_scores_classes_on_rows_that_no_threshold_was_fitted_to():
+    y, codes = np.arange(200) % 4, noise(200, 200)
+    is_test = np.random.default_rng(2).random(200) < 0.3
+    scores = np.array([_predictability(code, y, is_test) for code in codes.T])
+    assert abs(scores.mean() - 0.25) < 4 * scores.std() / math.sqrt(len(scores))
+
+
 def test_dci_of_perfect_rotated_and_repeated_codes():
     v = np.random.default_rng(0).random((1500, 2))
     perfect = dci(v, v, trees=20)
@@ -173,7 +181,10 @@ def test_probes_of_independent_codes_are_at_chance(probe):
 def test_linear_probe_has_the_share_of_explained_variance():
     z = noise(20_000)
     score = linear_probe(z[:, :1], z[:, 0] + 0.5 * z[:, 1])
-    assert abs(score.value - 1 / 1.25) < 4 * score.standard_error < 0.05
+    assert abs(score.value - 0.8) < 4 * score.standard_error
+    # Of a squared correlation: 2 rho (1 - rho^2) / sqrt(n), with 4,000 rows to test on.
+    want = 2 * math.sqrt(0.8) * (1 - 0.8) / math.sqrt(4000)
+    assert score.standard_error == pytest.approx(want, rel=0.1)
 
 
 def test_knn_probe_solves_what_a_linear_one_cannot():
