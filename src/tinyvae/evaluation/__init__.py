@@ -2,6 +2,11 @@
 
 from tinyvae.evaluation.activity import Activity as Activity
 from tinyvae.evaluation.activity import active_units as active_units
+from tinyvae.evaluation.annealing import AnnealedEvidence as AnnealedEvidence
+from tinyvae.evaluation.annealing import BidirectionalEvidence as BidirectionalEvidence
+from tinyvae.evaluation.annealing import annealed_log_marginal as annealed_log_marginal
+from tinyvae.evaluation.annealing import bidirectional as bidirectional
+from tinyvae.evaluation.hamiltonian import HMC as HMC
 from tinyvae.evaluation.importance import log_marginal as log_marginal
 from tinyvae.evaluation.imputation import conditional_draws as conditional_draws
 from tinyvae.evaluation.imputation import impute as impute

@@ -1,0 +1,329 @@
+r"""Log evidence by annealed importance sampling.
+
+Chains move along a path of densities :math:`\pi_\beta` from the prior to the posterior:
+
+.. math:: \log w = \sum_{t=1}^T (\beta_t - \beta_{t-1}) \log \frac{p(x, z_{t-1})}{p_0(z_{t-1})},
+    \qquad z_0 \sim p_0, \quad z_t \sim T_{\beta_t}(\cdot \mid z_{t-1}), \qquad
+    \mathbb{E}\, w = p(x)
+
+where the transition :math:`T_\beta` leaves :math:`\pi_\beta` invariant. Chains in the other
+direction, from an exact draw of the posterior, bound log p(x) from above.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from tinyvae.core.generators import exclusive_generators
+from tinyvae.core.keywords import suggest_keywords
+from tinyvae.core.module_state import evaluating
+from tinyvae.core.random import Stream, derive_seed, forked_rng
+from tinyvae.evaluation.hamiltonian import HMC, Trajectories
+from tinyvae.evaluation.importance import chunk_sizes, iterate_chunks, to_model
+from tinyvae.evaluation.paths import AnnealingPath, Start
+from tinyvae.evaluation.progress import Progress
+from tinyvae.evaluation.report import Estimate
+from tinyvae.models.base import DecoderModel
+from tinyvae.models.inputs import require_count
+from tinyvae.models.output import LatentVariableModel
+from tinyvae.models.particles import effective_sample_size
+
+# Given latents (K, B, D) and a power, return moved latents and log p(x, z) / p_0 at them, (K, B).
+Transition: TypeAlias = Callable[[Tensor, float], tuple[Tensor, Tensor]]
+
+PILOT_CHAINS = 4
+STEEPNESS = 4.0  # of the sigmoid: most temperatures are near both ends
+
+
+@dataclass(frozen=True)
+class AnnealedEvidence:
+    """Log p(x) of each example by annealed importance sampling.
+
+    Attributes:
+        log_weight: Estimate of log p(x) by each chain, ``(K, N)``, nats.
+        acceptance_rate: Share of accepted transitions, ``(N,)``. About the target acceptance rate,
+            unless step sizes could not be adapted.
+        num_temperatures: Number of temperatures of the path.
+        is_upper: True for chains from the posterior to the start, whose ``values`` are an upper
+            bound on log p(x) in expectation. Others are a lower bound.
+    """
+
+    log_weight: Tensor
+    acceptance_rate: Tensor
+    num_temperatures: int
+    is_upper: bool = False
+
+    @property
+    def values(self) -> Tensor:
+        """Estimate of log p(x) of each example from all chains, ``(N,)``, nats."""
+        sign = -1.0 if self.is_upper else 1.0
+        num_chains = len(self.log_weight)
+        return sign * ((sign * self.log_weight).logsumexp(0) - math.log(num_chains))
+
+    @property
+    def effective_sample_size(self) -> Tensor:
+        """Number of chains of equal weight that are worth as much, ``(N,)``, at most ``K``."""
+        return effective_sample_size(-self.log_weight if self.is_upper else self.log_weight)
+
+    @property
+    def monte_carlo_error(self) -> Tensor:
+        """Standard error of ``values`` over the chains, ``(N,)``, nats. NaN for one chain.
+
+        It is the relative standard error of the mean weight. The chains of an upper bound share
+        their first latent, whose variance it leaves out.
+        """
+        num_chains = len(self.log_weight)
+        if num_chains == 1:
+            return torch.full_like(self.log_weight[0], math.nan)
+        excess = (num_chains / self.effective_sample_size - 1).clamp(min=0.0)
+        return (excess / (num_chains - 1)).sqrt()
+
+    @property
+    def estimate(self) -> Estimate:
+        """Mean of ``values`` over the examples, with its standard error."""
+        return Estimate.of(self.values)
+
+    def __str__(self) -> str:
+        bound = "upper" if self.is_upper else "lower"
+        chains = f"AIS, {len(self.log_weight)} chains of {self.num_temperatures} temperatures"
+        size, rate = (v.mean().item() for v in (self.effective_sample_size, self.acceptance_rate))
+        return (
+            f"log p(x) ({chains}, {bound} bound) {self.estimate} nats, "
+            f"{size:.1f} effective chains, {rate:.0%} accepted"
+        )
+
+
+@suggest_keywords
+@exclusive_generators("annealed_log_marginal")
+def annealed_log_marginal(
+    model: LatentVariableModel,
+    x: Tensor,
+    context: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    num_temperatures: int = 500,
+    num_chains: int = 16,
+    start: Start = "prior",
+    transition: HMC | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> AnnealedEvidence:
+    r"""Estimate log p(x) of each example by annealed importance sampling.
+
+    It needs no good encoder, while importance sampling does. It costs more: each of
+    ``num_temperatures`` transitions computes a gradient of the decoder per leapfrog step.
+    Temperatures follow a sigmoid :math:`\sigma`,
+
+    .. math:: \beta_t = \frac{s_t - s_0}{s_T - s_0}, \qquad s_t = \sigma\big(4 (2 t / T - 1)\big)
+
+    Args:
+        model: The model. It is used in evaluation mode. All its latents are real vectors.
+        x: Data, ``(N, *E)``, moved to the model's device and dtype.
+        context: Input of a conditional model, ``(N, ...)``.
+        mask: True for the observed entries, ``(N, *E)``. NaN is missing.
+        num_temperatures: Number :math:`T` of steps of the path.
+        num_chains: Chains :math:`K` per example.
+        start: Density that the path starts from: ``"prior"``, p(z), or ``"posterior"``,
+            q(z given x), which is shorter if the encoder is good.
+        transition: Settings of the transitions, by default ``HMC()``. A pilot run of four chains
+            adapts their step sizes.
+        seed: Seed of the chains. The global random state does not change.
+        progress: True to report draws and time left, if it takes longer than some seconds.
+
+    Raises:
+        TypeError: If a latent is not a real vector.
+
+    References:
+        Neal (2001). Annealed importance sampling. Wu, Burda, Salakhutdinov, Grosse (2017). On the
+        Quantitative Analysis of Decoder-Based Generative Models. arXiv:1611.04273.
+
+    Example:
+        >>> evidence = annealed_log_marginal(vae, x, num_temperatures=20, num_chains=4)
+        >>> evidence.values.shape, evidence.log_weight.shape
+        (torch.Size([8]), torch.Size([4, 8]))
+    """
+    _check_arguments("annealed_log_marginal", num_temperatures, num_chains, start)
+    settings = HMC() if transition is None else transition
+    powers = sigmoid_powers(num_temperatures)
+    x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
+    model.check(x, context, mask=mask)
+    log_weights, rates = [], []
+    gradients = _gradients(settings, num_temperatures, PILOT_CHAINS + num_chains)
+    with (
+        torch.no_grad(),
+        evaluating(model),
+        forked_rng(x.device, derive_seed(seed, Stream.ANNEALING)),
+        Progress("annealing", gradients * len(x), shown=progress) as report,
+    ):
+        for part in iterate_chunks(x, context, mask, chunk_sizes(model, x, num_chains)[0]):
+            path = AnnealingPath.of(model, part, start)
+            moves = _adapted(path, settings, powers, report)
+            log_weights.append(anneal(path, path.draw(num_chains), powers, moves))
+            rates.append(moves.acceptance_rate())
+    return AnnealedEvidence(torch.cat(log_weights, 1), torch.cat(rates), num_temperatures)
+
+
+@dataclass(frozen=True)
+class BidirectionalEvidence:
+    """Lower and upper bounds on log p(x) of simulated data.
+
+    Attributes:
+        x: The simulated data, ``(N, *E)``.
+        lower: Bounds by chains from the start of the path to the posterior.
+        upper: Bounds by chains back, from the latents that the data were simulated from.
+    """
+
+    x: Tensor
+    lower: AnnealedEvidence
+    upper: AnnealedEvidence
+
+    @property
+    def gap(self) -> Estimate:
+        """Mean of upper minus lower bound, which bounds the error of both in expectation."""
+        return Estimate.of(self.upper.values - self.lower.values)
+
+    def __str__(self) -> str:
+        return "\n".join([str(self.lower), str(self.upper), f"gap {self.gap} nats"])
+
+
+@suggest_keywords
+@exclusive_generators("bidirectional")
+def bidirectional(
+    model: DecoderModel,
+    num_examples: int = 100,
+    context: Tensor | None = None,
+    *,
+    num_temperatures: int = 500,
+    num_chains: int = 16,
+    start: Start = "prior",
+    transition: HMC | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> BidirectionalEvidence:
+    r"""Bound the error of annealed importance sampling, on data simulated from the model.
+
+    The latent that an example was simulated from is an exact draw of its posterior. Chains from it
+    back to the start give an unbiased estimate of 1 / p(x), so that
+
+    .. math:: \mathbb{E} \log \frac1K \sum_k w_k \le \log p(x)
+        \le \mathbb{E} \Big[ -\log \frac1K \sum_k \frac{1}{w'_k} \Big]
+
+    If the gap is small, :func:`annealed_log_marginal` with the same settings is accurate for data
+    like those of the model. It says nothing of data that the model does not explain.
+
+    Args:
+        model: The model. It is used in evaluation mode. All its latents are real vectors.
+        num_examples: Number of examples ``N`` to simulate, without a context.
+        context: Input of a conditional model, ``(N, ...)``: one example is simulated for each.
+        num_temperatures: Number :math:`T` of steps of the path.
+        num_chains: Chains :math:`K` per example in each direction.
+        start: Density that the path starts from, see :func:`annealed_log_marginal`.
+        transition: Settings of the transitions, by default ``HMC()``.
+        seed: Seed of data and chains. The global random state does not change.
+        progress: True to report draws and time left, if it takes longer than some seconds.
+
+    References:
+        Grosse, Ghahramani, Adams (2015). Sandwiching the marginal likelihood using bidirectional
+        Monte Carlo. arXiv:1511.02543.
+
+    Example:
+        >>> bounds = bidirectional(vae, 8, num_temperatures=20, num_chains=4)
+        >>> bounds.lower.values.shape, bounds.upper.values.shape
+        (torch.Size([8]), torch.Size([8]))
+    """
+    require_count("bidirectional", num_examples, "num_examples")
+    _check_arguments("bidirectional", num_temperatures, num_chains, start)
+    settings = HMC() if transition is None else transition
+    powers = sigmoid_powers(num_temperatures)
+    context = to_model(model, context)
+    gradients = _gradients(settings, num_temperatures, PILOT_CHAINS + 2 * num_chains)
+    log_weights: tuple[list[Tensor], list[Tensor]] = ([], [])
+    rates: tuple[list[Tensor], list[Tensor]] = ([], [])
+    with (
+        torch.no_grad(),
+        evaluating(model),
+        forked_rng(next(model.parameters()).device, derive_seed(seed, Stream.ANNEALING)),
+    ):
+        x, z = _simulate(model, num_examples, context)
+        with Progress("bidirectional", gradients * len(x), shown=progress) as report:
+            examples = chunk_sizes(model, x, num_chains)[0]
+            latents = z.split(examples, 1)
+            parts = iterate_chunks(x, context, None, examples)
+            for part, exact in zip(parts, latents, strict=True):
+                path = AnnealingPath.of(model, part, start)
+                moves = _adapted(path, settings, powers, report)
+                starts = (path.draw(num_chains), exact.expand(num_chains, -1, -1))
+                for way, (first, order) in enumerate(
+                    zip(starts, (powers, powers[::-1]), strict=True)
+                ):
+                    log_weight = anneal(path, first, order, moves)
+                    log_weights[way].append(log_weight if way == 0 else -log_weight)
+                    rates[way].append(moves.acceptance_rate())
+    lower, upper = (
+        AnnealedEvidence(torch.cat(weights, 1), torch.cat(rate), num_temperatures, is_upper)
+        for weights, rate, is_upper in zip(log_weights, rates, (False, True), strict=True)
+    )
+    return BidirectionalEvidence(x, lower, upper)
+
+
+def sigmoid_powers(num_temperatures: int) -> list[float]:
+    """Return the powers of a path, from 0 to 1: ``num_temperatures`` + 1 numbers."""
+    steps = torch.linspace(-1.0, 1.0, num_temperatures + 1, dtype=torch.float64)
+    sigmoid = torch.sigmoid(STEEPNESS * steps)
+    powers: list[float] = ((sigmoid - sigmoid[0]) / (sigmoid[-1] - sigmoid[0])).tolist()
+    return powers
+
+
+def anneal(path: AnnealingPath, z: Tensor, powers: Sequence[float], move: Transition) -> Tensor:
+    """Return the log weights of chains through ``powers``, ``(K, B)``, nats.
+
+    Args:
+        path: The path.
+        z: First latents, ``(K, B, D)``, drawn at ``powers[0]``.
+        powers: Rising powers from 0 to 1, whose weights estimate p(x), or falling ones from 1 to 0,
+            whose weights estimate 1 / p(x).
+        move: Transition that leaves the density at a power invariant.
+    """
+    log_ratio = path.log_densities(z)[1]
+    log_weight = torch.zeros_like(log_ratio)
+    for index in range(1, len(powers)):
+        log_weight = log_weight + (powers[index] - powers[index - 1]) * log_ratio
+        if index < len(powers) - 1:
+            z, log_ratio = move(z, powers[index])
+    return log_weight
+
+
+def _simulate(
+    model: DecoderModel, num_examples: int, context: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return data ``(N, *E)`` and latents ``(1, N, D)`` of the model's joint distribution."""
+    # Any data have the shape, which is all that a draw from the prior needs.
+    like = model.sample(num_examples) if context is None else model.sample(1, context)[0]
+    like = model.observed(like, None)
+    path = AnnealingPath.of(model, (like, context, None), "prior")
+    z = path.draw(1)
+    x = model.likelihood.values_of(path.output(z).likelihood, center=False)[0]
+    return model.observed(x, None), z
+
+
+def _adapted(
+    path: AnnealingPath, settings: HMC, powers: Sequence[float], report: Progress
+) -> Trajectories:
+    moves = Trajectories(path, settings, report)
+    moves.adapt(path.draw(PILOT_CHAINS), powers[1:-1])
+    return moves
+
+
+def _gradients(settings: HMC, num_temperatures: int, num_chains: int) -> int:
+    return settings.leapfrog_steps * (num_temperatures - 1) * num_chains
+
+
+def _check_arguments(name: str, num_temperatures: int, num_chains: int, start: Start) -> None:
+    require_count(name, num_temperatures, "num_temperatures", least=2)
+    require_count(name, num_chains, "num_chains")
+    if start not in get_args(Start):
+        raise ValueError(f"{name} expects start 'prior' or 'posterior', got {start!r}")
