@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "priors": "core distributions networks flows encoders",
     "models": "errors io core distributions networks flows encoders likelihoods priors",
     "objectives": "schedules core distributions models",
-    "evaluation": "core distributions models",
+    "evaluation": "plotting core distributions likelihoods models",
     "testing": (
         "errors schedules core distributions networks encoders likelihoods priors models objectives"
     ),
