@@ -67,6 +67,7 @@ class Stream(IntEnum):
     CALLBACKS = 9
     ANNEALING = 10
     PREDICTIVE = 11
+    GAPS = 12
 
 
 def derive_seed(seed: int, stream: Stream, epoch: int = 0, *indices: int) -> int:

@@ -8,6 +8,8 @@ from tinyvae.evaluation.annealing import annealed_log_marginal as annealed_log_m
 from tinyvae.evaluation.annealing import bidirectional as bidirectional
 from tinyvae.evaluation.calibration import Calibration as Calibration
 from tinyvae.evaluation.calibration import interval_calibration as interval_calibration
+from tinyvae.evaluation.gaps import InferenceGaps as InferenceGaps
+from tinyvae.evaluation.gaps import inference_gaps as inference_gaps
 from tinyvae.evaluation.hamiltonian import HMC as HMC
 from tinyvae.evaluation.importance import log_marginal as log_marginal
 from tinyvae.evaluation.imputation import conditional_draws as conditional_draws
