@@ -17,6 +17,9 @@ from tinyvae.evaluation.imputation import impute as impute
 from tinyvae.evaluation.predictive import PredictiveCheck as PredictiveCheck
 from tinyvae.evaluation.predictive import StatisticCheck as StatisticCheck
 from tinyvae.evaluation.predictive import predictive_check as predictive_check
+from tinyvae.evaluation.rate_distortion import RateDistortion as RateDistortion
+from tinyvae.evaluation.rate_distortion import RateDistortionPoint as RateDistortionPoint
+from tinyvae.evaluation.rate_distortion import rate_distortion as rate_distortion
 from tinyvae.evaluation.report import Estimate as Estimate
 from tinyvae.evaluation.report import Report as Report
 from tinyvae.evaluation.report import evaluate as evaluate
