@@ -23,7 +23,8 @@ class HMC:
     """Settings of Hamiltonian Monte Carlo transitions.
 
     Args:
-        leapfrog_steps: Steps of each trajectory. One more gradient of the decoder is computed.
+        leapfrog_steps: Steps of each trajectory, with one gradient of the decoder each. At equal
+            cost, more temperatures are worth more than longer trajectories.
         target_acceptance: Acceptance rate to which step sizes are adapted, in (0, 1).
 
     References:
@@ -31,11 +32,11 @@ class HMC:
         optimal acceptance rate, 0.65.
 
     Example:
-        >>> HMC(leapfrog_steps=5)
-        HMC(leapfrog_steps=5, target_acceptance=0.65)
+        >>> HMC(leapfrog_steps=10)
+        HMC(leapfrog_steps=10, target_acceptance=0.65)
     """
 
-    leapfrog_steps: int = 10
+    leapfrog_steps: int = 5
     target_acceptance: float = 0.65
 
     def __post_init__(self) -> None:
