@@ -39,11 +39,11 @@ MAY_IMPORT = {
     "priors": "core distributions networks flows encoders",
     "models": "errors io core distributions networks flows encoders likelihoods priors",
     "objectives": "schedules core distributions models",
-    "evaluation": "plotting core distributions likelihoods models",
     "testing": (
         "errors schedules core distributions networks encoders likelihoods priors models objectives"
     ),
     "training": "_version _devices errors schedules io core plotting",  # no model and no objective
+    "evaluation": "_devices plotting core distributions likelihoods models training",
     "sklearn": (
         "schedules core distributions networks encoders likelihoods priors models objectives "
         "evaluation training"

@@ -300,12 +300,10 @@ def test_estimate_averages_float32_in_float64():
 
 def small_report(is_bound=True):
     return Report(
-        elbo=Estimate(-90.0, 0.3, 100, 784),
-        log_likelihood=Estimate(-70.0, 0.2, 100, 784),
-        kl=Estimate(20.0, 0.1, 100, 784),
-        log_marginal=Estimate(-85.0, 0.4, 50, 784),
-        elbo_samples=64,
-        importance_samples=5000,
+        elbo=Estimate(-90.0, 0.3, 100, 784, 0.02, 64),
+        log_likelihood=Estimate(-70.0, 0.2, 100, 784, num_samples=64),
+        kl=Estimate(20.0, 0.1, 100, 784, num_samples=64),
+        log_marginal=Estimate(-85.0, 0.4, 50, 784, 0.0001, 5000),
         is_bound=is_bound,
         seed=3,
     )
@@ -343,54 +341,89 @@ def test_report_divides_by_the_dimensions_of_the_same_examples(by_mask):
 
 
 def test_report_as_a_dictionary():
-    def row(nats, error, count):
-        counts = {"num_examples": count, "num_dims": 784}
-        return {"nats": nats, "standard_error_nats": error, **counts}
+    def row(estimate, **bits):
+        return {
+            "nats": estimate.mean,
+            "standard_error_nats": estimate.standard_error,
+            "monte_carlo_error_nats": pytest.approx(estimate.monte_carlo_error, nan_ok=True),
+            "num_examples": estimate.num_examples,
+            "num_dims": 784,
+            "num_samples": estimate.num_samples,
+            **bits,
+        }
 
-    bits = {nats: -nats / 784 / math.log(2) for nats in (-90.0, -85.0)}
-    assert small_report().to_dict() == {
-        "elbo": row(-90.0, 0.3, 100) | {"bits_per_dim": pytest.approx(bits[-90.0])},
-        "log_likelihood": row(-70.0, 0.2, 100),
-        "kl": row(20.0, 0.1, 100),
-        "log_marginal": row(-85.0, 0.4, 50) | {"bits_per_dim": pytest.approx(bits[-85.0])},
-        "elbo_samples": 64,
-        "importance_samples": 5000,
+    bits = {nats: pytest.approx(-nats / 784 / math.log(2)) for nats in (-90.0, -85.0)}
+    report = small_report()
+    assert report.to_dict() == {
+        "elbo": row(report.elbo, bits_per_dim=bits[-90.0]),
+        "log_likelihood": row(report.log_likelihood),
+        "kl": row(report.kl),
+        "iwae": None,
+        "log_marginal": row(report.log_marginal, bits_per_dim=bits[-85.0]),
+        "weights": None,
+        "latents": None,
         "num_dims": 784,
         "bits_per_dim_unit": "a density, in the units of the data",
+        "bits_measured": None,
         "is_bound": True,
+        "is_discrete": False,
+        "bin_width": None,
         "seed": 3,
+        "data_digest": "",
     }
 
 
 def test_report_as_text():
     lines = [
-        "ELBO (64 draws)                  -90.00 +- 0.30 (100 examples) nats",
-        "  log-likelihood                 -70.00 +- 0.20 (100 examples) nats",
-        "  KL                             20.00 +- 0.10 (100 examples) nats",
-        "log p(x) (IS, 5,000 draws)       -85.00 +- 0.40 (50 examples) nats",
-        "                                 0.1564 bits per dimension of a density, in "
-        "the units of the data",
+        "                                       nats std. error   MC error  examples",
+        "ELBO (64 draws)                      -90.00      0.300      0.020       100",
+        "  log-likelihood (-distortion)       -70.00      0.200                  100",
+        "  KL (rate)                           20.00      0.100                  100",
+        "log p(x) (IS, 5,000 draws)           -85.00      0.400      1e-04        50",
+        "0.1564 bits per dimension of a density, in the units of the data",
     ]
     assert str(small_report()).splitlines() == lines
-    assert str(small_report(is_bound=False)).splitlines() == ["not a bound", *lines]
+    lines[0] = "not a bound" + lines[0][11:]
+    assert str(small_report(is_bound=False)).splitlines() == lines
+
+
+def test_report_as_html():
+    html = replace(small_report(), bits_measured=120.5)._repr_html_()
+    assert html.count("<tr>") == 5
+    assert "<td>-85.00</td><td>0.400</td><td>1e-04</td>" in html
+    assert "120.50 bits per datum in a file, 129.84 by the ELBO" in html
 
 
 def test_report_without_the_evidence():
-    report = replace(small_report(), log_marginal=None, importance_samples=None)
-    assert report.to_dict() == small_report().to_dict() | {
-        "log_marginal": None,
-        "importance_samples": None,
-    }
+    report = replace(small_report(), log_marginal=None)
     lines = str(small_report()).splitlines()
     bits = lines[-1].replace("0.1564", "0.1656")  # bits of the ELBO
-    assert str(report).splitlines() == [*lines[:3], bits]
+    assert str(report).splitlines() == [*lines[:4], bits]
 
 
 def test_evaluate_without_importance_samples():
     vae, x = dropout_vae(), torch.randn(6, 5)
     report = evaluate(vae, x, elbo_samples=3, importance_samples=None)
     whole = evaluate(vae, x, elbo_samples=3, importance_samples=2)
-    assert report == replace(whole, log_marginal=None, importance_samples=None)
+    assert report == replace(whole, log_marginal=None)
+
+
+def test_report_saves_and_loads(tmp_path):
+    model = random_linear_gaussian()
+    x = model.evidence.sample((9,))
+    report = evaluate(model.spoil_posterior(), x, elbo_samples=1, importance_samples=60)
+    report = report.with_estimate("annealed", Estimate.of(torch.randn(9), num_samples=3))
+    report = replace(report, bits_measured=3.25)
+    report.save(tmp_path / "report.json")
+    loaded = Report.load(tmp_path / "report.json")
+    assert str(loaded) == str(report)
+    assert str(loaded.to_dict()) == str(report.to_dict())  # NaN is not equal to itself
+    for name, estimate in report.estimates().items():
+        assert torch.equal(loaded.estimates()[name].values, estimate.values)
+    assert torch.equal(loaded.weights.pareto_k, report.weights.pareto_k)
+    (tmp_path / "other.json").write_text('{"format_version": 0}')
+    with pytest.raises(ValueError, match="format 1, got 0: evaluate again"):
+        Report.load(tmp_path / "other.json")
 
 
 def test_report_is_bound():

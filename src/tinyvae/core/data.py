@@ -24,6 +24,7 @@ ARRAY_REMEDIES = {
     "M": "convert it, for example to days since a date",
     "m": "convert it, for example to days, x / numpy.timedelta64(1, 'D')",
 }
+READERS = ("fit", "evaluation")  # owners that take more than tensors and arrays
 ROUNDING = 1e-3  # share of a standard deviation
 
 
@@ -214,7 +215,7 @@ def spread_rows(x: Any, limit: int = 10_000) -> Any:
 def refusal(data: Any, owner: str, *, reason: str = "") -> TypeError:
     """Return an error that names the kind of data, optionally a reason, and the remedy."""
     expected = "a tensor or an array (N, *E)"
-    if owner == "fit":
+    if owner in READERS:
         expected = "a tensor, an array, a tuple or dictionary of these, a Dataset or a DataLoader"
     if data is None:
         kind = "None"

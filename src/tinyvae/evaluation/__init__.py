@@ -8,6 +8,10 @@ from tinyvae.evaluation.annealing import annealed_log_marginal as annealed_log_m
 from tinyvae.evaluation.annealing import bidirectional as bidirectional
 from tinyvae.evaluation.calibration import Calibration as Calibration
 from tinyvae.evaluation.calibration import interval_calibration as interval_calibration
+from tinyvae.evaluation.compare import Comparison as Comparison
+from tinyvae.evaluation.compare import compare as compare
+from tinyvae.evaluation.estimate import Estimate as Estimate
+from tinyvae.evaluation.estimation import evaluate as evaluate
 from tinyvae.evaluation.gaps import InferenceGaps as InferenceGaps
 from tinyvae.evaluation.gaps import inference_gaps as inference_gaps
 from tinyvae.evaluation.hamiltonian import HMC as HMC
@@ -20,7 +24,6 @@ from tinyvae.evaluation.predictive import predictive_check as predictive_check
 from tinyvae.evaluation.rate_distortion import RateDistortion as RateDistortion
 from tinyvae.evaluation.rate_distortion import RateDistortionPoint as RateDistortionPoint
 from tinyvae.evaluation.rate_distortion import rate_distortion as rate_distortion
-from tinyvae.evaluation.report import Estimate as Estimate
 from tinyvae.evaluation.report import Report as Report
-from tinyvae.evaluation.report import evaluate as evaluate
+from tinyvae.evaluation.weights import WeightQuality as WeightQuality
 from tinyvae.models.conditional import ConditionalDraws as ConditionalDraws

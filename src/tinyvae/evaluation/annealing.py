@@ -22,11 +22,11 @@ from tinyvae.core.generators import exclusive_generators
 from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.module_state import evaluating
 from tinyvae.core.random import Stream, derive_seed, forked_rng
+from tinyvae.evaluation.estimate import Estimate
 from tinyvae.evaluation.hamiltonian import HMC, Trajectories
 from tinyvae.evaluation.importance import chunk_sizes, iterate_chunks, to_model
 from tinyvae.evaluation.paths import AnnealingPath, Start
 from tinyvae.evaluation.progress import Progress
-from tinyvae.evaluation.report import Estimate
 from tinyvae.models.base import DecoderModel
 from tinyvae.models.inputs import require_count
 from tinyvae.models.output import LatentVariableModel

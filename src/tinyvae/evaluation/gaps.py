@@ -18,9 +18,9 @@ from tinyvae.core.module_state import evaluating
 from tinyvae.core.objective import checked_data
 from tinyvae.core.random import Stream, derive_seed, forked_rng
 from tinyvae.distributions import Distribution, Independent, Normal
+from tinyvae.evaluation.estimate import Estimate
 from tinyvae.evaluation.importance import Chunk, chunk_sizes, iterate_chunks, to_model
 from tinyvae.evaluation.progress import Progress
-from tinyvae.evaluation.report import Estimate
 from tinyvae.models.inputs import require_count
 from tinyvae.models.output import LatentVariableModel, VAEOutput
 from tinyvae.models.particles import replaying

@@ -6,9 +6,10 @@ r"""Log evidence by importance sampling from the posterior.
 Its expectation is a lower bound on log p(x), which it approaches as K grows.
 """
 
-import math
 from collections.abc import Callable, Iterator
-from typing import Literal, TypeAlias, TypeVar
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,16 @@ from tinyvae.core.data import to_module
 from tinyvae.core.generators import exclusive_generators
 from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.module_state import evaluating
-from tinyvae.core.objective import checked_data
+from tinyvae.core.objective import Batch, checked_data
 from tinyvae.core.random import Stream, derive_seed, forked_rng
+from tinyvae.evaluation.data import EvaluationData
 from tinyvae.evaluation.progress import Progress
+from tinyvae.evaluation.weights import RunningWeights
 from tinyvae.models.inputs import require_count
 from tinyvae.models.latents import recording
 from tinyvae.models.noise import sharing_noise
 from tinyvae.models.output import Draw, LatentVariableModel, VAEOutput
+from tinyvae.training.data.sources import PickBatch, Transform
 
 Chunk: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # x, context, mask
 Noise: TypeAlias = Literal["independent", "shared"]
@@ -38,10 +42,12 @@ CHUNK_ELEMENTS = 1 << 20
 @exclusive_generators("log_marginal")
 def log_marginal(
     model: LatentVariableModel,
-    x: Tensor,
-    context: Tensor | None = None,
+    data: Any,
+    context: Any = None,
     *,
-    mask: Tensor | None = None,
+    mask: Any = None,
+    batch: PickBatch | None = None,
+    transform: Transform | None = None,
     num_samples: int = 5000,
     seed: int = 0,
     noise: Noise = "independent",
@@ -54,16 +60,15 @@ def log_marginal(
 
     Args:
         model: The model. It is used in evaluation mode, without gradients.
-        x: Data, ``(N, *E)``, moved to the model's device and dtype.
-        context: Input of a conditional model, ``(N, ...)``.
-        mask: True for the observed entries, ``(N, *E)``. NaN is missing.
+        data: Data, see :func:`~tinyvae.evaluate`, also for ``context``, ``mask``, ``batch`` and
+            ``transform``.
         num_samples: Samples :math:`K` per example, each of which is decoded.
         seed: Seed of the samples. The global random state does not change.
         noise: ``"independent"`` draws for each example, or ``"shared"`` ones: the same scrambled
             Sobol points for all examples. Then the estimate of an example does not depend on the
             others, and has less variance. The errors of different examples are correlated. It needs
             Gaussian posteriors with independent dimensions.
-        progress: True to report draws and time left, if it takes longer than some seconds.
+        progress: True to report draws and time left, if it takes longer than a second.
 
     Returns:
         ``(N,)``, nats.
@@ -77,33 +82,99 @@ def log_marginal(
     """
     require_count("log_marginal", num_samples)
     require_noise("log_marginal", noise)
-    if len(x) == 0:
-        raise ValueError("log_marginal expects at least one example, got none")
-    x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
-    model.check(x, context, mask=mask)
-    with Progress("log p(x)", num_samples * len(x), shown=progress) as report:
-        return importance_sample(model, (x, context, mask), num_samples, seed, report, noise)
+    with EvaluationData(
+        model, data, context, mask, batch=batch, transform=transform, seed=seed
+    ) as opened:
+        total = None if opened.num_examples is None else num_samples * opened.num_examples
+        with Progress("log p(x)", total, shown=progress) as report:
+            return importance_sample(opened, num_samples, seed, report, noise=noise).evidence
+
+
+@dataclass(frozen=True)
+class ImportanceEstimate:
+    """Log evidence of each example, with the quality of its weights, ``(N,)`` each.
+
+    Attributes:
+        evidence: log p(x), nats.
+        error: Its Monte Carlo standard error, nats.
+        effective_sample_size: See :class:`~tinyvae.evaluation.WeightQuality`.
+        pareto_k: See :class:`~tinyvae.evaluation.WeightQuality`.
+        grouped: The bound IWAE_k of groups of draws, nats. None if there are no groups.
+        grouped_error: Its Monte Carlo standard error, nats.
+    """
+
+    evidence: Tensor
+    error: Tensor
+    effective_sample_size: Tensor
+    pareto_k: Tensor
+    grouped: Tensor | None = None
+    grouped_error: Tensor | None = None
 
 
 def importance_sample(
-    model: LatentVariableModel,
-    data: Chunk,
+    data: EvaluationData,
     num_samples: int,
     seed: int,
     report: Progress,
+    *,
     noise: Noise = "independent",
-) -> Tensor:
-    """Return :func:`log_marginal` of data on the model's device, ``(N,)``."""
-    examples, samples = chunk_sizes(model, data[0], num_samples)
-    evidence = []
-    seed = derive_seed(seed, Stream.IMPORTANCE)
-    with torch.no_grad(), evaluating(model), forked_rng(data[0].device, seed):
-        for part in iterate_chunks(*data, examples):
-            outputs = iterate_draws(model, part, num_samples, samples, noise, seed)
-            totals = torch.stack([output.log_weight().logsumexp(0) for output in outputs])
-            evidence.append(totals.logsumexp(0) - math.log(num_samples))  # (B,)
-            report.add(num_samples * len(part[0]))
-    return torch.cat(evidence)
+    limit: int | None = None,
+    group_size: int | None = None,
+) -> ImportanceEstimate:
+    """Return :func:`log_marginal` of the first ``limit`` examples, and how good it is."""
+    results = []
+    for start, part in data.parts(limit):
+        for first, block in iterate_blocks(data.model, part, num_samples):
+            place = derive_seed(seed, Stream.IMPORTANCE, start + first)
+            with drawing(data.model, data.device, place):
+                running = weigh(
+                    data.model, block, num_samples, seed, report, noise=noise, group_size=group_size
+                )
+            statistics = [
+                running.evidence(),
+                running.error(),
+                running.effective_sample_size(),
+                running.pareto_k(),
+            ]
+            results.append([*statistics, *running.grouped()])
+    return ImportanceEstimate(*(torch.cat(column) for column in zip(*results, strict=True)))
+
+
+def weigh(
+    model: LatentVariableModel,
+    block: Chunk,
+    num_samples: int,
+    seed: int,
+    report: Progress,
+    *,
+    noise: Noise = "independent",
+    group_size: int | None = None,
+) -> RunningWeights:
+    """Return the statistics of the importance weights of a block of examples."""
+    running = RunningWeights(num_samples, group_size)
+    _, samples = chunk_sizes(model, block[0], num_samples)
+    stream = derive_seed(seed, Stream.IMPORTANCE)
+    for output in iterate_draws(model, block, num_samples, samples, noise, stream):
+        running.add(output.log_weight())
+        report.add(output.log_px.numel())
+    return running
+
+
+@contextmanager
+def drawing(model: LatentVariableModel, device: torch.device, seed: int) -> Iterator[None]:
+    """Evaluate a model without gradients, with random numbers of a seed."""
+    with torch.no_grad(), evaluating(model), forked_rng(device, seed):
+        yield
+
+
+def iterate_blocks(
+    model: LatentVariableModel, part: Batch, num_samples: int
+) -> Iterator[tuple[int, Chunk]]:
+    """Yield the examples that draw together, with the position of the first one in the part."""
+    examples, _ = chunk_sizes(model, part.x, num_samples)
+    chunks = iterate_chunks(part.x, part.context, part.mask, examples)
+    for index, chunk in enumerate(chunks):
+        yield index * examples, chunk
 
 
 def chunk_sizes(model: LatentVariableModel, x: Tensor, num_samples: int) -> tuple[int, int]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from tinyvae.core.keywords import suggest_keywords
-from tinyvae.evaluation.report import Estimate, evaluate
+from tinyvae.evaluation.estimate import Estimate
+from tinyvae.evaluation.estimation import evaluate
 from tinyvae.models.output import LatentVariableModel
 from tinyvae.plotting._style import INK, SMALL, add_axes, freeze_layout, new_figure
 

@@ -1,56 +1,24 @@
-"""Report of bounds and evidence with their standard errors."""
+"""Report of bounds and evidence with their errors."""
 
+import html
+import json
 import math
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tinyvae.core.generators import exclusive_generators
-from tinyvae.core.keywords import suggest_keywords
-from tinyvae.core.module_state import evaluating
-from tinyvae.core.random import Stream, derive_seed, forked_rng
-from tinyvae.distributions import Distribution
-from tinyvae.evaluation.importance import (
-    Chunk,
-    chunk_sizes,
-    importance_sample,
-    iterate_chunks,
-    iterate_draws,
-    to_model,
-)
-from tinyvae.evaluation.progress import Progress
-from tinyvae.models.inputs import require_count
-from tinyvae.models.output import LatentVariableModel
+from tinyvae.evaluation.estimate import Estimate
+from tinyvae.evaluation.latents import LatentSummary, advise_collapse
+from tinyvae.evaluation.weights import WeightQuality
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """Mean over examples with its standard error.
-
-    Attributes:
-        mean: Nats per datum.
-        standard_error: Nats per datum.
-        num_examples: Number of examples.
-        num_dims: Dimensions of one of these examples. With missing entries, the mean number of
-            observed ones. NaN if it is unknown.
-    """
-
-    mean: float
-    standard_error: float
-    num_examples: int
-    num_dims: float = math.nan
-
-    @classmethod
-    def of(cls, values: Tensor, num_dims: float = math.nan) -> "Estimate":
-        """Return the estimate from ``values`` ``(N,)``."""
-        values = values.cpu().double()  # in this order: not all devices have float64
-        error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        return cls(values.mean().item(), error, len(values), num_dims)
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f} +- {self.standard_error:.2f} ({self.num_examples:,} examples)"
+FORMAT_VERSION = 1
+NAMES = ("elbo", "log_likelihood", "kl", "iwae", "log_marginal")
 
 
 @dataclass(frozen=True)
@@ -59,35 +27,63 @@ class Report:
 
     Attributes:
         elbo: Evidence lower bound.
-        log_likelihood: Its first term, E log p(x given z).
-        kl: Its second term, KL(q(z given x) || p(z)).
+        log_likelihood: Its first term, E log p(x given z): minus the distortion.
+        kl: Its second term, KL(q(z given x) || p(z)): the rate.
+        iwae: Importance-weighted bound of few draws; None if it was not estimated.
         log_marginal: log p(x) by importance sampling; None if it was not estimated.
-        elbo_samples: Samples per example for the ELBO.
-        importance_samples: Samples per example for log p(x).
-        is_bound: True if the expectations of ELBO and log p(x) are lower bounds on the log
+        weights: Quality of the importance weights; None without log p(x).
+        latents: Summary of each latent, by name; empty if they were not looked at.
+        is_bound: True if the expectations of ELBO, IWAE and log p(x) are lower bounds on the log
             evidence: posterior and likelihood are densities on all of the data, and no example
             depends on the others.
         seed: Seed of the samples.
         is_discrete: True if the likelihood is a probability mass. None if some dimensions have
             masses and others densities. Unless it is True, nats depend on the units of the data.
         bin_width: Width of the bins of dequantized data; None for other data.
+        data_digest: SHA-256 of the data, in their order. Reports with equal ones can be compared.
+        bits_measured: Bits per datum of a compressed file, without the initial bits, which the
+            bound promises; None if nothing was compressed.
+        extra: Further estimates by name, see :meth:`with_estimate`.
     """
 
     elbo: Estimate
     log_likelihood: Estimate
     kl: Estimate
-    log_marginal: Estimate | None
-    elbo_samples: int
-    importance_samples: int | None
-    is_bound: bool
-    seed: int
+    iwae: Estimate | None = None
+    log_marginal: Estimate | None = None
+    weights: WeightQuality | None = field(default=None, compare=False)
+    latents: Mapping[str, LatentSummary] = field(default_factory=dict, compare=False)
+    is_bound: bool = False
+    seed: int = 0
     is_discrete: bool | None = False
     bin_width: float | None = None
+    data_digest: str = ""
+    bits_measured: float | None = None
+    extra: Mapping[str, Estimate] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def num_dims(self) -> float:
         """Dimensions of a datum. With missing entries, the mean number of observed ones."""
         return self.elbo.num_dims
+
+    @property
+    def best(self) -> Estimate:
+        """Tightest estimate of log p(x) that was made: importance sampling, else the ELBO."""
+        return self.log_marginal or self.elbo
+
+    def with_estimate(self, name: str, estimate: Estimate) -> "Report":
+        """Return a report that holds a further estimate, such as log p(x) by annealing.
+
+        Args:
+            name: Name, for the table and for :func:`~tinyvae.evaluation.compare`.
+            estimate: Estimate for the first examples, or all, of the same data.
+        """
+        return replace(self, extra=MappingProxyType({**self.extra, name: estimate}))
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Return all estimates by name."""
+        named = ((name, getattr(self, name)) for name in NAMES)
+        return {name: value for name, value in named if value is not None} | dict(self.extra)
 
     def bits_per_dim(self, estimate: Estimate) -> float:
         """Return minus an estimate in bits per dimension of its own examples.
@@ -122,152 +118,164 @@ class Report:
             return "a density, in the units of the data"
         return f"levels, dequantized uniformly in bins of {self.bin_width:g}"
 
+    # Files ----------------------------------------------------------------------------------------
+
     def to_dict(self) -> dict[str, Any]:
-        """Return all numbers, with their units in the keys."""
-        result: dict[str, Any] = {}
-        for name in ("elbo", "log_likelihood", "kl", "log_marginal"):
-            estimate: Estimate | None = getattr(self, name)
-            result[name] = estimate and {
-                "nats": estimate.mean,
-                "standard_error_nats": estimate.standard_error,
-                "num_examples": estimate.num_examples,
-                "num_dims": estimate.num_dims,
-            }
-            if estimate is not None and name in ("elbo", "log_marginal"):
+        """Return all numbers, with their units in the keys, without the values of the examples."""
+        result: dict[str, Any] = dict.fromkeys(NAMES)
+        for name, estimate in self.estimates().items():
+            result[name] = estimate.to_dict()
+            if name not in ("log_likelihood", "kl"):
                 result[name]["bits_per_dim"] = self.bits_per_dim(estimate)
+        weights = None
+        if self.weights is not None:
+            size = self.weights.effective_sample_size
+            weights = {
+                "effective_sample_size_median": size.median().item(),
+                "effective_sample_size_min": size.min().item(),
+                "pareto_k_max": self.weights.pareto_k.max().item(),
+                "pareto_k_threshold": self.weights.threshold,
+                "num_unreliable": self.weights.num_unreliable,
+            }
         return result | {
-            "elbo_samples": self.elbo_samples,
-            "importance_samples": self.importance_samples,
+            "weights": weights,
+            "latents": {name: latent.to_dict() for name, latent in self.latents.items()},
             "num_dims": self.num_dims,
             "bits_per_dim_unit": self.bits_unit,
+            "bits_measured": self.bits_measured,
             "is_bound": self.is_bound,
+            "is_discrete": self.is_discrete,
+            "bin_width": self.bin_width,
             "seed": self.seed,
+            "data_digest": self.data_digest,
         }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save the report with the values of the examples as JSON, with null for NaN."""
+        values = {
+            name: estimate.values
+            for name, estimate in self.estimates().items()
+            if estimate.values is not None
+        }
+        if self.weights is not None:
+            values["effective_sample_size"] = self.weights.effective_sample_size
+            values["pareto_k"] = self.weights.pareto_k
+        saved = {"format_version": FORMAT_VERSION, **self.to_dict(), "extra": list(self.extra)}
+        saved["values"] = {name: tensor.tolist() for name, tensor in values.items()}
+        text = json.dumps(_without_nan(saved), indent=1, allow_nan=False)
+        Path(path).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Report":
+        """Return the report that :meth:`save` wrote.
+
+        Raises:
+            ValueError: If the file is of another version of the format.
+        """
+        saved = json.loads(Path(path).read_text(encoding="utf-8"))
+        if saved.get("format_version") != FORMAT_VERSION:
+            raise ValueError(
+                f"Report.load expects a file of Report.save, format {FORMAT_VERSION}, got "
+                f"{saved.get('format_version')}: evaluate again"
+            )
+        values = {name: _tensor(numbers) for name, numbers in saved["values"].items()}
+        estimates = {
+            name: Estimate.from_dict(saved[name], values.get(name))
+            for name in (*NAMES, *saved["extra"])
+            if saved[name] is not None
+        }
+        weights = None
+        if saved["weights"] is not None:
+            sizes, shapes = values["effective_sample_size"], values["pareto_k"]
+            weights = WeightQuality(sizes, shapes, saved["log_marginal"]["num_samples"])
+        extra = {name: estimates.pop(name) for name in saved["extra"]}
+        latents = saved["latents"].items()
+        kept = ("is_bound", "seed", "is_discrete", "bin_width", "data_digest", "bits_measured")
+        return cls(
+            estimates["elbo"],
+            estimates["log_likelihood"],
+            estimates["kl"],
+            estimates.get("iwae"),
+            estimates.get("log_marginal"),
+            weights=weights,
+            latents={name: LatentSummary.from_dict(latent) for name, latent in latents},
+            extra=MappingProxyType(extra),
+            **{name: saved[name] for name in kept},
+        )
+
+    # Tables ---------------------------------------------------------------------------------------
+
+    def rows(self) -> Iterator[tuple[str, Estimate]]:
+        """Yield the estimates with the labels of the printed table."""
+        elbo = f"ELBO ({self.elbo.num_samples} draws)"
+        yield elbo, self.elbo
+        yield "  log-likelihood (-distortion)", self.log_likelihood
+        yield "  KL (rate)", self.kl
+        if self.iwae is not None:
+            yield f"IWAE ({self.iwae.num_samples} draws)", self.iwae
+        if self.log_marginal is not None:
+            yield f"log p(x) (IS, {self.log_marginal.num_samples:,} draws)", self.log_marginal
+        yield from self.extra.items()
+
+    def notes(self) -> Iterator[str]:
+        """Yield the sentences under the printed table."""
+        if self.weights is not None:
+            yield str(self.weights)
+            if self.weights.num_unreliable:
+                yield (
+                    "log p(x) and its errors are unreliable for examples with a large Pareto k: "
+                    "use more draws, annealing, or a better encoder"
+                )
+        for name, latent in self.latents.items():
+            yield f"{name}: {latent}"
+            if latent.has_collapsed:
+                yield advise_collapse(name, latent)
+        if self.bits_measured is not None:
+            bound = -self.elbo.mean / math.log(2)
+            yield f"{self.bits_measured:.2f} bits per datum in a file, {bound:.2f} by the ELBO"
+        yield f"{self.bits_per_dim(self.best):.4f} bits per dimension of {self.bits_unit}"
 
     def __str__(self) -> str:
-        rows = {
-            f"ELBO ({self.elbo_samples} draws)": self.elbo,
-            "  log-likelihood": self.log_likelihood,
-            "  KL": self.kl,
-        }
-        if self.log_marginal is not None:
-            rows[f"log p(x) (IS, {self.importance_samples:,} draws)"] = self.log_marginal
-        lines = [f"{name:<32} {estimate} nats" for name, estimate in rows.items()]
-        bits = self.bits_per_dim(self.log_marginal or self.elbo)
-        lines.append(f"{'':<32} {bits:.4f} bits per dimension of {self.bits_unit}")
-        return "\n".join(lines if self.is_bound else ["not a bound", *lines])
-
-
-@suggest_keywords
-@exclusive_generators("evaluate")
-def evaluate(
-    model: LatentVariableModel,
-    x: Tensor,
-    context: Tensor | None = None,
-    *,
-    mask: Tensor | None = None,
-    elbo_samples: int = 64,
-    importance_samples: int | None = 5000,
-    importance_examples: int | None = None,
-    bin_width: float | None = None,
-    seed: int = 0,
-    progress: bool = True,
-) -> Report:
-    """Estimate the ELBO with its two terms, and log p(x).
-
-    The cost is that of decoding ``elbo_samples`` draws of each example, and ``importance_samples``
-    draws of each of ``importance_examples`` examples. By default that is 5,064 decoded draws per
-    example: a second per image for a small convolutional network on a CPU. Less is enough to
-    compare models: ``importance_samples=500``, or ``importance_examples=1000``.
-
-    Args:
-        model: The model. It is used in evaluation mode, without gradients.
-        x: Data, ``(N, *E)``, moved to the model's device and dtype.
-        context: Input of a conditional model, ``(N, ...)``.
-        mask: True for the observed entries, ``(N, *E)``. NaN is missing.
-        elbo_samples: Samples per example for the ELBO. The KL uses its closed form if there is one.
-        importance_samples: Samples per example for log p(x). None skips log p(x).
-        importance_examples: Number of first examples for log p(x). None uses all.
-        bin_width: Width of the bins in which ``x`` was dequantized
-            (:class:`~tinyvae.datasets.Dequantization`), for bits per dimension of the levels.
-        seed: Seed of the samples. The global random state does not change.
-        progress: True to report draws and time left, if it takes longer than some seconds.
-
-    Example:
-        >>> report = evaluate(vae, x, elbo_samples=8, importance_samples=50)
-        >>> report.elbo.num_examples, report.is_bound
-        (8, True)
-    """
-    for name, count in (
-        ("elbo_samples", elbo_samples),
-        ("importance_samples", importance_samples),
-        ("importance_examples", importance_examples),
-    ):
-        if count is not None:
-            require_count("evaluate", count, name)
-    x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
-    output = model.check(x, context, mask=mask)
-    if bin_width is not None:
-        _check_bin_width(bin_width, x, output.likelihood)
-    data = (x, context, mask)
-    first = next(iterate_chunks(*data, importance_examples or len(x)))
-    draws = elbo_samples * len(x) + (importance_samples or 0) * len(first[0])
-    with Progress("evaluate", draws, shown=progress) as bar:
-        log_likelihood, kl = _elbo_terms(model, data, elbo_samples, seed, bar)
-        evidence = None
-        if importance_samples is not None:
-            values = importance_sample(model, first, importance_samples, seed, bar)
-            evidence = Estimate.of(values, _observed_dims(model, first[0], first[2]))
-    num_dims = _observed_dims(model, x, mask)
-    with evaluating(model):
-        has_bound = model.is_density and not model.couples_batch
-    return Report(
-        elbo=Estimate.of(log_likelihood - kl, num_dims),
-        log_likelihood=Estimate.of(log_likelihood, num_dims),
-        kl=Estimate.of(kl, num_dims),
-        log_marginal=evidence,
-        elbo_samples=elbo_samples,
-        importance_samples=importance_samples,
-        is_bound=has_bound and output.is_density,
-        seed=seed,
-        is_discrete=output.likelihood.is_discrete,
-        bin_width=bin_width,
-    )
-
-
-def _check_bin_width(bin_width: float, x: Tensor, likelihood: Distribution) -> None:
-    if likelihood.is_discrete is not False or not bin_width > 0:
-        raise ValueError(
-            f"evaluate expects bin_width > 0 with a likelihood that is a density, got {bin_width} "
-            f"and {likelihood}: leave it out if dimensions have masses"
+        lines = ["" if self.is_bound else "not a bound"]
+        lines[0] = (
+            f"{lines[0]:<32} {'nats':>10} {'std. error':>10} {'MC error':>10} {'examples':>9}"
         )
-    if ((x / bin_width).frac().abs() < 1e-4).all():
-        raise ValueError(
-            f"evaluate with bin_width={bin_width:g} expects data with noise in the bins, got only "
-            "edges of bins: use transform(x, generator) of a tinyvae.datasets.Dequantization"
+        for name, e in self.rows():
+            numbers = (f"{e.mean:.2f}", _error(e.standard_error), _error(e.monte_carlo_error))
+            cells = " ".join(f"{number:>10}" for number in numbers)
+            lines.append(f"{name:<32} {cells} {e.num_examples:>9,}")
+        return "\n".join([*lines, *self.notes()])
+
+    def _repr_html_(self) -> str:
+        cells = [
+            [name.strip(), f"{e.mean:.2f}", _error(e.standard_error), _error(e.monte_carlo_error)]
+            for name, e in self.rows()
+        ]
+        head = [["nats per datum", "mean", "standard error", "Monte Carlo error"]]
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in head + cells
         )
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes())
+        bound = "" if self.is_bound else "<p>not a bound</p>"
+        return f"{bound}<table>{rows}</table><ul>{notes}</ul>"
 
 
-def _observed_dims(model: LatentVariableModel, x: Tensor, mask: Tensor | None) -> float:
-    """Return the mean number of observed dimensions."""
-    return int(model.num_dims(x, mask).sum()) / len(x)
+def _error(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}"
 
 
-def _elbo_terms(
-    model: LatentVariableModel, data: Chunk, num_samples: int, seed: int, bar: Progress
-) -> tuple[Tensor, Tensor]:
-    """Return E log p(x given z) and the KL of each example, ``(N,)`` each."""
-    examples, samples = chunk_sizes(model, data[0], num_samples)
-    log_likelihoods, kls = [], []
-    seed = derive_seed(seed, Stream.ELBO)
-    with torch.no_grad(), evaluating(model), forked_rng(data[0].device, seed):
-        for part in iterate_chunks(*data, examples):
-            log_px, kl = [], []
-            for output in iterate_draws(model, part, num_samples, samples):
-                log_px.append(output.log_px)  # (K, B)
-                share = len(output.log_px) / num_samples
-                kl.append(share * torch.stack([term.kl() for term in output.latents]).sum(0))
-            log_likelihoods.append(torch.cat(log_px).mean(0))
-            kls.append(torch.stack(kl).sum(0))
-            bar.add(num_samples * len(part[0]))
-    return torch.cat(log_likelihoods), torch.cat(kls)
+def _without_nan(value: Any) -> Any:
+    """Return nested data with None for NaN, and text for infinite numbers, as JSON needs it."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
+
+
+def _tensor(numbers: list[Any]) -> Tensor:
+    """Return the numbers of a file, inverse of :func:`_without_nan`."""
+    return torch.tensor([math.nan if n is None else float(n) for n in numbers], dtype=torch.float64)

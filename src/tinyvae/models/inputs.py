@@ -1,16 +1,17 @@
 """Data, latents and contexts that the user gives to a model: tensors of the right shape."""
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tinyvae.core.data import require_exact, to_module
 from tinyvae.core.objective import data_are_checked
-from tinyvae.likelihoods import Likelihood
+from tinyvae.likelihoods import Likelihood, MixedLikelihood
 from tinyvae.models.checks import advise_part
 from tinyvae.networks import Network
 
@@ -46,7 +47,7 @@ class ModelInputs(nn.Module, ABC):
 
     def _accepted_data(self, x: Any, mask: Any) -> tuple[Tensor, bool]:
         name = type(self).__name__
-        x = to_module(x, self, name)
+        x = to_module(table_to_tensor(self, x), self, name)
         require_batch(name, x, self.data_shape)
         self._require_data_shape(x)
         if mask is not None:
@@ -81,6 +82,19 @@ class ModelInputs(nn.Module, ABC):
             dtypes = (p.dtype for p in self.parameters() if p.is_floating_point())
             x = x.to(next(dtypes, torch.get_default_dtype()))
         return x if mask is None else self.likelihood.with_mask(x, mask)
+
+
+def table_to_tensor(model: nn.Module, data: Any) -> Any:
+    """Return a table by :meth:`~tinyvae.likelihoods.MixedLikelihood.to_tensor`, other data as such.
+
+    A table is a DataFrame or a dictionary of columns, for a model that has such a likelihood.
+    """
+    if isinstance(data, Tensor | np.ndarray | list | tuple):
+        return data
+    is_table = isinstance(data, Mapping) or getattr(data, "columns", None) is not None
+    tables = (module for module in model.modules() if isinstance(module, MixedLikelihood))
+    likelihood = next(tables, None) if is_table else None
+    return data if likelihood is None else likelihood.to_tensor(data)
 
 
 def require_batch(owner: str, x: Tensor, data_shape: Sequence[int] | None) -> None:

@@ -50,10 +50,10 @@ def open_data(
         source = LoaderSource(data, transform, seed=seed, repeats=not shuffle)
     elif isinstance(data, IterableDataset):
         source = StreamSource(data, transform, workers=workers, **common)
-    elif isinstance(data, Dataset) or _has_items(data):
+    elif isinstance(data, Dataset) or _has_items(data, transform.owner):
         source = DatasetSource(data, transform, workers=workers, **options)
     else:
-        source = TensorSource(as_tensor(data, "fit"), transform, **options)
+        source = TensorSource(as_tensor(data, transform.owner), transform, **options)
     if source.has_exact_length and source.num_examples == 0:
         raise ValueError("the data set is empty: expected at least one example")
     if source.has_exact_length and source.num_batches == 0:
@@ -78,14 +78,14 @@ def _is_columns(data: Any, transform: BatchTransform) -> bool:
     is_columns = bool(parts) and all(isinstance(part, Tensor | np.ndarray) for part in parts)
     if is_columns and isinstance(data, list) and len(parts) > 1 and transform.batch is None:
         raise TypeError(
-            f"fit expects one tensor of all examples, got a list of {len(parts)} tensors: if each "
+            f"{transform.owner} expects one tensor of all examples, got a list of {len(parts)} tensors: if each "
             "is an example, pass torch.stack(data); if each holds all examples, pass x alone, or "
             "pick it, batch=lambda b: b[0]"
         )
     return is_columns
 
 
-def _has_items(data: Any) -> bool:
+def _has_items(data: Any, owner: str) -> bool:
     """Return True if data have integer keys and a length, such as lists of pairs.
 
     Raises:
@@ -105,7 +105,7 @@ def _has_items(data: Any) -> bool:
         if is_array:
             return False
         reason = f", whose item 0 cannot be read ({error!r:.200})"
-        raise refusal(data, "fit", reason=reason) from error
+        raise refusal(data, owner, reason=reason) from error
     try:
         if item is not None:
             collate([item])

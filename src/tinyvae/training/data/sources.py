@@ -33,12 +33,14 @@ class BatchTransform:
         dtype: Dtype of floating-point tensors. Other tensors keep their dtype.
         batch: Function that picks x, context and mask.
         transform: Function that maps (x, generator) to x.
+        owner: Function that reads the data, for errors.
     """
 
     device: torch.device
     dtype: torch.dtype
     batch: PickBatch | None = None
     transform: Transform | None = None
+    owner: str = "fit"
 
     def move(self, item: Any) -> Any:
         """Move tensors and arrays to the device, also inside tuples, dictionaries and batches."""
@@ -48,7 +50,7 @@ class BatchTransform:
         if isinstance(part, np.ndarray):
             if part.dtype.kind not in "biuf":
                 return part  # such as names, which ``batch`` may leave out
-            part = as_tensor(part, "fit")
+            part = as_tensor(part, self.owner)
         return to_dtype(part.detach(), self.dtype).to(self.device)
 
     def __call__(self, item: Any, seeds: tuple[int, ...], index: Tensor | None = None) -> Batch:
@@ -57,9 +59,9 @@ class BatchTransform:
         ``seeds`` are seed, epoch and position, from which ``transform`` gets its generator.
         ``index`` holds the positions of the examples in the data, if known.
         """
-        picked = item if self.batch is None else self.move(_pick(self.batch, item))
-        batch = _as_batch(picked)
-        x = self._transformed(as_tensor(batch.x, "fit"), seeds)
+        picked = item if self.batch is None else self.move(_pick(self.batch, item, self.owner))
+        batch = _as_batch(picked, self.owner)
+        x = self._transformed(as_tensor(batch.x, self.owner), seeds)
         index = index if batch.index is None else batch.index
         if type(batch) is Batch:  # ``replace`` costs some microseconds
             return Batch(x, batch.context, batch.mask, index)
@@ -77,11 +79,12 @@ class BatchTransform:
             if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
                 raise  # from inside the function
             raise TypeError(
-                f"fit expects a transform= that maps (x, generator) to x, got an error: {error}"
+                f"{self.owner} expects a transform= that maps (x, generator) to x, got an error: "
+                f"{error}"
             ) from error
         if not isinstance(transformed, Tensor):
             raise TypeError(
-                f"fit expects a transform= that returns a tensor, got a "
+                f"{self.owner} expects a transform= that returns a tensor, got a "
                 f"{type(transformed).__name__}: return x alone"
             )
         result: Tensor = self.move(transformed)
@@ -106,25 +109,25 @@ def map_arrays(function: Callable[[Any], Any], item: Any) -> Any:
     return item
 
 
-def _pick(batch: PickBatch, item: Any) -> Any:
+def _pick(batch: PickBatch, item: Any, owner: str) -> Any:
     try:
         return batch(item)
     except KeyError as error:
         if not isinstance(item, dict):
             raise
         raise KeyError(
-            f"fit expects a batch= that reads what the data yield, {list(item)}, got one that asks "
-            f"for {error}: pick one of these names"
+            f"{owner} expects a batch= that reads what the data yield, {list(item)}, got one that "
+            f"asks for {error}: pick one of these names"
         ) from error
 
 
-def _as_batch(picked: Any) -> Batch:
+def _as_batch(picked: Any, owner: str) -> Batch:
     if isinstance(picked, (tuple, list)) and len(picked) == 1:
         (picked,) = picked
     if isinstance(picked, Tensor):
         return Batch(picked)
     if isinstance(picked, np.ndarray):
-        return Batch(as_tensor(picked, "fit"))
+        return Batch(as_tensor(picked, owner))
     if isinstance(picked, Batch):
         return picked
     if isinstance(picked, dict):
@@ -267,7 +270,7 @@ class TensorSource(DataSource):
     def _load(self, part: "Tensor | Array") -> "Tensor | Array":
         """Return a tensor on the device. An array that is mapped to a file stays there."""
         is_mapped = isinstance(part, np.memmap) and part.ndim > 0
-        tensor = as_tensor(spread_rows(part) if is_mapped else part, "fit")
+        tensor = as_tensor(spread_rows(part) if is_mapped else part, self.transform.owner)
         warn_about_rounding(tensor, self.transform.dtype)
         self._shapes.append(tuple(part.shape))
         return part if is_mapped else self.transform.move(tensor)
