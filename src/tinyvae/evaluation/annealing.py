@@ -13,7 +13,7 @@ direction, from an exact draw of the posterior, bound log p(x) from above.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -22,15 +22,23 @@ from tinyvae.core.generators import exclusive_generators
 from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.module_state import evaluating
 from tinyvae.core.random import Stream, derive_seed, forked_rng
+from tinyvae.evaluation.data import EvaluationData
 from tinyvae.evaluation.estimate import Estimate
 from tinyvae.evaluation.hamiltonian import HMC, Trajectories
-from tinyvae.evaluation.importance import chunk_sizes, iterate_chunks, to_model
+from tinyvae.evaluation.importance import (
+    chunk_sizes,
+    drawing,
+    iterate_blocks,
+    iterate_chunks,
+    to_model,
+)
 from tinyvae.evaluation.paths import AnnealingPath, Start
 from tinyvae.evaluation.progress import Progress
 from tinyvae.models.base import DecoderModel
 from tinyvae.models.inputs import require_count
 from tinyvae.models.output import LatentVariableModel
 from tinyvae.models.particles import effective_sample_size
+from tinyvae.training.data.sources import PickBatch, Transform
 
 # Given latents (K, B, D) and a power, return moved latents and log p(x, z) / p_0 at them, (K, B).
 Transition: TypeAlias = Callable[[Tensor, float], tuple[Tensor, Tensor]]
@@ -50,12 +58,14 @@ class AnnealedEvidence:
         num_temperatures: Number of temperatures of the path.
         is_upper: True for chains from the posterior to the start, whose ``values`` are an upper
             bound on log p(x) in expectation. Others are a lower bound.
+        num_dims: Mean number of observed dimensions of an example, NaN if it is unknown.
     """
 
     log_weight: Tensor
     acceptance_rate: Tensor
     num_temperatures: int
     is_upper: bool = False
+    num_dims: float = math.nan
 
     @property
     def values(self) -> Tensor:
@@ -84,8 +94,16 @@ class AnnealedEvidence:
 
     @property
     def estimate(self) -> Estimate:
-        """Mean of ``values`` over the examples, with its standard error."""
-        return Estimate.of(self.values)
+        """Mean of ``values`` over the examples, with its errors.
+
+        ``report.with_estimate("annealed", evidence.estimate)`` adds it to a report.
+        """
+        return Estimate.of(
+            self.values,
+            self.num_dims,
+            errors=self.monte_carlo_error,
+            num_samples=len(self.log_weight),
+        )
 
     def __str__(self) -> str:
         bound = "upper" if self.is_upper else "lower"
@@ -101,10 +119,12 @@ class AnnealedEvidence:
 @exclusive_generators("annealed_log_marginal")
 def annealed_log_marginal(
     model: LatentVariableModel,
-    x: Tensor,
-    context: Tensor | None = None,
+    data: Any,
+    context: Any = None,
     *,
-    mask: Tensor | None = None,
+    mask: Any = None,
+    batch: PickBatch | None = None,
+    transform: Transform | None = None,
     num_temperatures: int = 500,
     num_chains: int = 16,
     start: Start = "prior",
@@ -122,9 +142,11 @@ def annealed_log_marginal(
 
     Args:
         model: The model. It is used in evaluation mode. All its latents are real vectors.
-        x: Data, ``(N, *E)``, moved to the model's device and dtype.
-        context: Input of a conditional model, ``(N, ...)``.
-        mask: True for the observed entries, ``(N, *E)``. NaN is missing.
+        data: Data, see :func:`~tinyvae.evaluate`.
+        context: Input of a conditional model, ``(N, ...)``, if data are x alone.
+        mask: True for the observed entries, ``(N, *E)``, if data are x alone. NaN is missing.
+        batch: Function that returns x, or a :class:`~tinyvae.Batch`, of a batch of the data.
+        transform: Function (x, generator) -> x. ``seed`` sets its noise.
         num_temperatures: Number :math:`T` of steps of the path.
         num_chains: Chains :math:`K` per example.
         start: Density that the path starts from: ``"prior"``, p(z), or ``"posterior"``,
@@ -149,22 +171,26 @@ def annealed_log_marginal(
     _check_arguments("annealed_log_marginal", num_temperatures, num_chains, start)
     settings = HMC() if transition is None else transition
     powers = sigmoid_powers(num_temperatures)
-    x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
-    model.check(x, context, mask=mask)
-    log_weights, rates = [], []
     gradients = _gradients(settings, num_temperatures, PILOT_CHAINS + num_chains)
-    with (
-        torch.no_grad(),
-        evaluating(model),
-        forked_rng(x.device, derive_seed(seed, Stream.ANNEALING)),
-        Progress("annealing", gradients * len(x), shown=progress) as report,
-    ):
-        for part in iterate_chunks(x, context, mask, chunk_sizes(model, x, num_chains)[0]):
-            path = AnnealingPath.of(model, part, start)
-            moves = _adapted(path, settings, powers, report)
-            log_weights.append(anneal(path, path.draw(num_chains), powers, moves))
-            rates.append(moves.acceptance_rate())
-    return AnnealedEvidence(torch.cat(log_weights, 1), torch.cat(rates), num_temperatures)
+    log_weights, rates = [], []
+    with EvaluationData(
+        model, data, context, mask, batch=batch, transform=transform, seed=seed
+    ) as opened:
+        total = None if opened.num_examples is None else gradients * opened.num_examples
+        with Progress("annealing", total, shown=progress) as report:
+            for first, part in opened.parts():
+                for index, block in iterate_blocks(model, part, num_chains):
+                    with drawing(
+                        model, opened.device, derive_seed(seed, Stream.ANNEALING, first + index)
+                    ):
+                        path = AnnealingPath.of(model, block, start)
+                        moves = _adapted(path, settings, powers, report)
+                        log_weights.append(anneal(path, path.draw(num_chains), powers, moves))
+                        rates.append(moves.acceptance_rate())
+        num_dims = opened.num_dims.double().mean().item()
+    return AnnealedEvidence(
+        torch.cat(log_weights, 1), torch.cat(rates), num_temperatures, num_dims=num_dims
+    )
 
 
 @dataclass(frozen=True)

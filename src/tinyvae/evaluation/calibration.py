@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from tinyvae.evaluation.progress import Progress
 from tinyvae.likelihoods import MaskedLikelihood, MixedLikelihood
 from tinyvae.models.base import DecoderModel
 from tinyvae.models.conditional import draw_given, require_masked
-from tinyvae.models.inputs import require_count
+from tinyvae.models.inputs import require_count, table_to_tensor
 from tinyvae.plotting._style import add_axes, freeze_layout, new_figure
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Calibration:
 @exclusive_generators("interval_calibration")
 def interval_calibration(
     model: DecoderModel,
-    x: Tensor,
+    x: Any,
     context: Tensor | None = None,
     *,
     hidden: Tensor | float = 0.2,
@@ -106,7 +106,8 @@ def interval_calibration(
     Args:
         model: A model with a :class:`~tinyvae.likelihoods.MaskedLikelihood`. It is used in
             evaluation mode.
-        x: Data ``(N, *E)`` that the model was not fitted to. NaN is missing.
+        x: Data ``(N, *E)`` that the model was not fitted to. NaN is missing. A model of a
+            table takes a DataFrame.
         context: Input of a conditional model, ``(N, ...)``.
         hidden: True for the entries to hide, ``(N, *E)``, or the share of them to hide at random.
         num_draws: Draws per example.
@@ -126,7 +127,7 @@ def interval_calibration(
     """
     require_count("interval_calibration", num_draws, "num_draws")
     require_masked("interval_calibration", model.likelihood)
-    x, context = to_model(model, x), to_model(model, context)
+    x, context = to_model(model, table_to_tensor(model, x)), to_model(model, context)
     model.check(x, context)
     x = model.observed(x, None)
     with (

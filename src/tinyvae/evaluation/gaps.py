@@ -8,22 +8,24 @@ r"""Amortization gap and approximation gap of a posterior.
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tinyvae.core.generators import exclusive_generators
 from tinyvae.core.keywords import suggest_keywords
-from tinyvae.core.module_state import evaluating
 from tinyvae.core.objective import checked_data
 from tinyvae.core.random import Stream, derive_seed, forked_rng
 from tinyvae.distributions import Distribution, Independent, Normal
+from tinyvae.evaluation.data import EvaluationData
 from tinyvae.evaluation.estimate import Estimate
-from tinyvae.evaluation.importance import Chunk, chunk_sizes, iterate_chunks, to_model
+from tinyvae.evaluation.importance import Chunk, chunk_sizes, drawing, iterate_blocks
 from tinyvae.evaluation.progress import Progress
 from tinyvae.models.inputs import require_count
 from tinyvae.models.output import LatentVariableModel, VAEOutput
 from tinyvae.models.particles import replaying
+from tinyvae.training.data.sources import PickBatch, Transform
 
 OPTIMIZATION_SAMPLES = 8  # per example and step
 LEARNING_RATE = 0.1  # of Adam at the first step, in standard deviations of the encoder's posterior
@@ -73,10 +75,12 @@ class InferenceGaps:
 @exclusive_generators("inference_gaps")
 def inference_gaps(
     model: LatentVariableModel,
-    x: Tensor,
-    context: Tensor | None = None,
+    data: Any,
+    context: Any = None,
     *,
-    mask: Tensor | None = None,
+    mask: Any = None,
+    batch: PickBatch | None = None,
+    transform: Transform | None = None,
     evidence: Tensor | None = None,
     num_steps: int = 500,
     num_samples: int = 2000,
@@ -91,9 +95,11 @@ def inference_gaps(
     Args:
         model: A model with one latent, whose encoder is a :class:`~tinyvae.GaussianEncoder`. It is
             used in evaluation mode.
-        x: Data, ``(N, *E)``. Some hundred examples suffice for the means.
-        context: Input of a conditional model, ``(N, ...)``.
-        mask: True for the observed entries, ``(N, *E)``. NaN is missing.
+        data: Data, see :func:`~tinyvae.evaluate`. Some hundred examples suffice for the means.
+        context: Input of a conditional model, ``(N, ...)``, if data are x alone.
+        mask: True for the observed entries, ``(N, *E)``, if data are x alone. NaN is missing.
+        batch: Function that returns x, or a :class:`~tinyvae.Batch`, of a batch of the data.
+        transform: Function (x, generator) -> x. ``seed`` sets its noise.
         evidence: Log p(x) of the examples, ``(N,)``, such as the ``values`` of
             :func:`~tinyvae.evaluation.annealed_log_marginal`. By default it is estimated by
             importance sampling from the best Gaussian, which is too low in expectation, as the
@@ -117,37 +123,44 @@ def inference_gaps(
     """
     require_count("inference_gaps", num_steps, "num_steps")
     require_count("inference_gaps", num_samples)
-    x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
-    model.check(x, context, mask=mask)
-    if evidence is not None and evidence.shape != x.shape[:1]:
+    draws = num_steps * OPTIMIZATION_SAMPLES + 2 * num_samples
+    rows = []
+    with EvaluationData(
+        model, data, context, mask, batch=batch, transform=transform, seed=seed
+    ) as opened:
+        total = None if opened.num_examples is None else draws * opened.num_examples
+        with Progress("inference gaps", total, shown=progress) as report:
+            for first, part in opened.parts():
+                for index, block in iterate_blocks(model, part, num_samples):
+                    with drawing(
+                        model, opened.device, derive_seed(seed, Stream.GAPS, first + index)
+                    ):
+                        rows.append(_bounds_of_block(model, block, num_steps, num_samples, report))
+    elbo, best_elbo, log_marginal = (torch.cat(column) for column in zip(*rows, strict=True))
+    if evidence is None:
+        return InferenceGaps(elbo, best_elbo, log_marginal)
+    if evidence.shape != elbo.shape:
         raise ValueError(
-            f"inference_gaps expects evidence of shape ({len(x)},), one number per example, got "
+            f"inference_gaps expects evidence of shape ({len(elbo)},), one number per example, got "
             f"{tuple(evidence.shape)}"
         )
-    draws = num_steps * OPTIMIZATION_SAMPLES + 2 * num_samples
-    elbos: list[Tensor] = []
-    best: list[Tensor] = []
-    log_marginals = []
-    with (
-        torch.no_grad(),
-        evaluating(model),
-        forked_rng(x.device, derive_seed(seed, Stream.GAPS)),
-        Progress("inference gaps", draws * len(x), shown=progress) as report,
-    ):
-        examples, samples = chunk_sizes(model, x, num_samples)
-        for part in iterate_chunks(x, context, mask, examples):
-            first = _encoded(model, part)
-            optimum = _optimized(model, part, first, num_steps, report)
-            noise_seed = int(torch.randint(2**62, ()))
-            for posterior, results in ((first, elbos), (optimum, best)):
-                with forked_rng(x.device, noise_seed):
-                    elbo, log_marginal = _bounds(model, part, posterior, num_samples, samples)
-                results.append(elbo)
-                report.add(num_samples * len(part[0]))
-            log_marginals.append(log_marginal)
-    if evidence is None:
-        evidence = torch.cat(log_marginals)
-    return InferenceGaps(torch.cat(elbos), torch.cat(best), evidence.to(x.device))
+    return InferenceGaps(elbo, best_elbo, evidence.to(elbo.device))
+
+
+def _bounds_of_block(
+    model: LatentVariableModel, data: Chunk, num_steps: int, num_samples: int, report: Progress
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ELBO, best ELBO and log p(x) of each example, ``(B,)``."""
+    encoded = _encoded(model, data)
+    optimum = _optimized(model, data, encoded, num_steps, report)
+    noise_seed = int(torch.randint(2**62, ()))  # the same noise for both
+    bounds = []
+    for posterior in (encoded, optimum):
+        with forked_rng(data[0].device, noise_seed):
+            bounds.append(_bounds(model, data, posterior, num_samples))
+        report.add(num_samples * len(data[0]))
+    (elbo, _), (best_elbo, log_marginal) = bounds
+    return elbo, best_elbo, log_marginal
 
 
 def _encoded(model: LatentVariableModel, data: Chunk) -> Normal:
@@ -193,9 +206,10 @@ def _optimized(
 
 
 def _bounds(
-    model: LatentVariableModel, data: Chunk, posterior: Normal, num_samples: int, samples: int
+    model: LatentVariableModel, data: Chunk, posterior: Normal, num_samples: int
 ) -> tuple[Tensor, Tensor]:
     """Return the ELBO and log p(x) by importance sampling of each example, ``(B,)``."""
+    _, samples = chunk_sizes(model, data[0], num_samples)
     totals, log_totals = [], []
     for start in range(0, num_samples, samples):
         z = posterior.sample((min(samples, num_samples - start),))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from tinyvae.evaluation.importance import CHUNK_ELEMENTS, to_model
 from tinyvae.evaluation.progress import Progress
 from tinyvae.evaluation.statistics import Statistic, compute, default_statistics
 from tinyvae.models.base import DecoderModel
-from tinyvae.models.inputs import require_count
+from tinyvae.models.inputs import require_count, table_to_tensor
 from tinyvae.plotting._style import INK, SMALL, new_figure
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class PredictiveCheck:
 @exclusive_generators("predictive_check")
 def predictive_check(
     model: DecoderModel,
-    x: Tensor,
+    x: Any,
     context: Tensor | None = None,
     *,
     mask: Tensor | None = None,
@@ -157,7 +157,7 @@ def predictive_check(
 
     Args:
         model: The model. It is used in evaluation mode.
-        x: Data ``(N, *E)``, such as test data.
+        x: Data ``(N, *E)``, such as test data. A model of a table takes a DataFrame.
         context: Input of a conditional model, ``(N, ...)``.
         mask: True for the observed entries, ``(N, *E)``. NaN is missing.
         statistics: Functions by name, from data ``(N, *E)`` to one number, that replace the default
@@ -180,7 +180,8 @@ def predictive_check(
         True
     """
     require_count("predictive_check", num_draws, "num_draws", least=2)
-    x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
+    x = to_model(model, table_to_tensor(model, x))
+    context, mask = to_model(model, context), to_model(model, mask)
     if model.likelihood.has_bounds:
         raise TypeError(
             f"predictive_check expects data that are values, got bounds for {model.likelihood}: "

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from tinyvae.core.keywords import suggest_keywords
 from tinyvae.evaluation.estimate import Estimate
 from tinyvae.evaluation.estimation import evaluate
 from tinyvae.models.output import LatentVariableModel
 from tinyvae.plotting._style import INK, SMALL, add_axes, freeze_layout, new_figure
+from tinyvae.training.data.sources import PickBatch, Transform
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,11 +98,13 @@ class RateDistortion:
 @suggest_keywords
 def rate_distortion(
     fit: Callable[[float], LatentVariableModel],
-    x: Tensor,
-    context: Tensor | None = None,
+    data: Any,
+    context: Any = None,
     *,
     betas: Sequence[float] = (0.1, 0.3, 1.0, 3.0, 10.0),
-    mask: Tensor | None = None,
+    mask: Any = None,
+    batch: PickBatch | None = None,
+    transform: Transform | None = None,
     elbo_samples: int = 64,
     seed: int = 0,
     progress: bool = True,
@@ -116,10 +117,12 @@ def rate_distortion(
 
     Args:
         fit: Function that trains a new model with a weight ``beta`` of the KL term, and returns it.
-        x: Data ``(N, *E)`` to measure on, such as test data.
-        context: Input of a conditional model, ``(N, ...)``.
+        data: Data to measure on, such as test data, see :func:`~tinyvae.evaluate`.
+        context: Input of a conditional model, ``(N, ...)``, if data are x alone.
         betas: Weights of the KL term.
-        mask: True for the observed entries, ``(N, *E)``. NaN is missing.
+        mask: True for the observed entries, ``(N, *E)``, if data are x alone. NaN is missing.
+        batch: Function that returns x, or a :class:`~tinyvae.Batch`, of a batch of the data.
+        transform: Function (x, generator) -> x. ``seed`` sets its noise.
         elbo_samples: Samples per example.
         seed: Seed of the samples, the same for all models. The global random state does not change
             by the evaluation.
@@ -150,9 +153,11 @@ def rate_distortion(
             )
         report = evaluate(
             model,
-            x,
+            data,
             context,
             mask=mask,
+            batch=batch,
+            transform=transform,
             elbo_samples=elbo_samples,
             importance_samples=None,
             seed=seed,
