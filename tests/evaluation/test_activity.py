@@ -115,7 +115,7 @@ def test_active_units_of_each_layer():
 
 
 def test_active_units_do_not_depend_on_chunks(monkeypatch):
-    import tinyvae.evaluation.activity as module
+    import tinyvae.evaluation.importance as module
 
     x, rotation = data(60)
     vae = optimal(1.0, rotation)

@@ -59,7 +59,7 @@ def test_compare_refuses_what_cannot_be_compared():
     with pytest.raises(ValueError, match=r"'a': \(40, 2\), 'b': \(40, 3\)"):
         compare({"a": found["a"], "b": more})
     assert compare({"a": found["a"], "b": more}, measure="elbo").measure == "elbo"
-    with pytest.raises(ValueError, match="expects 'annealed' .* in 'a': choose one"):
+    with pytest.raises(ValueError, match=r"expects 'annealed' .* in 'a': choose one"):
         compare(found, measure="annealed")
     bare = replace(found["a"], log_marginal=Estimate(-1.0, 0.1, 40, num_samples=2))
     with pytest.raises(ValueError, match="with values of the examples"):

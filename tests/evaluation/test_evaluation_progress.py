@@ -47,7 +47,7 @@ def clock(monkeypatch):
     """A clock that advances by a minute at every look, and chunks of one example."""
     times = iter(range(0, 10**6, 60))
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
-    for module in ("importance", "activity", "imputation"):
+    for module in ("importance", "imputation"):
         monkeypatch.setattr(f"tinyvae.evaluation.{module}.CHUNK_ELEMENTS", 1)
 
 

@@ -18,7 +18,7 @@ def test_evaluation_functions_have_streams_of_their_own():
     used = []
     for call in (
         lambda: torch.manual_seed(0) and vae(x.double()),
-        lambda: evaluate(vae, x, elbo_samples=1, importance_samples=None),
+        lambda: evaluate(vae, x, elbo_samples=1, importance_samples=None, latents=False),
         lambda: log_marginal(vae, x, num_samples=1),
         lambda: impute(vae, x, num_samples=1),
         lambda: active_units(vae, x, num_samples=2),

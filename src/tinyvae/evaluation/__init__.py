@@ -3,9 +3,9 @@
 from tinyvae.evaluation.activity import Activity as Activity
 from tinyvae.evaluation.activity import active_units as active_units
 from tinyvae.evaluation.annealing import AnnealedEvidence as AnnealedEvidence
-from tinyvae.evaluation.annealing import BidirectionalEvidence as BidirectionalEvidence
 from tinyvae.evaluation.annealing import annealed_log_marginal as annealed_log_marginal
-from tinyvae.evaluation.annealing import bidirectional as bidirectional
+from tinyvae.evaluation.bidirectional import BidirectionalEvidence as BidirectionalEvidence
+from tinyvae.evaluation.bidirectional import bidirectional as bidirectional
 from tinyvae.evaluation.calibration import Calibration as Calibration
 from tinyvae.evaluation.calibration import interval_calibration as interval_calibration
 from tinyvae.evaluation.compare import Comparison as Comparison
@@ -18,6 +18,8 @@ from tinyvae.evaluation.hamiltonian import HMC as HMC
 from tinyvae.evaluation.importance import log_marginal as log_marginal
 from tinyvae.evaluation.imputation import conditional_draws as conditional_draws
 from tinyvae.evaluation.imputation import impute as impute
+from tinyvae.evaluation.latents import LatentSummary as LatentSummary
+from tinyvae.evaluation.monitor import EvaluationMonitor as EvaluationMonitor
 from tinyvae.evaluation.predictive import PredictiveCheck as PredictiveCheck
 from tinyvae.evaluation.predictive import StatisticCheck as StatisticCheck
 from tinyvae.evaluation.predictive import predictive_check as predictive_check

@@ -3,18 +3,21 @@ r"""Active units: the dimensions of a latent that carry information about the da
 .. math:: A_j = \operatorname{Var}_{p(x)} \big(\mathbb{E}_{q(z \mid x)} [z_j]\big)
 """
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tinyvae.core.generators import exclusive_generators
-from tinyvae.core.module_state import evaluating
-from tinyvae.core.random import Stream, derive_seed, forked_rng
-from tinyvae.evaluation.importance import CHUNK_ELEMENTS, iterate_chunks, to_model
+from tinyvae.core.random import Stream, derive_seed
+from tinyvae.evaluation.data import EvaluationData
+from tinyvae.evaluation.importance import drawing, iterate_blocks
 from tinyvae.evaluation.progress import Progress
 from tinyvae.models.inputs import require_count
 from tinyvae.models.output import LatentTerm, LatentVariableModel
+from tinyvae.training.data.sources import PickBatch, Transform
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,12 @@ class Activity:
 @exclusive_generators("active_units")
 def active_units(
     model: LatentVariableModel,
-    x: Tensor,
-    context: Tensor | None = None,
+    data: Any,
+    context: Any = None,
     *,
-    mask: Tensor | None = None,
+    mask: Any = None,
+    batch: PickBatch | None = None,
+    transform: Transform | None = None,
     threshold: float = 0.01,
     num_samples: int = 64,
     seed: int = 0,
@@ -62,14 +67,16 @@ def active_units(
 
     Args:
         model: The model. It is used in evaluation mode, without gradients.
-        x: Data ``(N, *E)`` with N >= 2, moved to the model's device and dtype.
-        context: Input of a conditional model, ``(N, ...)``.
-        mask: True for the observed entries, ``(N, *E)``.
+        data: At least two data, see :func:`~tinyvae.evaluate`.
+        context: Input of a conditional model, ``(N, ...)``, if data are x alone.
+        mask: True for the observed entries, ``(N, *E)``, if data are x alone.
+        batch: See :func:`~tinyvae.evaluate`.
+        transform: See :func:`~tinyvae.evaluate`.
         threshold: A dimension is active if its variance is above it.
         num_samples: Samples per example, if the posterior's mean has no closed form or depends on
             the sample of another latent.
         seed: Seed of these samples. The global random state does not change.
-        progress: True to report draws and time left, if it takes longer than some seconds.
+        progress: True to report draws and time left, if it takes longer than a second.
 
     Returns:
         The activity of each latent, by name.
@@ -83,35 +90,57 @@ def active_units(
         >>> activity.variance.shape
         torch.Size([2])
     """
-    if len(x) < 2:
-        raise ValueError(f"active_units expects at least two examples, got {len(x)}")
     require_count("active_units", num_samples, least=2)
-    x, context, mask = to_model(model, x), to_model(model, context), to_model(model, mask)
-    output = model.check(x, context, mask=mask)
-    draws = 1 if all(_has_known_mean(term) for term in output.latents) else num_samples
-    examples = max(1, CHUNK_ELEMENTS // (draws * model.peak_elements(x)))
-    means: dict[str, list[Tensor]] = {}
-    errors: dict[str, list[Tensor]] = {}
+    states: dict[str, RunningActivity] = {}
     with (
-        torch.no_grad(),
-        evaluating(model),
-        forked_rng(x.device, derive_seed(seed, Stream.ACTIVITY)),
-        Progress("active units", draws * len(x), shown=progress) as report,
+        EvaluationData(
+            model, data, context, mask, batch=batch, transform=transform, seed=seed
+        ) as opened,
+        Progress("active units", opened.num_examples, shown=progress) as report,
     ):
-        for part in iterate_chunks(x, context, mask, examples):
-            for term in model.latent_terms(*part[:2], mask=part[2], num_samples=draws):
-                mean, error = _mean_and_error(term)
-                means.setdefault(term.name, []).append(mean.cpu().double())
-                errors.setdefault(term.name, []).append(error.cpu().double())
-            report.add(draws * len(part[0]))
-    return {
+        for start, part in opened.parts():
+            is_known = all(has_known_mean(term) for term in opened.output.latents)
+            draws = 1 if is_known else num_samples
+            for first, (x, c, m) in iterate_blocks(model, part, draws):
+                stream = derive_seed(seed, Stream.ACTIVITY, start + first)
+                with drawing(model, opened.device, stream):
+                    terms = model.latent_terms(x, c, mask=m, num_samples=draws)
+                    for term in terms:
+                        states.setdefault(term.name, RunningActivity()).add(term)
+                report.add(len(x))
+    if opened.num_examples == 1:
+        raise ValueError("active_units expects at least two examples, got 1")
+    return {name: Activity(state.variance(), threshold) for name, state in states.items()}
+
+
+class RunningActivity:
+    """Running variance of the posterior's means over the data, without the noise of estimates."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def add(self, term: LatentTerm) -> None:
+        """Add a block of examples."""
+        mean, error = (values.cpu().double() for values in _mean_and_error(term))  # (B, *L)
+        if self._count == 0:  # deviations from the first mean, which squares do not cancel
+            self._origin = mean[0]
+            self._sum = self._square = self._error = torch.zeros_like(mean[0])
+        deviation = mean - self._origin
+        self._count += len(mean)
+        self._sum = self._sum + deviation.sum(0)
+        self._square = self._square + deviation.square().sum(0)
+        self._error = self._error + error.sum(0)
+
+    def variance(self) -> Tensor:
+        """Return the variance ``(*L)``, NaN for one example."""
+        if self._count < 2:
+            return torch.full_like(self._sum, math.nan)
+        spread = self._square - self._sum.square() / self._count
         # The variance of estimated means exceeds that of the means by the variance of the error.
-        name: Activity(torch.cat(parts).var(0) - torch.cat(errors[name]).mean(0), threshold)
-        for name, parts in means.items()
-    }
+        return spread / (self._count - 1) - self._error / self._count
 
 
-def _has_known_mean(term: LatentTerm) -> bool:
+def has_known_mean(term: LatentTerm) -> bool:
     """Return True if the posterior's mean has a closed form and depends on the data only."""
     return len(term.posterior.batch_shape) == 1 and not bool(term.posterior.mean.isnan().any())
 
@@ -119,7 +148,7 @@ def _has_known_mean(term: LatentTerm) -> bool:
 def _mean_and_error(term: LatentTerm) -> tuple[Tensor, Tensor]:
     """Return the mean of q(z given x), ``(B, *L)``, and the variance of its estimate."""
     mean = term.posterior.mean
-    if _has_known_mean(term):
+    if has_known_mean(term):
         return mean, torch.zeros_like(mean)
     samples = term.z if mean.isnan().any() else mean  # (K, B, *L)
     return samples.mean(0), samples.var(0) / len(samples)

@@ -6,8 +6,7 @@ Chains move along a path of densities :math:`\pi_\beta` from the prior to the po
     \qquad z_0 \sim p_0, \quad z_t \sim T_{\beta_t}(\cdot \mid z_{t-1}), \qquad
     \mathbb{E}\, w = p(x)
 
-where the transition :math:`T_\beta` leaves :math:`\pi_\beta` invariant. Chains in the other
-direction, from an exact draw of the posterior, bound log p(x) from above.
+where the transition :math:`T_\beta` leaves :math:`\pi_\beta` invariant.
 """
 
 import math
@@ -20,21 +19,16 @@ from torch import Tensor
 
 from tinyvae.core.generators import exclusive_generators
 from tinyvae.core.keywords import suggest_keywords
-from tinyvae.core.module_state import evaluating
-from tinyvae.core.random import Stream, derive_seed, forked_rng
+from tinyvae.core.random import Stream, derive_seed
 from tinyvae.evaluation.data import EvaluationData
 from tinyvae.evaluation.estimate import Estimate
 from tinyvae.evaluation.hamiltonian import HMC, Trajectories
 from tinyvae.evaluation.importance import (
-    chunk_sizes,
     drawing,
     iterate_blocks,
-    iterate_chunks,
-    to_model,
 )
 from tinyvae.evaluation.paths import AnnealingPath, Start
 from tinyvae.evaluation.progress import Progress
-from tinyvae.models.base import DecoderModel
 from tinyvae.models.inputs import require_count
 from tinyvae.models.output import LatentVariableModel
 from tinyvae.models.particles import effective_sample_size
@@ -168,10 +162,10 @@ def annealed_log_marginal(
         >>> evidence.values.shape, evidence.log_weight.shape
         (torch.Size([8]), torch.Size([4, 8]))
     """
-    _check_arguments("annealed_log_marginal", num_temperatures, num_chains, start)
+    require_settings("annealed_log_marginal", num_temperatures, num_chains, start)
     settings = HMC() if transition is None else transition
     powers = sigmoid_powers(num_temperatures)
-    gradients = _gradients(settings, num_temperatures, PILOT_CHAINS + num_chains)
+    gradients = num_gradients(settings, num_temperatures, PILOT_CHAINS + num_chains)
     log_weights, rates = [], []
     with EvaluationData(
         model, data, context, mask, batch=batch, transform=transform, seed=seed
@@ -184,116 +178,13 @@ def annealed_log_marginal(
                         model, opened.device, derive_seed(seed, Stream.ANNEALING, first + index)
                     ):
                         path = AnnealingPath.of(model, block, start)
-                        moves = _adapted(path, settings, powers, report)
+                        moves = adapted_moves(path, settings, powers, report)
                         log_weights.append(anneal(path, path.draw(num_chains), powers, moves))
                         rates.append(moves.acceptance_rate())
         num_dims = opened.num_dims.double().mean().item()
     return AnnealedEvidence(
         torch.cat(log_weights, 1), torch.cat(rates), num_temperatures, num_dims=num_dims
     )
-
-
-@dataclass(frozen=True)
-class BidirectionalEvidence:
-    """Lower and upper bounds on log p(x) of simulated data.
-
-    Attributes:
-        x: The simulated data, ``(N, *E)``.
-        lower: Bounds by chains from the start of the path to the posterior.
-        upper: Bounds by chains back, from the latents that the data were simulated from.
-    """
-
-    x: Tensor
-    lower: AnnealedEvidence
-    upper: AnnealedEvidence
-
-    @property
-    def gap(self) -> Estimate:
-        """Mean of upper minus lower bound, which bounds the error of both in expectation."""
-        return Estimate.of(self.upper.values - self.lower.values)
-
-    def __str__(self) -> str:
-        return "\n".join([str(self.lower), str(self.upper), f"gap {self.gap} nats"])
-
-
-@suggest_keywords
-@exclusive_generators("bidirectional")
-def bidirectional(
-    model: DecoderModel,
-    num_examples: int = 100,
-    context: Tensor | None = None,
-    *,
-    num_temperatures: int = 500,
-    num_chains: int = 16,
-    start: Start = "prior",
-    transition: HMC | None = None,
-    seed: int = 0,
-    progress: bool = True,
-) -> BidirectionalEvidence:
-    r"""Bound the error of annealed importance sampling, on data simulated from the model.
-
-    The latent that an example was simulated from is an exact draw of its posterior. Chains from it
-    back to the start give an unbiased estimate of 1 / p(x), so that
-
-    .. math:: \mathbb{E} \log \frac1K \sum_k w_k \le \log p(x)
-        \le \mathbb{E} \Big[ -\log \frac1K \sum_k \frac{1}{w'_k} \Big]
-
-    If the gap is small, :func:`annealed_log_marginal` with the same settings is accurate for data
-    like those of the model. It says nothing of data that the model does not explain.
-
-    Args:
-        model: The model. It is used in evaluation mode. All its latents are real vectors.
-        num_examples: Number of examples ``N`` to simulate, without a context.
-        context: Input of a conditional model, ``(N, ...)``: one example is simulated for each.
-        num_temperatures: Number :math:`T` of steps of the path.
-        num_chains: Chains :math:`K` per example in each direction.
-        start: Density that the path starts from, see :func:`annealed_log_marginal`.
-        transition: Settings of the transitions, by default ``HMC()``.
-        seed: Seed of data and chains. The global random state does not change.
-        progress: True to report draws and time left, if it takes longer than some seconds.
-
-    References:
-        Grosse, Ghahramani, Adams (2015). Sandwiching the marginal likelihood using bidirectional
-        Monte Carlo. arXiv:1511.02543.
-
-    Example:
-        >>> bounds = bidirectional(vae, 8, num_temperatures=20, num_chains=4)
-        >>> bounds.lower.values.shape, bounds.upper.values.shape
-        (torch.Size([8]), torch.Size([8]))
-    """
-    require_count("bidirectional", num_examples, "num_examples")
-    _check_arguments("bidirectional", num_temperatures, num_chains, start)
-    settings = HMC() if transition is None else transition
-    powers = sigmoid_powers(num_temperatures)
-    context = to_model(model, context)
-    gradients = _gradients(settings, num_temperatures, PILOT_CHAINS + 2 * num_chains)
-    log_weights: tuple[list[Tensor], list[Tensor]] = ([], [])
-    rates: tuple[list[Tensor], list[Tensor]] = ([], [])
-    with (
-        torch.no_grad(),
-        evaluating(model),
-        forked_rng(next(model.parameters()).device, derive_seed(seed, Stream.ANNEALING)),
-    ):
-        x, z = _simulate(model, num_examples, context)
-        with Progress("bidirectional", gradients * len(x), shown=progress) as report:
-            examples = chunk_sizes(model, x, num_chains)[0]
-            latents = z.split(examples, 1)
-            parts = iterate_chunks(x, context, None, examples)
-            for part, exact in zip(parts, latents, strict=True):
-                path = AnnealingPath.of(model, part, start)
-                moves = _adapted(path, settings, powers, report)
-                starts = (path.draw(num_chains), exact.expand(num_chains, -1, -1))
-                for way, (first, order) in enumerate(
-                    zip(starts, (powers, powers[::-1]), strict=True)
-                ):
-                    log_weight = anneal(path, first, order, moves)
-                    log_weights[way].append(log_weight if way == 0 else -log_weight)
-                    rates[way].append(moves.acceptance_rate())
-    lower, upper = (
-        AnnealedEvidence(torch.cat(weights, 1), torch.cat(rate), num_temperatures, is_upper)
-        for weights, rate, is_upper in zip(log_weights, rates, (False, True), strict=True)
-    )
-    return BidirectionalEvidence(x, lower, upper)
 
 
 def sigmoid_powers(num_temperatures: int) -> list[float]:
@@ -323,32 +214,22 @@ def anneal(path: AnnealingPath, z: Tensor, powers: Sequence[float], move: Transi
     return log_weight
 
 
-def _simulate(
-    model: DecoderModel, num_examples: int, context: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return data ``(N, *E)`` and latents ``(1, N, D)`` of the model's joint distribution."""
-    # Any data have the shape, which is all that a draw from the prior needs.
-    like = model.sample(num_examples) if context is None else model.sample(1, context)[0]
-    like = model.observed(like, None)
-    path = AnnealingPath.of(model, (like, context, None), "prior")
-    z = path.draw(1)
-    x = model.likelihood.values_of(path.output(z).likelihood, center=False)[0]
-    return model.observed(x, None), z
-
-
-def _adapted(
+def adapted_moves(
     path: AnnealingPath, settings: HMC, powers: Sequence[float], report: Progress
 ) -> Trajectories:
+    """Return transitions whose step sizes a pilot run has adapted."""
     moves = Trajectories(path, settings, report)
     moves.adapt(path.draw(PILOT_CHAINS), powers[1:-1])
     return moves
 
 
-def _gradients(settings: HMC, num_temperatures: int, num_chains: int) -> int:
+def num_gradients(settings: HMC, num_temperatures: int, num_chains: int) -> int:
+    """Return the number of gradients of the decoder, per example."""
     return settings.leapfrog_steps * (num_temperatures - 1) * num_chains
 
 
-def _check_arguments(name: str, num_temperatures: int, num_chains: int, start: Start) -> None:
+def require_settings(name: str, num_temperatures: int, num_chains: int, start: Start) -> None:
+    """Raise unless the arguments of annealing are valid."""
     require_count(name, num_temperatures, "num_temperatures", least=2)
     require_count(name, num_chains, "num_chains")
     if start not in get_args(Start):

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from tinyvae._devices import CPU
 from tinyvae.core.data import as_tensor
@@ -35,7 +36,7 @@ class EvaluationData:
     Attributes:
         num_examples: Number of examples, None for a stream that has not been read.
         is_bound: True if what was read has a lower bound on log p(x).
-        likelihood: Likelihood of the first examples.
+        output: Output of the model for two of the data, from the check of them.
     """
 
     def __init__(
@@ -133,13 +134,24 @@ class EvaluationData:
         output = self.model.check(x, context, mask=mask)
         self.is_bound = self.is_bound and output.is_density
         if not self._dims:
-            self.likelihood = output.likelihood
+            self.output = output
         self._dims.append(self.model.num_dims(x, mask).cpu())
         observed = x.float() if mask is None else x.float().masked_fill(~mask.bool(), torch.nan)
         observed = torch.where(observed.isnan(), torch.nan, observed)  # one pattern of bits
         self._digest.update(observed.cpu().contiguous().numpy().tobytes())
         if self.examine is not None:
             self.examine(part, output)
+
+
+def read_tensors(
+    model: LatentVariableModel, data: Any, context: Any, mask: Any, batch: PickBatch | None
+) -> tuple[Tensor, Any, Any]:
+    """Return all data with context and mask. Tensors and arrays keep their dtype and device."""
+    if isinstance(data, Dataset | DataLoader) or batch is not None:
+        with EvaluationData(model, data, context, mask, batch=batch) as opened:
+            joined = _concatenated([part for _, part in opened.parts()])
+        return joined.x, joined.context, joined.mask
+    return as_tensor(table_to_tensor(model, data), "evaluation"), context, mask
 
 
 def _joined(

@@ -24,6 +24,7 @@ from tinyvae.evaluation.importance import (
     iterate_draws,
     weigh,
 )
+from tinyvae.evaluation.latents import summarize_latents
 from tinyvae.evaluation.progress import Progress
 from tinyvae.evaluation.report import Report
 from tinyvae.evaluation.weights import WeightQuality
@@ -31,6 +32,7 @@ from tinyvae.models.inputs import require_count
 from tinyvae.models.output import LatentVariableModel, VAEOutput
 from tinyvae.training.data.sources import PickBatch, Transform
 
+ACTIVE = 0.01  # variance of a mean above which a dimension is active
 PILOT_SAMPLES = 100  # draws of the first round of a budget
 
 
@@ -51,6 +53,7 @@ def evaluate(
     seconds: float | None = None,
     standard_error: float | None = None,
     bin_width: float | None = None,
+    latents: bool = True,
     seed: int = 0,
     progress: bool = True,
 ) -> Report:
@@ -88,6 +91,8 @@ def evaluate(
             a little too small, as with any such stopping rule. The report has the number.
         bin_width: Width of the bins in which x was dequantized
             (:class:`~tinyvae.datasets.Dequantization`), for bits per dimension of the levels.
+        latents: True to look at the latents: active units, KL per dimension, mutual information.
+            It costs little, since nothing is decoded.
         seed: Seed of the samples. The global random state does not change.
         progress: True to report draws and time left, if it takes longer than a second.
 
@@ -134,6 +139,7 @@ def evaluate(
                 result = importance_sample(
                     opened, count, seed, bar, limit=limited, group_size=group
                 )
+        summaries = summarize_latents(opened, max(2, elbo_samples), ACTIVE, seed) if latents else {}
         num_dims = opened.num_dims.double()
         mean_dims = num_dims.mean().item()
         if count is not None:
@@ -154,9 +160,10 @@ def evaluate(
             iwae=iwae,
             log_marginal=evidence,
             weights=weights,
+            latents=summaries,
             is_bound=opened.is_bound,
             seed=seed,
-            is_discrete=opened.likelihood.is_discrete,
+            is_discrete=opened.output.likelihood.is_discrete,
             bin_width=bin_width,
             data_digest=opened.digest,
         )

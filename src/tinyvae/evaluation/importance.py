@@ -60,8 +60,11 @@ def log_marginal(
 
     Args:
         model: The model. It is used in evaluation mode, without gradients.
-        data: Data, see :func:`~tinyvae.evaluate`, also for ``context``, ``mask``, ``batch`` and
-            ``transform``.
+        data: Data, see :func:`~tinyvae.evaluate`.
+        context: Input of a conditional model, ``(N, ...)``, if data are x alone.
+        mask: True for the observed entries, ``(N, *E)``, if data are x alone. NaN is missing.
+        batch: See :func:`~tinyvae.evaluate`.
+        transform: See :func:`~tinyvae.evaluate`.
         num_samples: Samples :math:`K` per example, each of which is decoded.
         seed: Seed of the samples. The global random state does not change.
         noise: ``"independent"`` draws for each example, or ``"shared"`` ones: the same scrambled
@@ -162,8 +165,8 @@ def weigh(
 
 @contextmanager
 def drawing(model: LatentVariableModel, device: torch.device, seed: int) -> Iterator[None]:
-    """Evaluate a model without gradients, with random numbers of a seed."""
-    with torch.no_grad(), evaluating(model), forked_rng(device, seed):
+    """Evaluate a model on data that were checked, without gradients, with a seed."""
+    with torch.no_grad(), evaluating(model), checked_data(), forked_rng(device, seed):
         yield
 
 

@@ -9,6 +9,7 @@ Where few weights dominate, Markov chain Monte Carlo moves the latents.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from tinyvae.core.objective import checked_data
 from tinyvae.core.random import Stream, derive_seed, forked_rng
 from tinyvae.core.warnings import warn
 from tinyvae.distributions import Distribution
+from tinyvae.evaluation.data import read_tensors
 from tinyvae.evaluation.importance import (
     CHUNK_ELEMENTS,
     Chunk,
@@ -51,15 +53,17 @@ from tinyvae.models.particles import (
     replaying,
     systematic_resampling,
 )
+from tinyvae.training.data.sources import PickBatch
 
 
 @exclusive_generators("impute")
 def impute(
     model: DecoderModel,
-    x: Tensor,
-    context: Tensor | None = None,
+    data: Any,
+    context: Any = None,
     *,
-    mask: Tensor | None = None,
+    mask: Any = None,
+    batch: PickBatch | None = None,
     num_imputations: int | None = None,
     num_samples: int = 1000,
     seed: int = 0,
@@ -82,9 +86,10 @@ def impute(
     Args:
         model: A model with a :class:`~tinyvae.likelihoods.MaskedLikelihood`. It is used in
             evaluation mode.
-        x: Data ``(N, *E)``, moved to the model's device. NaN is missing.
-        context: Input of a conditional model, ``(N, ...)``.
-        mask: True for the observed entries, ``(N, *E)``.
+        data: Data, see :func:`~tinyvae.evaluate`. All of them are in memory, as the result is.
+        context: Input of a conditional model, ``(N, ...)``, if data are x alone.
+        mask: True for the observed entries, ``(N, *E)``, if data are x alone. NaN is missing.
+        batch: See :func:`~tinyvae.evaluate`.
         num_imputations: Number of samples ``M``. None gives one best value.
         num_samples: Latents per example, which are resampled by their weights.
         seed: Seed of the samples. The global random state does not change.
@@ -92,12 +97,12 @@ def impute(
             example does not depend on the others. See :func:`~tinyvae.log_marginal`.
         moves: False to leave out Markov chain Monte Carlo, which takes much longer than the
             weighted samples.
-        progress: True to report draws and time left, if it takes longer than some seconds.
+        progress: True to report draws and time left, if it takes longer than a second.
 
     Returns:
-        ``(N, *E)``, or ``(M, N, *E)`` with ``num_imputations``, on the device of x. Observed
-        entries are unchanged, also those that the model's dtype rounds: the result is float64 if
-        x is.
+        ``(N, *E)``, or ``(M, N, *E)`` with ``num_imputations``, on the device of the data.
+        Observed entries are unchanged, also those that the model's dtype rounds: the result is
+        float64 if a tensor or an array is.
 
     References:
         Mattei, Frellsen (2019). MIWAE: Deep Generative Modeling and Imputation of Incomplete Data
@@ -119,7 +124,7 @@ def impute(
                 "impute expects noise='independent' for num_imputations, got 'shared': the draws "
                 "of different examples must not depend on each other"
             )
-    data = as_tensor(x, "impute")
+    data, context, mask = read_tensors(model, data, context, mask, batch)
     x, context, mask = to_model(model, data), to_model(model, context), to_model(model, mask)
     model.check(x, context, mask=mask)
     x = model.observed(x, mask)

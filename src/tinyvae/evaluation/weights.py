@@ -164,7 +164,7 @@ class WeightQuality:
 
     @property
     def threshold(self) -> float:
-        """Largest reliable shape, :math:`\\min(1 - 1 / \\log_{10} K, 0.7)`."""
+        """Largest reliable shape, see :func:`pareto_threshold`."""
         return pareto_threshold(self.num_samples)
 
     @property

@@ -33,7 +33,7 @@ from tinyvae.models.decoding import (
     infer_data_shape,
     set_output_bias,
 )
-from tinyvae.models.inputs import ModelInputs, require_count
+from tinyvae.models.inputs import ModelInputs, require_count, table_to_tensor
 from tinyvae.models.latents import (
     checked,
     draw_point_estimate,
@@ -280,7 +280,8 @@ class DecoderModel(SavableModel, ModelInputs, DecodingModel, LatentVariableModel
         context = None if context is None else to_module(context, self, name)
         with evaluating(self), torch.no_grad():
             if given is not None:
-                return self._sample_given(as_tensor(given, name), num_samples, context, mean=mean)
+                data = as_tensor(table_to_tensor(self, given), name)
+                return self._sample_given(data, num_samples, context, mean=mean)
             z = self.generate(num_samples, context)
             likelihood = self._checked_likelihood(z, context)
             return self.likelihood.values_of(likelihood, center=mean)

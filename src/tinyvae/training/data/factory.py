@@ -78,8 +78,9 @@ def _is_columns(data: Any, transform: BatchTransform) -> bool:
     is_columns = bool(parts) and all(isinstance(part, Tensor | np.ndarray) for part in parts)
     if is_columns and isinstance(data, list) and len(parts) > 1 and transform.batch is None:
         raise TypeError(
-            f"{transform.owner} expects one tensor of all examples, got a list of {len(parts)} tensors: if each "
-            "is an example, pass torch.stack(data); if each holds all examples, pass x alone, or "
+            f"{transform.owner} expects one tensor of all examples, got a list of {len(parts)} "
+            "tensors: if each is an example, pass torch.stack(data); if each holds all examples, "
+            "pass x alone, or "
             "pick it, batch=lambda b: b[0]"
         )
     return is_columns
