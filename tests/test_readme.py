@@ -20,6 +20,7 @@ PAGES = {
     "training": set(),
     "tables": {"table.safetensors"},
     "evaluation": set(),
+    "evaluation_checks": set(),
     "checkpointing": {"runs"},
     "extending": set(),
 }
