@@ -110,7 +110,7 @@ def bidirectional(
     with (
         torch.no_grad(),
         evaluating(model),
-        forked_rng(next(model.parameters()).device, derive_seed(seed, Stream.ANNEALING)),
+        forked_rng(next(model.parameters()).device, derive_seed(seed, Stream.ANNEALING, 0, 1)),
     ):
         x, z = _simulate(model, num_examples, context)
         with Progress("bidirectional", gradients * len(x), shown=progress) as report:
