@@ -44,7 +44,7 @@ MAY_IMPORT = {
         "errors schedules core distributions networks encoders likelihoods priors models objectives"
     ),
     "training": "_version _devices errors schedules io core plotting",  # no model and no objective
-    "evaluation": "_devices plotting core distributions models training",
+    "evaluation": "_devices plotting core distributions likelihoods models training",
     "sklearn": (
         "schedules core distributions networks encoders likelihoods priors models objectives "
         "evaluation training"

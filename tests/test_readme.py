@@ -21,6 +21,7 @@ PAGES = {
     "tables": {"table.safetensors"},
     "evaluation": set(),
     "metrics": {"traversals.png", "interpolations.png", "neighbors.png"},
+    "evaluation_checks": set(),
     "checkpointing": {"runs"},
     "extending": set(),
 }

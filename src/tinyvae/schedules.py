@@ -197,7 +197,38 @@ class Cyclical(Ramp):
         return self.interpolate(min(share / self.ramp, 1.0))
 
 
-class ScheduledWeight(torch.nn.Module):
+class LossWeight(torch.nn.Module, ABC):
+    """Base class of the weights of a loss, which hold their current value.
+
+    Attributes:
+        value: Current value, ``()``.
+    """
+
+    value: torch.Tensor
+
+    @property
+    @abstractmethod
+    def changes(self) -> bool:
+        """True if the value changes during training."""
+
+    def is_constant(self, value: float) -> bool:
+        """Return True if the weight is the constant ``value``."""
+        return False
+
+    def type_as(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the value in the dtype of ``tensor``."""
+        # A 0-d float64 factor would promote another 0-d tensor, such as a loss.
+        return self.value.to(tensor.dtype)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        device = fn(torch.zeros((), dtype=torch.float32)).device
+        if widest_float(device) == torch.float32:
+            self.value = self.value.float()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+class ScheduledWeight(LossWeight):
     """Current value of a weight that follows a schedule.
 
     Assign it to an attribute of an objective or a regularizer. The objective then sets it at every
@@ -223,8 +254,6 @@ class ScheduledWeight(torch.nn.Module):
         >>> weight.value
         tensor(0.4000, dtype=torch.float64)
     """
-
-    value: torch.Tensor
 
     def __init__(
         self,
@@ -263,16 +292,8 @@ class ScheduledWeight(torch.nn.Module):
         """Set the value to that of ``step`` of ``total_steps`` (None: unknown)."""
         self.value.fill_(self.schedule(step, total_steps))
 
-    def type_as(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the value in the dtype of ``tensor``."""
-        # A 0-d float64 factor would promote another 0-d tensor, such as a loss.
-        return self.value.to(tensor.dtype)
-
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        device = fn(torch.zeros((), dtype=torch.float32)).device
-        if widest_float(device) == torch.float32:
-            self.value = self.value.float()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         if isinstance(self.schedule, Constant):  # undo the rounding of earlier dtypes
             self.value.fill_(self.schedule.value)
         return self
@@ -287,5 +308,5 @@ def scheduled_values(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {
         name: weight.value.clone()
         for name, weight in module.named_children()
-        if isinstance(weight, ScheduledWeight) and weight.changes
+        if isinstance(weight, LossWeight) and weight.changes
     }

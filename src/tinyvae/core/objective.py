@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from tinyvae.schedules import ScheduledWeight
+from tinyvae.schedules import LossWeight, ScheduledWeight
 
 Direction = Literal["max", "min"]
 
@@ -203,13 +203,18 @@ class Objective(nn.Module, ABC):
         ]
 
     def changing_weights(self) -> list[str]:
-        """Return the names of the weights that follow a schedule."""
-        return [name for name, weight in self._scheduled_weights() if weight.changes]
+        """Return the names of the weights that change during training."""
+        return [name for name, weight in self._weights() if weight.changes]
 
     def _scheduled_weights(self) -> Iterator[tuple[str, ScheduledWeight]]:
+        for name, weight in self._weights():
+            if isinstance(weight, ScheduledWeight):
+                yield name, weight
+
+    def _weights(self) -> Iterator[tuple[str, LossWeight]]:
         """Yield the weights of this module and of those in it, with names for messages."""
         for module in self.modules():
             owner = "" if module is self else f"{type(module).__name__}'s "
             for name, child in module.named_children():
-                if isinstance(child, ScheduledWeight):
+                if isinstance(child, LossWeight):
                     yield owner + name, child

@@ -65,6 +65,9 @@ class Stream(IntEnum):
     IMPUTATION = 7
     ACTIVITY = 8
     CALLBACKS = 9
+    ANNEALING = 10
+    PREDICTIVE = 11
+    GAPS = 12
 
 
 def derive_seed(seed: int, stream: Stream, epoch: int = 0, *indices: int) -> int:

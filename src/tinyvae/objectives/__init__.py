@@ -1,6 +1,7 @@
 """Objectives: lower bounds on log p(x), and regularizers."""
 
 from tinyvae.objectives.base import VariationalBound as VariationalBound
+from tinyvae.objectives.constraints import LagrangeMultiplier as LagrangeMultiplier
 from tinyvae.objectives.elbo import ELBO as ELBO
 from tinyvae.objectives.importance import CIWAE as CIWAE
 from tinyvae.objectives.importance import IWAE as IWAE

@@ -24,7 +24,7 @@ from tinyvae.objectives.estimators import (
     path_surrogate,
     score_surrogate,
 )
-from tinyvae.schedules import Schedule, ScheduledWeight, scheduled_values
+from tinyvae.schedules import LossWeight, Schedule, ScheduledWeight, scheduled_values
 
 Result = TypeVar("Result")
 GRADIENTS = {"pathwise": "", "stl": ", STL gradient", "dreg": ", DReG gradient"}
@@ -84,7 +84,7 @@ class VariationalBound(Objective):
             )
         self.num_samples = self.require_positive("num_samples", num_samples)
         self.num_bounds = 1
-        self.beta = ScheduledWeight(beta)
+        self.beta: LossWeight = ScheduledWeight(beta)
         self.estimator = estimator
         self.baseline = baseline
 

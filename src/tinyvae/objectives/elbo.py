@@ -17,13 +17,14 @@ from tinyvae.core.objective import Batch
 from tinyvae.distributions.base import sum_last
 from tinyvae.models.output import KLEstimator, LatentTerm, LatentVariableModel, VAEOutput
 from tinyvae.objectives.base import GRADIENTS, VariationalBound
+from tinyvae.objectives.constraints import LagrangeMultiplier
 from tinyvae.objectives.estimators import (
     Baseline,
     Estimator,
     score_surrogate,
     terms_without_rsample,
 )
-from tinyvae.schedules import Schedule, ScheduledWeight
+from tinyvae.schedules import LossWeight, Schedule, ScheduledWeight
 
 Group: TypeAlias = Literal["dimension", "channel", "layer"] | int
 Weight: TypeAlias = float | Schedule
@@ -47,7 +48,8 @@ class ELBO(VariationalBound):
 
     Args:
         beta: Weight of the KL term, a number or a :class:`~tinyvae.schedules.Schedule`, or one for
-            each latent by name. Only 1 gives a bound.
+            each latent by name. Only 1 gives a bound. A
+            :class:`~tinyvae.objectives.LagrangeMultiplier` limits the KL to a rate.
         num_samples: Number :math:`K \ge 1` of samples per example.
         kl: ``"analytic"``, the closed form; ``"sample"``, log q - log p of the samples; ``"auto"``,
             the closed form if there is one. With STL and DReG, training uses the samples.
@@ -56,7 +58,8 @@ class ELBO(VariationalBound):
         free_bits_per: Groups of free bits: each ``"dimension"``, each ``"channel"`` of latents
             ``(C, H, W)``, each ``"layer"`` (all dimensions of a latent), or a number of successive
             dimensions.
-        likelihood_weight: Weight of the first term.
+        likelihood_weight: Weight of the first term. A
+            :class:`~tinyvae.objectives.LagrangeMultiplier` demands a log-likelihood.
         estimator: ``"pathwise"``, or ``"stl"``, whose gradient vanishes at the exact posterior;
             ``"dreg"`` is the same here.
         baseline: ``"vimco"`` or ``"leave_one_out"``, which are the same here, for latents without
@@ -90,20 +93,22 @@ class ELBO(VariationalBound):
 
     def __init__(
         self,
-        beta: PerLatent = 1.0,
+        beta: PerLatent | LagrangeMultiplier = 1.0,
         *,
         num_samples: int = 1,
         kl: KLEstimator = "auto",
         capacity: PerLatent | None = None,
         free_bits: Weight | None = None,
         free_bits_per: Group = "dimension",
-        likelihood_weight: Weight = 1.0,
+        likelihood_weight: Weight | LagrangeMultiplier = 1.0,
         estimator: Estimator = "pathwise",
         baseline: Baseline = "vimco",
     ) -> None:
-        # A beta of each latent replaces the common one, which stays 1.
-        common_beta = 1.0 if isinstance(beta, Mapping) else beta
+        # Another kind of beta replaces the common one, which stays 1.
+        common_beta = 1.0 if isinstance(beta, (Mapping, LagrangeMultiplier)) else beta
         super().__init__(num_samples, beta=common_beta, estimator=estimator, baseline=baseline)
+        if isinstance(beta, LagrangeMultiplier):
+            self.beta, beta = beta, 1.0
         if kl not in get_args(KLEstimator):
             raise ValueError(f"ELBO expects kl 'auto', 'analytic' or 'sample', got {kl!r}")
         if kl == "analytic" and estimator != "pathwise":
@@ -133,7 +138,11 @@ class ELBO(VariationalBound):
             self.capacity = _nonnegative("capacity", capacity)
         if free_bits is not None:
             self.free_bits = _nonnegative("free_bits", free_bits)
-        self.likelihood_weight = _nonnegative("likelihood_weight", likelihood_weight)
+        self.likelihood_weight: LossWeight = (
+            likelihood_weight
+            if isinstance(likelihood_weight, LagrangeMultiplier)
+            else _nonnegative("likelihood_weight", likelihood_weight)
+        )
 
     def _per_latent(
         self, name: str, weights: PerLatent | None, least: float
@@ -182,7 +191,16 @@ class ELBO(VariationalBound):
             log_q = reduce(torch.add, [term.log_q for term in terms])
             surrogate = score_surrogate(self.value, log_weight, log_q, self.baseline).mean()
             loss = loss + (surrogate.detach() - surrogate)
+        if self.training and torch.is_grad_enabled():
+            self._move_multipliers(metrics)
         return {"model": loss}, metrics
+
+    def _move_multipliers(self, metrics: Mapping[str, Tensor]) -> None:
+        beta, likelihood_weight = self.beta, self.likelihood_weight
+        if isinstance(beta, LagrangeMultiplier):
+            beta.move(metrics["kl_nats"] - beta.target)
+        if isinstance(likelihood_weight, LagrangeMultiplier):
+            likelihood_weight.move(likelihood_weight.target - metrics["log_likelihood_nats"])
 
     def _kl_estimator(self, term: LatentTerm) -> KLEstimator:
         """Return ``"sample"`` if STL needs log q without gradients in its parameters."""
