@@ -3,9 +3,9 @@
     python benchmarks/compression.py --data data            # trains the model for some minutes
     python benchmarks/compression.py --data data --model runs/mnist.safetensors
 
-The model has 784-200-200-50 units and a mirrored decoder. The 10,000 test images are binarized once,
-with the gray level of a pixel as the probability of a one. The general compressors get eight pixels
-per byte, PNG one image of one bit per pixel for all of them, so that they pay for one header only.
+The model has 784-200-200-50 units and a mirrored decoder. The 10,000 test images are binarized
+once, with the gray level of a pixel as the probability of a one. The general compressors get eight
+pixels per byte. PNG gets all images as one, of one bit per pixel, so that it pays for one header.
 """
 
 import argparse

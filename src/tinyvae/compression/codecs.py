@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinyvae.compression.stack import Array, Stack, models
+from tinyvae.compression.stack import Array, Stack, families
 from tinyvae.errors import CompressionError
 
 MISSING = -1  # symbol of a missing value
@@ -79,8 +79,8 @@ class Table(Codec):
     def _model(self, is_observed: Array) -> tuple[object, Array]:
         rows = self._rows[is_observed]
         if rows.shape[1] == 2:
-            return models.Bernoulli(perfect=False), rows[:, 1] / rows.sum(1)
-        return models.Categorical(perfect=False), rows
+            return families.Bernoulli(perfect=False), rows[:, 1] / rows.sum(1)
+        return families.Categorical(perfect=False), rows
 
 
 def _push_numbers(stack: Stack, numbers: Array) -> None:
@@ -91,13 +91,13 @@ def _push_numbers(stack: Stack, numbers: Array) -> None:
     rest = shifted - (np.int64(1) << widths)
     for low in range(0, _EXCESS_BITS, 16):
         stack.push((rest >> low)[widths > low] & 0xFFFF, *_chunk(widths, low))
-    stack.push(widths, models.Uniform(_EXCESS_BITS))
+    stack.push(widths, families.Uniform(_EXCESS_BITS))
 
 
 def _pop_numbers(stack: Stack, count: int) -> Array:
     if not count:
         return np.zeros(0, np.int64)
-    widths = stack.pop(models.Uniform(_EXCESS_BITS), count).astype(np.int64)
+    widths = stack.pop(families.Uniform(_EXCESS_BITS), count).astype(np.int64)
     rest = np.zeros(count, np.int64)
     for low in reversed(range(0, _EXCESS_BITS, 16)):
         if (widths > low).any():
@@ -107,7 +107,7 @@ def _pop_numbers(stack: Stack, count: int) -> Array:
 
 def _chunk(widths: Array, low: int) -> tuple[object, Array]:
     """Return the model of the up to 16 bits from ``low`` of the numbers that have these."""
-    return models.Uniform(), (1 << np.minimum(widths[widths > low] - low, 16)).astype(np.int32)
+    return families.Uniform(), (1 << np.minimum(widths[widths > low] - low, 16)).astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class GaussianPrior(Codec):
 
     def _model(self) -> tuple[object, Array, Array]:
         mean, std = (part.reshape(-1) / self.grid.step for part in (self.mean, self.std))
-        return models.QuantizedGaussian(-self.grid.highest, self.grid.highest), mean, std
+        return families.QuantizedGaussian(-self.grid.highest, self.grid.highest), mean, std
 
 
 @dataclass(frozen=True)
@@ -249,12 +249,12 @@ class GaussianPosterior(Codec):
             raise _impossible("latents")
         is_wide, rest = size > 1, np.zeros_like(start)
         if is_wide.any():
-            rest[is_wide] = stack.pop(models.Uniform(), size[is_wide])
-        stack.push(start + rest, models.Uniform(2**_POSTERIOR_BITS))
+            rest[is_wide] = stack.pop(families.Uniform(), size[is_wide])
+        stack.push(start + rest, families.Uniform(2**_POSTERIOR_BITS))
 
     def pop(self, stack: Stack, observed: Array | None = None) -> Array:
         """Pop the numbers of bins."""
-        bits = stack.pop(models.Uniform(2**_POSTERIOR_BITS), self.mean.numel())
+        bits = stack.pop(families.Uniform(2**_POSTERIOR_BITS), self.mean.numel())
         u = torch.from_numpy(bits.astype(np.int64)).reshape(self.mean.shape)
         quantile = torch.special.ndtri((u + 0.5) / 2**_POSTERIOR_BITS)
         bins = ((self.mean + self.std * quantile) / self.grid.step).round()
@@ -264,21 +264,23 @@ class GaussianPosterior(Codec):
             bins += shift
         start, size = self._intervals(bins)
         is_wide = size > 1
-        stack.push((bits - start)[is_wide], models.Uniform(), size[is_wide])
-        return bins.numpy()
+        stack.push((bits - start)[is_wide], families.Uniform(), size[is_wide])
+        drawn: Array = bins.numpy()
+        return drawn
 
     def _cdf(self, bins: Tensor) -> Tensor:
         """Return the distribution function at the lower ends of bins, in multiples of 2^-16."""
         ends = (bins - 0.5) * self.grid.step
         cdf = torch.special.ndtr((ends - self.mean) / self.std) * 2**_POSTERIOR_BITS
-        cdf = cdf.round().long().masked_fill(bins <= -self.grid.highest, 0)
-        return cdf.masked_fill(bins > self.grid.highest, 2**_POSTERIOR_BITS)
+        rounded: Tensor = cdf.round().long()
+        rounded = rounded.masked_fill(bins <= -self.grid.highest, 0)
+        return rounded.masked_fill(bins > self.grid.highest, 2**_POSTERIOR_BITS)
 
     def _intervals(self, bins: Tensor) -> tuple[Array, Array]:
         """Return the starts and the sizes of the bins' intervals, flat."""
-        start = self._cdf(bins)
-        size = self._cdf(bins + 1) - start
-        return (part.flatten().numpy().astype(np.int32) for part in (start, size))  # type: ignore[return-value]
+        start = self._cdf(bins).flatten().numpy().astype(np.int32)
+        end = self._cdf(bins + 1).flatten().numpy().astype(np.int32)
+        return start, end - start
 
 
 def _impossible(what: str) -> CompressionError:

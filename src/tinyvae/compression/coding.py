@@ -31,6 +31,7 @@ from tinyvae.models.latents import draw_point_estimate
 
 _MOST_MASSES = 2**24  # of a batch
 _MOST_ROWS = 256
+_SAMPLE = 1024  # examples whose posteriors determine the bins
 _SPARE_WORDS = 4  # two are in the head of the coder
 _GROWTH = 8  # a batch takes its latents from the bits of 8 times as many examples
 
@@ -38,7 +39,7 @@ _GROWTH = 8  # a batch takes its latents from the bits of 8 times as many exampl
 def compress(
     model: DecoderModel, x: Any, context: Any = None, *, batch_size: int | None = None
 ) -> bytes:
-    r"""Return data as a file of about minus the ELBO bits, from which a model restores them exactly.
+    r"""Return a file of about minus the ELBO bits, from which a model restores data exactly.
 
     .. math:: \text{bits} \approx \frac{1}{\ln 2} \sum_n -\mathrm{ELBO}(x_n) + \text{initial bits}
 
@@ -74,7 +75,7 @@ def compress(
         raise ValueError(
             f"compress expects at least one number, got shape {tuple(x.shape)} of {x.dtype}"
         )
-    if batch_size is not None and not 1 <= batch_size:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"compress expects batch_size >= 1, got {batch_size}")
     model.check(x, context)
     with _reproducible(model) as twin:
@@ -82,19 +83,17 @@ def compress(
         values = torch.where(torch.isnan(values), torch.nan, values + 0.0)  # no -0.0
         summary = DataSummary.of(values, by_column=twin.likelihood.is_tabular)
         context = None if context is None else to_module(context, twin, "compress")
-        sample, sample_context = (None if part is None else part[:1024] for part in (values, context))
-        inputs = twin.likelihood.encoder_input(sample)
-        terms, z = twin.infer(inputs, sample_context, draw_point_estimate)
+        inputs = twin.likelihood.encoder_input(values[:_SAMPLE])
+        terms, z = twin.infer(inputs, _rows(context, slice(_SAMPLE)), draw_point_estimate)
         grids = {term.name: grid_of(term.posterior, term.prior) for term in terms}
         if batch_size is None:
-            first = twin.likelihood_given(z[:, :1], None if context is None else context[:1])
+            first = twin.likelihood_given(z[:, :1], _rows(context, slice(1)))
             num_masses = values[0].numel() * largest_alphabet(first, summary)
             batch_size = min(_MOST_ROWS, max(1, _MOST_MASSES // num_masses))
         num_words = _SPARE_WORDS + batch_size * sum(term.z[0, 0].numel() for term in terms)
         stack = Stack(initial_words(num_words))
         for rows in batches(len(x), batch_size):
-            part = None if context is None else context[rows]
-            coder = BatchCoder(twin, part, rows.stop - rows.start, grids)
+            coder = BatchCoder(twin, _rows(context, rows), rows.stop - rows.start, grids)
             coder.encode(stack, values[rows], summary)
         num_unused = max(0, stack.lowest - _SPARE_WORDS)
         header = Header(
@@ -152,9 +151,7 @@ def decompress(model: DecoderModel, file: bytes, context: Any = None) -> Tensor:
     return x
 
 
-def _decoded(
-    model: DecoderModel, header: Header, words: Array, context: Tensor | None
-) -> Tensor:
+def _decoded(model: DecoderModel, header: Header, words: Array, context: Tensor | None) -> Tensor:
     grids = {n: None if pair is None else Grid(*pair) for n, pair in header.grids.items()}
     num_examples = header.shape[0]
     by_column = model.likelihood.is_tabular
@@ -163,14 +160,17 @@ def _decoded(
     summary = DataSummary(header.highest, header.missing, num_values)
     stack, parts = Stack(words), []
     for rows in reversed(list(batches(num_examples, header.batch_size))):
-        part = None if context is None else context[rows]
-        coder = BatchCoder(model, part, rows.stop - rows.start, grids)
+        coder = BatchCoder(model, _rows(context, rows), rows.stop - rows.start, grids)
         parts.append(coder.decode(stack, summary))
     if not np.array_equal(stack.words(), initial_words(header.initial_words)):
         raise CompressionError(
             "decompress expects the initial bits at the end, got others: the file is damaged"
         )
     return torch.cat(parts[::-1]).to(DTYPES[header.dtype])
+
+
+def _rows(context: Tensor | None, rows: slice) -> Tensor | None:
+    return None if context is None else context[rows]
 
 
 def batches(num_examples: int, batch_size: int) -> Iterator[slice]:

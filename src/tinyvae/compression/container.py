@@ -121,7 +121,7 @@ def parse(file: bytes) -> tuple[Header, Array]:
         )
     body, digest = file[:-_DIGEST], file[-_DIGEST:]
     if hashlib.sha256(body).digest() != digest:
-        raise CompressionError("decompress expects the digest of the file, got another: it is damaged")
+        raise CompressionError("decompress expects the digest of the bytes, got others: damaged")
     start = len(MAGIC) + 4
     end = start + int.from_bytes(body[len(MAGIC) : start], "little")
     try:

@@ -9,7 +9,7 @@ import numpy as np
 from tinyvae.errors import CompressionError
 
 Array: TypeAlias = np.ndarray[Any, Any]
-models = constriction.stream.model
+families = constriction.stream.model
 
 
 class Stack:
@@ -29,7 +29,7 @@ class Stack:
         entropy coding with asymmetric numeral systems (ANS). arXiv:2201.01741.
 
     Example:
-        >>> stack, coin = Stack(initial_words(4)), models.Bernoulli(0.25, perfect=False)
+        >>> stack, coin = Stack(initial_words(4)), families.Bernoulli(0.25, perfect=False)
         >>> stack.push(np.array([0, 1, 1]), coin)
         >>> stack.pop(coin, 3), len(stack.words())
         (array([0, 1, 1], dtype=int32), 4)
