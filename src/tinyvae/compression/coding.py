@@ -21,7 +21,7 @@ from tinyvae.compression.container import (
     parse,
 )
 from tinyvae.compression.latents import grid_of
-from tinyvae.compression.likelihoods import DataSummary, largest_alphabet
+from tinyvae.compression.likelihoods import DataSummary, is_table, largest_alphabet
 from tinyvae.compression.moves import BatchCoder
 from tinyvae.compression.stack import Array, Stack, initial_words
 from tinyvae.core.data import as_tensor, to_module
@@ -81,13 +81,13 @@ def compress(
     with _reproducible(model) as twin:
         values = x.double()
         values = torch.where(torch.isnan(values), torch.nan, values + 0.0)  # no -0.0
-        summary = DataSummary.of(values, by_column=twin.likelihood.is_tabular)
         context = None if context is None else to_module(context, twin, "compress")
         inputs = twin.likelihood.encoder_input(values[:_SAMPLE])
         terms, z = twin.infer(inputs, _rows(context, slice(_SAMPLE)), draw_point_estimate)
         grids = {term.name: grid_of(term.posterior, term.prior) for term in terms}
+        first = twin.likelihood_given(z[:, :1], _rows(context, slice(1)))
+        summary = DataSummary.of(values, by_column=is_table(first))
         if batch_size is None:
-            first = twin.likelihood_given(z[:, :1], _rows(context, slice(1)))
             num_masses = values[0].numel() * largest_alphabet(first, summary)
             batch_size = min(_MOST_ROWS, max(1, _MOST_MASSES // num_masses))
         num_words = _SPARE_WORDS + batch_size * sum(term.z[0, 0].numel() for term in terms)
@@ -153,13 +153,10 @@ def decompress(model: DecoderModel, file: bytes, context: Any = None) -> Tensor:
 
 def _decoded(model: DecoderModel, header: Header, words: Array, context: Tensor | None) -> Tensor:
     grids = {n: None if pair is None else Grid(*pair) for n, pair in header.grids.items()}
-    num_examples = header.shape[0]
-    by_column = model.likelihood.is_tabular
-    _require_equal("number of columns", header.shape[1] if by_column else 1, len(header.highest))
-    num_values = num_examples if by_column else math.prod(header.shape)
+    num_values = math.prod(header.shape) // len(header.highest)
     summary = DataSummary(header.highest, header.missing, num_values)
     stack, parts = Stack(words), []
-    for rows in reversed(list(batches(num_examples, header.batch_size))):
+    for rows in reversed(list(batches(header.shape[0], header.batch_size))):
         coder = BatchCoder(model, _rows(context, rows), rows.stop - rows.start, grids)
         parts.append(coder.decode(stack, summary))
     if not np.array_equal(stack.words(), initial_words(header.initial_words)):

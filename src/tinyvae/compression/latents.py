@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tinyvae.compression.codecs import (
@@ -36,11 +37,16 @@ def grid_of(posterior: Distribution, prior: Distribution) -> Grid | None:
         prior: Priors of the same latent.
 
     Returns:
-        The bins, None if the latent is discrete.
+        The bins, None if the posterior is not Gaussian.
+
+    Raises:
+        TypeError: If the posterior is Gaussian and the prior is not.
     """
     q, p = _normal(posterior), _normal(prior)
-    if q is None or p is None:
+    if q is None:
         return None
+    if p is None:
+        raise _refused_prior(prior)
     stds = q[1].flatten()
     narrow = float(stds[:: max(1, len(stds) // 2**20)].quantile(0.05))
     reach = max(float((mean.abs() + 8 * std).max()) for mean, std in (q, p))
@@ -84,29 +90,41 @@ def prior_codec(p: Distribution, grid: Grid | None, num_rows: int) -> Codec:
     if isinstance(p, CodebookCategorical):
         log_masses = p.log_probs.movedim(0, -1)  # (*S, J)
         return Table(log_masses.expand(num_rows, *log_masses.shape))
-    raise TypeError(
-        "compress expects a prior with independent Gaussian dimensions, classes or codes, got "
-        f"{p}: use StandardNormal, GaussianPrior, CategoricalPrior or CodePrior"
-    )
+    raise _refused_prior(p)
 
 
-def latent_of(symbols: Array, prior: Distribution, grid: Grid | None) -> Tensor:
-    """Return the latents that symbols stand for, ``(1, B, *L)``."""
-    prior, index = _rows(prior), torch.from_numpy(symbols)
-    if isinstance(prior, OneHotDistribution):
-        num_classes = prior.logits.shape[prior.dim]
-        one_hot = torch.nn.functional.one_hot(index, num_classes).double()
-        return one_hot.movedim(-1, 1).unsqueeze(0)
-    if isinstance(prior, CodebookCategorical):
-        return prior.vectors(index).double().unsqueeze(0)
-    step = 1.0 if grid is None else grid.step
-    return step * index.double().unsqueeze(0)
+def latent_of(symbols: Array, source: Distribution, grid: Grid | None) -> Tensor:
+    """Return the latents that symbols stand for, ``(1, B, *L)``.
+
+    Args:
+        symbols: Numbers of bins, classes or codes, ``(B, *S)``.
+        source: Posterior or prior from which the symbols were drawn.
+        grid: Bins of Gaussian latents.
+    """
+    source, index = _rows(source), torch.from_numpy(symbols)
+    if isinstance(source, OneHotDistribution):
+        one_hot = F.one_hot(index, source.logits.shape[source.dim])
+        z = one_hot.movedim(-1, 1).double()
+    elif isinstance(source, CodebookCategorical):
+        z = source.vectors(index)
+    elif isinstance(source, Quantized):
+        z = source.mean
+    else:
+        z = (1.0 if grid is None else grid.step) * index.double()
+    return z.unsqueeze(0)
 
 
 def _classes(p: OneHotDistribution, num_rows: int) -> Table:
     log_masses = p.logits.log_softmax(p.dim).movedim(p.dim, -1)
     num_batch = len(p.batch_shape)
     return Table(log_masses.expand(num_rows, *log_masses.shape[num_batch:]))
+
+
+def _refused_prior(p: Distribution) -> TypeError:
+    return TypeError(
+        "compress expects a prior with independent Gaussian dimensions, classes or codes, got "
+        f"{p}: use StandardNormal, GaussianPrior, CategoricalPrior or CodePrior"
+    )
 
 
 def _rows(p: Distribution) -> Distribution:

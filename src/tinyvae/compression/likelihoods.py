@@ -28,7 +28,7 @@ class DataSummary:
     """What the header of a file says of the data, for each column or for all dimensions at once.
 
     Attributes:
-        highest: Largest value. Larger ones have no mass.
+        highest: Largest value. Masses of larger ones are left out.
         missing: Number of missing values.
         num_values: Number of values, with missing ones.
     """
@@ -52,9 +52,7 @@ def data_codec(p: Distribution, summary: DataSummary) -> Codec:
     Raises:
         TypeError: If the likelihood is not a mass of independent elements.
     """
-    elements = _elements(p)
-    is_masked = isinstance(elements, MaskedDistribution)
-    base = elements.base if isinstance(elements, MaskedDistribution) else elements
+    base = _observed(p)
     codec: Codec
     if isinstance(base, TabularDistribution):
         blocks = []
@@ -65,7 +63,7 @@ def data_codec(p: Distribution, summary: DataSummary) -> Codec:
         codec = Columns(blocks)
     else:
         codec = _table(base, max(summary.highest))
-    if not is_masked or not any(summary.missing):
+    if not any(summary.missing):
         return codec
     shape = (*p.batch_shape[1:], *p.event_shape)
     missing = torch.tensor(summary.missing, dtype=torch.float64) / summary.num_values
@@ -103,17 +101,22 @@ def values_of(p: Distribution, symbols: Array) -> Tensor:
     return index.double().masked_fill(index == MISSING, torch.nan)
 
 
+def is_table(p: Distribution) -> bool:
+    """Return True if p(x given z) is that of columns with different likelihoods."""
+    return isinstance(_observed(p), TabularDistribution)
+
+
 def largest_alphabet(p: Distribution, summary: DataSummary) -> int:
     """Return the largest number of masses of one element."""
     if isinstance(p, OneHotDistribution):
         return 1  # the classes are among the elements
-    elements = _elements(p)
+    elements = _observed(p)
     classes = elements.logits.shape[elements.dim] if isinstance(elements, Categorical) else 0
     return max(classes, min(max(summary.highest) + 1, _LARGEST_ALPHABET))
 
 
-def _elements(p: Distribution) -> Distribution:
-    """Return the distributions of the elements of an event, or refuse."""
+def _observed(p: Distribution) -> Distribution:
+    """Return the distributions of observed elements, or refuse."""
     elements = p.base if isinstance(p, Independent) else p
     if isinstance(elements, OneHotDistribution):
         return elements
@@ -124,7 +127,7 @@ def _elements(p: Distribution) -> Distribution:
             "CategoricalLikelihood or OrdinalLikelihood for levels, BernoulliLikelihood for bits, "
             "or PoissonLikelihood or NegativeBinomialLikelihood for counts"
         )
-    return elements
+    return elements.base if isinstance(elements, MaskedDistribution) else elements
 
 
 def _table(p: Distribution, highest: int) -> Table:

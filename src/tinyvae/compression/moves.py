@@ -55,6 +55,7 @@ class BatchCoder:
         if isinstance(model, (LadderVAE, TwoLevelVAE)):
             self.drawn.reverse()
         self._symbols: dict[str, Array] = {}
+        self._z: dict[str, Tensor] = {}  # (1, B, *L)
         self._x: Tensor | None = None
 
     def _priors(self) -> dict[str, Callable[[], Distribution]]:
@@ -62,7 +63,7 @@ class BatchCoder:
             return self.model.prior_given(self.context)
 
         def generated(generator: Encoder, above: str) -> Callable[[], Distribution]:
-            return lambda: conditional_density(generator, self._latent(above), self.context)
+            return lambda: conditional_density(generator, self._z[above], self.context)
 
         match self.model:
             case VAE():
@@ -95,60 +96,66 @@ class BatchCoder:
         """Push data ``(B, *E)``."""
         self._x = x
         for name, is_push in self.moves():
-            codec = self._codec(name, is_push, summary)
             if name == DATA:
-                codec.push(stack, symbols_of(self.likelihood(), x))
+                likelihood = self._likelihood()
+                data_codec(likelihood, summary).push(stack, symbols_of(likelihood, x))
             elif is_push:
-                codec.push(stack, self._symbols[name])
+                self._prior_codec(name, self.priors[name]()).push(stack, self._symbols[name])
             else:
-                self._symbols[name] = codec.pop(stack)
+                posterior = self._posterior(name)
+                symbols = posterior_codec(posterior, self.grids[name]).pop(stack)
+                self._keep(name, symbols, posterior)
 
     def decode(self, stack: Stack, summary: DataSummary) -> Tensor:
         """Pop data ``(B, *E)``."""
         for name, is_push in reversed(list(self.moves())):
-            codec = self._codec(name, is_push, summary)
             if name == DATA:
-                self._x = values_of(self.likelihood(), codec.pop(stack))
+                likelihood = self._likelihood()
+                self._x = values_of(likelihood, data_codec(likelihood, summary).pop(stack))
             elif is_push:
-                self._symbols[name] = codec.pop(stack)
+                prior = self.priors[name]()
+                self._keep(name, self._prior_codec(name, prior).pop(stack), prior)
             else:
+                codec = posterior_codec(self._posterior(name), self.grids[name])
                 codec.push(stack, self._symbols[name])
         return cast("Tensor", self._x)
 
-    def _codec(self, name: str, is_push: bool, summary: DataSummary) -> Codec:
-        if name == DATA:
-            return data_codec(self.likelihood(), summary)
-        if is_push:
-            return prior_codec(self.priors[name](), self.grids[name], self.num_rows)
-        return posterior_codec(self._posterior(name), self.grids[name])
+    def _keep(self, name: str, symbols: Array, source: Distribution) -> None:
+        self._symbols[name] = symbols
+        self._z[name] = latent_of(symbols, source, self.grids[name])
 
-    def _latent(self, name: str) -> Tensor:
-        return latent_of(self._symbols[name], self.priors[name](), self.grids[name])
+    def _prior_codec(self, name: str, prior: Distribution) -> Codec:
+        return prior_codec(prior, self.grids[name], self.num_rows)
 
-    def likelihood(self) -> Distribution:
+    def _likelihood(self) -> Distribution:
         """Return p(x given z), of batch shape ``(1, B)``."""
-        z = [self._latent(name) for name in self.priors]
+        prior = self.model.prior_given(self.context)
         if isinstance(self.model, TwoLevelVAE):
-            decoder_input = torch.cat([part.flatten(2) for part in z], 2)
+            z = torch.cat([self._z[name].flatten(2) for name in self.priors], 2)
+        elif isinstance(prior, JointDistribution):
+            z = prior.concatenate([self._z[name] for name in self.priors])
         else:
-            prior = self.model.prior_given(self.context)
-            decoder_input = prior.concatenate(z) if isinstance(prior, JointDistribution) else z[0]
-        return self.model.likelihood_given(decoder_input, self.context)
+            z = self._z[next(iter(self.priors))]
+        return self.model.likelihood_given(z, self.context)
 
     def _posterior(self, name: str) -> Distribution:
         """Return the posterior of a latent, given the data and the latents drawn before it."""
+        layer = self.drawn.index(name)
+        if isinstance(self.model, BottomUpVAE) and layer:  # the decoder has no data yet
+            encoder = cast("Encoder", self.model.encoders[layer])
+            return conditional_density(encoder, self._z[self.drawn[layer - 1]], self.context)
         seen: list[Distribution] = []
 
         def draw(shape: torch.Size, posterior: Distribution) -> tuple[Tensor, None]:
             seen.append(posterior)
             drawn = self.drawn[len(seen) - 1]
-            if drawn in self._symbols:
-                return self._latent(drawn), None
+            if drawn in self._z:
+                return self._z[drawn], None
             return draw_point_estimate(shape, posterior)
 
         inputs = self.model.likelihood.encoder_input(cast("Tensor", self._x))
         self.model.infer(inputs, self.context, draw)
-        return seen[self.drawn.index(name)]
+        return seen[layer]
 
 
 def _itself(p: Distribution) -> Distribution:
