@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -159,7 +158,8 @@ def _decoded(model: DecoderModel, header: Header, words: Array, context: Tensor 
     for rows in reversed(list(batches(header.shape[0], header.batch_size))):
         coder = BatchCoder(model, _rows(context, rows), rows.stop - rows.start, grids)
         parts.append(coder.decode(stack, summary))
-    if not np.array_equal(stack.words(), initial_words(header.initial_words)):
+    rest = stack.words()
+    if len(rest) != header.initial_words or (rest != initial_words(len(rest))).any():
         raise CompressionError(
             "decompress expects the initial bits at the end, got others: the file is damaged"
         )

@@ -34,6 +34,7 @@ DTYPES = {
     )
 }
 _MOST = 2**48
+_MOST_PER_BYTE = 2**12  # examples: a forged number does not keep the decoder busy for ever
 _DIGEST = 32  # bytes
 
 
@@ -151,7 +152,7 @@ def _require_valid(header: Header) -> None:
         "batch_size": _are_counts([header.batch_size]) and header.batch_size > 0,
         "grids": isinstance(grids, dict) and all(_is_grid(grid) for grid in grids.values()),
         "highest": _are_counts(header.highest),
-        "missing": _are_counts(header.missing) and len(header.missing) == len(header.highest),
+        "missing": _are_counts(header.missing),
         "initial_words": _are_counts([header.initial_words]),
         "model": isinstance(header.model, str),
         "data": isinstance(header.data, str),
@@ -161,6 +162,10 @@ def _require_valid(header: Header) -> None:
     for name, is_valid in checks.items():
         if not is_valid:
             raise _invalid(name, getattr(header, name))
+    if header.shape[0] > _MOST_PER_BYTE * header.num_bytes:
+        raise _invalid("shape", header.shape)
+    if len(header.missing) != len(header.highest):
+        raise _invalid("missing", header.missing)
 
 
 def _are_counts(values: Any) -> bool:
