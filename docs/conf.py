@@ -2,6 +2,7 @@ import inspect
 from types import ModuleType
 
 import tinyvae
+import tinyvae.compression
 import tinyvae.sklearn
 
 project = "tinyvae"

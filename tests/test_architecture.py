@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "priors": "core distributions networks flows encoders",
     "models": "errors io core distributions networks flows encoders likelihoods priors",
     "objectives": "schedules core distributions models",
+    "compression": "errors core distributions encoders models",
     "testing": (
         "errors schedules core distributions networks encoders likelihoods priors models objectives"
     ),
@@ -120,7 +121,7 @@ def test_examples_import_public_names_only():
 
 
 UNWANTED = ("torchvision", "matplotlib", "torch._dynamo", "tqdm.notebook", "IPython", "scipy")
-UNWANTED += ("sklearn", "pandas")
+UNWANTED += ("sklearn", "pandas", "constriction")
 IMPORT = f"""
 import json, logging, random, signal, sys, threading, warnings
 import numpy, torch
@@ -217,6 +218,8 @@ FORBIDDEN_CALLS = {
     "torch.set_default_dtype",
     "torch.set_num_threads",
 }
+# Files that restore the global state that a call changes.
+MAY_CALL = {"tinyvae.compression.coding": {"torch.set_num_threads"}}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 
@@ -225,7 +228,8 @@ def test_no_pickle_no_assert_no_global_state():
         tree = ast.parse(path.read_text())
         assert not {name.partition(".")[0] for name in imported_names(path)} & PICKLES, path
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-        assert not FORBIDDEN_CALLS & {ast.unparse(call.func) for call in calls}, path
+        forbidden = FORBIDDEN_CALLS - MAY_CALL.get(name_of(path), set())
+        assert not forbidden & {ast.unparse(call.func) for call in calls}, path
         loads = [ast.unparse(call) for call in calls if ast.unparse(call.func) == "np.load"]
         assert all("allow_pickle=False" in load for load in loads), path
         assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), path

@@ -4,6 +4,7 @@ Each is a :class:`TinyVAEError` and also the built-in exception with the same me
 
     TinyVAEError
     ├── CheckpointError      RuntimeError
+    ├── CompressionError     ValueError
     ├── ContractError        AssertionError (in tinyvae.testing)
     ├── DataWorkerError      RuntimeError
     ├── NoClosedFormError    NotImplementedError
@@ -32,6 +33,10 @@ class CheckpointError(TinyVAEError, RuntimeError):
 
     def __str__(self) -> str:
         return "\n".join(self.args)
+
+
+class CompressionError(TinyVAEError, ValueError):
+    """Data that cannot be compressed, or a damaged or foreign compressed file."""
 
 
 class DataWorkerError(TinyVAEError, RuntimeError):

@@ -124,7 +124,7 @@ class CodebookCategorical(Distribution):
 
     def point_estimate(self, weights: Tensor | None = None) -> Tensor:
         """Return the vectors of the most probable codes."""
-        return pooled(self._vectors(self.logits.argmax(0)), weights)
+        return pooled(self.vectors(self.logits.argmax(0)), weights)
 
     def log_mass(self, codes: Tensor) -> Tensor:
         """Return the log mass of codes by their indices ``(..., *S)`` or ``(..., Q, *S)``, nats."""
@@ -161,12 +161,12 @@ class CodebookCategorical(Distribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw codes, and return their vectors without gradients."""
-        return self._vectors(self._sample_codes(sample_shape))
+        return self.vectors(self._sample_codes(sample_shape))
 
     def sample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """Draw codes, and return their vectors with the log mass of the codes, nats."""
         codes = self._sample_codes(sample_shape)
-        return self._vectors(codes), self.log_mass(codes)
+        return self.vectors(codes), self.log_mass(codes)
 
     @torch.no_grad()
     def _sample_codes(self, sample_shape: Sequence[int]) -> Tensor:
@@ -177,7 +177,7 @@ class CodebookCategorical(Distribution):
         return draws.reshape((*sample_shape, *self.logits.shape[1:]))
 
     @torch.no_grad()
-    def _vectors(self, codes: Tensor) -> Tensor:
+    def vectors(self, codes: Tensor) -> Tensor:
         """Return the vectors of codes, or sums of them, ``(..., C, *S)``."""
         levels, batch = levels_of(self.codebook), codes.shape[: codes.dim() - self._ndim]
         codes = codes.reshape(*batch, len(levels), *self.event_shape[1:])
