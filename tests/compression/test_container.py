@@ -87,7 +87,7 @@ def test_forged_words_are_refused(vae, file):
 )
 def test_forged_headers_are_refused(vae, file, x, value):
     for name, original in fields_of(file)[0].items():
-        if value == original and type(value) is type(original) or name == "environment":
+        if (value == original and type(value) is type(original)) or name == "environment":
             continue
         try:
             restored = decompress(vae, forged(file, {name: value}))
