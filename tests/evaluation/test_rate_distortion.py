@@ -60,7 +60,7 @@ def test_curve_of_a_linear_vae_is_the_closed_form():
 
 def test_curve_draws_itself():
     figure = rate_distortion(optimum, data(20), betas=(1.0, 4.0), elbo_samples=2).plot()
-    assert [text.get_text() for text in figure.axes[0].texts] == ["beta 4", "beta 1"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["beta 1", "beta 4"]
 
 
 def test_rate_distortion_refuses_fit_without_a_model_and_no_betas():

@@ -14,7 +14,6 @@ from tinyvae.plotting import (
     kl_bars,
     latent_map,
     nearest_neighbors,
-    predictive_check,
     rate_distortion_curve,
     traversals,
 )
@@ -132,13 +131,6 @@ def test_kl_bars_are_in_decreasing_order():
     assert len(kl_bars(torch.rand(500)).axes[0].get_xticks()) == 20
 
 
-def test_predictive_check_has_the_p_values():
-    figure = predictive_check(2.0, [0.0, 1.0, 2.0, 3.0], xlabel="mean")
-    assert sum(bar.get_height() for bar in figure.axes[0].patches) == 4
-    assert figure.axes[0].lines[0].get_xdata() == [2.0, 2.0]
-    assert labels(figure) == ["data: 2    p(at least) = 0.6    p(at most) = 0.8"]
-
-
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
@@ -150,7 +142,6 @@ def test_predictive_check_has_the_p_values():
         (lambda: rate_distortion_curve({}), "got none"),
         (lambda: kl_bars([[1.0]]), "kl_bars expects finite values"),
         (lambda: kl_bars([math.nan]), "kl_bars expects finite values"),
-        (lambda: predictive_check(math.inf, [1.0], xlabel="x"), "finite observed"),
     ],
 )
 def test_errors_name_the_remedy(draw, message):
@@ -161,6 +152,5 @@ def test_errors_name_the_remedy(draw, message):
 def test_figures_leave_the_settings():
     before = dict(mpl.rcParams)
     kl_bars([1.0])
-    predictive_check(1.0, [1.0, 2.0], xlabel="x")
     rate_distortion_curve({"a": ([1.0], [1.0])})
     assert dict(mpl.rcParams) == before

@@ -14,7 +14,7 @@ from tinyvae.core.keywords import suggest_keywords
 from tinyvae.evaluation.estimate import Estimate
 from tinyvae.evaluation.estimation import evaluate
 from tinyvae.models.output import LatentVariableModel
-from tinyvae.plotting._style import INK, SMALL, add_axes, freeze_layout, new_figure
+from tinyvae.plotting.diagnostics import rate_distortion_curve
 from tinyvae.training.data.sources import PickBatch, Transform
 
 if TYPE_CHECKING:
@@ -71,28 +71,10 @@ class RateDistortion:
         Raises:
             ImportError: If matplotlib is not installed.
         """
-        figure = new_figure(7, 5)
-        axes = add_axes(figure, "rate (nats)", "distortion (nats)")
-        points = sorted(self.points, key=lambda point: point.rate.mean)
-        axes.errorbar(
-            [point.rate.mean for point in points],
-            [point.distortion.mean for point in points],
-            xerr=[point.rate.standard_error for point in points],
-            yerr=[point.distortion.standard_error for point in points],
-            color="#0072B2",
-            marker="o",
-        )
-        for point in points:
-            axes.annotate(
-                f"beta {point.beta:g}",
-                (point.rate.mean, point.distortion.mean),
-                xytext=(6, 6),
-                textcoords="offset points",
-                fontsize=SMALL,
-                color=INK,
-            )
-        freeze_layout(figure)
-        return figure
+        rates = [point.rate.mean for point in self.points]
+        distortions = [point.distortion.mean for point in self.points]
+        notes = [f"beta {point.beta:g}" for point in self.points]
+        return rate_distortion_curve({"models": (rates, distortions)}, notes={"models": notes})
 
 
 @suggest_keywords

@@ -16,7 +16,6 @@ Every function returns a new :class:`matplotlib.figure.Figure`. The functions us
 from tinyvae.plotting._style import save_figure as save_figure
 from tinyvae.plotting.curves import curves as curves
 from tinyvae.plotting.diagnostics import kl_bars as kl_bars
-from tinyvae.plotting.diagnostics import predictive_check as predictive_check
 from tinyvae.plotting.diagnostics import rate_distortion_curve as rate_distortion_curve
 from tinyvae.plotting.images import image_grid as image_grid
 from tinyvae.plotting.images import image_rows as image_rows

@@ -1,4 +1,4 @@
-"""Rate and distortion, KL of each dimension, and predictive checks."""
+"""Rate and distortion, and the KL of each dimension."""
 
 from __future__ import annotations
 
@@ -125,53 +125,6 @@ def kl_bars(kl: Values, *, threshold: float | None = None, title: str | None = N
     axes.margins(x=0.02)
     axes.set_ylim(bottom=min(0.0, values.min()))
     set_title(axes, wrapped(title, figure), pad=8)
-    freeze_layout(figure)
-    return figure
-
-
-def predictive_check(
-    observed: float, replicated: Values, *, xlabel: str, title: str | None = None
-) -> Figure:
-    r"""Draw a statistic of the data over its histogram on data sets that the model drew.
-
-    A note has the two posterior predictive p-values, the shares :math:`(r + 1) / (R + 1)` of the R
-    replicated values that are at least, or at most, the observed one.
-
-    Args:
-        observed: Statistic of the data.
-        replicated: The same statistic of each data set that the model drew.
-        xlabel: The statistic, with its unit.
-        title: Title above the axes.
-
-    Shape:
-        replicated: ``(R,)``.
-
-    Raises:
-        ValueError: If the shape is invalid or a value is not finite.
-
-    References:
-        Gelman, Meng, Stern (1996). Posterior predictive assessment of model fitness via realized
-        discrepancies. Statistica Sinica 6.
-
-    Example:
-        >>> figure = predictive_check(2.6, torch.randn(999), xlabel="mean")
-        >>> figure.axes[0].get_ylabel()
-        'replicated data sets'
-    """
-    values = _vector("predictive_check", replicated)
-    if not np.isfinite(observed):
-        raise ValueError(f"predictive_check expects a finite observed value, got {observed}")
-    figure = new_figure(6.5, 4.5)
-    axes = add_axes(figure, xlabel, "replicated data sets")
-    axes.hist(values, bins=min(40, max(5, round(len(values) ** 0.5))), color=COLORS[5], zorder=2)
-    axes.axvline(observed, color=COLORS[1], lw=2.5, zorder=3)
-    above, below = (
-        (count + 1) / (len(values) + 1)
-        for count in ((values >= observed).sum(), (values <= observed).sum())
-    )
-    note = f"data: {observed:.4g}    p(at least) = {above:.3g}    p(at most) = {below:.3g}"
-    axes.text(0, 1.02, note, transform=axes.transAxes, fontsize=SMALL, color=COLORS[1])
-    set_title(axes, wrapped(title, figure), pad=8 + 1.35 * SMALL)
     freeze_layout(figure)
     return figure
 
