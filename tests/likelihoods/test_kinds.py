@@ -152,6 +152,16 @@ def test_kinds_depend_neither_on_dtype_nor_on_unit(name):
         assert infer_columns({"a": 1e-6 * values})[0].kind == column.kind
 
 
+@pytest.mark.parametrize("kind", ["ordinal", "category"])
+def test_standardized_integers_have_the_kind_of_the_integers(kind):
+    rng = np.random.default_rng(0)
+    values = rng.binomial(6, 0.5, 500) if kind == "ordinal" else rng.choice([0, 3, 7], 500)
+    standardized = (values - values.mean()) / values.std()
+    (column,) = infer_columns({"a": standardized}, None)
+    assert column.kind == kind
+    assert len(column.levels) == len(np.unique(values))
+
+
 @for_each("rows", [1, 2, 3, 5, 20])
 def test_few_rows_have_kinds_that_can_be_modeled(rows):
     for seed in range(10):

@@ -129,10 +129,10 @@ def guess_number(values: Array, distinct: Array, is_integer: bool) -> Guess:
             return Guess("identifier", reason)
         if is_count(values, is_few):
             return Guess("count", "a negative binomial fits")
-        if is_few:
-            return _guess_few(values)
-        if num_levels <= MANY_LEVELS and is_repeated:
-            return Guess("ordinal", f"{num_levels} integers")
+    if is_few:
+        return _guess_few(values)
+    if num_levels <= MANY_LEVELS and is_repeated and _steps(distinct) is not None:
+        return Guess("ordinal", f"{num_levels} evenly spaced values")
     return guess_density(values)
 
 
@@ -254,16 +254,28 @@ def _is_dense(values: Array) -> bool:
 
 
 def _guess_few(values: Array) -> Guess:
-    """Return ordinal for adjacent integers if there are eight, or their frequencies have a peak."""
+    """Return ordinal for adjacent steps if there are eight, or their frequencies have a peak."""
     distinct, counts = np.unique(values, return_counts=True)
     signs = np.sign(np.diff(counts))
     signs = signs[signs != 0]
     has_one_peak = len(distinct) >= MIN_PEAK_LEVELS and not (np.diff(signs) > 0).any()
-    is_adjacent = distinct[-1] - distinct[0] <= len(distinct)  # one may be absent
+    steps = _steps(distinct)
+    is_adjacent = steps is not None and steps[-1] <= len(distinct)  # one may be absent
     if is_adjacent and (has_one_peak or len(distinct) >= MIN_ORDINAL_LEVELS):
         peak = ", frequencies with one peak" if has_one_peak else ""
-        return Guess("ordinal", f"adjacent integers{peak}")
-    return Guess("category", "few integers, in ten or more rows each")
+        return Guess("ordinal", f"evenly spaced values{peak}")
+    return Guess("category", "few values, in ten or more rows each")
+
+
+def _steps(distinct: Array) -> "Array | None":
+    """Return the values as multiples of one step above the first, None if they are none.
+
+    Integers have steps of one, or more. Standardized integers have others, and stay what they are.
+    """
+    if (distinct == np.round(distinct)).all():
+        return distinct - distinct[0]
+    steps: Array = (distinct - distinct[0]) / np.diff(distinct).min()
+    return np.round(steps) if np.allclose(steps, np.round(steps), atol=1e-3) else None
 
 
 def _conversion_hint(text: Sequence[Any]) -> str:

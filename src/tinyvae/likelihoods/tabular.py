@@ -141,9 +141,10 @@ class MixedLikelihood(Likelihood):
         - ``count``: integers >= 0 near zero (mean at most 10, or at most 100 and twice the
           standard deviation) that a negative binomial fits: not less dispersed than counts,
           without many more or fewer zeros, and, if there are few values, with their frequencies.
-        - ``ordinal``: five to ten adjacent integers whose frequencies have one peak, eight or more
-          adjacent integers, or 11 to 20 integers near each other. ``category``: other integers of
-          at most ten values. Ten rows on average have each value.
+        - ``ordinal``: five to ten evenly spaced values whose frequencies have one peak, eight or
+          more evenly spaced values, or 11 to 20 ones near each other. ``category``: other numbers
+          of at most ten values. Ten rows on average have each value. Standardized integers are
+          evenly spaced, too.
         - ``amount``: numbers of which one value is in 20 % of the rows, and in three times as many
           as each rarer value next to it, such as zeros. The other values are searched once more,
           up to five points.
