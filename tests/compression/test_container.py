@@ -69,6 +69,7 @@ def test_damaged_files_are_refused(vae, file):
             decompress(vae, file[: draw.randrange(len(file))])
 
 
+@pytest.mark.slow
 def test_forged_words_are_refused(vae, file):
     draw = random.Random(0)
     words = fields_of(file)[1]
@@ -87,7 +88,7 @@ def test_forged_words_are_refused(vae, file):
 )
 def test_forged_headers_are_refused(vae, file, x, value):
     for name, original in fields_of(file)[0].items():
-        if value == original and type(value) is type(original) or name == "environment":
+        if (value == original and type(value) is type(original)) or name == "environment":
             continue
         try:
             restored = decompress(vae, forged(file, {name: value}))
