@@ -20,6 +20,7 @@ PAGES = {
     "training": set(),
     "tables": {"table.safetensors"},
     "evaluation": set(),
+    "compression": set(),
     "checkpointing": {"runs"},
     "extending": set(),
 }
