@@ -22,6 +22,7 @@ PAGES = {
     "evaluation": set(),
     "metrics": {"traversals.png", "interpolations.png", "neighbors.png"},
     "evaluation_checks": set(),
+    "compression": set(),
     "checkpointing": {"runs"},
     "extending": set(),
 }

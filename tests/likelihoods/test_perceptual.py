@@ -392,7 +392,7 @@ def test_perceptual_reports_no_bound(distance):
     assert ELBO().check(vae, Batch(x)).endswith("not a bound on log p(x)")
     report = evaluate(vae, x, elbo_samples=2)
     assert not report.is_bound
-    assert str(report).startswith("not a bound\n")
+    assert str(report).startswith("not a bound ")
     assert ELBO().is_bound(model(GaussianLikelihood()))
 
 

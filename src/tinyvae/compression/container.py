@@ -1,8 +1,9 @@
-"""The file: a magic number, a header in JSON, the words of the stack and a digest of it all."""
+"""The file: a magic number, a header in deflated JSON, the words of the stack, and a digest."""
 
 import hashlib
 import json
 import platform
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -36,6 +37,8 @@ DTYPES = {
 _MOST = 2**48
 _MOST_PER_BYTE = 2**12  # examples: a forged number does not keep the decoder busy for ever
 _DIGEST = 32  # bytes
+_LONGEST_HEADER = 2**24
+_HEADER_ERRORS = (ValueError, TypeError, LookupError, AttributeError, RecursionError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def assemble(header: Header, words: Array) -> bytes:
     """Return the file."""
     fields = {"version": VERSION} | asdict(header)
     del fields["num_bytes"]
-    text = json.dumps(fields, separators=(",", ":")).encode()
+    text = zlib.compress(json.dumps(fields, separators=(",", ":")).encode(), 9)
     body = MAGIC + len(text).to_bytes(4, "little") + text + words.astype("<u4").tobytes()
     return body + hashlib.sha256(body).digest()
 
@@ -126,11 +129,19 @@ def parse(file: bytes) -> tuple[Header, Array]:
     start = len(MAGIC) + 4
     end = start + int.from_bytes(body[len(MAGIC) : start], "little")
     try:
-        fields = json.loads(body[start:end])
+        text = zlib.decompressobj().decompress(body[start:end], _LONGEST_HEADER)
+        fields = json.loads(text)
         file_version = fields.pop("version")
         words = np.frombuffer(body[end:], "<u4").astype(np.uint32)
         header = Header(**fields, num_bytes=len(file)) if file_version == VERSION else None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+        zlib.error,
+    ) as error:
         raise _invalid("a header", error) from error
     if header is None:
         raise CompressionError(

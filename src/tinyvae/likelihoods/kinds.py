@@ -272,9 +272,9 @@ def _steps(distinct: Array) -> "Array | None":
 
     Integers have steps of one, or more. Standardized integers have others, and stay what they are.
     """
-    if (distinct == np.round(distinct)).all():
-        return distinct - distinct[0]
-    steps: Array = (distinct - distinct[0]) / np.diff(distinct).min()
+    is_whole = bool((distinct == np.round(distinct)).all())
+    step = 1.0 if is_whole else np.diff(distinct).min()
+    steps: Array = (distinct - distinct[0]) / step
     return np.round(steps) if np.allclose(steps, np.round(steps), atol=1e-3) else None
 
 
