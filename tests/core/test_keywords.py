@@ -69,7 +69,7 @@ def fit(**options):
         (VampPrior, "num_pseudo_inputs", "use num_components"),
         (Optimization, "gradient_clip", "use clip_norm"),
         (evaluate, "iw_samples", "use importance_samples"),
-        (evaluate, "batch_size", "it takes model, data, context"),
+        (evaluate, "batch_size", "use batch"),
     ],
 )
 def test_unknown_keyword_names_the_right_one(call, name, expected):

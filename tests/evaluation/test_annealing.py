@@ -90,10 +90,9 @@ def test_annealed_reverse_weights_are_unbiased_with_few_temperatures():
     bounds = bidirectional(
         model.spoil_posterior(),
         5000,
-        num_temperatures=4,
+        num_temperatures=16,
         num_chains=1,
         start="posterior",
-        transition=HMC(leapfrog_steps=10),
     )
     # One chain for each x: the expectation of p(x) / w is 1.
     ratio = (model.evidence.log_prob(bounds.x) - bounds.upper.log_weight[0]).exp()

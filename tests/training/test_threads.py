@@ -1,5 +1,6 @@
-import json
 """Runs and evaluations in several threads of a process."""
+
+import json
 
 import pytest
 import torch
