@@ -123,6 +123,7 @@ def test_published_quantity_exceeds_the_elbo_by_its_identity(monkeypatch: pytest
     ("name", "figures"),
     [
         ("bounds", ["gallery_bounds.png"]),
+        ("compare_models", ["gallery_compare.png"]),
         ("collapse", ["gallery_collapse.png", "gallery_collapse_images.png"]),
         ("conditional_digits", ["gallery_conditional.png"]),
         ("discrete_latents", ["gallery_discrete.png"]),
