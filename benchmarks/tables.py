@@ -11,9 +11,9 @@
 
 DATA is a folder with ``adbench/*.npz`` (arrays X and y), ``uci/banknote.csv``,
 ``uci/concrete.csv.gz``, ``hivae/{Adult,Wine,defaultCredit}`` and ``adult/adult.{data,test}.gz``.
-Competitors run in the same run. The settings of the library are its defaults for every set. They
-were chosen by the part ``development``, which uses no label and no removed entry of the other
-parts.
+Competitors run in the same run. The settings of the library are its defaults for every set. The
+recipe was chosen on the tasks of the part ``development``. It uses labels of the anomaly sets only
+to leave the anomalies out, and no set of the part ``imputation`` for imputation.
 
 Each part prints a table in Markdown, and writes ``tables_PART.json`` to the output folder, after
 every record. ``merge`` makes one record and one table of several runs of a part, such as one per

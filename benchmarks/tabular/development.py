@@ -1,4 +1,4 @@
-"""The tasks that the defaults of the estimators were chosen by. None is a task of another part.
+"""The tasks that the recipe of the estimators was chosen by. None is a task of another part.
 
 ``anomalies``: AUROC, in percent. Models are trained on half of the rows of a set, and tested on the
 other half and on anomalies: rows of other classes (digits, wines), or rows that are made from

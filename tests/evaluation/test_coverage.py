@@ -35,7 +35,7 @@ def test_log_marginal_is_within_its_error_of_the_evidence(num_latents):
 
 @pytest.mark.slow
 def test_stated_intervals_cover_the_truth():
-    """Of 200 intervals of 95 %, 90 to 99 % hold the truth, for data and for draws."""
+    """Of 200 intervals of 95 %, 90 to 99 % contain the exact value, for data and for draws."""
     torch.manual_seed(0)
     model = random_linear_gaussian(num_data=6, num_latents=3)
     vae = model.spoil_posterior(mean=0.2, log_std=0.15)

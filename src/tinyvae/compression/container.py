@@ -134,14 +134,7 @@ def parse(file: bytes) -> tuple[Header, Array]:
         file_version = fields.pop("version")
         words = np.frombuffer(body[end:], "<u4").astype(np.uint32)
         header = Header(**fields, num_bytes=len(file)) if file_version == VERSION else None
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        RecursionError,
-        zlib.error,
-    ) as error:
+    except _HEADER_ERRORS as error:
         raise _invalid("a header", error) from error
     if header is None:
         raise CompressionError(
@@ -198,7 +191,7 @@ def _invalid(name: str, value: object) -> CompressionError:
 
 
 def environment() -> str:
-    """Return the versions and the kind of processor, of which the networks' results depend."""
+    """Return the versions and the kind of processor, that the results of networks depend on."""
     versions = f"torch {torch.__version__}, constriction {version('constriction')}"
     return f"{versions}, {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 

@@ -59,7 +59,7 @@ def posterior_codec(q: Distribution, grid: Grid | None) -> Codec:
     """Return the codec of one posterior per example.
 
     Raises:
-        TypeError: If there is none for the family.
+        TypeError: If the family has no codec.
     """
     q, normal = _rows(q), _normal(q)
     if normal is not None and grid is not None:
@@ -78,7 +78,7 @@ def prior_codec(p: Distribution, grid: Grid | None, num_rows: int) -> Codec:
     """Return the codec of a prior, or of one prior per example.
 
     Raises:
-        TypeError: If there is none for the family.
+        TypeError: If the family has no codec.
     """
     p, normal = _rows(p), _normal(p)
     if normal is not None and grid is not None:

@@ -25,7 +25,7 @@ _ELEMENTS_AT_ONCE = 2**20
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What the header of a file says of the data, for each column or for all dimensions at once.
+    """Summary of the data in the header of a file, for each column or for all dimensions at once.
 
     Attributes:
         highest: Largest value. Masses of larger ones are left out.

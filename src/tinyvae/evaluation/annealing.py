@@ -148,7 +148,7 @@ def annealed_log_marginal(
         transition: Settings of the transitions, by default ``HMC()``. A pilot run of four chains
             adapts their step sizes.
         seed: Seed of the chains. The global random state does not change.
-        progress: True to report draws and time left, if it takes longer than some seconds.
+        progress: True to report draws and time left, if it takes longer than a second.
 
     Raises:
         TypeError: If a latent is not a real vector.

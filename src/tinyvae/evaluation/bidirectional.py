@@ -88,7 +88,7 @@ def bidirectional(
         start: Density that the path starts from, see :func:`annealed_log_marginal`.
         transition: Settings of the transitions, by default ``HMC()``.
         seed: Seed of data and chains. The global random state does not change.
-        progress: True to report draws and time left, if it takes longer than some seconds.
+        progress: True to report draws and time left, if it takes longer than a second.
 
     References:
         Grosse, Ghahramani, Adams (2015). Sandwiching the marginal likelihood using bidirectional

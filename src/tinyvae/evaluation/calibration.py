@@ -112,7 +112,7 @@ def interval_calibration(
         hidden: True for the entries to hide, ``(N, *E)``, or the share of them to hide at random.
         num_draws: Draws per example.
         seed: Seed of hidden entries and draws. The global random state does not change.
-        progress: True to report draws and time left, if it takes longer than some seconds.
+        progress: True to report draws and time left, if it takes longer than a second.
 
     References:
         Gneiting, Balabdaoui, Raftery (2007). Probabilistic forecasts, calibration and sharpness.

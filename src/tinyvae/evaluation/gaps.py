@@ -107,7 +107,7 @@ def inference_gaps(
         num_steps: Steps of Adam.
         num_samples: Samples per example of each ELBO, and of log p(x).
         seed: Seed of the samples. The global random state does not change.
-        progress: True to report draws and time left, if it takes longer than some seconds.
+        progress: True to report draws and time left, if it takes longer than a second.
 
     Raises:
         TypeError: If the posterior is no Gaussian with independent dimensions.

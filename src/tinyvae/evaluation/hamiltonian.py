@@ -83,7 +83,7 @@ class Trajectories:
         return z, log_ratio
 
     def acceptance_rate(self) -> Tensor:
-        """Return the mean acceptance rate of the calls since the last one of this, ``(B,)``."""
+        """Return the mean acceptance rate since the last call of this method, ``(B,)``."""
         rate = torch.stack(self._rates).mean(0)
         self._rates.clear()
         return rate

@@ -1,4 +1,4 @@
-r"""What the latents say about the data, and how they fit the prior.
+r"""Information of the latents about the data, and distance of the latents to the prior.
 
 The mean KL of the posteriors is the information that the latents have about the data, plus the
 distance of their mixture, the aggregate posterior, to the prior:

@@ -164,7 +164,7 @@ def predictive_check(
             ones. Data are float64 on the CPU, NaN where they are missing.
         num_draws: Number of data sets ``R`` to draw.
         seed: Seed of the draws. The global random state does not change.
-        progress: True to report draws and time left, if it takes longer than some seconds.
+        progress: True to report draws and time left, if it takes longer than a second.
 
     References:
         Rubin (1984). Bayesianly justifiable and relevant frequency calculations for the applied

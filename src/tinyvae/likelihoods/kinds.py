@@ -42,7 +42,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 NOT_MODELED = ("constant", "identifier")
 WITH_LEVELS = ("binary", "category", "ordinal")
 
-FEW_LEVELS, ROWS_PER_LEVEL = 10, 10  # integers with so few values can be codes of classes
+FEW_LEVELS, ROWS_PER_LEVEL = 10, 10  # numbers with so few values can be codes of classes
 MANY_LEVELS = 20  # of an ordinal column at most; of text at least, to be free text
 MIN_PEAK_LEVELS, MIN_ORDINAL_LEVELS = 5, 8  # of ordinal columns, with and without one peak
 MIN_ROWS = 20  # from which whole numbers of a floating-point type count as integers
@@ -268,9 +268,9 @@ def _guess_few(values: Array) -> Guess:
 
 
 def _steps(distinct: Array) -> "Array | None":
-    """Return the values as multiples of one step above the first, None if they are none.
+    """Return how many steps each value is above the first. None if no step fits all of them.
 
-    Integers have steps of one, or more. Standardized integers have others, and stay what they are.
+    The step of integers is one, and that of standardized integers their smallest difference.
     """
     is_whole = bool((distinct == np.round(distinct)).all())
     step = 1.0 if is_whole else np.diff(distinct).min()

@@ -41,7 +41,7 @@ def rate_distortion_curve(
 
     Args:
         series: Rates and distortions by label, in nats per datum.
-        notes: Texts beside the points of a series, such as the values of beta.
+        notes: Texts next to the points of a series, such as the values of beta.
         title: Title above the axes.
 
     Shape:

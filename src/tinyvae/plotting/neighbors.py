@@ -1,4 +1,4 @@
-"""Samples beside their nearest training examples."""
+"""Samples with their nearest training images."""
 
 from __future__ import annotations
 

@@ -115,8 +115,8 @@ def interpolate(start: Tensor, end: Tensor, *, steps: int, spherical: bool = Fal
         start: Points a.
         end: Points b.
         steps: Number of points, with both ends.
-        spherical: True returns the arc instead of the line. Opposite points are at the ends of no
-            unique arc, so a line replaces it, as for equal directions.
+        spherical: True returns the arc instead of the line. Opposite points have no unique arc, and
+            equal directions have none: these pairs get the line.
 
     Shape:
         start, end: ``(N, L)``; result: ``(steps, N, L)``.

@@ -38,7 +38,8 @@ class TableEstimator(BaseEstimator, ABC):
             of columns, by name. A :class:`~tinyvae.likelihoods.MixedLikelihood` describes all
             columns.
         kinds: Kinds that replace the inferred ones, by column name. See :meth:`describe`.
-        max_epochs: Number of epochs. None chooses it by the number of rows.
+        max_epochs: Number of epochs, with those of the warm-up. None chooses it by the number of
+            rows.
         early_stopping: True to hold out rows and keep the weights that fit them best.
         validation_fraction: Share of the rows that are held out.
         random_state: Seed, generator of NumPy, or None for a different model in each call.
@@ -47,7 +48,7 @@ class TableEstimator(BaseEstimator, ABC):
 
     Attributes:
         vae_: Fitted :class:`~tinyvae.VAE`, in float64.
-        history_: :class:`~tinyvae.History` of the training.
+        history_: :class:`~tinyvae.History` of the training after the warm-up.
         columns_: Likelihood of the columns, a :class:`~tinyvae.likelihoods.MixedLikelihood`.
         n_features_in_: Number of columns.
         feature_names_in_: Names of the columns, if all of them are strings.

@@ -80,8 +80,7 @@ def _is_columns(data: Any, transform: BatchTransform) -> bool:
         raise TypeError(
             f"{transform.owner} expects one tensor of all examples, got a list of {len(parts)} "
             "tensors: if each is an example, pass torch.stack(data); if each holds all examples, "
-            "pass x alone, or "
-            "pick it, batch=lambda b: b[0]"
+            "pass x alone, or pick it, batch=lambda b: b[0]"
         )
     return is_columns
 
