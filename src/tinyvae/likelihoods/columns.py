@@ -27,9 +27,9 @@ class Column:
         shift: Number to subtract from a number to standardize it.
         scale: Divisor of a number (after the shift) or positive number, or baseline of a count.
         dtype: Type of the values in the table: ``"int64"`` or another name of NumPy, ``"object"``,
-            ``"pandas.Int64"``, ``"pandas.category[ordered]"`` and the like, or ``"date"``,
-            ``"datetime"`` and ``"timedelta"`` for objects of Python. ``""`` is the type of the
-            levels, int64 for counts, float64 for other numbers.
+            ``"pandas.Int64"``, ``"pandas.category[ordered] of int8"`` and the like, or
+            ``"date"``, ``"datetime"`` and ``"timedelta"`` for objects of Python. ``""`` is the type
+            of the levels, int64 for counts, float64 for other numbers.
         is_whole: True for numbers of a floating-point type that were all whole, such as integers
             with missing values. They are rounded on the way back to a table, as those of an integer
             type are.

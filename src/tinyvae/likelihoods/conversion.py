@@ -211,8 +211,9 @@ def _as_pandas(column: Column, entries: Array) -> Any:
         return entries
     name = column.dtype.removeprefix(PANDAS)
     if name.startswith("category"):
-        is_ordered = column.dtype == ORDERED
-        return pandas.Categorical(entries, categories=list(column.levels), ordered=is_ordered)
+        levels = pandas.Index(list(column.levels), dtype=name.partition(" of ")[2] or None)
+        is_ordered = column.dtype.startswith(ORDERED)
+        return pandas.Categorical(entries, categories=levels, ordered=is_ordered)
     return pandas.array(entries.tolist(), dtype=name)
 
 

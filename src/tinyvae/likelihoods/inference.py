@@ -164,6 +164,7 @@ class _Inference:
     def _categorical(self, kind: Kind | None, levels: list[Any]) -> Column:
         """Return the description of a categorical column of pandas."""
         dtype = ORDERED if self.foreign.ordered else f"{PANDAS}category"
+        dtype += f" of {self.foreign.categories.dtype}"
         if kind == "constant" or len(levels) < 2:
             return self._column("constant", levels=tuple(levels), dtype=dtype)
         if kind is None and not self.foreign.ordered and isinstance(levels[0], str):
