@@ -15,6 +15,7 @@ from tinyvae import ELBO, VAE, Trainer
 from tinyvae.likelihoods import MaskedLikelihood, MixedLikelihood
 from tinyvae.likelihoods.inference import infer_columns
 from tinyvae.likelihoods.kinds import KINDS, initial_value
+from tinyvae.likelihoods.marginals import find_modes
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -272,3 +273,9 @@ def test_text_that_hides_dates_or_numbers_is_left_out_with_a_warning(values, exp
         likelihood = MixedLikelihood.from_table({"x": values, "y": [0.5, 1.5, 2.5] * 10})
     assert likelihood.columns[0].kind == "identifier"
     assert f"looks like {expected}" in likelihood.describe()
+
+
+@pytest.mark.filterwarnings("error")
+def test_find_modes_accepts_a_width_that_is_tiny_beside_the_range():
+    values = np.array([1e-300] * 30 + [3e-300] * 30 + [1e200] * 2)
+    assert len(find_modes(values)) <= 1

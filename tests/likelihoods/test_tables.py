@@ -94,6 +94,15 @@ def test_to_arrays_returns_the_dtypes_of_pandas(dtype):
     pandas.testing.assert_frame_equal(back, frame)
 
 
+@pytest.mark.parametrize("dtype", ["object", "str", "string", "category"])
+def test_to_arrays_returns_text_that_ends_in_a_null_character(dtype):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": pandas.Series(["u", "u\0", "\0", "u"], dtype=dtype)})
+    columns = after_a_file(infer_columns(frame))
+    back = pandas.DataFrame(to_arrays(to_tensor(frame, columns), columns))
+    assert back["a"].tolist() == frame["a"].tolist()
+
+
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("dtype", ["int8", "uint16", "float32", "Int64", "boolean", "string", "str"])
 def test_to_arrays_returns_the_dtype_of_categories(dtype, ordered):

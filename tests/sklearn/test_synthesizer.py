@@ -87,3 +87,13 @@ def test_sample_leaves_identifiers_out():
     frame["x"] = np.random.default_rng(0).normal(size=30)
     synthesizer = VAESynthesizer(max_epochs=1, random_state=0).fit(frame)
     assert synthesizer.sample(3).columns.tolist() == ["x"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_sample_leaves_a_column_missing_that_was_never_observed():
+    numbers = np.arange(12) / 7
+    nothing = pd.Categorical([None] * 12, categories=["u", "v"], ordered=True)
+    table = pd.DataFrame({"a": numbers, "b": nothing})
+    drawn = VAESynthesizer(max_epochs=1, random_state=0).fit(table).sample(5)
+    assert drawn["b"].isna().all()
+    assert drawn["b"].dtype == table["b"].dtype

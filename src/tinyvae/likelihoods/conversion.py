@@ -181,7 +181,10 @@ def _typed(column: Column, entries: Array, missing: Array) -> Any:
     dtype = column.numeric_dtype if column.dtype or not column.levels else None
     has_none = missing.any() and (dtype is None or dtype.kind in "iu")
     one_type = len({type(level) for level in column.levels}) <= 1
-    return entries if has_none or not one_type else np.array(entries.tolist(), dtype=dtype)
+    ends_in_null = any(str(level).endswith("\0") for level in column.levels)  # NumPy drops it
+    if has_none or not one_type or ends_in_null:
+        return entries
+    return np.array(entries.tolist(), dtype=dtype)
 
 
 def _rounded(column: Column, values: Array) -> Array:

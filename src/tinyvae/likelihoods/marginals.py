@@ -85,11 +85,13 @@ def find_modes(values: Array) -> Array:
     low, high = np.quantile(values, (0.005, 0.995))
     if not (width > 0 and high > low):
         return np.array([])
-    bins = int(min(512, max(16, (high - low) / width * 4)))
+    with np.errstate(over="ignore"):  # a width may be tiny beside the range
+        bins = int(min(512, max(16, (high - low) / width * 4)))
+        steps = np.arange(-bins, bins + 1) * (high - low) / bins / width
+        kernel = np.exp(-(steps**2) / 2)
     inside = values[(values >= low) & (values <= high)]
     counts, edges = np.histogram(inside, bins, range=(low, high))
-    steps = np.arange(-bins, bins + 1) * (high - low) / bins / width
-    density = np.convolve(counts, np.exp(-(steps**2) / 2))[bins : 2 * bins]
+    density = np.convolve(counts, kernel)[bins : 2 * bins]
     centers = (edges[:-1] + edges[1:]) / 2
     padded = np.pad(density, 1)
     peaks = np.flatnonzero((density > padded[:-2]) & (density >= padded[2:])).tolist()

@@ -70,7 +70,8 @@ class Schema:
         is_empty: True for each column without observed training values, ``(C,)``.
         modeled: Positions of the columns that the model reads, in its order, ``(D,)``.
         log_units: Logarithm of the unit of the density of each modeled column, ``(D,)``.
-        least, most: Range of the training values of each modeled column, ``(D,)``.
+        least, most: Range of the training values of each modeled column, ``(D,)``, NaN if none is
+            observed.
     """
 
     def __init__(self, table: Any, likelihood: MixedLikelihood) -> None:
@@ -86,7 +87,7 @@ class Schema:
         self.log_units = np.zeros(len(self.modeled))
         x = self.encode(table, likelihood)[0]
         self.log_units = np.log(_spreads(x.masked_fill(likelihood.has_mass(x), torch.nan)))
-        self.least, self.most = np.nanmin(x.numpy(), 0), np.nanmax(x.numpy(), 0)
+        self.least, self.most = np.fmin.reduce(x.numpy(), 0), np.fmax.reduce(x.numpy(), 0)
 
     def encode(self, table: Any, likelihood: MixedLikelihood) -> tuple[Tensor, Array]:
         """Return the rows of a table for the model, and terms to add to -log p(x) of the model.
