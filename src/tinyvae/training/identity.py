@@ -13,10 +13,11 @@ from tinyvae.core.data import spread_rows
 from tinyvae.core.warnings import warn
 from tinyvae.training.callbacks import Callback
 from tinyvae.training.checkpoints.checkpoint import Checkpoint
-from tinyvae.training.data.datasets import DatasetSource, StreamSource
+from tinyvae.training.data.datasets import DatasetSource
 from tinyvae.training.data.items import SeededItems, collate
 from tinyvae.training.data.loaders import LoaderSource
 from tinyvae.training.data.sources import DataSource, TensorSource
+from tinyvae.training.data.streams import StreamSource
 from tinyvae.training.optimization import Optimization
 from tinyvae.training.settings import Settings, attributes, differences, settings_of
 from tinyvae.training.state import TrainState

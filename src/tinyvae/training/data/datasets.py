@@ -4,12 +4,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset
 
 from tinyvae.core.objective import Batch
-from tinyvae.core.random import Stream, derive_seed
-from tinyvae.training.data.items import BatchKey, SeededItems, collate, seeded
-from tinyvae.training.data.loaders import length_of, read_in_turn, skip, transformed
+from tinyvae.training.data.items import BatchKey, SeededItems, collate
+from tinyvae.training.data.loaders import transformed
 from tinyvae.training.data.sources import (
     BatchTransform,
     DataSource,
@@ -17,7 +16,7 @@ from tinyvae.training.data.sources import (
     smallest_batch,
     visiting_order,
 )
-from tinyvae.training.data.workers import BatchReader, end_processes
+from tinyvae.training.data.workers import BatchReader
 
 
 class DatasetSource(DataSource):
@@ -96,52 +95,3 @@ class DatasetSource(DataSource):
     def _order(self, epoch: int, start: int) -> Tensor:
         order = visiting_order(self.num_examples, self.seed, epoch, self.shuffle)
         return order[start * self.batch_size : self.num_batches * self.batch_size]
-
-
-class StreamSource(DataSource):
-    """Source of an IterableDataset, which has an order of its own.
-
-    Its length is a hint: an epoch ends with the stream. Processes start again in each epoch, since
-    a stream changes while it is read.
-    """
-
-    in_memory = False
-    repeatable = False
-    has_exact_length = False
-    batch_size: int
-
-    def __init__(
-        self,
-        data: "IterableDataset[Any]",
-        transform: BatchTransform,
-        *,
-        batch_size: int,
-        seed: int,
-        workers: int,
-        drop_last: bool,
-    ) -> None:
-        self.transform, self.seed, self.workers = transform, seed, workers
-        self.data, self.batch_size, self.drop_last = data, batch_size, drop_last
-        self.num_examples, self.num_batches = length_of(data), length_of(self._loader()) or None
-        self.smallest_batch = batch_size if drop_last else None
-        self._iterator: Iterator[Any] | None = None  # of the newest epoch
-
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches from ``start``. Those before it are read and skipped."""
-        with seeded(derive_seed(self.seed, Stream.ORDER, epoch)):  # a stream may draw when opened
-            self._iterator = iter(self._loader())
-        items = read_in_turn(self._iterator, self.seed, epoch, is_stream=True)
-        return transformed(skip(start, items), self.transform, self.seed, epoch, start)
-
-    def close(self) -> None:
-        """End the processes of this source."""
-        end_processes(self._iterator)
-
-    def _loader(self) -> "DataLoader[Any]":
-        return DataLoader(
-            self.data,
-            self.batch_size,
-            num_workers=self.workers,
-            collate_fn=collate,
-            drop_last=self.drop_last,
-        )

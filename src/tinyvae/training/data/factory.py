@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from tinyvae.core.data import as_tensor, refusal
-from tinyvae.training.data.datasets import DatasetSource, StreamSource
+from tinyvae.training.data.datasets import DatasetSource
 from tinyvae.training.data.items import collate
 from tinyvae.training.data.loaders import LoaderSource
 from tinyvae.training.data.sources import BatchTransform, DataSource, TensorSource
+from tinyvae.training.data.streams import StreamSource
 
 
 def open_data(

@@ -79,12 +79,17 @@ def seeded(seed: int) -> Iterator[None]:
             stack.enter_context(forked_rng(CPU))
             stack.callback(random.setstate, random.getstate())
             stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
-        seed_rng(CPU, seed)
-        random.seed(seed)
-        # From an integer, numpy would draw the same bits as torch, and so the same coin flips.
-        words = np.random.SeedSequence(seed).generate_state(4)
-        np.random.set_state(np.random.RandomState(words).get_state())  # noqa: NPY002
+        seed_all(seed)
         yield
+
+
+def seed_all(seed: int) -> None:
+    """Seed the default generators of torch, numpy and Python."""
+    seed_rng(CPU, seed)
+    random.seed(seed)
+    # From an integer, numpy would draw the same bits as torch, and so the same coin flips.
+    words = np.random.SeedSequence(seed).generate_state(4)
+    np.random.set_state(np.random.RandomState(words).get_state())  # noqa: NPY002
 
 
 def collate(items: Sequence[Any]) -> Any:

@@ -126,6 +126,9 @@ class LoaderSource(DataSource):
 
     def _iterate(self, epoch: int) -> Iterator[Any]:
         """Return a new iterator. A sampler may draw when it is opened."""
+        sampler = getattr(self.loader.batch_sampler, "sampler", self.loader.sampler)
+        for part in (self.loader.dataset, sampler, self.loader.batch_sampler):
+            set_epoch(part, epoch)
         with seeded(derive_seed(self.seed, Stream.ORDER, epoch)):
             if self._reader is not None:
                 return self._reader.read(self._keys(epoch))
@@ -159,6 +162,13 @@ class LoaderSource(DataSource):
     def _set_generators(self, states: list[Tensor]) -> None:
         for generator, state in zip(self._generators, states, strict=True):
             generator.set_state(state)
+
+
+def set_epoch(part: Any, epoch: int) -> None:
+    """Tell the epoch to data or to a sampler whose order depends on it."""
+    tell = getattr(part, "set_epoch", None)
+    if callable(tell):
+        tell(epoch)
 
 
 def _reader_of(loader: "DataLoader[Any]", seed: int) -> BatchReader:
