@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch import _inductor as inductor
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -26,7 +27,8 @@ OPTIONS_OF = {"cpu": {"cpp_wrapper": True}, "cuda": {"triton.cudagraphs": True}}
 # Share of a gradient's norm: ten thousand roundings of float32, far less than a wrong graph gives.
 TOLERANCE, ROUNDING = 1e-3, 1e-6
 
-Pass = Callable[[Sequence[Tensor], Sequence[Tensor], dict[str, Tensor]], tuple[Any, ...]]
+# Maps parameters, buffers and the batch's tensors to gradients, losses, metrics and shares.
+Pass = Callable[..., Sequence[Any]]
 
 
 class CompiledGradients:
@@ -43,6 +45,7 @@ class CompiledGradients:
         self._step = step = _Step(gradients)
         names = [name for name, _ in (*step.named_parameters(), *step.named_buffers())]
         self._parameters, self._buffers = list(step.parameters()), list(step.buffers())
+        self._state = [*self._parameters, *self._buffers]
         self._signature = _signature(example)
         for field in fields(example):
             if not isinstance(getattr(example, field.name), Tensor | None):
@@ -65,11 +68,10 @@ class CompiledGradients:
         if _signature(batch) != self._signature or not self._is_as_traced():
             return self.gradients(batch)
         with torch.no_grad():
-            *values, gradients = self._run(self._parameters, self._buffers, _tensors(batch))
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            results = iter(self._run(*self._state, *_tensors(batch).values()))
+        for parameter, gradient in zip(self._parameters, results, strict=False):
             parameter.grad = gradient
-        named = zip(self._names, values, strict=True)
-        return ObjectiveOutput(*(dict(zip(names, part, strict=True)) for names, part in named))
+        return ObjectiveOutput(*(dict(zip(names, results, strict=False)) for names in self._names))
 
     def _traced(self, step: "_Step", names: list[str], example: Batch) -> Pass:
         """Return the pass as a function of all tensors that it reads."""
@@ -77,27 +79,26 @@ class CompiledGradients:
         groups = {n: [positions[id(p)] for p in g] for n, g in self.gradients.groups.items()}
         trained = self._trained
 
-        def run(
-            parameters: Sequence[Tensor], buffers: Sequence[Tensor], parts: dict[str, Tensor]
-        ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor | None]]:
+        def run(*tensors: Tensor) -> list[Any]:
+            parameters, rest = tensors[: len(trained)], tensors[len(trained) :]
             # Gradients end at new leaves: the graph reads the parameters and writes none of them.
             leaves = [
                 p.detach().requires_grad_(t) for p, t in zip(parameters, trained, strict=True)
             ]
-            tensors = dict(zip(names, (*leaves, *buffers), strict=True))
-            batch = replace(example, **parts)
+            named = dict(zip(names, (*leaves, *rest), strict=False))
+            parts = rest[len(names) - len(leaves) :]
+            batch = replace(example, **dict(zip(_tensors(example), parts, strict=True)))
             with torch.enable_grad():
-                output: ObjectiveOutput = functional_call(step, tensors, (batch,))
+                output: ObjectiveOutput = functional_call(step, named, (batch,))
                 gradients: list[Tensor | None] = [None] * len(leaves)
                 for name, loss in output.losses.items():
                     group = [leaves[index] for index in groups[name]]
                     slopes = torch.autograd.grad(loss, group, retain_graph=True, allow_unused=True)
                     for index, slope in zip(groups[name], slopes, strict=True):
                         gradients[index] = _laid_out(slope, leaves[index])
-            self._names = [list(p) for p in (output.losses, output.metrics, output.shares)]
-            losses = [loss.detach() for loss in output.losses.values()]
-            metrics, shares = list(output.metrics.values()), list(output.shares.values())
-            return losses, metrics, shares, gradients
+            parts_of_output = (output.losses, output.metrics, output.shares)
+            self._names = [list(part) for part in parts_of_output]
+            return [*gradients, *(v.detach() for part in parts_of_output for v in part.values())]
 
         return run
 
@@ -108,15 +109,21 @@ class CompiledGradients:
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")  # torch warns about its own code
-            inputs = (self._parameters, self._buffers, _tensors(example))
+            inputs = (*self._state, *_tensors(example).values())
             graph = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
             device = example.x.device.type
-            if device == "cuda":  # otherwise CUDA graphs would copy the weights in every step
-                for tensor in (*self._parameters, *self._buffers):
-                    torch._dynamo.mark_static_address(tensor)
             options: dict[str, Any] = {**OPTIONS, **OPTIONS_OF.get(device, {})}
             options["reorder_for_locality"] = reorder
-            result: Pass = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
+            result: Pass
+            if device == "cuda":
+                # Otherwise CUDA graphs would copy the weights in every step.
+                for tensor in (*self._parameters, *self._buffers):
+                    torch._dynamo.mark_static_address(tensor)
+                result = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
+            else:
+                # Without torch.compile's checks of all inputs in each step: the weights are always
+                # the same tensors, and ``_signature`` has checked the batch.
+                result = inductor.compile(graph, list(inputs), options=options)
             with torch.no_grad():
                 result(*inputs)  # compiles now, so that errors come before the run
         return result
