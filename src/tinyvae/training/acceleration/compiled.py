@@ -19,7 +19,6 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tinyvae.core.objective import Batch, ObjectiveOutput
-from tinyvae.core.warnings import warn
 from tinyvae.training.step import Gradients, plain_numbers, without_trace
 
 OPTIONS = {"fallback_random": True, "compile_threads": 1}
@@ -71,7 +70,10 @@ class CompiledGradients:
             results = iter(self._run(*self._state, *_tensors(batch).values()))
         for parameter, gradient in zip(self._parameters, results, strict=False):
             parameter.grad = gradient
-        return ObjectiveOutput(*(dict(zip(names, results, strict=False)) for names in self._names))
+        return self._output(results)
+
+    def _output(self, values: Iterator[Tensor]) -> ObjectiveOutput:
+        return ObjectiveOutput(*(dict(zip(names, values, strict=False)) for names in self._names))
 
     def _traced(self, step: "_Step", names: list[str], example: Batch) -> Pass:
         """Return the pass as a function of all tensors that it reads."""
@@ -109,7 +111,7 @@ class CompiledGradients:
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")  # torch warns about its own code
-            inputs = (*self._state, *_tensors(example).values())
+            inputs = self._example_inputs(example)
             graph = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
             device = example.x.device.type
             options: dict[str, Any] = {**OPTIONS, **OPTIONS_OF.get(device, {})}
@@ -127,6 +129,10 @@ class CompiledGradients:
             with torch.no_grad():
                 result(*inputs)  # compiles now, so that errors come before the run
         return result
+
+    def _example_inputs(self, example: Batch) -> Sequence[Tensor]:
+        """Return inputs of the pass, with which it is traced and compiled."""
+        return [*self._state, *_tensors(example).values()]
 
     def _require_no_side_effects(self, example: Batch) -> None:
         """Run the pass once, and raise if it has side effects that a graph would not replay."""
@@ -156,14 +162,13 @@ class CompiledGradients:
     def _equals_plain_pass(self, example: Batch) -> bool:
         """Return True if the results are those of the plain pass, on other noise than the trace."""
         results = []
-        for compute_gradients in (self, self.gradients):
+        for compute in (self._computed, self._computed_plainly):
             with without_trace(self.gradients, example.x.device):
                 torch.rand(8, device=example.x.device)  # a graph with constant noise differs now
-                output = compute_gradients(example)
-                grads = [torch.zeros(1) if p.grad is None else p.grad for p in self._parameters]
+                gradients, output = compute(example)
                 named = (output.losses, output.metrics, output.shares)
                 reported = [value for part in named for value in part.values()]
-                values = [*grads, *reported, *self._step.buffers()]
+                values = [*gradients, *reported, *self._step.buffers()]
                 results.append([value.detach().cpu().double() for value in values])
         norm = torch.linalg.vector_norm
         # A gradient that is zero up to rounding, e.g. of a bias before normalization, has no scale.
@@ -173,6 +178,18 @@ class CompiledGradients:
             or torch.equal(compiled_value, plain)
             for compiled_value, plain in zip(*results, strict=True)
         )
+
+    def _computed(self, example: Batch) -> tuple[list[Tensor], ObjectiveOutput]:
+        """Return what the graph makes of an example: gradients, and losses and metrics."""
+        output = self(example)
+        return self._gradients_or_zeros(), output
+
+    def _computed_plainly(self, example: Batch) -> tuple[list[Tensor], ObjectiveOutput]:
+        output = self.gradients(example)
+        return self._gradients_or_zeros(), output
+
+    def _gradients_or_zeros(self) -> list[Tensor]:
+        return [torch.zeros(1) if p.grad is None else p.grad for p in self._parameters]
 
 
 class _Step(nn.Module):
@@ -185,17 +202,6 @@ class _Step(nn.Module):
 
     def forward(self, batch: Batch) -> ObjectiveOutput:
         return self._gradients.losses(batch)
-
-
-def compiled(gradients: Gradients, example: Batch) -> Gradients | CompiledGradients:
-    """Return the compiled gradients. If that fails, warn and return the plain ones."""
-    try:
-        return CompiledGradients(gradients, example)
-    except Exception as error:
-        lines = str(error).strip().splitlines() or ["no message"]
-        reason = f"{type(error).__name__}: {lines[0]:.200}"
-        warn(f"Speed(compile=True): this run is not compiled, {reason}")
-        return gradients
 
 
 def _foreign_rng_state() -> tuple[Any, ...]:
