@@ -6,6 +6,7 @@ trace is compiled. torch's own generators draw the noise, in the same order as w
 
 import random
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -30,8 +31,8 @@ TOLERANCE, ROUNDING = 1e-3, 1e-6
 Pass = Callable[..., Sequence[Any]]
 
 
-class CompiledGradients:
-    """Compiled :class:`Gradients` for batches like ``example``. Others use the plain pass.
+class CompiledPass(ABC):
+    """One graph of :class:`Gradients`, and what follows them, for batches like ``example``.
 
     Raises:
         Exception: Of any type, if the pass cannot be compiled.
@@ -62,21 +63,35 @@ class CompiledGradients:
                 return
         raise ValueError("the graph computes other losses, gradients or buffers than the pass")
 
+    @abstractmethod
     def __call__(self, batch: Batch) -> ObjectiveOutput:
         """Return losses and metrics, and set the parameters' gradients."""
-        if _signature(batch) != self._signature or not self._is_as_traced():
-            return self.gradients(batch)
-        with torch.no_grad():
-            results = iter(self._run(*self._state, *_tensors(batch).values()))
-        for parameter, gradient in zip(self._parameters, results, strict=False):
-            parameter.grad = gradient
-        return self._output(results)
+
+    @abstractmethod
+    def _traced(self, step: "_Step", names: list[str], example: Batch) -> Pass:
+        """Return the function that becomes the graph. It reads tensors only from its arguments."""
+
+    @abstractmethod
+    def _example_inputs(self, example: Batch) -> Sequence[Tensor]:
+        """Return arguments of that function, with which it is traced and compiled."""
+
+    @abstractmethod
+    def _computed(self, example: Batch) -> tuple[list[Tensor], ObjectiveOutput]:
+        """Return what the graph computes: tensors such as gradients, losses and metrics."""
+
+    @abstractmethod
+    def _computed_plainly(self, example: Batch) -> tuple[list[Tensor], ObjectiveOutput]:
+        """Return the same without the graph."""
+
+    def fits(self, batch: Batch) -> bool:
+        """Return True if the graph is right for a batch and for what is trained."""
+        return _signature(batch) == self._signature and self._is_as_traced()
 
     def _output(self, values: Iterator[Tensor]) -> ObjectiveOutput:
         return ObjectiveOutput(*(dict(zip(names, values, strict=False)) for names in self._names))
 
-    def _traced(self, step: "_Step", names: list[str], example: Batch) -> Pass:
-        """Return the pass as a function of all tensors that it reads."""
+    def _traced_gradients(self, step: "_Step", names: list[str], example: Batch) -> Pass:
+        """Return the forward and backward pass as a function of all tensors that it reads."""
         positions = {id(p): index for index, p in enumerate(self._parameters)}
         groups = {n: [positions[id(p)] for p in g] for n, g in self.gradients.groups.items()}
         trained = self._trained
@@ -89,7 +104,7 @@ class CompiledGradients:
             ]
             named = dict(zip(names, (*leaves, *rest), strict=False))
             parts = rest[len(names) - len(leaves) :]
-            batch = replace(example, **dict(zip(_tensors(example), parts, strict=True)))
+            batch = replace(example, **dict(zip(tensors_of(example), parts, strict=True)))
             with torch.enable_grad():
                 output: ObjectiveOutput = functional_call(step, named, (batch,))
                 gradients: list[Tensor | None] = [None] * len(leaves)
@@ -129,10 +144,6 @@ class CompiledGradients:
             with torch.no_grad():
                 result(*inputs)  # compiles now, so that errors come before the run
         return result
-
-    def _example_inputs(self, example: Batch) -> Sequence[Tensor]:
-        """Return inputs of the pass, with which it is traced and compiled."""
-        return [*self._state, *_tensors(example).values()]
 
     def _require_no_side_effects(self, example: Batch) -> None:
         """Run the pass once, and raise if it has side effects that a graph would not replay."""
@@ -179,8 +190,27 @@ class CompiledGradients:
             for compiled_value, plain in zip(*results, strict=True)
         )
 
+
+class CompiledGradients(CompiledPass):
+    """Compiled :class:`Gradients` for batches like ``example``. Others use the plain pass."""
+
+    def __call__(self, batch: Batch) -> ObjectiveOutput:
+        """Return losses and metrics, and set the parameters' gradients."""
+        if not self.fits(batch):
+            return self.gradients(batch)
+        with torch.no_grad():
+            results = iter(self._run(*self._example_inputs(batch)))
+        for parameter, gradient in zip(self._parameters, results, strict=False):
+            parameter.grad = gradient
+        return self._output(results)
+
+    def _traced(self, step: "_Step", names: list[str], example: Batch) -> Pass:
+        return self._traced_gradients(step, names, example)
+
+    def _example_inputs(self, example: Batch) -> Sequence[Tensor]:
+        return [*self._state, *tensors_of(example).values()]
+
     def _computed(self, example: Batch) -> tuple[list[Tensor], ObjectiveOutput]:
-        """Return what the graph makes of an example: gradients, and losses and metrics."""
         output = self(example)
         return self._gradients_or_zeros(), output
 
@@ -211,14 +241,15 @@ def _foreign_rng_state() -> tuple[Any, ...]:
     return random.getstate(), bytes(keys), *rest
 
 
-def _tensors(batch: Batch) -> dict[str, Tensor]:
+def tensors_of(batch: Batch) -> dict[str, Tensor]:
+    """Return the fields of a batch that are tensors, by name."""
     parts = ((field.name, getattr(batch, field.name)) for field in fields(batch))
     return {name: part for name, part in parts if isinstance(part, Tensor)}
 
 
 def _signature(batch: Batch) -> tuple[Any, ...]:
     names = [f.name for f in fields(batch) if getattr(batch, f.name) is not None]
-    return type(batch), names, [(t.shape, t.dtype, t.stride()) for t in _tensors(batch).values()]
+    return type(batch), names, [(t.shape, t.dtype, t.stride()) for t in tensors_of(batch).values()]
 
 
 def _laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:

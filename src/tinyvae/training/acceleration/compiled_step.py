@@ -11,7 +11,12 @@ from torch.optim import Optimizer
 
 from tinyvae.core.objective import Batch, ObjectiveOutput
 from tinyvae.core.warnings import warn
-from tinyvae.training.acceleration.compiled import CompiledGradients, Pass, _signature, _tensors
+from tinyvae.training.acceleration.compiled import (
+    CompiledGradients,
+    CompiledPass,
+    Pass,
+    tensors_of,
+)
 from tinyvae.training.acceleration.fused_adam import (
     DirectFusedAdam,
     FusedAdamArguments,
@@ -65,7 +70,7 @@ class AdamGroup:
         return [float(rate), *(1 - beta**count for beta in self.betas)]
 
 
-class CompiledStep(CompiledGradients):
+class CompiledStep(CompiledPass):
     """Compiled update of batches like ``example`` by Adam or AdamW, on a CPU.
 
     The graph replaces weights and moments only if all losses, gradients and changed buffers are
@@ -73,7 +78,7 @@ class CompiledStep(CompiledGradients):
     value. The plain path also makes the first step, in which torch creates the moments.
 
     Raises:
-        Exception: As :class:`CompiledGradients` does.
+        Exception: As :class:`CompiledPass` does.
         MissingGradientError: If a trained parameter gets no gradient.
     """
 
@@ -98,7 +103,7 @@ class CompiledStep(CompiledGradients):
 
     def update(self, batch: Batch, updates: Sequence[DirectFusedAdam]) -> ObjectiveOutput | None:
         """Make the update of a batch. Return losses and metrics, or None if nothing was changed."""
-        if _signature(batch) != self._signature or not self._is_as_traced():
+        if not self.fits(batch):
             return None
         arguments = [argument for update in updates for argument in update.current_arguments()]
         groups = [AdamGroup.of(a.options, is_decoupled=a.is_decoupled) for a in arguments]
@@ -128,12 +133,12 @@ class CompiledStep(CompiledGradients):
         moments = [moment for a in arguments for moment in (*a.moments, *a.squares)]
         with torch.no_grad():
             rates = torch.tensor(numbers, dtype=moments[0].dtype)
-            return iter(self._run(*state, *_tensors(batch).values(), *moments, rates))
+            return iter(self._run(*state, *tensors_of(batch).values(), *moments, rates))
 
     def _traced(self, step: Any, names: list[str], example: Batch) -> Pass:
         """Return the update as a function of all tensors that it reads and writes."""
-        compute_gradients = super()._traced(step, names, example)
-        num_inputs = len(self._state) + len(_tensors(example))
+        compute_gradients = self._traced_gradients(step, names, example)
+        num_inputs = len(self._state) + len(tensors_of(example))
         num_parameters = len(self._parameters)
         positions = {id(p): index for index, p in enumerate(self._parameters)}
         clipped = [[positions[id(p)] for p in group] for group in self.gradients.groups.values()]
@@ -177,7 +182,7 @@ class CompiledStep(CompiledGradients):
         state, arguments = self._copies()
         moments = [moment for a in arguments for moment in (*a.moments, *a.squares)]
         rates = torch.ones(len(arguments), NUMBERS, dtype=moments[0].dtype)
-        return [*state, *_tensors(example).values(), *moments, rates]
+        return [*state, *tensors_of(example).values(), *moments, rates]
 
     def _copies(self) -> tuple[list[Tensor], list[FusedAdamArguments]]:
         """Return copies of the parameters, the buffers themselves, and moments for these copies."""
@@ -235,7 +240,7 @@ def compiled(
     example: Batch,
     optimizers: Mapping[str, Optimizer],
     clip_norm: float | None,
-) -> Gradients | CompiledGradients:
+) -> Gradients | CompiledPass:
     """Return the compiled step or gradients. If that fails, warn and return the plain gradients."""
     is_adam = all(isinstance(make_step(o), DirectFusedAdam) for o in optimizers.values())
     try:
