@@ -278,6 +278,7 @@ def select_fast_path(
     resolved: ResolvedSpeed,
     source: ValidatedSource,
     saved: Mapping[str, Any] | None,
+    clip_norm: float | None,
     *,
     is_new: bool,
 ) -> tuple[ComputeGradients, ResolvedSpeed]:
@@ -293,7 +294,8 @@ def select_fast_path(
         if (is_new or saved is not None) and not _requests_the_same(speed, saved):
             resolved = resolve_speed(gradients, example, speed)
             state.set_mode(speed, resolved)
-        return accelerate(gradients, example, speed, resolved), resolved
+        compute = accelerate(gradients, example, speed, resolved, state.optimizers, clip_norm)
+        return compute, resolved
 
 
 def warn_about_schedules(state: TrainState, steps: int | None) -> None:

@@ -59,24 +59,40 @@ class TrainStep:
         where = f"step {state.step + 1} (epoch {state.epoch + 1})"
         try:
             state.objective.set_step(state.step, state.plan.schedule_steps)
-            output = self.compute_gradients(batch)
-            self.guard.check(output, batch, where, self.buffers.changed())
+            output = self._compiled_update(batch)
+            is_updated = output is not None
+            if output is None:
+                output = self.compute_gradients(batch)
+                self.guard.check(output, batch, where, self.buffers.changed())
         except BaseException as error:
             self.buffers.restore()
             message = str(error) if isinstance(error, ValueError) and len(batch) == 1 else ""
             if "more than 1 value per channel" in message:
                 raise needs_two_examples(error, f"step {state.step + 1}", DROP_LAST) from error
             raise
-        for name, update in self._updates.items():
-            if self.optimization.clip_norm is not None:
-                clip_gradients(state.groups[name], self.optimization.clip_norm)
-            update()
-            for parameter in state.groups[name]:  # other groups still need their gradients
-                parameter.grad = None
+        if not is_updated:
+            self._update()
         # Averages of weights would be updated here.
         if self.optimization.scheduler_interval == "step":
             self.optimization.step_schedulers(state.schedulers, {}, state.plan.scheduled_steps)
         return output
+
+    def _compiled_update(self, batch: Batch) -> ObjectiveOutput | None:
+        """Make the update by a graph, if there is one. Return None if nothing was changed."""
+        update = getattr(self.compute_gradients, "update", None)  # of a CompiledStep
+        output: ObjectiveOutput | None = update and update(batch, list(self._updates.values()))
+        if update is not None and output is None:
+            self.buffers.restore()  # those of the state before ``set_step``
+            self.state.objective.set_step(self.state.step, self.state.plan.schedule_steps)
+        return output
+
+    def _update(self) -> None:
+        for name, update in self._updates.items():
+            if self.optimization.clip_norm is not None:
+                clip_gradients(self.state.groups[name], self.optimization.clip_norm)
+            update()
+            for parameter in self.state.groups[name]:  # other groups still need their gradients
+                parameter.grad = None
 
     def synchronize(self) -> None:
         """Wait for the device. Raise if a step or the state that it left is not finite."""

@@ -242,8 +242,9 @@ class Trainer:
             )
             saved = load_resume_state(self.checkpoint, state, resume, prepare)
             self.resolved_speed = restored_speed(self.speed, self.resolved_speed, saved)
+            clip_norm, resolved = self.optimization.clip_norm, self.resolved_speed
             compute_gradients, self.resolved_speed = select_fast_path(
-                state, self.speed, self.resolved_speed, source, saved, is_new=is_new
+                state, self.speed, resolved, source, saved, clip_norm, is_new=is_new
             )
             self._train_step = TrainStep(state, self.optimization, compute_gradients)
             self._after_step = StepHooks(callbacks, state, self.seed)

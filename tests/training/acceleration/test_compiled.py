@@ -13,6 +13,7 @@ import subprocess
 import sys
 import warnings
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -124,11 +125,11 @@ def traced(monkeypatch):
     """Run the traced graph without a compiler."""
     graphs = []
 
-    def keep(graph, **options):
+    def keep(graph, inputs, options):
         graphs.append(options)
         return graph
 
-    monkeypatch.setattr(torch, "compile", keep)
+    monkeypatch.setattr(torch._inductor, "compile", keep)
     return graphs
 
 
@@ -171,13 +172,13 @@ def warmed_up():
         "tinyvae.training.acceleration.compiled"
     )  # sympy, in torch, filters its warnings
     with pytest.MonkeyPatch.context() as monkeypatch:
-        compile_ = torch.compile
+        compile_ = torch._inductor.compile
 
-        def count(graph, **options):
+        def count(graph, inputs, options):
             graphs.append(options)
-            return compile_(graph, **options)
+            return compile_(graph, inputs, options)
 
-        monkeypatch.setattr(torch, "compile", count)
+        monkeypatch.setattr(torch._inductor, "compile", count)
         compiled, *state = trained(COMPILED)
     return {"compiled": compiled, "plain": plain, "graphs": graphs, "state": state}
 
@@ -196,10 +197,7 @@ def test_compile_gives_the_plain_run_to_rounding(warmed_up):
 @needs_compiler
 def test_compile_is_not_repeated_for_new_rates_and_weights(warmed_up):
     assert len(warmed_up["graphs"]) == 1
-    # torch would silently compile again if one of its assumptions had changed.
     trainer = warmed_up["compiled"]
-    counters = sys.modules["torch._dynamo.utils"].counters["stats"]
-    before = counters["unique_graphs"]
     example = Batch(DATA[:BATCH_SIZE], index=torch.arange(BATCH_SIZE))
     for beta in (0.25, 0.5):
         trainer.objective.beta.value.fill_(beta)
@@ -209,7 +207,6 @@ def test_compile_is_not_repeated_for_new_rates_and_weights(warmed_up):
         torch.testing.assert_close(output.losses["model"], expected)
     for parameter in trainer.model.parameters():
         parameter.grad = None
-    assert counters["unique_graphs"] == before > 0
 
 
 @needs_compiler
@@ -281,9 +278,9 @@ def test_compile_supports_doubly_reparameterized_gradients():
 def test_compile_traces_once_and_runs_short_batches_plainly(traced, monkeypatch):
     steps = PlainSteps(monkeypatch)
     trainer = run(make_vae(), ELBO(), speed=COMPILED, callbacks=[steps], epochs=3)
-    assert len(traced) == 1
+    assert len(traced) == 1  # nothing was compiled twice
     assert "; compiled" in trainer.state.plan.headline
-    assert steps.sizes == [37 % BATCH_SIZE] * 3
+    assert steps.sizes == [BATCH_SIZE, *[37 % BATCH_SIZE] * 3]  # torch's Adam makes the first one
 
 
 def frozen_encoder():
@@ -338,9 +335,11 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_compile_traces_models_exactly(traced, name):
-    compiled, plain = pair(MODELS[name], optimization=Optimization(0.02, clip_norm=1.0))
+    # A larger eps than usual: Adam would make steps of gradients that are zero up to rounding.
+    adam = partial(torch.optim.Adam, lr=0.02, eps=1e-4, fused=True)
+    compiled, plain = pair(MODELS[name], optimization=Optimization(optimizer=adam, clip_norm=1.0))
     assert "; compiled" in compiled.state.plan.headline
-    assert len(traced) == 1
+    assert len(traced) == 1  # nothing was compiled twice
     assert_close(compiled, plain)
 
 
@@ -357,7 +356,7 @@ OBJECTIVES = {
 def test_compile_traces_objectives_exactly(traced, name):
     compiled, plain = pair(make_vae, OBJECTIVES[name])
     assert "; compiled" in compiled.state.plan.headline
-    assert len(traced) == 1
+    assert len(traced) == 1  # nothing was compiled twice
     assert_close(compiled, plain)
 
 
@@ -523,54 +522,69 @@ def test_compile_respects_gradient_hooks(traced):
 
 @pytest.mark.parametrize("message", ["no compiler\nwas found", ""])
 def test_compile_falls_back_if_the_compiler_fails(monkeypatch, message):
-    def fail(graph, **options):
+    def fail(graph, inputs, options):
         raise RuntimeError(*([message] if message else []))
 
-    monkeypatch.setattr(torch, "compile", fail)
+    monkeypatch.setattr(torch._inductor, "compile", fail)
     warning = fallen_back(make_vae, "RuntimeError")
     assert "\n" not in str(warning.message)
     assert ("no compiler" in str(warning.message)) == bool(message)
 
 
 def test_compile_falls_back_if_the_graph_fails(monkeypatch):
-    def compiled(graph, **options):
+    def compiled(graph, inputs, options):
         def fail(*inputs):
             raise OSError("no such library")
 
         return fail
 
-    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(torch._inductor, "compile", compiled)
     fallen_back(lambda: make(None, nn.BatchNorm1d(4)), "OSError: no such library")
 
 
-def wrong_gradient(losses, gradients):
-    gradients[2] = 1.01 * gradients[2]
+def wrong_metric(inputs, results):
+    results[-1] = 1.01 * results[-1]
 
 
-def wrong_loss(losses, gradients):
-    losses[0] = 1.01 * losses[0]
+def wrong_gradient(inputs, results):
+    results[2] = 1.01 * results[2]
 
 
-def no_gradient(losses, gradients):
-    gradients[-1] = None
+def no_gradient(inputs, results):
+    results[0] = None
 
 
-@pytest.mark.parametrize("fault", [wrong_gradient, wrong_loss, no_gradient])
-def test_compile_falls_back_if_the_graph_gives_other_numbers(monkeypatch, fault):
-    def compiled(graph, **options):
+def wrong_weight(inputs, results):
+    inputs[0].data[0] += 0.1
+
+
+def wrong_moment(inputs, results):
+    inputs[-2].mul_(1.01)
+
+
+ADAM, SGD = Optimization(), Optimization(optimizer=partial(torch.optim.SGD, lr=0.1))
+FAULTS = [
+    *((SGD, fault) for fault in (wrong_metric, wrong_gradient, no_gradient)),
+    *((ADAM, fault) for fault in (wrong_metric, wrong_weight, wrong_moment)),
+]
+
+
+@pytest.mark.parametrize(("optimization", "fault"), FAULTS)
+def test_compile_falls_back_if_the_graph_gives_other_numbers(monkeypatch, optimization, fault):
+    def compiled(graph, inputs, options):
         def run(*inputs):
-            losses, metrics, shares, gradients = (list(part) for part in graph(*inputs))
-            fault(losses, gradients)
-            return losses, metrics, shares, gradients
+            results = list(graph(*inputs))
+            fault(inputs, results)
+            return results
 
         return run
 
-    monkeypatch.setattr(torch, "compile", compiled)
-    fallen_back(make_vae, "other losses, gradients or buffers")
+    monkeypatch.setattr(torch._inductor, "compile", compiled)
+    fallen_back(make_vae, "other losses, gradients or buffers", optimization=optimization)
 
 
 def test_compile_falls_back_if_the_graph_repeats_its_noise(monkeypatch):
-    def compiled(graph, **options):
+    def compiled(graph, inputs, options):
         state = torch.get_rng_state()
 
         def run(*inputs):
@@ -579,26 +593,26 @@ def test_compile_falls_back_if_the_graph_repeats_its_noise(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(torch._inductor, "compile", compiled)
     fallen_back(make_vae, "other losses, gradients or buffers")
 
 
 def test_compile_falls_back_if_the_graph_skips_running_statistics(monkeypatch):
-    def compiled(graph, **options):
-        def run(parameters, buffers, batch):
-            return graph(parameters, [b.clone() for b in buffers], batch)
+    def compiled(graph, inputs, options):
+        def run(*inputs):
+            return graph(*(tensor.clone() for tensor in inputs))
 
         return run
 
-    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(torch._inductor, "compile", compiled)
     fallen_back(lambda: make(None, nn.BatchNorm1d(4)), "other losses, gradients or buffers")
 
 
 def test_compile_passes_on_an_interrupt(monkeypatch):
-    def interrupt(graph, **options):
+    def interrupt(graph, inputs, options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "compile", interrupt)
+    monkeypatch.setattr(torch._inductor, "compile", interrupt)
     model, before = make_vae(), make_vae()
     state = global_state()
     with pytest.raises(KeyboardInterrupt):
@@ -609,10 +623,10 @@ def test_compile_passes_on_an_interrupt(monkeypatch):
 
 
 def test_compile_warning_points_to_fit(monkeypatch):
-    def fail(graph, **options):
+    def fail(graph, inputs, options):
         raise RuntimeError("planted")
 
-    monkeypatch.setattr(torch, "compile", fail)
+    monkeypatch.setattr(torch._inductor, "compile", fail)
     warning = fallen_back(make_vae, "planted")
     assert warning.filename == run.__code__.co_filename
 

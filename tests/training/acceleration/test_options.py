@@ -613,7 +613,7 @@ class Strides(Callback):
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_gradients_have_the_strides_of_their_parameters(monkeypatch, compiled):
-    monkeypatch.setattr(torch, "compile", lambda graph, **_options: graph)
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, *_inputs, **_options: graph)
 
     def trained(fused):
         optimization = Optimization(optimizer=lambda p: Adam(p, lr=0.1, fused=fused))

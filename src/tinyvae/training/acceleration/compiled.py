@@ -6,6 +6,7 @@ trace is compiled. torch's own generators draw the noise, in the same order as w
 
 import random
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -14,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch import _inductor as inductor
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tinyvae.core.objective import Batch, ObjectiveOutput
-from tinyvae.core.warnings import warn
 from tinyvae.training.step import Gradients, plain_numbers, without_trace
 
 OPTIONS = {"fallback_random": True, "compile_threads": 1}
@@ -26,11 +27,12 @@ OPTIONS_OF = {"cpu": {"cpp_wrapper": True}, "cuda": {"triton.cudagraphs": True}}
 # Share of a gradient's norm: ten thousand roundings of float32, far less than a wrong graph gives.
 TOLERANCE, ROUNDING = 1e-3, 1e-6
 
-Pass = Callable[[Sequence[Tensor], Sequence[Tensor], dict[str, Tensor]], tuple[Any, ...]]
+# Maps parameters, buffers and the batch's tensors to gradients, losses, metrics and shares.
+Pass = Callable[..., Sequence[Any]]
 
 
-class CompiledGradients:
-    """Compiled :class:`Gradients` for batches like ``example``. Others use the plain pass.
+class CompiledPass(ABC):
+    """One graph of :class:`Gradients`, and what follows them, for batches like ``example``.
 
     Raises:
         Exception: Of any type, if the pass cannot be compiled.
@@ -43,6 +45,7 @@ class CompiledGradients:
         self._step = step = _Step(gradients)
         names = [name for name, _ in (*step.named_parameters(), *step.named_buffers())]
         self._parameters, self._buffers = list(step.parameters()), list(step.buffers())
+        self._state = [*self._parameters, *self._buffers]
         self._signature = _signature(example)
         for field in fields(example):
             if not isinstance(getattr(example, field.name), Tensor | None):
@@ -60,44 +63,59 @@ class CompiledGradients:
                 return
         raise ValueError("the graph computes other losses, gradients or buffers than the pass")
 
+    @abstractmethod
     def __call__(self, batch: Batch) -> ObjectiveOutput:
         """Return losses and metrics, and set the parameters' gradients."""
-        if _signature(batch) != self._signature or not self._is_as_traced():
-            return self.gradients(batch)
-        with torch.no_grad():
-            *values, gradients = self._run(self._parameters, self._buffers, _tensors(batch))
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            parameter.grad = gradient
-        named = zip(self._names, values, strict=True)
-        return ObjectiveOutput(*(dict(zip(names, part, strict=True)) for names, part in named))
 
+    @abstractmethod
     def _traced(self, step: "_Step", names: list[str], example: Batch) -> Pass:
-        """Return the pass as a function of all tensors that it reads."""
+        """Return the function that becomes the graph. It reads tensors only from its arguments."""
+
+    @abstractmethod
+    def _example_inputs(self, example: Batch) -> Sequence[Tensor]:
+        """Return arguments of that function, with which it is traced and compiled."""
+
+    @abstractmethod
+    def _computed(self, example: Batch) -> tuple[list[Tensor], ObjectiveOutput]:
+        """Return what the graph computes: tensors such as gradients, losses and metrics."""
+
+    @abstractmethod
+    def _computed_plainly(self, example: Batch) -> tuple[list[Tensor], ObjectiveOutput]:
+        """Return the same without the graph."""
+
+    def fits(self, batch: Batch) -> bool:
+        """Return True if the graph is right for a batch and for what is trained."""
+        return _signature(batch) == self._signature and self._is_as_traced()
+
+    def _output(self, values: Iterator[Tensor]) -> ObjectiveOutput:
+        return ObjectiveOutput(*(dict(zip(names, values, strict=False)) for names in self._names))
+
+    def _traced_gradients(self, step: "_Step", names: list[str], example: Batch) -> Pass:
+        """Return the forward and backward pass as a function of all tensors that it reads."""
         positions = {id(p): index for index, p in enumerate(self._parameters)}
         groups = {n: [positions[id(p)] for p in g] for n, g in self.gradients.groups.items()}
         trained = self._trained
 
-        def run(
-            parameters: Sequence[Tensor], buffers: Sequence[Tensor], parts: dict[str, Tensor]
-        ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor | None]]:
+        def run(*tensors: Tensor) -> list[Any]:
+            parameters, rest = tensors[: len(trained)], tensors[len(trained) :]
             # Gradients end at new leaves: the graph reads the parameters and writes none of them.
             leaves = [
                 p.detach().requires_grad_(t) for p, t in zip(parameters, trained, strict=True)
             ]
-            tensors = dict(zip(names, (*leaves, *buffers), strict=True))
-            batch = replace(example, **parts)
+            named = dict(zip(names, (*leaves, *rest), strict=False))
+            parts = rest[len(names) - len(leaves) :]
+            batch = replace(example, **dict(zip(tensors_of(example), parts, strict=True)))
             with torch.enable_grad():
-                output: ObjectiveOutput = functional_call(step, tensors, (batch,))
+                output: ObjectiveOutput = functional_call(step, named, (batch,))
                 gradients: list[Tensor | None] = [None] * len(leaves)
                 for name, loss in output.losses.items():
                     group = [leaves[index] for index in groups[name]]
                     slopes = torch.autograd.grad(loss, group, retain_graph=True, allow_unused=True)
                     for index, slope in zip(groups[name], slopes, strict=True):
                         gradients[index] = _laid_out(slope, leaves[index])
-            self._names = [list(p) for p in (output.losses, output.metrics, output.shares)]
-            losses = [loss.detach() for loss in output.losses.values()]
-            metrics, shares = list(output.metrics.values()), list(output.shares.values())
-            return losses, metrics, shares, gradients
+            parts_of_output = (output.losses, output.metrics, output.shares)
+            self._names = [list(part) for part in parts_of_output]
+            return [*gradients, *(v.detach() for part in parts_of_output for v in part.values())]
 
         return run
 
@@ -108,15 +126,21 @@ class CompiledGradients:
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")  # torch warns about its own code
-            inputs = (self._parameters, self._buffers, _tensors(example))
+            inputs = self._example_inputs(example)
             graph = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
             device = example.x.device.type
-            if device == "cuda":  # otherwise CUDA graphs would copy the weights in every step
-                for tensor in (*self._parameters, *self._buffers):
-                    torch._dynamo.mark_static_address(tensor)
             options: dict[str, Any] = {**OPTIONS, **OPTIONS_OF.get(device, {})}
             options["reorder_for_locality"] = reorder
-            result: Pass = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
+            result: Pass
+            if device == "cuda":
+                # Otherwise CUDA graphs would copy the weights in every step.
+                for tensor in (*self._parameters, *self._buffers):
+                    torch._dynamo.mark_static_address(tensor)
+                result = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
+            else:
+                # Without torch.compile's checks of all inputs in each step: the weights are always
+                # the same tensors, and ``_signature`` has checked the batch.
+                result = inductor.compile(graph, list(inputs), options=options)
             with torch.no_grad():
                 result(*inputs)  # compiles now, so that errors come before the run
         return result
@@ -149,14 +173,13 @@ class CompiledGradients:
     def _equals_plain_pass(self, example: Batch) -> bool:
         """Return True if the results are those of the plain pass, on other noise than the trace."""
         results = []
-        for compute_gradients in (self, self.gradients):
+        for compute in (self._computed, self._computed_plainly):
             with without_trace(self.gradients, example.x.device):
                 torch.rand(8, device=example.x.device)  # a graph with constant noise differs now
-                output = compute_gradients(example)
-                grads = [torch.zeros(1) if p.grad is None else p.grad for p in self._parameters]
+                gradients, output = compute(example)
                 named = (output.losses, output.metrics, output.shares)
                 reported = [value for part in named for value in part.values()]
-                values = [*grads, *reported, *self._step.buffers()]
+                values = [*gradients, *reported, *self._step.buffers()]
                 results.append([value.detach().cpu().double() for value in values])
         norm = torch.linalg.vector_norm
         # A gradient that is zero up to rounding, e.g. of a bias before normalization, has no scale.
@@ -166,6 +189,37 @@ class CompiledGradients:
             or torch.equal(compiled_value, plain)
             for compiled_value, plain in zip(*results, strict=True)
         )
+
+
+class CompiledGradients(CompiledPass):
+    """Compiled :class:`Gradients` for batches like ``example``. Others use the plain pass."""
+
+    def __call__(self, batch: Batch) -> ObjectiveOutput:
+        """Return losses and metrics, and set the parameters' gradients."""
+        if not self.fits(batch):
+            return self.gradients(batch)
+        with torch.no_grad():
+            results = iter(self._run(*self._example_inputs(batch)))
+        for parameter, gradient in zip(self._parameters, results, strict=False):
+            parameter.grad = gradient
+        return self._output(results)
+
+    def _traced(self, step: "_Step", names: list[str], example: Batch) -> Pass:
+        return self._traced_gradients(step, names, example)
+
+    def _example_inputs(self, example: Batch) -> Sequence[Tensor]:
+        return [*self._state, *tensors_of(example).values()]
+
+    def _computed(self, example: Batch) -> tuple[list[Tensor], ObjectiveOutput]:
+        output = self(example)
+        return self._gradients_or_zeros(), output
+
+    def _computed_plainly(self, example: Batch) -> tuple[list[Tensor], ObjectiveOutput]:
+        output = self.gradients(example)
+        return self._gradients_or_zeros(), output
+
+    def _gradients_or_zeros(self) -> list[Tensor]:
+        return [torch.zeros(1) if p.grad is None else p.grad for p in self._parameters]
 
 
 class _Step(nn.Module):
@@ -180,17 +234,6 @@ class _Step(nn.Module):
         return self._gradients.losses(batch)
 
 
-def compiled(gradients: Gradients, example: Batch) -> Gradients | CompiledGradients:
-    """Return the compiled gradients. If that fails, warn and return the plain ones."""
-    try:
-        return CompiledGradients(gradients, example)
-    except Exception as error:
-        lines = str(error).strip().splitlines() or ["no message"]
-        reason = f"{type(error).__name__}: {lines[0]:.200}"
-        warn(f"Speed(compile=True): this run is not compiled, {reason}")
-        return gradients
-
-
 def _foreign_rng_state() -> tuple[Any, ...]:
     """Return the states of Python's and numpy's default generators."""
     numpy: Any = np.random.get_state()  # noqa: NPY002
@@ -198,14 +241,15 @@ def _foreign_rng_state() -> tuple[Any, ...]:
     return random.getstate(), bytes(keys), *rest
 
 
-def _tensors(batch: Batch) -> dict[str, Tensor]:
+def tensors_of(batch: Batch) -> dict[str, Tensor]:
+    """Return the fields of a batch that are tensors, by name."""
     parts = ((field.name, getattr(batch, field.name)) for field in fields(batch))
     return {name: part for name, part in parts if isinstance(part, Tensor)}
 
 
 def _signature(batch: Batch) -> tuple[Any, ...]:
     names = [f.name for f in fields(batch) if getattr(batch, f.name) is not None]
-    return type(batch), names, [(t.shape, t.dtype, t.stride()) for t in _tensors(batch).values()]
+    return type(batch), names, [(t.shape, t.dtype, t.stride()) for t in tensors_of(batch).values()]
 
 
 def _laid_out(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:

@@ -4,7 +4,7 @@ On small models ``Adam.step`` spends more time before the kernel than in it. Thi
 of a whole training step of a 196-128-8 model, at batches of 32 and of 128.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,11 +19,34 @@ class FusedAdamArguments:
     """Arguments of the kernel, for one of torch's parameter groups."""
 
     options: dict[str, Any]  # settings of the group, which schedulers change
+    is_decoupled: bool  # the weight decay of AdamW
     parameters: list[nn.Parameter]
     moments: list[Tensor]  # first moments of the parameters
     squares: list[Tensor]  # second moments
     counts: list[Tensor]  # numbers of steps, 0-d views of ``count``
     count: Tensor  # all numbers of steps, so that one call counts them up
+
+    def step(self, gradients: Sequence[Tensor | None]) -> None:
+        """Call the kernel."""
+        options = self.options
+        beta1, beta2 = options["betas"]
+        self.count.add_(1)
+        kernel = torch._fused_adamw_ if self.is_decoupled else torch._fused_adam_
+        kernel(
+            cast("list[Tensor]", self.parameters),
+            cast("list[Tensor]", gradients),
+            self.moments,
+            self.squares,
+            [],
+            self.counts,
+            amsgrad=False,
+            lr=options["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=options["weight_decay"],
+            eps=options["eps"],
+            maximize=options["maximize"],
+        )
 
 
 def make_step(optimizer: Optimizer) -> Callable[[], object]:
@@ -36,6 +59,11 @@ def make_step(optimizer: Optimizer) -> Callable[[], object]:
         for group in optimizer.param_groups
     )
     return DirectFusedAdam(optimizer) if is_supported else optimizer.step
+
+
+def is_decoupled(optimizer: Optimizer, options: Mapping[str, Any]) -> bool:
+    """Return True for the weight decay of AdamW, which some versions of torch give to Adam, too."""
+    return bool(options.get("decoupled_weight_decay", type(optimizer) is AdamW))
 
 
 class DirectFusedAdam:
@@ -57,29 +85,17 @@ class DirectFusedAdam:
             self.optimizer.step()
             self._arguments = self._look_up()
             return
-        self.optimizer._opt_called = True  # type: ignore[attr-defined]  # read by torch's schedulers
+        self.mark_as_called()
         for arguments in self._arguments:
-            options = arguments.options
-            beta1, beta2 = options["betas"]
-            arguments.count.add_(1)
-            # Adam(decoupled_weight_decay=True) is AdamW, in the versions of torch that have it.
-            decoupled = options.get("decoupled_weight_decay", type(self.optimizer) is AdamW)
-            kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
-            kernel(
-                cast("list[Tensor]", arguments.parameters),
-                [cast("Tensor", p.grad) for p in arguments.parameters],
-                arguments.moments,
-                arguments.squares,
-                [],
-                arguments.counts,
-                amsgrad=False,
-                lr=options["lr"],
-                beta1=beta1,
-                beta2=beta2,
-                weight_decay=options["weight_decay"],
-                eps=options["eps"],
-                maximize=options["maximize"],
-            )
+            arguments.step([p.grad for p in arguments.parameters])
+
+    def mark_as_called(self) -> None:
+        """Tell torch's schedulers that a step was made."""
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
+
+    def current_arguments(self) -> list[FusedAdamArguments]:
+        """Return the arguments of all groups, or an empty list if ``optimizer.step`` is needed."""
+        return self._arguments if self._is_current() else []
 
     def _is_current(self) -> bool:
         """Return True if the arguments are the optimizer's and no hook observes its steps."""
@@ -116,5 +132,15 @@ class DirectFusedAdam:
             moments, squares, counts = (
                 [state[p][name] for p in parameters] for name in ("exp_avg", "exp_avg_sq", "step")
             )
-            arguments.append(FusedAdamArguments(group, parameters, moments, squares, counts, count))
+            arguments.append(
+                FusedAdamArguments(
+                    group,
+                    is_decoupled(self.optimizer, group),
+                    parameters,
+                    moments,
+                    squares,
+                    counts,
+                    count,
+                )
+            )
         return arguments

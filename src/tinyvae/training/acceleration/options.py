@@ -1,13 +1,14 @@
 """Optional fast paths: compilation, oneDNN matrix products, mixed precision."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.objective import Batch
@@ -114,17 +115,25 @@ def resolve_speed(gradients: Gradients, example: Batch, speed: Speed) -> Resolve
 
 
 def accelerate(
-    gradients: Gradients, example: Batch, speed: Speed, route: ResolvedSpeed
+    gradients: Gradients,
+    example: Batch,
+    speed: Speed,
+    route: ResolvedSpeed,
+    optimizers: Mapping[str, Optimizer],
+    clip_norm: float | None,
 ) -> ComputeGradients:
-    """Return the function that computes gradients, with the options that the probes chose."""
+    """Return the function that computes gradients, with the options that the probes chose.
+
+    It is a :class:`CompiledStep` if whole updates by ``optimizers`` are compiled.
+    """
     gradients = replace(gradients, precision=getattr(torch, route.precision))
     if not speed.compile:
         return gradients
     # torch's compiler takes seconds to import.
-    from tinyvae.training.acceleration.compiled import compiled
+    from tinyvae.training.acceleration.compiled_step import compiled
 
     with matmul_route(route.matmul):
-        return compiled(gradients, example)
+        return compiled(gradients, example, optimizers, clip_norm)
 
 
 @contextmanager
