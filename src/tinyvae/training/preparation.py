@@ -133,6 +133,7 @@ def open_sources(
 
 def _check(state: TrainState, is_training: bool, batch: Batch) -> str:
     """Check a batch with model and objective in the mode in which they use it."""
+    batch.check_weight()
     mode = training if is_training else evaluating
     with mode(state.model, state.objective):
         return state.objective.check(state.model, batch)

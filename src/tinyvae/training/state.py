@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -205,9 +205,9 @@ class TrainState:
         if self.history.epochs:
             self.start_time -= self.history.epochs[-1]["time_seconds"]
 
-    def advance(self, output: ObjectiveOutput, num_examples: int) -> None:
-        """Count an update."""
-        self.running_means.add(output, num_examples)
+    def advance(self, output: ObjectiveOutput, weight: int | Tensor) -> None:
+        """Count an update, whose batch has a total weight in the means of the epoch."""
+        self.running_means.add(output, weight)
         self.step += 1
         self.batch += 1
 

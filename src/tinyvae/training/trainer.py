@@ -280,7 +280,7 @@ class Trainer:
             with defer_sigchld():
                 state.is_consistent = False  # until the callbacks have seen the update
                 output = self._train_step(batch)
-                state.advance(output, len(batch))
+                state.advance(output, batch.total_weight)
                 if self.record_every is not None and state.step % self.record_every == 0:
                     state.history.record_update(state.step, output)
                 is_last = self._after_step(output)
@@ -343,5 +343,5 @@ class Trainer:
             for batch in batches:
                 with checked_data():
                     output = self.objective(self.model, batch)
-                mean.add(output, len(batch))
+                mean.add(output, batch.total_weight)
         return mean.row("validation")

@@ -16,8 +16,9 @@ from tinyvae.core.random import forked_rng
 from tinyvae.distributions import Distribution
 from tinyvae.models.base import DecoderModel
 from tinyvae.models.output import LatentTerm, LatentVariableModel, VAEOutput
-from tinyvae.objectives.base import VariationalBound, bound_or_not, run_eagerly
+from tinyvae.objectives.base import VariationalBound, bound_or_not
 from tinyvae.objectives.checks import describe_large_scale
+from tinyvae.objectives.estimators import run_eagerly
 from tinyvae.schedules import Schedule, ScheduledWeight, scheduled_values
 
 
@@ -260,6 +261,12 @@ class RegularizedObjective(Objective):
     def check(self, model: nn.Module, batch: Batch) -> str:
         """Check bound and regularizers on the first two examples. Return what is optimized."""
         output = self.bound.validated(model, batch)
+        coupling = [type(r).__name__ for r in self.terms if r.couples_batch]
+        if batch.weight is not None and coupling:
+            raise ValueError(
+                f"{coupling[0]} expects batches without weights, because it compares the examples "
+                "of a batch with each other: leave the weights out, or draw the examples by them"
+            )
         names: list[str] = []
         with evaluating(self, model), torch.no_grad(), forked_rng(batch.x.device):
             for regularizer in self.terms:
