@@ -207,6 +207,13 @@ class Objective(nn.Module, ABC):
         """
         return type(self).__name__
 
+    def coupling(self, model: nn.Module) -> str | None:
+        """Return what relates the examples of a batch in the loss, None if it is their mean.
+
+        It holds for the mode, training or evaluation, that the model is in.
+        """
+        return type(self).__name__ if self.couples_batch else None
+
     def find_problem(self, model: nn.Module, batch: Batch) -> str | None:
         """Return why training on a batch is likely to fail and what to do, None if it is not.
 

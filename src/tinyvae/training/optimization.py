@@ -66,6 +66,10 @@ class Optimization:
         monitor: Column of the history that ``ReduceLROnPlateau`` watches. Bounds expect its
             ``mode="max"``, and columns with negative values its ``threshold_mode="abs"``.
         clip_norm: Largest norm of a group's gradient. None turns clipping off.
+        microbatch_size: Number of examples that pass through the model at once. Larger batches are
+            split, and the gradients of the parts are accumulated before the update, which saves
+            memory. Only the noise differs from that of the whole batch. Losses that relate the
+            examples of a batch are refused.
 
     Example:
         >>> Optimization(2e-3, schedule="cosine", warmup_steps=100).scheduler_interval
@@ -82,6 +86,7 @@ class Optimization:
     scheduler_interval: Literal["epoch", "step"] = "epoch"
     monitor: str = "validation/loss"
     clip_norm: float | None = None
+    microbatch_size: int | None = None
 
     def __post_init__(self) -> None:
         rates = {"learning_rate": self.learning_rate, **self.learning_rates}
@@ -109,6 +114,11 @@ class Optimization:
             )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"Optimization expects clip_norm > 0 or None, got {self.clip_norm}")
+        size = self.microbatch_size
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise ValueError(
+                f"Optimization expects microbatch_size as an integer >= 1 or None, got {size!r}"
+            )
         if self.scheduler_interval not in ("epoch", "step"):
             raise ValueError(
                 "Optimization expects scheduler_interval 'epoch' or 'step', "

@@ -116,6 +116,7 @@ class TrainState:
         callbacks: The run's callbacks.
 
     Attributes:
+        optimization: Settings of the optimization in the current call of ``fit``.
         groups: Trained parameters, by the name of their loss.
         optimizers: Optimizers by parameter group.
         schedulers: Learning rate schedulers by parameter group.
@@ -136,6 +137,7 @@ class TrainState:
     """
 
     plan: RunPlan
+    optimization: Optimization
 
     def __init__(
         self,
@@ -168,6 +170,7 @@ class TrainState:
 
         Learning rates that a scheduler moved start again. Other changes of ``param_groups`` stay.
         """
+        self.optimization = optimization
         for name, optimizer in self.optimizers.items():
             restart_rates(optimizer, self.schedulers.get(name))
         groups = parameter_groups(self.objective, self.model)
