@@ -208,6 +208,7 @@ def prepare_run(
     if optimization.microbatch_size is not None:
         require_separable(state, optimization.microbatch_size, train, epoch)
     num_steps = plan.remaining_steps(num_batches, epoch, batch)
+    state.average.begin(optimization.average)
     state.objective.reset_schedules()
     if saved is None:  # fractions in schedules refer to the first call of ``fit``
         schedule_steps = state.plan.schedule_steps if state.step else num_steps

@@ -77,7 +77,9 @@ class TrainStep:
             update()
             for parameter in state.groups[name]:  # other groups still need their gradients
                 parameter.grad = None
-        # Averages of weights would be updated here.
+        if state.average.rule is not None:
+            progress = state.plan.progress(state.epoch, state.batch)
+            state.average.update(self.buffers.changed(), progress)
         if self.optimization.scheduler_interval == "step":
             self.optimization.step_schedulers(state.schedulers, {}, state.plan.scheduled_steps)
         return output

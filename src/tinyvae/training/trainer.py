@@ -318,7 +318,8 @@ class Trainer:
             state.is_consistent = False
             row["time_seconds"] = time.monotonic() - state.start_time
             state.finish_epoch(row)
-            with adding_columns(row):  # the history holds this row, so it is changed in place
+            # The history holds this row, so it is changed in place.
+            with adding_columns(row), state.average.swapped():
                 for callback in self.callbacks:
                     callback.on_epoch_end(state, row)
             if is_complete and self.optimization.scheduler_interval == "epoch":
