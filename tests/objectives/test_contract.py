@@ -207,8 +207,8 @@ def test_check_objective_finds_a_check_with_side_effects():
 
 def test_check_objective_finds_leaking_gradients():
     class Leaky(AdversarialPriorRegularizer):
-        def discriminator_loss(self, first, second):
-            loss, accuracy = super().discriminator_loss(first, second)
+        def discriminator_loss(self, batch, first, second):
+            loss, accuracy = super().discriminator_loss(batch, first, second)
             return loss + second.square().mean(), accuracy
 
     with pytest.raises(ContractError, match="loss discriminator has gradients in the model's"):

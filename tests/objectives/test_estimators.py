@@ -411,7 +411,7 @@ def test_baselines_reduce_the_variance():
         return (20_000 * vae.encoder.logits.grad).std(0).sum()
 
     class Without(IWAE):
-        def loss(self, weights, record, num_bounds):
+        def loss(self, batch, weights, output, num_bounds):
             signal = self.value(weights.log_px - weights.kl)
             extra = (signal.detach() * weights.log_q).sum(0)
             return -(signal + extra - extra.detach()).mean()

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from tinyvae._devices import widest_float
 from tinyvae.schedules import LossWeight, ScheduledWeight
 
 Direction = Literal["max", "min"]
@@ -37,6 +38,8 @@ class Batch:
         index: Positions of the examples in the data that ``fit`` was given, ``(B,)``: in
             ``train`` during training, in ``validation`` during validation. None for a DataLoader
             or a stream, which do not tell positions. An index from ``batch=`` has priority.
+        weight: Weights of the examples in every mean over data, ``(B,)``, at least 0. An example of
+            weight 2 counts as two equal examples. None gives each the weight 1.
 
     Example:
         >>> from dataclasses import dataclass
@@ -45,16 +48,61 @@ class Batch:
         ...     labels: torch.Tensor | None = None
         >>> LabeledBatch(x, labels=torch.arange(8)).first(2).labels
         tensor([0, 1])
+        >>> Batch(x[:2], weight=torch.tensor([1.0, 3.0])).mean(torch.tensor([0.0, 4.0]))
+        tensor(3.)
     """
 
     x: Tensor
     context: Tensor | None = None
     mask: Tensor | None = None
     index: Tensor | None = None
+    weight: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of examples ``B``."""
         return len(self.x)
+
+    @property
+    def total_weight(self) -> int | Tensor:
+        """Sum of the weights, or the number of examples if there are none."""
+        if self.weight is None:
+            return len(self)
+        return self.weight.sum(dtype=widest_float(self.weight.device))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean, 0-d, of values ``(..., B)``, weighted over the examples."""
+        return self.weighted(values).mean()
+
+    def weighted(self, values: Tensor, dim: int = -1) -> Tensor:
+        """Return values times the examples' weights, of mean 1, so that means are weighted.
+
+        Args:
+            values: Values of the examples, ``(..., B, ...)``.
+            dim: Dimension of the examples.
+        """
+        if self.weight is None:
+            return values
+        weight = self.weight.to(values.dtype)
+        # If all weights are 0, so are all terms.
+        mean_one = weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny) * len(self)
+        return values * mean_one.view(-1, *[1] * (-1 - dim))
+
+    def check_weight(self) -> None:
+        """Raise ValueError unless the weights are finite, at least 0, and one per example."""
+        weight = self.weight
+        if weight is None:
+            return
+        if weight.shape != (len(self),):
+            raise ValueError(
+                f"Batch expects weight of shape ({len(self)},), one per example, got "
+                f"{tuple(weight.shape)}"
+            )
+        if not (torch.isfinite(weight) & (weight >= 0)).all():
+            low, high = weight.aminmax()
+            raise ValueError(
+                f"Batch expects finite weights >= 0, got values from {low:g} to {high:g}: drop the "
+                "examples that are not to count, or give them weight 0"
+            )
 
     def first(self, num: int) -> Self:
         """Return the first ``num`` examples."""
@@ -158,6 +206,13 @@ class Objective(nn.Module, ABC):
         one on all data.
         """
         return type(self).__name__
+
+    def coupling(self, model: nn.Module) -> str | None:
+        """Return what relates the examples of a batch in the loss, None if it is their mean.
+
+        It holds for the mode, training or evaluation, that the model is in.
+        """
+        return type(self).__name__ if self.couples_batch else None
 
     def find_problem(self, model: nn.Module, batch: Batch) -> str | None:
         """Return why training on a batch is likely to fail and what to do, None if it is not.

@@ -116,6 +116,11 @@ class EvaluationData:
         waiting: list[Batch] = []
         size = 0
         for batch in self._source.batches(0):
+            if batch.weight is not None:
+                raise ValueError(
+                    "evaluation expects data without weights, got a weight: leave it out, and "
+                    "take the weighted mean of the report's values, such as report.elbo.values"
+                )
             size = size or max(1, min(READ_SIZE, READ_ELEMENTS // max(1, batch.x[:1].numel())))
             waiting.append(batch)
             if sum(map(len, waiting)) < size:

@@ -6,8 +6,7 @@ r"""Bounds on the evidence, as functions of the log weights of several samples.
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import TypeVar, cast, get_args
+from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +15,22 @@ from tinyvae.core.module_state import evaluating
 from tinyvae.core.objective import BOUND, Batch, Direction, Objective, ObjectiveOutput
 from tinyvae.models.advice import advise
 from tinyvae.models.output import LatentVariableModel, VAEOutput
-from tinyvae.objectives.checks import check_gradients, check_second_pass, describe_large_scale
+from tinyvae.objectives.checks import (
+    check_gradients,
+    check_second_pass,
+    check_weights,
+    describe_large_scale,
+)
 from tinyvae.objectives.estimators import (
     Baseline,
     Estimator,
     LogWeights,
     path_surrogate,
+    run_eagerly,
     score_surrogate,
 )
 from tinyvae.schedules import LossWeight, Schedule, ScheduledWeight, scheduled_values
 
-Result = TypeVar("Result")
 GRADIENTS = {"pathwise": "", "stl": ", STL gradient", "dreg": ", DReG gradient"}
 
 
@@ -146,8 +150,9 @@ class VariationalBound(Objective):
         losses, metrics = self.losses_and_metrics(cast("LatentVariableModel", model), batch, output)
         metrics |= scheduled_values(self)
         for name, value in output.losses().items():
-            metrics[name] = value.mean().detach()
-            losses = {group: loss + value.mean() for group, loss in losses.items()}
+            mean = batch.mean(value)
+            metrics[name] = mean.detach()
+            losses = {group: loss + mean for group, loss in losses.items()}
         return output, ObjectiveOutput(losses, metrics | output.metrics(), output.shares())
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -185,10 +190,10 @@ class VariationalBound(Objective):
         """Return the losses by parameter group, and the metrics, of a pass."""
         output = self.rescored(model, batch, output)
         weights = LogWeights.of(output)
-        terms = {name: t.mean().detach() for name, t in self._terms(output, weights).items()}
+        terms = {n: batch.mean(t).detach() for n, t in self._terms(output, weights).items()}
         terms["elbo"] = terms.pop("log_weight")
         metrics = {f"{name}_nats": term for name, term in terms.items()}
-        return self.losses(weights, output), metrics
+        return self.losses(batch, weights, output), metrics
 
     def per_example(self, output: VAEOutput) -> dict[str, Tensor]:
         """Return log weights and their terms, ``(K, B)``, and the bounds, ``(B,)``."""
@@ -215,26 +220,26 @@ class VariationalBound(Objective):
             value = value.masked_fill(value.isnan() & ~log_weight.isnan().any(0), -math.inf)
         return value.mean(0)
 
-    def losses(self, weights: LogWeights, output: VAEOutput) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, weights: LogWeights, output: VAEOutput) -> dict[str, Tensor]:
         """Return the losses by parameter group."""
-        return {"model": self.loss(weights, output, self.num_bounds)}
+        return {"model": self.loss(batch, weights, output, self.num_bounds)}
 
-    def loss(self, weights: LogWeights, output: VAEOutput, num_bounds: int) -> Tensor:
+    def loss(self, batch: Batch, weights: LogWeights, output: VAEOutput, num_bounds: int) -> Tensor:
         """Return minus the mean of ``num_bounds`` bounds, with the estimator's gradient."""
         beta = self.beta.type_as(weights.log_px)
         log_weight = weights.log_px - beta * weights.kl
         if not torch.is_grad_enabled():
-            return -self.mean_value(log_weight, num_bounds).mean()
+            return -batch.mean(self.mean_value(log_weight, num_bounds))
         log_weight = _grouped(log_weight, num_bounds)  # (K, M, B)
         log_q = None if weights.log_q is None else _grouped(weights.log_q, num_bounds)
-        loss = -self.value(log_weight).mean()
+        loss = -batch.mean(self.value(log_weight))
         surrogate = torch.zeros_like(loss)
         if log_q is not None:
             score_term = score_surrogate(self.value, log_weight, log_q, self.baseline)
-            surrogate = surrogate + score_term.mean()
+            surrogate = surrogate + batch.mean(score_term)
         if self.estimator == "dreg":
             score = self._reparameterized_score(log_weight, log_q)
-            surrogate = surrogate + path_surrogate(beta * score.mean(), output)
+            surrogate = surrogate + path_surrogate(beta * batch.mean(score), output)
         # The surrogate adds a gradient and no value.
         return loss + (surrogate.detach() - surrogate)
 
@@ -264,6 +269,7 @@ class VariationalBound(Objective):
         if not isinstance(model, LatentVariableModel):
             raise TypeError(f"{type(self).__name__} expects a VAE, got a {type(model).__name__}")
         output = model.check(batch.x, batch.context, mask=batch.mask)
+        check_weights(type(self).__name__, model, batch, output)
         advise(model, batch.x, batch.context, output)
         with evaluating(self, model):
             self.check_latents(output)
@@ -290,6 +296,12 @@ class VariationalBound(Objective):
         if not isinstance(model, LatentVariableModel) or model.couples_batch:
             return False
         return self.is_unmodified() and model.is_density
+
+    def coupling(self, model: nn.Module) -> str | None:
+        """Return what relates the examples of a batch in the loss, None if it is their mean."""
+        if isinstance(model, LatentVariableModel) and model.couples_batch:
+            return f"a {type(model).__name__} with batch normalization or a scale of the batch"
+        return f"{self}" if self.couples_batch else None
 
     def describe(self, output: VAEOutput) -> str:
         """Return a short description of what is optimized."""
@@ -329,20 +341,6 @@ def _grouped(values: Tensor, num_bounds: int) -> Tensor:
 def log_mean_exp(values: Tensor) -> Tensor:
     """Return the logarithm of the mean of exp(values) over the first dimension."""
     return torch.logsumexp(values, 0) - math.log(len(values))
-
-
-def run_eagerly(
-    run: Callable[[nn.Module, Batch], Result], model: nn.Module, batch: Batch
-) -> Result:
-    """Run outside of ``torch.compile``, whose graphs hide a part of the path to the samples."""
-    if model._compiled_call_impl is not None:
-        raise ValueError(
-            "an objective that computes gradients in a pass (estimator='dreg', "
-            "GradientPenaltyRegularizer) expects a model that is not compiled, got a compiled "
-            "one: compile its encoder and decoder"
-        )
-    run = torch.compiler.disable(run) if torch.compiler.is_compiling() else run
-    return run(model, batch)
 
 
 def bound_or_not(is_bound: bool) -> str:

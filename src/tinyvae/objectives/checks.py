@@ -81,6 +81,25 @@ def check_gradients(owner: str, output: VAEOutput, num_samples: int, estimator: 
             )
 
 
+def check_weights(owner: str, model: LatentVariableModel, batch: Batch, output: VAEOutput) -> None:
+    """Raise ValueError if a batch has weights that a part of the model would ignore."""
+    if batch.weight is None:
+        return
+    likelihood = model.likelihood if isinstance(model, DecoderModel) else None
+    if likelihood is not None and likelihood.couples_batch:
+        raise ValueError(
+            f"{owner} expects batches without weights with {type(likelihood).__name__}, whose "
+            "scale is that of the batch, where all examples count equally: use "
+            "GaussianLikelihood('learned')"
+        )
+    if output.shares():
+        raise ValueError(
+            f"{owner} expects batches without weights with codebooks, whose perplexity and "
+            f"averages count all examples equally, got {list(output.shares())}: repeat or draw the "
+            "examples by their weights"
+        )
+
+
 def check_second_pass(
     model: LatentVariableModel, batch: Batch, num_samples: int, estimator: Estimator
 ) -> None:

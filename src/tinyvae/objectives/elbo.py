@@ -172,10 +172,10 @@ class ELBO(VariationalBound):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the loss and the metrics of a pass."""
         output = self.rescored(model, batch, output)
-        log_likelihood = output.log_px.mean()
+        log_likelihood = batch.mean(output.log_px)
         names = [term.name for term in output.latents]
         samples = [self._kl_of_samples(term) for term in output.latents]
-        means = [self._mean(kl) for kl in samples]
+        means = [self._mean(batch, kl) for kl in samples]
         kls = [mean.sum() for mean in means] if self.has_free_bits else means
         kl = reduce(torch.add, kls)
         metrics = {
@@ -189,7 +189,7 @@ class ELBO(VariationalBound):
         if torch.is_grad_enabled() and (terms := terms_without_rsample(output)):
             log_weight = self._linearized(output.log_px, names, samples, means)
             log_q = reduce(torch.add, [term.log_q for term in terms])
-            surrogate = score_surrogate(self.value, log_weight, log_q, self.baseline).mean()
+            surrogate = batch.mean(score_surrogate(self.value, log_weight, log_q, self.baseline))
             loss = loss + (surrogate.detach() - surrogate)
         if self.training and torch.is_grad_enabled():
             self._move_multipliers(metrics)
@@ -223,9 +223,11 @@ class ELBO(VariationalBound):
         groups: Tensor = kl.flatten(first).unflatten(-1, (-1, size))
         return groups.sum(-1)
 
-    def _mean(self, kl: Tensor) -> Tensor:
+    def _mean(self, batch: Batch, kl: Tensor) -> Tensor:
         """Return the mean over batch and samples, 0-d. With free bits, it is ``(G,)``."""
-        return kl.flatten(0, -2).mean(0) if self.has_free_bits else kl.mean()
+        if self.has_free_bits:
+            return batch.weighted(kl, -2).flatten(0, -2).mean(0)
+        return batch.mean(kl)
 
     def _rate(self, names: Sequence[str], means: Sequence[Tensor]) -> Tensor:
         """Return the KL term of the loss, from the mean KL of each latent."""

@@ -31,16 +31,18 @@ References:
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tinyvae.core.objective import Batch
 from tinyvae.models.output import LatentTerm, VAEOutput
 
 Estimator = Literal["pathwise", "stl", "dreg"]
 Baseline = Literal["vimco", "leave_one_out"]
 BoundFunction = Callable[[Tensor], Tensor]
+Result = TypeVar("Result")
 
 
 def terms_without_rsample(output: VAEOutput) -> list[LatentTerm]:
@@ -142,3 +144,17 @@ def path_surrogate(value: Tensor, output: VAEOutput) -> Tensor:
             partials[index] = partials[index] - through_later
     surrogates = [(part * z).sum() for part, z in zip(partials, samples, strict=True)]
     return torch.stack(surrogates).sum()
+
+
+def run_eagerly(
+    run: Callable[[nn.Module, Batch], Result], model: nn.Module, batch: Batch
+) -> Result:
+    """Run outside of ``torch.compile``, whose graphs hide a part of the path to the samples."""
+    if model._compiled_call_impl is not None:
+        raise ValueError(
+            "an objective that computes gradients in a pass (estimator='dreg', "
+            "GradientPenaltyRegularizer) expects a model that is not compiled, got a compiled "
+            "one: compile its encoder and decoder"
+        )
+    run = torch.compiler.disable(run) if torch.compiler.is_compiling() else run
+    return run(model, batch)

@@ -7,6 +7,7 @@ r"""Importance-weighted bounds.
 from torch import Tensor, nn
 
 from tinyvae.core.keywords import suggest_keywords
+from tinyvae.core.objective import Batch
 from tinyvae.models.output import LatentVariableModel, VAEOutput
 from tinyvae.objectives.base import VariationalBound, log_mean_exp
 from tinyvae.objectives.estimators import Baseline, Estimator, LogWeights
@@ -163,11 +164,11 @@ class PIWAE(VariationalBound):
         posterior = self.mean_value(log_weight, self.num_bounds)
         return {"iwae": self.mean_value(log_weight, 1), "multiply_iwae": posterior}
 
-    def losses(self, weights: LogWeights, output: VAEOutput) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, weights: LogWeights, output: VAEOutput) -> dict[str, Tensor]:
         """Return the losses of both groups."""
         return {
-            "posterior": self.loss(weights, output, self.num_bounds),
-            "generative": self.loss(weights, output, 1),
+            "posterior": self.loss(batch, weights, output, self.num_bounds),
+            "generative": self.loss(batch, weights, output, 1),
         }
 
     def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:

@@ -2,6 +2,9 @@
 
 from tinyvae.training.acceleration.allocator import tune_malloc as tune_malloc
 from tinyvae.training.acceleration.options import Speed as Speed
+from tinyvae.training.averaging import ExponentialMovingAverage as ExponentialMovingAverage
+from tinyvae.training.averaging import StochasticWeightAverage as StochasticWeightAverage
+from tinyvae.training.averaging import WeightAverage as WeightAverage
 from tinyvae.training.callbacks import Callback as Callback
 from tinyvae.training.callbacks import EarlyStopping as EarlyStopping
 from tinyvae.training.checkpoints.checkpoint import Checkpoint as Checkpoint

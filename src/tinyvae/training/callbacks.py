@@ -56,7 +56,7 @@ class Callback:
         """
 
     def on_validation_start(self, state: TrainState) -> None:
-        """Run before every validation, for example to swap in averaged weights."""
+        """Run before every validation, in which the model has its averaged weights, if any."""
 
     def on_validation_end(self, state: TrainState) -> None:
         """Run after every validation, also after an error in it."""
@@ -65,7 +65,8 @@ class Callback:
         """Run after every epoch. Columns that are added to ``row`` become part of the history.
 
         A checkpoint may have been written after the epoch's last step, before this call. A run that
-        is resumed from it calls this method again.
+        is resumed from it calls this method again. In a run with an average of weights, the model
+        has the average in this call, and its own weights again afterwards.
         """
 
     def on_safe_point(self, state: TrainState, *, last: bool) -> None:
@@ -102,6 +103,7 @@ def running(
         for callback in callbacks:
             callback.on_fit_start(state)
             stack.callback(callback.on_fit_end, state)
+        stack.callback(state.average.finish)  # first, so that callbacks see the final weights
         if saved is not None:
             state.load_late_state(saved)
         yield
@@ -110,7 +112,7 @@ def running(
 @contextmanager
 def validating(callbacks: Sequence[Callback], state: TrainState) -> Iterator[None]:
     """Call ``on_validation_start`` of all, and at the end ``on_validation_end``."""
-    with ExitStack() as stack:
+    with state.average.swapped(), ExitStack() as stack:
         for callback in callbacks:
             callback.on_validation_start(state)
             stack.callback(callback.on_validation_end, state)

@@ -38,10 +38,13 @@ class DeviceSum:
         self._sum = rounded.to(device)
         self._rounded_off = (exact - rounded).to(self._sum)
 
-    def add(self, values: Tensor, weight: int) -> None:
-        """Add a vector ``weight`` times."""
+    def add(self, values: Tensor, weight: float | Tensor) -> None:
+        """Add a vector ``weight`` times, a number or 0-d."""
         if self._sum.dtype == torch.float64:
-            self._sum.add_(values, alpha=weight)
+            if isinstance(weight, Tensor):
+                self._sum.addcmul_(values.to(self._sum.dtype), weight)
+            else:
+                self._sum.add_(values, alpha=weight)
             return
         before, added = self._sum, values.to(self._sum.dtype) * weight
         self._sum = before + added

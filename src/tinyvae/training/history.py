@@ -1,6 +1,7 @@
 """History of a run: one row per epoch and, on request, one per update."""
 
 import io
+import math
 import operator
 import os
 import sys
@@ -269,7 +270,7 @@ def named_values(output: ObjectiveOutput) -> dict[str, Tensor]:
 
 
 class RunningMean:
-    """Mean of losses and metrics over an epoch, weighted by the number of examples.
+    """Mean of losses and metrics over an epoch, weighted by the weights of the examples.
 
     A perplexity is computed from the mean shares. The sums stay on the device, so that a step does
     not wait for the device.
@@ -279,10 +280,10 @@ class RunningMean:
         self._names: tuple[str, ...] = ()
         self._totals: DeviceSum | None = None  # (names,)
         self._shares: dict[str, DeviceSum] = {}  # (J,) each
-        self._weight = 0
+        self._weight: float | Tensor = 0
 
-    def add(self, output: ObjectiveOutput, weight: int) -> None:
-        """Add a batch of ``weight`` examples."""
+    def add(self, output: ObjectiveOutput, weight: float | Tensor) -> None:
+        """Add a batch of a total ``weight``, a number or 0-d."""
         named = named_values(output)
         if self._totals is None:
             for name, value in named.items():
@@ -307,19 +308,21 @@ class RunningMean:
             if name not in self._shares:
                 self._shares[name] = DeviceSum([0.0] * len(shares), shares.device)
             self._shares[name].add(shares.detach(), weight)
-        self._weight += weight
+        self._weight = self._weight + weight
 
     def row(self, part: str) -> Row:
         """Return the means so far as the columns ``part/...``."""
-        means = {name: total / self._weight for name, total in self._by_name().items()}
+        weight = float(self._weight) or math.nan  # all weights may be 0
+        means = {name: total / weight for name, total in self._by_name().items()}
         shares = {name: sums.value() for name, sums in self._shares.items()}
         means |= {name: perplexity(sums / sums.sum()).item() for name, sums in shares.items()}
         return {f"{part}/{name}": mean for name, mean in means.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sum of each value over the examples, and the number of examples."""
+        """Return the sum of each value over the examples, and the sum of their weights."""
         shares = {name: sums.value().tolist() for name, sums in self._shares.items()}
-        return {"totals": self._by_name(), "shares": shares, "weight": self._weight}
+        weight = self._weight.item() if isinstance(self._weight, Tensor) else self._weight
+        return {"totals": self._by_name(), "shares": shares, "weight": weight}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Restore the sums from :meth:`state_dict`, on ``device``."""

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.objective import Objective
 from tinyvae.core.warnings import warn
+from tinyvae.training.averaging import WeightAverage
 from tinyvae.training.history import Row, require_direction, require_validation, watched
 from tinyvae.training.rates import (
     Schedule,
@@ -66,6 +67,13 @@ class Optimization:
         monitor: Column of the history that ``ReduceLROnPlateau`` watches. Bounds expect its
             ``mode="max"``, and columns with negative values its ``threshold_mode="abs"``.
         clip_norm: Largest norm of a group's gradient. None turns clipping off.
+        microbatch_size: Number of examples that pass through the model at once. Larger batches are
+            split, and the gradients of the parts are accumulated before the update, which saves
+            memory. Only the noise differs from that of the whole batch. Losses that relate the
+            examples of a batch are refused.
+        average: Average of the weights, :class:`~tinyvae.training.ExponentialMovingAverage` or
+            :class:`~tinyvae.training.StochasticWeightAverage`, with which the run is validated and
+            the model ends. None for the weights of the last update.
 
     Example:
         >>> Optimization(2e-3, schedule="cosine", warmup_steps=100).scheduler_interval
@@ -82,6 +90,8 @@ class Optimization:
     scheduler_interval: Literal["epoch", "step"] = "epoch"
     monitor: str = "validation/loss"
     clip_norm: float | None = None
+    microbatch_size: int | None = None
+    average: WeightAverage | None = None
 
     def __post_init__(self) -> None:
         rates = {"learning_rate": self.learning_rate, **self.learning_rates}
@@ -109,6 +119,16 @@ class Optimization:
             )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"Optimization expects clip_norm > 0 or None, got {self.clip_norm}")
+        size = self.microbatch_size
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise ValueError(
+                f"Optimization expects microbatch_size as an integer >= 1 or None, got {size!r}"
+            )
+        if not isinstance(self.average, WeightAverage | None):
+            raise TypeError(
+                "Optimization expects average as an ExponentialMovingAverage(0.999), a "
+                f"StochasticWeightAverage(0.75) or None, got {self.average!r:.80}"
+            )
         if self.scheduler_interval not in ("epoch", "step"):
             raise ValueError(
                 "Optimization expects scheduler_interval 'epoch' or 'step', "

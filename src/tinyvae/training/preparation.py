@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tinyvae.core.module_state import evaluating, training
+from tinyvae.core.module_state import evaluating, mixes_examples, training
 from tinyvae.core.objective import Batch, Objective
 from tinyvae.core.random import Stream, derive_seed
 from tinyvae.core.warnings import warn
@@ -133,6 +133,7 @@ def open_sources(
 
 def _check(state: TrainState, is_training: bool, batch: Batch) -> str:
     """Check a batch with model and objective in the mode in which they use it."""
+    batch.check_weight()
     mode = training if is_training else evaluating
     with mode(state.model, state.objective):
         return state.objective.check(state.model, batch)
@@ -204,7 +205,10 @@ def prepare_run(
     if validation is not None:
         validation.begin(0)
     require_single_examples(state, train, epoch)
+    if optimization.microbatch_size is not None:
+        require_separable(state, optimization.microbatch_size, train, epoch)
     num_steps = plan.remaining_steps(num_batches, epoch, batch)
+    state.average.begin(optimization.average)
     state.objective.reset_schedules()
     if saved is None:  # fractions in schedules refer to the first call of ``fit``
         schedule_steps = state.plan.schedule_steps if state.step else num_steps
@@ -248,6 +252,35 @@ def require_single_examples(state: TrainState, train: ValidatedSource, epoch: in
             raise needs_two_examples(error, where, _advise_batches(source)) from error
 
 
+def require_separable(state: TrainState, size: int, train: ValidatedSource, epoch: int) -> None:
+    """Raise ValueError if the gradient of a batch is not the mean of those of its parts.
+
+    Two examples are passed through the model. The pass leaves no trace.
+    """
+    objective, model = state.objective, state.model
+    gradients = Gradients(model, objective, state.groups)
+    batch = train.first_batch(epoch).first(2)
+    with training(model, objective):
+        reason = objective.coupling(model)
+        if reason is None and (mixes_examples(model) or mixes_examples(objective)):
+            reason = "batch normalization"
+        if reason is None:
+            named = [*model.named_buffers(), *objective.named_buffers(prefix="objective")]
+            before = [buffer.clone() for _, buffer in named]
+            with without_trace(gradients, state.device):
+                gradients.losses(batch)
+                pairs = zip(named, before, strict=True)
+                changed = [name for (name, now), old in pairs if not torch.equal(now, old)]
+            if changed:
+                reason = f"the buffer '{changed[0]}', which each pass changes"
+    if reason is not None:
+        raise ValueError(
+            f"Optimization(microbatch_size={size}) expects a loss that is a mean over the examples "
+            f"of a batch, got {reason}: leave microbatch_size out, and use a smaller batch_size to "
+            "save memory"
+        )
+
+
 def _advise_batches(source: DataSource) -> str:
     """Return how to avoid a batch of one example."""
     num_examples, size = source.num_examples, source.batch_size
@@ -278,7 +311,6 @@ def select_fast_path(
     resolved: ResolvedSpeed,
     source: ValidatedSource,
     saved: Mapping[str, Any] | None,
-    clip_norm: float | None,
     *,
     is_new: bool,
 ) -> tuple[ComputeGradients, ResolvedSpeed]:
@@ -290,12 +322,15 @@ def select_fast_path(
     if speed == Speed():
         return gradients, ResolvedSpeed()
     with training(state.model, state.objective):
-        example = source.first_batch(state.epoch)
+        example = source.first_batch(state.epoch).part(slice(state.optimization.microbatch_size))
         if (is_new or saved is not None) and not _requests_the_same(speed, saved):
             resolved = resolve_speed(gradients, example, speed)
             state.set_mode(speed, resolved)
-        compute = accelerate(gradients, example, speed, resolved, state.optimizers, clip_norm)
-        return compute, resolved
+        optimization = state.optimization
+        # Gradients of parts of a batch are added before the update.
+        optimizers = state.optimizers if optimization.microbatch_size is None else {}
+        clip_norm = optimization.clip_norm
+        return accelerate(gradients, example, speed, resolved, optimizers, clip_norm), resolved
 
 
 def warn_about_schedules(state: TrainState, steps: int | None) -> None:

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from tinyvae.core.objective import Objective, ObjectiveOutput
 from tinyvae.core.random import rng_state, seed_rng, set_rng_state
+from tinyvae.training.averaging import AveragedWeights
 from tinyvae.training.history import History, Row, RunningMean
 from tinyvae.training.optimization import (
     Optimization,
@@ -99,6 +100,16 @@ class RunPlan:
         num_epochs = max(epochs - start_epoch, 0)
         return cls(start_epoch, num_epochs, saved["plan"]["scheduled_epochs"])
 
+    def progress(self, epoch: int, batch: int) -> float:
+        """Return the share of the scheduled updates that is done at a batch of an epoch.
+
+        Without a length of the data, only complete epochs count.
+        """
+        done = float(epoch - self.start_epoch)
+        if self.scheduled_steps:
+            done += batch * self.scheduled_epochs / self.scheduled_steps
+        return done / self.scheduled_epochs
+
     def remaining_steps(self, num_batches: int | None, epoch: int, batch: int) -> int | None:
         """Return the updates that remain at a batch of an epoch, None for data without a length."""
         if num_batches is None:
@@ -116,12 +127,14 @@ class TrainState:
         callbacks: The run's callbacks.
 
     Attributes:
+        optimization: Settings of the optimization in the current call of ``fit``.
         groups: Trained parameters, by the name of their loss.
         optimizers: Optimizers by parameter group.
         schedulers: Learning rate schedulers by parameter group.
         epoch: Epochs done.
         step: Updates done.
         batch: Batches done in the current epoch.
+        average: Average of the weights.
         running_means: Means of losses and metrics in the current epoch.
         history: Rows of all epochs so far.
         plan: Length of the current call of ``fit``.
@@ -136,6 +149,7 @@ class TrainState:
     """
 
     plan: RunPlan
+    optimization: Optimization
 
     def __init__(
         self,
@@ -151,6 +165,7 @@ class TrainState:
         self.schedulers: dict[str, LRScheduler] = {}
         self._makers: tuple[Any, ...] = ()  # settings from which the optimizers were made
         self.epoch = self.step = self.batch = 0
+        self.average = AveragedWeights(model)
         self.running_means = RunningMean()
         self.history = History()
         self.stop_request: StopRequest | None = None
@@ -168,6 +183,7 @@ class TrainState:
 
         Learning rates that a scheduler moved start again. Other changes of ``param_groups`` stay.
         """
+        self.optimization = optimization
         for name, optimizer in self.optimizers.items():
             restart_rates(optimizer, self.schedulers.get(name))
         groups = parameter_groups(self.objective, self.model)
@@ -205,9 +221,9 @@ class TrainState:
         if self.history.epochs:
             self.start_time -= self.history.epochs[-1]["time_seconds"]
 
-    def advance(self, output: ObjectiveOutput, num_examples: int) -> None:
-        """Count an update."""
-        self.running_means.add(output, num_examples)
+    def advance(self, output: ObjectiveOutput, weight: int | Tensor) -> None:
+        """Count an update, whose batch has a total weight in the means of the epoch."""
+        self.running_means.add(output, weight)
         self.step += 1
         self.batch += 1
 
@@ -272,6 +288,7 @@ class TrainState:
             "objective": self.objective.state_dict(),
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
             "schedulers": {name: s.state_dict() for name, s in self.schedulers.items()},
+            "average": self.average.state_dict(),
             "callbacks": {name: state for name, state in callbacks.items() if state},
             "history": history,
             "running_means": self.running_means.state_dict(),
@@ -292,6 +309,7 @@ class TrainState:
             optimizer._opt_called = True  # type: ignore[attr-defined]
         for name, scheduler in self.schedulers.items():
             scheduler.load_state_dict(saved["schedulers"][name])
+        self.average.load_state_dict(saved["average"])
         self.history.load_state_dict(saved["history"])
         if self.stop_request is not None:  # a signal came since ``fit`` was called
             self.history.stop_reason = self.stop_request.reason

@@ -17,6 +17,7 @@ from tinyvae.core.objective import Batch, Objective, ObjectiveOutput, checked_da
 from tinyvae.core.random import forked_rng
 from tinyvae.errors import NonFiniteError
 from tinyvae.training.acceleration.fused_adam import make_step
+from tinyvae.training.accumulation import AccumulatedGradients
 from tinyvae.training.buffers import BufferBackup
 from tinyvae.training.finite_state import require_finite_state
 from tinyvae.training.nonfinite import NonFiniteGuard
@@ -42,6 +43,10 @@ class TrainStep:
     ) -> None:
         self.state, self.optimization = state, optimization
         self.compute_gradients = compute_gradients
+        if optimization.microbatch_size is not None:
+            self.compute_gradients = AccumulatedGradients(
+                compute_gradients, state.trained_parameters().values(), optimization.microbatch_size
+            )
         find_problem = partial(state.objective.find_problem, state.model)
         self.guard = NonFiniteGuard(
             state.optimizers, state.trained_parameters(), find_problem, optimization.clip_norm
@@ -54,8 +59,6 @@ class TrainStep:
         """Make one update, and return the batch's losses and metrics."""
         state = self.state
         self.buffers.keep(self.guard.flag)
-        # Gradient accumulation would call this once per part of the batch, and several processes
-        # would average gradients after it.
         where = f"step {state.step + 1} (epoch {state.epoch + 1})"
         try:
             state.objective.set_step(state.step, state.plan.schedule_steps)
@@ -63,6 +66,7 @@ class TrainStep:
             is_updated = output is not None
             if output is None:
                 output = self.compute_gradients(batch)
+                # Several processes would average gradients here: they are those of the whole batch.
                 self.guard.check(output, batch, where, self.buffers.changed())
         except BaseException as error:
             self.buffers.restore()
@@ -72,7 +76,9 @@ class TrainStep:
             raise
         if not is_updated:
             self._update()
-        # Averages of weights would be updated here.
+        if state.average.rule is not None:
+            progress = state.plan.progress(state.epoch, state.batch)
+            state.average.update(self.buffers.changed(), progress)
         if self.optimization.scheduler_interval == "step":
             self.optimization.step_schedulers(state.schedulers, {}, state.plan.scheduled_steps)
         return output

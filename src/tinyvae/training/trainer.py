@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from tinyvae._devices import choose_device
 from tinyvae.core.generators import exclusive_generators, warn_about_foreign_seed
@@ -128,6 +129,11 @@ class Trainer:
         return self.state.device
 
     @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        """Optimizers by parameter group. Changed settings, such as a learning rate, stay."""
+        return self.state.optimizers
+
+    @property
     def history(self) -> History:
         """History of all calls of :meth:`fit`."""
         return self.state.history
@@ -161,10 +167,9 @@ class Trainer:
         """Train for ``epochs`` more epochs, and end in evaluation mode. A second call continues.
 
         A second call keeps weights, moments, epochs, steps and history. Scheduled weights of the
-        objective continue, too: their fractions refer to the first call. Schedulers start again
-        and span the new epochs. Settings that you changed in ``state.optimizers`` stay, and a
-        scheduler starts from your learning rate. Moments start again if the trained parameters or
-        the optimizer and rates of ``optimization`` have changed.
+        objective continue: their fractions refer to the first call. Schedulers start again, from
+        the learning rate that you set in :attr:`optimizers`, and span the new epochs. Moments start
+        again if trained parameters, optimizer or rates of ``optimization`` have changed.
 
         With ``resume`` the run continues from a checkpoint, at the same step. Then ``epochs``
         counts the epochs of the whole run, and a run that is complete returns its history. The
@@ -181,8 +186,7 @@ class Trainer:
             batch: Function that returns x, or a :class:`~tinyvae.Batch`, of a batch of the data.
             transform: Function (x, generator) -> x, applied to each batch.
             workers: Number of processes that read a Dataset ahead, as long as ``fit`` runs.
-            drop_last: True to leave out the last batch if it has fewer training examples. Each
-                epoch leaves out other ones, because it has its own order.
+            drop_last: True to leave out a last batch of fewer training examples, others in each epoch.
             resume: ``"auto"`` for the newest valid checkpoint in the :class:`Checkpoint`'s folder,
                 if there is one; or the path of a checkpoint or of a folder of checkpoints.
 
@@ -191,9 +195,8 @@ class Trainer:
 
         Raises:
             TypeError, ValueError: If data, model and objective do not fit, before the first step.
-            NonFiniteError: If weights or buffers are not finite at the start, or if a loss, a
-                gradient or its square is not. The update of that step is not made. (On a GPU the
-                error comes some steps later, but no later update was made.)
+            NonFiniteError: If weights or buffers are not finite at the start, or a loss, a gradient
+                or its square in a step, whose update is not made (on a GPU some steps later).
             CheckpointError: If no checkpoint can be read, or it is of another model.
             FileExistsError: If the folder of the :class:`Checkpoint` holds a run, and ``resume``
                 is not given.
@@ -242,9 +245,8 @@ class Trainer:
             )
             saved = load_resume_state(self.checkpoint, state, resume, prepare)
             self.resolved_speed = restored_speed(self.speed, self.resolved_speed, saved)
-            clip_norm, resolved = self.optimization.clip_norm, self.resolved_speed
             compute_gradients, self.resolved_speed = select_fast_path(
-                state, self.speed, resolved, source, saved, clip_norm, is_new=is_new
+                state, self.speed, self.resolved_speed, source, saved, is_new=is_new
             )
             self._train_step = TrainStep(state, self.optimization, compute_gradients)
             self._after_step = StepHooks(callbacks, state, self.seed)
@@ -281,7 +283,7 @@ class Trainer:
             with defer_sigchld():
                 state.is_consistent = False  # until the callbacks have seen the update
                 output = self._train_step(batch)
-                state.advance(output, len(batch))
+                state.advance(output, batch.total_weight)
                 if self.record_every is not None and state.step % self.record_every == 0:
                     state.history.record_update(state.step, output)
                 is_last = self._after_step(output)
@@ -319,7 +321,7 @@ class Trainer:
             state.is_consistent = False
             row["time_seconds"] = time.monotonic() - state.start_time
             state.finish_epoch(row)
-            with adding_columns(row):  # the history holds this row, so it is changed in place
+            with adding_columns(row), state.average.swapped():  # the history holds this row
                 for callback in self.callbacks:
                     callback.on_epoch_end(state, row)
             if is_complete and self.optimization.scheduler_interval == "epoch":
@@ -344,5 +346,5 @@ class Trainer:
             for batch in batches:
                 with checked_data():
                     output = self.objective(self.model, batch)
-                mean.add(output, len(batch))
+                mean.add(output, batch.total_weight)
         return mean.row("validation")

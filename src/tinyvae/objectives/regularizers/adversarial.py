@@ -72,12 +72,14 @@ class AdversarialRegularizer(Regularizer):
         with frozen(self.discriminator):
             return self.log_odds(values)
 
-    def discriminator_loss(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    def discriminator_loss(
+        self, batch: Batch, first: Tensor, second: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return the discriminator's cross-entropy, with gradients in its weights, and accuracy."""
         one, zero = self.log_odds(first.detach()), self.log_odds(second.detach())
-        loss = 0.5 * (F.softplus(-one).mean() + F.softplus(zero).mean())
-        accuracy = 0.5 * ((one > 0).to(one.dtype).mean() + (zero < 0).to(zero.dtype).mean())
-        return loss, accuracy
+        loss = 0.5 * (_mean(batch, F.softplus(-one)) + _mean(batch, F.softplus(zero)))
+        correct = (one > 0).to(one.dtype), (zero < 0).to(zero.dtype)
+        return loss, 0.5 * (_mean(batch, correct[0]) + _mean(batch, correct[1]))
 
     def validated(self, model: LatentVariableModel, batch: Batch, output: VAEOutput) -> list[str]:
         """Return the names of the metrics. Raise if the discriminator rejects its inputs."""
@@ -90,10 +92,10 @@ class AdversarialRegularizer(Regularizer):
             ) from error
 
     def adversarial_output(
-        self, loss: Tensor, first: Tensor, second: Tensor, **metrics: Tensor
+        self, batch: Batch, loss: Tensor, first: Tensor, second: Tensor, **metrics: Tensor
     ) -> RegularizerOutput:
         """Return the model's loss, the discriminator's loss, and the metrics of both."""
-        adversary, accuracy = self.discriminator_loss(first, second)
+        adversary, accuracy = self.discriminator_loss(batch, first, second)
         reported = self.reported(**metrics) | {f"{self.group}_accuracy": accuracy}
         return RegularizerOutput(loss, reported, adversary)
 
@@ -131,7 +133,13 @@ class AdversarialTotalCorrelationRegularizer(AdversarialRegularizer):
         value = self.log_odds_for_model(z.flatten(0, 1)).mean()
         permuted = permute_dims(z.detach()).flatten(0, 1)
         metrics = {"adversarial_total_correlation_nats": value}
-        return self.adversarial_output(self.weighted(value), z.flatten(0, 1), permuted, **metrics)
+        loss = self.weighted(value)
+        return self.adversarial_output(batch, loss, z.flatten(0, 1), permuted, **metrics)
+
+
+def _mean(batch: Batch, values: Tensor) -> Tensor:
+    """Return the weighted mean of values ``(K B,)``."""
+    return batch.mean(values.unflatten(0, (-1, len(batch))))
 
 
 def permute_dims(z: Tensor) -> Tensor:
@@ -174,9 +182,10 @@ class AdversarialPriorRegularizer(AdversarialRegularizer):
         """Return the losses of model and discriminator."""
         term = self.reparameterized_term(output)
         z = term.z.flatten(0, 1)
-        value = F.softplus(-self.log_odds_for_model(z)).mean()
+        value = _mean(batch, F.softplus(-self.log_odds_for_model(z)))
         prior = prior_samples("AdversarialPriorRegularizer", term).flatten(0, 1)
-        return self.adversarial_output(self.weighted(value), prior, z, adversarial_prior=value)
+        loss = self.weighted(value)
+        return self.adversarial_output(batch, loss, prior, z, adversarial_prior=value)
 
 
 class VAEGANRegularizer(AdversarialRegularizer):
@@ -234,19 +243,19 @@ class VAEGANRegularizer(AdversarialRegularizer):
         generated = decoder.generate(num, context).reshape(z.shape)
         both = torch.cat([z, generated])  # (2 K, B, *L)
         fakes = decoder.likelihood_given(both, context).mean.flatten(0, 1)  # (2 K B, *E)
-        fooled = F.softplus(-self.log_odds_for_model(fakes)).mean()
+        fooled = _mean(batch, F.softplus(-self.log_odds_for_model(fakes)))
         data = batch.x.to(fakes.dtype)
-        distance = self._distance(data, output.likelihood.mean)
+        distance = batch.mean(self._distance(data, output.likelihood.mean))
         metrics = {"adversarial_data": fooled, "feature_distance": distance}
         loss = self.weighted(fooled) + self.similarity.type_as(distance) * distance
-        return self.adversarial_output(loss, data, fakes, **metrics)
+        return self.adversarial_output(batch, loss, data, fakes, **metrics)
 
     def _distance(self, x: Tensor, reconstructed: Tensor) -> Tensor:
-        """Return half the squared distance of the features of ``(B, *E)`` and ``(K, B, *E)``."""
+        """Return half the squared distance, ``(K, B)``, of features of data and reconstructions."""
         features = self.discriminator[:-1]
         with frozen(self.discriminator):
             expected = features(x)
             got = features(reconstructed.flatten(0, 1)).unflatten(0, reconstructed.shape[:2])
         difference = at_least_float32(got) - at_least_float32(expected)
         distance: Tensor = 0.5 * difference.square().sum(-1)
-        return distance.mean()
+        return distance

@@ -16,8 +16,9 @@ from tinyvae.core.random import forked_rng
 from tinyvae.distributions import Distribution
 from tinyvae.models.base import DecoderModel
 from tinyvae.models.output import LatentTerm, LatentVariableModel, VAEOutput
-from tinyvae.objectives.base import VariationalBound, bound_or_not, run_eagerly
+from tinyvae.objectives.base import VariationalBound, bound_or_not
 from tinyvae.objectives.checks import describe_large_scale
+from tinyvae.objectives.estimators import run_eagerly
 from tinyvae.schedules import Schedule, ScheduledWeight, scheduled_values
 
 
@@ -218,6 +219,11 @@ class RegularizedObjective(Objective):
         """True if a forward pass computes gradients itself."""
         return any(part.needs_inner_autograd for part in (self.bound, *self.terms))
 
+    def coupling(self, model: nn.Module) -> str | None:
+        """Return what relates the examples of a batch in the loss, None if it is their mean."""
+        coupling = [repr(r) for r in self.terms if r.couples_batch]
+        return coupling[0] if coupling else self.bound.coupling(model)
+
     def forward(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
         """Return the losses of the bound plus the regularizers, and all metrics."""
         run = self._run
@@ -260,6 +266,12 @@ class RegularizedObjective(Objective):
     def check(self, model: nn.Module, batch: Batch) -> str:
         """Check bound and regularizers on the first two examples. Return what is optimized."""
         output = self.bound.validated(model, batch)
+        coupling = [type(r).__name__ for r in self.terms if r.couples_batch]
+        if batch.weight is not None and coupling:
+            raise ValueError(
+                f"{coupling[0]} expects batches without weights, because it compares the examples "
+                "of a batch with each other: leave the weights out, or draw the examples by them"
+            )
         names: list[str] = []
         with evaluating(self, model), torch.no_grad(), forked_rng(batch.x.device):
             for regularizer in self.terms:

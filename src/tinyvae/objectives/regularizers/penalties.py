@@ -39,7 +39,7 @@ class LatentL2Regularizer(Regularizer):
     ) -> RegularizerOutput:
         """Return the penalty of one pass."""
         z = self.reparameterized_term(output).z
-        value = 0.5 * z.flatten(2).square().sum(-1).mean()
+        value = 0.5 * batch.mean(z.flatten(2).square().sum(-1))
         return RegularizerOutput(self.weighted(value), self.reported(latent_l2=value))
 
 
@@ -120,7 +120,7 @@ class GradientPenaltyRegularizer(Regularizer):
         with torch.enable_grad():
             projection = (mean * torch.randn_like(mean)).sum()
             (slope,) = torch.autograd.grad(projection, z, create_graph=is_training)
-        value = slope.flatten(2).square().sum(-1).mean()
+        value = batch.mean(slope.flatten(2).square().sum(-1))
         return RegularizerOutput(self.weighted(value), self.reported(gradient_penalty=value))
 
     def _decoded(

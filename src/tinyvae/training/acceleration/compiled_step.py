@@ -244,7 +244,7 @@ def compiled(
     """Return the compiled step or gradients. If that fails, warn and return the plain gradients."""
     is_adam = all(isinstance(make_step(o), DirectFusedAdam) for o in optimizers.values())
     try:
-        if is_adam and example.x.device.type == "cpu":
+        if optimizers and is_adam and example.x.device.type == "cpu":
             with suppress(MissingGradientError):
                 return CompiledStep(gradients, example, optimizers, clip_norm)
         return CompiledGradients(gradients, example)

@@ -124,7 +124,7 @@ def accelerate(
 ) -> ComputeGradients:
     """Return the function that computes gradients, with the options that the probes chose.
 
-    It is a :class:`CompiledStep` if whole updates by ``optimizers`` are compiled.
+    It may be a graph of whole updates by ``optimizers``, if there are any.
     """
     gradients = replace(gradients, precision=getattr(torch, route.precision))
     if not speed.compile:

@@ -30,6 +30,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "position": {"epoch": int, "step": int, "batch": int, "seconds": Real},
     "model": {},
     "objective": {},
+    "average": {},
     "optimizers": {},
     "schedulers": {},
     "callbacks": {},
@@ -58,7 +59,7 @@ def upgrade(state: Any) -> dict[str, Any]:
         )
     for old_version in range(version, STATE_VERSION):
         state = MIGRATIONS[old_version](state)
-    state = {"identity": {}, **state}  # added later, and without effect on how a run continues
+    state = {"identity": {}, "average": {}, **state}  # added later
     unknown = [name for name in state if name not in {*FIELDS, "state_version"}]
     known = {name: part for name, part in state.items() if name not in unknown}
     for name, entries in FIELDS.items():
@@ -172,6 +173,8 @@ def _require_loadable(
         means = RunningMean()
         means.load_state_dict(saved["running_means"], torch.device("cpu"))
         means.row("train")
+    with _naming("average of weights"):
+        state.average.check_state(saved["average"])
     with _naming("CPU RNG state"):
         torch.Generator().set_state(saved["rng"]["cpu"])
     for callback, (name, _) in zip(callbacks, state.named_callbacks(), strict=True):

@@ -64,7 +64,7 @@ class BatchTransform:
         x = self._transformed(as_tensor(batch.x, self.owner), seeds)
         index = index if batch.index is None else batch.index
         if type(batch) is Batch:  # ``replace`` costs some microseconds
-            return Batch(x, batch.context, batch.mask, index)
+            return Batch(x, batch.context, batch.mask, index, batch.weight)
         return replace(batch, x=x, index=index)
 
     def _transformed(self, x: Tensor, seeds: tuple[int, ...]) -> Tensor:
