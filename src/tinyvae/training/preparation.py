@@ -23,6 +23,7 @@ from tinyvae.training.data.validated import ValidatedSource
 from tinyvae.training.finite_state import require_finite_start
 from tinyvae.training.identity import describe_run, warn_about_changes
 from tinyvae.training.optimization import Optimization
+from tinyvae.training.processes import require_separable
 from tinyvae.training.state import RunPlan, TrainState
 from tinyvae.training.step import (
     DROP_LAST,
@@ -84,8 +85,11 @@ def open_sources(
     dtype = next((p.dtype for p in state.model.parameters()), torch.get_default_dtype())
     state.model.to(state.device)
     state.objective.to(state.device, dtype)
-    preparation = BatchTransform(state.device, dtype, pick, transform)
+    preparation = BatchTransform(state.device, dtype, pick, transform, processes=state.processes)
     has_warned = state.step > 0
+    if state.processes.size > 1:
+        with training(state.model, state.objective):
+            require_separable(state.model, state.objective)
 
     def check_training(batch: Batch) -> str:
         nonlocal has_warned
@@ -234,7 +238,7 @@ def require_single_examples(state: TrainState, train: ValidatedSource, epoch: in
     Batch normalization, for example, needs two. The pass leaves no trace.
     """
     source = train.source
-    if source.smallest_batch != 1:
+    if source.smallest_batch != 1 or state.processes.size > 1:
         return
     gradients = Gradients(state.model, state.objective, state.groups)
     batch = train.first_batch(epoch)
@@ -291,9 +295,18 @@ def select_fast_path(
     with training(state.model, state.objective):
         example = source.first_batch(state.epoch)
         if (is_new or saved is not None) and not _requests_the_same(speed, saved):
-            resolved = resolve_speed(gradients, example, speed)
+            resolved = _same_speed(state, resolve_speed(gradients, example, speed))
             state.set_mode(speed, resolved)
         return accelerate(gradients, example, speed, resolved), resolved
+
+
+def _same_speed(state: TrainState, resolved: ResolvedSpeed) -> ResolvedSpeed:
+    """Return the fast paths that the probes of all processes chose."""
+    slow, full = ResolvedSpeed().matmul, ResolvedSpeed().precision
+    is_slow, is_full = state.processes.any([resolved.matmul == slow, resolved.precision == full])
+    return ResolvedSpeed(
+        slow if is_slow else resolved.matmul, full if is_full else resolved.precision
+    )
 
 
 def warn_about_schedules(state: TrainState, steps: int | None) -> None:

@@ -22,6 +22,7 @@ from tinyvae.training.optimization import (
     parameter_groups,
     same_groups,
 )
+from tinyvae.training.processes import ONE_PROCESS
 from tinyvae.training.rates import restart_rates
 from tinyvae.training.settings import Settings
 
@@ -133,6 +134,10 @@ class TrainState:
         mode: Settings that change results in the last digits: device, torch, threads, fast paths.
         data_state: Function that returns the state of the data source.
         synchronize: Function that waits for the device and raises if a step was not finite.
+        processes: Processes that train together, and the rank of this one among them.
+        num_examples: Examples of the last update, in all processes.
+        is_idle: True if this process has no share of the current batch, and repeats another one.
+        stop_flags: True if a process had a resumable stop request in the last step, or another one.
     """
 
     plan: RunPlan
@@ -161,6 +166,10 @@ class TrainState:
         self.mode: dict[str, Any] = {}
         self.data_state: Callable[[], dict[str, Any]] = dict
         self.synchronize: Callable[[], None] = lambda: None
+        self.processes = ONE_PROCESS
+        self.num_examples = 0
+        self.is_idle = False
+        self.stop_flags = [False, False]
         self._rng: dict[str, torch.Tensor] = {}  # the run's random state while callbacks draw
 
     def make_optimizers(self, optimization: Optimization) -> None:
@@ -189,6 +198,7 @@ class TrainState:
             "threads": torch.get_num_threads(),
             "speed": asdict(speed),
             "resolved_speed": asdict(resolved_speed),
+            "processes": self.processes.size,
         }
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
@@ -226,11 +236,6 @@ class TrainState:
     def is_interrupted(self) -> bool:
         """True if the run stops but may be resumed."""
         return self.stop_request is not None and self.stop_request.resumable
-
-    @property
-    def is_finished(self) -> bool:
-        """True if no step follows in this call of ``fit``."""
-        return self.stop_request is not None or self.epoch >= self.plan.last_epoch
 
     @contextmanager
     def other_rng(self, seed: int) -> Iterator[None]:

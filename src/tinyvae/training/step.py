@@ -18,6 +18,7 @@ from tinyvae.core.random import forked_rng
 from tinyvae.errors import NonFiniteError
 from tinyvae.training.acceleration.fused_adam import make_step
 from tinyvae.training.buffers import BufferBackup
+from tinyvae.training.exchange import average_step
 from tinyvae.training.finite_state import require_finite_state
 from tinyvae.training.nonfinite import NonFiniteGuard
 from tinyvae.training.optimization import Groups, Optimization
@@ -54,12 +55,11 @@ class TrainStep:
         """Make one update, and return the batch's losses and metrics."""
         state = self.state
         self.buffers.keep(self.guard.flag)
-        # Gradient accumulation would call this once per part of the batch, and several processes
-        # would average gradients after it.
+        # Gradient accumulation would call this once per part of the batch.
         where = f"step {state.step + 1} (epoch {state.epoch + 1})"
         try:
             state.objective.set_step(state.step, state.plan.schedule_steps)
-            output = self.compute_gradients(batch)
+            output = average_step(state, self.compute_gradients(batch), len(batch))
             self.guard.check(output, batch, where, self.buffers.changed())
         except BaseException as error:
             self.buffers.restore()

@@ -1,6 +1,7 @@
 """Source that reads a Dataset in the run's order."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from tinyvae.training.data.sources import (
     visiting_order,
 )
 from tinyvae.training.data.workers import BatchReader, end_processes
+from tinyvae.training.processes import Processes
 
 
 class DatasetSource(DataSource):
@@ -65,9 +67,9 @@ class DatasetSource(DataSource):
 
     def first_batch(self, epoch: int) -> Batch:
         """Return the first batch of an epoch, read in this process."""
-        (key, *_), (index, *_) = self._keys(epoch, 0), self._indices(epoch, 0)
-        items = iter([self._items[key]])
-        return next(transformed(items, self.transform, self.seed, epoch, 0, [index]))
+        items = iter([self._items[next(self._keys(epoch, 0))]])
+        indices = self._indices(epoch, 0)
+        return next(transformed(items, self.transform, self.seed, epoch, 0, indices))
 
     def close(self) -> None:
         """End the processes that read ahead."""
@@ -83,15 +85,19 @@ class DatasetSource(DataSource):
         if self.workers and epoch + 1 < self.last_epoch:
             self._ahead = (epoch + 1, self._open(epoch + 1, 0))
 
-    def _keys(self, epoch: int, start: int) -> Iterable[BatchKey]:
-        for index in self._order(epoch, start).split(self.batch_size):
+    def _keys(self, epoch: int, start: int) -> Iterator[BatchKey]:
+        for index in self._shares(self._order(epoch, start)):
             positions = index.tolist()
             yield (epoch, positions[0]), positions
 
-    def _indices(self, epoch: int, start: int) -> Iterable[Tensor]:
-        indices: Iterable[Tensor]
-        indices = self._order(epoch, start).to(self.transform.device).split(self.batch_size)
-        return indices
+    def _indices(self, epoch: int, start: int) -> Iterator[Tensor]:
+        return self._shares(self._order(epoch, start).to(self.transform.device))
+
+    def _shares(self, order: Tensor) -> Iterator[Tensor]:
+        for index in order.split(self.batch_size):
+            share = index[self.transform.processes.share(len(index))]
+            if len(share):
+                yield share
 
     def _order(self, epoch: int, start: int) -> Tensor:
         order = visiting_order(self.num_examples, self.seed, epoch, self.shuffle)
@@ -102,7 +108,8 @@ class StreamSource(DataSource):
     """Source of an IterableDataset, which has an order of its own.
 
     Its length is a hint: an epoch ends with the stream. Processes start again in each epoch, since
-    a stream changes while it is read.
+    a stream changes while it is read. Each of several processes that train reads the whole stream
+    and keeps its share of each batch.
     """
 
     in_memory = False
@@ -122,7 +129,8 @@ class StreamSource(DataSource):
     ) -> None:
         self.transform, self.seed, self.workers = transform, seed, workers
         self.data, self.batch_size, self.drop_last = data, batch_size, drop_last
-        self.num_examples, self.num_batches = length_of(data), length_of(self._loader()) or None
+        self.num_examples = length_of(data)
+        self.num_batches = count_batches(self.num_examples or 0, batch_size, drop_last) or None
         self.smallest_batch = batch_size if drop_last else None
         self._iterator: Iterator[Any] | None = None  # of the newest epoch
 
@@ -138,10 +146,25 @@ class StreamSource(DataSource):
         end_processes(self._iterator)
 
     def _loader(self) -> "DataLoader[Any]":
+        data, size, processes = self.data, self.batch_size, self.transform.processes
+        if processes.size > 1:
+            data, size = _Share(data, size, processes), len(range(size)[processes.share(size)])
         return DataLoader(
-            self.data,
-            self.batch_size,
+            data,
+            size,
             num_workers=self.workers,
             collate_fn=collate,
             drop_last=self.drop_last,
         )
+
+
+class _Share(IterableDataset[Any]):
+    """Share of one process of each batch of a stream. All processes draw the same numbers."""
+
+    def __init__(self, data: "IterableDataset[Any]", size: int, processes: Processes) -> None:
+        self.data, self.size, self.processes = data, size, processes
+
+    def __iter__(self) -> Iterator[Any]:
+        items = iter(self.data)
+        while batch := list(islice(items, self.size)):
+            yield from batch[self.processes.share(len(batch))]

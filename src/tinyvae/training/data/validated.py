@@ -124,7 +124,8 @@ class ValidatedSource:
             error.add_note(f"It was raised when fit read {where}.")
             raise
         expected = self.source.num_batches
-        if expected not in (None, position) and not self._has_warned:
+        has_hint = expected is not None and not self.source.has_exact_length
+        if has_hint and expected != position and not self._has_warned:
             self._has_warned = True
             warn(
                 f"the {self.role} data have {position} batches in epoch {epoch + 1}, but their "
