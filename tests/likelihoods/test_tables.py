@@ -95,12 +95,16 @@ def test_to_arrays_returns_the_dtypes_of_pandas(dtype):
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-@pytest.mark.parametrize("dtype", ["int8", "uint16", "float32", "Int64", "boolean", "string", "str"])
+@pytest.mark.parametrize(
+    "dtype", ["int8", "uint16", "float32", "Int64", "boolean", "string", "str"]
+)
 def test_to_arrays_returns_the_dtype_of_categories(dtype, ordered):
     pandas = pytest.importorskip("pandas")
     levels = pandas.Index([True, False] if dtype == "boolean" else [3, 1, 2]).astype(dtype)
     for categories in (levels, levels[:1], levels[:0]):
-        values = pandas.Categorical([*categories, None, None], categories=categories, ordered=ordered)
+        values = pandas.Categorical(
+            [*categories, None, None], categories=categories, ordered=ordered
+        )
         frame = pandas.DataFrame({"a": values, "b": np.arange(len(values)) / 7})
         columns = after_a_file(infer_columns(frame, {"b": "number"}))
         back = pandas.DataFrame(to_arrays(to_tensor(frame, columns), columns))

@@ -24,11 +24,13 @@ def training_batches(state: TrainState, source: ValidatedSource, seed: int) -> I
     """
     noise = rng_state(state.device)
     batches = source.batches(state.epoch, state.batch)  # seeds the default generators
-    if state.batch:  # resumed within an epoch: continue with the noise of the checkpoint
-        set_rng_state(state.device, noise)
-    else:
+    if not state.batch:
         seed_rng(state.device, noise_seed(state, seed, 0))
         state.running_means = RunningMean()
+    elif state.processes.size == 1:  # resumed: continue with the noise of the checkpoint
+        set_rng_state(state.device, noise)
+    else:
+        seed_rng(state.device, noise_seed(state, seed, state.batch - 1))
     set_training_mode(state.model, state.objective)
     return batches if state.processes.size == 1 else in_step(state, batches, source, seed)
 

@@ -173,19 +173,18 @@ def naming_lost_processes() -> Iterator[None]:
 
 def require_separable(model: nn.Module, objective: Objective) -> None:
     """Raise ValueError if the loss of a batch is not the mean of the losses of its shares."""
-    advice = {
-        "BatchNorm": "use nn.GroupNorm, or nn.SyncBatchNorm.convert_sync_batchnorm(model) on GPUs",
-        "": "train in one process, or use an objective that is a mean over examples",
-    }
-    for module in (*objective.modules(), *model.modules()):
-        name = type(module).__name__
+    # A sum that couples the batch comes before its terms, and the error names the last one.
+    for module in reversed([*objective.modules(), *model.modules()]):
+        advice = "train in one process, or use an objective that is a mean over examples"
         if isinstance(module, _BatchNorm):
-            mixes, key = module.training and not isinstance(module, nn.SyncBatchNorm), "BatchNorm"
+            couples = module.training and not isinstance(module, nn.SyncBatchNorm)
+            advice = "use nn.GroupNorm, or nn.SyncBatchNorm.convert_sync_batchnorm(model) on GPUs"
+        elif isinstance(module, RunningStatistics):
+            couples = module.training
         else:
-            mixes, key = isinstance(module, RunningStatistics) and module.training, ""
-            mixes |= module is not model and getattr(module, "couples_batch", False)
-        if mixes:
+            couples = module is not model and getattr(module, "couples_batch", False)
+        if couples:
             raise ValueError(
-                f"fit expects a loss that is a mean over examples in several processes, got a "
-                f"{name}, which depends on the whole batch: {advice[key]}"
+                "fit expects a loss that is a mean over examples in several processes, got a "
+                f"{type(module).__name__}, which depends on the whole batch: {advice}"
             )

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from tinyvae.core.objective import Objective, ObjectiveOutput
-from tinyvae.core.random import rng_state, seed_rng, set_rng_state
+from tinyvae.core.random import Stream, derive_seed, rng_state, seed_rng, set_rng_state
 from tinyvae.training.history import History, Row, RunningMean
 from tinyvae.training.optimization import (
     Optimization,
@@ -312,7 +312,10 @@ class TrainState:
         for name, callback in self.named_callbacks():
             if name in saved["callbacks"]:
                 callback.load_state_dict(saved["callbacks"][name])
-        set_rng_state(self.device, saved["rng"])
+        if saved["mode"]["processes"] == self.processes.size:
+            set_rng_state(self.device, saved["rng"])
+        else:  # their random states differ
+            seed_rng(self.device, derive_seed(self.fingerprint["seed"], Stream.NOISE, self.epoch))
 
     def named_callbacks(self) -> list[tuple[str, Stateful]]:
         """Return the callbacks with the names of their classes, numbered if a class repeats."""

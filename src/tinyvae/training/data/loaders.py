@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import count, islice, repeat
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, default_collate
 
@@ -144,9 +145,12 @@ class LoaderSource(DataSource):
     def _iterate(self, epoch: int) -> Iterator[Any]:
         """Return a new iterator. A sampler may draw when it is opened."""
         with seeded(derive_seed(self.seed, Stream.ORDER, epoch)):
-            if self._reader is not None:
-                return self._reader.read(self._keys(epoch))
             loader, attributes = self.loader, vars(self.loader)
+            if self._reader is not None:
+                if not loader.persistent_workers and loader.generator is not None:
+                    # The loader would draw the seed of its workers first.
+                    torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+                return self._reader.read(self._keys(epoch))
             # The iterator keeps these. A loader refuses to set ``persistent_workers``.
             replaced = {
                 "collate_fn": _collate_fn(loader),
