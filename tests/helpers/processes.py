@@ -16,8 +16,10 @@ from tinyvae import ELBO, Objective, Trainer
 LIMIT = 60  # seconds
 
 
-def in_processes(function, *arguments, size=2, may_fail=False, limit=LIMIT):
+def in_processes(function, *arguments, size=2, joins=True, may_fail=False, limit=LIMIT):
     """Return the results of a function in ``size`` forked processes.
+
+    Unless ``joins``, they only know each other's number, as those of torchrun do.
 
     Raise if one has failed or has not answered within the limit, unless it ``may_fail``. In that
     case return pairs of success and result.
@@ -27,7 +29,8 @@ def in_processes(function, *arguments, size=2, may_fail=False, limit=LIMIT):
         ends, processes = [], []
         for rank in range(size):
             receiver, sender = context.Pipe(duplex=False)
-            target = (function, arguments, rank, size, f"file://{folder}/store", sender)
+            store = f"file://{folder}/store" if joins else None
+            target = (function, arguments, rank, size, store, sender)
             processes.append(context.Process(target=_run, args=target))
             ends.append(receiver)
             processes[-1].start()
@@ -52,7 +55,8 @@ def _received(end, limit):
 
 def _run(function, arguments, rank, size, store, sender):
     try:
-        if size > 1:
+        os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{size}"}
+        if store is not None:
             dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
         sender.send((True, function(*arguments)))
     except BaseException:

@@ -9,8 +9,11 @@ examples.
 import atexit
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -147,7 +150,9 @@ def joined_processes(device: torch.device) -> Processes:
     if not dist.is_initialized():
         if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
             return ONE_PROCESS
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        store, rank, size = _store_of_this_start()
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         atexit.register(dist.destroy_process_group)
     backends = dist.get_backend_config()
     if "cpu" not in backends:
@@ -156,6 +161,29 @@ def joined_processes(device: torch.device) -> Processes:
             "init_process_group('cpu:gloo,cuda:nccl'), or leave it to fit"
         )
     return Processes(dist.get_rank(), dist.get_world_size())
+
+
+def _store_of_this_start() -> tuple[dist.Store, int, int]:
+    """Return torchrun's store, with keys of this start only, and the rank and number of processes.
+
+    The store outlives the processes that torchrun restarts, so it still has the addresses of the
+    dead ones. The first process therefore names the start, and confirms the name to each other one.
+    """
+    torch_distributed: Any = dist  # its type stubs lack these names
+    prefixed, rendezvous = torch_distributed.PrefixStore, torch_distributed.rendezvous
+    store, rank, size = next(rendezvous("env://"))
+    name = uuid4().hex
+    if rank == 0:
+        store.set("start", name)
+        for other in range(1, size):
+            store.set(f"{name}/{store.get(f'{name}/{other}').decode()}", "")
+        return prefixed(name, store), rank, size
+    while True:
+        start = store.get("start").decode()
+        store.set(f"{start}/{rank}", name)
+        with suppress(dist.DistStoreError):  # the first process of an earlier start does not answer
+            store.wait([f"{start}/{name}"], timedelta(seconds=1))
+            return prefixed(start, store), rank, size
 
 
 @contextmanager
