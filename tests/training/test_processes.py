@@ -238,6 +238,16 @@ def test_fit_continues_until_no_process_has_data():
     assert first["rows"][0]["train/loss"] == pytest.approx(mean, rel=1e-5)
 
 
+def whole_stream():
+    loader = DataLoader(Unsized(DATA), 8)
+    with pytest.warns(UserWarning, match="DataLoaders of all processes start with the same batch"):
+        return train(make_linear, LeastSquares, loader, epochs=1).step
+
+
+def test_fit_warns_if_every_process_reads_the_same_stream():
+    assert in_processes(whole_stream) == [5, 5]
+
+
 # Randomness ---------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,6 @@ from tinyvae._devices import CPU
 from tinyvae.core.objective import Batch, ObjectiveOutput
 from tinyvae.core.random import Stream, derive_seed, seed_rng
 from tinyvae.core.warnings import warn
-from tinyvae.training.data.sources import DataSource
 from tinyvae.training.data.validated import ValidatedSource
 from tinyvae.training.history import RunningMean
 from tinyvae.training.state import TrainState
@@ -139,15 +138,17 @@ def total_mean(state: TrainState, mean: RunningMean) -> RunningMean:
     return total
 
 
-def require_same_run_everywhere(state: TrainState, source: DataSource, seed: int) -> None:
+def require_same_run_everywhere(state: TrainState, train: ValidatedSource, seed: int) -> None:
     """Raise ValueError unless all processes start the same run. Then give them the same weights.
+
+    Warn if their loaders, which should read different data, start with the same batch.
 
     Raises:
         ValueError: If seed, data, model or position differ.
     """
     if state.processes.size == 1:
         return
-    generators = state.data_state().get("generators", [])
+    source, generators = train.source, state.data_state().get("generators", [])
     numbers = {
         "the same seed": seed,
         "the same number of epochs": state.plan.last_epoch,
@@ -166,6 +167,14 @@ def require_same_run_everywhere(state: TrainState, source: DataSource, seed: int
                 f"fit expects {expected}, in all {state.processes.size} processes, got "
                 f"{numbers[expected]:g} in process {state.processes.rank} and another value in "
                 "others: run the same script in all processes"
+            )
+    if not source.is_split and state.batch == 0:
+        (differs,) = state.processes.differ([float(train.first_batch(state.epoch).x.sum())])
+        if not differs:
+            warn(
+                "the DataLoaders of all processes start with the same batch, so the data may be "
+                "used several times: give each its own part, by a DistributedSampler or in the "
+                "IterableDataset, or pass the Dataset itself to fit, which splits it"
             )
     state.processes.copy_from_first(state.model, state.objective)
 

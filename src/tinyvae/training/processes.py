@@ -140,7 +140,7 @@ ONE_PROCESS = Processes()
 def joined_processes(device: torch.device) -> Processes:
     """Return the processes of torch's process group, which is made if torchrun started them.
 
-    It lives until the interpreter ends, since torchrun's processes cannot make another one.
+    It lives until the interpreter ends, so that a second call finds it.
 
     Raises:
         ValueError: If the group cannot exchange tensors on a CPU.
@@ -163,7 +163,7 @@ def joined_processes(device: torch.device) -> Processes:
     return Processes(dist.get_rank(), dist.get_world_size())
 
 
-def _store_of_this_start() -> tuple[dist.Store, int, int]:
+def _store_of_this_start() -> tuple[Any, int, int]:
     """Return torchrun's store, with keys of this start only, and the rank and number of processes.
 
     The store outlives the processes that torchrun restarts, so it still has the addresses of the

@@ -315,9 +315,8 @@ class TrainState:
         if saved["mode"]["processes"] == self.processes.size:
             set_rng_state(self.device, saved["rng"])
         else:  # their random states differ
-            seed_rng(
-                self.device, derive_seed(saved["fingerprint"]["seed"], Stream.NOISE, self.epoch)
-            )
+            seed = saved["fingerprint"]["seed"]
+            seed_rng(self.device, derive_seed(seed, Stream.NOISE, self.epoch))
 
     def named_callbacks(self) -> list[tuple[str, Stateful]]:
         """Return the callbacks with the names of their classes, numbered if a class repeats."""

@@ -252,7 +252,7 @@ class Trainer:
                 record_every=self.record_every,
             )
             saved = load_resume_state(self.checkpoint, state, resume, prepare)
-            require_same_run_everywhere(state, source.source, self.seed)
+            require_same_run_everywhere(state, source, self.seed)
             self.resolved_speed = restored_speed(self.speed, self.resolved_speed, saved)
             compute_gradients, self.resolved_speed = select_fast_path(
                 state, self.speed, self.resolved_speed, source, saved, is_new=is_new
