@@ -1,8 +1,10 @@
 """Devices: choice of one, its module in torch, and its widest floating-point dtype."""
 
+import os
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 CPU = torch.device("cpu")
@@ -22,7 +24,10 @@ def choose_device(name: str | torch.device, model: nn.Module) -> torch.device:
         is_wide = any(p.dtype == torch.float64 for p in model.parameters())
         name = CPU if is_wide and widest_float(accelerator) != torch.float64 else accelerator
     device = torch.device(name)
-    accelerator_module(device)
+    module = accelerator_module(device)
+    # torchrun's processes on one computer use different devices.
+    if module and device.index is None and dist.is_available() and dist.is_torchelastic_launched():
+        return torch.device(device.type, int(os.environ["LOCAL_RANK"]) % module.device_count())
     return device
 
 

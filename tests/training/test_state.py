@@ -11,6 +11,7 @@ from helpers.training import BATCH_SIZE, DATA, STEPS, After, LeastSquares, make_
 import tinyvae.training.state
 from tinyvae import ELBO, Callback, EarlyStopping, Optimization, Trainer
 from tinyvae.schedules import Linear
+from tinyvae.training.exchange import stops
 from tinyvae.training.state import STATE_VERSION, RunPlan, StopRequest, TrainState
 
 
@@ -126,7 +127,7 @@ def test_train_state_stop_keeps_the_first_request():
         assert state.stop_request == StopRequest("first", resumable)
         assert state.history.stop_reason == "first"
         assert state.is_interrupted is resumable
-        assert state.is_finished
+        assert stops(state)
 
 
 def test_train_state_stop_ends_the_run_of_its_trainer():

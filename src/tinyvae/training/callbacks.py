@@ -14,6 +14,7 @@ from tinyvae.core.objective import Direction, ObjectiveOutput
 from tinyvae.core.random import Stream, derive_seed
 from tinyvae.errors import NonFiniteError
 from tinyvae.training.data.workers import data_worker_error
+from tinyvae.training.exchange import stops
 from tinyvae.training.history import Row, require_direction, require_validation, watched
 from tinyvae.training.signals import defer_sigchld
 from tinyvae.training.state import TrainState
@@ -35,6 +36,10 @@ class Callback:
     A callback with its own state returns it from :meth:`state_dict`, so that a resumed run
     continues with it.
 
+    Attributes:
+        first_process_only: True if only the first of several processes calls it, because it writes
+            files or reports. Otherwise all of them do, with the same ``row``.
+
     Example:
         >>> class StopAtLoss(Callback):
         ...     def on_epoch_end(self, state, row):
@@ -42,6 +47,8 @@ class Callback:
         ...             state.stop("the loss is below 2 nats")
         >>> trainer = Trainer(vae, ELBO(), callbacks=[StopAtLoss()], progress=False)
     """
+
+    first_process_only: bool = False
 
     def on_fit_start(self, state: TrainState) -> None:
         """Run before the first step of a call of ``fit``."""
@@ -158,9 +165,15 @@ class StepHooks:
     def __init__(self, callbacks: Sequence[Callback], state: TrainState, seed: int) -> None:
         self.callbacks, self.state = callbacks, state
         self.first_seed = derive_seed(seed, Stream.CALLBACKS)
-        hooks = [hook for c in callbacks for hook in (c.on_step_end, c.on_safe_point)]
-        # The library's own hooks draw nothing, so the steps of most runs need no other seed.
-        self.may_draw = any(not hook.__module__.startswith("tinyvae.") for hook in hooks)
+        # The library's own hooks neither draw nor stop a run, so most runs need no other seed.
+        foreign = {
+            callback
+            for callback in callbacks
+            for hook in (callback.on_step_end, callback.on_safe_point)
+            if not hook.__module__.startswith("tinyvae.")
+        }
+        self.may_draw = bool(foreign)
+        self.may_stop = any(not callback.first_process_only for callback in foreign)
 
     def __call__(self, output: ObjectiveOutput) -> bool:
         """Call the hooks after an update. Return True if the run stops."""
@@ -169,7 +182,7 @@ class StepHooks:
         with state.other_rng(seed) if self.may_draw else nullcontext():
             for callback in self.callbacks:
                 callback.on_step_end(state, output)
-            is_last = state.stop_request is not None  # read once: a signal may come at any time
+            is_last = stops(state, exchange=self.may_stop)  # a signal may come at any time
             if not is_last or state.is_interrupted:
                 notify_safe_point(self.callbacks, state, last=is_last)
         if was_training and not model.training:  # a hook looked at it in evaluation mode

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tinyvae.core.module_state import evaluating, mixes_examples, training
+from tinyvae.core.module_state import evaluating, training
 from tinyvae.core.objective import Batch, Objective
 from tinyvae.core.random import Stream, derive_seed
 from tinyvae.core.warnings import warn
@@ -18,19 +18,20 @@ from tinyvae.training.callbacks import Callback
 from tinyvae.training.checkpoints.checkpoint import Checkpoint
 from tinyvae.training.checkpoints.compatibility import require_same_run
 from tinyvae.training.data.factory import open_data
-from tinyvae.training.data.sources import BatchTransform, DataSource, PickBatch, Transform
+from tinyvae.training.data.sources import BatchTransform, PickBatch, Transform
 from tinyvae.training.data.validated import ValidatedSource
 from tinyvae.training.finite_state import require_finite_start
 from tinyvae.training.identity import describe_run, warn_about_changes
 from tinyvae.training.optimization import Optimization
+from tinyvae.training.parts_of_batches import (
+    require_microbatches,
+    require_shares,
+    require_single_examples,
+)
 from tinyvae.training.state import RunPlan, TrainState
 from tinyvae.training.step import (
-    DROP_LAST,
-    NORMALIZE,
     ComputeGradients,
     Gradients,
-    needs_two_examples,
-    without_trace,
 )
 
 
@@ -84,8 +85,11 @@ def open_sources(
     dtype = next((p.dtype for p in state.model.parameters()), torch.get_default_dtype())
     state.model.to(state.device)
     state.objective.to(state.device, dtype)
-    preparation = BatchTransform(state.device, dtype, pick, transform)
+    preparation = BatchTransform(state.device, dtype, pick, transform, processes=state.processes)
     has_warned = state.step > 0
+    if state.processes.size > 1:
+        with training(state.model, state.objective):
+            require_shares(state.model, state.objective)
 
     def check_training(batch: Batch) -> str:
         nonlocal has_warned
@@ -206,7 +210,7 @@ def prepare_run(
         validation.begin(0)
     require_single_examples(state, train, epoch)
     if optimization.microbatch_size is not None:
-        require_separable(state, optimization.microbatch_size, train, epoch)
+        require_microbatches(state, optimization.microbatch_size, train, epoch)
     num_steps = plan.remaining_steps(num_batches, epoch, batch)
     state.average.begin(optimization.average)
     state.objective.reset_schedules()
@@ -230,67 +234,6 @@ def prepare_run(
             f"the run was begun for {plan.start_epoch + plan.scheduled_epochs} epochs and now "
             f"continues to {plan.last_epoch}: schedules and schedulers keep their length"
         )
-
-
-def require_single_examples(state: TrainState, train: ValidatedSource, epoch: int) -> None:
-    """Raise if a pass in training mode needs two examples, but a batch has one.
-
-    Batch normalization, for example, needs two. The pass leaves no trace.
-    """
-    source = train.source
-    if source.smallest_batch != 1:
-        return
-    gradients = Gradients(state.model, state.objective, state.groups)
-    batch = train.first_batch(epoch)
-    with training(state.model, state.objective), without_trace(gradients, state.device):
-        try:
-            gradients.losses(batch.first(1))
-        except (ValueError, RuntimeError, IndexError) as error:
-            if len(batch) > 1:
-                gradients.losses(batch.first(2))  # raises its own error
-            where = f"the last batch of {source.num_examples:,} examples"
-            raise needs_two_examples(error, where, _advise_batches(source)) from error
-
-
-def require_separable(state: TrainState, size: int, train: ValidatedSource, epoch: int) -> None:
-    """Raise ValueError if the gradient of a batch is not the mean of those of its parts.
-
-    Two examples are passed through the model. The pass leaves no trace.
-    """
-    objective, model = state.objective, state.model
-    gradients = Gradients(model, objective, state.groups)
-    batch = train.first_batch(epoch).first(2)
-    with training(model, objective):
-        reason = objective.coupling(model)
-        if reason is None and (mixes_examples(model) or mixes_examples(objective)):
-            reason = "batch normalization"
-        if reason is None:
-            named = [*model.named_buffers(), *objective.named_buffers(prefix="objective")]
-            before = [buffer.clone() for _, buffer in named]
-            with without_trace(gradients, state.device):
-                gradients.losses(batch)
-                pairs = zip(named, before, strict=True)
-                changed = [name for (name, now), old in pairs if not torch.equal(now, old)]
-            if changed:
-                reason = f"the buffer '{changed[0]}', which each pass changes"
-    if reason is not None:
-        raise ValueError(
-            f"Optimization(microbatch_size={size}) expects a loss that is a mean over the examples "
-            f"of a batch, got {reason}: leave microbatch_size out, and use a smaller batch_size to "
-            "save memory"
-        )
-
-
-def _advise_batches(source: DataSource) -> str:
-    """Return how to avoid a batch of one example."""
-    num_examples, size = source.num_examples, source.batch_size
-    if num_examples is None or size is None:
-        return DROP_LAST
-    sizes = [n for n in range(2, num_examples + 1) if num_examples % n != 1]
-    if not sizes:
-        return f"give more examples, or {NORMALIZE}"
-    other = f"use batch_size={min(sizes, key=lambda n: abs(n - size))}"
-    return f"{other}, or {NORMALIZE}" if size == 1 else f"{other}. Or {DROP_LAST}"
 
 
 def restored_speed(
@@ -324,13 +267,23 @@ def select_fast_path(
     with training(state.model, state.objective):
         example = source.first_batch(state.epoch).part(slice(state.optimization.microbatch_size))
         if (is_new or saved is not None) and not _requests_the_same(speed, saved):
-            resolved = resolve_speed(gradients, example, speed)
+            resolved = _same_speed(state, resolve_speed(gradients, example, speed))
             state.set_mode(speed, resolved)
         optimization = state.optimization
-        # Gradients of parts of a batch are added before the update.
-        optimizers = state.optimizers if optimization.microbatch_size is None else {}
+        # Gradients of parts of a batch, or of several processes, are added before the update.
+        is_split = optimization.microbatch_size is not None or state.processes.size > 1
+        optimizers = {} if is_split else state.optimizers
         clip_norm = optimization.clip_norm
         return accelerate(gradients, example, speed, resolved, optimizers, clip_norm), resolved
+
+
+def _same_speed(state: TrainState, resolved: ResolvedSpeed) -> ResolvedSpeed:
+    """Return the fast paths that the probes of all processes chose."""
+    slow, full = ResolvedSpeed().matmul, ResolvedSpeed().precision
+    is_slow, is_full = state.processes.any([resolved.matmul == slow, resolved.precision == full])
+    return ResolvedSpeed(
+        slow if is_slow else resolved.matmul, full if is_full else resolved.precision
+    )
 
 
 def warn_about_schedules(state: TrainState, steps: int | None) -> None:

@@ -22,6 +22,8 @@ COUNTED = "{desc} {n_fmt} steps {elapsed}{postfix}"
 class Progress(Callback):
     """Callback that reports the run, its terms (validation in brackets) and the time left."""
 
+    first_process_only = True
+
     def on_fit_start(self, state: TrainState) -> None:
         """Print the headline, and open the bar on a terminal."""
         self._start = self._refreshed = time.monotonic()
@@ -112,8 +114,9 @@ def headline(
         descriptions.append(f"validation: {differing}")
     num_epochs = state.plan.num_epochs
     epochs = "1 epoch" if num_epochs == 1 else f"{num_epochs} epochs"
+    processes = f", {state.processes.size} processes" if state.processes.size > 1 else ""
     return (
-        f"tinyvae {__version__} on {state.device}, seed {seed}: {size:,} parameters, "
+        f"tinyvae {__version__} on {state.device}{processes}, seed {seed}: {size:,} parameters, "
         f"{examples} examples, {epochs} of {steps} steps{continued}; "
         + "; ".join([*descriptions, *paths])
     )

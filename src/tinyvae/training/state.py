@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from tinyvae.core.objective import Objective, ObjectiveOutput
-from tinyvae.core.random import rng_state, seed_rng, set_rng_state
+from tinyvae.core.random import Stream, derive_seed, rng_state, seed_rng, set_rng_state
 from tinyvae.training.averaging import AveragedWeights
 from tinyvae.training.history import History, Row, RunningMean
 from tinyvae.training.optimization import (
@@ -23,6 +23,7 @@ from tinyvae.training.optimization import (
     parameter_groups,
     same_groups,
 )
+from tinyvae.training.processes import ONE_PROCESS
 from tinyvae.training.rates import restart_rates
 from tinyvae.training.settings import Settings
 
@@ -146,6 +147,10 @@ class TrainState:
         mode: Settings that change results in the last digits: device, torch, threads, fast paths.
         data_state: Function that returns the state of the data source.
         synchronize: Function that waits for the device and raises if a step was not finite.
+        processes: Processes that train together, and the rank of this one among them.
+        weight: Total weight of the examples of the last update, in all processes.
+        is_idle: True if this process has no share of the current batch, and repeats another one.
+        stop_flags: True if a process had a resumable stop request in the last step, or another one.
     """
 
     plan: RunPlan
@@ -176,6 +181,10 @@ class TrainState:
         self.mode: dict[str, Any] = {}
         self.data_state: Callable[[], dict[str, Any]] = dict
         self.synchronize: Callable[[], None] = lambda: None
+        self.processes = ONE_PROCESS
+        self.weight: float | torch.Tensor = 0.0
+        self.is_idle = False
+        self.stop_flags = [False, False]
         self._rng: dict[str, torch.Tensor] = {}  # the run's random state while callbacks draw
 
     def make_optimizers(self, optimization: Optimization) -> None:
@@ -205,6 +214,7 @@ class TrainState:
             "threads": torch.get_num_threads(),
             "speed": asdict(speed),
             "resolved_speed": asdict(resolved_speed),
+            "processes": self.processes.size,
         }
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
@@ -221,7 +231,7 @@ class TrainState:
         if self.history.epochs:
             self.start_time -= self.history.epochs[-1]["time_seconds"]
 
-    def advance(self, output: ObjectiveOutput, weight: int | Tensor) -> None:
+    def advance(self, output: ObjectiveOutput, weight: float | Tensor) -> None:
         """Count an update, whose batch has a total weight in the means of the epoch."""
         self.running_means.add(output, weight)
         self.step += 1
@@ -242,11 +252,6 @@ class TrainState:
     def is_interrupted(self) -> bool:
         """True if the run stops but may be resumed."""
         return self.stop_request is not None and self.stop_request.resumable
-
-    @property
-    def is_finished(self) -> bool:
-        """True if no step follows in this call of ``fit``."""
-        return self.stop_request is not None or self.epoch >= self.plan.last_epoch
 
     @contextmanager
     def other_rng(self, seed: int) -> Iterator[None]:
@@ -325,7 +330,11 @@ class TrainState:
         for name, callback in self.named_callbacks():
             if name in saved["callbacks"]:
                 callback.load_state_dict(saved["callbacks"][name])
-        set_rng_state(self.device, saved["rng"])
+        if saved["mode"]["processes"] == self.processes.size:
+            set_rng_state(self.device, saved["rng"])
+        else:  # their random states differ
+            seed = saved["fingerprint"]["seed"]
+            seed_rng(self.device, derive_seed(seed, Stream.NOISE, self.epoch))
 
     def named_callbacks(self) -> list[tuple[str, Stateful]]:
         """Return the callbacks with the names of their classes, numbered if a class repeats."""

@@ -19,6 +19,7 @@ from tinyvae.errors import NonFiniteError
 from tinyvae.training.acceleration.fused_adam import make_step
 from tinyvae.training.accumulation import AccumulatedGradients
 from tinyvae.training.buffers import BufferBackup
+from tinyvae.training.exchange import average_step
 from tinyvae.training.finite_state import require_finite_state
 from tinyvae.training.nonfinite import NonFiniteGuard
 from tinyvae.training.optimization import Groups, Optimization
@@ -66,7 +67,7 @@ class TrainStep:
             is_updated = output is not None
             if output is None:
                 output = self.compute_gradients(batch)
-                # Several processes would average gradients here: they are those of the whole batch.
+                output = average_step(state, output, batch.total_weight)
                 self.guard.check(output, batch, where, self.buffers.changed())
         except BaseException as error:
             self.buffers.restore()

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 from tinyvae._devices import choose_device
 from tinyvae.core.generators import exclusive_generators, warn_about_foreign_seed
 from tinyvae.core.keywords import suggest_keywords
-from tinyvae.core.module_state import evaluating, evaluating_afterwards, set_training_mode
-from tinyvae.core.objective import Batch, Objective, checked_data
-from tinyvae.core.random import Stream, derive_seed, forked_rng, rng_state, seed_rng, set_rng_state
+from tinyvae.core.module_state import evaluating_afterwards
+from tinyvae.core.objective import Objective
+from tinyvae.core.random import forked_rng
 from tinyvae.training.acceleration.options import ResolvedSpeed, Speed, matmul_route
 from tinyvae.training.callbacks import (
     Callback,
@@ -25,12 +25,18 @@ from tinyvae.training.callbacks import (
     notify_safe_point,
     running,
     saving_after_error,
-    validating,
 )
 from tinyvae.training.checkpoints.checkpoint import load_resume_state, order_callbacks
 from tinyvae.training.data.sources import PickBatch, Transform
 from tinyvae.training.data.validated import ValidatedSource
-from tinyvae.training.history import History, Row, RunningMean, adding_columns
+from tinyvae.training.epochs import training_batches, validate
+from tinyvae.training.exchange import (
+    is_finished,
+    noise_seed,
+    require_same_run_everywhere,
+    warn_about_differences,
+)
+from tinyvae.training.history import History, Row, adding_columns
 from tinyvae.training.optimization import Optimization
 from tinyvae.training.preparation import (
     open_sources,
@@ -42,6 +48,7 @@ from tinyvae.training.preparation import (
     select_fast_path,
     warn_about_schedules,
 )
+from tinyvae.training.processes import joined_processes
 from tinyvae.training.progress import Progress, headline
 from tinyvae.training.rates import learning_rates
 from tinyvae.training.signals import defer_sigchld, graceful_stop
@@ -88,6 +95,7 @@ class Trainer:
 
     _train_step: TrainStep
     _after_step: StepHooks
+    _called: list[Callback]
 
     def __init__(
         self,
@@ -186,7 +194,7 @@ class Trainer:
             batch: Function that returns x, or a :class:`~tinyvae.Batch`, of a batch of the data.
             transform: Function (x, generator) -> x, applied to each batch.
             workers: Number of processes that read a Dataset ahead, as long as ``fit`` runs.
-            drop_last: True to leave out a last batch of fewer training examples, others in each epoch.
+            drop_last: True to leave out a smaller last batch of training, others in each epoch.
             resume: ``"auto"`` for the newest valid checkpoint in the :class:`Checkpoint`'s folder,
                 if there is one; or the path of a checkpoint or of a folder of checkpoints.
 
@@ -206,6 +214,7 @@ class Trainer:
         """
         require_counts(epochs=epochs, batch_size=batch_size, workers=workers)
         state = self.state
+        state.processes = joined_processes(self.device)
         source, validation_source = open_sources(
             state,
             train,
@@ -220,10 +229,12 @@ class Trainer:
         state.stop_request = state.history.stop_reason = None
         self.checkpoint, callbacks = order_callbacks(self.callbacks)
         state.callbacks = self.callbacks = callbacks
+        is_first = state.processes.rank == 0
+        self._called = called = [c for c in callbacks if is_first or not c.first_process_only]
         interrupt = partial(state.stop, resumable=True)
         with (
             graceful_stop(interrupt, on_preemption=self.checkpoint is not None),
-            nullcontext() if self.checkpoint is None else self.checkpoint.locked(),
+            self.checkpoint.locked() if self.checkpoint in called else nullcontext(),
             closing(source),
             nullcontext() if validation_source is None else closing(validation_source),
             forked_rng(self.device),
@@ -244,12 +255,13 @@ class Trainer:
                 record_every=self.record_every,
             )
             saved = load_resume_state(self.checkpoint, state, resume, prepare)
+            require_same_run_everywhere(state, source, self.seed)
             self.resolved_speed = restored_speed(self.speed, self.resolved_speed, saved)
             compute_gradients, self.resolved_speed = select_fast_path(
                 state, self.speed, self.resolved_speed, source, saved, is_new=is_new
             )
             self._train_step = TrainStep(state, self.optimization, compute_gradients)
-            self._after_step = StepHooks(callbacks, state, self.seed)
+            self._after_step = StepHooks(called, state, self.seed)
             is_compiled = not isinstance(compute_gradients, Gradients)
             paths = self.speed.describe(self.resolved_speed, is_compiled=is_compiled)
             line = headline(state, source, validation_source, self.seed, paths)
@@ -258,12 +270,12 @@ class Trainer:
             with (
                 matmul_route(self.resolved_speed.matmul),
                 closing(self._train_step),
-                running(callbacks, state, saved),
+                running(called, state, saved),
                 evaluating_afterwards(self.model, self.objective),
-                saving_after_error(callbacks, state),
+                saving_after_error(called, state),
             ):
-                notify_safe_point(callbacks, state, last=state.is_finished)
-                is_last = state.is_finished  # this first safe point is always saved
+                is_last = is_finished(state)
+                notify_safe_point(called, state, last=is_last)
                 while not is_last:
                     is_complete = self._train_epoch(source)
                     data = validation_source if is_complete else None
@@ -271,6 +283,7 @@ class Trainer:
             will_resume = state.is_interrupted and self.checkpoint is not None
             if state.step != state.plan.total_steps and not will_resume:
                 warn_about_schedules(state, state.step)
+        state.processes.wait()  # for the files of the first one
         return state.history
 
     # The loop -------------------------------------------------------------------------------------
@@ -278,12 +291,12 @@ class Trainer:
     def _train_epoch(self, source: ValidatedSource) -> bool:
         """Make an update per batch. Return True if all batches of the epoch were used."""
         # The name keeps the iterator open after an error, so that a loader's position is saved.
-        state, batches = self.state, self._batches(source)
+        state, batches = self.state, training_batches(self.state, source, self.seed)
         for batch in batches:  # x: (B, *E)
             with defer_sigchld():
                 state.is_consistent = False  # until the callbacks have seen the update
                 output = self._train_step(batch)
-                state.advance(output, batch.total_weight)
+                state.advance(output, state.weight)
                 if self.record_every is not None and state.step % self.record_every == 0:
                     state.history.record_update(state.step, output)
                 is_last = self._after_step(output)
@@ -291,24 +304,12 @@ class Trainer:
                 return False
         return True
 
-    def _batches(self, source: ValidatedSource) -> Iterator[Batch]:
-        """Open the epoch at the current batch, with its noise."""
-        state = self.state
-        noise = rng_state(self.device)
-        batches = source.batches(state.epoch, state.batch)  # seeds the default generators
-        if state.batch:  # resumed within an epoch: continue with the noise of the checkpoint
-            set_rng_state(self.device, noise)
-        else:
-            seed_rng(self.device, derive_seed(self.seed, Stream.NOISE, state.epoch))
-            state.running_means = RunningMean()
-        set_training_mode(self.model, self.objective)
-        return batches
-
     def _finish_epoch(self, validation: ValidatedSource | None, is_complete: bool) -> bool:
         """Validate, add a row to the history, move schedulers. Return True if the run ends."""
         state = self.state
         state.synchronize()
-        warn_about_foreign_seed(derive_seed(self.seed, Stream.NOISE, state.epoch))
+        warn_about_foreign_seed(noise_seed(state, self.seed, state.batch - 1))
+        warn_about_differences(state)
         row: Row = {
             "epoch": state.epoch + 1,
             "step": state.step,
@@ -316,35 +317,18 @@ class Trainer:
             **state.running_means.row("train"),
         }
         if validation is not None:
-            row |= self._validate(validation)
+            row |= validate(state, self._called, validation, self.seed)
         with defer_sigchld():
             state.is_consistent = False
             row["time_seconds"] = time.monotonic() - state.start_time
             state.finish_epoch(row)
             with adding_columns(row), state.average.swapped():  # the history holds this row
-                for callback in self.callbacks:
+                for callback in self._called:
                     callback.on_epoch_end(state, row)
             if is_complete and self.optimization.scheduler_interval == "epoch":
                 self.optimization.step_schedulers(state.schedulers, row)
             if not is_complete and state.is_interrupted:
                 return True  # saved at its last step
-            is_last = state.is_finished  # read once: a later signal counts at the next safe point
-            notify_safe_point(self.callbacks, state, last=is_last)
+            is_last = is_finished(state)  # a later signal counts at the next safe point
+            notify_safe_point(self._called, state, last=is_last)
         return is_last
-
-    def _validate(self, validation: ValidatedSource) -> Row:
-        """Return the means over the validation data, on the same noise at every call."""
-        mean = RunningMean()
-        with (
-            validating(self.callbacks, self.state),
-            evaluating(self.model, self.objective),
-            torch.no_grad(),
-            forked_rng(self.device),
-        ):
-            batches = validation.batches(epoch=0)
-            seed_rng(self.device, derive_seed(self.seed, Stream.VALIDATION))
-            for batch in batches:
-                with checked_data():
-                    output = self.objective(self.model, batch)
-                mean.add(output, batch.total_weight)
-        return mean.row("validation")

@@ -66,6 +66,8 @@ class Checkpoint(Callback):
          'step-00000002.safetensors']
     """
 
+    first_process_only = True
+
     def __init__(
         self,
         folder: str | os.PathLike[str],
@@ -257,7 +259,7 @@ def load_resume_state(
             f'fit expects resume="auto" or the path of a checkpoint, got {str(resume)!r}, which '
             "does not exist: give an existing path"
         )
-    if checkpoint is not None:
+    if checkpoint is not None and state.processes.rank == 0:
         checkpoint.ensure_writable(state, resume)
     saved = None
     if resume == "auto":

@@ -25,7 +25,14 @@ from tinyvae.training.state import MIGRATIONS, STATE_VERSION, TrainState
 FIELDS: dict[str, dict[str, Any]] = {
     "fingerprint": {},
     "identity": {},
-    "mode": {"device": str, "torch": str, "threads": int, "speed": dict, "resolved_speed": dict},
+    "mode": {
+        "device": str,
+        "torch": str,
+        "threads": int,
+        "processes": int,
+        "speed": dict,
+        "resolved_speed": dict,
+    },
     "plan": {"start_epoch": int, "scheduled_epochs": int, "schedule_steps": int | None},
     "position": {"epoch": int, "step": int, "batch": int, "seconds": Real},
     "model": {},
@@ -59,7 +66,10 @@ def upgrade(state: Any) -> dict[str, Any]:
         )
     for old_version in range(version, STATE_VERSION):
         state = MIGRATIONS[old_version](state)
-    state = {"identity": {}, "average": {}, **state}  # added later
+    # These were added later, and without effect on how a run continues.
+    state = {"identity": {}, "average": {}, **state}
+    if isinstance(state.get("mode"), dict):
+        state["mode"] = {"processes": 1, **state["mode"]}
     unknown = [name for name in state if name not in {*FIELDS, "state_version"}]
     known = {name: part for name, part in state.items() if name not in unknown}
     for name, entries in FIELDS.items():

@@ -1,6 +1,6 @@
 """Source that reads a Dataset in the run's order."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
@@ -64,9 +64,9 @@ class DatasetSource(DataSource):
 
     def first_batch(self, epoch: int) -> Batch:
         """Return the first batch of an epoch, read in this process."""
-        (key, *_), (index, *_) = self._keys(epoch, 0), self._indices(epoch, 0)
-        items = iter([self._items[key]])
-        return next(transformed(items, self.transform, self.seed, epoch, 0, [index]))
+        items = iter([self._items[next(self._keys(epoch, 0))]])
+        indices = self._indices(epoch, 0)
+        return next(transformed(items, self.transform, self.seed, epoch, 0, indices))
 
     def close(self) -> None:
         """End the processes that read ahead."""
@@ -82,15 +82,19 @@ class DatasetSource(DataSource):
         if self.workers and epoch + 1 < self.last_epoch:
             self._ahead = (epoch + 1, self._open(epoch + 1, 0))
 
-    def _keys(self, epoch: int, start: int) -> Iterable[BatchKey]:
-        for index in self._order(epoch, start).split(self.batch_size):
+    def _keys(self, epoch: int, start: int) -> Iterator[BatchKey]:
+        for index in self._shares(self._order(epoch, start)):
             positions = index.tolist()
             yield (epoch, positions[0]), positions
 
-    def _indices(self, epoch: int, start: int) -> Iterable[Tensor]:
-        indices: Iterable[Tensor]
-        indices = self._order(epoch, start).to(self.transform.device).split(self.batch_size)
-        return indices
+    def _indices(self, epoch: int, start: int) -> Iterator[Tensor]:
+        return self._shares(self._order(epoch, start).to(self.transform.device))
+
+    def _shares(self, order: Tensor) -> Iterator[Tensor]:
+        for index in order.split(self.batch_size):
+            share = index[self.transform.processes.share(len(index))]
+            if len(share):
+                yield share
 
     def _order(self, epoch: int, start: int) -> Tensor:
         order = visiting_order(self.num_examples, self.seed, epoch, self.shuffle)

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import count, islice, repeat
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, default_collate
 
 from tinyvae.core.objective import Batch
 from tinyvae.core.random import Stream, derive_seed
@@ -14,6 +15,7 @@ from tinyvae.errors import CheckpointError
 from tinyvae.training.data.items import BatchKey, SeededItems, collate, seeded
 from tinyvae.training.data.sources import BatchTransform, DataSource, smallest_batch
 from tinyvae.training.data.workers import END, BatchReader, end_processes, next_batch
+from tinyvae.training.processes import ONE_PROCESS
 from tinyvae.training.state import Stateful
 
 
@@ -27,6 +29,9 @@ class LoaderSource(DataSource):
     Random numbers of persistent workers would depend on all batches that they have read. The source
     therefore has such processes of its own, with a seed per batch. For a loader that they cannot
     replace, it starts processes in each epoch.
+
+    Several processes that train split each batch of the loader. Those that split the data
+    themselves have a DistributedSampler, or an IterableDataset.
     """
 
     in_memory = False
@@ -57,7 +62,11 @@ class LoaderSource(DataSource):
         generators = (getattr(owner, "generator", None) for owner in owners)
         # Loader and sampler often share one generator: dict.fromkeys keeps each once, in order.
         self._generators = list(dict.fromkeys(g for g in generators if g is not None))
-        self._stateful = loader if isinstance(loader, Stateful) else None
+        processes = transform.processes
+        # A position in the data of one process is not that of another one.
+        self._stateful: Stateful | None = None
+        if isinstance(loader, Stateful) and processes.size == 1:
+            self._stateful = loader
         self._opened: dict[str, Any] | None = None  # state at the start of the open epoch
         self._start = 0
         self._loaded: dict[str, Any] | None = None  # state from a checkpoint
@@ -66,7 +75,9 @@ class LoaderSource(DataSource):
         is_plain = type(loader) is DataLoader and isinstance(loader.batch_sampler, Iterable)
         self._iterator: Iterator[Any] | None = None  # of the loader, in the newest epoch
         self._reader: BatchReader | None = None
-        if loader.persistent_workers and is_plain and not self._is_stream:
+        self.is_split = not self._is_stream and not isinstance(loader.sampler, DistributedSampler)
+        self._reads_share = processes.size > 1 and self.is_split and is_plain
+        if (loader.persistent_workers or self._reads_share) and is_plain and not self._is_stream:
             self._reader = _reader_of(loader, seed)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -82,7 +93,12 @@ class LoaderSource(DataSource):
         )
         try:
             items = items if is_restored else skip(start, items)
-            yield from transformed(items, self.transform, self.seed, epoch, start)
+            for batch in transformed(items, self.transform, self.seed, epoch, start):
+                share = self._share(len(batch))
+                if share == slice(0, len(batch)):
+                    yield batch
+                elif share.start < share.stop:
+                    yield batch.part(share)
         except GeneratorExit:  # closed early, while after any other error a run resumes this epoch
             self._opened = None
             raise
@@ -130,9 +146,12 @@ class LoaderSource(DataSource):
         for part in (self.loader.dataset, sampler, self.loader.batch_sampler):
             set_epoch(part, epoch)
         with seeded(derive_seed(self.seed, Stream.ORDER, epoch)):
-            if self._reader is not None:
-                return self._reader.read(self._keys(epoch))
             loader, attributes = self.loader, vars(self.loader)
+            if self._reader is not None:
+                if not loader.persistent_workers and loader.generator is not None:
+                    # The loader would draw the seed of its workers first.
+                    torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+                return self._reader.read(self._keys(epoch))
             # The iterator keeps these. A loader refuses to set ``persistent_workers``.
             replaced = {
                 "collate_fn": _collate_fn(loader),
@@ -149,8 +168,17 @@ class LoaderSource(DataSource):
 
     def _keys(self, epoch: int) -> Iterator[BatchKey]:
         batch_sampler: Any = self.loader.batch_sampler
+        processes = self.transform.processes if self._reads_share else ONE_PROCESS
+        rank = (processes.rank,) if processes.rank else ()  # items of other processes draw others
         for position, indices in enumerate(batch_sampler):
-            yield (epoch, position), indices
+            share = list(indices)[processes.share(len(indices))]
+            if share:
+                yield (epoch, position, *rank), share
+
+    def _share(self, num_examples: int) -> slice:
+        """Return the examples of a batch that was read, of which this process uses its share."""
+        reads_all = self.is_split and not self._reads_share
+        return (self.transform.processes if reads_all else ONE_PROCESS).share(num_examples)
 
     def _state(self) -> dict[str, Any]:
         position = None if self._stateful is None else self._stateful.state_dict()

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tinyvae.core.data import as_tensor, spread_rows, to_dtype, warn_about_rounding
 from tinyvae.core.objective import Batch
-from tinyvae.core.random import Stream, derive_seed, epoch_order
+from tinyvae.core.random import Stream, epoch_order
+from tinyvae.training.processes import ONE_PROCESS, Processes
 
 PickBatch = Callable[[Any], Batch | Tensor]
 Array: TypeAlias = "np.ndarray[Any, Any]"
@@ -34,6 +35,7 @@ class BatchTransform:
         batch: Function that picks x, context and mask.
         transform: Function that maps (x, generator) to x.
         owner: Function that reads the data, for errors.
+        processes: Processes that share the data. Each draws other numbers for ``transform``.
     """
 
     device: torch.device
@@ -41,6 +43,7 @@ class BatchTransform:
     batch: PickBatch | None = None
     transform: Transform | None = None
     owner: str = "fit"
+    processes: Processes = ONE_PROCESS
 
     def move(self, item: Any) -> Any:
         """Move tensors and arrays to the device, also inside tuples, dictionaries and batches."""
@@ -72,7 +75,7 @@ class BatchTransform:
             return x
         generator = torch.Generator(self.device)
         seed, *position = seeds
-        generator.manual_seed(derive_seed(seed, Stream.TRANSFORM, *position))
+        generator.manual_seed(self.processes.seed(seed, Stream.TRANSFORM, *position))
         try:
             transformed = self.transform(x, generator)
         except TypeError as error:
@@ -159,6 +162,9 @@ def _as_batch(picked: Any, owner: str) -> Batch:
 class DataSource(ABC):
     """Source of batches. Each batch is a function of the seed, the epoch and its position.
 
+    With several processes it yields this one's share of each batch, and skips a batch of which it
+    has no example. Sizes and counts are those of all processes.
+
     Attributes:
         transform: Conversion of the data to batches.
         batch_size: Examples per batch, None if a loader's batches are of the user's own.
@@ -170,6 +176,8 @@ class DataSource(ABC):
             which nothing may rely.
         in_memory: True if all data can be checked before the first step.
         repeatable: True if an epoch can be opened several times.
+        is_split: True if the source takes this process's share of data that all processes see.
+            False if the user's loader has only that share.
         workers: Number of processes that read.
         last_epoch: Number of epochs that will be read. Those up to it may be read ahead.
     """
@@ -177,6 +185,7 @@ class DataSource(ABC):
     transform: BatchTransform
     in_memory: bool
     repeatable: bool
+    is_split: bool = True
     has_exact_length: bool = True
     drop_last: bool
     workers: int = 0
@@ -257,15 +266,19 @@ class TensorSource(DataSource):
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch. The last one may be shorter."""
         order = visiting_order(self.num_examples, self.seed, epoch, self.shuffle)
-        order = order[: self.num_batches * self.batch_size]
-        yield from self._take(order.to(self.transform.device), self.batch_size, epoch, start)
+        order = order[: self.num_batches * self.batch_size].to(self.transform.device)
+        for position, batch in enumerate(order.split(self.batch_size)[start:], start):
+            index = batch[self.transform.processes.share(len(batch))]
+            if len(index):
+                yield self._take(index, epoch, position)
 
     def iter_all(self) -> Iterator[Batch]:
         """Yield all data in large batches."""
         order = torch.arange(self.num_examples, device=self.transform.device)
         largest = max(math.prod(shape[1:]) for shape in self._shapes)
         size = min(CHUNK_SIZE, max(1, CHUNK_ELEMENTS // max(1, largest)))
-        yield from self._take(order, size, epoch=0)
+        for position, index in enumerate(order.split(size)):
+            yield self._take(index, 0, position)
 
     def _load(self, part: "Tensor | Array") -> "Tensor | Array":
         """Return a tensor on the device. An array that is mapped to a file stays there."""
@@ -275,10 +288,9 @@ class TensorSource(DataSource):
         self._shapes.append(tuple(part.shape))
         return part if is_mapped else self.transform.move(tensor)
 
-    def _take(self, order: Tensor, batch_size: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        for position, index in enumerate(order.split(batch_size)[start:], start):
-            rows = map_arrays(partial(self._rows, index), self.data)
-            yield self.transform(rows, (self.seed, epoch, position), index)
+    def _take(self, index: Tensor, epoch: int, position: int) -> Batch:
+        rows = map_arrays(partial(self._rows, index), self.data)
+        return self.transform(rows, (self.seed, epoch, position), index)
 
     def _rows(self, index: Tensor, part: "Tensor | Array") -> Tensor:
         if isinstance(part, Tensor):

@@ -1,6 +1,7 @@
 """Source that reads a stream (IterableDataset), and the split of a stream over processes."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch.utils.data._utils.worker as torch_worker
@@ -10,15 +11,17 @@ from tinyvae.core.objective import Batch
 from tinyvae.core.random import Stream, derive_seed
 from tinyvae.training.data.items import collate, seed_all, seeded
 from tinyvae.training.data.loaders import length_of, read_in_turn, set_epoch, skip, transformed
-from tinyvae.training.data.sources import BatchTransform, DataSource
+from tinyvae.training.data.sources import BatchTransform, DataSource, count_batches
 from tinyvae.training.data.workers import end_processes
+from tinyvae.training.processes import Processes
 
 
 class StreamSource(DataSource):
     """Source of an IterableDataset, which has an order of its own.
 
     Its length is a hint: an epoch ends with the stream. Processes start again in each epoch, since
-    a stream changes while it is read. A stream with ``set_epoch`` is told the epoch.
+    a stream changes while it is read. A stream with ``set_epoch`` is told the epoch. Each of
+    several processes that train reads the whole stream and keeps its share of each batch.
     """
 
     in_memory = False
@@ -39,7 +42,7 @@ class StreamSource(DataSource):
         self.transform, self.seed, self.workers = transform, seed, workers
         self.data, self.batch_size, self.drop_last = data, batch_size, drop_last
         self.num_examples = length_of(data)
-        self.num_batches = length_of(self._loader()) or None
+        self.num_batches = count_batches(self.num_examples or 0, batch_size, drop_last) or None
         self.smallest_batch = batch_size if drop_last else None
         self._iterator: Iterator[Any] | None = None  # of the newest epoch
 
@@ -56,9 +59,10 @@ class StreamSource(DataSource):
         end_processes(self._iterator)
 
     def _loader(self) -> "DataLoader[Any]":
+        processes = self.transform.processes
         return DataLoader(
-            SplitStream(self.data),
-            self.batch_size,
+            SplitStream(self.data, self.batch_size, processes),
+            len(range(self.batch_size)[processes.share(self.batch_size)]),
             num_workers=self.workers,
             collate_fn=collate,
             drop_last=self.drop_last,
@@ -68,28 +72,36 @@ class StreamSource(DataSource):
 class SplitStream(IterableDataset[Any]):
     """Stream of which each process that reads yields its share, so that no item comes twice.
 
-    Every process has a copy of the stream. A stream that asks ``get_worker_info`` for the number of
-    processes splits itself, and then draws random numbers of its own. Any other one draws the same
+    Every process has a copy of the stream. Those that train keep their shares of each batch. Those
+    that read for one of these split this share: a stream that asks ``get_worker_info`` for their
+    number splits itself, and then draws random numbers of its own. Any other one draws the same
     ones in each of n processes, and process i yields the items i, i + n, i + 2n, ...
+
+    Args:
+        data: The stream.
+        size: Items of a batch of all processes that train.
+        processes: The processes that train.
     """
 
-    def __init__(self, data: "IterableDataset[Any]") -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)  # type: ignore[arg-type]
+    def __init__(self, data: "IterableDataset[Any]", size: int, processes: Processes) -> None:
+        self.data, self.size, self.processes = data, size, processes
 
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
         if info is None:
-            yield from self.data
+            yield from self._share()
             return
         watched = _WatchedInfo(info, self.data)
         torch_worker._worker_info = watched  # type: ignore[assignment]
         seed_all(info.seed - info.id)  # torch adds the number of the process
-        for position, item in enumerate(self.data):
+        for position, item in enumerate(self._share()):
             if watched.was_asked or position % info.num_workers == info.id:
                 yield item
+
+    def _share(self) -> Iterator[Any]:
+        items = iter(self.data)
+        while batch := list(islice(items, self.size)):
+            yield from batch[self.processes.share(len(batch))]
 
 
 class _WatchedInfo:

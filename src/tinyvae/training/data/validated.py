@@ -123,8 +123,11 @@ class ValidatedSource:
                 ) from error.__cause__
             error.add_note(f"It was raised when fit read {where}.")
             raise
-        expected = self.source.num_batches
-        if expected not in (None, position) and not self._has_warned:
+        source, processes = self.source, self.source.transform.processes
+        expected = source.num_batches
+        # The last of several processes has a share of every batch.
+        counts_all = processes.rank == processes.size - 1 or not source.is_split
+        if counts_all and expected not in (None, position) and not self._has_warned:
             self._has_warned = True
             warn(
                 f"the {self.role} data have {position} batches in epoch {epoch + 1}, but their "
