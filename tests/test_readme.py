@@ -27,7 +27,7 @@ PAGES = {
     "checkpointing": {"runs"},
     "extending": set(),
 }
-NEEDED = {"large_data": ("datasets", "h5py", "webdataset")}  # not in the group "test"
+NEEDED = {"large_data": ("datasets.arrow_dataset", "h5py", "webdataset")}  # not in the group "test"
 README = (ROOT / "README.md").read_text()
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 REPOSITORY = PYPROJECT["project"]["urls"]["Repository"]

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from itertools import chain, count
 
 import torch
-from torch import Tensor
 
 from tinyvae._devices import CPU
 from tinyvae.core.objective import Batch, ObjectiveOutput
@@ -15,19 +14,16 @@ from tinyvae.training.history import RunningMean
 from tinyvae.training.state import TrainState
 
 
-def average_step(
-    state: TrainState, output: ObjectiveOutput, weight: float | Tensor
-) -> ObjectiveOutput:
+def average_step(state: TrainState, output: ObjectiveOutput) -> ObjectiveOutput:
     """Average gradients, losses and metrics over the examples of all processes, and return these.
 
     The same exchange tells each process if one of them stops.
 
     Args:
-        state: State of the run, whose parameters have the gradients of this process.
+        state: State of the run. Its parameters have the gradients of this process, and ``weight`` is
+            that of its examples, then of all processes.
         output: Losses and metrics of this process.
-        weight: Total weight of the examples of this process, a number or 0-d.
     """
-    state.weight = weight
     if state.processes.size == 1:
         return output
     parameters = [p for group in state.groups.values() for p in group]
@@ -35,7 +31,7 @@ def average_step(
     parts = (output.losses, output.metrics, output.shares)
     values = [value.detach() for part in parts for value in part.values()]
     means, total, flags = state.processes.mean(
-        [*gradients, *values], 0.0 if state.is_idle else float(weight), _stop_flags(state)
+        [*gradients, *values], 0.0 if state.is_idle else float(state.weight), _stop_flags(state)
     )
     state.weight, state.stop_flags = total, flags
     for parameter, mean in zip(parameters, means, strict=False):

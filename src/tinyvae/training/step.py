@@ -63,11 +63,12 @@ class TrainStep:
         where = f"step {state.step + 1} (epoch {state.epoch + 1})"
         try:
             state.objective.set_step(state.step, state.plan.schedule_steps)
+            state.weight = batch.total_weight
             output = self._compiled_update(batch)
             is_updated = output is not None
             if output is None:
                 output = self.compute_gradients(batch)
-                output = average_step(state, output, batch.total_weight)
+                output = average_step(state, output)
                 self.guard.check(output, batch, where, self.buffers.changed())
         except BaseException as error:
             self.buffers.restore()
