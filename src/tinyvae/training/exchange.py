@@ -20,8 +20,8 @@ def average_step(state: TrainState, output: ObjectiveOutput) -> ObjectiveOutput:
     The same exchange tells each process if one of them stops.
 
     Args:
-        state: State of the run. Its parameters have the gradients of this process, and ``weight`` is
-            that of its examples, then of all processes.
+        state: State of the run. Its parameters have the gradients of this process, and its
+            ``weight`` is that of this process, then that of all.
         output: Losses and metrics of this process.
     """
     if state.processes.size == 1:
