@@ -326,6 +326,8 @@ def select_fast_path(
         if (is_new or saved is not None) and not _requests_the_same(speed, saved):
             resolved = resolve_speed(gradients, example, speed)
             state.set_mode(speed, resolved)
+        if resolved.precision == "float16":
+            gradients = replace(gradients, loss_scale=state.loss_scale)
         return accelerate(gradients, example, speed, resolved), resolved
 
 

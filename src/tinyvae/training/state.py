@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from tinyvae.core.objective import Objective, ObjectiveOutput
 from tinyvae.core.random import rng_state, seed_rng, set_rng_state
+from tinyvae.training.acceleration.loss_scale import LossScale
 from tinyvae.training.averaging import AveragedWeights
 from tinyvae.training.history import History, Row, RunningMean
 from tinyvae.training.optimization import (
@@ -135,6 +136,7 @@ class TrainState:
         step: Updates done.
         batch: Batches done in the current epoch.
         average: Average of the weights.
+        loss_scale: Factor of the loss in float16.
         running_means: Means of losses and metrics in the current epoch.
         history: Rows of all epochs so far.
         plan: Length of the current call of ``fit``.
@@ -166,6 +168,7 @@ class TrainState:
         self._makers: tuple[Any, ...] = ()  # settings from which the optimizers were made
         self.epoch = self.step = self.batch = 0
         self.average = AveragedWeights(model)
+        self.loss_scale = LossScale()
         self.running_means = RunningMean()
         self.history = History()
         self.stop_request: StopRequest | None = None
@@ -289,6 +292,7 @@ class TrainState:
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
             "schedulers": {name: s.state_dict() for name, s in self.schedulers.items()},
             "average": self.average.state_dict(),
+            "loss_scale": self.loss_scale.state_dict(),
             "callbacks": {name: state for name, state in callbacks.items() if state},
             "history": history,
             "running_means": self.running_means.state_dict(),
@@ -310,6 +314,7 @@ class TrainState:
         for name, scheduler in self.schedulers.items():
             scheduler.load_state_dict(saved["schedulers"][name])
         self.average.load_state_dict(saved["average"])
+        self.loss_scale.load_state_dict(saved["loss_scale"])
         self.history.load_state_dict(saved["history"])
         if self.stop_request is not None:  # a signal came since ``fit`` was called
             self.history.stop_reason = self.stop_request.reason
