@@ -55,8 +55,9 @@ class TrainStep:
             state.trained_parameters(),
             self._find_problem,
             optimization.clip_norm,
-            waits=True if self.loss_scale else None,
         )
+        if self.loss_scale is not None:
+            self.guard.waits = True  # an overflow is found before the update, too
         self.buffers = BufferBackup(state.model, state.objective)
         state.synchronize = self.synchronize
         self._updates = {name: make_step(optimizer) for name, optimizer in state.optimizers.items()}
