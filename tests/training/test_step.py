@@ -24,7 +24,8 @@ import tinyvae
 from tinyvae import ELBO, Batch, Callback, Optimization, Trainer
 from tinyvae.core import ObjectiveOutput
 from tinyvae.core.random import epoch_order
-from tinyvae.training.state import RunPlan, TrainState
+from tinyvae.training.plan import RunPlan
+from tinyvae.training.state import TrainState
 from tinyvae.training.step import Gradients, TrainStep
 
 PACKAGE = str(Path(tinyvae.__file__).parent)

@@ -28,7 +28,8 @@ from tinyvae.training.parts_of_batches import (
     require_shares,
     require_single_examples,
 )
-from tinyvae.training.state import RunPlan, TrainState
+from tinyvae.training.plan import RunPlan
+from tinyvae.training.state import TrainState
 from tinyvae.training.step import (
     ComputeGradients,
     Gradients,
@@ -269,10 +270,17 @@ def select_fast_path(
         if (is_new or saved is not None) and not _requests_the_same(speed, saved):
             resolved = _same_speed(state, resolve_speed(gradients, example, speed))
             state.set_mode(speed, resolved)
+        if resolved.precision == "float16":
+            gradients = replace(gradients, loss_scale=state.loss_scale)
         optimization = state.optimization
-        # Gradients of parts of a batch, or of several processes, are added before the update.
-        is_split = optimization.microbatch_size is not None or state.processes.size > 1
-        optimizers = {} if is_split else state.optimizers
+        # Gradients of parts of a batch, of several processes, or of a scaled loss change before the
+        # update.
+        is_whole = (
+            optimization.microbatch_size is None
+            and state.processes.size == 1
+            and resolved.precision != "float16"
+        )
+        optimizers = state.optimizers if is_whole else {}
         clip_norm = optimization.clip_norm
         return accelerate(gradients, example, speed, resolved, optimizers, clip_norm), resolved
 

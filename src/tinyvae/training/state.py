@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from tinyvae.core.objective import Objective, ObjectiveOutput
 from tinyvae.core.random import Stream, derive_seed, rng_state, seed_rng, set_rng_state
+from tinyvae.training.acceleration.loss_scale import LossScale
 from tinyvae.training.averaging import AveragedWeights
 from tinyvae.training.history import History, Row, RunningMean
 from tinyvae.training.optimization import (
@@ -23,6 +24,7 @@ from tinyvae.training.optimization import (
     parameter_groups,
     same_groups,
 )
+from tinyvae.training.plan import RunPlan
 from tinyvae.training.processes import ONE_PROCESS
 from tinyvae.training.rates import restart_rates
 from tinyvae.training.settings import Settings
@@ -57,67 +59,6 @@ class StopRequest:
     resumable: bool = False
 
 
-@dataclass(frozen=True)
-class RunPlan:
-    """Length of a call of ``fit``.
-
-    Attributes:
-        start_epoch: Epochs done before the run.
-        num_epochs: Epochs of the run.
-        scheduled_epochs: Epochs of the run when it was started. Schedulers span them.
-        num_steps: Updates that remain, None if the data have no length.
-        total_steps: Updates at the end of the run, None if the data have no length.
-        schedule_steps: Number of updates to which fractions in schedules of the objective refer.
-        scheduled_steps: Number of updates that a scheduler spans if it is called per step.
-        has_validation: True if there are validation data.
-        headline: One line about device, sizes, length, objective and fast paths.
-    """
-
-    start_epoch: int
-    num_epochs: int
-    scheduled_epochs: int
-    num_steps: int | None = None
-    total_steps: int | None = None
-    schedule_steps: int | None = None
-    scheduled_steps: int | None = None
-    has_validation: bool = False
-    headline: str = ""
-
-    @property
-    def last_epoch(self) -> int:
-        """Epochs done after the run."""
-        return self.start_epoch + self.num_epochs
-
-    @classmethod
-    def for_new_run(cls, epoch: int, epochs: int, *, in_total: bool) -> "RunPlan":
-        """Return the plan of ``epochs`` more epochs, or of up to ``epochs`` if ``in_total``."""
-        num_epochs = max(epochs - epoch, 0) if in_total else epochs
-        return cls(epoch, num_epochs, max(num_epochs, 1))
-
-    @classmethod
-    def for_resumed_run(cls, saved: Mapping[str, Any], epochs: int) -> "RunPlan":
-        """Return the plan of a run that continues from a checkpoint up to ``epochs``."""
-        start_epoch = saved["plan"]["start_epoch"]
-        num_epochs = max(epochs - start_epoch, 0)
-        return cls(start_epoch, num_epochs, saved["plan"]["scheduled_epochs"])
-
-    def progress(self, epoch: int, batch: int) -> float:
-        """Return the share of the scheduled updates that is done at a batch of an epoch.
-
-        Without a length of the data, only complete epochs count.
-        """
-        done = float(epoch - self.start_epoch)
-        if self.scheduled_steps:
-            done += batch * self.scheduled_epochs / self.scheduled_steps
-        return done / self.scheduled_epochs
-
-    def remaining_steps(self, num_batches: int | None, epoch: int, batch: int) -> int | None:
-        """Return the updates that remain at a batch of an epoch, None for data without a length."""
-        if num_batches is None:
-            return None
-        return max(num_batches * (self.last_epoch - epoch) - batch, 0)
-
-
 class TrainState:
     """State of a run. Callbacks read it, and may stop the run.
 
@@ -136,6 +77,7 @@ class TrainState:
         step: Updates done.
         batch: Batches done in the current epoch.
         average: Average of the weights.
+        loss_scale: Factor of the loss in float16.
         running_means: Means of losses and metrics in the current epoch.
         history: Rows of all epochs so far.
         plan: Length of the current call of ``fit``.
@@ -171,6 +113,7 @@ class TrainState:
         self._makers: tuple[Any, ...] = ()  # settings from which the optimizers were made
         self.epoch = self.step = self.batch = 0
         self.average = AveragedWeights(model)
+        self.loss_scale = LossScale()
         self.running_means = RunningMean()
         self.history = History()
         self.stop_request: StopRequest | None = None
@@ -294,6 +237,7 @@ class TrainState:
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
             "schedulers": {name: s.state_dict() for name, s in self.schedulers.items()},
             "average": self.average.state_dict(),
+            "loss_scale": self.loss_scale.state_dict(),
             "callbacks": {name: state for name, state in callbacks.items() if state},
             "history": history,
             "running_means": self.running_means.state_dict(),
@@ -315,6 +259,7 @@ class TrainState:
         for name, scheduler in self.schedulers.items():
             scheduler.load_state_dict(saved["schedulers"][name])
         self.average.load_state_dict(saved["average"])
+        self.loss_scale.load_state_dict(saved["loss_scale"])
         self.history.load_state_dict(saved["history"])
         if self.stop_request is not None:  # a signal came since ``fit`` was called
             self.history.stop_reason = self.stop_request.reason

@@ -4,19 +4,20 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tinyvae.core.module_state import preserved_buffers
 from tinyvae.core.objective import Batch, Objective, ObjectiveOutput, checked_data
 from tinyvae.core.random import forked_rng
 from tinyvae.errors import NonFiniteError
 from tinyvae.training.acceleration.fused_adam import make_step
+from tinyvae.training.acceleration.loss_scale import LossScale
 from tinyvae.training.accumulation import AccumulatedGradients
 from tinyvae.training.buffers import BufferBackup
 from tinyvae.training.exchange import average_step
@@ -48,10 +49,16 @@ class TrainStep:
             self.compute_gradients = AccumulatedGradients(
                 compute_gradients, state.trained_parameters().values(), optimization.microbatch_size
             )
-        find_problem = partial(state.objective.find_problem, state.model)
+        scaled = isinstance(compute_gradients, Gradients) and compute_gradients.loss_scale
+        self.loss_scale = scaled or None
         self.guard = NonFiniteGuard(
-            state.optimizers, state.trained_parameters(), find_problem, optimization.clip_norm
+            state.optimizers,
+            state.trained_parameters(),
+            self._find_problem,
+            optimization.clip_norm,
         )
+        if self.loss_scale is not None:
+            self.guard.waits = True  # an overflow is found before the update, too
         self.buffers = BufferBackup(state.model, state.objective)
         state.synchronize = self.synchronize
         self._updates = {name: make_step(optimizer) for name, optimizer in state.optimizers.items()}
@@ -64,11 +71,13 @@ class TrainStep:
         try:
             state.objective.set_step(state.step, state.plan.schedule_steps)
             state.weight = batch.total_weight
+            overflows = False
             output = self._compiled_update(batch)
             is_updated = output is not None
             if output is None:
-                output = self.compute_gradients(batch)
-                output = average_step(state, output)
+                output = average_step(state, self.compute_gradients(batch))
+                overflows = self._overflows(output)
+            if not (is_updated or overflows):
                 self.guard.check(output, batch, where, self.buffers.changed())
         except BaseException as error:
             self.buffers.restore()
@@ -77,13 +86,36 @@ class TrainStep:
                 raise needs_two_examples(error, f"step {state.step + 1}", DROP_LAST) from error
             raise
         if not is_updated:
-            self._update()
-        if state.average.rule is not None:
+            self._update(overflows=overflows)
+        if state.average.rule is not None and not overflows:
             progress = state.plan.progress(state.epoch, state.batch)
             state.average.update(self.buffers.changed(), progress)
         if self.optimization.scheduler_interval == "step":
             self.optimization.step_schedulers(state.schedulers, {}, state.plan.scheduled_steps)
-        return output
+        return output if self.loss_scale is None else self._scaled(output, overflows)
+
+    def _find_problem(self, batch: Batch) -> str | None:
+        problem = self.state.objective.find_problem(self.state.model, batch)
+        if problem is None and self.loss_scale is not None:
+            return (
+                "The networks compute in float16, which ends at 65,504: use "
+                "Speed(precision='bfloat16')"
+            )
+        return problem
+
+    def _overflows(self, output: ObjectiveOutput) -> bool:
+        """Return True if gradients are not finite because the scale of the loss is too large."""
+        if self.loss_scale is None:
+            return False
+        return self.loss_scale.caused([*output.losses.values()], gradients_of(self.state.groups))
+
+    def _scaled(self, output: ObjectiveOutput, overflows: bool) -> ObjectiveOutput:
+        """Move the scale of the loss, and add it to the metrics."""
+        loss_scale, (first, *_) = self.state.loss_scale, output.losses.values()
+        numbers = {"loss_scale": loss_scale.value, "skipped_updates": float(overflows)}
+        loss_scale.update(overflows=overflows)
+        added = {f"batch_{name}": first.new_full((), value) for name, value in numbers.items()}
+        return replace(output, metrics=output.metrics | added)
 
     def _compiled_update(self, batch: Batch) -> ObjectiveOutput | None:
         """Make the update by a graph, if there is one. Return None if nothing was changed."""
@@ -94,11 +126,12 @@ class TrainStep:
             self.state.objective.set_step(self.state.step, self.state.plan.schedule_steps)
         return output
 
-    def _update(self) -> None:
+    def _update(self, *, overflows: bool) -> None:
         for name, update in self._updates.items():
-            if self.optimization.clip_norm is not None:
+            if self.optimization.clip_norm is not None and not overflows:
                 clip_gradients(self.state.groups[name], self.optimization.clip_norm)
-            update()
+            if not overflows:
+                update()
             for parameter in self.state.groups[name]:  # other groups still need their gradients
                 parameter.grad = None
 
@@ -114,6 +147,11 @@ class TrainStep:
     def close(self) -> None:
         """Remove the guard's flag from the optimizers."""
         self.guard.release()
+
+
+def gradients_of(groups: Groups) -> list[Tensor]:
+    """Return the gradients of all groups."""
+    return [p.grad for group in groups.values() for p in group if p.grad is not None]
 
 
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> None:
@@ -138,18 +176,24 @@ class Gradients:
     objective: Objective
     groups: Groups  # parameters by the name of their loss
     precision: torch.dtype = torch.float32  # of products in networks; autocast if it is lower
+    loss_scale: LossScale | None = None  # in float16
 
     def __call__(self, batch: Batch) -> ObjectiveOutput:
         """Return losses and metrics, and set the parameters' gradients."""
         output = self.losses(batch)
+        losses = output.losses
+        if self.loss_scale is not None:
+            losses = {name: loss * self.loss_scale.value for name, loss in losses.items()}
         if self._trains_all:  # torch is faster without a selection of inputs
-            (loss,) = output.losses.values()
+            (loss,) = losses.values()
             loss.backward()
-            return output
-        # The losses share the model's forward pass: the graph is kept until the last one.
-        last = len(output.losses) - 1
-        for index, (name, loss) in enumerate(output.losses.items()):
-            loss.backward(inputs=self.groups[name], retain_graph=index < last)
+        else:
+            # The losses share the model's forward pass: the graph is kept until the last one.
+            last = len(losses) - 1
+            for index, (name, loss) in enumerate(losses.items()):
+                loss.backward(inputs=self.groups[name], retain_graph=index < last)
+        if self.loss_scale is not None:
+            torch._foreach_mul_(gradients_of(self.groups), 1 / self.loss_scale.value)
         return output
 
     def losses(self, batch: Batch) -> ObjectiveOutput:

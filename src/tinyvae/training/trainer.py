@@ -194,7 +194,7 @@ class Trainer:
             batch: Function that returns x, or a :class:`~tinyvae.Batch`, of a batch of the data.
             transform: Function (x, generator) -> x, applied to each batch.
             workers: Number of processes that read a Dataset ahead, as long as ``fit`` runs.
-            drop_last: True to leave out a smaller last batch of training, others in each epoch.
+            drop_last: True to leave out an incomplete last batch: other examples in each epoch.
             resume: ``"auto"`` for the newest valid checkpoint in the :class:`Checkpoint`'s folder,
                 if there is one; or the path of a checkpoint or of a folder of checkpoints.
 

@@ -478,7 +478,7 @@ def test_probes_do_not_change_transforms(declining):
 
 @pytest.fixture
 def halves(monkeypatch):
-    monkeypatch.setattr(module, "bfloat16_is_faster", lambda _device: True)
+    monkeypatch.setattr(module, "half_is_faster", lambda _device, _dtype: True)
 
 
 class Kinds(ELBO):
@@ -553,13 +553,13 @@ def test_bfloat16_probe_times_a_cpu(monkeypatch, pays):
 
     monkeypatch.setattr(module, "_faster", faster)
     state = torch.get_rng_state()
-    assert module.bfloat16_is_faster(CPU) is pays
+    assert module.half_is_faster(CPU, torch.bfloat16) is pays
     assert products == [torch.bfloat16, torch.float32]
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_bfloat16_probe_declines_other_devices_than_cuda():
-    assert not module.bfloat16_is_faster(torch.device("mps"))
+    assert not module.half_is_faster(torch.device("mps"), torch.bfloat16)
 
 
 def test_faster_requires_more_than_noise(monkeypatch):

@@ -7,7 +7,7 @@ from helpers.training import STEPS
 import tinyvae.training.checkpoints.compatibility
 import tinyvae.training.state
 from tinyvae.errors import CheckpointError
-from tinyvae.training.checkpoints.compatibility import FIELDS, upgrade
+from tinyvae.training.checkpoints.compatibility import ADDED, FIELDS, upgrade
 from tinyvae.training.checkpoints.directory import load_checkpoint
 from tinyvae.training.state import STATE_VERSION
 
@@ -95,7 +95,7 @@ def test_resume_ignores_an_unknown_entry_of_a_field_with_a_warning_bitwise(compl
 
 
 def test_resume_refuses_a_missing_field_by_name(complete, tmp_path):
-    for index, name in enumerate(FIELDS.keys() - {"identity", "average"}):  # they came later
+    for index, name in enumerate(FIELDS.keys() - {*ADDED}):
         file = forged_run(complete, tmp_path / f"{index}", lambda s, name=name: s.pop(name))
         trainer = trainer_of(tmp_path / "other")
         with pytest.raises(CheckpointError, match=f"{file.name}: expected '{name}' with"):

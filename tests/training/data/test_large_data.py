@@ -49,6 +49,7 @@ def in_zarr(folder):
 def in_hugging_face(folder):
     pytest.importorskip("datasets.arrow_dataset")  # tests/datasets is a namespace of that name
     import datasets
+
     table = datasets.Dataset.from_dict({"x": ROWS.tolist(), "position": list(range(len(ROWS)))})
     table.save_to_disk(folder / "table")
     return datasets.load_from_disk(folder / "table").with_format("torch")

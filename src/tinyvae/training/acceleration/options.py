@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from tinyvae.training.step import ComputeGradients, Gradients, without_trace
 ONEDNN = "bf16"
 FLOAT32_EXACT = 1e-6
 MANY_ROWS = 4096  # rows of several draws: large products use other kernels than small ones
+Precision: TypeAlias = Literal["float32", "bfloat16", "float16"]
 ROUNDS, GAIN = 7, 0.95  # a fast path has to save 5 % in the best of 7 rounds
 
 
@@ -36,13 +37,15 @@ class Speed:
         matmul: ``"fast"`` uses oneDNN's matrix products on a CPU, if a probe at the start finds
             that they make the step faster and that each layer's products are within 1e-6 of the
             exact ones. The global setting is restored after the run.
-        precision: ``"bfloat16"`` runs networks in bfloat16 by autocast, if a probe finds that the
-            device multiplies faster in it. Densities and weights keep their precision, and
-            validation runs in full precision.
+        precision: ``"bfloat16"`` or ``"float16"`` runs networks in this dtype by autocast, if a
+            probe finds that the device multiplies faster in it. Densities and weights keep their
+            precision, and validation runs in full precision. With float16, which has a small range,
+            losses are scaled, and an update whose gradients overflow is skipped. The columns
+            ``train/batch_skipped_updates``, a share, and ``train/batch_loss_scale`` show it.
 
     Raises:
         TypeError: If ``compile`` is not a bool.
-        ValueError: If another option has an unknown value.
+        ValueError: If another option has an unknown value, or for float16 with ``compile``.
 
     Example:
         >>> trainer = Trainer(vae, ELBO(), speed=Speed(matmul="fast"), progress=False)
@@ -53,17 +56,22 @@ class Speed:
 
     compile: bool = False
     matmul: Literal["default", "fast"] = "default"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if not isinstance(self.compile, bool):
             raise TypeError(f"Speed expects compile as True or False, got {self.compile!r}")
         for name, value, known in (
             ("matmul", self.matmul, ("default", "fast")),
-            ("precision", self.precision, ("float32", "bfloat16")),
+            ("precision", self.precision, get_args(Precision)),
         ):
             if value not in known:
                 raise ValueError(f"Speed expects {name} as one of {known}, got {value!r}")
+        if self.compile and self.precision == "float16":
+            raise ValueError(
+                "Speed expects compile=False with precision='float16', whose scale of the loss "
+                "changes: use precision='bfloat16'"
+            )
 
     def describe(self, resolved: "ResolvedSpeed", *, is_compiled: bool) -> list[str]:
         """Return a phrase for each requested fast path that says if it is in use."""
@@ -84,14 +92,14 @@ class ResolvedSpeed:
 
     Attributes:
         matmul: ``"default"`` or ``"onednn"``.
-        precision: ``"float32"`` or ``"bfloat16"``.
+        precision: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
     """
 
     matmul: Literal["default", "onednn"] = "default"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:  # also called with the values in a checkpoint
-        known = self.matmul in ("default", "onednn") and self.precision in ("float32", "bfloat16")
+        known = self.matmul in ("default", "onednn") and self.precision in get_args(Precision)
         if not known:
             raise ValueError(f"unknown fast path {self}")
 
@@ -100,8 +108,9 @@ def resolve_speed(gradients: Gradients, example: Batch, speed: Speed) -> Resolve
     """Probe the requested options. Call in training mode; the probes leave no trace."""
     device = example.x.device
     has_float32 = any(p.dtype == torch.float32 for p in gradients.model.parameters())
-    half = speed.precision == "bfloat16" and has_float32 and bfloat16_is_faster(device)
-    precision: Literal["bfloat16", "float32"] = "bfloat16" if half else "float32"
+    dtype = getattr(torch, speed.precision)
+    is_half = dtype != torch.float32 and has_float32 and half_is_faster(device, dtype)
+    precision = speed.precision if is_half else "float32"
     compute_gradients = replace(gradients, precision=getattr(torch, precision))
 
     def step() -> None:
@@ -176,12 +185,14 @@ def onednn_is_faster(model: nn.Module, rows: int, step: Callable[[], object]) ->
     return _faster(fast, step)
 
 
-def bfloat16_is_faster(device: torch.device) -> bool:
-    """Return True if a device multiplies matrices faster in bfloat16 than in float32."""
+def half_is_faster(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return True if a device multiplies matrices faster in bfloat16 or float16 than in float32."""
+    if device.type == "cuda":
+        return dtype == torch.float16 or torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return False
     wide = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
-    half = wide.to(torch.bfloat16)
+    half = wide.to(dtype)
     return _faster(lambda: half @ half, lambda: wide @ wide)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tinyvae.core.warnings import warn
 from tinyvae.errors import CheckpointError
+from tinyvae.training.acceleration.loss_scale import LossScale
 from tinyvae.training.callbacks import Callback
 from tinyvae.training.history import History, RunningMean
 from tinyvae.training.optimization import state_after_step
@@ -38,6 +39,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "model": {},
     "objective": {},
     "average": {},
+    "loss_scale": {},
     "optimizers": {},
     "schedulers": {},
     "callbacks": {},
@@ -46,6 +48,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "rng": {"cpu": Tensor},
     "data": {},
 }
+ADDED = ("identity", "average", "loss_scale")  # fields that earlier files of a version lack
 
 
 def upgrade(state: Any) -> dict[str, Any]:
@@ -67,7 +70,7 @@ def upgrade(state: Any) -> dict[str, Any]:
     for old_version in range(version, STATE_VERSION):
         state = MIGRATIONS[old_version](state)
     # These were added later, and without effect on how a run continues.
-    state = {"identity": {}, "average": {}, **state}
+    state = {**{name: {} for name in ADDED}, **state}
     if isinstance(state.get("mode"), dict):
         state["mode"] = {"processes": 1, **state["mode"]}
     unknown = [name for name in state if name not in {*FIELDS, "state_version"}]
@@ -185,6 +188,8 @@ def _require_loadable(
         means.row("train")
     with _naming("average of weights"):
         state.average.check_state(saved["average"])
+    with _naming("scale of the loss"):
+        LossScale().load_state_dict(saved["loss_scale"])
     with _naming("CPU RNG state"):
         torch.Generator().set_state(saved["rng"]["cpu"])
     for callback, (name, _) in zip(callbacks, state.named_callbacks(), strict=True):
