@@ -3,6 +3,7 @@ from types import ModuleType
 
 import tinyvae
 import tinyvae.compression
+import tinyvae.tracking
 import tinyvae.sklearn
 
 project = "tinyvae"

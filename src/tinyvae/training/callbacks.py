@@ -43,6 +43,9 @@ class Callback:
         >>> trainer = Trainer(vae, ELBO(), callbacks=[StopAtLoss()], progress=False)
     """
 
+    # False if a resumed run may have other settings of this callback without a warning.
+    changes_results = True
+
     def on_fit_start(self, state: TrainState) -> None:
         """Run before the first step of a call of ``fit``."""
 

@@ -281,6 +281,11 @@ class RunningMean:
         self._shares: dict[str, DeviceSum] = {}  # (J,) each
         self._weight = 0
 
+    @property
+    def num_examples(self) -> int:
+        """Number of examples so far."""
+        return self._weight
+
     def add(self, output: ObjectiveOutput, weight: int) -> None:
         """Add a batch of ``weight`` examples."""
         named = named_values(output)

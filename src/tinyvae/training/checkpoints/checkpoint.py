@@ -66,6 +66,8 @@ class Checkpoint(Callback):
          'step-00000002.safetensors']
     """
 
+    changes_results = False
+
     def __init__(
         self,
         folder: str | os.PathLike[str],
