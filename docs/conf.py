@@ -3,7 +3,9 @@ from types import ModuleType
 
 import tinyvae
 import tinyvae.compression
+import tinyvae.hub
 import tinyvae.sklearn
+import tinyvae.tracking
 
 project = "tinyvae"
 author = "The tinyvae developers"

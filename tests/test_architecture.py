@@ -46,6 +46,8 @@ MAY_IMPORT = {
     ),
     "training": "_version _devices errors schedules io core plotting",  # no model and no objective
     "evaluation": "_devices plotting core distributions likelihoods models training",
+    "tracking": "io core plotting models training evaluation",
+    "hub": "_version errors io models evaluation",
     "sklearn": (
         "schedules core distributions networks encoders likelihoods priors models objectives "
         "evaluation training"

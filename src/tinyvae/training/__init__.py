@@ -6,9 +6,9 @@ from tinyvae.training.averaging import ExponentialMovingAverage as ExponentialMo
 from tinyvae.training.averaging import StochasticWeightAverage as StochasticWeightAverage
 from tinyvae.training.averaging import WeightAverage as WeightAverage
 from tinyvae.training.callbacks import Callback as Callback
-from tinyvae.training.callbacks import EarlyStopping as EarlyStopping
 from tinyvae.training.checkpoints.checkpoint import Checkpoint as Checkpoint
 from tinyvae.training.history import History as History
+from tinyvae.training.monitoring import EarlyStopping as EarlyStopping
 from tinyvae.training.optimization import Optimization as Optimization
 from tinyvae.training.state import TrainState as TrainState
 from tinyvae.training.trainer import Trainer as Trainer

@@ -282,6 +282,11 @@ class RunningMean:
         self._shares: dict[str, DeviceSum] = {}  # (J,) each
         self._weight: float | Tensor = 0
 
+    @property
+    def weight(self) -> float:
+        """Total weight of the examples so far, which is their number if they have none."""
+        return float(self._weight)
+
     def add(self, output: ObjectiveOutput, weight: float | Tensor) -> None:
         """Add a batch of a total ``weight``, a number or 0-d."""
         named = named_values(output)
@@ -312,7 +317,7 @@ class RunningMean:
 
     def row(self, part: str) -> Row:
         """Return the means so far as the columns ``part/...``."""
-        weight = float(self._weight) or math.nan  # all weights may be 0
+        weight = self.weight or math.nan  # all weights may be 0
         means = {name: total / weight for name, total in self._by_name().items()}
         shares = {name: sums.value() for name, sums in self._shares.items()}
         means |= {name: perplexity(sums / sums.sum()).item() for name, sums in shares.items()}

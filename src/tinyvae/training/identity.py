@@ -12,7 +12,6 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 from tinyvae.core.data import spread_rows
 from tinyvae.core.warnings import warn
 from tinyvae.training.callbacks import Callback
-from tinyvae.training.checkpoints.checkpoint import Checkpoint
 from tinyvae.training.data.datasets import DatasetSource
 from tinyvae.training.data.items import SeededItems, collate
 from tinyvae.training.data.loaders import LoaderSource
@@ -118,7 +117,7 @@ def _callback_settings(state: TrainState) -> Settings:
     for name, callback in state.named_callbacks():
         cls = type(callback)
         is_stateful = cls.state_dict is not Callback.state_dict
-        if not is_stateful or cls is Checkpoint:  # a Checkpoint does not change results
+        if not is_stateful or not getattr(callback, "changes_results", True):
             continue
         for key, value in attributes(callback).items():
             for path, setting in settings_of(value, f"callbacks.{name}.{key}").items():

@@ -14,10 +14,11 @@ from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.objective import Direction
 from tinyvae.core.warnings import warn
 from tinyvae.io import encode_state
-from tinyvae.training.callbacks import Callback, Monitor, require_keys
+from tinyvae.training.callbacks import Callback, require_keys
 from tinyvae.training.checkpoints.directory import RunDirectory, Writer, read_checkpoint
 from tinyvae.training.checkpoints.snapshot import copy_state, enough_memory
 from tinyvae.training.history import watched
+from tinyvae.training.monitoring import Monitor
 from tinyvae.training.optimization import state_after_step
 from tinyvae.training.state import TrainState
 
@@ -67,6 +68,7 @@ class Checkpoint(Callback):
     """
 
     first_process_only = True
+    changes_results = False
 
     def __init__(
         self,
