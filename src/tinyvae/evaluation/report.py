@@ -72,7 +72,7 @@ class Report:
 
     @property
     def best(self) -> Estimate:
-        """Tightest estimate of log p(x) that was made: importance sampling, else the ELBO."""
+        """Tightest estimate of log p(x) that was made, by importance sampling or else the ELBO."""
         return self.log_marginal or self.elbo
 
     def with_estimate(self, name: str, estimate: Estimate) -> "Report":
