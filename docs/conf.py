@@ -1,10 +1,14 @@
 import inspect
 import os
+import sys
+from pathlib import Path
 from types import ModuleType
 
 import tinyvae
 import tinyvae.compression
 import tinyvae.sklearn
+
+sys.path.append(str(Path(__file__).parent / "_extensions"))
 
 project = "tinyvae"
 author = "The tinyvae developers"
@@ -12,6 +16,7 @@ copyright = "2026, The tinyvae developers"
 version = release = tinyvae.__version__
 
 extensions = [
+    "executed",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
@@ -45,7 +50,7 @@ exclude_patterns = ["_build"]
 
 nitpicky = True
 OTHERS = "abc|collections|contextlib|matplotlib|nn|numpy|os|pathlib|sklearn|torch|typing"
-ALIASES = "Array|Data|Decode|Figure|JSON|Limits|Path|Tensor|Values|Optimizer"
+ALIASES = "Array|Data|Decode|DecodingVAE|Figure|JSON|Limits|Path|Tensor|Values|Optimizer"
 nitpick_ignore_regex = [  # without intersphinx, names of other libraries have no page
     ("py:.*", rf"_?({OTHERS})\..*"),
     ("py:class", rf"(tinyvae\..*\.)?({ALIASES})"),  # aliases, and names imported for types alone

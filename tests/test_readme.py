@@ -12,7 +12,12 @@ from tinyvae.datasets import mnist14
 ROOT = Path(__file__).parents[1]
 # Pages whose code runs, and the files that it writes.
 PAGES = {
-    "quickstart": {"elbo.png", "vae.safetensors"},
+    "quickstart": {"latent.png", "vae.safetensors"},
+    "your_data": {"images", "rows.dat"},
+    "own_networks": set(),
+    "installation": set(),
+    "latent_page": {"latent.html"},
+    "migrating": set(),
     "likelihoods": set(),
     "latents": set(),
     "objectives": set(),
@@ -80,7 +85,7 @@ def test_table_of_numbers_agrees_with_the_page_of_mnist():
 def test_page_code_runs_from_top_to_bottom(page, files, tmp_path, monkeypatch: pytest.MonkeyPatch):
     text = (ROOT / "docs" / f"{page}.rst").read_text()
     snippets = re.findall(r"::\n\n((?:    .*\n|\n)+)", text)
-    assert len(snippets) >= 2
+    assert snippets
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": page}
     for snippet in snippets:
