@@ -36,7 +36,14 @@ from tinyvae import (
 )
 from tinyvae.io import write_json
 from tinyvae.models import summary
-from tinyvae.plotting import curves, image_grid, image_rows, latent_scatter, save_figure
+from tinyvae.plotting import (
+    curves,
+    image_grid,
+    image_rows,
+    latent_page,
+    latent_scatter,
+    save_figure,
+)
 from tinyvae.training import tune_malloc
 
 # Chosen on the validation images.
@@ -139,6 +146,9 @@ def main() -> None:
     with torch.no_grad():
         for name, figure in figures(vae, data, history).items():
             save_figure(figure, args.output / f"{data.name}_{name}.png")
+    if args.size == 14:  # a decoder without convolutions runs in a browser
+        page, images = args.output / f"{data.name}_latent_page.html", data.test[:1000]
+        latent_page(vae, page, images, data.test_labels[:1000], title=data.title("Latent space"))
     vae.save(args.output / f"{data.name}_vae.safetensors")
     results = data.describe() | report_test_images(vae, data, full=args.full, seed=args.seed)
     settings = ("seed", "epochs", "batch_size", "learning_rate")

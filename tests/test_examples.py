@@ -50,7 +50,8 @@ def test_mnist_example_writes_figures_model_and_results(short_run):
         "samples",
     )
     expected = {f"mnist14_{name}.png" for name in figures}
-    assert names == expected | {"results.json", "mnist14_vae.safetensors"}
+    others = {"results.json", "mnist14_vae.safetensors", "mnist14_latent_page.html"}
+    assert names == expected | others
     results = json.loads((folder / "results.json").read_text())
     assert results["num_train"] == 10_000
     test = results["test_1000"]

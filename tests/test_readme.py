@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 from helpers.names import public_names
 
-from tinyvae.datasets import digits, threshold
-from tinyvae.testing import check_likelihood
+from tinyvae.datasets import mnist14
 
 ROOT = Path(__file__).parents[1]
 # Pages whose code runs, and the files that it writes.
 PAGES = {
-    "quickstart": {"elbo.png", "vae.safetensors"},
+    "quickstart": {"latent.png", "vae.safetensors"},
+    "your_data": {"images", "rows.dat"},
+    "own_networks": set(),
+    "installation": set(),
+    "latent_page": {"latent.html"},
+    "migrating": set(),
     "likelihoods": set(),
     "latents": set(),
     "objectives": set(),
@@ -47,6 +51,7 @@ def test_ci_runs_the_development_commands_of_the_readme():
     assert f"\n{block}\n" in (ROOT / ".ci" / "run").read_text()
 
 
+@pytest.mark.slow
 def test_first_example_prints_its_number(capsys: pytest.CaptureFixture[str]):
     code = blocks("python")[0]
     assert len(code.splitlines()) <= 15
@@ -55,7 +60,7 @@ def test_first_example_prints_its_number(capsys: pytest.CaptureFixture[str]):
     stated = re.search(r"# (-\d+\.\d+) \+- (\d+\.\d+)", code)
     measured = re.match(r"(-\d+\.\d+) \+- (\d+\.\d+)", printed)
     # Another machine rounds differently and so trains slightly different weights.
-    assert abs(float(measured[1]) - float(stated[1])) < float(stated[2])
+    assert abs(float(measured[1]) - float(stated[1])) < 3 * float(stated[2])
 
 
 def test_first_example_is_on_the_first_screen():
@@ -63,27 +68,18 @@ def test_first_example_is_on_the_first_screen():
 
 
 def test_composition_example_makes_a_model():
-    namespace = public_names() | {"train": threshold(digits().images, level=8)}
+    train = mnist14()[0].images[:200]
+    namespace = public_names() | {"train": train}
     exec(blocks("python")[1], namespace)
-    assert namespace["vae"].sample(2).shape == (2, 1, 8, 8)
+    assert namespace["vae"].sample(2).shape == (2, 1, 14, 14)
 
 
-def test_likelihood_example_keeps_the_contract():
-    namespace: dict[str, type] = {}
-    exec(blocks("python")[2], namespace)
-    likelihood = namespace["GumbelLikelihood"]()
-    assert likelihood.param_shape((1, 8, 8)) == (2, 1, 8, 8)
-    check_likelihood(likelihood)
-
-
-@pytest.mark.slow
-def test_table_example_fills_missing_values():
-    namespace: dict[str, object] = {}
-    exec(blocks("python")[3], namespace)
-    assert namespace["filled"]["age"][0] == 41.0
-    assert set(namespace["filled"]["smokes"]) <= {"no", "yes"}
-    assert not namespace["filled"].isna().any(axis=None)
-    assert len(namespace["p_values"]) == 200
+def test_table_of_numbers_agrees_with_the_page_of_mnist():
+    page = (ROOT / "docs" / "mnist.rst").read_text()
+    rows = re.findall(r"mnist_vae.py.*\| (-[\d.]+), (-[\d.]+), (-[\d.]+) \|", README)
+    assert len(rows) == 2
+    for row in rows:
+        assert " / ".join(row) in page
 
 
 @pytest.mark.slow
@@ -93,7 +89,7 @@ def test_page_code_runs_from_top_to_bottom(page, files, tmp_path, monkeypatch: p
         pytest.importorskip(package)
     text = (ROOT / "docs" / f"{page}.rst").read_text()
     snippets = re.findall(r"::\n\n((?:    .*\n|\n)+)", text)
-    assert len(snippets) >= 2
+    assert snippets
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": page}
     for snippet in snippets:

@@ -117,3 +117,15 @@ def test_summary_removes_its_hooks_after_an_error():
     with pytest.raises(ValueError, match="MLP expects inputs of shape"):
         summary(vae, (5,))
     assert not any(m._forward_hooks for m in vae.modules())
+
+
+def test_summary_keeps_its_columns_in_a_notebook():
+    table = summary(mlp_vae())
+    assert table._repr_html_() == f"<pre>{table}</pre>"
+
+
+def test_model_is_a_table_of_its_parts_in_a_notebook():
+    text = mlp_vae()._repr_html_()
+    assert "<tr><td>VAE</td><td>latent (2,)</td><td>parameters</td></tr>" in text
+    assert "<tr><td>encoder</td><td>GaussianEncoder</td><td>76</td></tr>" in text
+    assert "<tr><td>decoder</td><td>MLP</td><td>60</td></tr>" in text

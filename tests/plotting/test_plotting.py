@@ -466,6 +466,7 @@ assert torch.equal(torch.get_rng_state(), before[1]), "torch"
 
 
 def test_plotting_without_matplotlib_names_the_remedy(monkeypatch):
+    monkeypatch.delitem(sys.modules, "tinyvae.plotting._figure", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     for draw in (
         lambda: image_grid(images(1)),
@@ -490,3 +491,7 @@ def test_title_fits_the_figure(draw):
     extent = axes._left_title.get_window_extent()
     assert extent.x1 <= figure.bbox.width
     assert extent.y1 <= figure.bbox.height
+
+
+def test_figure_is_an_image_in_a_notebook():
+    assert image_grid(images(1))._repr_png_()[1:4] == b"PNG"

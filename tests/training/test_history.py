@@ -196,3 +196,16 @@ def test_running_mean_follows_the_names_of_metrics():
 
     history = run(make_linear(), Shuffled()).history
     assert (history["train/one"], history["train/two"]) == ([1.0, 1.0], [2.0, 2.0])
+
+
+def test_history_is_a_table_of_the_last_epochs_in_a_notebook():
+    history = History()
+    history.epochs = [{"epoch": n, "train/loss": n / 4} for n in range(1, 13)]
+    text = history._repr_html_()
+    assert text.startswith("<p>12 epochs</p><table><tr><td>epoch</td><td>train/loss</td></tr>")
+    assert text.count("<tr>") == 11
+    assert text.endswith("<tr><td>12</td><td>3</td></tr></table>")
+
+
+def test_history_without_epochs_is_a_table_in_a_notebook():
+    assert History()._repr_html_() == "<p>0 epochs</p><table><tr></tr></table>"

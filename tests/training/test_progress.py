@@ -1,6 +1,7 @@
 import contextlib
 import io
 import re
+import sys
 
 import pytest
 from helpers.training import (
@@ -177,3 +178,17 @@ def test_progress_shows_the_loss_without_metrics():
     values = {"loss": 1.0}
     assert progress._terms(values, {}) == "loss 1"
     assert progress._terms(values | {"kl_nats": 0.25}, {}) == "kl 0.25"
+
+
+def test_progress_opens_a_bar_in_a_notebook(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", None)
+    bars = []
+
+    class Recorded(progress.Bar):
+        def __init__(self, **options):
+            bars.append(options["bar_format"])
+            super().__init__(**options)
+
+    monkeypatch.setattr(progress, "Bar", Recorded)
+    fit(io.StringIO())
+    assert ["{bar}" in text for text in bars] == [True]

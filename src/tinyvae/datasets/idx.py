@@ -61,8 +61,8 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
         path: File.
 
     Returns:
-        Tensor with the sizes in the header, in native byte order: uint8, int8, int16, int32,
-        float32 or float64.
+        Tensor with the sizes in the header, in native byte order. Its dtype is uint8, int8, int16,
+        int32, float32 or float64.
 
     Raises:
         FileNotFoundError: If the file does not exist.

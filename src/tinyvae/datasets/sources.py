@@ -50,8 +50,8 @@ def mnist14() -> tuple[LabeledImages, LabeledImages, LabeledImages]:
     their order. The file NOTICE names the source and the license (CC BY-SA 3.0).
 
     Returns:
-        Training, validation and test part: images ``(10000, 1, 14, 14)``, ``(1000, 1, 14, 14)``,
-        ``(10000, 1, 14, 14)`` of zeros and ones, labels 0..9.
+        Training, validation and test part, with images ``(10000, 1, 14, 14)``,
+        ``(1000, 1, 14, 14)`` and ``(10000, 1, 14, 14)`` of zeros and ones, and labels 0..9.
 
     References:
         LeCun, Cortes, Burges (1998). The MNIST database of handwritten digits.

@@ -155,7 +155,7 @@ class Distribution(ABC):
 class Wrapper(Distribution, ABC):
     """Base class of distributions that forward to another one and change a part of it.
 
-    :meth:`sample_and_log_prob` is not forwarded, because a subclass may change ``sample`` or
+    ``sample_and_log_prob`` is not forwarded, because a subclass may change ``sample`` or
     ``log_prob``. A subclass that forwards it sets ``yields_log_prob``.
 
     Args:

@@ -82,7 +82,7 @@ class LogGumbelSoftmax(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """NaN: the expected value has no closed form."""
+        """NaN, because the expected value has no closed form."""
         return torch.full_like(self.logits, math.nan)
 
     def point_estimate(self, weights: Tensor | None = None) -> Tensor:
@@ -143,7 +143,7 @@ class GumbelSoftmax(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """NaN: the expected value has no closed form."""
+        """NaN, because the expected value has no closed form."""
         return self._log.mean
 
     def point_estimate(self, weights: Tensor | None = None) -> Tensor:

@@ -7,11 +7,11 @@ Some data are harder than others for every model. Differences of the same data l
 their standard error is often much smaller than those of the reports.
 """
 
-import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tinyvae.core.html import html_table
 from tinyvae.evaluation.estimate import Estimate
 from tinyvae.evaluation.report import Report
 
@@ -65,8 +65,7 @@ class Comparison:
         return "\n".join(line.rstrip() for line in lines)
 
     def _repr_html_(self) -> str:
-        rows = ("".join(f"<td>{html.escape(c)}</td>" for c in row) for row in self._rows())
-        return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+        return html_table(self._rows())
 
 
 def compare(reports: Mapping[str, Report], *, measure: str | None = None) -> Comparison:

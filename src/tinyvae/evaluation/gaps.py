@@ -57,7 +57,7 @@ class InferenceGaps:
 
     @property
     def inference(self) -> Estimate:
-        """Mean of both gaps together: KL(q(z given x) || p(z given x))."""
+        """Mean of both gaps together, KL(q(z given x) || p(z given x))."""
         return Estimate.of(self.log_marginal - self.elbo)
 
     def __str__(self) -> str:

@@ -1,9 +1,9 @@
-"""Progress report of an evaluation: a bar on a terminal, plain lines elsewhere."""
+"""Progress report of an evaluation: a bar on a terminal and in a notebook, else plain lines."""
 
 import sys
 import time
 
-from tinyvae.core.progress import Bar
+from tinyvae.core.progress import Bar, shows_bars
 
 QUIET_SECONDS = 0.5  # at the start, so that short evaluations report nothing
 FIRST_LINE_SECONDS = 1.0
@@ -32,7 +32,7 @@ class Progress:
             delay=QUIET_SECONDS,
             leave=False,
             dynamic_ncols=True,
-            disable=not (shown and sys.stderr.isatty()),
+            disable=not (shown and shows_bars()),
         )
 
     def __enter__(self) -> "Progress":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tinyvae.core.html import html_table
 from tinyvae.evaluation.estimate import Estimate
 from tinyvae.evaluation.figure import draw_report
 from tinyvae.evaluation.latents import LatentSummary, advise_collapse
@@ -72,7 +73,7 @@ class Report:
 
     @property
     def best(self) -> Estimate:
-        """Tightest estimate of log p(x) that was made: importance sampling, else the ELBO."""
+        """Tightest estimate of log p(x) that was made, by importance sampling or else the ELBO."""
         return self.log_marginal or self.elbo
 
     def with_estimate(self, name: str, estimate: Estimate) -> "Report":
@@ -261,13 +262,9 @@ class Report:
             for name, e in self.rows()
         ]
         head = [["nats per datum", "mean", "standard error", "Monte Carlo error"]]
-        rows = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in head + cells
-        )
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes())
         bound = "" if self.is_bound else "<p>not a bound</p>"
-        return f"{bound}<table>{rows}</table><ul>{notes}</ul>"
+        return f"{bound}{html_table(head + cells)}<ul>{notes}</ul>"
 
 
 def _error(value: float) -> str:

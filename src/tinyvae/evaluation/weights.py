@@ -164,7 +164,7 @@ class WeightQuality:
 
     @property
     def threshold(self) -> float:
-        """Largest reliable shape, see :func:`pareto_threshold`."""
+        """Largest reliable shape for this number of draws."""
         return pareto_threshold(self.num_samples)
 
     @property

@@ -87,7 +87,7 @@ class Transformed(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """NaN: the expected value has no closed form."""
+        """NaN, because the expected value has no closed form."""
         return torch.full_like(self.base.mean, math.nan)
 
     def point_estimate(self, weights: Tensor | None = None) -> Tensor:

@@ -125,7 +125,7 @@ class Column:
 
     @property
     def is_modeled(self) -> bool:
-        """True if the column has a dimension of the tensor: it is no constant or identifier."""
+        """True if the column has a dimension of the tensor, as constants and identifiers do not."""
         return self.kind not in NOT_MODELED
 
     @property

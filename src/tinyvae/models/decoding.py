@@ -11,6 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 
 from tinyvae.core.data import to_module
+from tinyvae.core.html import html_table
 from tinyvae.core.module_state import evaluating
 from tinyvae.distributions import Distribution
 from tinyvae.distributions.special import at_least_float32
@@ -110,6 +111,13 @@ class DecodingModel(nn.Module, ABC):
     decoder: nn.Module
     likelihood: Likelihood
     latent_shape: torch.Size
+
+    def _repr_html_(self) -> str:
+        rows = [[type(self).__name__, f"latent {tuple(self.latent_shape)}", "parameters"]]
+        for name, part in self.named_children():
+            count = sum(parameter.numel() for parameter in part.parameters())
+            rows.append([name, type(part).__name__, f"{count:,}"])
+        return html_table(rows)
 
     def _checked_likelihood(
         self, z: Tensor, context: Tensor | None, data_shape: torch.Size | None = None

@@ -1,5 +1,6 @@
 """Summary of a model: layers, shapes, parameters."""
 
+import html
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -9,9 +10,18 @@ from tinyvae.core.objective import checked_data
 from tinyvae.models.base import DecoderModel
 
 
+class Summary(str):
+    """Text of a summary, which keeps its columns in a notebook."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self)}</pre>"
+
+
 def summary(
     vae: DecoderModel, data_shape: Sequence[int] | None = None, context: Tensor | None = None
-) -> str:
+) -> Summary:
     """Return a table of all layers, with the shape of one output and the number of parameters.
 
     Args:
@@ -52,7 +62,7 @@ def summary(
     rows.append(("total", "", "", f"{total:,}"))
     name, latent = type(vae).__name__, tuple(vae.latent_shape)
     head = f"{name} of data {tuple(shape)}, latent {latent}, {vae.likelihood}"
-    return "\n".join([head, *_align(rows)])
+    return Summary("\n".join([head, *_align(rows)]))
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

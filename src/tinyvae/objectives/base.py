@@ -46,7 +46,7 @@ class VariationalBound(Objective):
             :class:`~tinyvae.schedules.Schedule`. Only 1 gives a bound.
         estimator: Estimator of the gradient through reparameterized samples: ``"pathwise"``,
             ``"stl"`` (biased unless the bound is linear in the log weights) or ``"dreg"``
-            (unbiased). See :mod:`~tinyvae.objectives.estimators`.
+            (unbiased). See :mod:`tinyvae.objectives`.
         baseline: Baseline of the gradient of other samples: ``"vimco"`` or ``"leave_one_out"``.
 
     Attributes:

@@ -160,7 +160,7 @@ class ELBO(VariationalBound):
 
     @property
     def needs_inner_autograd(self) -> bool:
-        """False: DReG of the ELBO is STL."""
+        """False, because DReG of the ELBO is STL."""
         return False
 
     def value(self, log_weight: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from tinyvae.plotting.diagnostics import rate_distortion_curve as rate_distortio
 from tinyvae.plotting.images import image_grid as image_grid
 from tinyvae.plotting.images import image_rows as image_rows
 from tinyvae.plotting.latent import latent_scatter as latent_scatter
+from tinyvae.plotting.latent_page import latent_page as latent_page
 from tinyvae.plotting.neighbors import nearest_neighbors as nearest_neighbors
 from tinyvae.plotting.walks import interpolate as interpolate
 from tinyvae.plotting.walks import interpolations as interpolations

@@ -54,12 +54,12 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure of ``width`` by ``height`` inches."""
     try:
-        from matplotlib.figure import Figure
+        from tinyvae.plotting._figure import NotebookFigure
     except ImportError as error:
         raise ImportError(
             "tinyvae.plotting needs matplotlib: pip install 'tinyvae[examples]'"
         ) from error
-    figure = Figure(figsize=(width, height), dpi=DPI)
+    figure = NotebookFigure(figsize=(width, height), dpi=DPI)
     figure.set_layout_engine("none")  # overrides the user's settings
     return figure
 

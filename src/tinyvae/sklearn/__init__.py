@@ -15,6 +15,7 @@ except ImportError as _error:
         "'tinyvae[sklearn]'"
     ) from _error
 
+from tinyvae.sklearn.base import TableEstimator as TableEstimator
 from tinyvae.sklearn.detector import VAEDetector as VAEDetector
 from tinyvae.sklearn.imputer import VAEImputer as VAEImputer
 from tinyvae.sklearn.synthesizer import VAESynthesizer as VAESynthesizer

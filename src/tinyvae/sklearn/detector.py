@@ -29,7 +29,7 @@ class VAEDetector(OutlierMixin, TableEstimator):
         contamination: Share of the rows passed to :meth:`fit` that are outliers, in (0, 0.5].
             ``"auto"`` takes the lower fence of Tukey's box plot of the reference scores,
             :math:`Q_1 - 1.5\,(Q_3 - Q_1)`.
-        latent_dim: See :class:`~tinyvae.sklearn.base.TableEstimator`, also for the other arguments
+        latent_dim: See :class:`~tinyvae.sklearn.TableEstimator`, also for the other arguments
             and attributes.
 
     Attributes:

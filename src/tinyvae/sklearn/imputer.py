@@ -32,7 +32,7 @@ class VAEImputer(TransformerMixin, TableEstimator):
         keep_empty_features: True to keep columns without observed values in training, as they are.
             False drops them, as scikit-learn's imputers do.
         latent_dim, hidden, likelihood, kinds, max_epochs, early_stopping, validation_fraction, \
-        random_state, device, verbose: See :class:`~tinyvae.sklearn.base.TableEstimator`, also for
+        random_state, device, verbose: See :class:`~tinyvae.sklearn.TableEstimator`, also for
             the attributes.
 
     References:

@@ -26,7 +26,7 @@ class VAESynthesizer(TableEstimator):
         clip: True to limit drawn numbers to the range of the training rows, which tails of the
             densities exceed.
         latent_dim, hidden, likelihood, kinds, max_epochs, early_stopping, validation_fraction, \
-        random_state, device, verbose: See :class:`~tinyvae.sklearn.base.TableEstimator`, also for
+        random_state, device, verbose: See :class:`~tinyvae.sklearn.TableEstimator`, also for
             the attributes.
 
     Example:

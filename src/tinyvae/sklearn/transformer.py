@@ -19,7 +19,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TableEst
 
     Args:
         latent_dim, hidden, likelihood, kinds, max_epochs, early_stopping, validation_fraction, \
-        random_state, device, verbose: See :class:`~tinyvae.sklearn.base.TableEstimator`, also for
+        random_state, device, verbose: See :class:`~tinyvae.sklearn.TableEstimator`, also for
             the attributes.
 
     Example:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tinyvae import io as files
 from tinyvae import plotting
+from tinyvae.core.html import html_table
 from tinyvae.core.objective import Direction, Objective, ObjectiveOutput, perplexity
 from tinyvae.core.warnings import warn
 from tinyvae.training.device_sum import DeviceSum
@@ -151,6 +152,14 @@ class History:
         name, unit = _split_unit(metric)
         ylabel = f"{name} [{unit} per datum]" if unit == "nats" else metric
         return plotting.curves(series, xlabel="epoch", ylabel=ylabel, title=title)
+
+    def _repr_html_(self) -> str:
+        last = _columns(self.epochs[-10:])
+        rows = [
+            ["" if v is None else f"{v:.5g}" for v in row]
+            for row in zip(*last.values(), strict=True)
+        ]
+        return f"<p>{len(self)} epochs</p>{html_table([list(last), *rows])}"
 
     def __repr__(self) -> str:
         return f"History({len(self.epochs)} epochs, columns {list(_columns(self.epochs))})"

@@ -1,4 +1,4 @@
-"""Progress report: a bar on a terminal, plain lines elsewhere."""
+"""Progress report: a bar on a terminal and in a notebook, plain lines elsewhere."""
 
 import sys
 import time
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tinyvae._version import __version__
 from tinyvae.core.objective import ObjectiveOutput
-from tinyvae.core.progress import Bar
+from tinyvae.core.progress import Bar, in_notebook, shows_bars
 from tinyvae.training.callbacks import Callback
 from tinyvae.training.data.validated import ValidatedSource
 from tinyvae.training.history import Row, label, named_values
@@ -25,15 +25,17 @@ class Progress(Callback):
     first_process_only = True
 
     def on_fit_start(self, state: TrainState) -> None:
-        """Print the headline, and open the bar on a terminal."""
+        """Print the headline, and open the bar on a terminal or in a notebook."""
         self._start = self._refreshed = time.monotonic()
         self._first_epoch = state.epoch
         self._validation: Row = {}
         _write(state.plan.headline)
         self._bar: Bar | None = None
-        if sys.stderr.isatty():
+        if shows_bars():
             total = state.plan.num_steps
             bar_format = COUNTED if total is None else MEASURED
+            if in_notebook():
+                bar_format = bar_format.replace("{bar:8}", "{bar}")  # as wide as the page allows
             self._bar = Bar(total=total, bar_format=bar_format, dynamic_ncols=True)
 
     def on_step_end(self, state: TrainState, output: ObjectiveOutput) -> None:

@@ -186,7 +186,7 @@ class TrainState:
         self.history.epochs.append(row)
 
     def stop(self, reason: str, *, resumable: bool = False) -> None:
-        """End the run after the current step. The first :class:`StopRequest` counts."""
+        """End the run after the current step. The first request counts."""
         if self.stop_request is None:
             self.stop_request = StopRequest(reason, resumable)
             self.history.stop_reason = reason
