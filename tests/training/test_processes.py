@@ -424,6 +424,19 @@ def test_fit_refuses_what_several_processes_would_get_wrong():
             assert re.search(pattern, message), message
 
 
+def begin_apart():
+    def make_linear():
+        torch.manual_seed(dist.get_rank())
+        return nn.Sequential(nn.Linear(4, 4), nn.GroupNorm(2, 4))
+
+    return summary(train(make_linear, LeastSquares, epochs=1))
+
+
+def test_fit_begins_with_the_weights_of_the_first_process():
+    first, second = in_processes(begin_apart)
+    assert first == second
+
+
 def drifting():
     def drift(state):
         with torch.no_grad():

@@ -61,7 +61,8 @@ class Trainer:
     """Training loop that minimizes an objective.
 
     The same weights and the same seed give bitwise the same run on one machine (on a GPU only if
-    its kernels are deterministic). The global random state does not change.
+    its kernels are deterministic). The global random state does not change. In processes that
+    torchrun has started, :meth:`fit` trains in all of them together: see :doc:`/several_processes`.
 
     Args:
         model: Module that the objective understands. It is moved to the device.
@@ -72,7 +73,8 @@ class Trainer:
         speed: Optional fast paths: compilation, matrix products, mixed precision.
         seed: Seed of order, noise and transforms.
         device: Device. ``"auto"`` takes this computer's accelerator, else the CPU. A model in
-            float64 gets the CPU if the accelerator, such as Apple's, may lack that dtype.
+            float64 gets the CPU if the accelerator, such as Apple's, may lack that dtype. Each
+            process of torchrun takes an accelerator of its own.
         record_every: Number of updates between rows of ``history.updates``; None records none.
         progress: True to report progress on standard error.
 
@@ -190,7 +192,8 @@ class Trainer:
                 DataLoader. Floating-point data are converted to the model's dtype.
             validation: Data of the same kinds, evaluated after each epoch on the same noise.
             epochs: Number of epochs.
-            batch_size: Examples per update. A DataLoader uses its own batch size.
+            batch_size: Examples per update, of all processes together. A DataLoader uses its own
+                batch size.
             batch: Function that returns x, or a :class:`~tinyvae.Batch`, of a batch of the data.
             transform: Function (x, generator) -> x, applied to each batch.
             workers: Number of processes that read a Dataset ahead, as long as ``fit`` runs.
@@ -209,7 +212,8 @@ class Trainer:
             FileExistsError: If the folder of the :class:`Checkpoint` holds a run, and ``resume``
                 is not given.
             BlockingIOError: If another run uses that folder.
-            RuntimeError: If ``fit`` runs in another thread. A callback may fit another model.
+            RuntimeError: If ``fit`` runs in another thread. A callback may fit another model. If
+                another process that trains has died.
             OSError: If that folder or its lock is moved, removed or replaced during the run.
         """
         require_counts(epochs=epochs, batch_size=batch_size, workers=workers)
