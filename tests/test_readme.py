@@ -24,6 +24,7 @@ PAGES = {
     "evaluation_checks": set(),
     "compression": set(),
     "checkpointing": {"runs"},
+    "several_processes": {"runs"},
     "extending": set(),
 }
 README = (ROOT / "README.md").read_text()
