@@ -45,7 +45,7 @@ def work(size: str, batch_size: int) -> None:
     vae = VAE(encoder, MLP(16, hidden, out_shape=WIDTH), BernoulliLikelihood())
     trainer = Trainer(vae, ELBO(), progress=False, device="cpu")
     history = trainer.fit(x, epochs=EPOCHS, batch_size=batch_size)
-    ends = history["time_seconds"]
+    ends = [row["time_seconds"] for row in history]
     # The first epoch warms up.
     steps = [(end - start) / STEPS for start, end in pairwise(ends)]
     gradients = [torch.zeros_like(p) for p in vae.parameters()]
@@ -68,7 +68,7 @@ def measure(size: str, batch_size: int, processes: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={processes}", __file__]
     command += ["--size", size, "--batch-size", str(batch_size)]
-    job = subprocess.run(command, check=True, capture_output=True, text=True)
+    job = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, Any] = json.loads(job.stdout)
     return result
 

@@ -29,6 +29,7 @@ PAGES = {
     "evaluation_checks": set(),
     "compression": set(),
     "checkpointing": {"runs"},
+    "several_processes": {"runs"},
     "extending": set(),
 }
 NEEDED = {"large_data": ("datasets.arrow_dataset", "h5py", "webdataset")}  # not in the group "test"

@@ -2,9 +2,9 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,19 +23,22 @@ TESTS = Path(__file__).parents[1]
 def join_by_environment(port):
     os.environ |= {
         "TORCHELASTIC_RUN_ID": "none",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": f"{port}",
     }
+    if os.environ["RANK"] == "0":
+        time.sleep(0.2)  # the other one reads the store first
     first = summary(train(make_vae, epochs=1))
     assert dist.is_initialized()
     return first == summary(train(make_vae, epochs=1))
 
 
 def test_fit_joins_the_processes_of_torchrun():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    assert in_processes(join_by_environment, port, joins=False) == [True, True]
+    """Also those of a restart, whose store has keys of processes that have died."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for _ in range(2):
+        assert in_processes(join_by_environment, store.port, joins=False) == [True, True]
 
 
 def test_choose_device_gives_each_process_of_torchrun_its_own(monkeypatch):

@@ -164,12 +164,12 @@ class StepHooks:
         self.callbacks, self.state = callbacks, state
         self.first_seed = derive_seed(seed, Stream.CALLBACKS)
         # The library's own hooks neither draw nor stop a run, so most runs need no other seed.
-        foreign = {
+        foreign = [
             callback
             for callback in callbacks
             for hook in (callback.on_step_end, callback.on_safe_point)
             if not hook.__module__.startswith("tinyvae.")
-        }
+        ]
         self.may_draw = bool(foreign)
         self.may_stop = any(not callback.first_process_only for callback in foreign)
 

@@ -117,8 +117,10 @@ class Processes:
             for tensor, piece in zip(tensors, everything.split(sizes), strict=True):
                 tensor.copy_(piece.clone().view(tensor.dtype).view(tensor.shape))
 
-    def wait(self) -> None:
-        """Wait for all processes."""
+    @contextmanager
+    def leaving_together(self) -> Iterator[None]:
+        """Wait for all processes at the end of the block, unless it raises."""
+        yield
         self.total([0.0])
 
     def _reduced(self, numbers: Sequence[float], operation: dist.ReduceOp.RedOpType) -> list[float]:

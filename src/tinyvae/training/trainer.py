@@ -238,6 +238,7 @@ class Trainer:
         interrupt = partial(state.stop, resumable=True)
         with (
             graceful_stop(interrupt, on_preemption=self.checkpoint is not None),
+            state.processes.leaving_together(),  # after the first one has written its files
             self.checkpoint.locked() if self.checkpoint in called else nullcontext(),
             closing(source),
             nullcontext() if validation_source is None else closing(validation_source),
@@ -287,7 +288,6 @@ class Trainer:
             will_resume = state.is_interrupted and self.checkpoint is not None
             if state.step != state.plan.total_steps and not will_resume:
                 warn_about_schedules(state, state.step)
-        state.processes.wait()  # for the files of the first one
         return state.history
 
     # The loop -------------------------------------------------------------------------------------

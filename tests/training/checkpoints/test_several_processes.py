@@ -59,6 +59,23 @@ def test_checkpoint_is_written_by_the_first_process_alone(tmp_path):
     assert len(lines) == len(results[0]["rows"]) == EPOCHS
 
 
+def terminate_one(folder):
+    def terminate(state):
+        if state.processes.rank == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    callbacks = [Checkpoint(folder), After(4, terminate)]
+    try:
+        return train(make_model, callbacks=callbacks).step
+    except SystemExit as error:
+        return f"exit {error.code}"
+
+
+def test_preemption_of_one_process_ends_all_with_a_checkpoint(tmp_path):
+    assert in_processes(terminate_one, tmp_path) == [4, f"exit {128 + signal.SIGTERM}"]
+    assert (tmp_path / "step-00000004.safetensors").exists()
+
+
 def refused(folder):
     with pytest.raises((FileExistsError, RuntimeError)) as error:
         run(folder, resume=None)
