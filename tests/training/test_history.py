@@ -7,7 +7,8 @@ from helpers.training import DATA, STEPS, After, LeastSquares, make_linear, make
 
 from tinyvae import ELBO, History
 from tinyvae.core import ObjectiveOutput
-from tinyvae.training.history import RunningMean, named_values
+from tinyvae.training.history import named_values
+from tinyvae.training.running_mean import RunningMean
 
 
 @pytest.fixture

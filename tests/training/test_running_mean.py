@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tinyvae.core import ObjectiveOutput
-from tinyvae.training.history import RunningMean
+from tinyvae.training.running_mean import RunningMean
 
 
 def output(loss, **metrics):

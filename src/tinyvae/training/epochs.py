@@ -10,7 +10,8 @@ from tinyvae.core.random import Stream, forked_rng, rng_state, seed_rng, set_rng
 from tinyvae.training.callbacks import Callback, validating
 from tinyvae.training.data.validated import ValidatedSource
 from tinyvae.training.exchange import in_step, noise_seed, total_mean
-from tinyvae.training.history import Row, RunningMean
+from tinyvae.training.history import Row
+from tinyvae.training.running_mean import RunningMean
 from tinyvae.training.state import TrainState
 
 

@@ -10,7 +10,7 @@ from tinyvae.core.objective import Batch, ObjectiveOutput
 from tinyvae.core.random import Stream, derive_seed, seed_rng
 from tinyvae.core.warnings import warn
 from tinyvae.training.data.validated import ValidatedSource
-from tinyvae.training.history import RunningMean
+from tinyvae.training.running_mean import RunningMean
 from tinyvae.training.state import TrainState
 
 

@@ -16,7 +16,7 @@ from tinyvae.core.objective import Objective, ObjectiveOutput
 from tinyvae.core.random import Stream, derive_seed, rng_state, seed_rng, set_rng_state
 from tinyvae.training.acceleration.loss_scale import LossScale
 from tinyvae.training.averaging import AveragedWeights
-from tinyvae.training.history import History, Row, RunningMean
+from tinyvae.training.history import History, Row
 from tinyvae.training.optimization import (
     Optimization,
     keep_settings,
@@ -27,6 +27,7 @@ from tinyvae.training.optimization import (
 from tinyvae.training.plan import RunPlan
 from tinyvae.training.processes import ONE_PROCESS
 from tinyvae.training.rates import restart_rates
+from tinyvae.training.running_mean import RunningMean
 from tinyvae.training.settings import Settings
 
 # Version of the state in a checkpoint. To change its fields, raise the version by one and add a

@@ -16,8 +16,9 @@ from tinyvae.core.warnings import warn
 from tinyvae.errors import CheckpointError
 from tinyvae.training.acceleration.loss_scale import LossScale
 from tinyvae.training.callbacks import Callback
-from tinyvae.training.history import History, RunningMean
+from tinyvae.training.history import History
 from tinyvae.training.optimization import state_after_step
+from tinyvae.training.running_mean import RunningMean
 from tinyvae.training.settings import are_settings
 from tinyvae.training.state import MIGRATIONS, STATE_VERSION, TrainState
 

@@ -65,7 +65,7 @@ def open_data(
     num_processes = transform.processes.size
     sizes = {"batch_size": source.batch_size, "examples": source.num_examples}
     for name, size in sizes.items():
-        if source.is_split and size is not None and size < num_processes:
+        if num_processes > 1 and source.is_split and size is not None and size < num_processes:
             raise ValueError(
                 f"fit expects {name} >= {num_processes}, one per process, got {size}: use fewer "
                 "processes"
