@@ -62,10 +62,10 @@ def open_data(
             f"fit expects at least one full batch with drop_last=True, got {source.num_examples:,} "
             f"examples for batch_size={batch_size}: use a smaller batch_size"
         )
-    num_processes = transform.processes.size
+    num_processes, is_split = transform.processes.size, source.is_split
     sizes = {"batch_size": source.batch_size, "examples": source.num_examples}
     for name, size in sizes.items():
-        if num_processes > 1 and source.is_split and size is not None and size < num_processes:
+        if num_processes > 1 and is_split and size is not None and size < num_processes:
             raise ValueError(
                 f"fit expects {name} >= {num_processes}, one per process, got {size}: use fewer "
                 "processes"
