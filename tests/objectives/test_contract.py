@@ -184,6 +184,17 @@ def test_check_objective_finds_a_fault(message):
         check_objective(Faulty(FAULTS[message]), small_vae(), batch())
 
 
+def test_check_objective_finds_ignored_weights():
+    class Unweighted(ELBO):
+        def forward(self, model, batch):
+            return super().forward(model, Batch(batch.x))
+
+    data = batch()
+    data.x[:3] *= 3
+    with pytest.raises(ContractError, match=r"examples of weight 0 change .* batch.mean\(values\)"):
+        check_objective(Unweighted(), small_vae(), data)
+
+
 def test_check_objective_finds_a_bound_above_the_evidence():
     class Above(VariationalBound):
         metric = "above"

@@ -73,3 +73,26 @@ def test_running_mean_of_shares_is_their_perplexity():
     entropy = -sum(w / 9 * math.log(w / 9) for w in weights)
     expected = {"train/loss": 0.0, "train/used": pytest.approx(math.exp(entropy), rel=1e-12)}
     assert mean.row("train") == expected
+
+
+def test_running_mean_of_weights_on_the_device_continues_from_its_state():
+    whole, first, second = RunningMean(), RunningMean(), RunningMean()
+    batches = [(1.0, 2.5), (4.0, 0.0), (-3.0, 0.5), (7.0, 2.0)]
+    for index, (loss, weight) in enumerate(batches):
+        values = output(torch.tensor(loss)), torch.tensor(weight, dtype=torch.float64)
+        whole.add(*values)
+        if index == 2:
+            saved = first.state_dict()
+            assert saved["weight"] == 2.5
+            assert isinstance(saved["weight"], float)
+            second.load_state_dict(saved, torch.device("cpu"))
+        (first if index < 2 else second).add(*values)
+    expected = sum(loss * weight for loss, weight in batches) / 5.0
+    assert whole.row("train") == {"train/loss": pytest.approx(expected, rel=1e-12)}
+    assert second.row("train") == whole.row("train")
+
+
+def test_running_mean_of_weights_that_are_all_zero_is_nan():
+    mean = RunningMean()
+    mean.add(output(torch.tensor(1.0)), torch.tensor(0.0, dtype=torch.float64))
+    assert math.isnan(mean.row("train")["train/loss"])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tinyvae.core.objective import Batch, Objective, ObjectiveOutput
-from tinyvae.core.random import forked_rng, seed_rng
+from tinyvae.core.random import forked_rng, rng_state, seed_rng, set_rng_state
 from tinyvae.encoders import GaussianEncoder
 from tinyvae.likelihoods import GaussianLikelihood
 from tinyvae.models import VAE
@@ -28,10 +28,10 @@ def check_objective(
     """Raise if an objective breaks its contract.
 
     The checks are: one finite 0-d loss per parameter group; metrics that are detached, finite, 0-d
-    and have their unit in their name; a loss that is the mean over examples unless
-    ``couples_batch`` is True; float32 against float64; gradients that reach each group and never go
-    from a loss of the model to the objective's own parameters or back; a ``check`` that changes
-    nothing; schedules that are set, saved and loaded; ``repr`` and ``copy.deepcopy``.
+    and have their unit in their name; a loss that is the mean over examples, by their weights,
+    unless ``couples_batch`` is True; float32 against float64; gradients that reach each group and
+    never go from a loss of the model to the objective's own parameters or back; a ``check`` that
+    changes nothing; schedules that are set, saved and loaded; ``repr`` and ``copy.deepcopy``.
 
     If ``is_bound`` is True for a linear-Gaussian model, the expectation of the bound is compared
     with the exact log evidence: equal at the exact posterior, smaller at other posteriors.
@@ -63,6 +63,7 @@ def check_objective(
         _check_dtypes(name, objective, model, batch, seed)
         if not objective.couples_batch:
             _check_mean(name, objective, model, batch)
+            _check_weight(name, objective, model, batch)
         if exact:
             _check_bound(name, objective)
         _check_schedules(name, objective, model, batch, seed)
@@ -193,6 +194,30 @@ def _check_mean(name: str, objective: Objective, model: nn.Module, batch: Batch)
         excess <= 1e-9,
         f"{name}: the loss of a batch differs from the mean of its parts by {mean.tolist()}: set "
         "couples_batch",
+    )
+
+
+def _check_weight(name: str, objective: Objective, model: nn.Module, batch: Batch) -> None:
+    """Raise unless examples of weight 0 have no effect on the expected loss."""
+    num, device = len(batch) // 2, batch.x.device
+    weight = torch.ones(len(batch), dtype=batch.x.dtype, device=device)
+    weight[:num] = 0
+    batch = replace(batch, weight=weight)
+    other = replace(batch, x=torch.cat([batch.x[-num:], batch.x[num:]]))
+
+    def difference() -> Tensor:
+        noise = rng_state(device)
+        loss = objective(model, batch).losses
+        set_rng_state(device, noise)
+        expected = objective(model, other).losses
+        return torch.stack([loss[n] - expected[n] for n in loss])
+
+    mean, error = _mean_and_error(difference)
+    excess = (mean.abs() - STANDARD_ERRORS * error).max().item()
+    require(
+        excess <= 1e-9,
+        f"{name}: examples of weight 0 change the loss by {mean.tolist()}: take means over the "
+        "examples by batch.mean(values)",
     )
 
 

@@ -38,9 +38,10 @@ class History:
     Columns of an epoch: ``epoch`` (from 1), ``step`` (updates so far), ``time_seconds``,
     ``learning_rate``, and every loss and metric as ``train/...`` (mean over the epoch's batches,
     each with the weights before its update) and ``validation/...`` (with the weights after the
-    epoch). The mean is over the examples, also if the last batch is smaller. A perplexity is that
-    of all codes of the epoch, or of the validation data. A metric that depends on the
-    batch in another way has a name that starts with "batch". It is averaged over the batches.
+    epoch). The mean is over the examples, by their weights, also if the last batch is smaller. A
+    perplexity is that of all codes of the epoch, or of the validation data. A metric that depends
+    on the batch in another way has a name that starts with "batch". It is averaged over the
+    batches.
     Names of metrics contain their units. A value that an epoch lacks is None.
 
     Checkpoints keep a row as it was when it was recorded, so later changes of rows are not saved.

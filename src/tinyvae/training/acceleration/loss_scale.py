@@ -44,9 +44,9 @@ class LossScale:
         """Return True if gradients of finite losses overflow, and a smaller scale may help."""
         if self.value <= 1:
             return False
-        largest = torch.stack(torch._foreach_norm(gradients, math.inf)).isfinite().all()
+        fits = torch.stack(torch._foreach_norm(gradients, math.inf)).isfinite().all()
         finite = torch.stack([loss.detach() for loss in losses]).isfinite().all()
-        return bool(finite & ~largest)
+        return bool(finite & ~fits)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scale and the number of updates with it."""
