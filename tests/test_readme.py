@@ -24,6 +24,8 @@ PAGES = {
     "evaluation_checks": set(),
     "compression": set(),
     "checkpointing": {"runs"},
+    "tracking": {"runs"},
+    "sharing": {"digits", "encoder.pt2", "decoder.pt2"},
     "extending": set(),
 }
 README = (ROOT / "README.md").read_text()
