@@ -6,6 +6,7 @@ from types import ModuleType
 
 import tinyvae
 import tinyvae.compression
+import tinyvae.export
 import tinyvae.hub
 import tinyvae.sklearn
 import tinyvae.tracking

@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "evaluation": "_devices plotting core distributions likelihoods models training",
     "tracking": "io core plotting models training evaluation",
     "hub": "_version errors io models evaluation",
+    "export": "core distributions models",
     "sklearn": (
         "schedules core distributions networks encoders likelihoods priors models objectives "
         "evaluation training"

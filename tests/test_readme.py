@@ -30,6 +30,8 @@ PAGES = {
     "compression": set(),
     "checkpointing": {"runs"},
     "several_processes": {"runs"},
+    "tracking": {"runs"},
+    "sharing": {"digits", "encoder.pt2", "decoder.pt2"},
     "extending": set(),
 }
 NEEDED = {"large_data": ("datasets.arrow_dataset", "h5py", "webdataset")}  # not in the group "test"

@@ -105,7 +105,8 @@ class NetworkEncoder(Encoder):
                 )
         params: Tensor = self.head(features)
         # Densities need the precision of the weights. Outputs under autocast have less.
-        params = params.to(self.head.weight.dtype)
+        if isinstance(self.head.weight, Tensor):  # not of a quantized layer
+            params = params.to(self.head.weight.dtype)
         return params.flatten(1) if params.dim() > 2 else params
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Distribution:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from tinyvae._devices import CPU
@@ -13,7 +14,7 @@ from tinyvae.core.data import as_tensor
 from tinyvae.core.module_state import evaluating
 from tinyvae.core.objective import Batch
 from tinyvae.models.inputs import table_to_tensor
-from tinyvae.models.output import LatentVariableModel, VAEOutput
+from tinyvae.models.output import LatentVariableModel, VAEOutput, require_model
 from tinyvae.training.data.factory import open_data
 from tinyvae.training.data.sources import BatchTransform, PickBatch, Transform
 
@@ -51,6 +52,8 @@ class EvaluationData:
         seed: int = 0,
         examine: Callable[[Batch, VAEOutput], None] | None = None,
     ) -> None:
+        if isinstance(model, nn.DataParallel | DistributedDataParallel):
+            require_model("an evaluation", model)
         self.model, self.seed, self.examine = model, seed, examine
         data, batch = _joined(table_to_tensor(model, data), context, mask, batch)
         like = next((p for p in model.parameters() if p.is_floating_point()), None)

@@ -162,5 +162,5 @@ class DecodingModel(nn.Module, ABC):
                 f"a context of {len(context)} rows does not fit latents of batch shape "
                 f"{tuple(batch_shape)}: give one row per example, the last of these sizes"
             )
-        context = None if context is None else repeat_rows(context, len(rows))
+        context = None if context is None else repeat_rows(context, rows.shape[0])
         return self.decoder(*within_range(self, rows, context))

@@ -49,7 +49,7 @@ def checked(draw: Draw, batch_size: int) -> Draw:
 
 def sample_prior(prior: Distribution, num_samples: int, context: Tensor | None) -> Tensor:
     """Draw ``(n, *L)``, or ``(n, B, *L)`` with a context, even if the prior does not read it."""
-    batch_shape = () if context is None else (len(context),)
+    batch_shape = () if context is None else (context.shape[0],)
     missing = batch_shape[len(prior.batch_shape) :]
     return prior.sample((num_samples, *missing))
 
@@ -57,7 +57,7 @@ def sample_prior(prior: Distribution, num_samples: int, context: Tensor | None) 
 def conditional_density(encoder: Encoder, z: Tensor, context: Tensor | None) -> ReshapedBatch:
     """Return the density, of batch shape ``(K, B)``, of an encoder of ``z`` ``(K, B, *L)``."""
     rows = z.flatten(0, 1)  # (K * B, *L)
-    row_context = None if context is None else repeat_rows(context, len(rows))
+    row_context = None if context is None else repeat_rows(context, rows.shape[0])
     density = encoder(rows, row_context)
     require_distribution(density, len(encoder.latent_shape))
     return ReshapedBatch(density, z.shape[:2])
@@ -65,7 +65,7 @@ def conditional_density(encoder: Encoder, z: Tensor, context: Tensor | None) -> 
 
 def repeat_rows(x: Tensor, num_rows: int) -> Tensor:
     """Repeat ``x`` ``(B, ...)`` for the rows of ``(K, B)`` latents, ``(K * B, ...)``."""
-    return x.repeat(num_rows // len(x), *[1] * (x.dim() - 1))
+    return x.repeat(num_rows // x.shape[0], *[1] * (x.dim() - 1))
 
 
 class FrozenPosterior(Wrapper):

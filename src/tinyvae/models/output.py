@@ -281,3 +281,13 @@ class LatentVariableModel(nn.Module, ABC):
     @abstractmethod
     def is_density(self) -> bool:
         """True if posterior and likelihood are densities, which a bound needs."""
+
+
+def require_model(owner: str, model: nn.Module) -> LatentVariableModel:
+    """Return the model, or raise TypeError with the remedy if it is none, such as a wrapper."""
+    if isinstance(model, LatentVariableModel):
+        return model
+    remedy = "give it a model, such as VAE(...)"
+    if any(isinstance(part, LatentVariableModel) for part in model.children()):
+        remedy = "give it the model itself, without a wrapper (Speed(compile=True) compiles)"
+    raise TypeError(f"{owner} expects a VAE, got a {type(model).__name__}: {remedy}")

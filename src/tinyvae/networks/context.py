@@ -89,7 +89,7 @@ class ConcatContext(Network):
         if len(self.in_shape) == 3:
             values = values[:, :, None, None].expand(-1, -1, *self.in_shape[1:])  # (N, C, H, W)
         else:
-            x = x.reshape(len(x), *self.in_shape)
+            x = x.reshape(x.shape[0], *self.in_shape)
         output: Tensor = self.network(torch.cat([x, values], dim=1))
         return output
 
@@ -129,7 +129,7 @@ class ConcatContext(Network):
                 f"{tuple(context.shape)}: build it with "
                 f"context_dim={context.shape[1:].numel()}, and its network for as many"
             )
-        return context.reshape(len(context), self._width)
+        return context.reshape(context.shape[0], self._width)
 
     def _one_hot(self, context: Tensor) -> Tensor:
         if context.is_floating_point() or context.dim() != 1:

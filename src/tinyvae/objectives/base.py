@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tinyvae.core.module_state import evaluating
 from tinyvae.core.objective import BOUND, Batch, Direction, Objective, ObjectiveOutput
 from tinyvae.models.advice import advise
-from tinyvae.models.output import LatentVariableModel, VAEOutput
+from tinyvae.models.output import LatentVariableModel, VAEOutput, require_model
 from tinyvae.objectives.checks import (
     check_gradients,
     check_second_pass,
@@ -266,8 +266,7 @@ class VariationalBound(Objective):
 
     def validated(self, model: nn.Module, batch: Batch) -> VAEOutput:
         """Return the output of the first two examples, or raise if model and batch do not fit."""
-        if not isinstance(model, LatentVariableModel):
-            raise TypeError(f"{type(self).__name__} expects a VAE, got a {type(model).__name__}")
+        model = require_model(type(self).__name__, model)
         output = model.check(batch.x, batch.context, mask=batch.mask)
         check_weights(type(self).__name__, model, batch, output)
         advise(model, batch.x, batch.context, output)

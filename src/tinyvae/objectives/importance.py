@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.objective import Batch
-from tinyvae.models.output import LatentVariableModel, VAEOutput
+from tinyvae.models.output import VAEOutput, require_model
 from tinyvae.objectives.base import VariationalBound, log_mean_exp
 from tinyvae.objectives.estimators import Baseline, Estimator, LogWeights
 from tinyvae.schedules import Schedule, ScheduledWeight
@@ -173,8 +173,7 @@ class PIWAE(VariationalBound):
 
     def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
         """Return the parameters of the posterior, and the others."""
-        if not isinstance(model, LatentVariableModel):
-            raise TypeError(f"PIWAE expects a VAE, got a {type(model).__name__}")
+        model = require_model("PIWAE", model)
         posterior = {p: None for p in model.posterior_parameters() if p.requires_grad}  # in order
         others = [p for p in model.parameters() if p.requires_grad and p not in posterior]
         if not posterior or not others:
