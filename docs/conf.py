@@ -20,6 +20,8 @@ version = release = tinyvae.__version__
 
 extensions = [
     "executed",
+    "llms",
+    "notebooks",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",

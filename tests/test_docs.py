@@ -4,6 +4,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -28,3 +30,16 @@ def test_api_page_names_every_public_submodule():
     files = {path.stem for path in (ROOT / "src" / "tinyvae").glob("[!_]*.py")}
     assert listed == packages | files
     assert tinyvae.__doc__
+
+
+def test_llms_file_has_every_public_name(monkeypatch: pytest.MonkeyPatch):
+    import tinyvae
+
+    monkeypatch.syspath_prepend(ROOT / "docs" / "_extensions")
+    from llms import names, surface
+
+    text = surface()
+    modules = [value for value in vars(tinyvae).values() if hasattr(value, "__path__")]
+    listed = [name for module in modules for name in names(module)]
+    assert len(listed) > 200
+    assert [name for name in listed if f"\n- {name}" not in text] == []
