@@ -59,7 +59,7 @@ ALIASES = "Array|Data|Decode|DecodingVAE|Figure|JSON|Limits|Path|Tensor|Values|O
 nitpick_ignore_regex = [  # without intersphinx, names of other libraries have no page
     ("py:.*", rf"_?({OTHERS})\..*"),
     ("py:class", rf"(tinyvae\..*\.)?({ALIASES})"),  # aliases, and names imported for types alone
-    ("py:class", r"tinyvae\.training\.(state\.Stateful|plan\.RunPlan|rows\.Block)"),  # of attributes
+    ("py:class", r"tinyvae\.training\.(state\.Stateful|plan\.RunPlan|rows\.Block)"),  # attributes
 ]
 
 
