@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinyvae import ELBO, IWAE, Batch, log_marginal
+from tinyvae import ELBO, IWAE, Batch, Speed, Trainer, log_marginal
 from tinyvae.distributions import bernoulli_sum
 from tinyvae.training.acceleration.compiled import CompiledGradients
 from tinyvae.training.step import Gradients
@@ -97,10 +97,13 @@ def test_log_marginal_with_chunks_equals_the_plain_one(benchmarks, name, monkeyp
     assert exact.dtype == torch.float64
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler was found"
 )
+
+
+@pytest.mark.slow
+@needs_compiler
 @pytest.mark.parametrize("name", NAMES)
 def test_compiled_pass_equals_the_plain_pass(benchmarks, name):
     gradients, batch = make(benchmarks, name)
@@ -109,3 +112,20 @@ def test_compiled_pass_equals_the_plain_pass(benchmarks, name):
     # The weights of IWAE are exponentials of log weights and inherit their rounding.
     rounding = 2 * torch.finfo(torch.float32).eps * float(plain[0].abs())
     assert_near(fast, plain, rounding if name == "w3-50" else 1e-5)
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_updates_equal_the_plain_ones(benchmarks, name):
+    weights = []
+    for speed in (Speed(compile=True), Speed()):
+        gradients, batch = make(benchmarks, name)
+        vae, objective = gradients.model, gradients.objective
+        before = [p.detach().clone() for p in vae.parameters()]
+        trainer = Trainer(vae, objective, speed=speed, progress=False)
+        trainer.fit(batch.x, epochs=3, batch_size=len(batch))
+        assert ("; compiled" in trainer.state.plan.headline) is speed.compile
+        weights.append([p.detach() for p in vae.parameters()])
+    assert_near(*weights, 1e-5)
+    assert all(not torch.equal(a, b) for a, b in zip(weights[0], before, strict=True))

@@ -29,11 +29,12 @@ class Speed:
     """Optional fast paths of a run.
 
     Attributes:
-        compile: If True, compile the forward and backward pass into one graph. This takes seconds
-            at the start, needs a C++ compiler, and agrees with the plain pass to rounding. Batches
-            of another shape, such as a short last one, use the plain pass. So do all batches if
-            the pass cannot be compiled, after a warning. The model's Python code runs once: the
-            graph ignores changes that a callback makes to its attributes during the run.
+        compile: If True, compile the update, or its forward and backward pass, into one graph. This
+            takes seconds at the start, needs a C++ compiler, and agrees with the plain update to
+            rounding. Batches of another shape, such as a short last one, use the plain pass. So do
+            all batches if the pass cannot be compiled, after a warning. The model's Python code
+            runs once: the graph ignores changes that a callback makes to its attributes during the
+            run.
         matmul: ``"fast"`` uses oneDNN's matrix products on a CPU, if a probe at the start finds
             that they make the step faster and that each layer's products are within 1e-6 of the
             exact ones. The global setting is restored after the run.
