@@ -276,8 +276,8 @@ class Trainer:
                 evaluating_afterwards(self.model, self.objective),
                 saving_after_error(called, state),
             ):
-                is_last = is_finished(state)
-                notify_safe_point(called, state, last=is_last)
+                notify_safe_point(called, state, last=is_finished(state))
+                is_last = is_finished(state)  # this first safe point is always saved
                 while not is_last:
                     is_complete = self._train_epoch(source)
                     data = validation_source if is_complete else None
