@@ -149,6 +149,10 @@ def joined_processes(device: torch.device) -> Processes:
     if not dist.is_initialized():
         if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
             return ONE_PROCESS
+        # An optimizer imports it. Imported later, it would keep the group, whose threads would then
+        # end the interpreter by an error.
+        import torch._dynamo  # noqa: F401
+
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         store, rank, size = _store_of_this_start()
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
