@@ -55,7 +55,7 @@ def warn_about_changes(state: TrainState, saved: Mapping[str, Any]) -> None:
     if other := [f"{name} ({old} before, now {new})" for name, old, new in modes if old != new]:
         warn(f"the run continues, but not bitwise: these settings differ: {', '.join(other)}")
     present = {name for name, _ in state.named_callbacks()}
-    if lost := sorted(saved["callbacks"].keys() - present):
+    if lost := sorted(saved["callbacks"].keys() - present, key=str):
         warn(f"the checkpoint has state for callbacks that this run lacks: {lost}; it is ignored")
     if state.step > 0:  # this Trainer has trained: its user made the changes since then
         return
