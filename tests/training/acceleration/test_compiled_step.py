@@ -157,6 +157,25 @@ def test_update_keeps_running_statistics(updates):
     assert any(updates)
 
 
+def test_update_is_not_made_if_a_running_statistic_is_not_finite(updates):
+    class Overflowing(Counting):
+        def forward(self, x):
+            with torch.no_grad():
+                self.mean.add_(1e38)
+            return self.linear(x)
+
+    results = []
+    for speed in (COMPILED, Speed()):
+        model = Overflowing()
+        with pytest.raises(NonFiniteError, match="buffer mean = inf"):
+            run(model, LeastSquares(), speed=speed)
+        results.append(model)
+    assert updates == [False, True, True, False]
+    for p, q in zip(results[0].parameters(), results[1].parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+    assert torch.equal(results[0].mean, results[1].mean)
+
+
 def test_update_draws_the_noise_of_the_plain_path():
     states = []
     for speed in (COMPILED, Speed()):

@@ -53,6 +53,7 @@ class CompiledPass(ABC):
         self._trained = [p.requires_grad for p in self._parameters]
         # Names of losses, metrics and shares in the order of the graph's outputs, set by the trace.
         self._names: list[list[str]] = []
+        self._changed: list[int] = []  # positions of the buffers that a pass changes
         self._require_no_side_effects(example)
         traced = self._traced(step, names, example)
         # torch 2.10 may change the order of draws: of some passes with this option, of others
@@ -151,7 +152,10 @@ class CompiledPass(ABC):
             raise ValueError("parameters have hooks, which a graph does not call: remove them")
         with without_trace(self.gradients, example.x.device):
             state, numbers = _foreign_rng_state(), plain_numbers(self.gradients)
+            before = [buffer.clone() for buffer in self._buffers]
             self.gradients(example)
+            pairs = zip(self._buffers, before, strict=True)
+            self._changed = [i for i, (now, old) in enumerate(pairs) if not torch.equal(now, old)]
             if [id(b) for b in self._step.buffers()] != [id(b) for b in self._buffers]:
                 raise ValueError("the pass replaces a buffer: change it in place by copy_(...)")
             if _foreign_rng_state() != state:

@@ -143,7 +143,7 @@ class CompiledStep(CompiledPass):
         positions = {id(p): index for index, p in enumerate(self._parameters)}
         clipped = [[positions[id(p)] for p in group] for group in self.gradients.groups.values()]
         groups = [[positions[id(p)] for p in parameters] for _, parameters in self._groups]
-        finite = [i for i, buffer in enumerate(self._buffers) if torch.isfinite(buffer).all()]
+        finite = [i for i in self._changed if torch.isfinite(self._buffers[i]).all()]
 
         def run(*tensors: Tensor) -> list[Tensor]:
             inputs, moments = tensors[:num_inputs], iter(tensors[num_inputs:-1])
@@ -243,8 +243,10 @@ def compiled(
 ) -> Gradients | CompiledPass:
     """Return the compiled step or gradients. If that fails, warn and return the plain gradients."""
     is_adam = all(isinstance(make_step(o), DirectFusedAdam) for o in optimizers.values())
+    dtypes = {p.dtype for group in gradients.groups.values() for p in group}
+    is_precise = dtypes <= {torch.float32, torch.float64}  # as torch's kernel always computes
     try:
-        if optimizers and is_adam and example.x.device.type == "cpu":
+        if optimizers and is_adam and is_precise and example.x.device.type == "cpu":
             with suppress(MissingGradientError):
                 return CompiledStep(gradients, example, optimizers, clip_norm)
         return CompiledGradients(gradients, example)
