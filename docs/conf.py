@@ -55,7 +55,9 @@ exclude_patterns = ["_build"]
 
 nitpicky = True
 OTHERS = "abc|collections|contextlib|matplotlib|nn|numpy|os|pathlib|sklearn|torch|typing"
-ALIASES = "Array|Data|Decode|DecodingVAE|Figure|FigureFunction|JSON|Limits|Path|Tensor|Values|Optimizer"
+ALIASES = (
+    "Array|Data|Decode|DecodingVAE|Figure|FigureFunction|JSON|Limits|Path|Tensor|Values|Optimizer"
+)
 nitpick_ignore_regex = [  # without intersphinx, names of other libraries have no page
     ("py:.*", rf"_?({OTHERS})\..*"),
     ("py:class", rf"(tinyvae\..*\.)?({ALIASES})"),  # aliases, and names imported for types alone
