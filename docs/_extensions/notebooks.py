@@ -71,8 +71,8 @@ def sections(source):
     lines = source.splitlines(keepends=True)
     blocks = [n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
     firsts = [min([b.lineno, *(d.lineno for d in b.decorator_list)]) for b in blocks]
-    cuts = [0, body[0].end_lineno, *(first - 1 for first in firsts), guard.lineno - 1]
-    return ["".join(lines[a:b]).strip() for a, b in pairwise(cuts)]
+    edges = [0, body[0].end_lineno, *(first - 1 for first in firsts), guard.lineno - 1]
+    return ["".join(lines[a:b]).strip() for a, b in pairwise(edges)]
 
 
 def helpers(source):

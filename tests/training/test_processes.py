@@ -410,10 +410,10 @@ def refused():
 
 def test_fit_refuses_what_several_processes_would_get_wrong():
     expected = (
-        "got a MMDRegularizer, which depends on the whole batch: train in one process",
-        "got a ELBO, which",
-        "got a OptimalGaussianLikelihood, which",
-        "got a BatchNorm1d, which .*: use nn.GroupNorm, or nn.SyncBatchNorm",
+        "got MMDRegularizer, which depends on the whole batch: train in one process",
+        "got ELBO, which",
+        "got OptimalGaussianLikelihood, which",
+        "got BatchNorm1d, which .*: use nn.GroupNorm, or nn.SyncBatchNorm",
         "batch_size >= 2, one per process, got 1",
         "validation data: fit expects examples >= 2",
         "expects the same number of epochs, in all 2 processes",

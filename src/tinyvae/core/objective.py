@@ -64,7 +64,7 @@ class Batch:
 
     @property
     def total_weight(self) -> int | Tensor:
-        """Sum of the weights, or the number of examples if there are none."""
+        """Sum of the weights. Without weights, the number of examples."""
         if self.weight is None:
             return len(self)
         return self.weight.sum(dtype=widest_float(self.weight.device))
@@ -206,13 +206,6 @@ class Objective(nn.Module, ABC):
         one on all data.
         """
         return type(self).__name__
-
-    def coupling(self, model: nn.Module) -> str | None:
-        """Return what relates the examples of a batch in the loss, None if it is their mean.
-
-        It holds for the mode, training or evaluation, that the model is in.
-        """
-        return type(self).__name__ if self.couples_batch else None
 
     def find_problem(self, model: nn.Module, batch: Batch) -> str | None:
         """Return why training on a batch is likely to fail and what to do, None if it is not.

@@ -46,7 +46,7 @@ DRAWING: Mapping[Any, Callable[[Tensor], Tensor] | None] = {
 
 @dataclass(frozen=True)
 class RandomDraw:
-    """A draw of ``shape`` without the batch, at dimension ``batch_dim`` of which the batch is."""
+    """Random draw. Its ``shape`` leaves out the batch, which is its dimension ``batch_dim``."""
 
     shape: tuple[int, ...]
     batch_dim: int
@@ -101,7 +101,7 @@ def find_draws(run: Callable[[int], Any], sizes: tuple[int, int] = (3, 5)) -> li
     """Return the draws of a function of the batch size, from two runs.
 
     Raises:
-        NotImplementedError: If a draw is no function of normal numbers, or has not one batch.
+        NotImplementedError: If a draw cannot be computed from normal numbers, or has no batch.
     """
     shapes = []
     for size in sizes:

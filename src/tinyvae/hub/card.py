@@ -4,8 +4,8 @@ import json
 
 from tinyvae._version import __version__
 from tinyvae.evaluation import Report
-from tinyvae.models import summary
 from tinyvae.models.base import DecoderModel
+from tinyvae.models.summary import describe
 
 CARD = """\
 ---
@@ -78,25 +78,18 @@ def model_card(
         model=type(model).__name__,
         version=__version__,
         data=data or "Not described.",
-        summary=_summary(model),
+        summary=describe(model),
         evaluation="Not evaluated." if report is None else _evaluation(report),
         license=license or "Not stated. Without a license, nobody else may use the weights.",
         license_id=license or "unknown",
     )
 
 
-def _summary(model: DecoderModel) -> str:
-    try:
-        return summary(model)
-    except (RuntimeError, TypeError, ValueError):  # the data have no shape, or a context is needed
-        return repr(model)
-
-
 def _evaluation(report: Report) -> str:
     if report.is_bound:
         kind = "The ELBO is a lower bound on log p(x), and so are the importance-weighted estimates"
     else:
-        kind = "These numbers are no bound on log p(x)"
+        kind = "These numbers are not bounds on log p(x)"
     units = "" if report.is_discrete else f" Bits per dimension measure {report.bits_unit}."
     bits = f"{report.bits_per_dim(report.best):.3f} bits per dimension."
     return f"{kind}, in nats per example. {bits}{units}\n\n```text\n{report}\n```"

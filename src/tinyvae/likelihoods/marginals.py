@@ -85,7 +85,7 @@ def find_modes(values: Array) -> Array:
     low, high = np.quantile(values, (0.005, 0.995))
     if not (width > 0 and high > low):
         return np.array([])
-    with np.errstate(over="ignore"):  # a width may be tiny beside the range
+    with np.errstate(over="ignore"):  # the width may be far smaller than the range
         bins = int(min(512, max(16, (high - low) / width * 4)))
         steps = np.arange(-bins, bins + 1) * (high - low) / bins / width
         kernel = np.exp(-(steps**2) / 2)

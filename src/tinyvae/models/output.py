@@ -284,7 +284,7 @@ class LatentVariableModel(nn.Module, ABC):
 
 
 def require_model(owner: str, model: nn.Module) -> LatentVariableModel:
-    """Return the model, or raise TypeError with the remedy if it is none, such as a wrapper."""
+    """Return ``model``. Raise TypeError if it is not a model with latents, such as a wrapper."""
     if isinstance(model, LatentVariableModel):
         return model
     remedy = "give it a model, such as VAE(...)"

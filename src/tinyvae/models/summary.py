@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,14 @@ def summary(
     name, latent = type(vae).__name__, tuple(vae.latent_shape)
     head = f"{name} of data {tuple(shape)}, latent {latent}, {vae.likelihood}"
     return Summary("\n".join([head, *_align(rows)]))
+
+
+def describe(model: nn.Module) -> str:
+    """Return the summary of a model, or its layers if the shapes are unknown or need a context."""
+    if isinstance(model, DecoderModel):
+        with suppress(RuntimeError, TypeError, ValueError):
+            return summary(model)
+    return repr(model)
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

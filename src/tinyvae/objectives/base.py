@@ -296,12 +296,6 @@ class VariationalBound(Objective):
             return False
         return self.is_unmodified() and model.is_density
 
-    def coupling(self, model: nn.Module) -> str | None:
-        """Return what relates the examples of a batch in the loss, None if it is their mean."""
-        if isinstance(model, LatentVariableModel) and model.couples_batch:
-            return f"a {type(model).__name__} with batch normalization or a scale of the batch"
-        return f"{self}" if self.couples_batch else None
-
     def describe(self, output: VAEOutput) -> str:
         """Return a short description of what is optimized."""
         options = "".join(f", {name} {value}" for name, value in self.options().items())

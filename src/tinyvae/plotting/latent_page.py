@@ -113,7 +113,7 @@ def latent_page(
     }
     content = json.dumps(page, separators=(",", ":"))
     template = Path(__file__).with_suffix(".html").read_text("utf-8")
-    text = template.replace("TITLE", html.escape(title)).replace("PAGE", content)
+    text = template.replace("PAGE", content).replace("TITLE", html.escape(title))
     if len(text) > MAX_BYTES:
         raise ValueError(
             f"latent_page expects a decoder and data that fit into 1 MB, got {len(text):,} bytes: "

@@ -39,7 +39,7 @@ class _FolderWriter(Writer):
     def open(
         self, run_id: str, settings: Mapping[str, Setting], step: int, *, resume: bool
     ) -> Mapping[str, int]:
-        """Start a file, or cut the rows after ``step`` from it. See :class:`Writer`."""
+        """Start a file, or remove its rows after ``step``. See :class:`Writer`."""
         if self.path.exists() and not resume:
             raise FileExistsError(
                 f"{type(self).__name__} expects a new folder for a new run, got {self.folder}, "
@@ -84,8 +84,8 @@ class _FolderWriter(Writer):
 class CSVWriter(_FolderWriter):
     """Write ``metrics.csv``, a table with one row per epoch or update.
 
-    A cell is empty if the row lacks the column. A new column makes the file be written again.
-    A resumed run cuts the rows after its step.
+    A cell is empty if the row lacks the column. For a new column the whole file is written again. A
+    resumed run removes the rows after its step.
 
     Args:
         folder: Folder of the run. It also gets the images and texts.
@@ -126,7 +126,8 @@ class CSVWriter(_FolderWriter):
 class JSONLinesWriter(_FolderWriter):
     """Write ``metrics.jsonl``, one JSON object per epoch or update.
 
-    NaN and infinity are null, since JSON has neither. A resumed run cuts the lines after its step.
+    NaN and infinity are null, since JSON has neither. A resumed run removes the lines after its
+    step.
 
     Args:
         folder: Folder of the run. It also gets the images and texts.

@@ -6,16 +6,15 @@ from collections.abc import Callable, Mapping
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from tinyvae import plotting
 from tinyvae.core.keywords import suggest_keywords
 from tinyvae.core.random import forked_rng
 from tinyvae.core.warnings import warn
 from tinyvae.evaluation import Report
-from tinyvae.models import summary
-from tinyvae.models.base import DecoderModel
 from tinyvae.models.inputs import require_count
+from tinyvae.models.summary import describe
 from tinyvae.tracking.writer import Setting, Writer, figure_pixels
 from tinyvae.training.callbacks import Callback, require_keys
 from tinyvae.training.checkpoints.checkpoint import Checkpoint
@@ -175,7 +174,7 @@ class Log(Callback):
         if acting and self.report is not None:
             raise ValueError(
                 f"Log expects to be listed before {', '.join(acting)}, because callbacks end in "
-                "reverse order and the report is to see the final weights, got it afterwards: use "
+                "reverse order and the report needs the final weights, got it after them: use "
                 f"callbacks=[Log(...), {acting[0]}(...)]"
             )
 
@@ -185,7 +184,7 @@ class Log(Callback):
         self._last = self._attempt(self.writer.open, *opened, resume=not self._is_new) or {}
         self._is_open = not self._has_failed
         if self._is_open and self._is_new:
-            self._attempt(self.writer.write_text, "model", _describe(state.model))
+            self._attempt(self.writer.write_text, "model", describe(state.model))
         self._is_new = False
 
     def _start_epoch(self, state: TrainState) -> None:
@@ -251,16 +250,6 @@ def _settings_of(state: TrainState) -> dict[str, Setting]:
         for name, value in settings.items()
         if value is not None and ".layers" not in name
     }
-
-
-def _describe(model: nn.Module) -> str:
-    """Return the summary of a model, or its layers if its shapes are unknown."""
-    if isinstance(model, DecoderModel) and model.data_shape is not None:
-        try:
-            return summary(model)
-        except (RuntimeError, TypeError, ValueError):  # it needs a context
-            pass
-    return repr(model)
 
 
 def image_figures(

@@ -9,7 +9,7 @@ from tinyvae.core.objective import Batch, checked_data
 from tinyvae.core.random import Stream, forked_rng, rng_state, seed_rng, set_rng_state
 from tinyvae.training.callbacks import Callback, validating
 from tinyvae.training.data.validated import ValidatedSource
-from tinyvae.training.exchange import in_step, noise_seed, total_mean
+from tinyvae.training.exchange import noise_seed, synchronized_batches, total_mean
 from tinyvae.training.history import Row
 from tinyvae.training.running_mean import RunningMean
 from tinyvae.training.state import TrainState
@@ -33,7 +33,9 @@ def training_batches(state: TrainState, source: ValidatedSource, seed: int) -> I
     else:
         seed_rng(state.device, noise_seed(state, seed, state.batch - 1))
     set_training_mode(state.model, state.objective)
-    return batches if state.processes.size == 1 else in_step(state, batches, source, seed)
+    if state.processes.size == 1:
+        return batches
+    return synchronized_batches(state, batches, source, seed)
 
 
 def validate(

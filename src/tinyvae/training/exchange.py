@@ -75,7 +75,7 @@ def _stop_flags(state: TrainState) -> list[bool]:
     return [request is not None and request.resumable is kind for kind in (True, False)]
 
 
-def in_step(
+def synchronized_batches(
     state: TrainState, batches: Iterator[Batch], source: ValidatedSource, seed: int
 ) -> Iterator[Batch]:
     """Yield batches until no process has one, with noise of its own for each.

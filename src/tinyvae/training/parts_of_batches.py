@@ -44,21 +44,18 @@ def require_microbatches(state: TrainState, size: int, train: ValidatedSource, e
     Two examples are passed through the model. The pass leaves no trace.
     """
     objective, model = state.objective, state.model
-    gradients = Gradients(model, objective, state.groups)
-    batch = train.first_batch(epoch).first(2)
     with training(model, objective):
-        reason = objective.coupling(model)
-        if reason is None and (mixes_examples(model) or mixes_examples(objective)):
-            reason = "batch normalization"
+        module = find_coupling(model, objective)
+        reason = module and f"{type(module).__name__}, which depends on the whole batch"
         if reason is None:
             named = [*model.named_buffers(), *objective.named_buffers(prefix="objective")]
             before = [buffer.clone() for _, buffer in named]
+            gradients = Gradients(model, objective, state.groups)
             with without_trace(gradients, state.device):
-                gradients.losses(batch)
+                gradients.losses(train.first_batch(epoch).first(2))
                 pairs = zip(named, before, strict=True)
                 changed = [name for (name, now), old in pairs if not torch.equal(now, old)]
-            if changed:
-                reason = f"the buffer '{changed[0]}', which each pass changes"
+            reason = f"the buffer '{changed[0]}', which each pass changes" if changed else None
     if reason is not None:
         raise ValueError(
             f"Optimization(microbatch_size={size}) expects a loss that is a mean over the examples "
@@ -67,23 +64,39 @@ def require_microbatches(state: TrainState, size: int, train: ValidatedSource, e
         )
 
 
-def require_shares(model: nn.Module, objective: Objective) -> None:
-    """Raise ValueError if the loss of a batch is not the mean of the losses of its shares."""
-    # A sum that couples the batch comes before its terms, and the error names the last one.
-    for module in reversed([*objective.modules(), *model.modules()]):
+def require_shares(state: TrainState) -> None:
+    """Raise ValueError if the gradient of a batch is not the mean of those of the processes."""
+    module = find_coupling(state.model, state.objective, across_processes=True)
+    if module is not None:
         advice = "train in one process, or use an objective that is a mean over examples"
         if isinstance(module, _BatchNorm):
-            couples = module.training and not isinstance(module, nn.SyncBatchNorm)
             advice = "use nn.GroupNorm, or nn.SyncBatchNorm.convert_sync_batchnorm(model) on GPUs"
+        raise ValueError(
+            "fit expects a loss that is a mean over examples in several processes, got "
+            f"{type(module).__name__}, which depends on the whole batch: {advice}"
+        )
+
+
+def find_coupling(
+    model: nn.Module, objective: Objective, *, across_processes: bool = False
+) -> nn.Module | None:
+    """Return a module that relates the examples of a batch, None if the loss is their mean.
+
+    With ``across_processes``, batch normalization that processes synchronize is allowed. Call in
+    training mode.
+    """
+    # A sum that couples the batch comes before its terms, and the last one is the cause.
+    for module in reversed([*objective.modules(), *model.modules()]):
+        if isinstance(module, _BatchNorm):
+            is_synchronized = across_processes and isinstance(module, nn.SyncBatchNorm)
+            couples = mixes_examples(module) and not is_synchronized
         elif isinstance(module, RunningStatistics):
             couples = module.training
         else:
             couples = module is not model and getattr(module, "couples_batch", False)
         if couples:
-            raise ValueError(
-                "fit expects a loss that is a mean over examples in several processes, got a "
-                f"{type(module).__name__}, which depends on the whole batch: {advice}"
-            )
+            return module
+    return None
 
 
 def _advise_batches(source: DataSource) -> str:

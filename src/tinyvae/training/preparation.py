@@ -90,7 +90,7 @@ def open_sources(
     has_warned = state.step > 0
     if state.processes.size > 1:
         with training(state.model, state.objective):
-            require_shares(state.model, state.objective)
+            require_shares(state)
 
     def check_training(batch: Batch) -> str:
         nonlocal has_warned

@@ -2,11 +2,11 @@
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,6 +29,14 @@ from tinyvae.training.state import TrainState
 NORMALIZE = "normalize each example (nn.GroupNorm, nn.LayerNorm)"
 DROP_LAST = f"use drop_last=True, in fit or in your DataLoader, or {NORMALIZE}"
 ComputeGradients: TypeAlias = Callable[[Batch], ObjectiveOutput]
+
+
+@runtime_checkable
+class WholeUpdate(Protocol):
+    """Gradients that can also make the update of a batch, such as a graph that holds both."""
+
+    def update(self, batch: Batch, updates: Sequence[Any], /) -> ObjectiveOutput | None:
+        """Make the update. Return losses and metrics, or None if nothing was changed."""
 
 
 class TrainStep:
@@ -119,9 +127,10 @@ class TrainStep:
 
     def _compiled_update(self, batch: Batch) -> ObjectiveOutput | None:
         """Make the update by a graph, if there is one. Return None if nothing was changed."""
-        update = getattr(self.compute_gradients, "update", None)  # of a CompiledStep
-        output: ObjectiveOutput | None = update and update(batch, list(self._updates.values()))
-        if update is not None and output is None:
+        if not isinstance(self.compute_gradients, WholeUpdate):
+            return None
+        output = self.compute_gradients.update(batch, list(self._updates.values()))
+        if output is None:
             self.buffers.restore()  # those of the state before ``set_step``
             self.state.objective.set_step(self.state.step, self.state.plan.schedule_steps)
         return output

@@ -197,7 +197,8 @@ class Trainer:
             batch: Function that returns x, or a :class:`~tinyvae.Batch`, of a batch of the data.
             transform: Function (x, generator) -> x, applied to each batch.
             workers: Number of processes that read a Dataset ahead, as long as ``fit`` runs.
-            drop_last: True to leave out an incomplete last batch: other examples in each epoch.
+            drop_last: True to leave out an incomplete last batch. Each epoch leaves out other
+                examples.
             resume: ``"auto"`` for the newest valid checkpoint in the :class:`Checkpoint`'s folder,
                 if there is one; or the path of a checkpoint or of a folder of checkpoints.
 
@@ -206,14 +207,15 @@ class Trainer:
 
         Raises:
             TypeError, ValueError: If data, model and objective do not fit, before the first step.
-            NonFiniteError: If weights or buffers are not finite at the start, or a loss, a gradient
-                or its square in a step, whose update is not made (on a GPU some steps later).
+            NonFiniteError: If weights or buffers are not finite at the start, or if a loss, a
+                gradient or its square is not. The update of that step is not made. (On a GPU the
+                error comes some steps later, but no later update was made.)
             CheckpointError: If no checkpoint can be read, or it is of another model.
             FileExistsError: If the folder of the :class:`Checkpoint` holds a run, and ``resume``
                 is not given.
             BlockingIOError: If another run uses that folder.
-            RuntimeError: If ``fit`` runs in another thread. A callback may fit another model. If
-                another process that trains has died.
+            RuntimeError: If ``fit`` runs in another thread (a callback may fit another model), or
+                if another process that trains has died.
             OSError: If that folder or its lock is moved, removed or replaced during the run.
         """
         require_counts(epochs=epochs, batch_size=batch_size, workers=workers)

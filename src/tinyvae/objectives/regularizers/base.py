@@ -219,11 +219,6 @@ class RegularizedObjective(Objective):
         """True if a forward pass computes gradients itself."""
         return any(part.needs_inner_autograd for part in (self.bound, *self.terms))
 
-    def coupling(self, model: nn.Module) -> str | None:
-        """Return what relates the examples of a batch in the loss, None if it is their mean."""
-        coupling = [repr(r) for r in self.terms if r.couples_batch]
-        return coupling[0] if coupling else self.bound.coupling(model)
-
     def forward(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
         """Return the losses of the bound plus the regularizers, and all metrics."""
         run = self._run

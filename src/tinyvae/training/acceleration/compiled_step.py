@@ -96,8 +96,8 @@ class CompiledStep(CompiledPass):
             for group in optimizer.param_groups
         ]
         self._groups = [
-            (AdamGroup.of(options, is_decoupled=flag), options["params"])
-            for options, flag in self._options
+            (AdamGroup.of(options, is_decoupled=decoupled), options["params"])
+            for options, decoupled in self._options
         ]
         super().__init__(gradients, example)
 
@@ -191,14 +191,14 @@ class CompiledStep(CompiledPass):
             for p in self._parameters
         }
         arguments = []
-        for options, flag in self._options:
+        for options, decoupled in self._options:
             twins = [copies[id(p)] for p in options["params"]]
             moments, squares = map(torch.zeros_like, twins), map(torch.ones_like, twins)
             count = torch.zeros(len(twins))
             arguments.append(
                 FusedAdamArguments(
                     {**options, "lr": EXAMPLE_RATE},
-                    flag,
+                    decoupled,
                     twins,
                     list(moments),
                     list(squares),
@@ -244,7 +244,8 @@ def compiled(
     """Return the compiled step or gradients. If that fails, warn and return the plain gradients."""
     is_adam = all(isinstance(make_step(o), DirectFusedAdam) for o in optimizers.values())
     dtypes = {p.dtype for group in gradients.groups.values() for p in group}
-    is_precise = dtypes <= {torch.float32, torch.float64}  # as torch's kernel always computes
+    # torch's kernel computes in float32 for lower precisions, which a graph would not do.
+    is_precise = dtypes <= {torch.float32, torch.float64}
     try:
         if optimizers and is_adam and is_precise and example.x.device.type == "cpu":
             with suppress(MissingGradientError):
