@@ -129,3 +129,10 @@ def test_latent_page_refuses_what_it_cannot_show(vae, message, tmp_path):
 def test_latent_page_refuses_labels_of_other_data(tmp_path):
     with pytest.raises(ValueError, match=r"expects labels \(2,\), got \(3,\)"):
         latent_page(model(), tmp_path / "page.html", torch.zeros(2, *SHAPE), torch.zeros(3))
+
+
+def test_latent_page_accepts_any_title(tmp_path):
+    vae = VAE.from_shapes((1, 4, 4), latent_dim=2, likelihood=BernoulliLikelihood())
+    text = latent_page(vae, tmp_path / "page.html", title="PAGE <1>").read_text()
+    assert text.count("PAGE &lt;1&gt;") >= 1
+    assert text.count('"layers"') == 1
